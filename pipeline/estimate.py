@@ -1,0 +1,59 @@
+"""How many bytes a run will write, before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline.commit import Refused
+from dhr_batch.pipeline.config import Config
+from dhr_batch.pipeline.progress import size
+
+# Measured on photographs at 256 px: bytes per pixel of a PNG picture, of a 1-bit mask and of labels.
+_PICTURE, _MASK, _LABELS = 1.8, 0.02, 0.03
+_LATENT_ROW = 512 * 4 * 0.9
+_METRIC = 12
+# A file of a table without rows: schema and metadata.
+_EMPTY_FILE = 3000
+
+
+def edited_pictures(config: Config) -> int:
+    """Edits times strengths of one image."""
+    return sum(len(edit.get("strengths", ())) for edit in config.edit.get("edits", ()))
+
+
+def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, float]:
+    """Expected bytes of one image by table.
+
+    generator: what a worker's setup returned (`resolution`, `rows`, `weights`, `feature`).
+    """
+    pixels, edits = generator["resolution"] ** 2, edited_pictures(config)
+    code = generator["rows"] * _LATENT_ROW
+    tables = {
+        "images": (3 + edits) * pixels * _PICTURE,
+        "latents": code,
+        "masks": pixels * (_MASK + _LABELS),
+        "edits": edits * code,
+        "metrics": (2 + edits) * 20 * _METRIC,
+    }
+    if config.store_deltas and config.refine["name"] != "none":
+        tables["deltas"] = 0.9 * (generator["weights"] + generator["feature"])
+    return tables
+
+
+def check_space(folder: Path, tables: dict[str, float], images: int, shards: int, force: bool) -> str:
+    """The estimate in a line. Raises Refused where the disk cannot hold it, unless forced.
+
+    tables: bytes per image; images, shards: still to do.
+    """
+    free = shutil.disk_usage(folder).free
+    total = sum(tables.values()) * images + _EMPTY_FILE * (len(tables) + 1) * shards
+    parts = ", ".join(f"{name} {size(count * images)}" for name, count in tables.items())
+    line = f"expected output: {size(total)} ({parts}); free space: {size(free)}"
+    if total > free and not force:
+        raise Refused(
+            f"{line}. That cannot suffice: free some space, choose another folder with --out, "
+            "write fewer tables (--set store_deltas=false), or go on with --force"
+        )
+    return line

@@ -1,0 +1,87 @@
+"""From what the user typed to a plan: datasets, presets, files, flags and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline import config as configs
+from dhr_batch.pipeline import datasets, devices, plan
+from dhr_batch.pipeline.commit import Refused
+from dhr_batch.pipeline.progress import Mode
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `run`. settings: flags that are settings of a run, without those not given.
+
+    files, sets: `-c` files and `--set` texts. out: run folder; by default
+    `runs/<dataset>-<generator>`. address: of a Ray cluster.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    sets: Sequence[str] = ()
+    out: Path | None = None
+    address: str | None = None
+    force: bool = False
+    report: bool = True
+    progress: Mode = "auto"
+    verbose: bool = False
+    quiet: bool = False
+
+
+def prepare(request: Request) -> plan.Plan:
+    """Merge the settings, find the images and cut them into shards. Starts and writes nothing.
+
+    Raises ConfigError, DatasetError and ModelMissing (an embedded dataset that was not pulled).
+    """
+    files = [configs.read_file(path) for path in request.files]
+    given = [*files, configs.assignments(request.sets), request.settings]
+    asked = configs.merge(given)
+    if not asked.get("dataset"):
+        names = ", ".join(datasets.datasets())
+        raise configs.ConfigError(f"no dataset: give --dataset with a folder or one of: {names}")
+    dataset = datasets.find(asked["dataset"])
+    preset = [configs.preset(asked["preset"])] if asked.get("preset") else []
+    config = configs.build([*preset, dataset.config, *given])
+    items = datasets.list_images(dataset)[: config.limit]
+    gpus = config.gpus
+    if gpus is None:
+        gpus = 0 if request.address else devices.physical_gpus()
+    return plan.make(configs.resolve(config, gpus, len(items)), dataset, items)
+
+
+def check_gpus(made: plan.Plan, request: Request) -> None:
+    """Refuse GPUs that this machine does not have. A cluster is asked when it is joined."""
+    asked = made.config.gpus or 0
+    there = devices.physical_gpus() if asked and not request.address else asked
+    if asked > there:
+        raise Refused(devices.missing_gpus(asked, there))
+
+
+def folder(made: plan.Plan, request: Request) -> Path:
+    """The run folder."""
+    return request.out or Path("runs") / f"{made.dataset.name}-{made.config.generator}"
+
+
+def describe(made: plan.Plan, out: Path) -> str:
+    """The plan in a few lines, for people."""
+    config = made.config
+    device = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"
+    workers = devices.worker_count(config, len(made.shards))
+    lines = [
+        f"dataset    {made.dataset.name}: {made.images} images in {len(made.shards)} shards of up to "
+        f"{config.shard_size}",
+        f"stages     {' -> '.join(_stage(config, name) for name in plan.registry.STAGES)}",
+        f"generator  {config.generator}" + (", random weights" if config.generator == "tiny" else ""),
+        f"device     {device}, {workers} worker{'s' if workers != 1 else ''}",
+        f"output     {out}",
+    ]
+    return "\n".join(lines)
+
+
+def _stage(config: configs.Config, family: str) -> str:
+    return f"{family} ({getattr(config, family)['name']})"

@@ -1,0 +1,147 @@
+"""What a user sees while a run is going: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Mode = Literal["auto", "rich", "plain", "none"]
+# Plain output is read in log files: a line per image at first, later one per half minute.
+_PLAIN_SECONDS = 30.0
+
+
+@dataclass
+class State:
+    """Counters of a run. total: images to do now; workers: what each one is busy with."""
+
+    total: int
+    shards: int
+    parallel: int = 1
+    done: int = 0
+    failed: int = 0
+    shards_done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    first_image_seconds: float | None = None
+    workers: dict[int, str] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left at the speed so far; None before the first image."""
+        if not self.done:
+            return None
+        return self.elapsed / self.done * (self.total - self.done)
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `3 min 20 s`, `5 h 07 min`; `?` where unknown."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people: `3.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Progress:
+    """Shows a `State`. Use as a context manager; `say` prints a line above the live table."""
+
+    def __init__(self, state: State, mode: Mode, quiet: bool, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr
+        self.state, self.quiet = state, quiet
+        rich = mode == "rich" or (mode == "auto" and stream.isatty())
+        self.mode: Mode = "none" if quiet or mode == "none" else ("rich" if rich else "plain")
+        self.console = Console(
+            file=stream,
+            force_terminal=True if self.mode == "rich" else None,
+            no_color=self.mode != "rich",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._live: Live | None = None
+        self._spoken = (-1, 0.0)
+
+    def __enter__(self) -> Progress:
+        if self.mode == "rich":
+            self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(Text(text))
+
+    def event(self, worker: int, event: dict[str, Any]) -> None:
+        """Take in what a worker reports: the stage it works on, or images it has finished."""
+        state = self.state
+        state.workers[worker] = event["what"]
+        state.done += event.get("done", 0)
+        state.failed += event.get("failed", 0)
+        if event.get("done") and state.first_image_seconds is None:
+            state.first_image_seconds = event["seconds"] / event["done"]
+            left = state.first_image_seconds * state.total / state.parallel
+            self.say(
+                f"first image: {duration(state.first_image_seconds)}; "
+                f"estimated time in all: {duration(left)}"
+            )
+        state.failures.update(event.get("errors", ()))
+
+    def update(self) -> None:
+        """Print a plain line when there is something new and the last one is old enough."""
+        state, (done, when) = self.state, self._spoken
+        few = state.total <= 20
+        due = few or state.elapsed - when >= _PLAIN_SECONDS or state.done == state.total
+        if self.mode == "plain" and state.done != done and state.done and due:
+            self._spoken = (state.done, state.elapsed)
+            self.console.print(Text(self.line()))
+
+    def line(self) -> str:
+        state = self.state
+        rate = state.done / state.elapsed if state.elapsed else 0.0
+        return (
+            f"{state.done}/{state.total} images, {state.shards_done}/{state.shards} shards, "
+            f"{rate:.3g} images/s, {state.failed} quarantined, {duration(state.remaining)} left"
+        )
+
+    def _table(self) -> Group:
+        state = self.state
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=state.total, completed=state.done, width=40), Text(self.line())
+        )
+        workers = Table.grid(padding=(0, 2))
+        for number, what in sorted(state.workers.items()):
+            workers.add_row(Text(f"worker {number}", style="dim"), Text(what))
+        parts: list[Any] = [bar, workers]
+        if state.failures:
+            counts = ", ".join(f"{name} {count}" for name, count in state.failures.most_common(5))
+            parts.append(Text(f"quarantined: {counts}", style="yellow"))
+        return Group(*parts)

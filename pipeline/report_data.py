@@ -1,0 +1,215 @@
+"""What a report shows, read from the Parquet tables of one run."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+from PIL import Image, UnidentifiedImageError
+
+# Skin, brows, eyes, nose, inner mouth and lips in the class order of CelebAMask-HQ.
+FACE_CLASSES = (2, 6, 7, 8, 9, 10, 11, 12, 13)
+# An almost all-out mask lets feature modulation copy pixels, so such images do not count.
+MIN_IN_DOMAIN_FACE = 0.4
+
+
+class ReportError(RuntimeError):
+    """A report cannot be made; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One edited picture: its edit, strength and encoded bytes."""
+
+    name: str
+    strength: float
+    data: bytes
+
+    @property
+    def stage(self) -> str:
+        """The name of this edit in the metrics table."""
+        return f"edit:{self.name}:{self.strength:g}"
+
+
+@dataclass
+class Row:
+    """One image of the run. pictures: kind -> encoded bytes, kinds of the `images` table."""
+
+    image_id: str
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    edits: list[Edited] = field(default_factory=list)
+    mask: bytes | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run, as far as its report needs it.
+
+    rows: the images shown, at most as many as asked for. metrics, quarantine: all rows of those
+    tables. in_domain_face: image id -> share of the face that is in-domain, of every image whose
+    mask and labels are stored and show a face.
+    """
+
+    name: str
+    plan: dict[str, Any]
+    image_ids: list[str]
+    rows: list[Row]
+    metrics: list[dict[str, Any]]
+    quarantine: list[dict[str, Any]]
+    in_domain_face: dict[str, float]
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the generator has random weights, so that no number or picture means a thing."""
+        generator = _find(self.plan, "generator")
+        if isinstance(generator, dict):
+            generator = generator.get("name")
+        labelled = any("random weights" in str(m.get("model", "")) for m in self.metrics)
+        return generator == "tiny" or labelled
+
+    def excluded(self) -> list[str]:
+        """Images with less than 40 % of their face in-domain: they do not count in averages."""
+        shares = self.in_domain_face
+        return [i for i in self.image_ids if shares.get(i, 1.0) < MIN_IN_DOMAIN_FACE]
+
+
+def load(run_dir: Path, max_images: int) -> RunData:
+    """Read a run. Pictures are read of the first `max_images` images only.
+
+    Raises ReportError where the folder is not a run or a table cannot be read.
+    """
+    plan_file = run_dir / "plan.json"
+    if not plan_file.is_file() and not any(run_dir.glob("*/part-*.parquet")):
+        raise ReportError(
+            f"{run_dir} is not a run: it has neither plan.json nor tables. "
+            "Make one with 'dhr-batch run --dataset NAME --out DIR'."
+        )
+    plan = json.loads(plan_file.read_text("utf-8")) if plan_file.is_file() else {}
+    metrics = list(read(run_dir, "metrics", ("image_id", "stage", "metric", "value", "model")))
+    quarantine = list(
+        read(run_dir, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
+    )
+    listed = [r["image_id"] for r in read(run_dir, "images", ("image_id",))]
+    image_ids = list(dict.fromkeys(listed + [m["image_id"] for m in metrics]))
+    return RunData(
+        name=run_dir.resolve().name,
+        plan=plan,
+        image_ids=image_ids,
+        rows=_rows(run_dir, image_ids[:max_images]),
+        metrics=metrics,
+        quarantine=quarantine,
+        in_domain_face=_face_shares(run_dir),
+    )
+
+
+def read(
+    run_dir: Path, table: str, columns: Sequence[str], image_ids: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a table in the order of its parts; columns that the table lacks are left out.
+
+    image_ids: only rows of these images. A table without a finished part has no rows.
+    """
+    parts = sorted((run_dir / table).glob("part-*.parquet"))
+    if not parts:
+        return
+    try:
+        data = ds.dataset([str(part) for part in parts], format="parquet")
+        keep = None if image_ids is None else ds.field("image_id").isin(list(image_ids))
+        names = [name for name in columns if name in data.schema.names]
+        for batch in data.to_batches(columns=names, filter=keep, batch_size=64):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise ReportError(f"table {table!r} of {run_dir} cannot be read: {error}") from error
+
+
+def decode(data: bytes, what: str) -> Image.Image:
+    """Encoded bytes of a table -> loaded picture. Raises ReportError naming `what`."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ReportError(f"{what} is not a readable picture: {error}") from error
+    return image
+
+
+def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Picture with its out-of-domain part tinted and the border drawn; the rest untouched."""
+    size = image.size
+    inside = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 0
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    grey = pixels.mean(-1, keepdims=True)
+    tinted = 0.45 * grey + 0.55 * np.array([226.0, 61.0, 128.0], np.float32)
+    result = np.where(inside[..., None], pixels, tinted)
+    border = np.zeros_like(inside)
+    border[1:] |= inside[1:] != inside[:-1]
+    border[:, 1:] |= inside[:, 1:] != inside[:, :-1]
+    result[border] = 255
+    return Image.fromarray(result.round().astype(np.uint8))
+
+
+def _rows(run_dir: Path, image_ids: Sequence[str]) -> list[Row]:
+    rows = {image_id: Row(image_id) for image_id in image_ids}
+    columns = ("image_id", "image", "kind", "edit_name", "edit_strength", "note")
+    for record in read(run_dir, "images", columns, image_ids):
+        row, data = rows[record["image_id"]], (record["image"] or {}).get("bytes")
+        row.note = record.get("note") or row.note
+        if data is None:
+            continue
+        if record["kind"] == "edit":
+            row.edits.append(Edited(record["edit_name"], record["edit_strength"], data))
+        else:
+            row.pictures[record["kind"]] = data
+    for record in read(run_dir, "masks", ("image_id", "mask", "kind"), image_ids):
+        if record["kind"] == "in_domain":
+            rows[record["image_id"]].mask = record["mask"]["bytes"]
+    for row in rows.values():
+        order = list(dict.fromkeys(edit.name for edit in row.edits))
+        row.edits.sort(key=lambda edit: (order.index(edit.name), edit.strength))
+    return list(rows.values())
+
+
+def _face_shares(run_dir: Path) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    waiting: dict[str, dict[str, bytes]] = {}
+    for record in read(run_dir, "masks", ("image_id", "mask", "kind")):
+        image_id = record["image_id"]
+        pair = waiting.setdefault(image_id, {})
+        pair[record["kind"]] = record["mask"]["bytes"]
+        if {"in_domain", "labels"} <= pair.keys():
+            share = face_share(
+                decode(pair["in_domain"], f"mask of {image_id!r}"),
+                decode(pair["labels"], f"label map of {image_id!r}"),
+            )
+            if share is not None:
+                shares[image_id] = share
+            del waiting[image_id]
+    return shares
+
+
+def face_share(mask: Image.Image, labels: Image.Image) -> float | None:
+    """In-domain share of the pixels labelled skin, brows, eyes, nose or mouth; None without any."""
+    if labels.mode not in ("L", "P"):
+        labels = labels.convert("L")
+    face = np.isin(np.asarray(labels), FACE_CLASSES)
+    if not face.any():
+        return None
+    inside = np.asarray(mask.convert("L").resize(labels.size, Image.Resampling.NEAREST)) > 0
+    return float(inside[face].mean())
+
+
+def _find(tree: Any, key: str) -> Any:
+    """First value of `key` in nested dicts, outer levels first."""
+    level = [tree]
+    while level:
+        for node in level:
+            if isinstance(node, dict) and key in node:
+                return node[key]
+        level = [v for node in level if isinstance(node, dict) for v in node.values()]
+    return None

@@ -1,0 +1,212 @@
+"""The `run` command: checks, Ray, the driver loop and what is said at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dhr_batch.pipeline import card, devices, estimate, report
+from dhr_batch.pipeline.commit import Refused, RunFolder
+from dhr_batch.pipeline.driver import Driver, Interrupted
+from dhr_batch.pipeline.plan import Plan, changes
+from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder
+from dhr_batch.pipeline.progress import Progress, State, duration
+from dhr_batch.pipeline.worker import Settings
+
+DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
+_OBJECT_STORE = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. images: planned; done: in committed rows; seconds: of this start."""
+
+    out: str
+    images: int
+    done: int
+    quarantined: int
+    exit_code: int
+    seconds: float = 0.0
+    report: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(plan: Plan, request: Request) -> Outcome:
+    """Process the shards of a plan that are not committed yet.
+
+    Raises Refused (another driver, changed settings, too little space, absent GPUs) and RunFailed.
+    """
+    check_gpus(plan, request)
+    out = folder(plan, request)
+    run_folder = RunFolder(out)
+    state = State(total=0, shards=0)
+    with Progress(state, request.progress, request.quiet) as progress:
+        stored = run_folder.plan()
+        if stored is not None and (lines := changes(stored, plan)):
+            raise Refused(_changed(out, lines))
+        run_folder.lock()
+        try:
+            manifests = run_folder.recover()
+            if stored is None:
+                run_folder.write_plan(plan.to_json())
+            todo = [shard for shard in plan.shards if shard.index not in manifests]
+            started = time.monotonic()
+            if not todo:
+                progress.say(f"nothing to do: all {plan.images} images of {out} are finished")
+                finished = True
+            else:
+                finished = _process(plan, request, run_folder, progress, todo)
+            return _outcome(plan, request, run_folder, progress, finished, started)
+        finally:
+            run_folder.unlock()
+
+
+def _changed(out: Path, lines: list[str]) -> str:
+    listed = "\n  ".join(lines)
+    return (
+        f"{out} holds a run with other settings; changed:\n  {listed}\n"
+        "Use the same settings to go on with it, or choose another folder with --out"
+    )
+
+
+def _process(
+    plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: list[Any]
+) -> bool:
+    config, state = plan.config, progress.state
+    state.total = sum(len(shard.items) for shard in todo)
+    state.shards = len(todo)
+    workers = devices.worker_count(config, len(todo))
+    state.parallel = workers
+    progress.say(describe(plan, run_folder.root))
+    if len(todo) < len(plan.shards):
+        progress.say(f"resuming: {len(plan.shards) - len(todo)} shards are finished already")
+
+    def on_ready(facts: dict[str, Any]) -> None:
+        tables = estimate.bytes_per_image(config, facts)
+        line = estimate.check_space(
+            run_folder.root, tables, state.total, len(todo), force=request.force
+        )
+        progress.say(line)
+        progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
+
+    fingerprint = plan.to_json()["fingerprint"]
+    settings = Settings(
+        config=config,
+        aligned=plan.dataset.aligned,
+        split=plan.dataset.split,
+        gpu=bool(config.gpus),
+        staging=run_folder.staging.resolve(),
+        metadata={
+            "version": fingerprint["version"],
+            "generator": config.generator,
+            "seed": config.seed,
+            "config": fingerprint["config"],
+            "models": fingerprint["models"],
+        },
+    )
+    with _ray(request, plan, workers):
+        driver = Driver(run_folder, settings, progress, workers, on_ready)
+        try:
+            return driver.process(todo)
+        except Interrupted:
+            return False
+
+
+@contextmanager
+def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
+    """A Ray session: the one that is there, the cluster at `address`, or a local one."""
+    if ray.is_initialized():
+        yield
+        return
+    # Both are read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    config = plan.config
+    quiet: dict[str, Any] = {
+        "log_to_driver": request.verbose,
+        "logging_level": logging.INFO if request.verbose else logging.ERROR,
+    }
+    if request.address:
+        ray.init(address=request.address, **quiet)
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if (config.gpus or 0) > there:
+            ray.shutdown()
+            raise Refused(
+                f"--gpus {config.gpus}: the cluster at {request.address} has {there} GPUs"
+            )
+    else:
+        ray.init(
+            num_cpus=workers * config.threads,
+            num_gpus=config.gpus or 0,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _outcome(
+    plan: Plan,
+    request: Request,
+    run_folder: RunFolder,
+    progress: Progress,
+    finished: bool,
+    started: float,
+) -> Outcome:
+    manifests = run_folder.committed()
+    ok = sum(manifest["ok"] for manifest in manifests.values())
+    bad = sum(manifest["quarantined"] for manifest in manifests.values())
+    seconds = time.monotonic() - started
+    code = INTERRUPTED
+    page: str | None = None
+    if finished:
+        too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
+        code = TOO_MANY_QUARANTINED if too_many else DONE
+        card.write(run_folder.root, plan.to_json())
+    progress.say(
+        f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
+        f"({duration(seconds)})"
+    )
+    for name, count in _errors(manifests):
+        progress.say(f"  quarantined: {count} x {name}")
+    if code == TOO_MANY_QUARANTINED:
+        progress.say(
+            f"more than max_quarantined={plan.config.max_quarantined:g} of the images failed; see "
+            f"{run_folder.root / 'quarantine'}"
+        )
+    if finished and request.report:
+        page = _report(run_folder.root, progress)
+    if not finished:
+        progress.say("interrupted; the same command goes on from here")
+    return Outcome(
+        str(run_folder.root), plan.images, ok, bad, code, round(seconds, 3), report=page
+    )
+
+
+def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for manifest in manifests.values():
+        for name, count in manifest["errors"].items():
+            counts[name] = counts.get(name, 0) + count
+    return sorted(counts.items(), key=lambda pair: -pair[1])
+
+
+def _report(root: Path, progress: Progress) -> str | None:
+    try:
+        return str(report.write(root))
+    except (report.ReportError, ImportError) as error:
+        progress.say(f"no report: {error}")
+        return None

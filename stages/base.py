@@ -1,0 +1,189 @@
+"""What flows through the pipeline (`Record`) and what a step of it is (`Stage`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from dhr_batch.stages import registry
+
+
+class ImageError(Exception):
+    """One image cannot be processed. `error_class` is a short snake_case word for the table."""
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image was quarantined: the stage, a short class and a message for the user."""
+
+    stage: str
+    error_class: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One edit of one image. image: uint8 [R, R, 3]; latent: float32 [L, 512]."""
+
+    name: str
+    strength: float
+    direction_sha256: str
+    latent: np.ndarray
+    image: np.ndarray
+    effect: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number. stage: `inverted`, `refined` or `edit:<name>:<strength>`; model: what made it."""
+
+    stage: str
+    metric: str
+    value: float
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One face on its way through the pipeline. Arrays are read-only by convention.
+
+    data: encoded bytes of the source file (until `align` has decoded them).
+    image: aligned source, uint8 [R, R, 3]. quad: [4, 2] corners of the crop in pixels of the
+    upright source, order top-left, bottom-left, bottom-right, top-right.
+    latent: W+ code, float32 [L, 512]. inverted, refined: renders, uint8 [R, R, 3].
+    labels: CelebAMask-HQ class of each pixel, uint8 [R, R]. mask: in-domain, bool [R, R].
+    delta: refined minus published weights, name -> float32. feature: replacement of the feature
+    layer, float32 [C, h, w].
+    """
+
+    image_id: str
+    source: str
+    split: str = ""
+    data: bytes | None = None
+    image: np.ndarray | None = None
+    quad: np.ndarray | None = None
+    source_size: tuple[int, int] | None = None
+    face_index: int = 0
+    latent: np.ndarray | None = None
+    inverted: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    delta: dict[str, np.ndarray] | None = None
+    feature: np.ndarray | None = None
+    refined: np.ndarray | None = None
+    edits: tuple[Edit, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    notes: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+    def failed(self, stage: str, error_class: str, message: str) -> Record:
+        """A copy that carries its failure and drops the source bytes."""
+        return replace(self, failure=Failure(stage, error_class, message), data=None)
+
+
+_T = TypeVar("_T")
+
+
+def some(value: _T | None) -> _T:
+    """A field that an earlier stage has filled (the plan checks `needs` against `gives`)."""
+    if value is None:
+        raise ValueError("a field this stage needs was not filled by an earlier stage")
+    return value
+
+
+class StageOptions(BaseModel):
+    """Settings of one stage; `name` picks the member of its family. Unknown keys are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+
+
+@dataclass
+class Context:
+    """What a stage may use: the device, the seed, and networks that stages share.
+
+    models: name of a model -> path of its verified file or folder.
+    aligned: the dataset is already FFHQ-aligned, so no face is searched for.
+    """
+
+    device: str
+    generator: str
+    models: Callable[[str], Path]
+    seed: int = 0
+    aligned: bool = False
+    _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
+
+    def network(self, family: str, name: str) -> Any:
+        """The network `name` of `family`, loaded once and shared by all stages of a worker.
+
+        Raises UnknownName for a name the family does not have.
+        """
+        key = (family, name)
+        if key not in self._networks:
+            self._networks[key] = registry.lookup(family, name)(self)
+        return self._networks[key]
+
+
+class Stage(ABC):
+    """A step: declares what it needs and gives, and maps N records to the same N in order.
+
+    A subclass implements `process`; `run` isolates failures so that one bad image never harms
+    its batch mates. Fields named in `needs` and `gives` are fields of `Record`.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    gives: ClassVar[frozenset[str]]
+    stage: ClassVar[str]
+    Options: ClassVar[type[StageOptions]]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def setup(self, context: Context) -> None:
+        """Load what the stage needs. Called once per worker, before any record."""
+        self.context = context
+
+    @abstractmethod
+    def process(self, records: Sequence[Record]) -> list[Record]:
+        """Map records without failures to new records, one for one, in order.
+
+        May raise ImageError when called with a single record; `run` then quarantines it.
+        """
+
+    def run(self, records: Sequence[Record]) -> list[Record]:
+        """N records in, the same N out. Failed records pass through untouched.
+
+        An exception for a batch is narrowed down image by image; the image that raises on its
+        own gets a failure. MemoryError and the like are not caught.
+        """
+        alive = [r for r in records if r.failure is None]
+        done = iter(self._isolate(alive))
+        return [r if r.failure is not None else next(done) for r in records]
+
+    def _isolate(self, records: list[Record]) -> list[Record]:
+        if not records:
+            return []
+        try:
+            result = self.process(records)
+        except ImageError as error:
+            if len(records) == 1:
+                return [records[0].failed(self.stage, error.error_class, str(error))]
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if len(records) == 1:
+                return [records[0].failed(self.stage, type(error).__name__, str(error))]
+        else:
+            if [r.image_id for r in result] != [r.image_id for r in records]:
+                raise AssertionError(f"{type(self).__name__} changed the number or order of records")
+            return result
+        return [self._isolate([record])[0] for record in records]

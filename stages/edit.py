@@ -1,0 +1,151 @@
+"""Editing: move the latent along directions; the refined generator and its mask stay fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from torch import Tensor
+
+from dhr_batch.stages.base import Context, Edit, Record, Stage, StageOptions, some
+from dhr_batch.stages.direction_files import Direction, DirectionError, resolve
+from dhr_batch.stages.directions import interfacegan
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
+
+
+class EditOptions(BaseModel):
+    """One edit. direction: a shipped name or a file. strengths: multiples of the direction.
+
+    label: its name in tables and file names; by default the direction's name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    direction: str
+    strengths: tuple[FiniteFloat, ...] = Field(default=(-2.0, -1.0, 1.0, 2.0), min_length=1)
+    label: str = ""
+
+    @field_validator("strengths")
+    @classmethod
+    def _distinct(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(strengths)) != len(strengths):
+            raise ValueError(f"strengths are given twice: {list(strengths)}")
+        return strengths
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One render to make: a direction expanded to the generator's rows, and how far to go."""
+
+    name: str
+    sha256: str
+    direction: Tensor
+    strength: float
+
+
+class Directions(Stage):
+    """`directions`: ws' = ws + strength * direction, rendered with the image's own refinement.
+
+    The weights, the feature and the mask of the refinement stay as they are (DHR, WACV 2024,
+    section 3.4), so out-of-domain content stays in place. Strength 0 repeats the refined image.
+    """
+
+    stage = "edit"
+    needs = frozenset({"latent", "delta", "feature", "mask", "refined"})
+    gives = frozenset({"edits"})
+
+    class Options(StageOptions):
+        """batch: renders at a time."""
+
+        name: str = "directions"
+        edits: tuple[EditOptions, ...] = (EditOptions(direction="smile"),)
+        batch: int = Field(default=8, ge=1)
+
+    def setup(self, context: Context) -> None:
+        """Resolve every direction. Raises DirectionError for one that the generator cannot use."""
+        super().setup(context)
+        self.generator: MobileStyleGAN = context.network("generator", context.generator)
+        self.moves: list[Move] = []
+        names: dict[str, str] = {}
+        for options in self.options.edits:
+            direction = resolve(options.direction)
+            name = options.label or direction.name
+            if name in names:
+                raise DirectionError(
+                    f"edits {names[name]!r} and {options.direction!r} are both called {name!r}: "
+                    "give one of them a label"
+                )
+            names[name] = options.direction
+            rows = expand(self.generator, direction).to(context.device)
+            self.moves += [Move(name, direction.sha256, rows, s) for s in options.strengths]
+
+    def process(self, records: Sequence[Record]) -> list[Record]:
+        return [replace(r, edits=tuple(self._edit(r))) for r in records]
+
+    @torch.inference_mode()
+    def _edit(self, record: Record) -> list[Edit]:
+        device = self.context.device
+        ws = torch.from_numpy(some(record.latent)).to(device).unsqueeze(0)
+        codes = [interfacegan(ws, move.direction, move.strength)[0] for move in self.moves]
+        delta = {
+            name: torch.from_numpy(value).to(device) for name, value in (record.delta or {}).items()
+        }
+        feature = mask = None
+        if record.feature is not None:
+            feature = torch.from_numpy(record.feature).to(device)
+            masks = masks_to_tensor([some(record.mask)], device)
+            mask = feature_mask(masks, (feature.shape[1], feature.shape[2]))[0]
+
+        images: dict[int, np.ndarray] = {}
+        todo = [i for i, move in enumerate(self.moves) if move.strength != 0]
+        for first in range(0, len(todo), self.options.batch):
+            chosen = todo[first : first + self.options.batch]
+            rendered = self._render(torch.stack([codes[i] for i in chosen]), delta, feature, mask)
+            images |= zip(chosen, tensor_to_images(rendered), strict=True)
+        return [
+            Edit(
+                move.name,
+                move.strength,
+                move.sha256,
+                codes[i].cpu().numpy(),
+                images.get(i, some(record.refined)),
+            )
+            for i, move in enumerate(self.moves)
+        ]
+
+    def _render(
+        self,
+        ws: Tensor,
+        delta: dict[str, Tensor],
+        feature: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Render codes [B, L, 512] of one image with its refinement (given without image axis)."""
+        many = {n: d.expand(len(ws), *d.shape) for n, d in delta.items()}
+        if feature is None or mask is None:
+            image = self.generator.synthesize(ws, many)
+        else:
+            count = len(ws)
+            features = feature.expand(count, *feature.shape)
+            image = self.generator.synthesize(ws, many, features, mask.expand(count, *mask.shape))
+        if not torch.isfinite(image).all():
+            raise ArithmeticError("an edited image has values that are not finite: edit less far")
+        return image
+
+
+def expand(generator: MobileStyleGAN, direction: Direction) -> Tensor:
+    """The direction on every row of the generator's codes, [num_ws, 512], on the CPU.
+
+    Raises DirectionError naming the file when its rows do not fit this generator.
+    """
+    try:
+        return generator.expand_direction(torch.from_numpy(direction.array))
+    except ValueError as error:
+        raise DirectionError(
+            f"{direction.name} ({Path(direction.source).name}): {error}"
+        ) from error

@@ -1,0 +1,155 @@
+"""Embedding: find the latent code whose render comes closest to an aligned photograph."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
+
+LOSS_SIZE = 256
+
+
+class Embedder(Stage):
+    """Base of the family. A member implements `embed`; this class handles the records."""
+
+    stage = "embed"
+    needs = frozenset({"image"})
+    gives = frozenset({"latent", "inverted"})
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.generator: MobileStyleGAN = context.network("generator", context.generator)
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """[B, 3, R, R] in [-1, 1] -> W+ codes [B, L, 512], each independent of its batch mates."""
+
+    def process(self, records: Sequence[Record]) -> list[Record]:
+        images = images_to_tensor([some(r.image) for r in records], self.context.device)
+        ws = self.embed(images)
+        if not torch.isfinite(ws).all():
+            raise ArithmeticError("embedding diverged to non-finite values")
+        with torch.no_grad():
+            renders = tensor_to_images(self.generator.synthesize(ws))
+        codes = ws.detach().float().cpu().numpy()
+        return [
+            replace(record, latent=code, inverted=render)
+            for record, code, render in zip(records, codes, renders, strict=True)
+        ]
+
+
+def ramp(step: int, steps: int, up: float, down: float) -> float:
+    """Learning-rate factor of StyleGAN2's projector: linear warm-up, cosine decay to zero.
+
+    up, down: shares of the schedule (Karras et al. 2020, appendix D). Never 0 before the end.
+    """
+    t = step / steps
+    decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / down)) if down > 0 else 1.0
+    return decay * min(1.0, (step + 1) / (up * steps)) if up > 0 else decay
+
+
+def optimise(
+    generator: MobileStyleGAN,
+    perceptual: Perceptual,
+    images: Tensor,
+    start: Tensor,
+    *,
+    space: Literal["w", "w+"],
+    steps: int,
+    rate: float,
+    pixel_weight: float,
+    pull: float = 0.0,
+) -> Tensor:
+    """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
+
+    images: [B, 3, R, R] in [-1, 1]; compared at 256 px. start: [B, 512]. pull: weight of the mean
+    squared distance of the rows from their mean, which keeps W+ codes editable. Every term is a
+    sum of per-image terms, so an image's code does not depend on its batch mates.
+    Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
+    that do, so that the code also renders on a larger cut of the same network.
+    """
+    target = downsample(images, LOSS_SIZE)
+    target_features = perceptual.features(target)
+    live = generator.live_rows
+    rows = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
+    rows = rows.clone().requires_grad_()
+    adam = torch.optim.Adam([rows], lr=rate)
+    for step in range(steps):
+        for group in adam.param_groups:
+            group["lr"] = rate * ramp(step, steps, 0.05, 0.5)
+        render = downsample(generator.synthesize(_codes(generator, rows)), LOSS_SIZE)
+        loss = perceptual.distance(render, target_features).sum()
+        loss = loss + pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
+        if pull and space == "w+":
+            spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
+            loss = loss + pull * spread.sum()
+        (rows.grad,) = torch.autograd.grad(loss, [rows])
+        adam.step()
+    return _codes(generator, rows).detach()
+
+
+def _codes(generator: MobileStyleGAN, rows: Tensor) -> Tensor:
+    """W [B, 512] or live rows [B, n, 512] -> W+ codes [B, L, 512]."""
+    if rows.ndim == 2:
+        return generator.broadcast(rows)
+    mean = rows.mean(1, keepdim=True).expand(-1, generator.num_ws, -1)
+    index = torch.tensor(generator.live_rows, device=rows.device)
+    return mean.index_copy(1, index, rows)
+
+
+class _Optimise(Embedder):
+    space: Literal["w", "w+"]
+
+    class Options(StageOptions):
+        steps: int = Field(60, ge=0, description="optimisation steps")
+        rate: float = Field(0.05, gt=0, description="Adam learning rate")
+        perceptual: str = "st_lpips_alex"
+        pixel_weight: float = Field(1.0, ge=0)
+        pull: float = Field(0.0, ge=0, description="pull of W+ rows towards their mean")
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
+
+    def embed(self, images: Tensor) -> Tensor:
+        start = self.generator.w_mean.expand(len(images), -1)
+        return optimise(
+            self.generator,
+            self.perceptual,
+            images,
+            start,
+            space=self.space,
+            steps=self.options.steps,
+            rate=self.options.rate,
+            pixel_weight=self.options.pixel_weight,
+            pull=self.options.pull,
+        )
+
+
+class OptimiseW(_Optimise):
+    """`w`: one 512-vector for all layers (StyleGAN2's projector, without noise optimisation)."""
+
+    space = "w"
+
+    class Options(_Optimise.Options):
+        name: str = "w"
+
+
+class OptimiseWPlus(_Optimise):
+    """`w+`: one 512-vector per layer (Abdal et al., Image2StyleGAN, 2019)."""
+
+    space = "w+"
+
+    class Options(_Optimise.Options):
+        name: str = "w+"

@@ -1,0 +1,146 @@
+"""Face detection with MTCNN (Zhang et al., 2016), from the package facenet-pytorch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN
+from PIL import Image
+
+from dhr_batch.stages.base import Context
+
+SEARCH_SIDE = 640
+FINE_SIDE = 2560
+MIN_FACE = 20
+# The close-up of `refine`: this many box sides wide, scaled to this many pixels.
+_CLOSE_UP, _CLOSE_UP_SIDE = 2.2, 200
+_GPU_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """One detected face, in pixels of the given image.
+
+    box: float64 [4], left, top, right, bottom. score: 0..1. points: float64 [5, 2], eyes, nose tip
+    and mouth corners, each pair with the one on the left of the image first.
+    """
+
+    box: np.ndarray
+    score: float
+    points: np.ndarray
+
+    @property
+    def side(self) -> float:
+        """Shorter side of the box in pixels."""
+        return float(min(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+
+def mtcnn(context: Context) -> Detector:
+    """MTCNN on the context's device; its weights are inside the package."""
+    return Detector(context.device)
+
+
+class Detector:
+    """Finds all faces of each image. An image's result does not depend on its batch mates."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.net = MTCNN(keep_all=True, min_face_size=MIN_FACE, device=self.device)
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """images: uint8 [H, W, 3] of any sizes. Returns each image's faces, largest first.
+
+        Images longer than 640 px are searched at that size and, where that finds nothing, once
+        more at up to 2560 px; coordinates are those of the image as given.
+        """
+        found = self._search(images, SEARCH_SIDE)
+        again = [i for i, f in enumerate(found) if not f and max(images[i].shape) > SEARCH_SIDE]
+        for i, faces in zip(again, self._search([images[i] for i in again], FINE_SIDE), strict=True):
+            found[i] = faces
+        return found
+
+    def refine(self, images: Sequence[np.ndarray], faces: Sequence[Face]) -> list[Face]:
+        """Steadier points for one face per image, from a second look at a close-up of it.
+
+        The points are the mean of both looks; a face that the second look misses stays as it is.
+        """
+        views = [_close_up(image, face.box) for image, face in zip(images, faces, strict=True)]
+        seen = self._search([view for view, _, _ in views], _CLOSE_UP_SIDE)
+        refined = []
+        for face, (_, low, scale), candidates in zip(faces, views, seen, strict=True):
+            back = [Face(c.box * scale + np.tile(low, 2), c.score, c.points * scale + low)
+                    for c in candidates]
+            same = [c for c in back if _distance(c, face) < 0.3 * face.side]
+            best = min(same, key=lambda c: _distance(c, face), default=face)
+            refined.append(replace(face, points=(face.points + best.points) / 2))
+        return refined
+
+    def _search(self, images: Sequence[np.ndarray], side: int) -> list[list[Face]]:
+        small = [_reduced(image, side) for image in images]
+        found: list[list[Face]] = [[] for _ in images]
+        for group in self._groups(small):
+            for i, faces in zip(group, self._detect_equal([small[i] for i in group]), strict=True):
+                scale = np.array(images[i].shape[1::-1]) / np.array(small[i].shape[1::-1])
+                found[i] = [
+                    Face(f.box * np.tile(scale, 2), f.score, f.points * scale) for f in faces
+                ]
+        return found
+
+    def _groups(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
+        # A larger batch changes rounding on a CPU and saves no time there.
+        limit = _GPU_BATCH if self.device.type == "cuda" else 1
+        by_shape = defaultdict(list)
+        for i, image in enumerate(images):
+            if min(image.shape[:2]) >= MIN_FACE:
+                by_shape[image.shape].append(i)
+        for members in by_shape.values():
+            for start in range(0, len(members), limit):
+                yield members[start : start + limit]
+
+    def _detect_equal(self, images: list[np.ndarray]) -> list[list[Face]]:
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            boxes, scores, points = self.net.detect(np.stack(images), landmarks=True)
+        return [
+            sort_faces([Face(np.asarray(b, np.float64), float(s), np.asarray(p, np.float64))
+                        for b, s, p in zip(*one, strict=True)])
+            if one[0] is not None else []
+            for one in zip(boxes, scores, points, strict=True)
+        ]  # fmt: skip
+
+
+def sort_faces(faces: list[Face]) -> list[Face]:
+    """Largest box first; equal boxes in reading order, so that the order is always the same."""
+    return sorted(faces, key=lambda f: (-_area(f.box), f.box[1], f.box[0]))
+
+
+def _distance(a: Face, b: Face) -> float:
+    return float(np.hypot(*(a.box[:2] + a.box[2:] - b.box[:2] - b.box[2:]) / 2))
+
+
+def _close_up(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """A square around the box, its top-left corner and the source pixels per pixel of it; black outside."""
+    centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max() * _CLOSE_UP / 2
+    low = np.floor(centre - half).astype(int)
+    side = int(np.ceil(2 * half)) + 1
+    view = Image.fromarray(image).crop((*low.tolist(), *(low + side).tolist()))
+    size = (_CLOSE_UP_SIDE, _CLOSE_UP_SIDE)
+    view = view.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.asarray(view), low, side / _CLOSE_UP_SIDE
+
+
+def _area(box: np.ndarray) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _reduced(image: np.ndarray, side: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    if max(height, width) <= side:
+        return image
+    ratio = side / max(height, width)
+    size = (max(1, math.floor(width * ratio)), max(1, math.floor(height * ratio)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX, reducing_gap=2.0))

@@ -1,0 +1,95 @@
+"""dlib's 68 facial landmarks and 128-d face descriptor (King, "Dlib-ml", JMLR 2009)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import dlib
+import numpy as np
+from PIL import Image
+
+from dhr_batch.stages.base import Context
+
+FoundBy = Literal["hog", "ffhq"]
+
+# HOG box of an FFHQ-aligned face as shares of the image side: the median over aligned photographs.
+FFHQ_BOX = (0.24, 0.34, 0.76, 0.86)
+# Faces of 80 px and more are found; an aligned face is about half as wide as its crop.
+_SEARCH_SIDE = 320
+_MIN_SIDE = 16
+
+
+def landmarks68(context: Context) -> Landmarks68:
+    """dlib's HOG detector and 68-point shape predictor."""
+    return Landmarks68(str(context.models("dlib-landmarks68")))
+
+
+def identity(context: Context) -> Identity:
+    """dlib's face descriptor network."""
+    return Identity(str(context.models("dlib-face-resnet")))
+
+
+class Landmarks68:
+    """The 68 landmarks of the iBUG 300-W scheme."""
+
+    def __init__(self, path: str) -> None:
+        self.detector = dlib.get_frontal_face_detector()
+        self.predictor = dlib.shape_predictor(path)
+
+    def find(self, rgb: np.ndarray, box: np.ndarray | None = None) -> np.ndarray | None:
+        """Landmarks of one face, float64 [68, 2] (x, y) in pixels.
+
+        rgb: uint8 [H, W, 3]. box: left, top, right, bottom of the face as dlib's detector draws it
+        (brows to chin, square; see `hog_box` for other detectors); None for an FFHQ-aligned crop,
+        where `locate` finds it. None is returned for images under 16 px only.
+        """
+        if min(rgb.shape[:2]) < _MIN_SIDE:
+            return None
+        left, top, right, bottom = self.locate(rgb)[0] if box is None else box
+        rectangle = dlib.rectangle(round(left), round(top), round(right), round(bottom))
+        shape = self.predictor(np.ascontiguousarray(rgb), rectangle)
+        return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
+
+    def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, FoundBy]:
+        """Face box of an FFHQ-aligned crop, float64 [4], and how it was found.
+
+        `ffhq`: the detector saw no face near the centre, so the box is where aligned faces lie.
+        """
+        size = np.array(rgb.shape[1::-1], np.float64)
+        usual = np.array(FFHQ_BOX) * np.tile(size, 2)
+        near = [box for box in self.faces(rgb) if overlap(box, usual) > 0.3]
+        if near:
+            return max(near, key=lambda box: overlap(box, usual)), "hog"
+        return usual, "ffhq"
+
+    def faces(self, rgb: np.ndarray) -> list[np.ndarray]:
+        """Boxes of dlib's HOG detector, float64 [4] each, in a copy of about 320 px."""
+        height, width = rgb.shape[:2]
+        ratio = _SEARCH_SIDE / max(height, width)
+        size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+        small = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
+        back = np.tile([width / size[0], height / size[1]], 2)
+        boxes = (np.array([r.left(), r.top(), r.right(), r.bottom()]) for r in self.detector(small))
+        return [box * back for box in boxes]
+
+
+class Identity:
+    """128-d face descriptor; dlib's own threshold for "same person" is a distance of 0.6."""
+
+    def __init__(self, path: str) -> None:
+        self.model = dlib.face_recognition_model_v1(path)
+
+    def describe(self, rgb: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+        """rgb: uint8 [H, W, 3], landmarks: [68, 2] in its pixels. Returns float64 [128]."""
+        points = [dlib.point(round(x), round(y)) for x, y in np.asarray(landmarks, np.float64)]
+        low, high = landmarks.min(0), landmarks.max(0)
+        box = dlib.rectangle(round(low[0]), round(low[1]), round(high[0]), round(high[1]))
+        face = dlib.full_object_detection(box, points)
+        return np.array(self.model.compute_face_descriptor(np.ascontiguousarray(rgb), face, 0))
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom)."""
+    inner = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
+    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner
+    return float(inner / union) if union > 0 else 0.0

@@ -1,0 +1,79 @@
+"""The generators that a run can name, all of one class and one interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dhr_batch.stages.networks.mobilestylegan import FFHQ_CHANNELS, MobileStyleGAN
+from dhr_batch.stages.networks.openvino_ir import load_mobilestylegan
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+
+
+def mobilestylegan_1024(context: Context) -> MobileStyleGAN:
+    """The published FFHQ generator at 1024 px."""
+    return load_mobilestylegan(context.models("mobilestylegan-ffhq")).to(context.device).eval()
+
+
+def cut(published: MobileStyleGAN) -> MobileStyleGAN:
+    """The first five blocks of the published generator with a 256 px wavelet head.
+
+    All shared tensors are copied. The head is new: its modulation starts as that of the layer it
+    stands for (the upsampling of block 5, which scales the same features), its weights are 0.
+    """
+    net = MobileStyleGAN(FFHQ_CHANNELS[:6], head="haar", feature_block=3, num_ws=published.num_ws)
+    for name in net.weight_names():
+        source = name.replace("to_img.modulation", "layers.5.up.modulation")
+        if not source.startswith("to_img"):
+            net.weight(name).copy_(published.weight(source))
+    for name in net._noise_names:
+        net._noise(name).copy_(published._noise(name))
+    net.w_mean.copy_(published.w_mean)
+    return net
+
+
+def distilled_tensors(net: MobileStyleGAN) -> dict[str, Tensor]:
+    """The tensors in which the 256 px generator differs from the published one, by name.
+
+    These are the last block with its noise and the head; they are the generator's own tensors,
+    not copies.
+    """
+    last = f"layers.{net.blocks - 1}"
+    names = [*net.weight_names(f"{last}."), *net.weight_names("to_img.")]
+    tensors = {name: net.weight(name) for name in names}
+    return tensors | {f"noise.{last}.{c}": net._noise(f"{last}.{c}") for c in ("conv1", "conv2")}
+
+
+@torch.no_grad()
+def load_distilled(net: MobileStyleGAN, file: Path) -> MobileStyleGAN:
+    """Fill a `cut` generator with the distilled tensors of a safetensors file; returns it.
+
+    Raises ValueError when the file's names or shapes are not those of `distilled_tensors`.
+    """
+    stored, wanted = load_file(file), distilled_tensors(net)
+    if stored.keys() != wanted.keys():
+        odd = ", ".join(sorted(stored.keys() ^ wanted.keys()))
+        raise ValueError(f"{file} is not a distilled 256 px generator: missing or unknown {odd}")
+    for name, tensor in wanted.items():
+        if stored[name].shape != tensor.shape:
+            raise ValueError(
+                f"{file}: {name} has shape {list(stored[name].shape)}, not {list(tensor.shape)}"
+            )
+        tensor.copy_(stored[name])
+    return net
+
+
+def mobilestylegan_256(context: Context) -> MobileStyleGAN:
+    """The published FFHQ generator, distilled to 256 px by `dhr_batch.fitting.distill`.
+
+    Takes the published W+ codes; slot 15, dead at 1024 px, drives the head.
+    """
+    net = cut(load_mobilestylegan(context.models("mobilestylegan-ffhq")))
+    net = load_distilled(net, context.models("mobilestylegan-256"))
+    return net.to(context.device).eval()

@@ -1,0 +1,414 @@
+"""Face parsers: class probabilities of every pixel, in the order of CelebAMask-HQ.
+
+A parser is any object with a `name` and ``parse(image) -> [19, H, W] | None``. The embedded one
+needs no trained segmentation network: dlib's 68 landmarks give the parts of the face, OpenCV's
+GrabCut (Rother, Kolmogorov and Blake, 2004) separates person from background, and smoothed colour
+histograms of the picture itself separate skin, hair and clothes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.networks.detect import Detector
+    from dhr_batch.stages.networks.dlib_face import Landmarks68
+
+CLASSES = (
+    "background",
+    "neck",
+    "face",
+    "cloth",
+    "right_ear",
+    "left_ear",
+    "right_brow",
+    "left_brow",
+    "right_eye",
+    "left_eye",
+    "nose",
+    "inner_mouth",
+    "lower_lip",
+    "upper_lip",
+    "hair",
+    "glasses",
+    "hat",
+    "earring",
+    "necklace",
+)
+INDEX = {name: i for i, name in enumerate(CLASSES)}
+
+WORK_SIZE = 256
+# Human skin in CIE a*, b* under photographic light, and its spread; only breaks ties between
+# patches of one face, so a cast of colour or a grey picture does no harm.
+SKIN_CHROMA = np.array([14.0, 17.0])
+SKIN_CHROMA_SPREAD = 14.0
+HISTOGRAM_BINS = 20
+
+_EYES = {"right_eye": range(36, 42), "left_eye": range(42, 48)}
+_BROWS = {"right_brow": range(17, 22), "left_brow": range(22, 27)}
+_UPPER_LIP = (48, 49, 50, 51, 52, 53, 54, 64, 63, 62, 61, 60)
+_LOWER_LIP = (54, 55, 56, 57, 58, 59, 48, 60, 67, 66, 65, 64)
+_INNER_MOUTH = range(60, 68)
+
+
+class Parser(Protocol):
+    """A face parser for FFHQ-aligned crops."""
+
+    name: str
+
+    def parse(self, image: np.ndarray) -> np.ndarray | None:
+        """uint8 [H, W, 3] -> probabilities float32 [19, H, W] summing to 1, or None: no face."""
+        ...
+
+
+class NoParser:
+    """Finds no face in any image: the branch of DHR for pictures without a detected face."""
+
+    name = "none"
+
+    def parse(self, image: np.ndarray) -> None:
+        """Always None."""
+        return None
+
+
+class LandmarkParser:
+    """Parts from 68 landmarks; skin, hair, neck, clothes and background from colour.
+
+    landmarks: finds the box and the 68 points. detector: asked when `landmarks` sees no face by
+    itself (masks, hats); None takes the face to be where alignment puts it.
+    """
+
+    name = "landmarks"
+
+    def __init__(self, landmarks: Landmarks68, detector: Detector | None = None) -> None:
+        self.landmarks, self.detector = landmarks, detector
+
+    def parse(self, image: np.ndarray) -> np.ndarray | None:
+        """See `Parser.parse`. Works at 256 px; other sizes are resized there and back."""
+        height, width = image.shape[:2]
+        small = cv2.resize(image, (WORK_SIZE, WORK_SIZE), interpolation=cv2.INTER_AREA)
+        points = self._points(np.ascontiguousarray(small))
+        if points is None:
+            return None
+        probs = parse_face(small, points)
+        if (height, width) == (WORK_SIZE, WORK_SIZE):
+            return probs
+        resized = [cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in probs]
+        return np.stack(resized)
+
+    def _points(self, image: np.ndarray) -> np.ndarray | None:
+        box, found_by = self.landmarks.locate(image)
+        unseen = found_by == "ffhq" and self.detector is not None
+        if unseen and not self.detector.detect([image])[0]:
+            return None
+        return self.landmarks.find(image, box)
+
+
+def landmark_parser(context: Context) -> LandmarkParser:
+    """The embedded parser (`landmarks`)."""
+    return LandmarkParser(
+        context.network("landmarks", "dlib68"), context.network("detector", "mtcnn")
+    )
+
+
+def no_parser(context: Context) -> NoParser:
+    """The parser that never finds a face (`none`)."""
+    return NoParser()
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """A face in the plane of the crop. u, v: face coordinates of each pixel (origin between the
+    eyes, u to the image's right, v down, in face widths); inside: signed distance to the face
+    outline in face widths, positive inside."""
+
+    points: np.ndarray
+    width: float
+    u: np.ndarray
+    v: np.ndarray
+    inside: np.ndarray
+    brow_v: float
+    chin_v: float
+
+
+def _fill(shape: tuple[int, int], polygon: np.ndarray) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    cv2.fillPoly(mask, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return mask.astype(np.float32) / 255
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    solid = (mask > 0.5).astype(np.uint8)
+    inner = cv2.distanceTransform(solid, cv2.DIST_L2, 5)
+    return inner - cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5)
+
+
+def _geometry(points: np.ndarray, shape: tuple[int, int]) -> _Geometry:
+    right, left = points[36:42].mean(0), points[42:48].mean(0)
+    # A profile squeezes the jaw line, so the height of the face bounds its width from below.
+    centre = (right + left) / 2
+    across = left - right
+    across = across / max(float(np.hypot(*across)), 1e-6)
+    down = np.array([-across[1], across[0]])
+    height = max(float((points[8] - centre) @ down), 1.0)
+    width = max(float(np.hypot(*(points[16] - points[0]))), 0.8 * height)
+    grid = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), -1) - centre
+    brow = float(((points[17:27].mean(0) - centre) @ down) / width)
+    nose = float(((points[33] - centre) @ down) / width)
+    # Rule of thirds: from the brows to the hairline is about as far as to the base of the nose.
+    hairline = brow - 0.85 * (nose - brow)
+    middle = (points[0] + points[16]) / 2
+    rise = max(float((middle - centre) @ down) / width - hairline, 0.1)
+    half = (points[16] - points[0]) / 2
+    angles = np.linspace(0, np.pi, 25)[1:-1]
+    arc = middle + np.cos(angles)[:, None] * half - np.sin(angles)[:, None] * rise * width * down
+    outline = _fill(shape, np.concatenate([points[:17], arc]))
+    return _Geometry(
+        points=points,
+        width=width,
+        u=(grid @ across / width).astype(np.float32),
+        v=(grid @ down / width).astype(np.float32),
+        inside=(_signed_distance(outline) / width).astype(np.float32),
+        brow_v=brow,
+        chin_v=height / width,
+    )
+
+
+def _parts(face: _Geometry) -> dict[str, np.ndarray]:
+    """Soft masks [H, W] of brows, eyes, nose and mouth."""
+    shape, p, width = face.u.shape, face.points, face.width
+    parts: dict[str, np.ndarray] = {}
+    for name, ids in _BROWS.items():
+        mask = np.zeros(shape, np.uint8)
+        line = np.round(p[list(ids)] * 16).astype(np.int32)
+        thickness = max(1, round(0.045 * width))
+        cv2.polylines(mask, [line], False, 255, thickness, cv2.LINE_AA, 4)
+        parts[name] = mask.astype(np.float32) / 255
+    for name, ids in _EYES.items():
+        eye = p[list(ids)]
+        parts[name] = _fill(shape, eye.mean(0) + 1.25 * (eye - eye.mean(0)))
+    wings = (p[[31, 35]] - p[33]) * [1.35, 1.0] + p[33]
+    sides = p[28] + 0.55 * (wings - p[28])
+    nose = [p[27], sides[1], wings[1], p[35], p[34], p[33], p[32], p[31], wings[0], sides[0]]
+    parts["nose"] = _fill(shape, np.array(nose))
+    parts["upper_lip"] = _fill(shape, p[list(_UPPER_LIP)])
+    parts["lower_lip"] = _fill(shape, p[list(_LOWER_LIP)])
+    parts["inner_mouth"] = _fill(shape, p[list(_INNER_MOUTH)])
+    return {name: cv2.GaussianBlur(mask, (0, 0), 0.8) for name, mask in parts.items()}
+
+
+def _skin_chroma(lab: np.ndarray, face: _Geometry) -> np.ndarray:
+    """Chroma (a*, b*) of the skin: the patch of the face that most other patches agree with.
+
+    Patches, because an occluder may cover any part of the face and then must not set the colour.
+    """
+    p, radius = face.points, 0.07 * face.width
+    up = (p[27] - p[30]) * 0.9
+    centres = [
+        p[27] + up,
+        p[[19, 20]].mean(0) + 0.5 * up,
+        p[[23, 24]].mean(0) + 0.5 * up,
+        p[[27, 28]].mean(0),
+        p[30],
+        p[[1, 31, 41]].mean(0),
+        p[[15, 35, 46]].mean(0),
+        p[[3, 48]].mean(0),
+        p[[13, 54]].mean(0),
+        p[[8, 57]].mean(0),
+    ]
+    rows, columns = np.mgrid[: lab.shape[0], : lab.shape[1]]
+    chroma, weight = [], []
+    for x, y in centres:
+        patch = lab[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2]
+        if len(patch) == 0:
+            continue
+        median = np.median(patch, 0)
+        distance = np.hypot(*(median[1:] - SKIN_CHROMA)) / SKIN_CHROMA_SPREAD
+        chroma.append(median[1:])
+        weight.append(np.exp(-0.5 * distance**2) * np.clip(median[0] / 40, 0.1, 1) + 1e-3)
+    colours, weights = np.array(chroma), np.array(weight)
+    gaps = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+    support = (weights[None] * np.exp(-0.5 * (gaps / 8) ** 2)).sum(1)
+    best = int(np.argmax(support * weights))
+    near = weights * (gaps[best] < 12)
+    return (near[:, None] * colours).sum(0) / near.sum()
+
+
+def _foreign(lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """How plainly a colour is not this skin under any light, 0..1 per pixel.
+
+    Shade and highlights scale the chroma of skin but keep its direction; darkness and burnt-out
+    light lose it. A pixel is compared with the nearest such colour.
+    """
+    lightness, ab = lab[..., 0], lab[..., 1:]
+    dark = np.clip((32 - lightness) / 14, 0, 1)
+    burnt = np.clip((lightness - 88) / 6, 0, 1)
+    lowest = 0.45 * (1 - np.maximum(dark, burnt))
+    along = np.clip(ab @ chroma / max(float(chroma @ chroma), 1e-3), lowest, 1.7)
+    distance = np.linalg.norm(ab - along[..., None] * chroma, axis=2)
+    return _sigmoid((distance - 11) / 2)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 / (1 + np.exp(-np.clip(x, -30, 30)))).astype(np.float32)
+
+
+def _bins(lab: np.ndarray) -> np.ndarray:
+    """Index of each pixel's cell in a colour histogram, int [H, W]."""
+    n = HISTOGRAM_BINS
+    low, step = np.array([0, -50, -50]), np.array([100, 100, 100]) / n
+    cell = np.clip((lab - low) / step, 0, n - 1).astype(np.int64)
+    return (cell[..., 0] * n + cell[..., 1]) * n + cell[..., 2]
+
+
+def _likelihood(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Density of each pixel's colour under the weighted pixels, relative to a uniform one."""
+    n = HISTOGRAM_BINS
+    counts = np.bincount(bins.ravel(), weight.ravel(), n**3).reshape(n, n, n)
+    # Lightness varies more within one material than its chroma does.
+    counts = ndimage.gaussian_filter(counts, (1.5, 0.8, 0.8), mode="nearest")
+    density = counts / max(counts.sum(), 1e-6) * n**3
+    return (density.ravel()[bins] + 0.05).astype(np.float32)
+
+
+def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
+    """Soft mask of the person by GrabCut, seeded from the face. float32 [H, W]."""
+    u, v = face.u, face.v
+    head = np.hypot(u / 0.72, (v + 0.02) / np.where(v < 0, 1.0, 1.05))
+    body = (v > 0.75 * face.chin_v) & (np.abs(u) < 0.4 + 1.2 * (v - 0.75 * face.chin_v))
+    seeds = np.full(u.shape, cv2.GC_PR_BGD, np.uint8)
+    seeds[(head > 1.7) & (v < 0.25)] = cv2.GC_BGD
+    seeds[(head < 1.0) | body] = cv2.GC_PR_FGD
+    seeds[(face.inside > 0.06) & (v > face.brow_v - 0.1)] = cv2.GC_FGD
+    if not (seeds == cv2.GC_BGD).any():
+        seeds[:2] = cv2.GC_BGD
+    size = (WORK_SIZE // 2, WORK_SIZE // 2)
+    small = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
+    mask = np.ascontiguousarray(cv2.resize(seeds, size, interpolation=cv2.INTER_NEAREST))
+    # GrabCut draws its first clusters from OpenCV's global generator.
+    cv2.setRNGSeed(0)
+    cv2.grabCut(small, mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+    person = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.float32)
+    person = cv2.resize(person, u.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.GaussianBlur(person, (0, 0), 1.5)
+
+
+def _smooth(guide: np.ndarray, mask: np.ndarray, radius: int, eps: float = 4e-3) -> np.ndarray:
+    """Guided filter (He, Sun and Tang, 2010): smooths `mask`, keeps the edges of `guide`."""
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return cv2.blur(x, (2 * radius + 1, 2 * radius + 1))
+
+    m_g, m_p = mean(guide), mean(mask)
+    a = (mean(guide * mask) - m_g * m_p) / (mean(guide * guide) - m_g * m_g + eps)
+    return np.clip(mean(a) * guide + mean(m_p - a * m_g), 0, 1)
+
+
+def parse_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Parse one face. image: uint8 [H, W, 3]; points: [68, 2] landmarks in its pixels.
+
+    Returns float32 [19, H, W], summing to 1. What lies over the face and plainly has another
+    colour than its skin is called cloth (`glasses` around the eyes), so that it is not edited.
+    """
+    shape = image.shape[:2]
+    face = _geometry(points, shape)
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
+    guide = lab[..., 0] / 100
+    inside, u, v = face.inside, face.u, face.v
+    parts = _parts(face)
+    features = np.clip(sum(parts.values()), 0, 1)
+
+    chroma = _skin_chroma(lab, face)
+    foreign = _foreign(lab, chroma)
+    person = np.maximum(_person(image, face), _sigmoid((inside - 0.03) / 0.01))
+
+    # Colour models: skin from the middle of the face, hair from the band above the forehead,
+    # clothes from below the chin.
+    bins = _bins(lab)
+    own = 1 - foreign
+    skin_seed = _sigmoid((inside - 0.08) / 0.02) * own * (1 - features) * (v > face.brow_v - 0.12)
+    skin = _likelihood(bins, skin_seed)
+    band = (v < face.brow_v - 0.15) * _sigmoid((-inside - 0.02) / 0.02)
+    band = band * _sigmoid((inside + 0.28) / 0.02) * person
+    hair = _likelihood(bins, band / (1 + 0.3 * skin))
+    under = person * _sigmoid((v - face.chin_v - 0.25) / 0.03)
+    cloth = _likelihood(bins, under / (1 + 0.5 * skin + 2 * hair))
+
+    # Inside the outline: skin, or hair that falls into it from above and from the sides.
+    edge = np.where(v < face.brow_v - 0.02, 0.10, 0.03)
+    hair_prior = np.clip(0.9 * _sigmoid((edge - inside) / 0.04), 0.02, 0.9)
+    hair_prior = hair_prior * _sigmoid((0.35 * face.chin_v - v) / 0.1 + 2 * (inside < 0))
+    fringe = hair_prior * hair / (hair_prior * hair + (1 - hair_prior) * skin)
+    fringe = _smooth(guide, fringe, 4)
+    in_face = _sigmoid((inside - 0.0) / 0.015)
+
+    # An occluder is an extended region of foreign colour; lips and eyes are judged by the skin
+    # around them, because their own colour is foreign to begin with.
+    counted = in_face * (1 - features) * (1 - fringe)
+    spread = 0.035 * face.width
+    total = cv2.GaussianBlur(counted, (0, 0), spread)
+    covered = cv2.GaussianBlur(counted * foreign, (0, 0), spread) / (total + 0.02)
+    occluder = _sigmoid((_smooth(guide, covered, 4) - 0.4) / 0.06)
+    # A patterned mask has dark and skin-like places: near much foreign colour, what is not
+    # plainly skin belongs to the occluder too.
+    wide = cv2.GaussianBlur(counted * occluder, (0, 0), 4 * spread)
+    wide = wide / (cv2.GaussianBlur(counted, (0, 0), 4 * spread) + 0.05)
+    plain = cv2.GaussianBlur(np.clip(skin / 4, 0, 1), (0, 0), spread)
+    doubt = _sigmoid((wide - 0.22) / 0.04) * _sigmoid((0.75 - plain) / 0.08)
+    doubt = np.maximum(doubt, _sigmoid((wide - 0.55) / 0.06))
+    occluder = np.maximum(occluder, doubt * _sigmoid((v - 0.08) / 0.03))
+    around_eyes = _sigmoid((0.16 - np.abs(v)) / 0.02)
+
+    # Outside the outline: hair, ears, neck, clothes.
+    neck_zone = _sigmoid((v - 0.55 * face.chin_v) / 0.05) * _sigmoid((0.55 - np.abs(u)) / 0.05)
+    ear_zone = _sigmoid((0.15 - np.abs(v - 0.12)) / 0.03) * _sigmoid((inside + 0.14) / 0.02)
+    high = _sigmoid((0.8 * face.chin_v - v) / 0.15)
+    weights = {
+        "hair": hair * (0.25 + 0.75 * high) * _sigmoid((0.95 - np.abs(u)) / 0.1),
+        "neck": skin * own * neck_zone,
+        "ear": 0.8 * skin * own * ear_zone,
+        "cloth": cloth * (1 - high) + 0.02,
+    }
+    norm = sum(weights.values()) + 1e-6
+    outer = {name: _smooth(guide, w / norm, 4) for name, w in weights.items()}
+    outer["cloth"] = np.clip(1 - outer["hair"] - outer["neck"] - outer["ear"], 0, 1)
+
+    probs = np.zeros((len(CLASSES), *shape), np.float32)
+    rest = (1 - in_face) * person
+    skin_share = in_face * (1 - fringe)
+    probs[INDEX["background"]] = (1 - in_face) * (1 - person)
+    probs[INDEX["neck"]] = rest * outer["neck"]
+    probs[INDEX["right_ear"]] = rest * outer["ear"] * (u < 0)
+    probs[INDEX["left_ear"]] = rest * outer["ear"] * (u >= 0)
+    probs[INDEX["cloth"]] = rest * outer["cloth"] + skin_share * occluder * (1 - around_eyes)
+    probs[INDEX["glasses"]] = skin_share * occluder * around_eyes
+    probs[INDEX["hair"]] = rest * outer["hair"] + in_face * fringe
+    probs[INDEX["face"]] = skin_share * (1 - occluder)
+    for name, mask in parts.items():
+        share = mask * (1 - occluder)
+        probs *= 1 - share
+        probs[INDEX[name]] += share
+    probs = _hat(probs, lab, chroma)
+    return probs / np.maximum(probs.sum(0), 1e-6)
+
+
+def _hat(probs: np.ndarray, lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Call the hair a hat where its colour is none that hair has: blue, green or vivid."""
+    hair = probs[INDEX["hair"]]
+    a, b = lab[..., 1], lab[..., 2]
+    odd = np.maximum(_sigmoid((-b - 7) / 1.5), _sigmoid((-a - 8) / 1.5))
+    odd = np.maximum(odd, _sigmoid((a - 32) / 2))
+    share = cv2.GaussianBlur(odd * hair, (0, 0), 5) / (cv2.GaussianBlur(hair, (0, 0), 5) + 0.02)
+    hat = _sigmoid((share - 0.5) / 0.06)
+    # Blue light on a picture as a whole tints the skin too and is no evidence.
+    hat = hat * (chroma[1] > 0)
+    probs[INDEX["hat"]] = hair * hat
+    probs[INDEX["hair"]] = hair * (1 - hat)
+    return probs

@@ -1,0 +1,60 @@
+"""The table of everything that is chosen by name. Adding a member is one line here.
+
+Stage families (`align` ... `measure`) name subclasses of `Stage`; network families name functions
+that take a `Context` and return the loaded network. Modules are imported on first use.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+STAGES = ("align", "embed", "segment", "refine", "edit", "measure")
+
+_S = "dhr_batch.stages."
+_N = "dhr_batch.stages.networks."
+
+TABLE: dict[str, dict[str, str]] = {
+    "align": {"ffhq": _S + "align:FFHQAlign"},
+    "embed": {"w": _S + "embed:OptimiseW", "w+": _S + "embed:OptimiseWPlus"},
+    "segment": {"dhr": _S + "segment:DomainSpecific"},
+    "refine": {"none": _S + "refine:NoRefinement", "dhr": _S + "refine_dhr:HybridRefinement"},
+    "edit": {"directions": _S + "edit:Directions"},
+    "measure": {"standard": _S + "measure:Standard"},
+    "generator": {
+        "mobilestylegan-1024": _N + "generators:mobilestylegan_1024",
+        "mobilestylegan-256": _N + "generators:mobilestylegan_256",
+        "tiny": _N + "tiny:generator",
+    },
+    "perceptual": {
+        "st_lpips_alex": _N + "perceptual:st_lpips_alex",
+        "st_lpips_vgg": _N + "perceptual:st_lpips_vgg",
+        "lpips_alex": _N + "perceptual:lpips_alex",
+        "lpips_vgg": _N + "perceptual:lpips_vgg",
+        "tiny": _N + "tiny:perceptual",
+    },
+    "detector": {"mtcnn": _N + "detect:mtcnn"},
+    "landmarks": {"dlib68": _N + "dlib_face:landmarks68"},
+    "identity": {"dlib": _N + "dlib_face:identity"},
+    "parser": {"landmarks": _N + "parsing:landmark_parser", "none": _N + "parsing:no_parser"},
+}
+
+
+class UnknownName(ValueError):
+    """A name that is not in its family; the message lists the valid ones."""
+
+
+def names(family: str) -> list[str]:
+    """The valid names of a family."""
+    return sorted(TABLE[family])
+
+
+def lookup(family: str, name: str) -> Any:
+    """The class or function called `name`. Raises UnknownName, naming the valid choices."""
+    if name not in TABLE[family]:
+        close = difflib.get_close_matches(name, TABLE[family], 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UnknownName(f"unknown {family} {name!r}{hint}; choose from: {', '.join(names(family))}")
+    module, _, attribute = TABLE[family][name].partition(":")
+    return getattr(import_module(module), attribute)

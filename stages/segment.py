@@ -1,0 +1,213 @@
+"""Domain-Specific Segmentation: which part of a photograph the generator can represent.
+
+Song et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved GAN
+Inversion" (WACV 2024). Superpixels whose perceptual error under the inversion is small, and whose
+content belongs to a face, are in-domain; everything else is out-of-domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from skimage.segmentation import slic
+
+from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
+from dhr_batch.stages.embed import optimise
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.parsing import CLASSES, INDEX, Parser
+from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.tensors import images_to_tensor
+
+# Classes a face generator does not represent: their pixels are out-of-domain whatever the error.
+FOREIGN_CLASSES = tuple(INDEX[n] for n in ("background", "cloth", "hat", "earring", "necklace"))
+FACE_CLASS = INDEX["face"]
+PART_CLASSES = tuple(range(INDEX["right_ear"], INDEX["upper_lip"] + 1))
+NO_FACE_NOTE = "segment: no face found by the parser; the mask comes from the error alone"
+
+
+class Thresholds(BaseModel):
+    """Largest error of an in-domain superpixel, by its class; sums of five layer means.
+
+    They belong to one perceptual network, resolution and inversion: see
+    ``dhr_batch.fitting.thresholds``. The published values are 0.7, 0.8 and 0.6 for VGG16-LPIPS at
+    1024 px.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    face: float = Field(0.7, description="skin")
+    parts: float = Field(0.8, description="ears, brows, eyes, nose, mouth")
+    other: float = Field(0.6, description="hair, neck, glasses; everything where no face is found")
+
+    def of_class(self) -> np.ndarray:
+        """Threshold of each of the 19 classes, float64 [19]."""
+        table = np.full(len(CLASSES), self.other)
+        table[list(PART_CLASSES)] = self.parts
+        table[FACE_CLASS] = self.face
+        return table
+
+
+def superpixels(
+    image: np.ndarray,
+    n_segments: int = 200,
+    compactness: float = 30,
+    sigma: float = 1,
+    bgr: bool = False,
+) -> np.ndarray:
+    """SLIC superpixels (Achanta et al., 2012). uint8 RGB [H, W, 3] -> labels int [H, W] from 1.
+
+    bgr: swap red and blue first, as the published implementation does by accident.
+    """
+    pixels = image[..., ::-1] if bgr else image
+    return slic(
+        np.ascontiguousarray(pixels),
+        n_segments=n_segments,
+        compactness=compactness,
+        sigma=sigma,
+        start_label=1,
+    )
+
+
+def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest resize of [H, W] to `size`, taking pixel floor(i * H / h) as torch does."""
+    height, width = labels.shape
+    rows = np.arange(size[0]) * height // size[0]
+    columns = np.arange(size[1]) * width // size[1]
+    return labels[np.ix_(rows, columns)]
+
+
+def superpixel_errors(deltas: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Error d_k of every superpixel: the sum over layers of its mean error, float64 [K + 1].
+
+    deltas: error maps [h_l, w_l]; labels: int [H, W] in 0..K. NaN where a superpixel covers no
+    cell of some layer, and for labels that do not occur.
+    """
+    count = int(labels.max()) + 1
+    total = np.zeros(count)
+    for delta in deltas:
+        at_layer = nearest(labels, delta.shape).ravel()
+        cells = np.bincount(at_layer, minlength=count)
+        sums = np.bincount(at_layer, delta.ravel().astype(np.float64), minlength=count)
+        with np.errstate(invalid="ignore"):
+            total += sums / cells
+    return total
+
+
+def superpixel_classes(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class c_k with the largest summed probability. probs: [19, H, W]. Returns int [K + 1]."""
+    count, flat = int(labels.max()) + 1, labels.ravel()
+    sums = [np.bincount(flat, p.ravel().astype(np.float64), minlength=count) for p in probs]
+    return np.argmax(sums, axis=0)
+
+
+def domain_mask(
+    deltas: Sequence[np.ndarray] | None,
+    labels: np.ndarray,
+    probs: np.ndarray | None,
+    thresholds: Thresholds,
+) -> np.ndarray:
+    """In-domain mask m = A * B, bool [H, W].
+
+    A: the superpixel's error is below the threshold of its class. A superpixel so small that it
+    vanishes at some layer has no error (NaN) and is out-of-domain. B: the pixel is more likely
+    part of a face, neck or hair than background, cloth, hat, earring or necklace.
+
+    deltas: error maps, finest first, any sizes; None leaves out A. labels: superpixels, int [H, W].
+    probs: [19, H, W], or None where no face was found: then every superpixel has class 0 and B is
+    true everywhere. A mask of one value everywhere is a legal result.
+    """
+    inside = np.ones(labels.shape, bool)
+    if deltas is not None:
+        errors = superpixel_errors(deltas, labels)
+        classes = 0 if probs is None else superpixel_classes(probs, labels)
+        inside &= (errors < thresholds.of_class()[classes])[labels]
+    if probs is not None:
+        inside &= probs[list(FOREIGN_CLASSES)].sum(0) < 0.5
+    return inside
+
+
+class DomainSpecific(Stage):
+    """`dhr`: labels and in-domain mask of each record.
+
+    source `embedding` takes the error of the record's own render. `coarse` optimises a separate
+    W code for `coarse_steps` steps, as the published method does: a W code cannot imitate what a
+    face generator does not know, which a long W+ optimisation partly can.
+    """
+
+    stage = "segment"
+    needs = frozenset({"image", "latent", "inverted"})
+    gives = frozenset({"labels", "mask"})
+
+    class Options(StageOptions):
+        name: str = "dhr"
+        parser: str = "landmarks"
+        perceptual: str = "st_lpips_alex"
+        segments: int = Field(200, ge=1, description="superpixels asked for")
+        compactness: float = Field(30.0, gt=0)
+        thresholds: Thresholds = Thresholds()
+        source: Literal["coarse", "embedding"] = "embedding"
+        coarse_steps: int = Field(40, ge=1)
+        coarse_rate: float = Field(0.1, gt=0)
+        error: bool = Field(True, description="use the error term; false leaves parsing only")
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.parser: Parser = context.network("parser", self.options.parser)
+        if self.options.error:
+            self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
+            self.generator: MobileStyleGAN = context.network("generator", context.generator)
+
+    def process(self, records: Sequence[Record]) -> list[Record]:
+        deltas = self.errors(records) if self.options.error else [None] * len(records)
+        return [self._segment(*pair) for pair in zip(records, deltas, strict=True)]
+
+    def errors(self, records: Sequence[Record]) -> list[list[np.ndarray]]:
+        """Error maps of each record, finest first, float32 [h_l, w_l]."""
+        images = images_to_tensor([some(r.image) for r in records], self.context.device)
+        if self.options.source == "coarse":
+            renders = self._coarse(images)
+        else:
+            renders = images_to_tensor([some(r.inverted) for r in records], self.context.device)
+        return error_maps(self.perceptual, renders, images)
+
+    def _coarse(self, images: torch.Tensor) -> torch.Tensor:
+        ws = optimise(
+            self.generator,
+            self.perceptual,
+            images,
+            self.generator.w_mean.expand(len(images), -1),
+            space="w",
+            steps=self.options.coarse_steps,
+            rate=self.options.coarse_rate,
+            pixel_weight=0.0,
+        )
+        with torch.no_grad():
+            return self.generator.synthesize(ws)
+
+    def _segment(self, record: Record, deltas: list[np.ndarray] | None) -> Record:
+        image = some(record.image)
+        probs = self.parser.parse(image)
+        pixels = superpixels(image, self.options.segments, self.options.compactness)
+        mask = domain_mask(deltas, pixels, probs, self.options.thresholds)
+        if probs is None:
+            classes = np.zeros(image.shape[:2], np.uint8)
+            return replace(record, labels=classes, mask=mask, notes=(*record.notes, NO_FACE_NOTE))
+        return replace(record, labels=probs.argmax(0).astype(np.uint8), mask=mask)
+
+
+@torch.no_grad()
+def error_maps(
+    perceptual: Perceptual, renders: torch.Tensor, images: torch.Tensor
+) -> list[list[np.ndarray]]:
+    """Perceptual error maps of renders against images, both [B, 3, R, R] in [-1, 1].
+
+    Returns for each image its layers' maps, float32 [h_l, w_l], finest first.
+    """
+    layers = perceptual.maps(renders, perceptual.features(images))
+    arrays = [layer[:, 0].float().cpu().numpy() for layer in layers]
+    return [[layer[i] for layer in arrays] for i in range(len(images))]

@@ -1,0 +1,258 @@
+"""The report of a run that the test writes itself, with ids made to break pages."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dhr_batch.pipeline import contact_sheet, report, report_data, report_tables, tables
+
+HOSTILE = '<script>alert(1)</script>"|`.png'
+IDS = ["people/anna.jpg", "people/büşra 東.png", HOSTILE]
+EDITS = [("smile", -2.0), ("smile", 2.0), ("yaw", 1.5)]
+
+
+def _portrait(seed: int, size: int = 64) -> bytes:
+    base = np.random.default_rng(seed).integers(0, 255, 3)
+    ramp = np.linspace(0, 1, size)[:, None, None]
+    return tables.png(np.broadcast_to(base * ramp, (size, size, 3)).astype(np.uint8))
+
+
+def _labels() -> np.ndarray:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[16:48, 16:48] = 2
+    labels[20:24, 20:28] = 8
+    labels[:16] = 14
+    return labels
+
+
+def _table(run: Path, name: str, rows: list[dict]) -> None:
+    """Write a table in two parts, split anywhere: readers may not rely on where a part ends."""
+    (run / name).mkdir()
+    half = (len(rows) + 1) // 2
+    for part, chunk in enumerate((rows[:half], rows[half:])):
+        filled = [{"shard": part, **row} for row in chunk]
+        table = pa.Table.from_pylist(filled, schema=tables.schema(name, rows=8))
+        pq.write_table(table, run / name / f"part-{part:05}.parquet")
+
+
+def _quarantine(run: Path) -> None:
+    _table(
+        run,
+        "quarantine",
+        [
+            {
+                "image_id": "bad/<b>x</b>.png",
+                "source": "bad/<b>x</b>.png",
+                "stage": "align",
+                "error_class": "no_face",
+                "message": "no face in bad/<b>x</b>.png; use a picture that shows one",
+            }
+        ],
+    )
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    def make(edits: list[tuple[str, float]] = EDITS, generator: str = "mobilestylegan-256") -> Path:
+        run = tmp_path / "my run"
+        run.mkdir()
+        plan = {"config": {"generator": generator, "embed": {"name": "w+", "steps": 60}}, "seed": 0}
+        (run / "plan.json").write_text(json.dumps(plan), "utf-8")
+        images, masks, metrics = [], [], []
+        for n, image_id in enumerate(IDS):
+            kinds = [("aligned", None, None), ("inverted", None, None), ("refined", None, None)]
+            for m, (kind, name, strength) in enumerate(kinds + [("edit", *e) for e in edits]):
+                images.append(
+                    {
+                        "image_id": image_id,
+                        "kind": kind,
+                        "image": {"bytes": _portrait(10 * n + m), "path": f"{n}_{m}.png"},
+                        "edit_name": name,
+                        "edit_strength": strength,
+                    }
+                )
+            mask = np.ones((64, 64), bool)
+            mask[: 16 + 8 * n * n] = False
+            for kind, data in (("in_domain", tables.png(mask)), ("labels", tables.png(_labels()))):
+                row = {"image_id": image_id, "kind": kind, "mask": {"bytes": data, "path": kind}}
+                masks.append({**row, "area_fraction": float(mask.mean())})
+            stages = ["inverted", "refined"] + [f"edit:{name}:{s:g}" for name, s in edits]
+            for k, stage in enumerate(stages):
+                values = {"psnr": 18.0 + 10 * (k == 1) + n, "psnr_in": 20.0, "ssim": 0.5 + k / 9}
+                metrics += [
+                    {"image_id": image_id, "stage": stage, "metric": m, "value": v, "model": "none"}
+                    for m, v in values.items()
+                ]
+                metrics.append(
+                    {
+                        "image_id": image_id,
+                        "stage": stage,
+                        "metric": "identity_dlib_distance",
+                        "value": 0.3 + n / 10,
+                        "model": "dlib-face-resnet",
+                    }
+                )
+        _table(run, "images", images)
+        _table(run, "masks", masks)
+        _table(run, "metrics", metrics)
+        _quarantine(run)
+        return run
+
+    return make
+
+
+def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Path]) -> None:
+    page = report.write(make_run())
+    text = page.read_text("utf-8")
+    assert page == page.parent.parent / "report" / "index.html"
+    for needle in ("people/anna.jpg", "people/büşra 東.png", "no_face", "config.embed.steps"):
+        assert needle in text
+    assert not re.search(r"https?:|//[a-z0-9-]+\.|@import|url\(", text)
+    assert len(re.findall(r'<img src="data:image/webp', text)) == len(IDS) * (4 + len(EDITS))
+    assert all('alt="' in tag for tag in re.findall(r"<img [^>]*>", text))
+    assert "random weights" not in text
+
+
+def test_hostile_ids_are_escaped_everywhere(make_run: Callable[..., Path]) -> None:
+    page = report.write(make_run())
+    text = page.read_text("utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;|`.png" in text
+    assert "<b>x</b>" not in text
+    assert "<script>" not in (page.parent / "metrics.md").read_text("utf-8")
+
+
+def test_csv_is_wide_and_marks_almost_all_out_masks(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    table = pd.read_csv(report.write(run).parent / "metrics.csv", keep_default_na=False)
+    assert len(table) == len(IDS) * (2 + len(EDITS))
+    assert list(table["stage"][:3]) == ["inverted", "refined", "edit:smile:-2"]
+    assert list(table.columns[4:6]) == ["psnr", "psnr_in"]
+    shares = table.groupby("image_id")["in_domain_face"].first()
+    np.testing.assert_allclose([shares[i] for i in IDS], [1.0, 0.75, 0.0], atol=1e-9)
+    assert dict(zip(table["image_id"], table["counted"], strict=True)) == {
+        IDS[0]: "yes",
+        IDS[1]: "yes",
+        IDS[2]: "no",
+    }
+
+
+def test_summary_leaves_out_what_does_not_count(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(make_run(), 40)
+    table = report_tables.summary(data).set_index(["stage", "metric"])
+    psnr = table.loc[("refined", "psnr")]
+    assert (psnr["mean"], psnr["median"], psnr["min"], psnr["max"]) == (28.5, 28.5, 28.0, 29.0)
+    assert psnr["n"] == 2
+    everything = report_tables.summary(data, everything=True).set_index(["stage", "metric"])
+    assert everything.loc[("refined", "psnr"), "n"] == 3
+    assert table.loc[("inverted", "identity_dlib_distance"), "model"] == "dlib-face-resnet"
+    text = report.markdown(data)
+    assert "Not counted" in text
+    assert "| refined" in text
+
+
+def test_contact_sheet_has_the_planned_size(make_run: Callable[..., Path]) -> None:
+    sheet = Image.open(report.write(make_run()).parent / "contact_sheet.png")
+    sheet.load()
+    assert sheet.size == contact_sheet.size(len(IDS), 4 + len(EDITS))
+    x = contact_sheet.MARGIN + contact_sheet.CELL // 2
+    y = contact_sheet.HEAD + contact_sheet.LABELS + contact_sheet.CELL - 20
+    expected = np.asarray(Image.open(io.BytesIO(_portrait(0))))[-6, 32]
+    np.testing.assert_allclose(sheet.convert("RGB").getpixel((x, y)), expected, atol=8)
+
+
+def test_contact_sheet_keeps_the_outermost_strengths() -> None:
+    edits = [report_data.Edited(n, s, b"") for n in "ab" for s in (-2.0, -1.0, 1.0, 2.0)]
+    heads = contact_sheet.columns([report_data.Row("x", edits=edits)], max_edits=4)
+    assert [label for label, _ in heads[4:]] == ["a -2", "a +2", "b -2", "b +2"]
+
+
+def test_overlay_tints_only_the_out_of_domain_part() -> None:
+    image = Image.fromarray(np.full((8, 8, 3), 100, np.uint8))
+    inside = np.zeros((8, 8), np.uint8)
+    inside[:4] = 255
+    result = np.asarray(report_data.overlay(image, Image.fromarray(inside)))
+    assert (result[:4] == 100).all()
+    assert (result[4] == 255).all()
+    assert (result[5:] != 100).any(-1).all()
+
+
+def test_shown_images_are_limited_and_counted(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    text = report.write(run, max_images=1).read_text("utf-8")
+    assert "1 of 3 shown" in text
+    assert text.count("<article>") == 1
+    table = pd.read_csv(run / "report" / "metrics.csv")
+    assert table["image_id"].nunique() == 3
+
+
+def test_run_without_edits(make_run: Callable[..., Path]) -> None:
+    page = report.write(make_run(edits=[]))
+    assert "edit:" not in page.read_text("utf-8")
+    assert Image.open(page.parent / "contact_sheet.png").size == contact_sheet.size(len(IDS), 4)
+
+
+def test_run_that_only_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    _quarantine(tmp_path)
+    page = report.write(tmp_path, tmp_path / "elsewhere")
+    assert page == tmp_path / "elsewhere" / "index.html"
+    text = page.read_text("utf-8")
+    assert "no face in bad/&lt;b&gt;x&lt;/b&gt;.png" in text
+    assert "No image was processed" in text
+    assert pd.read_csv(page.parent / "metrics.csv").empty
+
+
+@pytest.mark.parametrize("stored", [("metrics",), ("images", "metrics"), ("images",)])
+def test_runs_that_store_less(make_run: Callable[..., Path], stored: tuple[str, ...]) -> None:
+    run = make_run()
+    for folder in [f for f in run.iterdir() if f.is_dir() and f.name not in stored]:
+        for part in folder.iterdir():
+            part.unlink()
+    assert "people/anna.jpg" in report.write(run).read_text("utf-8")
+
+
+def test_random_weights_are_said(make_run: Callable[..., Path]) -> None:
+    page = report.write(make_run(generator="tiny"))
+    assert "<strong>random weights</strong>" in page.read_text("utf-8")
+    assert "random weights" in (page.parent / "metrics.md").read_text("utf-8")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(report_data.ReportError, match=r"is not a run.*dhr-batch run"):
+        report.write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_table_is_named(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    (run / "metrics" / "part-00000.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(report_data.ReportError, match="table 'metrics'"):
+        report.write(run)
+
+
+def test_missing_extra_says_what_to_install(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(report_data.ReportError, match=r"pip install 'dhr-batch\[report\]'"):
+        report.write(make_run())
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(28.456, "28.46"), (0.1234, "0.123"), (5e-6, "5.00e-06"), (None, "–"), (float("inf"), "∞")],
+)
+def test_numbers_are_short(value: float | None, shown: str) -> None:
+    assert report_tables.number(value) == shown

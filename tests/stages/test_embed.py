@@ -1,0 +1,79 @@
+"""Embedding: what holds for any generator, shown on the random one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dhr_batch.stages.base import Context
+from dhr_batch.stages.embed import OptimiseW, OptimiseWPlus, optimise, ramp
+
+
+@pytest.fixture
+def context() -> Context:
+    def no_models(name):
+        raise AssertionError(f"asked for {name}")
+
+    return Context("cpu", "tiny", no_models)
+
+
+def targets(context: Context, count: int) -> torch.Tensor:
+    net = context.network("generator", "tiny")
+    z = torch.randn(count, 512, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return net.synthesize(net.broadcast(net.map(z)))
+
+
+def mse(context: Context, ws: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return (context.network("generator", "tiny").synthesize(ws) - images).square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("embedder", [OptimiseW, OptimiseWPlus])
+def test_more_steps_come_closer(context, embedder):
+    images = targets(context, 2)
+    errors = []
+    for steps in (0, 40):
+        stage = embedder(embedder.Options(steps=steps, perceptual="tiny"))
+        stage.setup(context)
+        errors.append(mse(context, stage.embed(images), images))
+    assert (errors[1] < 0.5 * errors[0]).all()
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_an_image_does_not_depend_on_its_batch_mates(context, space):
+    net = context.network("generator", "tiny").double()
+    perceptual = context.network("perceptual", "tiny").double()
+    images = _double_targets(net)
+    start = net.w_mean.expand(3, -1)
+    settings = dict(space=space, steps=20, rate=0.05, pixel_weight=1.0, pull=0.01)
+    batch = optimise(net, perceptual, images, start, **settings)
+    for i in range(3):
+        one = slice(i, i + 1)
+        single = optimise(net, perceptual, images[one], start[one], **settings)
+        assert (batch[one] - single).abs().max() < 1e-6
+
+
+def _double_targets(net) -> torch.Tensor:
+    z = torch.randn(3, 512, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        return net.synthesize(net.broadcast(net.map(z)))
+
+
+def test_rows_that_do_not_reach_the_image_are_the_mean_of_those_that_do(context):
+    net = context.network("generator", "tiny")
+    perceptual = context.network("perceptual", "tiny")
+    settings = dict(space="w+", steps=2, rate=0.05, pixel_weight=1.0)
+    ws = optimise(net, perceptual, targets(context, 1), net.w_mean[None], **settings)
+    dead = [row for row in range(net.num_ws) if row not in net.live_rows]
+    assert dead
+    for row in dead:
+        torch.testing.assert_close(ws[:, row], ws[:, net.live_rows].mean(1))
+
+
+def test_the_schedule_starts_at_once_and_ends_near_zero():
+    rates = [ramp(i, 100, 0.05, 0.25) for i in range(100)]
+    assert 0 < rates[0] <= 0.2
+    assert max(rates) == 1.0
+    assert rates[-1] < 0.01
+    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.networks.parsing import INDEX
+from dhr_batch.stages.segment import (
+    NO_FACE_NOTE,
+    DomainSpecific,
+    Thresholds,
+    domain_mask,
+    nearest,
+    superpixel_classes,
+    superpixel_errors,
+    superpixels,
+)
+
+CASES = ("face", "all_in", "all_out", "no_face")
+FOREIGN = [0, 3, 16, 17, 18]
+# added to the logits of FOREIGN before the softmax, as the fixture says in words
+FOREIGN_LOGIT = {"face": 0.0, "all_in": -40.0, "all_out": 0.0}
+
+
+def draw(spec: dict) -> np.ndarray:
+    seed = zlib.crc32(("dhr:" + spec["key"]).encode())
+    n = np.random.Generator(np.random.PCG64(seed)).standard_normal(spec["shape"], dtype=np.float32)
+    return (np.abs(n) if spec.get("mode") == "abs" else n) * np.float32(spec["scale"])
+
+
+def repeat(a: np.ndarray, times: int) -> np.ndarray:
+    return a.repeat(times, -2).repeat(times, -1)
+
+
+@pytest.fixture
+def case(golden: Path):
+    meta = json.loads((golden / "dhr_mask.json").read_text())["inputs"]
+    stored = np.load(golden / "dhr_mask.npz")
+
+    def load(name: str):
+        deltas = [repeat(draw(meta[f"{name}.delta_{i}"]), 16 >> i) for i in range(5)]
+        probs = None
+        if name != "no_face":
+            logits = draw(meta[f"{name}.parse_logits"])
+            logits[FOREIGN] += np.float32(FOREIGN_LOGIT[name])
+            logits[2] += np.float32(1.5)
+            probs = torch.softmax(torch.from_numpy(repeat(logits, 8)), 0).numpy()
+        want = {k: stored[f"{name}.{k}"] for k in ("m", "superpixel_mask", "d", "cls")}
+        return deltas, stored["labels"].astype(np.int64), probs, want
+
+    return load
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_mask(case, name: str) -> None:
+    deltas, labels, probs, want = case(name)
+    mask = domain_mask(deltas, labels, probs, Thresholds(face=0.7, parts=0.8, other=0.6))
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, np.unpackbits(want["m"]).reshape(256, 256))
+    errors = superpixel_errors(deltas, labels)[1:]
+    np.testing.assert_allclose(np.nan_to_num(errors, nan=-1), want["d"], atol=6e-5)
+    if probs is not None:
+        np.testing.assert_array_equal(superpixel_classes(probs, labels)[1:], want["cls"])
+
+
+def test_vanished_superpixel_is_out_of_domain(case) -> None:
+    deltas, labels, _, _ = case("all_in")
+    errors = superpixel_errors(deltas, labels)
+    assert np.isnan(errors[82])
+    assert np.isfinite(errors[1:82]).all()
+    mask = domain_mask(deltas, labels, None, Thresholds())
+    assert not mask[labels == 82].any()
+    assert mask[labels != 82].all()
+
+
+@pytest.mark.parametrize("name", ["obama", "obama2", "biden"])
+def test_golden_slic(golden: Path, shared: Path, name: str) -> None:
+    stored = np.load(golden / "slic.npz")
+    image = np.asarray(Image.open(shared / "golden" / "align" / f"{name}_crop256.png"))[..., :3]
+    for bgr, segments in ((True, 60), (True, 200), (False, 60)):
+        labels = superpixels(image, segments, bgr=bgr)
+        key = f"{name}.{'bgr' if bgr else 'rgb'}{segments}"
+        np.testing.assert_array_equal(labels, stored[key], err_msg=key)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (63, 63), (31, 30), (257, 257)])
+def test_nearest_is_torch_nearest(size: tuple[int, int]) -> None:
+    labels = np.arange(256 * 256).reshape(256, 256)
+    want = F.interpolate(torch.from_numpy(labels).double()[None, None], size, mode="nearest")
+    np.testing.assert_array_equal(nearest(labels, size), want[0, 0].numpy())
+
+
+def two_halves() -> tuple[np.ndarray, np.ndarray]:
+    labels = np.ones((32, 32), int)
+    labels[:, 16:] = 2
+    delta = np.where(labels == 1, 0.1, 0.5).astype(np.float32)
+    return labels, delta
+
+
+def test_class_picks_the_threshold() -> None:
+    labels, delta = two_halves()
+    probs = np.zeros((19, 32, 32), np.float32)
+    probs[INDEX["face"]] = 1
+    strict = Thresholds(face=0.3, parts=1.0, other=1.0)
+    np.testing.assert_array_equal(domain_mask([delta], labels, probs, strict), labels == 1)
+    assert domain_mask([delta], labels, np.roll(probs, 8, 0), strict).all(), "class 10 is a part"
+    np.testing.assert_array_equal(
+        domain_mask([delta], labels, None, Thresholds(face=9, parts=9, other=0.3)), labels == 1
+    )
+
+
+def test_foreign_classes_are_out_whatever_the_error() -> None:
+    labels, delta = two_halves()
+    for name in ("background", "cloth", "hat", "earring", "necklace"):
+        probs = np.zeros((19, 32, 32), np.float32)
+        probs[INDEX["face"], :16] = 1
+        probs[INDEX[name], 16:] = 1
+        mask = domain_mask([delta * 0], labels, probs, Thresholds())
+        assert mask[:16].all()
+        assert not mask[16:].any()
+
+
+class HalfFace:
+    name = "half"
+
+    def parse(self, image: np.ndarray) -> np.ndarray | None:
+        if image.max() == 0:
+            return None
+        probs = np.zeros((19, *image.shape[:2]), np.float32)
+        half = image.shape[0] // 2
+        probs[INDEX["face"], :half] = 1
+        probs[INDEX["background"], half:] = 1
+        return probs
+
+
+class Squares:
+    """A perceptual network whose only layer is the picture itself."""
+
+    def features(self, x):
+        return [x]
+
+    def maps(self, x, features):
+        return [(x - features[0]).square().mean(1, keepdim=True)]
+
+
+def stage(**options) -> DomainSpecific:
+    context = Context("cpu", "none", models=lambda name: Path(name))
+    context._networks |= {
+        ("parser", "landmarks"): HalfFace(),
+        ("perceptual", "st_lpips_alex"): Squares(),
+        ("generator", "none"): None,
+    }
+    made = DomainSpecific(DomainSpecific.Options(**options))
+    made.setup(context)
+    return made
+
+
+def record(image: np.ndarray, inverted: np.ndarray, image_id: str = "a") -> Record:
+    return Record(image_id, "", image=image, inverted=inverted, latent=np.zeros((1, 512)))
+
+
+def test_stage_combines_parsing_and_error() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(100, 140, (64, 64, 3)).astype(np.uint8)
+    inverted = image.copy()
+    inverted[:, :32] = 255
+    options = {"segments": 16, "thresholds": {"face": 0.1, "parts": 0.1, "other": 0.1}}
+    (done,) = stage(**options).run([record(image, inverted)])
+    assert done.failure is None
+    assert done.labels.dtype == np.uint8
+    assert done.mask.dtype == bool
+    assert done.labels[0, 0] == INDEX["face"]
+    assert done.mask[:32, 40:].mean() > 0.9
+    assert done.mask[:32, :24].mean() < 0.1
+    assert not done.mask[32:].any()
+    (without,) = stage(error=False, **options).run([record(image, inverted)])
+    np.testing.assert_array_equal(without.mask, np.arange(64)[:, None].repeat(64, 1) < 32)
+
+
+def test_no_face_is_noted_and_uses_the_error_alone() -> None:
+    black, grey = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 90, np.uint8)
+    made = stage(segments=16, thresholds={"other": 0.1})
+    same, other = made.run([record(black, black), record(black, grey, "b")])
+    assert same.notes == (NO_FACE_NOTE,)
+    assert same.mask.all()
+    assert not other.mask.any()
+    assert not same.labels.any()
+
+
+def test_result_does_not_depend_on_batch_mates() -> None:
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 255, (64, 64, 3)).astype(np.uint8) for _ in range(3)]
+    records = [record(p, pictures[0], str(i)) for i, p in enumerate(pictures)]
+    together = stage(segments=16).run(records)
+    for one, done in zip(records, together, strict=True):
+        np.testing.assert_array_equal(stage(segments=16).run([one])[0].mask, done.mask)
+
+
+def test_unknown_option_is_rejected() -> None:
+    with pytest.raises(ValueError, match="skin"):
+        DomainSpecific.Options(thresholds={"skin": 1.0})
