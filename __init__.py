@@ -1,3 +1,20 @@
 """Invert, refine and edit whole datasets of face photographs with GANs."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.results import open
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "open"]
+
+
+def __getattr__(name: str) -> object:
+    # Reading Parquet is imported on first use, so that `import dhr_batch` takes no time.
+    if name == "open":
+        from dhr_batch.pipeline.results import open
+
+        return open
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

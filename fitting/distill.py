@@ -39,8 +39,8 @@ MARGIN = 2
 def codes(net: MobileStyleGAN, seed: int) -> Tensor:
     """The W+ code [1, 23, 512] of a seed.
 
-    Held-out seeds are plain W at truncation 0.7. Training seeds are broader, as inverted photographs
-    are: truncation uniform in 0.5-1.0, and 40 % of them mix in a second, untruncated latent.
+    Held-out seeds are plain W at truncation 0.7. Training seeds are broader, as inverted
+    photographs are: truncation uniform in 0.5-1.0, and 40 % of them mix in a second, untruncated latent.
     """
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(2, 512, generator=g)
@@ -59,6 +59,7 @@ def _write(file: Path, save: Callable[[Path], object]) -> None:
     """Write a file so that it is only ever seen whole."""
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
     save(temporary)
+    temporary.chmod(0o644)
     os.replace(temporary, file)
 
 
@@ -279,24 +280,29 @@ def train(
     trainer, checkpoint = Trainer(student, rate), cache / "distill.pt"
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
+    else:
+        _write(checkpoint, lambda path: torch.save(trainer.state(), path))
+    if trainer.steps:
         click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
     material = []
     for seed in seeds:
         ws, image = pair(teacher, cache, seed)
         # A code that changes inside the layers the head stands for has no 256 px answer.
         if bool((ws[:, HEAD_STYLES] == ws[:, 15:16]).all()):
-            material.append((features(student, cache, seed, ws), ws, image.half()))
+            material.append((seed, ws, image.half()))
     click.echo(f"{len(material)} training images")
     judge = cut(teacher)
     rng = np.random.default_rng(trainer.steps)
-    limit, started, recent, published = minutes * 60, time.perf_counter(), [], 0.0
-    before = trainer.seconds
+    limit, started, recent = minutes * 60, time.perf_counter(), []
+    before = published = trainer.seconds
     span = student.resolution // 4 - CROP
     while trainer.seconds < limit:
         chosen = [material[i] for i in rng.choice(len(material), batch, replace=False)]
         # Drawn beyond the frame and clipped: borders, with their zero padding, are seen too.
         top, left = (int(v) for v in rng.integers(-6, span + 7, 2).clip(0, span))
-        picked = [(f, w, image.float()) for f, w, image in chosen]
+        picked = [
+            (features(student, cache, seed, w), w, image.float()) for seed, w, image in chosen
+        ]
         recent.append(trainer.step(picked, (top, left), trainer.seconds / limit))
         trainer.seconds = before + time.perf_counter() - started
         if trainer.steps % 100 == 0:

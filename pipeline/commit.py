@@ -4,8 +4,8 @@ A run folder holds `plan.json`, `_state/`, `_staging/` and one folder per table 
 finished `part-00017.parquet` files only. The order of the writes is what makes a kill at any
 moment harmless:
 
-1. `plan.json` is created before any work and never changes, so every later start agrees on which
-   images form which shard.
+1. `plan.json` is created before any shard starts and never changes, so every later start agrees on
+   which images form which shard.
 2. A worker writes complete tables to `_staging/{attempt}/`, a folder no other attempt uses. Until
    step 3 nothing outside it refers to them: a kill leaves rubbish that the next start deletes.
 3. The driver creates `_state/shards/00017.json`, which names the attempt and the checksum of each
@@ -170,6 +170,9 @@ class RunFolder:
         manifests = self.committed()
         for shard, manifest in manifests.items():
             self.publish(shard, manifest)
-        if self.staging.exists():
-            shutil.rmtree(self.staging)
+        self.clear_staging()
         return manifests
+
+    def clear_staging(self) -> None:
+        """Delete all staging; only while no worker of this driver is running."""
+        shutil.rmtree(self.staging, ignore_errors=True)

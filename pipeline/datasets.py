@@ -189,8 +189,8 @@ def _how_to_get(dataset: Dataset) -> str:
     setting = models.home() / "datasets.d" / f"{dataset.name}.yaml"
     return (
         f"dataset {dataset.name!r}: there is no folder {dataset.folder}. {dataset.note} "
-        f"Another place: set DHR_BATCH_DATA to the folder that contains {dataset.name}/, or write 'root: FOLDER' "
-        f"into {setting}"
+        f"Another place: set DHR_BATCH_DATA to the folder that contains {dataset.name}/, or write "
+        f"'root: FOLDER' into {setting}"
     )
 
 

@@ -25,7 +25,7 @@ def missing_gpus(asked: int, there: int) -> str:
         f"--gpus {asked} asks for {asked} GPU{'s' if asked > 1 else ''}, this machine has {there} "
         f"that torch can use. Use --gpus {there}"
         + (" to run on the CPU" if there == 0 else "")
-        + ", or --address to join a Ray cluster that has them; `dhr-batch doctor` shows what is found"
+        + ", or --address to join a Ray cluster that has them; see `dhr-batch doctor`"
     )
 
 

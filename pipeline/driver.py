@@ -234,5 +234,6 @@ def _short(error: RayError) -> str:
     """The message without Ray's remote traceback."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
-        return str(cause) or type(cause).__name__
+        own = type(cause).__module__.startswith("dhr_batch.")
+        return str(cause) if own else f"{type(cause).__name__}: {cause}"
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -10,7 +10,7 @@ from dhr_batch.pipeline.commit import Refused
 from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.progress import size
 
-# Measured on photographs at 256 px: bytes per pixel of a PNG picture, of a 1-bit mask and of labels.
+# Measured on photographs at 256 px: bytes per pixel of a PNG picture, a 1-bit mask and labels.
 _PICTURE, _MASK, _LABELS = 1.8, 0.02, 0.03
 _LATENT_ROW = 512 * 4 * 0.9
 _METRIC = 12
@@ -42,7 +42,9 @@ def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, floa
     return tables
 
 
-def check_space(folder: Path, tables: dict[str, float], images: int, shards: int, force: bool) -> str:
+def check_space(
+    folder: Path, tables: dict[str, float], images: int, shards: int, force: bool
+) -> str:
     """The estimate in a line. Raises Refused where the disk cannot hold it, unless forced.
 
     tables: bytes per image; images, shards: still to do.

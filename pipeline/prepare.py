@@ -73,10 +73,11 @@ def describe(made: plan.Plan, out: Path) -> str:
     device = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"
     workers = devices.worker_count(config, len(made.shards))
     lines = [
-        f"dataset    {made.dataset.name}: {made.images} images in {len(made.shards)} shards of up to "
+        f"dataset    {made.dataset.name}: {made.images} images, {len(made.shards)} shards of up to "
         f"{config.shard_size}",
         f"stages     {' -> '.join(_stage(config, name) for name in plan.registry.STAGES)}",
-        f"generator  {config.generator}" + (", random weights" if config.generator == "tiny" else ""),
+        f"generator  {config.generator}"
+        + (", random weights" if config.generator == "tiny" else ""),
         f"device     {device}, {workers} worker{'s' if workers != 1 else ''}",
         f"output     {out}",
     ]

@@ -87,7 +87,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.mode == "rich":
-            self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
+            self._live = Live(
+                console=self.console, get_renderable=self._table, refresh_per_second=4
+            )
             self._live.start()
         return self
 

@@ -9,7 +9,6 @@ import base64
 import html
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dhr_batch import __version__
-from dhr_batch.pipeline import contact_sheet, report_tables
+from dhr_batch.pipeline import contact_sheet, models, report_tables
+from dhr_batch.pipeline.commit import replace
 from dhr_batch.pipeline.report_data import (
     MIN_IN_DOMAIN_FACE,
     ReportError,
@@ -49,10 +49,10 @@ def write(run_dir: str | Path, out: str | Path | None = None, max_images: int = 
     folder = Path(out) if out is not None else run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    _replace(folder / "metrics.csv", report_tables.wide(data).to_csv(index=False).encode())
-    _replace(folder / "metrics.md", markdown(data).encode())
-    _replace(folder / "contact_sheet.png", _png(contact_sheet.draw(data)))
-    _replace(page, render(data).encode())
+    replace(folder / "metrics.csv", report_tables.wide(data).to_csv(index=False).encode())
+    replace(folder / "metrics.md", markdown(data).encode())
+    replace(folder / "contact_sheet.png", _png(contact_sheet.draw(data)))
+    replace(page, render(data).encode())
     return page
 
 
@@ -97,7 +97,8 @@ def render(data: RunData) -> str:
         images=[_shown(data, row, metrics, row.image_id in excluded) for row in data.rows],
         failures=data.quarantine[:MAX_FAILURES],
         failure_classes=Counter(f["error_class"] for f in data.quarantine).most_common(),
-        settings=list(_flatten(data.plan)),
+        settings=_settings(data.plan),
+        licences=_licences(data),
     )
 
 
@@ -163,6 +164,18 @@ def _data_uri(image: Image.Image, side: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _licences(data: RunData) -> list[models.Model]:
+    """Descriptions of the models that the run used, as far as the registry still knows them."""
+    known = models.models()
+    return [known[name] for name in data.models if name in known]
+
+
+def _settings(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of plan.json, without the second copy of the settings in its fingerprint."""
+    prints = {k: v for k, v in plan.get("fingerprint", {}).items() if k != "config"}
+    return _flatten(plan | ({"fingerprint": prints} if prints else {}))
+
+
 def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted rows; long lists are counted instead of listed."""
     if isinstance(tree, dict) and tree:
@@ -194,13 +207,6 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def _require_extra() -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.dataset as ds
 from PIL import Image, UnidentifiedImageError
 
+from dhr_batch.pipeline.commit import RunFolder
+
 # Skin, brows, eyes, nose, inner mouth and lips in the class order of CelebAMask-HQ.
 FACE_CLASSES = (2, 6, 7, 8, 9, 10, 11, 12, 13)
 # An almost all-out mask lets feature modulation copy pixels, so such images do not count.
@@ -54,7 +56,7 @@ class RunData:
 
     rows: the images shown, at most as many as asked for. metrics, quarantine: all rows of those
     tables. in_domain_face: image id -> share of the face that is in-domain, of every image whose
-    mask and labels are stored and show a face.
+    mask and labels are stored and show a face. models: names of the models that were used.
     """
 
     name: str
@@ -64,6 +66,7 @@ class RunData:
     metrics: list[dict[str, Any]]
     quarantine: list[dict[str, Any]]
     in_domain_face: dict[str, float]
+    models: list[str] = field(default_factory=list)
 
     @property
     def random_weights(self) -> bool:
@@ -92,6 +95,7 @@ def load(run_dir: Path, max_images: int) -> RunData:
             "Make one with 'dhr-batch run --dataset NAME --out DIR'."
         )
     plan = json.loads(plan_file.read_text("utf-8")) if plan_file.is_file() else {}
+    manifests = RunFolder(run_dir).committed()
     metrics = list(read(run_dir, "metrics", ("image_id", "stage", "metric", "value", "model")))
     quarantine = list(
         read(run_dir, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
@@ -106,6 +110,7 @@ def load(run_dir: Path, max_images: int) -> RunData:
         metrics=metrics,
         quarantine=quarantine,
         in_domain_face=_face_shares(run_dir),
+        models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
     )
 
 

@@ -14,9 +14,10 @@ from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
 if TYPE_CHECKING:
     import pandas as pd
 
+STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
-HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "similarity", "score")
+HIGHER_IS_BETTER = ("psnr", "ssim", "cosine")
 TITLES = {
     "psnr": "PSNR [dB]",
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
@@ -45,14 +46,14 @@ def better(metric: str) -> str:
 
 
 def stage_key(stage: str) -> tuple[int, str, float]:
-    """Sort key: inverted, refined, then edits by name and strength."""
-    if stage in ("inverted", "refined"):
-        return (("inverted", "refined").index(stage), "", 0.0)
+    """Sort key: source, inverted, refined, then edits by name and strength."""
+    if stage in STAGES:
+        return (STAGES.index(stage), "", 0.0)
     name, _, strength = stage.removeprefix("edit:").rpartition(":")
     try:
-        return (2, name, float(strength))
+        return (len(STAGES), name, float(strength))
     except ValueError:
-        return (3, stage, 0.0)
+        return (len(STAGES) + 1, stage, 0.0)
 
 
 def metric_key(metric: str) -> tuple[int, int, str]:

@@ -57,8 +57,6 @@ def run(plan: Plan, request: Request) -> Outcome:
         run_folder.lock()
         try:
             manifests = run_folder.recover()
-            if stored is None:
-                run_folder.write_plan(plan.to_json())
             todo = [shard for shard in plan.shards if shard.index not in manifests]
             started = time.monotonic()
             if not todo:
@@ -97,6 +95,8 @@ def _process(
             run_folder.root, tables, state.total, len(todo), force=request.force
         )
         progress.say(line)
+        if run_folder.plan() is None:
+            run_folder.write_plan(plan.to_json())
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
     fingerprint = plan.to_json()["fingerprint"]
@@ -170,6 +170,7 @@ def _outcome(
     ok = sum(manifest["ok"] for manifest in manifests.values())
     bad = sum(manifest["quarantined"] for manifest in manifests.values())
     seconds = time.monotonic() - started
+    run_folder.clear_staging()
     code = INTERRUPTED
     page: str | None = None
     if finished:
@@ -191,9 +192,7 @@ def _outcome(
         page = _report(run_folder.root, progress)
     if not finished:
         progress.say("interrupted; the same command goes on from here")
-    return Outcome(
-        str(run_folder.root), plan.images, ok, bad, code, round(seconds, 3), report=page
-    )
+    return Outcome(str(run_folder.root), plan.images, ok, bad, code, round(seconds, 3), report=page)
 
 
 def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:

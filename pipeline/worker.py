@@ -105,7 +105,7 @@ class Worker:
             errors.update(failed)
             self._events.append(
                 {
-                    "what": f"shard {shard.index}: {first + len(records)}/{len(shard.items)} images",
+                    "what": f"shard {shard.index}: {first + len(records)} of {len(shard.items)} done",
                     "done": len(records),
                     "failed": len(failed),
                     "errors": failed,
@@ -156,21 +156,11 @@ def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
     return RunInfo(
         rows=rows,
         embedder=config.embed["name"],
-        thresholds=_numbers(config.segment),
+        thresholds=config.segment.get("thresholds", {}),
         store_deltas=config.store_deltas,
         random_weights=config.generator == "tiny",
         metadata=metadata,
     )
-
-
-def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
-            flat[prefix + key] = value
-    return flat
 
 
 def _build(config: Config) -> Iterator[Stage]:

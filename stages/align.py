@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dhr_batch.stages.base import Context, ImageError, Options, Record, Stage
+from dhr_batch.stages.base import Context, ImageError, Record, Stage, StageOptions
 from dhr_batch.stages.decode import decode
-from dhr_batch.stages.ffhq import crop, outside_share, quad_from_landmarks, quad_from_mtcnn
+from dhr_batch.stages.ffhq import (
+    crop,
+    full_quad,
+    outside_share,
+    quad_from_landmarks,
+    quad_from_mtcnn,
+    quad_from_points,
+)
 from dhr_batch.stages.networks.detect import Face
-from dhr_batch.stages.networks.dlib_face import hog_box, overlap
+
+__all__ = [
+    "FFHQAlign", "crop", "quad_from_landmarks", "quad_from_mtcnn",
+    "quad_from_points",
+]  # fmt: skip
 
 
-class AlignOptions(Options):
-    """landmarks: `mtcnn5` (the detector's own five points) or `dlib68`.
-
-    face: which of several faces is taken; `only` refuses such images. min_face: shorter side of
-    the face box in pixels. min_score: detector score from 0 to 1.
-    """
-
-    name: str = "ffhq"
-    landmarks: Literal["mtcnn5", "dlib68"] = "mtcnn5"
-    face: Literal["largest", "central", "only"] = "largest"
-    max_megapixels: float = Field(64, gt=0)
-    min_face: float = Field(20, ge=0)
-    min_score: float = Field(0.9, ge=0, le=1)
+# A crop that is mostly invented shows the filling, not the person.
+_MOST_OUTSIDE = 0.7
 
 
 @dataclass(frozen=True)
-class _Upright:
-    """A decoded photograph on its way through the stage."""
-
+class _Photo:
     record: Record
     pixels: np.ndarray
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    face: Face
+    index: int
     notes: tuple[str, ...]
 
 
@@ -47,10 +52,21 @@ class FFHQAlign(Stage):
     Images of datasets declared aligned are only resized; they must be square.
     """
 
-    needs: ClassVar = frozenset({"data"})
-    gives: ClassVar = frozenset({"image", "quad", "source_size"})
-    stage: ClassVar = "align"
-    Options: ClassVar = AlignOptions
+    class Options(StageOptions):
+        name: str = "ffhq"
+        landmarks: Literal["mtcnn5", "dlib68"] = Field(
+            "mtcnn5", description="the detector's own five points, or dlib's 68"
+        )
+        face: Literal["largest", "central", "only"] = Field(
+            "largest", description="which of several faces is taken; `only` refuses such images"
+        )
+        max_megapixels: float = Field(64, gt=0, description="larger files are not decoded")
+        min_face: float = Field(20, ge=0, description="shorter side of the face box in pixels")
+        min_score: float = Field(0.9, ge=0, le=1, description="least score of the detector")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+    gives: ClassVar[frozenset[str]] = frozenset({"image", "quad", "source_size"})
+    stage: ClassVar[str] = "align"
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -62,31 +78,119 @@ class FFHQAlign(Stage):
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         """Bad images come back as failures, so that one of them never repeats work for the rest."""
-        opened = [self._open(record) for record in records]
-        good = [o for o in opened if isinstance(o, _Upright)]
+        opened = [self._attempt(record, self._open, record) for record in records]
+        photos = [o for o in opened if isinstance(o, _Photo)]
         if self.context.aligned:
-            done = iter([self._guard(o, self._resize, ()) for o in good])
+            done = iter([self._attempt(p.record, self._resize, p) for p in photos])
         else:
-            found = self.detector.detect([o.pixels for o in good])
-            done = iter(
-                [self._guard(o, self._cut, faces) for o, faces in zip(good, found, strict=True)]
-            )
-        return [next(done) if isinstance(o, _Upright) else o for o in opened]
+            done = iter(self._align(photos))
+        return [next(done) if isinstance(o, _Photo) else o for o in opened]
 
-    def _open(self, record: Record) -> _Upright | Record:
+    def _attempt(self, record: Record, step: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except ImageError as error:
+            message = f"{record.image_id}: {error}"
+            return record.failed(self.stage, error.error_class, message)
+
+    def _open(self, record: Record) -> _Photo:
         if record.data is None:
-            raise ValueError(f"{record.image_id}: no file content to decode")
-        try:
-            pixels, notes = decode(record.data, self.options.max_megapixels)
-        except ImageError as error:
-            return self._fail(record, error)
-        return _Upright(record, pixels, notes)
+            raise ValueError(f"{record.image_id}: the file's content is missing")
+        pixels, notes = decode(record.data, self.options.max_megapixels)
+        return _Photo(record, pixels, notes)
 
-    def _guard(self, photo: _Upright, step, faces: Sequence[Face]) -> Record:  # type: ignore[no-untyped-def]
-        try:
-            return step(photo, faces)
-        except ImageError as error:
-            return self._fail(photo.record, error)
+    def _resize(self, photo: _Photo) -> Record:
+        height, width = photo.pixels.shape[:2]
+        if height != width:
+            raise ImageError(
+                "not_square",
+                f"{width} x {height} pixels, but the dataset is declared aligned: aligned faces "
+                "are square; set aligned: false to search for the face",
+            )
+        image = Image.fromarray(photo.pixels)
+        if width != self.size:
+            image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        return self._done(photo, np.array(image), full_quad(width, height), 0, photo.notes)
 
-    def _fail(self, record: Record, error: ImageError) -> Record:
-        return record.failed(self.stage, error.error_class, f"{record.image_id}: {error}")
+    def _align(self, photos: Sequence[_Photo]) -> list[Record]:
+        found = self.detector.detect([p.pixels for p in photos])
+        chosen = [
+            self._attempt(p.record, self._choose, p.pixels, faces)
+            for p, faces in zip(photos, found, strict=True)
+        ]
+        taken = [i for i, c in enumerate(chosen) if isinstance(c, _Choice)]
+        faces = [chosen[i].face for i in taken]
+        if self.options.landmarks == "mtcnn5":
+            faces = self.detector.refine([photos[i].pixels for i in taken], faces)
+        for i, face in zip(taken, faces, strict=True):
+            photo, choice = photos[i], replace(chosen[i], face=face)
+            chosen[i] = self._attempt(photo.record, self._cut, photo, choice)
+        return chosen
+
+    def _choose(self, pixels: np.ndarray, faces: Sequence[Face]) -> _Choice:
+        sure = [f for f in faces if f.score >= self.options.min_score]
+        if not sure:
+            best = max((f.score for f in faces), default=None)
+            hint = "" if best is None else f" (best score {best:.2f}; see align.min_score)"
+            raise ImageError("no_face", f"no face was found{hint}")
+        usable = [f for f in sure if f.side >= self.options.min_face]
+        if not usable:
+            raise ImageError(
+                "face_too_small",
+                f"the largest face is {sure[0].side:.0f} px wide, align.min_face is "
+                f"{self.options.min_face:g}",
+            )
+        if self.options.face == "only" and len(usable) > 1:
+            raise ImageError(
+                "several_faces",
+                f"{len(usable)} faces were found; align.face=largest takes the largest",
+            )
+        index = 0
+        if self.options.face == "central":
+            middle = np.array(pixels.shape[1::-1]) / 2
+            distances = [np.hypot(*((f.box[:2] + f.box[2:]) / 2 - middle)) for f in usable]
+            index = int(np.argmin(distances))
+        note = (f"{self.options.face} of {len(usable)} faces taken",) if len(usable) > 1 else ()
+        return _Choice(usable[index], index, note)
+
+    def _cut(self, photo: _Photo, choice: _Choice) -> Record:
+        height, width = photo.pixels.shape[:2]
+        quad = self._quad(photo.pixels, choice.face)
+        outside = outside_share(quad, width, height)
+        if outside > _MOST_OUTSIDE:
+            raise ImageError(
+                "face_cut_off",
+                f"{outside:.0%} of the crop around the face lies outside the photograph",
+            )
+        notes = (*photo.notes, *choice.notes)
+        if outside > 0:
+            notes = (*notes, f"{outside:.1%} of the crop lies outside the photograph and is filled")
+        image = crop(photo.pixels, quad, self.size)
+        return self._done(photo, image, quad, choice.index, notes)
+
+    def _quad(self, pixels: np.ndarray, face: Face) -> np.ndarray:
+        if self.options.landmarks == "mtcnn5":
+            return quad_from_mtcnn(face.points)
+        points = self.landmarks68.find_near(pixels, face.box)
+        if points is None:
+            raise ImageError("no_landmarks", "the 68 landmarks were not found on the face")
+        return quad_from_landmarks(points)
+
+    def _done(
+        self,
+        photo: _Photo,
+        image: np.ndarray,
+        quad: np.ndarray,
+        face_index: int,
+        notes: tuple[str, ...],
+    ) -> Record:
+        height, width = photo.pixels.shape[:2]
+        return replace(
+            photo.record,
+            data=None,
+            image=image,
+            quad=quad,
+            source_size=(width, height),
+            face_index=face_index,
+            notes=(*photo.record.notes, *notes),
+        )

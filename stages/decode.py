@@ -98,7 +98,9 @@ def _unidentified(data: bytes) -> ImageError:
             return ImageError("unsupported", f"{name} files are not read; {_convert_hint()}")
     if data[4:8] == b"ftyp":
         return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
-    return ImageError("not_an_image", f"the content is no image in a known format; {_convert_hint()}")
+    return ImageError(
+        "not_an_image", f"the content is no image in a known format; {_convert_hint()}"
+    )
 
 
 def _convert_hint() -> str:
@@ -161,9 +163,7 @@ def _flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:
         return _stretch(np.asarray(image).astype(np.float64), mode)
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
-    elif mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    elif mode in ("1", "L", "RGB") and "transparency" in image.info:
+    elif mode in ("P", "PA") or (mode in ("1", "L", "RGB") and "transparency" in image.info):
         image = image.convert("RGBA")
     if image.mode == "LA":
         image = image.convert("RGBA")

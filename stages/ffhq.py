@@ -12,6 +12,8 @@ from PIL import Image
 
 # Corner k of a crop in units of its half axes.
 _CORNERS = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)], np.float64)
+# Median over 52 unoccluded faces; both halves of them agree within 0.001 and 0.004.
+_MTCNN_SHIFT, _MTCNN_SCALE = (0.0048, -0.0022), 1.025
 
 
 def quad_from_points(
@@ -35,6 +37,18 @@ def quad_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
     """Quad from 68 landmarks [68, 2] of the iBUG scheme."""
     points = np.asarray(landmarks, np.float64)
     return quad_from_points(points[36:42].mean(0), points[42:48].mean(0), points[48], points[54])
+
+
+def quad_from_mtcnn(points: np.ndarray) -> np.ndarray:
+    """Quad from MTCNN's five points [5, 2]: eyes, nose, mouth corners, left of the image first.
+
+    MTCNN puts its points systematically elsewhere than the 68 landmarks have theirs; the fixed
+    shift and scale undo the median difference of the two quads, which are in parts of their side.
+    """
+    quad = quad_from_points(points[0], points[1], points[3], points[4])
+    centre, half_right, half_down = quad.mean(0), (quad[3] - quad[0]) / 2, (quad[1] - quad[0]) / 2
+    centre = centre - 2 * (_MTCNN_SHIFT[0] * half_right + _MTCNN_SHIFT[1] * half_down)
+    return centre + _CORNERS @ np.stack([half_right, half_down]) / _MTCNN_SCALE
 
 
 def _down(right: np.ndarray) -> np.ndarray:
@@ -77,9 +91,7 @@ def crop(image: np.ndarray, quad: np.ndarray, size: int) -> np.ndarray:
     return np.array(square)
 
 
-def warp_source(
-    image: Image.Image, quad: np.ndarray, size: int
-) -> tuple[Image.Image, np.ndarray]:
+def warp_source(image: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
     """Shrink, crop and pad a photograph until the quad lies inside it at about `size` pixels.
 
     Returns the image and the quad in its pixels.

@@ -204,7 +204,7 @@ class Standard(Stage):
 
 
 def _honest(name: str) -> str:
-    return f"{name} (random weights)" if name == "tiny" else name
+    return f"{name} (random weights)" if "tiny" in name else name
 
 
 def _rows(stage: str, values: Mapping[str, float], model: str) -> list[Metric]:

@@ -40,9 +40,11 @@ class Thresholds(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    face: float = Field(0.7, description="skin")
-    parts: float = Field(0.8, description="ears, brows, eyes, nose, mouth")
-    other: float = Field(0.6, description="hair, neck, glasses; everything where no face is found")
+    face: float = Field(default=0.7, description="skin")
+    parts: float = Field(default=0.8, description="ears, brows, eyes, nose, mouth")
+    other: float = Field(
+        default=0.6, description="hair, neck, glasses; everything where no face is found"
+    )
 
     def of_class(self) -> np.ndarray:
         """Threshold of each of the 19 classes, float64 [19]."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+import re
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Small tensors: a second thread per operation costs more than it brings.
@@ -47,3 +51,31 @@ def models() -> Callable[[str], Path]:
             pytest.skip(str(error))
 
     return find
+
+
+Rules = Sequence[tuple[str, float | str, float, str]]
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[..., np.ndarray]:
+    """The number a golden fixture puts into a tensor: `fill(key, shape, rules)`, float32.
+
+    rules: the `fill_rules` of the fixture; without them a plain standard normal draw. Raises
+    LookupError where no rule matches or the rule keeps the constructor's value.
+    """
+
+    def draw(key: str, shape: Sequence[int], rules: Rules = ((".", 1, 0, "n"),)) -> np.ndarray:
+        _, scale, offset, mode = next(rule for rule in rules if re.search(rule[0], key))
+        if mode == "keep":
+            raise LookupError(f"{key} is not filled")
+        if mode == "zero":
+            return np.zeros(shape, np.float32)
+        if isinstance(scale, str):
+            names = {"fan_in": math.prod(shape[1:]), "sqrt": math.sqrt}
+            scale = eval(scale, {"__builtins__": {}}, names)
+        generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"dhr:{key}".encode())))
+        n = np.asarray(generator.standard_normal(tuple(shape), dtype=np.float32))
+        n = np.abs(n) if mode == "abs" else n
+        return (n * np.float32(scale) + np.float32(offset)).astype(np.float32)
+
+    return draw

@@ -19,6 +19,7 @@ FINE_SIDE = 2560
 MIN_FACE = 20
 # The close-up of `refine`: this many box sides wide, scaled to this many pixels.
 _CLOSE_UP, _CLOSE_UP_SIDE = 2.2, 200
+_SURE = 0.9
 _GPU_BATCH = 16
 
 
@@ -55,13 +56,19 @@ class Detector:
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
         """images: uint8 [H, W, 3] of any sizes. Returns each image's faces, largest first.
 
-        Images longer than 640 px are searched at that size and, where that finds nothing, once
-        more at up to 2560 px; coordinates are those of the image as given.
+        Images longer than 640 px are searched at that size and, where no sure face is found,
+        once more at up to 2560 px; coordinates are those of the image as given.
         """
         found = self._search(images, SEARCH_SIDE)
-        again = [i for i, f in enumerate(found) if not f and max(images[i].shape) > SEARCH_SIDE]
-        for i, faces in zip(again, self._search([images[i] for i in again], FINE_SIDE), strict=True):
-            found[i] = faces
+        again = [
+            i
+            for i, faces in enumerate(found)
+            if max(images[i].shape) > SEARCH_SIDE and all(f.score < _SURE for f in faces)
+        ]
+        for i, faces in zip(
+            again, self._search([images[i] for i in again], FINE_SIDE), strict=True
+        ):
+            found[i] = faces or found[i]
         return found
 
     def refine(self, images: Sequence[np.ndarray], faces: Sequence[Face]) -> list[Face]:
@@ -73,8 +80,10 @@ class Detector:
         seen = self._search([view for view, _, _ in views], _CLOSE_UP_SIDE)
         refined = []
         for face, (_, low, scale), candidates in zip(faces, views, seen, strict=True):
-            back = [Face(c.box * scale + np.tile(low, 2), c.score, c.points * scale + low)
-                    for c in candidates]
+            back = [
+                Face(c.box * scale + np.tile(low, 2), c.score, c.points * scale + low)
+                for c in candidates
+            ]
             same = [c for c in back if _distance(c, face) < 0.3 * face.side]
             best = min(same, key=lambda c: _distance(c, face), default=face)
             refined.append(replace(face, points=(face.points + best.points) / 2))
@@ -123,7 +132,7 @@ def _distance(a: Face, b: Face) -> float:
 
 
 def _close_up(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """A square around the box, its top-left corner and the source pixels per pixel of it; black outside."""
+    """A square around the box (black outside the image), its corner, image pixels per pixel."""
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max() * _CLOSE_UP / 2
     low = np.floor(centre - half).astype(int)
     side = int(np.ceil(2 * half)) + 1

@@ -13,10 +13,12 @@ from dhr_batch.stages.base import Context
 FoundBy = Literal["hog", "ffhq"]
 
 # HOG box of an FFHQ-aligned face as shares of the image side: the median over aligned photographs.
-FFHQ_BOX = (0.24, 0.34, 0.76, 0.86)
+FFHQ_BOX = (0.231, 0.294, 0.794, 0.853)
 # Faces of 80 px and more are found; an aligned face is about half as wide as its crop.
 _SEARCH_SIDE = 320
 _MIN_SIDE = 16
+# Room around a rough box, in box sides, so that a face fills about a third of the search.
+_REACH = 1.0
 
 
 def landmarks68(context: Context) -> Landmarks68:
@@ -40,8 +42,8 @@ class Landmarks68:
         """Landmarks of one face, float64 [68, 2] (x, y) in pixels.
 
         rgb: uint8 [H, W, 3]. box: left, top, right, bottom of the face as dlib's detector draws it
-        (brows to chin, square; see `hog_box` for other detectors); None for an FFHQ-aligned crop,
-        where `locate` finds it. None is returned for images under 16 px only.
+        (brows to chin, square; see `find_near` for other detectors); None for an FFHQ-aligned
+        crop, where `locate` finds it. None is returned for images under 16 px only.
         """
         if min(rgb.shape[:2]) < _MIN_SIDE:
             return None
@@ -49,6 +51,24 @@ class Landmarks68:
         rectangle = dlib.rectangle(round(left), round(top), round(right), round(bottom))
         shape = self.predictor(np.ascontiguousarray(rgb), rectangle)
         return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
+
+    def find_near(self, rgb: np.ndarray, rough_box: np.ndarray) -> np.ndarray | None:
+        """Landmarks of the face that another detector put into `rough_box`, as `find` gives them.
+
+        Where dlib's detector does not see that face, its box is derived from `rough_box`.
+        """
+        height, width = rgb.shape[:2]
+        reach = _REACH * (rough_box[2:] - rough_box[:2]).max()
+        low = np.maximum(np.floor(rough_box[:2] - reach), 0).astype(int)
+        high = np.minimum(np.ceil(rough_box[2:] + reach), (width, height)).astype(int)
+        if (high - low).min() < _MIN_SIDE:
+            return None
+        view = np.ascontiguousarray(rgb[low[1] : high[1], low[0] : high[0]])
+        rough = rough_box - np.tile(low, 2)
+        near = [box for box in self.faces(view) if overlap(box, rough) > 0.2]
+        box = max(near, key=lambda b: overlap(b, rough)) if near else hog_box(rough)
+        points = self.find(view, box)
+        return None if points is None else points + low
 
     def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, FoundBy]:
         """Face box of an FFHQ-aligned crop, float64 [4], and how it was found.
@@ -86,6 +106,14 @@ class Identity:
         box = dlib.rectangle(round(low[0]), round(low[1]), round(high[0]), round(high[1]))
         face = dlib.full_object_detection(box, points)
         return np.array(self.model.compute_face_descriptor(np.ascontiguousarray(rgb), face, 0))
+
+
+def hog_box(mtcnn_box: np.ndarray) -> np.ndarray:
+    """dlib's box for a face in MTCNN's box [4]: medians over photographs where both see it."""
+    centre = (mtcnn_box[:2] + mtcnn_box[2:]) / 2
+    side = (mtcnn_box[2:] - mtcnn_box[:2]).max()
+    centre = centre + np.array([0.0, 0.058]) * side
+    return np.concatenate([centre - 0.406 * side, centre + 0.406 * side])
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

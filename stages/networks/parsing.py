@@ -104,8 +104,7 @@ class LandmarkParser:
 
     def _points(self, image: np.ndarray) -> np.ndarray | None:
         box, found_by = self.landmarks.locate(image)
-        unseen = found_by == "ffhq" and self.detector is not None
-        if unseen and not self.detector.detect([image])[0]:
+        if found_by == "ffhq" and self.detector and not self.detector.detect([image])[0]:
             return None
         return self.landmarks.find(image, box)
 
@@ -293,7 +292,7 @@ def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
     mask = np.ascontiguousarray(cv2.resize(seeds, size, interpolation=cv2.INTER_NEAREST))
     # GrabCut draws its first clusters from OpenCV's global generator.
     cv2.setRNGSeed(0)
-    cv2.grabCut(small, mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(small, mask, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
     person = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.float32)
     person = cv2.resize(person, u.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return cv2.GaussianBlur(person, (0, 0), 1.5)

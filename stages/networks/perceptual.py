@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -166,22 +166,19 @@ def _unit(x: Tensor) -> Tensor:
 class Perceptual(nn.Module):
     """One perceptual distance. Weights are constants; everything is differentiable in the image.
 
-    name: what tables call it, e.g. ``st_lpips_alex``. backbone: ``alex`` or ``vgg``, in its
-    anti-aliased form if `shift_tolerant`.
+    name: what tables call it. It ends in the backbone, ``alex`` or ``vgg``, and starts with
+    ``st_`` for the anti-aliased (shift-tolerant) form, e.g. ``st_lpips_alex``.
     weights: backbone convolutions under ``net.slice<k>.<i>.*`` (published ST-LPIPS files) or
     ``features.<i>.*`` (torchvision), and linear layers under ``lin<k>.model.1.weight``. Other
     keys are ignored. Raises ValueError when keys are missing or a linear weight is negative.
     """
 
-    def __init__(
-        self,
-        name: str,
-        weights: Mapping[str, Tensor],
-        backbone: Literal["alex", "vgg"],
-        shift_tolerant: bool = False,
-    ) -> None:
+    def __init__(self, name: str, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.name = name
+        backbone, shift_tolerant = name.rpartition("_")[2], name.startswith("st_")
+        if backbone not in _CONVOLUTIONS:
+            raise ValueError(f"{name}: the name of a perceptual distance ends in _alex or _vgg")
         convs = _convolutions(weights, _CONVOLUTIONS[backbone], name)
         # The scale goes into the weights; the shift cannot, because the border is padded with
         # zeros after it.
@@ -261,13 +258,13 @@ def _load(context: Context, *models: str) -> dict[str, Tensor]:
 def st_lpips_alex(context: Context) -> Perceptual:
     """Shift-tolerant LPIPS, AlexNet; model `stlpips-alex`: the published state dict."""
     weights = _load(context, "stlpips-alex")
-    return Perceptual("st_lpips_alex", weights, "alex", shift_tolerant=True).to(context.device)
+    return Perceptual("st_lpips_alex", weights).to(context.device)
 
 
 def st_lpips_vgg(context: Context) -> Perceptual:
     """Shift-tolerant LPIPS, VGG16; model `stlpips-vgg`: the published state dict."""
     weights = _load(context, "stlpips-vgg")
-    return Perceptual("st_lpips_vgg", weights, "vgg", shift_tolerant=True).to(context.device)
+    return Perceptual("st_lpips_vgg", weights).to(context.device)
 
 
 def lpips_alex(context: Context) -> Perceptual:
@@ -278,7 +275,7 @@ def lpips_alex(context: Context) -> Perceptual:
     v0.1 (keys ``lin<0..4>.model.1.weight``).
     """
     weights = _load(context, "lpips-alex-backbone", "lpips-alex")
-    return Perceptual("lpips_alex", weights, "alex").to(context.device)
+    return Perceptual("lpips_alex", weights).to(context.device)
 
 
 def lpips_vgg(context: Context) -> Perceptual:
@@ -289,16 +286,4 @@ def lpips_vgg(context: Context) -> Perceptual:
     v0.1 (keys ``lin<0..4>.model.1.weight``).
     """
     weights = _load(context, "lpips-vgg-backbone", "lpips-vgg")
-    return Perceptual("lpips_vgg", weights, "vgg").to(context.device)
-
-
-def tiny(context: Context) -> Perceptual:
-    """A narrow AlexNet with seeded random weights, for tests: needs no download."""
-    generator = torch.Generator().manual_seed(0)
-    weights: dict[str, Tensor] = {}
-    for i, (inputs, size) in enumerate([(3, 11), (8, 5), (8, 3), (8, 3), (8, 3)]):
-        kernel = torch.randn(8, inputs, size, size, generator=generator)
-        weights[f"features.{i}.weight"] = kernel * (2 / (inputs * size * size)) ** 0.5
-        weights[f"features.{i}.bias"] = torch.full((8,), 0.1)
-        weights[f"lin{i}.model.1.weight"] = torch.full((1, 8, 1, 1), 0.2)
-    return Perceptual("tiny", weights, "alex").to(context.device)
+    return Perceptual("lpips_vgg", weights).to(context.device)

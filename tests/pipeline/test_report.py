@@ -103,6 +103,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                         "model": "dlib-face-resnet",
                     }
                 )
+        (run / "_state" / "shards").mkdir(parents=True)
+        manifest = {"models": ["mobilestylegan-ffhq", "a model since removed"]}
+        (run / "_state" / "shards" / "00000.json").write_text(json.dumps(manifest), "utf-8")
         _table(run, "images", images)
         _table(run, "masks", masks)
         _table(run, "metrics", metrics)
@@ -121,6 +124,7 @@ def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Pa
     assert not re.search(r"https?:|//[a-z0-9-]+\.|@import|url\(", text)
     assert len(re.findall(r'<img src="data:image/webp', text)) == len(IDS) * (4 + len(EDITS))
     assert all('alt="' in tag for tag in re.findall(r"<img [^>]*>", text))
+    assert "Apache-2.0 as published" in text
     assert "random weights" not in text
 
 
@@ -217,7 +221,7 @@ def test_run_that_only_quarantined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stored", [("metrics",), ("images", "metrics"), ("images",)])
 def test_runs_that_store_less(make_run: Callable[..., Path], stored: tuple[str, ...]) -> None:
     run = make_run()
-    for folder in [f for f in run.iterdir() if f.is_dir() and f.name not in stored]:
+    for folder in [f for f in run.iterdir() if f.name in tables.TABLES and f.name not in stored]:
         for part in folder.iterdir():
             part.unlink()
     assert "people/anna.jpg" in report.write(run).read_text("utf-8")

@@ -20,7 +20,9 @@ def numbers(golden):
 
 @pytest.fixture(scope="module")
 def facts(golden):
-    return {image["name"]: image for image in json.loads((golden / "align.json").read_text())["images"]}
+    return {
+        image["name"]: image for image in json.loads((golden / "align.json").read_text())["images"]
+    }
 
 
 def photograph(shared, name, kind="input"):
@@ -67,7 +69,7 @@ def test_crop_of_a_plain_square_is_a_resize():
 
 def test_outside_share():
     assert ffhq.outside_share(ffhq.full_quad(100, 100), 100, 100) == 0
-    assert ffhq.outside_share(ffhq.full_quad(100, 100) + [50, 0], 100, 100) == 0.5
+    assert ffhq.outside_share(ffhq.full_quad(100, 100) + np.array([50, 0]), 100, 100) == 0.5
 
 
 def test_a_quad_beside_the_photograph_is_refused():

@@ -1,0 +1,169 @@
+"""The `dhr-batch` command. Parses and prints; the work is in `dhr_batch.pipeline`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dhr_batch import __version__
+
+# Other commands live beside what they do and are imported only when one of them is called.
+_ELSEWHERE = {
+    "models": ("dhr_batch.pipeline.cli_models", "List, download and check models."),
+    "datasets": ("dhr_batch.pipeline.cli_models", "List the configured datasets."),
+    "doctor": ("dhr_batch.pipeline.cli_models", "Check what this machine offers."),
+    "edits": ("dhr_batch.fitting.cli_edits", "List and fit edit directions."),
+}
+
+
+class _Commands(click.Group):
+    """A group that knows the names and help of commands it has not imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            module = importlib.import_module(_ELSEWHERE[cmd_name][0])
+            return getattr(module, cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            own = super().get_command(ctx, name)
+            text = own.get_short_help_str(80) if own is not None else _ELSEWHERE[name][1]
+            rows.append((name, text))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="dhr-batch", prog_name="dhr-batch")
+def main() -> None:
+    """Invert, refine and edit whole datasets of face photographs.
+
+    \b
+    Examples:
+      dhr-batch run --dataset portraits
+      dhr-batch run --dataset ~/photos --preset tiny --gpus 0
+      dhr-batch run --dataset celebahq --gpus 8 --dry-run
+      dhr-batch models pull --all
+    """
+
+
+@main.command()
+@click.option("--dataset", metavar="NAME|DIR", help="Configured dataset or folder of photographs.")
+@click.option("--preset", metavar="NAME", help="Named settings; they override the defaults.")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Run folder.  [default: runs/<dataset>-<generator>]",
+)
+@click.option(
+    "-c",
+    "--config",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="YAML settings; may be repeated, later files win.",
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. embed.steps=20."
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first images.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of every random draw.  [default: 0]")
+@click.option("--address", help="Ray cluster to join.  [default: a local session]")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop; touches nothing.")
+@click.option("--force", is_flag=True, help="Start even if the disk looks too small.")
+@click.option("--report/--no-report", default=True, show_default=True, help="Make the HTML report.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "rich", "plain", "none"]),
+    default="auto",
+    show_default=True,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print settings and workers' logs.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and the result.")
+def run(dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Run all stages on a dataset. The same command again finishes an interrupted run.
+
+    \b
+    Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
+    130 interrupted (state is safe).
+    """
+    from dhr_batch.pipeline.commit import Refused
+    from dhr_batch.pipeline.config import ConfigError
+    from dhr_batch.pipeline.datasets import DatasetError
+    from dhr_batch.pipeline.models import RegistryError
+    from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder, prepare
+
+    logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
+    flags = {key: options.pop(key) for key in ("dataset", "preset", "gpus", "limit", "seed")}
+    settings = {key: value for key, value in flags.items() if value is not None}
+    request = Request(settings=settings, **options)
+    try:
+        plan = prepare(request)
+        if options["verbose"]:
+            click.echo(plan.config.to_yaml(), err=True)
+        if dry_run:
+            _dry_run(plan, describe(plan, folder(plan, request)), as_json)
+            check_gpus(plan, request)
+            return
+        from dhr_batch.pipeline.driver import RunFailed
+        from dhr_batch.pipeline.runner import run as run_plan
+    except (ConfigError, DatasetError, Refused) as error:
+        _fail(str(error), 2)
+    except RegistryError as error:
+        _fail(str(error), 1)
+    try:
+        outcome = run_plan(plan, request)
+    except Refused as error:
+        _fail(str(error), 2)
+    except (RunFailed, RegistryError, OSError) as error:
+        _fail(str(error), 1)
+    if as_json:
+        click.echo(json.dumps(outcome.to_json(), indent=2))
+    else:
+        click.echo(outcome.report or outcome.out)
+    sys.exit(outcome.exit_code)
+
+
+def _dry_run(plan: Any, text: str, as_json: bool) -> None:
+    click.echo(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if as_json else text)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+@main.command()
+@click.argument(
+    "run_dir", metavar="RUN", type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="[default: RUN/report]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def report(run_dir: Path, out: Path | None, as_json: bool) -> None:
+    """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
+    from dhr_batch.pipeline.report import ReportError, write
+
+    try:
+        page = write(run_dir, out)
+    except (ReportError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps({"report": str(page)}) if as_json else str(page))
+
+
+if __name__ == "__main__":
+    main()

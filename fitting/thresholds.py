@@ -1,0 +1,260 @@
+"""Calibrate the error thresholds of Domain-Specific Segmentation.
+
+    python -m dhr_batch.fitting.thresholds --images FOLDER [--images FOLDER ...]
+
+The published thresholds belong to VGG16-LPIPS at 1024 px and a 40-step W inversion; another
+perceptual network, resolution or inversion has another scale of error. The rule used here: invert
+clean portraits; paste textured shapes over faces and hair, half of them in the colour of the face
+(as a hand would be), and measure the occluded picture against the render of the clean one, since a
+face generator cannot reproduce the shape. Per group of classes take the threshold with the largest
+sum of (share of clean pixels in-domain) and (share of occluded pixels out-of-domain), within the
+limits ``--keep`` on the first share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import skimage.data
+
+GROUPS = ("face", "parts", "other")
+TEXTURES = ("coffee", "chelsea", "brick", "gravel", "immunohistochemistry")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Superpixels of one picture: error, index into `GROUPS` (-1: none) and size in pixels."""
+
+    errors: np.ndarray
+    groups: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The chosen threshold of one group and the shares of pixels it gives."""
+
+    group: str
+    threshold: float
+    clean_in: float
+    occluded_out: float
+    clean_pixels: int
+    occluded_pixels: int
+
+
+def occluder(rng: np.random.Generator, image: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Mask of a random rotated ellipse or rectangle around one of the pixels where `at` is true.
+
+    Its sides are 20 to 45 % of the picture's. image: uint8 [H, W, 3]. Returns bool [H, W].
+    """
+    rows, columns = np.nonzero(at)
+    pick = int(rng.integers(len(rows)))
+    size = (rng.uniform(0.2, 0.45, 2) * image.shape[0]).tolist()
+    box = (
+        (float(columns[pick]), float(rows[pick])),
+        (size[0], size[1]),
+        float(rng.uniform(0, 180)),
+    )
+    mask = np.zeros(image.shape[:2], np.uint8)
+    if rng.random() < 0.5:
+        cv2.ellipse(mask, box, 1, -1)
+    else:
+        cv2.fillPoly(mask, [np.round(cv2.boxPoints(box)).astype(np.int32)], 1)
+    return mask.astype(bool)
+
+
+def paste(
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, own_colour: bool
+) -> np.ndarray:
+    """The picture with a texture under `mask`; in the colour beneath it unless `own_colour`."""
+    texture = np.asarray(getattr(skimage.data, str(rng.choice(TEXTURES)))())
+    if texture.ndim == 2:
+        texture = texture[..., None].repeat(3, 2)
+    side = int(rng.uniform(0.5, 1.0) * min(texture.shape[:2]))
+    top = int(rng.integers(texture.shape[0] - side + 1))
+    left = int(rng.integers(texture.shape[1] - side + 1))
+    patch = cv2.resize(texture[top : top + side, left : left + side, :3], image.shape[1::-1])
+    values = patch[mask].astype(np.float64)
+    if not own_colour:
+        values += image[mask].mean(0) - values.mean(0)
+    out = image.copy()
+    out[mask] = np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return out
+
+
+def class_groups() -> np.ndarray:
+    """Index into `GROUPS` of each class, -1 for those that are always out-of-domain. int [19]."""
+    from dhr_batch.stages.segment import FOREIGN_CLASSES, Thresholds
+
+    groups = Thresholds(face=0, parts=1, other=2).of_class().astype(np.int64)
+    groups[list(FOREIGN_CLASSES)] = -1
+    return groups
+
+
+def choose(
+    clean: Sequence[Sample], occluded: Sequence[Sample], keep: tuple[float, float]
+) -> list[Row]:
+    """Apply the rule of this module to each group. Raises ValueError for a group without pixels."""
+    rows = []
+    for index, group in enumerate(GROUPS):
+        good, good_size = _pool(clean, index)
+        bad, bad_size = _pool(occluded, index)
+        if len(good) == 0:
+            raise ValueError(f"no clean superpixel of group {group!r}: give more portraits")
+        order = np.argsort(good)
+        share = np.cumsum(good_size[order]) / good_size.sum()
+        candidates = good[order][(share >= keep[0]) & (share <= keep[1])]
+        if len(candidates) == 0:
+            candidates = good[order][[int(np.searchsorted(share, keep[0]))]]
+        # A threshold lies above the error it admits.
+        candidates = candidates * (1 + 1e-6)
+        kept = np.array([good_size[good < t].sum() / good_size.sum() for t in candidates])
+        out = np.array([bad_size[bad >= t].sum() / max(bad_size.sum(), 1) for t in candidates])
+        best = int(np.argmax(kept + out))
+        rows.append(
+            Row(
+                group=group,
+                threshold=round(float(candidates[best]), 4),
+                clean_in=float(kept[best]),
+                occluded_out=float(out[best]),
+                clean_pixels=int(good_size.sum()),
+                occluded_pixels=int(bad_size.sum()),
+            )
+        )
+    return rows
+
+
+def _pool(samples: Sequence[Sample], index: int) -> tuple[np.ndarray, np.ndarray]:
+    if not samples:
+        return np.zeros(0), np.zeros(0)
+    errors = np.concatenate([s.errors for s in samples])
+    sizes = np.concatenate([s.sizes for s in samples])
+    member = np.concatenate([s.groups for s in samples]) == index
+    member &= np.isfinite(errors) & (sizes > 0)
+    return errors[member], sizes[member]
+
+
+def measure(
+    perceptual, parser, images: np.ndarray, renders: np.ndarray, segments: int, occluders: int
+) -> Iterator[tuple[Sample, list[Sample]]]:
+    """Superpixel errors of each clean portrait and of its occluded copies.
+
+    perceptual, parser: networks of those families. images, renders: uint8 [N, R, R, 3], aligned
+    portraits and their inversions. Portraits in which the parser finds no face are left out.
+    """
+    from dhr_batch.stages import segment
+    from dhr_batch.stages.tensors import images_to_tensor
+
+    table = class_groups()
+
+    def sample(image: np.ndarray, render: np.ndarray, classes: np.ndarray, covered: np.ndarray):
+        device = perceptual.shift.device
+        pair = images_to_tensor([render], device), images_to_tensor([image], device)
+        (deltas,) = segment.error_maps(perceptual, *pair)
+        labels = segment.superpixels(image, segments)
+        sizes = np.bincount(labels.ravel())
+        share = np.bincount(labels.ravel(), covered.ravel()) / np.maximum(sizes, 1)
+        counts = [np.bincount(labels[classes == g], minlength=len(sizes)) for g in (-1, 0, 1, 2)]
+        groups = np.argmax(counts, axis=0) - 1
+        return Sample(
+            segment.superpixel_errors(deltas, labels), np.where(share > 0.5, groups, -1), sizes
+        )
+
+    for number, (image, render) in enumerate(zip(images, renders, strict=True)):
+        probs = parser.parse(image)
+        if probs is None:
+            continue
+        classes = table[probs.argmax(0)]
+        everywhere = np.ones(classes.shape, bool)
+        rng = np.random.Generator(np.random.PCG64([0, number]))
+        pasted = []
+        for k in range(occluders):
+            mask = occluder(rng, image, classes >= 0)
+            changed = paste(rng, image, mask, own_colour=k % 2 == 0)
+            pasted.append(sample(changed, render, classes, mask))
+        yield sample(image, render, classes, everywhere), pasted
+
+
+def _records(folders: Sequence[Path]):
+    from dhr_batch.stages.base import Record
+
+    for folder in folders:
+        for file in sorted(folder.iterdir()):
+            if file.suffix.lower() in SUFFIXES:
+                yield Record(file.name, str(file), data=file.read_bytes())
+
+
+@click.command()
+@click.option(
+    "--images", "folders", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True, required=True, help="Folder of portraits without occluders; repeatable.",
+)  # fmt: skip
+@click.option("--aligned", is_flag=True, help="The portraits are FFHQ-aligned squares.")
+@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option("--perceptual", default="st_lpips_alex", show_default=True)
+@click.option("--embed", default="w+", show_default=True, help="Name of the embedder.")
+@click.option("--steps", type=int, help="Its steps; its own default if not given.")
+@click.option("--parser", default="landmarks", show_default=True)
+@click.option("--segments", default=200, show_default=True)
+@click.option("--occluders", default=6, show_default=True, help="Shapes per portrait.")
+@click.option("--keep", nargs=2, default=(0.8, 0.95), show_default=True, help="Clean share.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the table.")
+def main(
+    folders: tuple[Path, ...], aligned: bool, generator: str, perceptual: str, embed: str,
+    steps: int | None, parser: str, segments: int, occluders: int, keep: tuple[float, float],
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Print thresholds for the preset's `segment.thresholds`."""
+    import torch
+
+    from dhr_batch.pipeline import models
+    from dhr_batch.stages import registry
+    from dhr_batch.stages.base import Context
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    context = Context(device=device, generator=generator, models=models.path, aligned=aligned)
+    options: dict[str, dict] = {"align": {"name": "ffhq"}, "embed": {"name": embed}}
+    if steps is not None:
+        options["embed"]["steps"] = steps
+    records = list(_records(folders))
+    for family, chosen in options.items():
+        kind = registry.lookup(family, chosen["name"])
+        stage = kind(kind.Options(**chosen))
+        stage.setup(context)
+        records = [stage.run([record])[0] for record in records]
+    for record in records:
+        if record.failure is not None:
+            click.echo(f"left out {record.source}: {record.failure.message}", err=True)
+    good = [r for r in records if r.image is not None and r.inverted is not None]
+    if not good:
+        raise click.ClickException("no portrait could be aligned and inverted")
+    measured = list(
+        measure(
+            context.network("perceptual", perceptual),
+            context.network("parser", parser),
+            np.stack([r.image for r in good if r.image is not None]),
+            np.stack([r.inverted for r in good if r.inverted is not None]),
+            segments,
+            occluders,
+        )
+    )
+    rows = choose([c for c, _ in measured], [o for _, many in measured for o in many], keep)
+    click.echo(f"{perceptual}, {generator}, {embed}, {len(measured)} portraits")
+    click.echo(f"{'group':8}{'threshold':>10}{'clean in':>10}{'occluded out':>14}")
+    for row in rows:
+        click.echo(
+            f"{row.group:8}{row.threshold:10.4f}{row.clean_in:10.1%}{row.occluded_out:14.1%}"
+        )
+    if out is not None:
+        out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Reading a finished (or unfinished) run: ids, codes, pictures, masks, metrics, deltas."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from PIL import Image
+
+from dhr_batch.pipeline import codec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class NoRun(ValueError):
+    """A folder that holds no run; the message says what was looked for."""
+
+
+def open(path: str | Path) -> Run:
+    """The run in a folder. Raises NoRun where there is none."""
+    root = Path(path).expanduser()
+    if not (root / "plan.json").is_file():
+        raise NoRun(f"{root} is not a run folder: it has no plan.json")
+    return Run(root)
+
+
+class Run:
+    """Committed rows of a run. Every attribute reads its table on first use.
+
+    Pictures and masks are read for the images asked for; all else is small.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.root)!r}, {len(self.ids)} images)"
+
+    def table(self, name: str, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """A whole table, or its rows where each column in `equal` has that value.
+
+        Raises NoRun where the run has no such table.
+        """
+        parts = sorted((self.root / name).glob("part-*.parquet"))
+        if not parts:
+            there = sorted({p.parent.name for p in self.root.glob("*/part-*.parquet")})
+            raise NoRun(f"{self.root} has no table {name!r}; it has: {', '.join(there) or 'none'}")
+        data = ds.dataset([str(part) for part in parts], format="parquet")
+        keep = None
+        for column, value in equal.items():
+            test = ds.field(column) == value
+            keep = test if keep is None else keep & test
+        return data.to_table(columns=list(columns) if columns else None, filter=keep)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Settings, fingerprint and image ids by shard, as planned."""
+        return json.loads((self.root / "plan.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Images with rows, in plan order; those in quarantine are not among them."""
+        return self.table("latents", ["image_id"])["image_id"].to_pylist()
+
+    @cached_property
+    def latents(self) -> dict[str, np.ndarray]:
+        """Image id -> W+ code, float32 [L, 512]."""
+        table = self.table("latents", ["image_id", "latent"])
+        codes = _vectors(table["latent"])
+        return dict(zip(table["image_id"].to_pylist(), codes, strict=True))
+
+    @cached_property
+    def masks(self) -> dict[str, np.ndarray]:
+        """Image id -> in-domain mask, bool [R, R]."""
+        return self._masks("in_domain")
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Image id -> CelebAMask-HQ class of each pixel, uint8 [R, R]."""
+        return self._masks("labels")
+
+    def _masks(self, kind: str) -> dict[str, np.ndarray]:
+        table = self.table("masks", ["image_id", "mask"], kind=kind)
+        return {row["image_id"]: _picture(row["mask"]) for row in table.to_pylist()}
+
+    def images(
+        self, kind: str = "refined", ids: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Image id -> picture, uint8 [R, R, 3]. kind: aligned, inverted or refined."""
+        rows = self.table("images", ["image_id", "image"], kind=kind).to_pylist()
+        wanted = None if ids is None else set(ids)
+        return {
+            row["image_id"]: _picture(row["image"])
+            for row in rows
+            if wanted is None or row["image_id"] in wanted
+        }
+
+    def edited(self, name: str, strength: float) -> dict[str, np.ndarray]:
+        """Image id -> picture of one edit, uint8 [R, R, 3]."""
+        table = self.table("images", ["image_id", "image"], edit_name=name, edit_strength=strength)
+        return {row["image_id"]: _picture(row["image"]) for row in table.to_pylist()}
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """All metrics, long: image_id, stage, metric, value, model."""
+        columns = ["image_id", "stage", "metric", "value", "model"]
+        return self.table("metrics", columns).to_pandas()
+
+    def metrics_wide(self) -> pd.DataFrame:
+        """One row per image and stage, one column per metric."""
+        return self.metrics.pivot_table(
+            index=["image_id", "stage"], columns="metric", values="value", sort=False
+        )
+
+    @cached_property
+    def edits(self) -> pd.DataFrame:
+        """One row per edited picture: edit, strength, latent float32 [L, 512], effect as a dict."""
+        table = self.table("edits")
+        frame = table.drop_columns(["latent", "effect"]).to_pandas()
+        frame["latent"] = list(_vectors(table["latent"]))
+        frame["effect"] = [{e["key"]: e["value"] for e in es} for es in table["effect"].to_pylist()]
+        return frame
+
+    @cached_property
+    def quarantine(self) -> pd.DataFrame:
+        """Images that failed: image_id, source, stage, error_class, message."""
+        return self.table("quarantine").to_pandas()
+
+    def delta(self, image_id: str) -> dict[str, np.ndarray]:
+        """Refined weights minus published ones, name -> float32; `feature` replaces the layer.
+
+        Decoded as `codec.decode` says. Raises KeyError for an image without stored deltas.
+        """
+        rows = self.table("deltas", image_id=image_id).to_pylist()
+        if not rows:
+            raise KeyError(f"no deltas of {image_id!r} in {self.root}")
+        return {
+            row["tensor"]: codec.decode(np.array(row["scales"]), row["data"], tuple(row["shape"]))
+            for row in rows
+        }
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray:
+    length, width = column.type.list_size, column.type.value_type.list_size
+    flat = [np.asarray(chunk.flatten().flatten()) for chunk in column.chunks]
+    joined = np.concatenate(flat) if flat else np.empty(0, np.float32)
+    return joined.reshape(-1, length, width)
+
+
+def _picture(value: dict[str, Any]) -> np.ndarray:
+    with Image.open(io.BytesIO(value["bytes"]), formats=("PNG",)) as image:
+        return np.asarray(image)

@@ -1,0 +1,67 @@
+"""The sample cache, with a stand-in for the networks that label."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dhr_batch.fitting import samples
+from dhr_batch.stages.base import Context
+
+
+class Finder:
+    """Finds a face in every second image."""
+
+    calls = 0
+
+    def locate(self, image):
+        self.calls += 1
+        return np.zeros(4), "hog" if self.calls % 2 else "ffhq"
+
+    def find(self, image, box):
+        return np.full((68, 2), 7.0)
+
+
+class Features:
+    def features(self, x):
+        return [torch.zeros(1), x.mean(1, keepdim=True).expand(-1, 256, -1, -1)]
+
+
+@pytest.fixture()
+def context(monkeypatch):
+    monkeypatch.setattr(samples, "SHARD", 4)
+    made = Context("cpu", "tiny", models=lambda name: None)
+    made._networks[("landmarks", "dlib68")] = Finder()
+    made._networks[("perceptual", "st_lpips_alex")] = Features()
+    return made
+
+
+def test_a_run_that_was_interrupted_goes_on(context, tmp_path):
+    first = samples.collect(context, tmp_path, 4, seed=3)
+    kept = (tmp_path / "00000.npz").read_bytes()
+    calls = []
+    both = samples.collect(context, tmp_path, 8, seed=3, report=lambda *a: calls.append(a))
+    assert (tmp_path / "00000.npz").read_bytes() == kept
+    assert calls == [(4, 8), (8, 8)]
+    assert both.w.shape == (8, 512)
+    assert np.array_equal(both.w[:4], first.w)
+    assert not np.array_equal(both.w[4:], first.w)
+    assert both.feat.shape == (8, 4096)
+    assert both.feat.dtype == np.float16
+    assert np.isnan(both.landmarks).all((1, 2)).sum() == 4
+    generator = context.network("generator", "tiny")
+    z = torch.from_numpy(samples.draw(3, 1))
+    assert np.allclose(both.w[4:], generator.map(z, 0.8).numpy(), atol=1e-5)
+
+
+def test_samples_of_another_seed_are_not_mixed_in(context, tmp_path):
+    samples.collect(context, tmp_path, 4, seed=3)
+    with pytest.raises(ValueError, match="holds samples of"):
+        samples.collect(context, tmp_path, 4, seed=4)
+    assert json.loads((tmp_path / "samples.json").read_text())["seed"] == 3
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no samples"):
+        samples.load(tmp_path)

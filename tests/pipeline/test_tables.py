@@ -1,0 +1,229 @@
+"""What is written can be read by everyone, and says what it is."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dhr_batch
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dhr_batch.pipeline import card, tables
+from dhr_batch.stages.base import Edit, Metric, Record
+from PIL import Image
+
+ROWS = 3
+INFO = tables.RunInfo(rows=ROWS, embedder="w+", thresholds={"face": 0.5}, random_weights=True)
+
+
+def record(image_id: str, seed: int = 0) -> Record:
+    draw = np.random.default_rng(seed)
+
+    def picture() -> np.ndarray:
+        return draw.integers(0, 256, (16, 16, 3), np.uint8)
+
+    def code() -> np.ndarray:
+        return draw.standard_normal((ROWS, 512)).astype(np.float32)
+
+    edits = tuple(Edit("smile", s, "ab" * 32, code(), picture(), {"smile": s}) for s in (-1.0, 1.5))
+    return Record(
+        image_id=image_id,
+        source=image_id,
+        image=picture(),
+        quad=np.arange(8.0).reshape(4, 2),
+        source_size=(40, 30),
+        latent=code(),
+        inverted=picture(),
+        labels=draw.integers(0, 19, (16, 16), np.uint8),
+        mask=draw.random((16, 16)) > 0.25,
+        delta={"conv1.weight": draw.standard_normal((4, 4, 3, 3)).astype(np.float32)},
+        feature=draw.standard_normal((2, 4, 4)).astype(np.float32),
+        refined=picture(),
+        edits=edits,
+        metrics=(Metric("refined", "psnr", 21.5, "tiny"),),
+        notes=("first frame of 3",),
+    )
+
+
+def write(root: Path, records: list[Record], info: tables.RunInfo = INFO, shard: int = 0) -> Path:
+    for table in info.tables:
+        (root / table).mkdir(parents=True, exist_ok=True)
+    files = {t: tables.TableFile(root / t / f"part-{shard:05d}.parquet", t, info) for t in info.tables}
+    for one in records:
+        for table, rows in tables.rows_of(one, shard, info).items():
+            files[table].append(rows)
+    for file in files.values():
+        file.close()
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards; the second one has a quarantined image only."""
+    root = tmp_path_factory.mktemp("run")
+    write(root, [record("a.jpg", 1), record("b/c d.png", 2)])
+    write(root, [record("e.jpg").failed("align", "no_face", "e.jpg shows no face")], shard=1)
+    plan = {
+        "dataset": "photos",
+        "config": {"generator": "tiny"},
+        "fingerprint": {"version": "0"},
+        "shards": [["a.jpg", "b/c d.png"], ["e.jpg"]],
+    }
+    (root / "plan.json").write_text(json.dumps(plan))
+    (root / "_state").mkdir()
+    (root / "_staging" / "x").mkdir(parents=True)
+    (root / "_staging" / "x" / "images.parquet").write_bytes(b"unfinished")
+    card.write(root, plan)
+    return root
+
+
+COUNTS = {
+    "images": 10,
+    "latents": 2,
+    "masks": 4,
+    "edits": 4,
+    "metrics": 2,
+    "quarantine": 1,
+    "deltas": 4,
+}
+
+
+def _pandas(run: Path, table: str) -> int:
+    return len(pytest.importorskip("pandas").read_parquet(run / table))
+
+
+def _pyarrow(run: Path, table: str) -> int:
+    return pq.read_table(run / table).num_rows
+
+
+def _polars(run: Path, table: str) -> int:
+    return len(pytest.importorskip("polars").read_parquet(run / table / "*.parquet"))
+
+
+def _duckdb(run: Path, table: str) -> int:
+    query = f"SELECT * FROM '{run}/{table}/*.parquet'"
+    return len(pytest.importorskip("duckdb").sql(query).fetchall())
+
+
+def _datasets(run: Path, table: str) -> int:
+    datasets = pytest.importorskip("datasets")
+    cache = run.parent / "datasets-cache"
+    return len(datasets.load_dataset(str(run), table, split="train", cache_dir=str(cache)))
+
+
+@pytest.mark.parametrize("table", COUNTS)
+@pytest.mark.parametrize("reader", [_pandas, _pyarrow, _polars, _duckdb, _datasets])
+def test_every_reader_opens_every_table(
+    run: Path, table: str, reader: Callable[[Path, str], int]
+) -> None:
+    assert reader(run, table) == COUNTS[table]
+
+
+def test_hugging_face_decodes_pictures(run: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    cache = run.parent / "datasets-cache"
+    rows = datasets.load_dataset(str(run), "images", split="train", cache_dir=str(cache))
+    assert isinstance(rows[0]["image"], Image.Image)
+    assert np.asarray(rows[0]["image"]).tolist() == record("a.jpg", 1).image.tolist()  # type: ignore[union-attr]
+
+
+def test_library_gives_back_what_was_stored(run: Path) -> None:
+    opened, one = dhr_batch.open(run), record("a.jpg", 1)
+    assert opened.ids == ["a.jpg", "b/c d.png"]
+    np.testing.assert_array_equal(opened.latents["a.jpg"], one.latent)
+    np.testing.assert_array_equal(opened.masks["a.jpg"], one.mask)
+    np.testing.assert_array_equal(opened.labels["a.jpg"], one.labels)
+    for kind, pixels in (("aligned", one.image), ("inverted", one.inverted), ("refined", one.refined)):
+        np.testing.assert_array_equal(opened.images(kind)["a.jpg"], pixels)
+    assert opened.images(ids=["b/c d.png"]).keys() == {"b/c d.png"}
+    np.testing.assert_array_equal(opened.edited("smile", 1.5)["a.jpg"], one.edits[1].image)
+    assert opened.metrics["value"].tolist() == [21.5, 21.5]
+    assert opened.metrics_wide().loc[("a.jpg", "refined"), "psnr"] == 21.5
+    assert opened.edits["effect"][0] == {"smile": -1.0}
+    np.testing.assert_array_equal(opened.edits["latent"][0], one.edits[0].latent)
+    assert opened.quarantine["error_class"].tolist() == ["no_face"]
+    delta, weight = opened.delta("a.jpg"), one.delta["conv1.weight"]  # type: ignore[index]
+    assert delta.keys() == {"conv1.weight", "feature"}
+    assert np.abs(delta["conv1.weight"] - weight).max() <= np.abs(weight).max() / 254 * 1.001
+    with pytest.raises(KeyError, match=r"e\.jpg"):
+        opened.delta("e.jpg")
+
+
+def test_no_run_and_no_table_are_named(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(ValueError, match=r"no plan\.json"):
+        dhr_batch.open(tmp_path)
+    with pytest.raises(ValueError, match=r"no table 'features'; it has: deltas, edits"):
+        dhr_batch.open(run).table("features")
+
+
+def test_edited_pictures_say_so(run: Path) -> None:
+    for row in pq.read_table(run / "images").to_pylist():
+        text = Image.open(io.BytesIO(row["image"]["bytes"])).text  # type: ignore[attr-defined]
+        if row["kind"] == "edit":
+            assert text["Comment"] == f"edited by dhr-batch: smile {row['edit_strength']:+g}"
+            assert text["dhr-batch:edit"] == "smile"
+            assert float(text["dhr-batch:strength"]) == row["edit_strength"]
+        else:
+            assert text == {}
+
+
+def test_random_weights_are_declared_everywhere(run: Path) -> None:
+    for table in COUNTS:
+        about = pq.read_schema(run / table / "part-00000.parquet").metadata[b"dhr_batch"]
+        assert json.loads(about)["warning"] == "random weights"
+    assert set(pq.read_table(run / "metrics")["model"].to_pylist()) == {"tiny (random weights)"}
+    notes = pq.read_table(run / "images")["note"].to_pylist()
+    assert set(notes) == {"first frame of 3; random weights"}
+
+
+def test_columns() -> None:
+    latent = pa.list_(pa.list_(pa.float32(), 512), ROWS)
+    assert tables.schema("latents", ROWS).field("latent").type == latent
+    assert tables.schema("deltas", ROWS).field("data").type == pa.large_binary()
+    for table in tables.TABLES:
+        assert tables.schema(table, ROWS).names[:2] == ["image_id", "shard"]
+
+
+def _chunk(path: Path, column: str) -> Any:
+    group = pq.read_metadata(path).row_group(0)
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    return next(chunk for chunk in chunks if chunk.path_in_schema == column)
+
+
+def test_encodings(run: Path) -> None:
+    latent = _chunk(run / "latents/part-00000.parquet", "latent.list.element.list.element")
+    assert latent.compression == "ZSTD"
+    assert "BYTE_STREAM_SPLIT" in latent.encodings
+    picture = _chunk(run / "images/part-00000.parquet", "image.bytes")
+    assert picture.compression == "UNCOMPRESSED"
+    assert not picture.is_stats_set
+    assert _chunk(run / "metrics/part-00000.parquet", "value").has_column_index
+    assert pq.read_metadata(run / "deltas/part-00000.parquet").num_row_groups == 2
+
+
+def test_row_groups_are_cut_for_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [Metric("refined", f"m{i}", float(i), "x") for i in range(600)]
+    one = record("a.jpg")
+    write(tmp_path, [Record("a.jpg", "a.jpg", latent=one.latent, metrics=tuple(many))])
+    groups = pq.read_metadata(tmp_path / "metrics/part-00000.parquet")
+    sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+    assert sizes == [256, 256, 88]
+    values = pq.read_table(tmp_path / "metrics")["value"].to_pylist()
+    assert values == [float(i) for i in range(600)]
+
+
+def test_same_records_make_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / n, [record("a.jpg", 1), record("b.jpg", 2)]) for n in "ab")
+    for path in first.glob("*/*.parquet"):
+        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes()
+
+
+def test_deltas_only_on_demand(tmp_path: Path) -> None:
+    info = tables.RunInfo(rows=ROWS, embedder="w", store_deltas=False)
+    write(tmp_path, [record("a.jpg")], info)
+    assert not (tmp_path / "deltas").exists()

@@ -1,0 +1,107 @@
+"""The command line: help without heavy imports, exit codes, plans."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from dhr_batch.cli import main
+from PIL import Image
+
+HELP = """
+import sys
+from click.testing import CliRunner
+from dhr_batch.cli import main
+for words in {commands}:
+    result = CliRunner().invoke(main, [*words, "--help"])
+    assert result.exit_code == 0, (words, result.output, result.exception)
+    assert "Usage:" in result.output, words
+print(*sys.modules)
+"""
+COMMANDS = [[], ["run"], ["report"], ["models"], ["datasets"], ["doctor"], ["edits"]]
+
+
+def dhr(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    return folder
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = HELP.format(commands=COMMANDS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "ray", "pyarrow", "skimage", "sklearn", "cv2"} & set(done.stdout.split())
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--dry-run"]
+    result = dhr(*words)
+    assert result.exit_code == 0, result.output
+    assert "2 images, 2 shards" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+    plan = json.loads(dhr(*words, "--json").stdout)
+    assert plan["shards"] == [["a.png"], ["b.png"]]
+    assert plan["config"]["embed"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "embed.stps=3"], "unknown setting embed.stps: did you mean 'steps'?"),
+        (["--set", "refine.name=x"], "choose from: "),
+        (["--preset", "huge"], "unknown preset 'huge'"),
+        (["--limit", "0"], "Invalid value"),
+        (["--progress", "loud"], "Invalid value"),
+        (["--dataset", "celebhq"], "did you mean 'celebahq'?"),
+        (["--dataset", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_wrong_words_exit_with_2(photographs: Path, words: list[str], message: str) -> None:
+    result = dhr("run", "--dataset", str(photographs), "--gpus", "0", "--dry-run", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_no_dataset_lists_them() -> None:
+    result = dhr("run", "--gpus", "0")
+    assert result.exit_code == 2
+    assert "portraits" in result.stderr
+
+
+def test_absent_dataset_folder_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path))
+    monkeypatch.delenv("DHR_BATCH_DATA", raising=False)
+    result = dhr("run", "--dataset", "celebahq", "--gpus", "8")
+    assert result.exit_code == 2
+    assert "CelebAMask-HQ" in result.stderr
+    assert "DHR_BATCH_DATA" in result.stderr
+
+
+def test_absent_gpus_say_what_to_do(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 0)
+    result = dhr("run", "--dataset", str(photographs), "--preset", "tiny", "--gpus", "8")
+    assert result.exit_code == 2
+    assert "--gpus 0" in result.stderr
+
+
+def test_report_of_no_run_is_an_error(tmp_path: Path) -> None:
+    result = dhr("report", str(tmp_path))
+    assert result.exit_code == 1
+    assert "is not a run" in result.stderr

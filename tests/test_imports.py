@@ -1,0 +1,90 @@
+"""Import direction cli -> pipeline -> stages -> stages.networks, and packaging of every package."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FORBIDDEN = {
+    "stages/networks": ("ray", "dhr_batch.pipeline", "dhr_batch.fitting", "dhr_batch.cli"),
+    "stages": ("ray", "dhr_batch.pipeline", "dhr_batch.fitting", "dhr_batch.cli"),
+    "pipeline": ("dhr_batch.cli",),
+}
+# What the networks may share of `stages`: the record and the registry.
+NETWORKS_MAY = ("dhr_batch.stages.networks", "dhr_batch.stages.base", "dhr_batch.stages.registry")
+HEAVY = ("torch", "torchvision", "ray", "skimage", "sklearn", "cv2", "facenet_pytorch", "dlib")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_module_level(tree: ast.Module) -> ast.Module:
+    kept = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return ast.Module(body=list(kept), type_ignores=[])
+
+
+def inside(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_import_direction(folder: str) -> None:
+    files = sorted((ROOT / folder).glob("*.py"))
+    assert files
+    for file in files:
+        for name in imports(ast.parse(file.read_text("utf-8"))):
+            assert not inside(name, FORBIDDEN[folder]), f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_networks_do_not_import_stages() -> None:
+    for file in sorted((ROOT / "stages" / "networks").glob("*.py")):
+        for name in imports(ast.parse(file.read_text("utf-8"))):
+            if name.startswith("dhr_batch."):
+                assert inside(name, NETWORKS_MAY), f"{file.name} imports {name}"
+
+
+def test_pipeline_imports_no_torch_at_module_level() -> None:
+    for file in sorted((ROOT / "pipeline").glob("*.py")):
+        for name in imports(at_module_level(ast.parse(file.read_text("utf-8")))):
+            assert not inside(name, ("torch", "torchvision")), f"{file.name} imports {name}"
+
+
+def test_packages_are_listed() -> None:
+    """A package missing from the list works in an editable install and is absent from the wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    tops = ("benchmarks", "configs", "fitting", "pipeline", "stages")
+    found = {"dhr_batch"} | {
+        "dhr_batch." + ".".join(file.parent.relative_to(ROOT).parts)
+        for top in tops
+        for file in (ROOT / top).rglob("__init__.py")
+    }
+    assert listed == found
+    for top in tops:
+        for file in (ROOT / top).rglob("*.py"):
+            assert (file.parent / "__init__.py").exists(), f"{file} is in no package"
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import time; t = time.perf_counter(); import dhr_batch; s = time.perf_counter() - t\n"
+        "import sys; print(s, *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.split()
+    assert not set(HEAVY) & set(modules)
+    assert "pyarrow" not in modules
+    assert float(seconds) < 0.2
