@@ -29,7 +29,8 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --explicit-package-bases pipeline stages fitting benchmarks cli.py
+	mkdir -p build/typed && ln -sfn ../.. build/typed/dhr_batch
+	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy -p dhr_batch
 
 clean:
 	rm -rf build dhr_batch.egg-info

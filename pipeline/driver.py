@@ -98,8 +98,8 @@ class Driver:
             if len(self._handles) == self._starting() and not self.stop:
                 if time.monotonic() - waiting_since > _WAITING_SECONDS:
                     waiting_since = time.monotonic()
-                    what = "GPUs" if self.settings.gpu else "CPU cores"
-                    self.progress.say(f"waiting for {self.workers} workers ({what} may be in use)")
+                    what = "free GPUs" if self.settings.gpu else "free CPU cores"
+                    self.progress.say(f"{self.workers} workers wait for {what} or load networks")
             else:
                 waiting_since = time.monotonic()
             if self.stop and not any(task.shard for task in self._tasks.values()):

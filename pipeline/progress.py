@@ -47,9 +47,11 @@ class State:
 
 
 def duration(seconds: float | None) -> str:
-    """`42 s`, `3 min 20 s`, `5 h 07 min`; `?` where unknown."""
+    """`4.2 s`, `42 s`, `3 min 20 s`, `5 h 07 min`; `?` where unknown."""
     if seconds is None:
         return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -107,8 +109,9 @@ class Progress:
         state.workers[worker] = event["what"]
         state.done += event.get("done", 0)
         state.failed += event.get("failed", 0)
-        if event.get("done") and state.first_image_seconds is None:
-            state.first_image_seconds = event["seconds"] / event["done"]
+        finished = event.get("done", 0) - event.get("failed", 0)
+        if finished > 0 and state.first_image_seconds is None:
+            state.first_image_seconds = event["seconds"] / finished
             left = state.first_image_seconds * state.total / state.parallel
             self.say(
                 f"first image: {duration(state.first_image_seconds)}; "

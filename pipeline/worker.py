@@ -102,10 +102,11 @@ class Worker:
                 for table, rows in rows_of(record, shard.index, self.info).items():
                     files[table].append(rows)
             failed = [r.failure.error_class for r in records if r.failure is not None]
+            done = first + len(records)
             errors.update(failed)
             self._events.append(
                 {
-                    "what": f"shard {shard.index}: {first + len(records)} of {len(shard.items)} done",
+                    "what": f"shard {shard.index}: {done} of {len(shard.items)} done",
                     "done": len(records),
                     "failed": len(failed),
                     "errors": failed,

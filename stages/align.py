@@ -62,7 +62,7 @@ class FFHQAlign(Stage):
         )
         max_megapixels: float = Field(64, gt=0, description="larger files are not decoded")
         min_face: float = Field(20, ge=0, description="shorter side of the face box in pixels")
-        min_score: float = Field(0.9, ge=0, le=1, description="least score of the detector")
+        min_score: float = Field(0.95, ge=0, le=1, description="least score of the detector")
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     gives: ClassVar[frozenset[str]] = frozenset({"image", "quad", "source_size"})

@@ -1,6 +1,6 @@
 """Domain-Specific Hybrid Refinement: weights in-domain, features out-of-domain (WACV 2024).
 
-Song et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved
+Cao et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved
 GAN Inversion". In-domain parts are refined by modulating the generator's weights, so that they
 stay editable; out-of-domain parts by replacing the feature layer, which no edit moves.
 """

@@ -1,6 +1,6 @@
 """Domain-Specific Segmentation: which part of a photograph the generator can represent.
 
-Song et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved GAN
+Cao et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved GAN
 Inversion" (WACV 2024). Superpixels whose perceptual error under the inversion is small, and whose
 content belongs to a face, are in-domain; everything else is out-of-domain.
 """

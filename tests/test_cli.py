@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from dhr_batch.cli import main
 from PIL import Image
+
+from dhr_batch.cli import main
 
 HELP = """
 import sys

@@ -71,7 +71,7 @@ def run(root: Path, copy: Path, dataset: Path) -> dhr_batch.pipeline.results.Run
     command[:4] = [sys.executable, "-m", "dhr_batch.cli", "run", "--dataset", str(dataset)]
     command += ["--gpus", "0", "--out", str(copy / "out"), "--no-report", "--set", "workers=1"]
     environment = os.environ | {"PYTHONPATH": str(copy), "DHR_BATCH_HOME": str(copy / "home")}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=240)
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=500)
     assert done.returncode == 0, done.stderr.decode()
     return dhr_batch.open(copy / "out")
 

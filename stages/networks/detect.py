@@ -19,7 +19,7 @@ FINE_SIDE = 2560
 MIN_FACE = 20
 # The close-up of `refine`: this many box sides wide, scaled to this many pixels.
 _CLOSE_UP, _CLOSE_UP_SIDE = 2.2, 200
-_SURE = 0.9
+_SURE = 0.95
 _GPU_BATCH = 16
 
 

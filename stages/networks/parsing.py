@@ -231,6 +231,8 @@ def _skin_chroma(lab: np.ndarray, face: _Geometry) -> np.ndarray:
         distance = np.hypot(*(median[1:] - SKIN_CHROMA)) / SKIN_CHROMA_SPREAD
         chroma.append(median[1:])
         weight.append(np.exp(-0.5 * distance**2) * np.clip(median[0] / 40, 0.1, 1) + 1e-3)
+    if not chroma:
+        return SKIN_CHROMA
     colours, weights = np.array(chroma), np.array(weight)
     gaps = np.linalg.norm(colours[:, None] - colours[None], axis=2)
     support = (weights[None] * np.exp(-0.5 * (gaps / 8) ** 2)).sum(1)
@@ -292,7 +294,9 @@ def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
     mask = np.ascontiguousarray(cv2.resize(seeds, size, interpolation=cv2.INTER_NEAREST))
     # GrabCut draws its first clusters from OpenCV's global generator.
     cv2.setRNGSeed(0)
-    cv2.grabCut(small, mask, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(
+        small, mask, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK
+    )
     person = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.float32)
     person = cv2.resize(person, u.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return cv2.GaussianBlur(person, (0, 0), 1.5)

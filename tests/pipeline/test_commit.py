@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dhr_batch.pipeline.commit import Refused, RunFolder, create
 
 

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dhr_batch
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+
+import dhr_batch
 from dhr_batch.pipeline import card, tables
 from dhr_batch.stages.base import Edit, Metric, Record
-from PIL import Image
 
 ROWS = 3
 INFO = tables.RunInfo(rows=ROWS, embedder="w+", thresholds={"face": 0.5}, random_weights=True)
@@ -53,7 +54,9 @@ def record(image_id: str, seed: int = 0) -> Record:
 def write(root: Path, records: list[Record], info: tables.RunInfo = INFO, shard: int = 0) -> Path:
     for table in info.tables:
         (root / table).mkdir(parents=True, exist_ok=True)
-    files = {t: tables.TableFile(root / t / f"part-{shard:05d}.parquet", t, info) for t in info.tables}
+    files = {
+        t: tables.TableFile(root / t / f"part-{shard:05d}.parquet", t, info) for t in info.tables
+    }
     for one in records:
         for table, rows in tables.rows_of(one, shard, info).items():
             files[table].append(rows)
@@ -138,7 +141,11 @@ def test_library_gives_back_what_was_stored(run: Path) -> None:
     np.testing.assert_array_equal(opened.latents["a.jpg"], one.latent)
     np.testing.assert_array_equal(opened.masks["a.jpg"], one.mask)
     np.testing.assert_array_equal(opened.labels["a.jpg"], one.labels)
-    for kind, pixels in (("aligned", one.image), ("inverted", one.inverted), ("refined", one.refined)):
+    for kind, pixels in (
+        ("aligned", one.image),
+        ("inverted", one.inverted),
+        ("refined", one.refined),
+    ):
         np.testing.assert_array_equal(opened.images(kind)["a.jpg"], pixels)
     assert opened.images(ids=["b/c d.png"]).keys() == {"b/c d.png"}
     np.testing.assert_array_equal(opened.edited("smile", 1.5)["a.jpg"], one.edits[1].image)

@@ -21,12 +21,12 @@ def face() -> np.ndarray:
         points[brow : brow + 5] = [(x + dx, 82) for dx in (-20, -10, 0, 10, 20)]
     points[27:31] = [(128, y) for y in (100, 113, 126, 139)]
     points[31:36] = [(128 + dx, 148) for dx in (-12, -6, 0, 6, 12)]
-    eye = np.array([(-12, 0), (-5, -4), (5, -4), (12, 0), (5, 4), (-5, 4)])
-    points[36:42], points[42:48] = eye + [98, 100], eye + [158, 100]
+    eye = [(-12, 0), (-5, -4), (5, -4), (12, 0), (5, 4), (-5, 4)]
+    points[36:42], points[42:48] = np.add(eye, (98, 100)), np.add(eye, (158, 100))
     outer = [(-25, 0), (-15, -6), (-6, -9), (0, -8), (6, -9), (15, -6), (25, 0)]
     outer += [(15, 7), (6, 10), (0, 11), (-6, 10), (-15, 7)]
     inner = [(-20, 0), (-8, -1), (0, -1), (8, -1), (20, 0), (8, 1), (0, 1), (-8, 1)]
-    points[48:] = np.array(outer + inner) + [128, 170]
+    points[48:] = np.add(outer + inner, (128, 170))
     return points
 
 
@@ -114,5 +114,5 @@ def test_a_published_smile_direction_raises_the_smile_step_by_step(models, share
     box, found_by = landmarks.locate(renders[2])
     assert found_by == "hog"
     smiles = [scores(landmarks.find(image, box))["smile"] for image in renders]
-    assert all(b > a for a, b in zip(smiles, smiles[1:], strict=False))
+    assert smiles == sorted(set(smiles))
     assert smiles[-1] - smiles[0] > 0.3

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, occluder, paste
+from dhr_batch.stages.networks.parsing import INDEX
+
+
+def sample(errors: np.ndarray, group: int) -> Sample:
+    return Sample(errors, np.full(len(errors), group), np.full(len(errors), 10))
+
+
+def test_threshold_separates_clean_from_occluded() -> None:
+    clean = [sample(np.linspace(0.1, 0.5, 100), g) for g in range(3)]
+    occluded = [sample(np.linspace(0.45, 0.9, 50), g) for g in range(3)]
+    rows = choose(clean, occluded, (0.8, 0.95))
+    assert [r.group for r in rows] == list(GROUPS)
+    for row in rows:
+        assert row.threshold == pytest.approx(0.45, abs=0.01)
+        assert 0.8 <= row.clean_in <= 0.95
+        assert row.occluded_out > 0.97
+
+
+def test_limits_hold_where_nothing_separates() -> None:
+    errors = np.linspace(0, 1, 1000)
+    clean = [sample(errors, g) for g in range(3)]
+    for row in choose(clean, [sample(errors * 0, g) for g in range(3)], (0.8, 0.9)):
+        assert 0.8 <= row.clean_in <= 0.9
+        assert row.occluded_out == 0
+
+
+def test_vanished_superpixels_do_not_count() -> None:
+    clean = [sample(np.array([0.1] * 9 + [np.nan]), g) for g in range(3)]
+    assert [r.clean_pixels for r in choose(clean, [], (0.8, 0.95))] == [90] * 3
+
+
+def test_group_without_pixels_is_named() -> None:
+    with pytest.raises(ValueError, match="parts"):
+        choose([sample(np.ones(3), 0)], [], (0.8, 0.95))
+
+
+def test_class_groups() -> None:
+    groups = class_groups()
+    assert groups[INDEX["face"]] == 0
+    assert groups[INDEX["nose"]] == groups[INDEX["left_ear"]] == 1
+    assert groups[INDEX["hair"]] == groups[INDEX["glasses"]] == 2
+    assert groups[INDEX["background"]] == groups[INDEX["hat"]] == -1
+
+
+@pytest.mark.parametrize("own_colour", [True, False])
+def test_occluder_is_pasted_where_asked(own_colour: bool) -> None:
+    image = np.full((128, 128, 3), (200, 150, 120), np.uint8)
+    at = np.zeros((128, 128), bool)
+    at[40:90, 40:90] = True
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        mask = occluder(rng, image, at)
+        assert 0.01 < mask.mean() < 0.25
+        assert (mask & at).any()
+        out = paste(rng, image, mask, own_colour)
+        np.testing.assert_array_equal(out[~mask], image[~mask])
+        assert out[mask].std() > 3
+        if not own_colour:
+            np.testing.assert_allclose(out[mask].mean(0), image[mask].mean(0), atol=25)

@@ -1,0 +1,160 @@
+"""The tiny generator through the whole pipeline on Ray: outcome, resume, refusal, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+import dhr_batch
+
+IDS = ["astronaut.png", "sub/gespiegelt ä.jpg"]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two faces, one file that is no picture, one picture without a face."""
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "sub").mkdir()
+    face = Image.fromarray(data.astronaut())
+    face.save(folder / IDS[0])
+    face.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / IDS[1])
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    Image.fromarray(data.coffee()).save(folder / "coffee.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(photographs: Path) -> list[str]:
+    np.save(photographs / "direction.npy", np.ones(512, np.float32))
+    edits = f"edit.edits=[{{direction: {photographs / 'direction.npy'}, strengths: [-1, 1]}}]"
+    options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--set", edits]
+    return [*options, "--set", "shard_size=2", "--json"]
+
+
+def dhr(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dhr_batch.cli", "run", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    words: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], str]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    done = dhr(*words, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout), done.stderr
+
+
+def published(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))}
+
+
+def test_every_image_is_in_the_tables_or_in_quarantine(
+    finished: tuple[Path, dict[str, Any], str],
+) -> None:
+    out, outcome, said = finished
+    run = dhr_batch.open(out)
+    assert run.ids == IDS
+    assert dict(zip(run.quarantine["image_id"], run.quarantine["stage"], strict=True)) == {
+        "broken.jpg": "align",
+        "coffee.jpg": "align",
+    }
+    assert outcome | {"seconds": 0} == {
+        "out": str(out),
+        "images": 4,
+        "done": 2,
+        "quarantined": 2,
+        "exit_code": 0,
+        "seconds": 0,
+        "report": str(out / "report" / "index.html"),
+    }
+    assert (out / "report" / "index.html").stat().st_size > 1000
+    assert "\x1b" not in said
+    assert "estimated time" in said
+    assert "free space" in said
+    assert not (out / "_staging").exists()
+
+
+def test_all_stages_leave_their_rows(finished: tuple[Path, dict[str, Any], str]) -> None:
+    run = dhr_batch.open(finished[0])
+    for kind in ("aligned", "inverted", "refined"):
+        assert [p.shape for p in run.images(kind).values()] == [(32, 32, 3)] * 2
+    assert len(run.edits) == 4
+    assert set(run.metrics["stage"]) >= {"inverted", "refined"}
+    assert run.delta(IDS[0]).keys() >= {"conv1.weight", "feature"}
+    assert run.masks[IDS[0]].dtype == bool
+    wide = run.metrics_wide()
+    assert np.isfinite(wide["psnr"]).all()
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    words: list[str], finished: tuple[Path, dict[str, Any], str]
+) -> None:
+    out = finished[0]
+    before = published(out)
+    again = dhr(*words, "--out", str(out), "--no-report")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stderr
+    assert published(out) == before
+
+
+def test_other_settings_are_refused(
+    words: list[str], finished: tuple[Path, dict[str, Any], str]
+) -> None:
+    refused = dhr(*words, "--out", str(finished[0]), "--set", "embed.steps=3")
+    assert refused.returncode == 2
+    assert "embed.steps: 2 -> 3" in refused.stderr
+    assert "--out" in refused.stderr
+
+
+def test_lost_shard_is_made_again_with_the_same_bytes(
+    words: list[str], finished: tuple[Path, dict[str, Any], str]
+) -> None:
+    out = finished[0]
+    before = published(out)
+    (out / "_state" / "shards" / "00001.json").unlink()
+    for path in out.glob("*/part-00001.parquet"):
+        path.unlink()
+    budget = dhr(*words, "--out", str(out), "--no-report", "--set", "max_quarantined=0.1")
+    assert budget.returncode == 3, budget.stderr
+    assert "resuming: 1 shards are finished" in budget.stderr
+    assert published(out) == before
+
+
+def test_ctrl_c_twice_stops_and_the_same_command_goes_on(words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    long = [*words, "--out", str(out), "--set", "embed.steps=20000", "--no-report"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dhr_batch.cli", "run", *long],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "plan.json").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Ctrl-C again stops now" in said
+    assert "goes on from here" in said
+    assert not os.path.exists(out / "_staging")

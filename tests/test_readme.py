@@ -1,0 +1,113 @@
+"""The Python snippets of README.md, executed on a run of its shape."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dhr_batch.pipeline import card, config, tables
+from dhr_batch.stages.base import Edit, Metric, Record
+
+
+def _blocks(root: Path, language: str) -> list[str]:
+    text = (root / "README.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _record(image_id: str, seed: int) -> Record:
+    draw = np.random.default_rng(seed)
+    picture = draw.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    latent = draw.normal(size=(23, 512)).astype(np.float32)
+    stages = ("inverted", "refined", "edit:smile:2")
+    names = ("psnr", "st_lpips_alex", "identity_dlib_distance")
+    return Record(
+        image_id,
+        image_id,
+        image=picture,
+        quad=np.zeros((4, 2)),
+        source_size=(64, 64),
+        latent=latent,
+        inverted=picture,
+        refined=picture,
+        labels=np.full((32, 32), 2, np.uint8),
+        mask=picture[..., 0] > 60,
+        edits=(Edit("smile", 2.0, "0" * 64, latent, picture, {"smile": 0.5}),),
+        metrics=tuple(Metric(s, n, float(draw.random()), "m") for s in stages for n in names),
+    )
+
+
+@pytest.fixture
+def portraits(tmp_path: Path) -> Path:
+    """`runs/portraits` below the returned folder."""
+    run = tmp_path / "runs" / "portraits"
+    info = tables.RunInfo(rows=23, embedder="w+", store_deltas=False)
+    for table in info.tables:
+        (run / table).mkdir(parents=True)
+    ids = ["a.jpg", "b.jpg"]
+    for shard, image_id in enumerate(ids):
+        rows = tables.rows_of(_record(image_id, shard), shard, info)
+        for table in info.tables:
+            file = tables.TableFile(run / table / f"part-{shard:05}.parquet", table, info)
+            file.append(rows.get(table, []))
+            file.close()
+    plan = {
+        "dataset": "portraits",
+        "config": {"generator": "mobilestylegan-256"},
+        "fingerprint": {"version": "0"},
+        "shards": [[image_id] for image_id in ids],
+    }
+    (run / "plan.json").write_text(json.dumps(plan), "utf-8")
+    card.write(run, plan)
+    return tmp_path
+
+
+def test_every_reader_snippet_runs(root: Path, portraits: Path) -> None:
+    snippets = _blocks(root, "python")
+    readers = ("pandas", "pyarrow", "polars", "duckdb", "datasets", "dhr_batch")
+    assert len(snippets) == len(readers)
+    for reader, snippet in zip(readers, snippets, strict=True):
+        assert re.search(rf"^(import|from) {reader}|^import numpy", snippet)
+    separate = "\nfor v in [v for v in globals() if v[0] != '_']: del globals()[v]\n"
+    cache = {"HF_HOME": str(portraits / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", separate.join(snippets)],
+        cwd=portraits,
+        env=os.environ | cache,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    output = done.stdout.decode()
+    assert "(2, 23, 512)" in output
+    assert "(23, 512)" in output
+    assert (portraits / "first_edit.png").stat().st_size > 0
+
+
+def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:
+    (settings,) = [yaml.safe_load(block) for block in _blocks(root, "yaml")]
+    options = config.options_class("edit", settings["edit"]["name"])(**settings["edit"])
+    assert [e.direction for e in options.edits] == ["smile", "directions/age.npy"]
+
+
+def test_named_files_and_links_exist(root: Path) -> None:
+    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+        text = (root / document).read_text("utf-8")
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+        made_by_demo = {"docs/contact_sheet.png"}
+        for link in set(links) - made_by_demo:
+            assert ((root / document).parent / link).is_file(), f"{document}: {link}"
+
+
+def test_files_named_by_the_architecture_page_exist(root: Path) -> None:
+    text = (root / "docs" / "architecture.md").read_text("utf-8")
+    named = re.findall(r"`((?:pipeline|stages)/[\w/]+\.py)`", text)
+    assert len(named) > 5
+    assert [name for name in named if not (root / name).is_file()] == []
