@@ -21,7 +21,7 @@ FOLDS = 5
 # of a few thousand that would leave fewer samples than latent dimensions.
 EXTREMES = 0.25
 # Penalties per sample, in units of the variance of a latent (0.2 on average, 8 at most).
-RIDGE_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+RIDGE_PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3)
 Model = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 

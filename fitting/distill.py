@@ -1,6 +1,6 @@
 """Distil the published 1024 px generator to the shipped 256 px one, on one CPU core.
 
-    python -m dhr_batch.fitting.distill --minutes 50 --cache DIR --out FILE
+    python -m dhr_batch.fitting.distill --minutes 50 --cache DIR --out FILE --sheet PNG
 
 Student: the published network up to 128 px features plus a modulated 1x1 head to 12 wavelet
 channels (see `generators.cut`). Blocks 0-3 stay as published; block 4, its noise and the head are
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -25,78 +24,25 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dhr_batch.fitting.distill_pairs import (
+    HELD_OUT,
+    answerable,
+    contact_sheet,
+    features,
+    held_out_scores,
+    pair,
+    summary,
+    write_whole,
+)
+from dhr_batch.pipeline import models
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.generators import cut, distilled_tensors
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
-from dhr_batch.stages.networks.openvino_ir import load_mobilestylegan
 
-HELD_OUT = range(10_000_000, 10_000_064)
-HEAD_STYLES = slice(15, 22)
+CHECKPOINT = "distill.pt"
 CROP = 32
 # conv1 and conv2 reach one pixel each into the zero padding, at the resolution before the head.
 MARGIN = 2
-
-
-def codes(net: MobileStyleGAN, seed: int) -> Tensor:
-    """The W+ code [1, 23, 512] of a seed.
-
-    Held-out seeds are plain W at truncation 0.7. Training seeds are broader, as inverted
-    photographs are: truncation uniform in 0.5-1.0, and 40 % of them mix in a second, untruncated latent.
-    """
-    g = torch.Generator().manual_seed(seed)
-    z = torch.randn(2, 512, generator=g)
-    u = torch.rand(3, generator=g)
-    w = net.map(z)
-    if seed in HELD_OUT:
-        return net.broadcast(net.w_mean + 0.7 * (w[:1] - net.w_mean))
-    w = net.w_mean + (0.5 + 0.5 * u[0]) * (w - net.w_mean)
-    ws = net.broadcast(w[:1]).clone()
-    if u[1] < 0.4:
-        ws[:, int(u[2] * net.num_ws) :] = w[1]
-    return ws
-
-
-def _write(file: Path, save: Callable[[Path], object]) -> None:
-    """Write a file so that it is only ever seen whole."""
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    save(temporary)
-    temporary.chmod(0o644)
-    os.replace(temporary, file)
-
-
-def _savez(**arrays: np.ndarray) -> Callable[[Path], None]:
-    def save(file: Path) -> None:
-        with file.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-    return save
-
-
-@torch.no_grad()
-def pair(teacher: MobileStyleGAN, cache: Path, seed: int) -> tuple[Tensor, Tensor]:
-    """Code [1, 23, 512] and the teacher's reduced image [1, 3, 256, 256], unclamped; cached."""
-    file = cache / f"{seed}.npz"
-    if not file.exists():
-        ws = codes(teacher, seed)
-        image = F.avg_pool2d(teacher.synthesize(ws), 4)
-        arrays = {"ws": ws[0].numpy(), "im": image[0].numpy().astype(np.float16)}
-        _write(file, _savez(**arrays))
-    with np.load(file) as data:
-        return torch.from_numpy(data["ws"])[None], torch.from_numpy(data["im"])[None].float()
-
-
-@torch.no_grad()
-def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.ndarray:
-    """Block-3 features [512, 64, 64] of a code as a memory-mapped float16 array; cached."""
-    file = cache / f"{seed}.feature.npy"
-    if not file.exists():
-        x = student.to_feature(ws)[0].numpy().astype(np.float16)
-
-        def save(path: Path) -> None:
-            with path.open("wb") as stream:
-                np.save(stream, x)
-
-        _write(file, save)
-    return np.load(file, mmap_mode="r")
 
 
 def haar(image: Tensor) -> Tensor:
@@ -126,30 +72,13 @@ def fit_head(student: MobileStyleGAN, pairs: Sequence[tuple[Tensor, Tensor]]) ->
     student.weight("to_img.bias").copy_(solution[-1])
 
 
-def psnr(image: Tensor, target: Tensor) -> float:
-    """PSNR in dB at a peak of 2 (range [-1, 1]); neither side is clamped."""
-    return float(10 * torch.log10(4 / (image - target).square().mean()))
-
-
-@torch.no_grad()
-def held_out_psnr(
-    student: MobileStyleGAN, teacher: MobileStyleGAN, cache: Path, seeds: Sequence[int]
-) -> dict[int, float]:
-    """PSNR of the student against the teacher's reduced image for each seed."""
-    result = {}
-    for seed in seeds:
-        ws, target = pair(teacher, cache, seed)
-        result[seed] = psnr(student.synthesize(ws), target)
-    return result
-
-
 def export(tensors: dict[str, Tensor], out: Path) -> str:
     """Write the distilled tensors in float16; returns the file's sha256.
 
     A model description of the same name beside it (`.yaml`) gets the new sha256 and size.
     """
     half = {name: t.detach().half().contiguous() for name, t in tensors.items()}
-    _write(
+    write_whole(
         out, lambda path: save_file(half, path, metadata={"made_by": "dhr_batch.fitting.distill"})
     )
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
@@ -158,7 +87,7 @@ def export(tensors: dict[str, Tensor], out: Path) -> str:
         text = description.read_text(encoding="utf-8")
         text = re.sub(r"(\bsha256: \"?)[0-9a-f]{64}", rf"\g<1>{digest}", text)
         text = re.sub(r"(\bsize: )\d+", rf"\g<1>{out.stat().st_size}", text)
-        _write(description, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(description, lambda path: path.write_text(text, encoding="utf-8"))
     return digest
 
 
@@ -277,18 +206,17 @@ def train(
 
     Publishes the averaged weights to `out` every few minutes. Returns them.
     """
-    trainer, checkpoint = Trainer(student, rate), cache / "distill.pt"
+    trainer, checkpoint = Trainer(student, rate), cache / CHECKPOINT
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
     else:
-        _write(checkpoint, lambda path: torch.save(trainer.state(), path))
+        write_whole(checkpoint, lambda path: torch.save(trainer.state(), path))
     if trainer.steps:
         click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
     material = []
     for seed in seeds:
         ws, image = pair(teacher, cache, seed)
-        # A code that changes inside the layers the head stands for has no 256 px answer.
-        if bool((ws[:, HEAD_STYLES] == ws[:, 15:16]).all()):
+        if answerable(ws):
             material.append((seed, ws, image.half()))
     click.echo(f"{len(material)} training images")
     judge = cut(teacher)
@@ -312,11 +240,10 @@ def train(
             )
         if trainer.seconds - published > 240 or trainer.seconds >= limit:
             published = trainer.seconds
-            _write(checkpoint, lambda path: torch.save(trainer.state(), path))
+            write_whole(checkpoint, lambda path: torch.save(trainer.state(), path))
             export(trainer.average, out)
             _fill(judge, trainer.average)
-            scores = held_out_psnr(judge, teacher, cache, HELD_OUT[:12])
-            click.echo(f"      held out (12): {np.mean(list(scores.values())):.2f} dB")
+            click.echo(summary(held_out_scores(judge, teacher, cache, HELD_OUT[:12])))
     return trainer.average
 
 
@@ -329,40 +256,42 @@ def _fill(net: MobileStyleGAN, tensors: dict[str, Tensor]) -> None:
 @click.command()
 @click.option("--minutes", default=50.0, show_default=True, help="Training time on one core.")
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file."
-)
-@click.option("--pairs", default=1000, show_default=True, help="Training images (0.9 s each).")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--pairs", default=800, show_default=True, help="Training images (0.9 s each).")
 @click.option("--rate", default=1e-2, show_default=True, help="Peak step relative to a weight.")
 @click.option("--batch", default=4, show_default=True, help="Crops per step.")
-@click.option("--teacher", "folder", type=click.Path(path_type=Path), help="Folder of the IR.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG: student, teacher, difference.")
 def main(
-    minutes: float, cache: Path, out: Path, pairs: int, rate: float, batch: int, folder: Path | None
+    minutes: float,
+    cache: Path,
+    out: Path,
+    pairs: int,
+    rate: float,
+    batch: int,
+    sheet: Path | None,
 ) -> None:
-    """Distil the 1024 px generator to 256 px and write the tensors that differ."""
+    """Distil the 1024 px generator to 256 px and write the tensors that differ.
+
+    With `--minutes 0` and a finished cache, only judges the cached weights again.
+    """
     torch.set_num_threads(1)
     cache.mkdir(parents=True, exist_ok=True)
-    if folder is None:
-        from dhr_batch.pipeline import models
-
-        folder = models.path("mobilestylegan-ffhq")
-    teacher = load_mobilestylegan(folder)
+    context = Context(device="cpu", generator="mobilestylegan-1024", models=models.path)
+    teacher = context.network("generator", "mobilestylegan-1024")
+    perceptual = context.network("perceptual", "st_lpips_alex")
     student = cut(teacher)
-    if not (cache / "distill.pt").exists():
+    if not (cache / CHECKPOINT).exists():
         fit_head(student, [pair(teacher, cache, seed) for seed in range(min(pairs, 100))])
         export(distilled_tensors(student), out)
-        scores = held_out_psnr(student, teacher, cache, HELD_OUT[:12])
-        click.echo(f"head by least squares, held out (12): {np.mean(list(scores.values())):.2f} dB")
+        click.echo("head by least squares:")
+        click.echo(summary(held_out_scores(student, teacher, cache, HELD_OUT[:12])))
     tensors = train(student, teacher, range(pairs), cache, out, minutes, rate, batch)
     digest = export(tensors, out)
     _fill(student, tensors)
-    scores = held_out_psnr(student, teacher, cache, HELD_OUT)
-    worst = min(scores, key=lambda seed: scores[seed])
-    click.echo(
-        f"held out ({len(scores)}): mean {np.mean(list(scores.values())):.2f} dB, "
-        f"worst {scores[worst]:.2f} dB (seed {worst})"
-    )
+    click.echo(summary(held_out_scores(student, teacher, cache, HELD_OUT, perceptual)))
     click.echo(f"{out}: {out.stat().st_size} bytes, sha256 {digest}")
+    if sheet is not None:
+        contact_sheet(student, teacher, cache, HELD_OUT[:6]).save(sheet)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ class ShardActor(Worker):
 
 def remote(gpu_share: float, cpus: float) -> Any:
     """The actor class with its resources. It never restarts by itself: the driver decides."""
-    return ray.remote(
-        num_gpus=gpu_share,
-        num_cpus=cpus,
-        max_restarts=0,
-        max_task_retries=0,
-        concurrency_groups={"progress": 1},
-    )(ShardActor)
+    # Ray's type hints do not know `concurrency_groups`.
+    options: dict[str, Any] = {
+        "num_gpus": gpu_share,
+        "num_cpus": cpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "concurrency_groups": {"progress": 1},
+    }
+    return ray.remote(**options)(ShardActor)

@@ -295,13 +295,13 @@ def to_arrow(rows: list[Row], kind: pa.Schema) -> pa.Table:
     """Rows as an Arrow table; W+ codes are float32 arrays [L, 512]."""
     columns = []
     for column in kind:
-        values = [row.get(column.name) for row in rows]
         if column.name == "latent":
-            flat = pa.array(np.concatenate([np.ravel(v) for v in values]).astype(np.float32))
+            codes = np.stack([row["latent"] for row in rows]).astype(np.float32)
+            flat = pa.array(codes.ravel())
             inner = pa.FixedSizeListArray.from_arrays(flat, 512)
             columns.append(pa.FixedSizeListArray.from_arrays(inner, column.type.list_size))
         else:
-            columns.append(pa.array(values, column.type))
+            columns.append(pa.array([row.get(column.name) for row in rows], column.type))
     return pa.Table.from_arrays(columns, schema=kind)
 
 

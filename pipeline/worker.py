@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,7 +93,7 @@ class Worker:
         folder.mkdir(parents=True)
         files = {t: TableFile(folder / f"{t}.parquet", t, self.info) for t in self.info.tables}
         started, size = time.monotonic(), self.settings.config.batch_size
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         errors: Counter[str] = Counter()
         for first in range(0, len(shard.items), size):
             began = time.monotonic()
@@ -126,7 +126,7 @@ class Worker:
         }
 
     def _stages(
-        self, shard: Shard, first: int, items: Sequence[Item], seconds: Counter[str]
+        self, shard: Shard, first: int, items: Sequence[Item], seconds: defaultdict[str, float]
     ) -> list[Record]:
         records = [read(item, self.settings.split) for item in items]
         for stage in self.stages:

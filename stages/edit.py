@@ -51,8 +51,8 @@ class Move:
 class Directions(Stage):
     """`directions`: ws' = ws + strength * direction, rendered with the image's own refinement.
 
-    The weights, the feature and the mask of the refinement stay as they are (DHR, WACV 2024,
-    section 3.4), so out-of-domain content stays in place. Strength 0 repeats the refined image.
+    The weights, the feature and the mask of the refinement stay as they are, so
+    out-of-domain content stays in place. Strength 0 repeats the refined image.
     """
 
     stage = "edit"

@@ -17,7 +17,7 @@ from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
-LOSS_SIZE = 256
+PIXEL_SIZE = 256
 
 
 class Embedder(Stage):
@@ -70,17 +70,19 @@ def optimise(
     rate: float,
     pixel_weight: float,
     pull: float = 0.0,
+    perceptual_size: int = 256,
 ) -> Tensor:
     """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
 
-    images: [B, 3, R, R] in [-1, 1]; compared at 256 px. start: [B, 512]. pull: weight of the mean
-    squared distance of the rows from their mean, which keeps W+ codes editable. Every term is a
-    sum of per-image terms, so an image's code does not depend on its batch mates.
+    images: [B, 3, R, R] in [-1, 1]; pixels are compared at 256 px or below, features at
+    `perceptual_size`. start: [B, 512]. pull: weight of the mean squared distance of the rows from
+    their mean, which keeps W+ codes editable. Every term is a sum of per-image terms, so an
+    image's code does not depend on its batch mates.
     Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
     that do, so that the code also renders on a larger cut of the same network.
     """
-    target = downsample(images, LOSS_SIZE)
-    target_features = perceptual.features(target)
+    target = downsample(images, PIXEL_SIZE)
+    target_features = perceptual.features(downsample(target, perceptual_size))
     live = generator.live_rows
     rows = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
     rows = rows.clone().requires_grad_()
@@ -88,8 +90,9 @@ def optimise(
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = rate * ramp(step, steps, 0.05, 0.5)
-        render = downsample(generator.synthesize(_codes(generator, rows)), LOSS_SIZE)
-        loss = perceptual.distance(render, target_features).sum()
+        render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
+        small = downsample(render, perceptual_size)
+        loss = perceptual.distance(small, target_features).sum()
         loss = loss + pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
         if pull and space == "w+":
             spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
@@ -115,6 +118,7 @@ class _Optimise(Embedder):
         steps: int = Field(60, ge=0, description="optimisation steps")
         rate: float = Field(0.05, gt=0, description="Adam learning rate")
         perceptual: str = "st_lpips_alex"
+        perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
         pixel_weight: float = Field(1.0, ge=0)
         pull: float = Field(0.0, ge=0, description="pull of W+ rows towards their mean")
 
@@ -134,6 +138,7 @@ class _Optimise(Embedder):
             rate=self.options.rate,
             pixel_weight=self.options.pixel_weight,
             pull=self.options.pull,
+            perceptual_size=self.options.perceptual_size,
         )
 
 

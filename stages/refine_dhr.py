@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
-from dhr_batch.stages.embed import LOSS_SIZE, ramp
+from dhr_batch.stages.embed import ramp
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine import Refinement, Refiner
 from dhr_batch.stages.tensors import downsample, feature_mask
@@ -36,6 +36,7 @@ class HybridRefinement(Refiner):
         feature_rate: float = Field(5e-2, gt=0, description="Adam rate of the feature")
         weights: Literal["all", "convolutions"] = "all"
         perceptual: str = "st_lpips_alex"
+        perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
         perceptual_weight: float = Field(1.0, ge=0)
         pixel_weight: float = Field(1.0, ge=0, description="weight of 3x the mean squared error")
 
@@ -103,11 +104,11 @@ class _MaskedLoss:
     def __init__(self, refiner: HybridRefinement, images: Tensor, masks: Tensor) -> None:
         self.options, self.perceptual = refiner.options, refiner.perceptual
         self.images, self.masks = images, masks
-        self.target = self.perceptual.features(downsample(images, LOSS_SIZE))
+        self.target = self.perceptual.features(downsample(images, self.options.perceptual_size))
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         pixel = (image - self.images).square().sum(1, keepdim=True) * self.options.pixel_weight
-        terms = self.perceptual.maps(downsample(image, LOSS_SIZE), self.target)
+        terms = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
         inner = outer = image.new_zeros(())
         for term in [pixel, *(t * self.options.perceptual_weight for t in terms)]:
             mask = F.adaptive_avg_pool2d(self.masks, term.shape[2:])

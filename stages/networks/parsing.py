@@ -364,8 +364,8 @@ def parse_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     wide = cv2.GaussianBlur(counted * occluder, (0, 0), 4 * spread)
     wide = wide / (cv2.GaussianBlur(counted, (0, 0), 4 * spread) + 0.05)
     plain = cv2.GaussianBlur(np.clip(skin / 4, 0, 1), (0, 0), spread)
-    doubt = _sigmoid((wide - 0.22) / 0.04) * _sigmoid((0.75 - plain) / 0.08)
-    doubt = np.maximum(doubt, _sigmoid((wide - 0.55) / 0.06))
+    doubt = _sigmoid((wide - 0.16) / 0.03) * _sigmoid((0.75 - plain) / 0.08)
+    doubt = np.maximum(doubt, _sigmoid((wide - 0.36) / 0.04))
     occluder = np.maximum(occluder, doubt * _sigmoid((v - 0.08) / 0.03))
     around_eyes = _sigmoid((0.16 - np.abs(v)) / 0.02)
 

@@ -38,8 +38,10 @@ def test_planted_directions_are_recovered(planted):
     assert cosine(fits["first"].array, a) > 0.9
     assert cosine(fits["second"].array, b) > 0.9
     assert fits["first"].r2 > 0.8
-    assert fits["first"].correlation == max(fits["first"].compared.values())
+    assert {f.method for f in fits.values()} == {fits["first"].method}
+    assert fits["first"].correlation == fits["first"].compared[fits["first"].method]
     assert set(fits["first"].compared) == set(METHODS)
+    assert fits["first"].correlation > max(fits["first"].compared[m] for m in ("logistic", "svm"))
 
 
 def test_strength_one_is_one_deviation(planted):

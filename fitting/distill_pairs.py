@@ -1,0 +1,140 @@
+"""Teacher pairs for the distillation to 256 px, and the figures and pictures that judge it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.perceptual import Perceptual
+
+HELD_OUT = range(10_000_000, 10_000_064)
+HEAD_STYLES = slice(15, 22)
+
+
+def answerable(ws: Tensor) -> bool:
+    """Whether a code is constant over the styles that the head stands for.
+
+    A code that changes among them has no 256 px counterpart: the head sees only one of them.
+    """
+    first = HEAD_STYLES.start
+    return bool((ws[:, HEAD_STYLES] == ws[:, first : first + 1]).all())
+
+
+def codes(net: MobileStyleGAN, seed: int) -> Tensor:
+    """The W+ code [1, 23, 512] of a seed.
+
+    Held-out seeds are plain W at truncation 0.7. Training seeds are broader, as inverted
+    photographs are: truncation uniform in 0.5-1.0; 40 % of them mix in a second, untruncated
+    latent.
+    """
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(2, 512, generator=g)
+    u = torch.rand(3, generator=g)
+    w = net.map(z)
+    if seed in HELD_OUT:
+        return net.broadcast(net.w_mean + 0.7 * (w[:1] - net.w_mean))
+    w = net.w_mean + (0.5 + 0.5 * u[0]) * (w - net.w_mean)
+    ws = net.broadcast(w[:1]).clone()
+    if u[1] < 0.4:
+        ws[:, int(u[2] * net.num_ws) :] = w[1]
+    return ws
+
+
+def write_whole(file: Path, save: Callable[[Path], object]) -> None:
+    """Write a file so that it is only ever seen whole."""
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    save(temporary)
+    temporary.chmod(0o644)
+    os.replace(temporary, file)
+
+
+def _savez(**arrays: np.ndarray) -> Callable[[Path], None]:
+    def save(file: Path) -> None:
+        with file.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    return save
+
+
+@torch.no_grad()
+def pair(teacher: MobileStyleGAN, cache: Path, seed: int) -> tuple[Tensor, Tensor]:
+    """Code [1, 23, 512] and the teacher's reduced image [1, 3, 256, 256], unclamped; cached."""
+    file = cache / f"{seed}.npz"
+    if not file.exists():
+        ws = codes(teacher, seed)
+        image = F.avg_pool2d(teacher.synthesize(ws), 4)
+        arrays = {"ws": ws[0].numpy(), "im": image[0].numpy().astype(np.float16)}
+        write_whole(file, _savez(**arrays))
+    with np.load(file) as data:
+        return torch.from_numpy(data["ws"])[None], torch.from_numpy(data["im"])[None].float()
+
+
+@torch.no_grad()
+def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.ndarray:
+    """Block-3 features [512, 64, 64] of a code as a memory-mapped float16 array; cached."""
+    file = cache / f"{seed}.feature.npy"
+    if not file.exists():
+        x = student.to_feature(ws)[0].numpy().astype(np.float16)
+
+        def save(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.save(stream, x)
+
+        write_whole(file, save)
+    return np.load(file, mmap_mode="r")
+
+
+def psnr(image: Tensor, target: Tensor) -> float:
+    """PSNR in dB at a peak of 2 (range [-1, 1]); neither side is clamped."""
+    return float(10 * torch.log10(4 / (image - target).square().mean()))
+
+
+@torch.no_grad()
+def held_out_scores(
+    student: MobileStyleGAN,
+    teacher: MobileStyleGAN,
+    cache: Path,
+    seeds: Sequence[int] = HELD_OUT,
+    perceptual: Perceptual | None = None,
+) -> list[tuple[int, float, float]]:
+    """(seed, PSNR in dB, perceptual distance or nan) of the student for each seed."""
+    scores = []
+    for seed in seeds:
+        ws, target = pair(teacher, cache, seed)
+        image, distance = student.synthesize(ws), float("nan")
+        if perceptual is not None:
+            distance = float(perceptual.distance(image, perceptual.features(target)))
+        scores.append((seed, psnr(image, target), distance))
+    return scores
+
+
+def summary(scores: Sequence[tuple[int, float, float]]) -> str:
+    """Mean, worst seed and mean perceptual distance in one line."""
+    worst = min(scores, key=lambda row: row[1])
+    return (
+        f"held out ({len(scores)}): mean {np.mean([row[1] for row in scores]):.2f} dB, "
+        f"worst {worst[1]:.2f} dB (seed {worst[0]}), "
+        f"mean st_lpips_alex {np.mean([row[2] for row in scores]):.4f}"
+    )
+
+
+@torch.no_grad()
+def contact_sheet(
+    student: MobileStyleGAN, teacher: MobileStyleGAN, cache: Path, seeds: Sequence[int]
+) -> Image.Image:
+    """Student | teacher | difference (x4, grey = equal), one row per seed."""
+    rows = []
+    for seed in seeds:
+        ws, target = pair(teacher, cache, seed)
+        image = student.synthesize(ws)
+        rows.append(torch.cat([image, target, 4 * (image - target)], 3))
+    pixels = (torch.cat(rows, 2)[0].clamp(-1, 1) + 1) * 127.5
+    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
