@@ -99,7 +99,7 @@ class Driver:
                 if time.monotonic() - waiting_since > _WAITING_SECONDS:
                     waiting_since = time.monotonic()
                     what = "free GPUs" if self.settings.gpu else "free CPU cores"
-                    self.progress.say(f"{self.workers} workers wait for {what} or load networks")
+                    self.progress.say(f"workers wait for {what} or load networks")
             else:
                 waiting_since = time.monotonic()
             if self.stop and not any(task.shard for task in self._tasks.values()):

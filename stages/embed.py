@@ -112,32 +112,29 @@ def _codes(generator: MobileStyleGAN, rows: Tensor) -> Tensor:
 
 
 class _Optimise(Embedder):
-    space: Literal["w", "w+"]
-
     class Options(StageOptions):
         steps: int = Field(60, ge=0, description="optimisation steps")
-        rate: float = Field(0.05, gt=0, description="Adam learning rate")
         perceptual: str = "st_lpips_alex"
         perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
         pixel_weight: float = Field(1.0, ge=0)
-        pull: float = Field(0.0, ge=0, description="pull of W+ rows towards their mean")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
-    def embed(self, images: Tensor) -> Tensor:
-        start = self.generator.w_mean.expand(len(images), -1)
+    def _fit(
+        self, images: Tensor, start: Tensor, space: Literal["w", "w+"], steps: int, rate: float
+    ) -> Tensor:
         return optimise(
             self.generator,
             self.perceptual,
             images,
             start,
-            space=self.space,
-            steps=self.options.steps,
-            rate=self.options.rate,
+            space=space,
+            steps=steps,
+            rate=rate,
             pixel_weight=self.options.pixel_weight,
-            pull=self.options.pull,
+            pull=getattr(self.options, "pull", 0.0),
             perceptual_size=self.options.perceptual_size,
         )
 
@@ -145,16 +142,32 @@ class _Optimise(Embedder):
 class OptimiseW(_Optimise):
     """`w`: one 512-vector for all layers (StyleGAN2's projector, without noise optimisation)."""
 
-    space = "w"
-
     class Options(_Optimise.Options):
         name: str = "w"
+        rate: float = Field(0.1, gt=0, description="Adam learning rate")
+
+    def embed(self, images: Tensor) -> Tensor:
+        start = self.generator.w_mean.expand(len(images), -1)
+        return self._fit(images, start, "w", self.options.steps, self.options.rate)
 
 
 class OptimiseWPlus(_Optimise):
-    """`w+`: one 512-vector per layer (Abdal et al., Image2StyleGAN, 2019)."""
+    """`w+`: one 512-vector per layer (Abdal et al., Image2StyleGAN, 2019), after a start in W.
 
-    space = "w+"
+    The first `w_share` of the steps moves all rows together, which keeps the code near the codes
+    the generator was trained on, where directions edit as they should.
+    """
 
     class Options(_Optimise.Options):
         name: str = "w+"
+        w_share: float = Field(0.4, ge=0, le=1, description="share of the steps spent in W")
+        w_rate: float = Field(0.1, gt=0, description="Adam rate of the steps in W")
+        rate: float = Field(0.03, gt=0, description="Adam rate of the steps in W+")
+        pull: float = Field(0.1, ge=0, description="pull of the rows towards their mean")
+
+    def embed(self, images: Tensor) -> Tensor:
+        in_w = round(self.options.steps * self.options.w_share)
+        start = self.generator.w_mean.expand(len(images), -1)
+        if in_w:
+            start = self._fit(images, start, "w", in_w, self.options.w_rate)[:, 0]
+        return self._fit(images, start, "w+", self.options.steps - in_w, self.options.rate)
