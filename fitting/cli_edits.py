@@ -148,7 +148,9 @@ def fit_directions(
         raise click.ClickException(str(error)) from error
     about = {
         "about": "Linear edit directions in W, fitted to landmark scores of generated faces.",
-        "command": _command(),
+        "command": f"dhr-batch edits fit --generator {data.about['generator']} "
+        f"--samples {len(data.w)} --seed {data.about['seed']} "
+        f"--truncation {data.about['truncation']:g} --name {name}",
         "samples": data.about | {"count": len(data.w), "with_landmarks": found},
         "calibrated_on": {
             "generator": generator,

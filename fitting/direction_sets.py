@@ -122,7 +122,8 @@ def write_set(
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{n: np.asarray(a, np.float32) for n, a in arrays.items()})
+    stored: dict[str, Any] = {n: np.asarray(a, np.float32) for n, a in arrays.items()}
+    np.savez_compressed(buffer, **stored)
     text = yaml.safe_dump(
         {**about, "directions": {n: dict(d) for n, d in directions.items()}},
         sort_keys=False,

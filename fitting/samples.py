@@ -50,7 +50,7 @@ def fingerprint(generator: MobileStyleGAN) -> str:
 
 
 def draw(seed: int, shard: int) -> np.ndarray:
-    """Latents z ~ N(0, I) of one shard, float32 [SHARD, 512]; shards do not depend on each other."""
+    """Latents z ~ N(0, I) of one shard, float32 [SHARD, 512], independent of other shards."""
     source = np.random.Generator(np.random.PCG64([seed, shard]))
     return source.standard_normal((SHARD, 512), dtype=np.float32)
 
@@ -143,7 +143,7 @@ def find_landmarks(finder: Landmarks68, image: np.ndarray) -> np.ndarray:
     return np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32)
 
 
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(file: Path, arrays: dict[str, Any]) -> None:
     part = file.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as stream:
         np.savez(stream, **arrays)

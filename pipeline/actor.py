@@ -13,7 +13,7 @@ class ShardActor(Worker):
     """A `Worker` whose `events` can be called while a shard is running."""
 
     @ray.method(concurrency_group="progress")
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[dict[str, Any]]:  # type: ignore[override]
         return super().events()
 
 

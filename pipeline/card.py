@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from dhr_batch.pipeline.commit import replace
-from dhr_batch.pipeline.tables import TABLES
+from dhr_batch.pipeline.schemas import TABLES
 
 _TEXT = """
 # {name}

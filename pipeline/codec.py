@@ -8,6 +8,7 @@ import numpy as np
 
 SCHEME = "int8_channel"
 _SMALLEST = float(np.nextafter(np.float32(0), np.float32(1)))
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Encoded(NamedTuple):
@@ -31,6 +32,10 @@ def encode(tensor: np.ndarray) -> Encoded:
     peak = np.abs(rows).max(axis=1, initial=0.0)
     # Float32 division may round a subnormal scale to zero and lose the channel.
     scales = np.where(peak > 0, np.maximum(peak / 127.0, _SMALLEST), 0.0).astype(np.float32)
+    # Rounding up next to float32's maximum would make the peak decode to infinity.
+    scales = np.where(
+        scales.astype(np.float64) * 127 > _LARGEST, np.nextafter(scales, np.float32(0)), scales
+    )
     divisor = np.where(scales > 0, scales, 1.0).astype(np.float64)
     levels = np.clip(np.rint(rows / divisor[:, None]), -127, 127)
     return Encoded(scales, levels.astype(np.int8).tobytes())

@@ -155,13 +155,13 @@ class Driver:
     def _lost(self, task: Task, error: RayError) -> None:
         """The process of a worker is gone: take another one."""
         self._events.pop(task.worker, None)
-        self.progress.say(f"worker {task.worker} died; starting another one")
         if task.shard is None:
             self._deaths_at_start += 1
             if self._deaths_at_start >= ATTEMPTS:
                 raise RunFailed(f"workers die while they load the networks: {_short(error)}")
         else:
             self._again(task, task.shard, _short(error))
+        self.progress.say(f"worker {task.worker} died; starting another one")
         self._start(task.worker)
 
     def _raised(self, task: Task, error: RayTaskError) -> None:
@@ -231,7 +231,9 @@ class Driver:
 
 
 def _short(error: RayError) -> str:
-    """The message without Ray's remote traceback."""
+    """The message without Ray's remote traceback and advice."""
+    if isinstance(error, RayActorError):
+        return "the process of its worker died (killed, crashed, or out of memory)"
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         own = type(cause).__module__.startswith("dhr_batch.")

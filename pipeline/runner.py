@@ -128,9 +128,11 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Both are read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone.
+    # Read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone; the last
+    # keeps control codes out of what Ray prints about dead workers.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     config = plan.config
     quiet: dict[str, Any] = {
         "log_to_driver": request.verbose,

@@ -14,7 +14,9 @@ from dhr_batch.pipeline.commit import sha256
 from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.datasets import Item
 from dhr_batch.pipeline.plan import Shard
-from dhr_batch.pipeline.tables import RunInfo, TableFile, rows_of
+from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.table_file import TableFile
+from dhr_batch.pipeline.tables import rows_of
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
 

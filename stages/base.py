@@ -92,6 +92,8 @@ class Record:
 
 
 _T = TypeVar("_T")
+# What bad data raises inside a stage. AssertionError and MemoryError are not about one image.
+_PER_IMAGE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def some(value: _T | None) -> _T:
@@ -179,11 +181,13 @@ class Stage(ABC):
         except ImageError as error:
             if len(records) == 1:
                 return [records[0].failed(self.stage, error.error_class, str(error))]
-        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except _PER_IMAGE as error:
             if len(records) == 1:
                 return [records[0].failed(self.stage, type(error).__name__, str(error))]
         else:
             if [r.image_id for r in result] != [r.image_id for r in records]:
-                raise AssertionError(f"{type(self).__name__} changed the number or order of records")
+                raise AssertionError(
+                    f"{type(self).__name__} changed the number or order of records"
+                )
             return result
         return [self._isolate([record])[0] for record in records]

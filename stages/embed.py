@@ -113,10 +113,10 @@ def _codes(generator: MobileStyleGAN, rows: Tensor) -> Tensor:
 
 class _Optimise(Embedder):
     class Options(StageOptions):
-        steps: int = Field(60, ge=0, description="optimisation steps")
+        steps: int = Field(80, ge=0, description="optimisation steps")
         perceptual: str = "st_lpips_alex"
-        perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
-        pixel_weight: float = Field(1.0, ge=0)
+        perceptual_size: int = Field(128, ge=32, description="features are compared at this size")
+        pixel_weight: float = Field(3.0, ge=0, description="weight of the mean squared error")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -160,10 +160,10 @@ class OptimiseWPlus(_Optimise):
 
     class Options(_Optimise.Options):
         name: str = "w+"
-        w_share: float = Field(0.4, ge=0, le=1, description="share of the steps spent in W")
+        w_share: float = Field(0.25, ge=0, le=1, description="share of the steps spent in W")
         w_rate: float = Field(0.1, gt=0, description="Adam rate of the steps in W")
-        rate: float = Field(0.03, gt=0, description="Adam rate of the steps in W+")
-        pull: float = Field(0.1, ge=0, description="pull of the rows towards their mean")
+        rate: float = Field(0.07, gt=0, description="Adam rate of the steps in W+")
+        pull: float = Field(0.05, ge=0, description="pull of the rows towards their mean")
 
     def embed(self, images: Tensor) -> Tensor:
         in_w = round(self.options.steps * self.options.w_share)

@@ -69,7 +69,9 @@ class Refiner(Stage):
                 feature=None if feature is None else feature[i],
                 refined=image,
             )
-            for i, (record, image) in enumerate(zip(records, tensor_to_images(refined), strict=True))
+            for i, (record, image) in enumerate(
+                zip(records, tensor_to_images(refined), strict=True)
+            )
         ]
 
 

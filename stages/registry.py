@@ -55,6 +55,8 @@ def lookup(family: str, name: str) -> Any:
     if name not in TABLE[family]:
         close = difflib.get_close_matches(name, TABLE[family], 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UnknownName(f"unknown {family} {name!r}{hint}; choose from: {', '.join(names(family))}")
+        raise UnknownName(
+            f"unknown {family} {name!r}{hint}; choose from: {', '.join(names(family))}"
+        )
     module, _, attribute = TABLE[family][name].partition(":")
     return getattr(import_module(module), attribute)

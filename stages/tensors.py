@@ -33,5 +33,5 @@ def feature_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def downsample(images: Tensor, size: int) -> Tensor:
-    """Area-downsample [B, C, R, R] to [B, C, size, size]; smaller images are returned as they are."""
+    """Area-downsample [B, C, R, R] to [B, C, size, size]; smaller images stay as they are."""
     return F.adaptive_avg_pool2d(images, size) if images.shape[-1] > size else images

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dhr_batch.pipeline import card, config, tables
+from dhr_batch.pipeline import card, config, schemas, table_file, tables
 from dhr_batch.stages.base import Edit, Metric, Record
 
 
@@ -48,14 +48,14 @@ def _record(image_id: str, seed: int) -> Record:
 def portraits(tmp_path: Path) -> Path:
     """`runs/portraits` below the returned folder."""
     run = tmp_path / "runs" / "portraits"
-    info = tables.RunInfo(rows=23, embedder="w+", store_deltas=False)
+    info = schemas.RunInfo(rows=23, embedder="w+", store_deltas=False)
     for table in info.tables:
         (run / table).mkdir(parents=True)
     ids = ["a.jpg", "b.jpg"]
     for shard, image_id in enumerate(ids):
         rows = tables.rows_of(_record(image_id, shard), shard, info)
         for table in info.tables:
-            file = tables.TableFile(run / table / f"part-{shard:05}.parquet", table, info)
+            file = table_file.TableFile(run / table / f"part-{shard:05}.parquet", table, info)
             file.append(rows.get(table, []))
             file.close()
     plan = {

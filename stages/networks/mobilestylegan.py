@@ -131,7 +131,9 @@ class MobileStyleGAN(nn.Module):
         if offset is None:
             return shared
         if offset.shape[0] != batch:
-            raise ValueError(f"delta {name!r} is for {offset.shape[0]} images, the codes for {batch}")
+            raise ValueError(
+                f"delta {name!r} is for {offset.shape[0]} images, the codes for {batch}"
+            )
         return shared + offset
 
     # ---------------------------------------------------------------------- forward
@@ -175,7 +177,9 @@ class MobileStyleGAN(nn.Module):
             )
         return F.leaky_relu_(y, 0.2).reshape(b, -1, h, w)
 
-    def _run_blocks(self, x: Tensor, ws: Tensor, first: int, last: int, delta: Delta | None) -> Tensor:
+    def _run_blocks(
+        self, x: Tensor, ws: Tensor, first: int, last: int, delta: Delta | None
+    ) -> Tensor:
         for i in range(first, last):
             up_style = self._style(f"layers.{i}.up", ws[:, 3 * i + 1], delta)
             x = inverse_haar(x * up_style[:, :, None, None])
@@ -224,7 +228,8 @@ class MobileStyleGAN(nn.Module):
     def _check(self, ws: Tensor) -> None:
         if ws.ndim != 3 or tuple(ws.shape[1:]) != (self.num_ws, STYLE_WIDTH):
             raise ValueError(
-                f"expected W+ codes of shape [B, {self.num_ws}, {STYLE_WIDTH}], got {list(ws.shape)}"
+                f"expected W+ codes of shape [B, {self.num_ws}, {STYLE_WIDTH}], "
+                f"got {list(ws.shape)}"
             )
 
     # ---------------------------------------------------------------------- latents

@@ -57,7 +57,9 @@ def load_mobilestylegan(folder: Path) -> MobileStyleGAN:
     noise = [a for a in square if a.shape[2] == a.shape[3] and a.shape[2] >= 4]
     convs = ["conv1", *(f"layers.{i}.conv{k}" for i in range(net.blocks) for k in (1, 2))]
     if len(kernels) != len(convs) or len(noise) != len(convs):
-        raise ValueError(f"{folder}: {len(kernels)} kernels and {len(noise)} noise maps, not {len(convs)}")
+        raise ValueError(
+            f"{folder}: {len(kernels)} kernels and {len(noise)} noise maps, not {len(convs)}"
+        )
     state["input"] = torch.tensor(named["input.input"][0])
     for name, kernel, grain in zip(convs, kernels, noise, strict=True):
         state[f"{name}.weight"] = torch.tensor(kernel if name == "conv1" else kernel[:, :, 0, 0])
@@ -70,7 +72,9 @@ def load_mobilestylegan(folder: Path) -> MobileStyleGAN:
     modulated |= {f"layers.{i}.up": f"layers.{i}.up" for i in range(net.blocks)}
     for ours, theirs in modulated.items():
         state[f"{ours}.modulation.weight"] = torch.tensor(named[f"{theirs}.modulation.weight"])
-        state[f"{ours}.modulation.bias"] = torch.tensor(named[f"{theirs}.modulation.bias"]).flatten()
+        state[f"{ours}.modulation.bias"] = torch.tensor(
+            named[f"{theirs}.modulation.bias"]
+        ).flatten()
     state["to_img.weight"] = torch.tensor(named[f"{last}.conv.weight"][:, :, 0, 0])
     state["to_img.bias"] = torch.tensor(named[f"{last}.bias"]).flatten()
 

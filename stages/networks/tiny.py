@@ -1,4 +1,4 @@
-"""Small networks with seeded random weights, for tests and first checks: no download, no meaning."""
+"""Small networks with seeded random weights, for tests and first checks."""
 
 from __future__ import annotations
 

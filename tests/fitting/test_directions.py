@@ -7,7 +7,6 @@ from dhr_batch.fitting import direction_sets
 from dhr_batch.fitting.directions import METHODS, Fit, clip_outliers, fit, held_out
 from dhr_batch.stages import direction_files
 
-
 # Narrower than a real latent: the models are the same and the tests take seconds.
 WIDTH = 64
 

@@ -28,7 +28,7 @@ class Features:
         return [torch.zeros(1), x.mean(1, keepdim=True).expand(-1, 256, -1, -1)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def context(monkeypatch):
     monkeypatch.setattr(samples, "SHARD", 4)
     made = Context("cpu", "tiny", models=lambda name: None)

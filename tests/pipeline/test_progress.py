@@ -90,7 +90,7 @@ def test_expected_bytes_follow_what_is_stored() -> None:
     edits = (
         "edit.edits=[{direction: a.npy, strengths: [-1, 1]}, {direction: b.npy, strengths: [2]}]"
     )
-    tables = estimate.bytes_per_image(made(edits + "]"), GENERATOR)
+    tables = estimate.bytes_per_image(made(edits), GENERATOR)
     assert tables["images"] == pytest.approx(6 * 256**2 * 1.8)
     assert tables["deltas"] == pytest.approx(0.9 * 7_194_304)
     assert "deltas" not in estimate.bytes_per_image(made("store_deltas=false"), GENERATOR)

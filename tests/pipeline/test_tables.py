@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 import dhr_batch
-from dhr_batch.pipeline import card, tables
+from dhr_batch.pipeline import card, schemas, tables
+from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.table_file import TableFile
 from dhr_batch.stages.base import Edit, Metric, Record
 
 ROWS = 3
-INFO = tables.RunInfo(rows=ROWS, embedder="w+", thresholds={"face": 0.5}, random_weights=True)
+INFO = RunInfo(rows=ROWS, embedder="w+", thresholds={"face": 0.5}, random_weights=True)
 
 
 def record(image_id: str, seed: int = 0) -> Record:
@@ -51,12 +53,10 @@ def record(image_id: str, seed: int = 0) -> Record:
     )
 
 
-def write(root: Path, records: list[Record], info: tables.RunInfo = INFO, shard: int = 0) -> Path:
+def write(root: Path, records: list[Record], info: RunInfo = INFO, shard: int = 0) -> Path:
     for table in info.tables:
         (root / table).mkdir(parents=True, exist_ok=True)
-    files = {
-        t: tables.TableFile(root / t / f"part-{shard:05d}.parquet", t, info) for t in info.tables
-    }
+    files = {t: TableFile(root / t / f"part-{shard:05d}.parquet", t, info) for t in info.tables}
     for one in records:
         for table, rows in tables.rows_of(one, shard, info).items():
             files[table].append(rows)
@@ -190,10 +190,10 @@ def test_random_weights_are_declared_everywhere(run: Path) -> None:
 
 def test_columns() -> None:
     latent = pa.list_(pa.list_(pa.float32(), 512), ROWS)
-    assert tables.schema("latents", ROWS).field("latent").type == latent
-    assert tables.schema("deltas", ROWS).field("data").type == pa.large_binary()
-    for table in tables.TABLES:
-        assert tables.schema(table, ROWS).names[:2] == ["image_id", "shard"]
+    assert schemas.schema("latents", ROWS).field("latent").type == latent
+    assert schemas.schema("deltas", ROWS).field("data").type == pa.large_binary()
+    for table in schemas.TABLES:
+        assert schemas.schema(table, ROWS).names[:2] == ["image_id", "shard"]
 
 
 def _chunk(path: Path, column: str) -> Any:
@@ -231,6 +231,6 @@ def test_same_records_make_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_deltas_only_on_demand(tmp_path: Path) -> None:
-    info = tables.RunInfo(rows=ROWS, embedder="w", store_deltas=False)
+    info = RunInfo(rows=ROWS, embedder="w", store_deltas=False)
     write(tmp_path, [record("a.jpg")], info)
     assert not (tmp_path / "deltas").exists()

@@ -151,7 +151,7 @@ def test_ganspace_fit_is_the_pca_of_mapped_latents(tiny):
 # ------------------------------------------------------------------------------- files
 
 
-@pytest.fixture()
+@pytest.fixture
 def array():
     return np.random.default_rng(1).normal(size=512).astype(np.float32)
 

@@ -23,7 +23,7 @@ def generator(context):
     return context.network("generator", "tiny")
 
 
-@pytest.fixture()
+@pytest.fixture
 def direction(tmp_path):
     array = np.random.default_rng(5).normal(size=512).astype(np.float32)
     np.save(tmp_path / "push.npy", array)

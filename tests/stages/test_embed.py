@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -26,7 +28,9 @@ def targets(context: Context, count: int) -> torch.Tensor:
 
 def mse(context: Context, ws: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return (context.network("generator", "tiny").synthesize(ws) - images).square().mean((1, 2, 3))
+        return (
+            (context.network("generator", "tiny").synthesize(ws) - images).square().mean((1, 2, 3))
+        )
 
 
 @pytest.mark.parametrize("embedder", [OptimiseW, OptimiseWPlus])
@@ -76,4 +80,4 @@ def test_the_schedule_starts_at_once_and_ends_near_zero():
     assert 0 < rates[0] <= 0.2
     assert max(rates) == 1.0
     assert rates[-1] < 0.01
-    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[50:]))

@@ -39,13 +39,17 @@ def photographs(context: Context, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def part_error(image: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return ((image - target).square().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    return ((image - target).square().mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum(
+        (1, 2, 3)
+    )
 
 
 def test_both_parts_come_closer(context):
     images, ws, masks = photographs(context, 2)
     net = context.network("generator", "tiny")
-    result = refiner(context, steps=60, weight_rate=2e-2, feature_rate=0.2).refine(images, ws, masks)
+    result = refiner(context, steps=60, weight_rate=2e-2, feature_rate=0.2).refine(
+        images, ws, masks
+    )
     with torch.no_grad():
         before = net.synthesize(ws)
         after = render(net, ws, result, masks)
@@ -99,7 +103,7 @@ def test_no_refinement_returns_the_inversion(context):
 
 
 def test_a_diverging_image_is_quarantined_alone(context):
-    images, ws, _ = photographs(context, 2)
+    _, ws, _ = photographs(context, 2)
     codes = ws.numpy().copy()
     codes[1] = np.nan
     stage = refiner(context, steps=2)
