@@ -32,13 +32,13 @@ class HybridRefinement(Refiner):
         name: str = "dhr"
         steps: int = Field(50, ge=0, description="steps of feature modulation")
         weight_share: float = Field(0.6, ge=0, le=1, description="share of steps that move weights")
-        weight_rate: float = Field(1e-3, gt=0, description="Adam rate of the weights")
-        feature_rate: float = Field(5e-2, gt=0, description="Adam rate of the feature")
-        weights: Literal["all", "convolutions"] = "all"
+        weight_rate: float = Field(3e-4, gt=0, description="Adam rate of the weights")
+        feature_rate: float = Field(0.1, gt=0, description="Adam rate of the feature")
+        weights: Literal["all", "convolutions"] = "convolutions"
         perceptual: str = "st_lpips_alex"
-        perceptual_size: int = Field(128, ge=32, description="features are compared at this size")
+        perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
         perceptual_weight: float = Field(1.0, ge=0)
-        pixel_weight: float = Field(3.0, ge=0, description="weight of 3x the mean squared error")
+        pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
