@@ -15,7 +15,7 @@ _PICTURE, _MASK, _LABELS = 1.8, 0.02, 0.03
 _LATENT_ROW = 512 * 4 * 0.9
 _METRIC = 12
 # A file of a table without rows: schema and metadata.
-_EMPTY_FILE = 3000
+_EMPTY_FILE = 6000
 
 
 def edited_pictures(config: Config) -> int:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class Refiner(Stage):
         device = self.context.device
         images = images_to_tensor([some(r.image) for r in records], device)
         masks = masks_to_tensor([some(r.mask) for r in records], device)
-        ws = torch.stack([torch.from_numpy(some(r.latent)) for r in records]).to(device)
+        ws = torch.from_numpy(np.stack([some(r.latent) for r in records])).to(device)
         result = self.refine(images, ws, masks)
         with torch.no_grad():
             refined = render(self.generator, ws, result, masks)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from facenet_pytorch import MTCNN
 from PIL import Image
 
 from dhr_batch.stages.base import Context
@@ -51,6 +50,9 @@ class Detector:
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        # Half of the import time of all stages, and the driver never detects.
+        from facenet_pytorch import MTCNN
+
         self.net = MTCNN(keep_all=True, min_face_size=MIN_FACE, device=self.device)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:

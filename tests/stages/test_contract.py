@@ -1,0 +1,115 @@
+"""What every stage promises, checked on every registered member: a new one is picked up here."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dhr_batch.stages import registry
+from dhr_batch.stages.base import Context, Failure, Record
+
+# Settings without which a member needs a download or takes long.
+SMALL: dict[str, dict] = {
+    "embed": {"steps": 2, "perceptual": "tiny"},
+    "segment": {"parser": "none", "perceptual": "tiny"},
+    "refine": {"steps": 2, "perceptual": "tiny"},
+    "measure": {"perceptual": ["tiny"], "identity": "none", "landmarks": "none"},
+}
+MEMBERS = [(stage, name) for stage in registry.STAGES for name in registry.names(stage)]
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    def no_models(name):
+        raise AssertionError(f"asked for {name}")
+
+    return Context("cpu", "tiny", no_models, aligned=True)
+
+
+def build(context: Context, stage: str, name: str):
+    member = registry.lookup(stage, name)
+    known = {k: v for k, v in SMALL.get(stage, {}).items() if k in member.Options.model_fields}
+    built = member(member.Options(name=name, **known))
+    built.setup(context)
+    return built
+
+
+def photograph(seed: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((64, 64)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def before(context) -> dict[str, list[Record]]:
+    """Three records as they reach each stage, made by the default members before it."""
+    records = [Record(f"{i}.png", f"{i}.png", data=photograph(i)) for i in range(3)]
+    default = {"align": "ffhq", "embed": "w+", "segment": "dhr", "refine": "dhr"}
+    default |= {"edit": "directions", "measure": "standard"}
+    reached = {}
+    for stage in registry.STAGES:
+        reached[stage] = records
+        records = build(context, stage, default[stage]).run(records)
+        assert [r.failure for r in records] == [None] * 3
+    return reached
+
+
+def locked(record: Record) -> Record:
+    for field in fields(record):
+        value = getattr(record, field.name)
+        arrays = value.values() if isinstance(value, dict) else [value]
+        for array in arrays:
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+    return record
+
+
+@pytest.mark.parametrize(("stage", "name"), MEMBERS)
+def test_members_keep_the_contract(context, before, stage, name):
+    member = build(context, stage, name)
+    assert member.stage == stage
+    records = [locked(r) for r in before[stage]]
+    lost = replace(records[1], failure=Failure("align", "no_face", "none"))
+    batch = [records[2], lost, records[0]]
+    done = member.run(batch)
+    assert [r.image_id for r in done] == ["2.png", "1.png", "0.png"]
+    assert done[1] is lost
+    for record in (done[0], done[2]):
+        assert record.failure is None, record.failure
+        # A member of `refine` may leave the feature as it is, and say so with None.
+        for field in member.gives - {"feature"}:
+            assert getattr(record, field) is not None, field
+    assert member.run([]) == []
+
+
+@pytest.mark.parametrize(("stage", "name"), MEMBERS)
+def test_members_do_not_depend_on_batch_mates(context, before, stage, name):
+    member = build(context, stage, name)
+    together = member.run(before[stage])
+    alone = [member.run([record])[0] for record in before[stage]]
+    for a, b in zip(together, alone, strict=True):
+        for field in member.gives:
+            x, y = getattr(a, field), getattr(b, field)
+            if isinstance(x, np.ndarray) and x.dtype == np.uint8:
+                assert np.abs(x.astype(int) - y).max() <= 2, field
+            elif isinstance(x, np.ndarray):
+                np.testing.assert_allclose(x, y, atol=2e-2)
+
+
+def test_needs_are_given_by_earlier_stages():
+    given = {"data"}
+    for stage in registry.STAGES:
+        for name in registry.names(stage):
+            member = registry.lookup(stage, name)
+            assert member.needs <= given, (stage, name)
+        given |= set.union(*(set(registry.lookup(stage, n).gives) for n in registry.names(stage)))
+
+
+def test_unknown_names_list_the_valid_ones():
+    with pytest.raises(registry.UnknownName, match="did you mean 'dhr'.*none"):
+        registry.lookup("refine", "drh")
