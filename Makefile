@@ -26,10 +26,13 @@ test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m pytest
 
+# mypy does not follow editable installs, so it gets a folder with the package's name.
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/typed && ln -sfn ../.. build/typed/dhr_batch
+	mkdir -p build/typed/dhr_batch
+	ln -sfn $(addprefix ../../../,__init__.py py.typed cli.py benchmarks configs fitting pipeline \
+		stages) build/typed/dhr_batch/
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy -p dhr_batch
 
 clean:

@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.base import ImageError
 
@@ -114,7 +114,7 @@ def _damaged(error: BaseException) -> ImageError:
     return ImageError("damaged", f"the file cannot be decoded ({text})")
 
 
-def _to_rgb(image: Image.Image) -> tuple[np.ndarray, tuple[str, ...]]:
+def _to_rgb(image: ImageFile.ImageFile) -> tuple[np.ndarray, tuple[str, ...]]:
     notes = []
     if _is_16_bit(image):
         notes.append("16-bit samples reduced to 8 bits")
@@ -133,7 +133,7 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, tuple[str, ...]]:
     return pixels, tuple(notes)
 
 
-def _is_16_bit(image: Image.Image) -> bool:
+def _is_16_bit(image: ImageFile.ImageFile) -> bool:
     raw = [a for tile in image.tile for a in np.atleast_1d(np.array(tile[3], dtype=object))]
     return any(isinstance(a, str) and ";16" in a for a in raw)
 
@@ -169,7 +169,8 @@ def _flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:
         image = image.convert("RGBA")
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
-        notes = [] if image.getextrema()[3] == (255, 255) else ["transparency laid on white"]
+        opaque = image.getchannel("A").getextrema() == (255, 255)
+        notes = [] if opaque else ["transparency laid on white"]
         return Image.alpha_composite(white, image).convert("RGB"), notes
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, []

@@ -111,5 +111,5 @@ def test_needs_are_given_by_earlier_stages():
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(registry.UnknownName, match="did you mean 'dhr'.*none"):
+    with pytest.raises(registry.UnknownName, match=r"did you mean 'dhr'.*none"):
         registry.lookup("refine", "drh")
