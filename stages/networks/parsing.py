@@ -156,7 +156,7 @@ def _geometry(points: np.ndarray, shape: tuple[int, int]) -> _Geometry:
     across = across / max(float(np.hypot(*across)), 1e-6)
     down = np.array([-across[1], across[0]])
     height = max(float((points[8] - centre) @ down), 1.0)
-    width = max(float(np.hypot(*(points[16] - points[0]))), 0.8 * height)
+    width = max(float(np.hypot(*(points[16] - points[0]))), 0.8 * height, 1.0)
     grid = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), -1) - centre
     brow = float(((points[17:27].mean(0) - centre) @ down) / width)
     nose = float(((points[33] - centre) @ down) / width)
