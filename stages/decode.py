@@ -133,9 +133,9 @@ def _to_rgb(image: ImageFile.ImageFile) -> tuple[np.ndarray, tuple[str, ...]]:
     return pixels, tuple(notes)
 
 
-def _is_16_bit(image: ImageFile.ImageFile) -> bool:
-    raw = [a for tile in image.tile for a in np.atleast_1d(np.array(tile[3], dtype=object))]
-    return any(isinstance(a, str) and ";16" in a for a in raw)
+def _is_16_bit(image: Image.Image) -> bool:
+    # Every format describes its samples in its own way; the raw mode is named in all of them.
+    return ";16" in str(getattr(image, "tile", "")) or image.mode.startswith("I;16")
 
 
 def _orientation(image: Image.Image) -> int:

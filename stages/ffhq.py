@@ -12,8 +12,8 @@ from PIL import Image
 
 # Corner k of a crop in units of its half axes.
 _CORNERS = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)], np.float64)
-# Median over 52 unoccluded faces; both halves of them agree within 0.001 and 0.004.
-_MTCNN_SHIFT, _MTCNN_SCALE = (0.0048, -0.0022), 1.025
+# Medians over 13 published crops and 39 photographs with dlib's landmarks, none occluded.
+_MTCNN_SHIFT, _MTCNN_SCALE = (0.0046, -0.0014), 1.018
 
 
 def quad_from_points(

@@ -17,8 +17,7 @@ FFHQ_BOX = (0.231, 0.294, 0.794, 0.853)
 # Faces of 80 px and more are found; an aligned face is about half as wide as its crop.
 _SEARCH_SIDE = 320
 _MIN_SIDE = 16
-# Room around a rough box, in box sides, so that a face fills about a third of the search.
-_REACH = 1.0
+_ALIGN_SIDE = 2048
 
 
 def landmarks68(context: Context) -> Landmarks68:
@@ -55,20 +54,19 @@ class Landmarks68:
     def find_near(self, rgb: np.ndarray, rough_box: np.ndarray) -> np.ndarray | None:
         """Landmarks of the face that another detector put into `rough_box`, as `find` gives them.
 
-        Where dlib's detector does not see that face, its box is derived from `rough_box`.
+        The whole photograph is searched after one upsampling, as published FFHQ alignment does:
+        the landmarks follow the detector's box, and another search would move them. Photographs
+        over 1024 px are searched at 2048 px. Where the detector does not see the face, its box is
+        derived from `rough_box`.
         """
-        height, width = rgb.shape[:2]
-        reach = _REACH * (rough_box[2:] - rough_box[:2]).max()
-        low = np.maximum(np.floor(rough_box[:2] - reach), 0).astype(int)
-        high = np.minimum(np.ceil(rough_box[2:] + reach), (width, height)).astype(int)
-        if (high - low).min() < _MIN_SIDE:
-            return None
-        view = np.ascontiguousarray(rgb[low[1] : high[1], low[0] : high[0]])
-        rough = rough_box - np.tile(low, 2)
-        near = [box for box in self.faces(view) if overlap(box, rough) > 0.2]
-        box = max(near, key=lambda b: overlap(b, rough)) if near else hog_box(rough)
-        points = self.find(view, box)
-        return None if points is None else points + low
+        if max(rgb.shape[:2]) <= _ALIGN_SIDE // 2:
+            found = self.detector(np.ascontiguousarray(rgb), 1)
+            boxes = [np.array([r.left(), r.top(), r.right(), r.bottom()], float) for r in found]
+        else:
+            boxes = self.faces(rgb, _ALIGN_SIDE)
+        near = [box for box in boxes if overlap(box, rough_box) > 0.2]
+        best = max(near, key=lambda box: overlap(box, rough_box), default=None)
+        return self.find(rgb, hog_box(rough_box) if best is None else best)
 
     def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, FoundBy]:
         """Face box of an FFHQ-aligned crop, float64 [4], and how it was found.
@@ -82,10 +80,10 @@ class Landmarks68:
             return max(near, key=lambda box: overlap(box, usual)), "hog"
         return usual, "ffhq"
 
-    def faces(self, rgb: np.ndarray) -> list[np.ndarray]:
-        """Boxes of dlib's HOG detector, float64 [4] each, in a copy of about 320 px."""
+    def faces(self, rgb: np.ndarray, side: int = _SEARCH_SIDE) -> list[np.ndarray]:
+        """Boxes of dlib's HOG detector, float64 [4] each, found in a copy `side` px long."""
         height, width = rgb.shape[:2]
-        ratio = _SEARCH_SIDE / max(height, width)
+        ratio = side / max(height, width)
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
         small = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
         back = np.tile([width / size[0], height / size[1]], 2)
