@@ -145,7 +145,9 @@ def _fill(shape: tuple[int, int], polygon: np.ndarray) -> np.ndarray:
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
     solid = (mask > 0.5).astype(np.uint8)
     inner = cv2.distanceTransform(solid, cv2.DIST_L2, 5)
-    return inner - cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5)
+    signed = inner - cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5)
+    # A mask of one value everywhere has no border: OpenCV then answers with huge numbers.
+    return np.clip(signed, -sum(mask.shape), sum(mask.shape))
 
 
 def _geometry(points: np.ndarray, shape: tuple[int, int]) -> _Geometry:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline import contact_sheet, report, report_data, report_tables, tables
+from dhr_batch.pipeline import contact_sheet, report, report_data, report_tables, schemas, tables
 
 HOSTILE = '<script>alert(1)</script>"|`.png'
 IDS = ["people/anna.jpg", "people/büşra 東.png", HOSTILE]
@@ -42,7 +42,7 @@ def _table(run: Path, name: str, rows: list[dict]) -> None:
     half = (len(rows) + 1) // 2
     for part, chunk in enumerate((rows[:half], rows[half:])):
         filled = [{"shard": part, **row} for row in chunk]
-        table = pa.Table.from_pylist(filled, schema=tables.schema(name, rows=8))
+        table = pa.Table.from_pylist(filled, schema=schemas.schema(name, rows=8))
         pq.write_table(table, run / name / f"part-{part:05}.parquet")
 
 
@@ -221,7 +221,7 @@ def test_run_that_only_quarantined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stored", [("metrics",), ("images", "metrics"), ("images",)])
 def test_runs_that_store_less(make_run: Callable[..., Path], stored: tuple[str, ...]) -> None:
     run = make_run()
-    for folder in [f for f in run.iterdir() if f.name in tables.TABLES and f.name not in stored]:
+    for folder in [f for f in run.iterdir() if f.name in schemas.TABLES and f.name not in stored]:
         for part in folder.iterdir():
             part.unlink()
     assert "people/anna.jpg" in report.write(run).read_text("utf-8")
