@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 SCHEME = "int8_channel"
-_SMALLEST = float(np.nextafter(np.float32(0), np.float32(1)))
+_SMALLEST = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -30,7 +30,7 @@ def encode(tensor: np.ndarray) -> Encoded:
         raise ValueError("cannot encode a tensor with NaN or infinite values")
     rows = tensor.astype(np.float64).reshape(_channels(tensor.shape), -1)
     peak = np.abs(rows).max(axis=1, initial=0.0)
-    # Float32 division may round a subnormal scale to zero and lose the channel.
+    # A subnormal scale has too few bits to be a step size.
     scales = np.where(peak > 0, np.maximum(peak / 127.0, _SMALLEST), 0.0).astype(np.float32)
     # Rounding up next to float32's maximum would make the peak decode to infinity.
     scales = np.where(

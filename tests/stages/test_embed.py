@@ -41,7 +41,7 @@ def test_more_steps_come_closer(context, embedder):
         stage = embedder(embedder.Options(steps=steps, perceptual="tiny"))
         stage.setup(context)
         errors.append(mse(context, stage.embed(images), images))
-    assert (errors[1] < 0.5 * errors[0]).all()
+    assert (errors[1] < 0.8 * errors[0]).all()
 
 
 @pytest.mark.parametrize("space", ["w", "w+"])
