@@ -45,7 +45,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number. stage: `inverted`, `refined` or `edit:<name>:<strength>`; model: what made it."""
+    """One number. stage: `inverted`, `refined`, `source` (scores only) or `edit:<name>:<strength>`; model: what made it."""
 
     stage: str
     metric: str
@@ -92,8 +92,8 @@ class Record:
 
 
 _T = TypeVar("_T")
-# What bad data raises inside a stage. AssertionError and MemoryError are not about one image.
-_PER_IMAGE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+# What bad data raises inside a stage; AssertionError and TypeError are bugs, not about one image.
+_PER_IMAGE = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 
 
 def some(value: _T | None) -> _T:
@@ -183,7 +183,8 @@ class Stage(ABC):
                 return [records[0].failed(self.stage, error.error_class, str(error))]
         except _PER_IMAGE as error:
             if len(records) == 1:
-                return [records[0].failed(self.stage, type(error).__name__, str(error))]
+                message = f"{records[0].image_id}: {error}"
+                return [records[0].failed(self.stage, type(error).__name__, message)]
         else:
             if [r.image_id for r in result] != [r.image_id for r in records]:
                 raise AssertionError(

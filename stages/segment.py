@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from skimage.segmentation import slic
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
-from dhr_batch.stages.embed import optimise
+from dhr_batch.stages.embed import PIXEL_SIZE, optimise
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.parsing import CLASSES, INDEX, Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.tensors import images_to_tensor
+from dhr_batch.stages.tensors import downsample, images_to_tensor
 
 # Classes a face generator does not represent: their pixels are out-of-domain whatever the error.
 FOREIGN_CLASSES = tuple(INDEX[n] for n in ("background", "cloth", "hat", "earring", "necklace"))
@@ -175,7 +175,10 @@ class DomainSpecific(Stage):
             renders = self._coarse(images)
         else:
             renders = images_to_tensor([some(r.inverted) for r in records], self.context.device)
-        return error_maps(self.perceptual, renders, images)
+        # The thresholds belong to one size, whatever the generator's.
+        return error_maps(
+            self.perceptual, downsample(renders, PIXEL_SIZE), downsample(images, PIXEL_SIZE)
+        )
 
     def _coarse(self, images: torch.Tensor) -> torch.Tensor:
         ws = optimise(
