@@ -79,7 +79,11 @@ def main() -> None:
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. embed.steps=20."
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first images.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of every random draw.  [default: 0]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    help="Seed of random draws; the default stages draw nothing.  [default: 0]",
+)
 @click.option("--address", help="Ray cluster to join.  [default: a local session]")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop; touches nothing.")
 @click.option("--force", is_flag=True, help="Start even if the disk looks too small.")

@@ -37,7 +37,7 @@ class Config(BaseModel):
     dataset: str = Field(description="configured name or folder of photographs")
     preset: str | None = Field(None, description="named set of settings")
     generator: str = Field("auto", description="auto: 256 px on CPUs, 1024 px on GPUs")
-    seed: int = Field(0, ge=0, description="every random draw derives from it and the image id")
+    seed: int = Field(0, ge=0, description="recorded; the default stages draw nothing")
     limit: int | None = Field(None, ge=1, description="only the first images of the dataset")
     shard_size: int | None = Field(
         None, ge=1, description="images per commit; by default an eighth of the images, 1 to 32"

@@ -45,7 +45,10 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number. stage: `inverted`, `refined`, `source` (scores only) or `edit:<name>:<strength>`; model: what made it."""
+    """One number. stage: `inverted`, `refined`, `edit:<name>:<strength>` or `source` (scores only).
+
+    model: what made it.
+    """
 
     stage: str
     metric: str

@@ -101,8 +101,8 @@ def test_named_files_and_links_exist(root: Path) -> None:
     for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
         text = (root / document).read_text("utf-8")
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-        made_by_demo = {"docs/contact_sheet.png"}
-        for link in set(links) - made_by_demo:
+        assert "FIGURE" not in text
+        for link in set(links):
             assert ((root / document).parent / link).is_file(), f"{document}: {link}"
 
 
