@@ -90,7 +90,7 @@ class Directions(Stage):
     @torch.inference_mode()
     def _edit(self, record: Record) -> list[Edit]:
         device = self.context.device
-        ws = torch.from_numpy(some(record.latent)).to(device).unsqueeze(0)
+        ws = torch.tensor(some(record.latent)).to(device).unsqueeze(0)
         codes = [interfacegan(ws, move.direction, move.strength)[0] for move in self.moves]
         delta = {
             name: torch.from_numpy(value).to(device) for name, value in (record.delta or {}).items()
