@@ -134,6 +134,8 @@ def run(dry_run: bool, as_json: bool, **options: Any) -> None:
         _fail(str(error), 2)
     except (RunFailed, RegistryError, OSError) as error:
         _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", 130)
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:

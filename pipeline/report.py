@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from dhr_batch import __version__
 from dhr_batch.pipeline import contact_sheet, models, report_tables
@@ -153,14 +153,19 @@ def _headline(values: dict[str, float], only: Sequence[str] = ()) -> list[tuple[
 
 def _thumbnail(row: Row, stage: str) -> str | None:
     image = contact_sheet.picture(row, stage)
-    return None if image is None else _data_uri(image, THUMBNAIL)
+    mark = stage.removeprefix("edit:") if stage.startswith("edit:") else ""
+    return None if image is None else _data_uri(image, THUMBNAIL, mark)
 
 
-def _data_uri(image: Image.Image, side: int) -> str:
+def _data_uri(image: Image.Image, side: int, edit: str = "") -> str:
+    """A WebP of at most `side` pixels; that of an edit names it in its EXIF data."""
     small = image.convert("RGB")
     small.thumbnail((side, side * 4), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=86, method=4)
+    exif = Image.Exif()
+    if edit:
+        exif[ExifTags.Base.ImageDescription] = f"edited by dhr-batch: {edit}"
+    small.save(buffer, "WEBP", quality=86, method=4, exif=exif)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -205,7 +210,9 @@ def _md(text: str) -> str:
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=6)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "edited by dhr-batch: the columns name edits and strengths")
+    image.save(buffer, "PNG", compress_level=6, pnginfo=text)
     return buffer.getvalue()
 
 

@@ -88,7 +88,7 @@ def test_every_reader_snippet_runs(root: Path, portraits: Path) -> None:
     output = done.stdout.decode()
     assert "(2, 23, 512)" in output
     assert "(23, 512)" in output
-    assert (portraits / "first_edit.png").stat().st_size > 0
+    assert b"edited by dhr-batch" in (portraits / "first_edit.png").read_bytes()
 
 
 def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -123,6 +124,9 @@ def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Pa
         assert needle in text
     assert not re.search(r"https?:|//[a-z0-9-]+\.|@import|url\(", text)
     assert len(re.findall(r'<img src="data:image/webp', text)) == len(IDS) * (4 + len(EDITS))
+    pictures = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', text)
+    marked = [p for p in pictures if b"edited by dhr-batch" in base64.b64decode(p)]
+    assert len(marked) == len(IDS) * len(EDITS)
     assert all('alt="' in tag for tag in re.findall(r"<img [^>]*>", text))
     assert "Apache-2.0 as published" in text
     assert "random weights" not in text
