@@ -76,15 +76,6 @@ def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:
     return rest.astype(direction.dtype)
 
 
-def keep_rows(direction: np.ndarray, start: int, end: int, count: int) -> np.ndarray:
-    """Direction [512] -> [count, 512] that moves only rows `start` to `end - 1`."""
-    if not 0 <= start < end <= count:
-        raise ValueError(f"rows {start}..{end} do not fit codes of {count} rows")
-    rows = np.zeros((count, STYLE_WIDTH), np.float32)
-    rows[start:end] = direction
-    return rows
-
-
 def style_weights(generator: MobileStyleGAN, row: int) -> list[str]:
     """Names of the modulation weights that row `row` of a W+ code drives; empty for a dead row."""
     if row == 0:
@@ -134,7 +125,7 @@ class PrincipalComponents:
 def ganspace_fit(
     generator: MobileStyleGAN, samples: int = 100_000, components: int = 80, seed: int = 0
 ) -> PrincipalComponents:
-    """Principal components of `samples` mapped latents w (GANSpace, 2020, section 2.1)."""
+    """Principal components of `samples` mapped latents w (GANSpace, 2020)."""
     import torch
 
     if samples < 2 or not 0 < components <= STYLE_WIDTH:

@@ -52,7 +52,7 @@ class Embedder(Stage):
 def ramp(step: int, steps: int, up: float, down: float) -> float:
     """Learning-rate factor of StyleGAN2's projector: linear warm-up, cosine decay to zero.
 
-    up, down: shares of the schedule (Karras et al. 2020, appendix D). Never 0 before the end.
+    up, down: shares of the schedule (Karras et al., 2020). Never 0 before the end.
     """
     t = step / steps
     decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / down)) if down > 0 else 1.0
@@ -123,7 +123,13 @@ class _Optimise(Embedder):
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
     def _fit(
-        self, images: Tensor, start: Tensor, space: Literal["w", "w+"], steps: int, rate: float
+        self,
+        images: Tensor,
+        start: Tensor,
+        space: Literal["w", "w+"],
+        steps: int,
+        rate: float,
+        pull: float = 0.0,
     ) -> Tensor:
         return optimise(
             self.generator,
@@ -134,7 +140,7 @@ class _Optimise(Embedder):
             steps=steps,
             rate=rate,
             pixel_weight=self.options.pixel_weight,
-            pull=getattr(self.options, "pull", 0.0),
+            pull=pull,
             perceptual_size=self.options.perceptual_size,
         )
 
@@ -154,8 +160,8 @@ class OptimiseW(_Optimise):
 class OptimiseWPlus(_Optimise):
     """`w+`: one 512-vector per layer (Abdal et al., Image2StyleGAN, 2019), after a start in W.
 
-    The first `w_share` of the steps moves all rows together, which keeps the code near the codes
-    the generator was trained on, where directions edit as they should.
+    The first `w_share` of the steps moves all rows together, which keeps the code near those
+    the generator was trained on and directions were fitted on.
     """
 
     class Options(_Optimise.Options):
@@ -170,4 +176,5 @@ class OptimiseWPlus(_Optimise):
         start = self.generator.w_mean.expand(len(images), -1)
         if in_w:
             start = self._fit(images, start, "w", in_w, self.options.w_rate)[:, 0]
-        return self._fit(images, start, "w+", self.options.steps - in_w, self.options.rate)
+        steps = self.options.steps - in_w
+        return self._fit(images, start, "w+", steps, self.options.rate, self.options.pull)

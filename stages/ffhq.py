@@ -1,4 +1,4 @@
-"""Geometry of the FFHQ crop (Karras et al., 2019, appendix; the dataset's published recipe).
+"""Geometry of the FFHQ crop (Karras et al., 2019; the dataset's published recipe).
 
 A quad is float64 [4, 2]: the (x, y) corners top-left, bottom-left, bottom-right, top-right of the
 crop, in pixels of the upright source photograph. It may be rotated and may leave the photograph.

@@ -14,7 +14,6 @@ from dhr_batch.stages.directions import (
     ganspace,
     ganspace_fit,
     interfacegan,
-    keep_rows,
     orthogonalise,
     sefa,
     style_weights,
@@ -104,12 +103,6 @@ def test_orthogonalise():
     assert rest @ direction > 0
     with pytest.raises(ValueError, match="nothing is left"):
         orthogonalise(conditions.sum(0), conditions)
-
-
-def test_keep_rows_moves_only_these():
-    rows = keep_rows(np.ones(512, np.float32), 2, 5, 23)
-    assert rows.shape == (23, 512)
-    assert rows.any(1).nonzero()[0].tolist() == [2, 3, 4]
 
 
 # ------------------------------------------------------------------------------- SeFa, PCA
