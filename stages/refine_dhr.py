@@ -98,9 +98,9 @@ class HybridRefinement(Refiner):
 class _MaskedLoss:
     """Perceptual plus pixel loss, separately over the in-domain and the out-of-domain part.
 
-    Perceptual maps are averaged with the mask at their size, pixels with the hard mask; the published
-    code's denominator makes the pixel term 3x the mean squared error.
-    A part without pixels has loss 0. Summed over images, so each has its own gradient.
+    Perceptual maps are averaged with the mask at their size, pixels with the hard mask; the
+    published code's denominator makes the pixel term 3x the mean squared error. A part without
+    pixels has loss 0. Summed over images, so each has its own gradient.
     """
 
     def __init__(self, refiner: HybridRefinement, images: Tensor, masks: Tensor) -> None:
