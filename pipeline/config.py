@@ -17,7 +17,9 @@ Layer = Mapping[str, Any]
 
 # Settings that may change between two starts of one run: they do not touch any row.
 RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_per_gpu"}) | {
-    "max_quarantined"
+    "max_quarantined",
+    "image_timeout",
+    "wait_timeout",
 }
 
 
@@ -47,10 +49,16 @@ class Config(BaseModel):
         None, ge=0, description="GPUs to use; 0: CPU; by default all there are"
     )
     workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
-    workers_per_gpu: int = Field(1, ge=1)
+    workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
     threads: int = Field(1, ge=1, description="torch threads of a worker")
     max_quarantined: float = Field(
         1.0, ge=0, le=1, description="share of failed images above which the exit code is 3"
+    )
+    image_timeout: float | None = Field(
+        1800.0, gt=0, description="seconds an image may take before it is quarantined; null: no end"
+    )
+    wait_timeout: float = Field(
+        1800.0, gt=0, description="seconds to wait for a first free GPU or CPU core"
     )
     store_deltas: bool = Field(True, description="store refined weights and features")
     align: dict[str, Any]
@@ -164,9 +172,12 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
 
 def options_class(family: str, name: Any) -> type[BaseModel]:
     """The options of a stage. Raises ConfigError for an unknown name."""
-    if not isinstance(name, str) or name not in registry.names(family):
+    if not isinstance(name, str) or (":" not in name and name not in registry.names(family)):
         _unknown_name(f"{family}.name", name, family)
-    return registry.lookup(family, name).Options
+    try:
+        return registry.lookup(family, name).Options
+    except registry.UnknownName as error:
+        raise ConfigError(str(error)) from error
 
 
 def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -14,11 +15,12 @@ from typing import Any
 import ray
 
 from dhr_batch.pipeline import card, devices, estimate, report
-from dhr_batch.pipeline.commit import Refused, RunFolder
+from dhr_batch.pipeline.commit import Refused, RunFolder, replace
 from dhr_batch.pipeline.driver import Driver, Interrupted
-from dhr_batch.pipeline.plan import Plan, changes
+from dhr_batch.pipeline.plan import Plan, Shard, changes
 from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder
 from dhr_batch.pipeline.progress import Progress, State, duration
+from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -57,12 +59,15 @@ def run(plan: Plan, request: Request) -> Outcome:
         run_folder.lock()
         try:
             manifests = run_folder.recover()
-            todo = [shard for shard in plan.shards if shard.index not in manifests]
+            images = sum(manifest["ok"] + manifest["quarantined"] for manifest in manifests.values())
+            state.before, state.total = images, plan.images - images
+            state.shards = len(plan.shards) - len(manifests)
             started = time.monotonic()
-            if not todo:
+            if not state.shards:
                 progress.say(f"nothing to do: all {plan.images} images of {out} are finished")
                 finished = True
             else:
+                todo = (shard for shard in plan.shards if shard.index not in manifests)
                 finished = _process(plan, request, run_folder, progress, todo)
             return _outcome(plan, request, run_folder, progress, finished, started)
         finally:
@@ -78,21 +83,19 @@ def _changed(out: Path, lines: list[str]) -> str:
 
 
 def _process(
-    plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: list[Any]
+    plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: Iterator[Shard]
 ) -> bool:
     config, state = plan.config, progress.state
-    state.total = sum(len(shard.items) for shard in todo)
-    state.shards = len(todo)
-    workers = devices.worker_count(config, len(todo))
+    workers = devices.worker_count(config, state.shards)
     state.parallel = workers
     progress.say(describe(plan, run_folder.root))
-    if len(todo) < len(plan.shards):
-        progress.say(f"resuming: {len(plan.shards) - len(todo)} shards are finished already")
+    if state.shards < len(plan.shards):
+        progress.say(f"resuming: {len(plan.shards) - state.shards} shards are finished already")
 
     def on_ready(facts: dict[str, Any]) -> None:
         tables = estimate.bytes_per_image(config, facts)
         line = estimate.check_space(
-            run_folder.root, tables, state.total, len(todo), force=request.force
+            run_folder.root, tables, state.total, state.shards, force=request.force
         )
         progress.say(line)
         if run_folder.plan() is None:
@@ -104,8 +107,9 @@ def _process(
         config=config,
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
-        gpu=bool(config.gpus),
+        device="cuda" if config.gpus else "cpu",
         staging=run_folder.staging.resolve(),
+        logs=run_folder.root.resolve() / "_state" / "logs",
         metadata={
             "version": fingerprint["version"],
             "generator": config.generator,
@@ -114,19 +118,32 @@ def _process(
             "models": fingerprint["models"],
         },
     )
-    with _ray(request, plan, workers):
-        driver = Driver(run_folder, settings, progress, workers, on_ready)
+    with _ray(request, plan, workers) as dashboard:
+        if dashboard:
+            progress.say(f"Ray dashboard: http://{dashboard}")
+        status = _status(state, run_folder.root)
+        driver = Driver(run_folder, settings, progress, workers, on_ready, status)
         try:
             return driver.process(todo)
         except Interrupted:
             return False
 
 
+def _status(state: State, root: Path) -> Status:
+    """The status file of a run, which goes on with the throughput of earlier starts."""
+    path = root / "_state" / "status.json"
+    points = json.loads(path.read_bytes())["throughput"] if path.exists() else []
+    return Status(state, lambda content: replace(path, content), points=points)
+
+
 @contextmanager
-def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
-    """A Ray session: the one that is there, the cluster at `address`, or a local one."""
+def _ray(request: Request, plan: Plan, workers: int) -> Iterator[str]:
+    """A Ray session: the one that is there, the cluster at `address`, or a local one.
+
+    Yields the address of its dashboard, empty where there is none.
+    """
     if ray.is_initialized():
-        yield
+        yield ""
         return
     # Read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone; the last
     # keeps control codes out of what Ray prints about dead workers.
@@ -139,7 +156,7 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
         "logging_level": logging.INFO if request.verbose else logging.ERROR,
     }
     if request.address:
-        ray.init(address=request.address, **quiet)
+        session = ray.init(address=request.address, **quiet)
         there = int(ray.cluster_resources().get("GPU", 0))
         if (config.gpus or 0) > there:
             ray.shutdown()
@@ -147,7 +164,7 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
                 f"--gpus {config.gpus}: the cluster at {request.address} has {there} GPUs"
             )
     else:
-        ray.init(
+        session = ray.init(
             num_cpus=workers * config.threads,
             num_gpus=config.gpus or 0,
             include_dashboard=False,
@@ -155,7 +172,7 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
             **quiet,
         )
     try:
-        yield
+        yield session.dashboard_url or ""
     finally:
         ray.shutdown()
 

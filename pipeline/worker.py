@@ -1,24 +1,31 @@
-"""The work on one shard: read files, run the stages, write the tables. Knows nothing of Ray."""
+"""The work on one shard: read files, run the stages, write the tables. Knows nothing of Ray.
+
+A reader thread decodes and aligns the next batch and a writer thread encodes the one before, while
+the other stages work on one in between. Batches are cut in plan order and written in it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dhr_batch.pipeline import models
-from dhr_batch.pipeline.commit import sha256
+from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.datasets import Item
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
-from dhr_batch.pipeline.table_file import TableFile
-from dhr_batch.pipeline.tables import rows_of
+from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
+
+# Class and message of images that ended a worker, by image id.
+Lost = Mapping[str, tuple[str, str]]
 
 
 class NoGPU(RuntimeError):
@@ -27,14 +34,18 @@ class NoGPU(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told. config: resolved; staging: folder for unfinished tables."""
+    """What a worker is told. config: resolved; staging: folder for unfinished tables.
+
+    device: of torch. logs: folder of a log file per worker.
+    """
 
     config: Config
     aligned: bool
     split: str
-    gpu: bool
+    device: Literal["cpu", "cuda"]
     staging: Path
     metadata: dict[str, Any] = field(default_factory=dict)
+    logs: Path | None = None
 
 
 class Worker:
@@ -43,7 +54,10 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._events: deque[dict[str, Any]] = deque()
+        self._busy: dict[str, tuple[float, int]] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
+        self._attempt: Attempt | None = None
 
     def setup(self) -> dict[str, Any]:
         """Load all networks. Returns facts about the generator that the driver plans with.
@@ -52,12 +66,12 @@ class Worker:
         """
         import torch
 
-        config = self.settings.config
-        if self.settings.gpu and not torch.cuda.is_available():
+        config, gpu = self.settings.config, self.settings.device == "cuda"
+        if gpu and not torch.cuda.is_available():
             raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
         torch.set_num_threads(config.threads)
         context = Context(
-            device="cuda" if self.settings.gpu else "cpu",
+            device=self.settings.device,
             generator=config.generator,
             models=self._model,
             seed=config.seed,
@@ -70,7 +84,7 @@ class Worker:
         self.info = run_info(config, generator.num_ws, self.settings.metadata)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
         return {
-            "device": torch.cuda.get_device_name() if self.settings.gpu else "CPU",
+            "device": torch.cuda.get_device_name() if gpu else "CPU",
             "resolution": generator.resolution,
             "rows": generator.num_ws,
             "weights": sum(generator.weight(name).numel() for name in names),
@@ -81,9 +95,15 @@ class Worker:
         self._used.add(name)
         return models.path(name)
 
-    def events(self) -> list[dict[str, Any]]:
-        """What has happened since the last call, for the live display."""
-        return [self._events.popleft() for _ in range(len(self._events))]
+    def events(self) -> dict[str, Any]:
+        """What has happened since the last call, and how long the slowest batch in progress takes.
+
+        pace: seconds per image so far, 0 while no stage runs.
+        """
+        now = time.monotonic()
+        paces = [(now - since) / count for since, count in list(self._busy.values())]
+        taken = [self._events.popleft() for _ in range(len(self._events))]
+        return {"events": taken, "pace": max(paces, default=0.0)}
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         """Run all stages on a shard and write its tables to the staging folder of `attempt`.
@@ -91,57 +111,81 @@ class Worker:
         Batches are cut in plan order, so that every attempt forms the same ones. Returns the
         receipt: files with rows, bytes and sha256, and how many images ended where.
         """
-        folder = self.settings.staging / attempt
-        folder.mkdir(parents=True)
-        files = {t: TableFile(folder / f"{t}.parquet", t, self.info) for t in self.info.tables}
-        started, size = time.monotonic(), self.settings.config.batch_size
-        seconds: defaultdict[str, float] = defaultdict(float)
-        errors: Counter[str] = Counter()
-        for first in range(0, len(shard.items), size):
-            began = time.monotonic()
-            records = self._stages(shard, first, shard.items[first : first + size], seconds)
-            for record in records:
-                for table, rows in rows_of(record, shard.index, self.info).items():
-                    files[table].append(rows)
-            failed = [r.failure.error_class for r in records if r.failure is not None]
-            done = first + len(records)
-            errors.update(failed)
-            self._events.append(
-                {
-                    "what": f"shard {shard.index}: {done} of {len(shard.items)} done",
-                    "done": len(records),
-                    "failed": len(failed),
-                    "errors": failed,
-                    "seconds": time.monotonic() - began,
-                }
-            )
-        quarantined = errors.total()
-        return {
-            "attempt": attempt,
-            "files": {table: _finish(file) for table, file in files.items()},
-            "ok": len(shard.items) - quarantined,
-            "quarantined": quarantined,
-            "errors": dict(errors),
-            "seconds": round(time.monotonic() - started, 3),
-            "stage_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-            "models": sorted(self._used),
-        }
+        tables = self._begin(shard, attempt)
+        first = 0
+        with (
+            Behind(tables.add) as behind,
+            closing(ahead(self._aligned(shard))) as batches,
+        ):
+            for records in batches:
+                behind.put(self._computed(shard, first, records))
+                first += len(records)
+        return self._receipt(tables)
 
-    def _stages(
-        self, shard: Shard, first: int, items: Sequence[Item], seconds: defaultdict[str, float]
-    ) -> list[Record]:
+    def run_image(
+        self, shard: Shard, attempt: str, position: int, lost: Lost
+    ) -> dict[str, Any] | None:
+        """One image of a shard, alone in its process's memory: the driver knows which one it was.
+
+        Called for each position in order. An image of `lost` is not touched: it ended workers
+        before and is quarantined. Returns the receipt after the last image, None before.
+        """
+        if position == 0:
+            self._attempt = self._begin(shard, attempt)
+        assert self._attempt is not None
+        item = shard.items[position]
+        if item.image_id in lost:
+            record = Record(item.image_id, item.image_id, self.settings.split)
+            records = [record.failed("worker", *lost[item.image_id])]
+        else:
+            records = self._computed(shard, position, self._align(shard, [item]))
+        self._attempt.add(records)
+        return self._receipt(self._attempt) if position + 1 == len(shard.items) else None
+
+    def _begin(self, shard: Shard, attempt: str) -> Attempt:
+        self._seconds.clear()
+        folder = self.settings.staging / attempt
+        return Attempt(shard, folder, self.info, self._events.append)
+
+    def _receipt(self, tables: Attempt) -> dict[str, Any]:
+        seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
+        return tables.receipt(stage_seconds=seconds, models=sorted(self._used))
+
+    def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
+        size = self.settings.config.batch_size
+        for first in range(0, len(shard.items), size):
+            yield self._align(shard, shard.items[first : first + size])
+
+    def _align(self, shard: Shard, items: Sequence[Item]) -> list[Record]:
         records = [read(item, self.settings.split) for item in items]
-        for stage in self.stages:
-            count = f"{first + 1}-{first + len(items)}" if len(items) > 1 else f"{first + 1}"
-            what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
-            self._events.append({"what": what})
-            began = time.monotonic()
-            records = stage.run(records)
-            seconds[stage.stage] += time.monotonic() - began
-            if stage.stage == "align":
-                # The encoded file is not needed again, and 64 large photographs add up.
-                records = [replace(record, data=None) for record in records]
+        with self._timed("reader", len(records)):
+            records = self._run(self.stages[0], records)
+        # The encoded file is not needed again, and large photographs add up.
+        return [replace(record, data=None) for record in records]
+
+    def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
+        last = first + len(records)
+        count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
+        with self._timed("stages", len(records)):
+            for stage in self.stages[1:]:
+                what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
+                self._events.append({"what": what})
+                records = self._run(stage, records)
         return records
+
+    def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
+        began = time.monotonic()
+        records = stage.run(records)
+        self._seconds[stage.stage] += time.monotonic() - began
+        return records
+
+    @contextmanager
+    def _timed(self, who: str, images: int) -> Iterator[None]:
+        self._busy[who] = (time.monotonic(), images)
+        try:
+            yield
+        finally:
+            del self._busy[who]
 
 
 def read(item: Item, split: str) -> Record:
@@ -176,8 +220,3 @@ def _build(config: Config) -> Iterator[Stage]:
 def _feature_size(generator: Any) -> int:
     block = generator.feature_block
     return generator.channels[block + 1] * (8 * 2**block) ** 2
-
-
-def _finish(file: TableFile) -> dict[str, Any]:
-    file.close()
-    return {"rows": file.rows, "bytes": file.path.stat().st_size, "sha256": sha256(file.path)}
