@@ -153,7 +153,7 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
     generator = config.generator
     if generator == "auto":
         generator = "mobilestylegan-1024" if gpus else "mobilestylegan-256"
-    if generator not in registry.names("generator"):
+    if ":" not in generator and generator not in registry.names("generator"):
         _unknown_name("generator", generator)
     updates: dict[str, Any] = {
         "generator": generator,

@@ -206,7 +206,7 @@ class Driver:
         member = self._members[task.worker]
         members.listen(member, task.worker, self.progress, wait=True)
         members.hear(member, task.worker, result, self.progress)
-        self._deaths_in_a_row = 0
+        self._note_progress(member)
         receipt = result["receipt"]
         if receipt is None:
             assert task.position is not None
@@ -222,6 +222,10 @@ class Driver:
         member.begin(None)
         self._idle.append(task.worker)
 
+    def _note_progress(self, member: Member) -> None:
+        if member.done > member.failed:
+            self._deaths_in_a_row = 0
+
     def _raised(self, task: Task, error: RayTaskError) -> None:
         """A worker reports an error that is not about one image."""
         reason, cause = members.short(error), error.cause
@@ -235,7 +239,9 @@ class Driver:
             history = self._again(task, task.shard, reason)
             history.errors += 1
             if history.errors >= ATTEMPTS:
-                raise RunFailed(f"{_name(task.shard)} failed {ATTEMPTS} times: {reason}. {_GOES_ON}")
+                raise RunFailed(
+                    f"{_name(task.shard)} failed {ATTEMPTS} times: {reason}. {_GOES_ON}"
+                )
             self._idle.append(task.worker)
 
     def _lost(
@@ -297,10 +303,8 @@ class Driver:
             if task.shard is None:
                 continue
             member = self._members[task.worker]
-            before = member.done - member.failed
             members.listen(member, task.worker, self.progress)
-            if member.done - member.failed > before:
-                self._deaths_in_a_row = 0
+            self._note_progress(member)
             limit = config.image_timeout
             images = 1 if task.position is not None else config.batch_size
             silent = time.monotonic() - member.heard
@@ -317,8 +321,8 @@ class Driver:
         limit = self.settings.config.wait_timeout
         if now - self._waiting_since > limit:
             raise RunFailed(
-                f"no worker found {what} within wait_timeout={duration(limit)}: {_room()}. Wait for "
-                f"other work to end, or ask for less (--gpus, threads). {_GOES_ON}"
+                f"no worker found {what} within wait_timeout={duration(limit)}: {_room()}. "
+                f"Wait for other work to end, or ask for less (--gpus, threads). {_GOES_ON}"
             )
         if waiting and now - self._spoken > _WAITING_SECONDS:
             self._spoken = now

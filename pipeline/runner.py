@@ -59,7 +59,9 @@ def run(plan: Plan, request: Request) -> Outcome:
         run_folder.lock()
         try:
             manifests = run_folder.recover()
-            images = sum(manifest["ok"] + manifest["quarantined"] for manifest in manifests.values())
+            images = sum(
+                manifest["ok"] + manifest["quarantined"] for manifest in manifests.values()
+            )
             state.before, state.total = images, plan.images - images
             state.shards = len(plan.shards) - len(manifests)
             started = time.monotonic()
@@ -107,7 +109,7 @@ def _process(
         config=config,
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
-        device="cuda" if config.gpus else "cpu",
+        device=devices.torch_device(config),
         staging=run_folder.staging.resolve(),
         logs=run_folder.root.resolve() / "_state" / "logs",
         metadata={

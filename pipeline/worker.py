@@ -6,6 +6,7 @@ the other stages work on one in between. Batches are cut in plan order and writt
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,12 +65,9 @@ class Worker:
 
         Raises NoGPU, and whatever a stage raises for a missing model or a wrong option.
         """
-        import torch
-
-        config, gpu = self.settings.config, self.settings.device == "cuda"
-        if gpu and not torch.cuda.is_available():
-            raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
-        torch.set_num_threads(config.threads)
+        config = self.settings.config
+        self.stages = list(_build(config))
+        device = _prepare_torch(self.settings.device, config.threads)
         context = Context(
             device=self.settings.device,
             generator=config.generator,
@@ -77,14 +75,13 @@ class Worker:
             seed=config.seed,
             aligned=self.settings.aligned,
         )
-        self.stages = list(_build(config))
         for stage in self.stages:
             stage.setup(context)
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator.num_ws, self.settings.metadata)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
         return {
-            "device": torch.cuda.get_device_name() if gpu else "CPU",
+            "device": device,
             "resolution": generator.resolution,
             "rows": generator.num_ws,
             "weights": sum(generator.weight(name).numel() for name in names),
@@ -208,6 +205,21 @@ def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
         random_weights=config.generator == "tiny",
         metadata=metadata,
     )
+
+
+def _prepare_torch(device: str, threads: int) -> str:
+    """Set torch's threads; the name of the device. Raises NoGPU."""
+    if device == "cpu" and "torch" not in sys.modules:
+        # No stage uses it, and importing it takes longer than anything else here.
+        return "CPU"
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cpu":
+        return "CPU"
+    if not torch.cuda.is_available():
+        raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
+    return torch.cuda.get_device_name()
 
 
 def _build(config: Config) -> Iterator[Stage]:

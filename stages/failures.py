@@ -4,7 +4,7 @@
 |---|---|---|
 | `image` | undecodable file, no face, non-finite loss | the image is quarantined, the run goes on |
 | `capacity` | CUDA or host memory exhausted | smaller batch; an image alone: quarantined as `oom` |
-| `poisoned` | illegal memory access, device-side assert, ECC | the worker is replaced, no image blamed |
+| `poisoned` | illegal memory access, device-side assert, ECC | the worker is replaced |
 | `storage` | disk full or read-only | the run stops, nothing is quarantined |
 | `bug` | AssertionError, TypeError | the shard fails; twice: the run stops |
 """

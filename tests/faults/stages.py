@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dhr_batch.stages.base import ImageError, Metric, Record, Stage, StageOptions
+from dhr_batch.stages.base import Context, ImageError, Metric, Record, Stage, StageOptions
 
 HERE = "dhr_batch.tests.faults.stages"
 
@@ -120,7 +120,13 @@ class Refine(Stage):
 
 
 class Edit(Segment):
+    """Cannot be set up with a `folder`, as if this were a damaged file of weights."""
+
     stage, gives = "edit", frozenset({"edits"})
+
+    def setup(self, context: Context) -> None:
+        if self.options.folder:
+            raise ValueError(f"{self.options.folder} is no array")
 
 
 class Measure(Stage):
@@ -135,6 +141,7 @@ class Measure(Stage):
 
 
 NAMES = {
+    "generator": f"{HERE}:generator",
     "align": f"{HERE}:Align",
     "embed": f"{HERE}:Faulty",
     "segment": f"{HERE}:Segment",
@@ -142,3 +149,16 @@ NAMES = {
     "edit": f"{HERE}:Edit",
     "measure": f"{HERE}:Measure",
 }
+
+
+class NoGenerator:
+    """What the worker asks a generator about itself; importing torch would take seconds."""
+
+    num_ws, resolution, feature_block, channels = 8, 32, 0, (1, 1)
+
+    def weight_names(self) -> list[str]:
+        return []
+
+
+def generator(context: Context) -> NoGenerator:
+    return NoGenerator()

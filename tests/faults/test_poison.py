@@ -1,13 +1,15 @@
-"""Images that end their worker: exactly they are quarantined, and nothing else is lost."""
+"""Workers that end, or never start: what is held against whom, and what is kept."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from dhr_batch.pipeline.driver import RunFailed
 from dhr_batch.tests.faults import harness
@@ -16,7 +18,7 @@ from dhr_batch.tests.faults.stages import NAMES
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session() -> Iterator[None]:
-    with harness.session():
+    with harness.session(gpus=2):
         yield
 
 
@@ -32,41 +34,51 @@ def manifest(out: Path, shard: int) -> dict[str, Any]:
     return json.loads((out / "_state" / "shards" / f"{shard:05d}.json").read_bytes())
 
 
-GOOD = [f"good-{i}.png" for i in range(8)]
+GOOD = [f"good-{i}.png" for i in range(12)]
 
 
-@pytest.mark.parametrize(
-    ("bad", "error_class", "most"),
-    [
-        ("exit-1.png", "crash", 3),
-        ("segv-1.png", "crash", 3),
-        ("cuda-1.png", "crash", 3),
-        ("reader-exit-1.png", "crash", 3),
-        ("loop-1.png", "timeout", 2),
-    ],
-)
-def test_the_image_that_ends_workers_is_the_only_one_quarantined(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, error_class: str, most: int
+def test_images_that_end_workers_are_the_only_ones_quarantined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [*GOOD[:5], bad, *GOOD[5:]]
+    bad = {"exit-1.png": "crash", "segv-1.png": "crash", "loop-1.png": "timeout"}
+    names = [
+        name for i, b in enumerate(bad) for name in (*GOOD[i * 4 : i * 4 + 3], b, GOOD[i * 4 + 3])
+    ]
     items = harness.photographs(tmp_path / "in", names)
-    timeout = 1.5 if error_class == "timeout" else 600
-    made = harness.make(items, shard_size=6, batch_size=2, image_timeout=timeout)
-    outcome = harness.run(made, tmp_path / "out")
-    assert (outcome.done, outcome.quarantined, outcome.exit_code) == (8, 1, 0)
-    assert harness.classes(tmp_path / "out") == {bad: error_class}
-    assert harness.finished(tmp_path / "out") == GOOD
+    made = harness.make(items, workers=2, shard_size=5, batch_size=2, image_timeout=1.5)
+    out = tmp_path / "out"
+    outcome = harness.run(made, out)
+    assert (outcome.done, outcome.quarantined, outcome.exit_code) == (12, 3, 0)
+    assert harness.classes(out) == bad
+    assert harness.finished(out) == GOOD
     said = capsys.readouterr().err
-    assert deaths(said) == most
-    assert f"1 x {error_class}" in said
-    receipt = manifest(tmp_path / "out", 0)
-    assert receipt["attempts"] == most + 1
-    assert len(receipt["failed_attempts"]) == most
-    assert receipt["worker"]["pid"] > 0
-    assert receipt["memory_peak"]["host"] > 10**7
-    row = harness.table(tmp_path / "out", "quarantine").iloc[0]
-    assert (row["stage"], row["source"]) == ("worker", bad)
-    assert str(tmp_path) not in row["message"]
+    assert "2 x crash" in said
+    assert "1 x timeout" in said
+    most = [3, 3, 2]
+    assert deaths(said) == sum(most)
+    receipts = [manifest(out, shard) for shard in range(3)]
+    assert [r["attempts"] for r in receipts] == [count + 1 for count in most]
+    assert [len(r["failed_attempts"]) for r in receipts] == most
+    assert receipts[0]["worker"]["pid"] > 0
+    assert receipts[0]["memory_peak"]["host"] > 10**7
+    rows = harness.table(out, "quarantine")
+    assert set(rows["stage"]) == {"worker"}
+    assert list(rows["source"]) == list(bad)
+    assert not rows["message"].str.contains(str(tmp_path)).any()
+    assert "Segmentation fault" in "".join(
+        p.read_text() for p in (out / "_state" / "logs").iterdir()
+    )
+
+
+@pytest.mark.parametrize("bad", ["cuda-1.png", "reader-exit-1.png"])
+def test_a_lost_device_or_reader_counts_like_a_lost_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    items = harness.photographs(tmp_path / "in", [GOOD[0], bad, GOOD[1]])
+    harness.run(harness.make(items, shard_size=3, batch_size=2), tmp_path / "out")
+    assert harness.classes(tmp_path / "out") == {bad: "crash"}
+    assert harness.finished(tmp_path / "out") == GOOD[:2]
+    assert deaths(capsys.readouterr().err) == 3
 
 
 def test_two_such_images_in_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +115,7 @@ def test_rows_of_an_isolated_shard_equal_those_of_a_quiet_one(tmp_path: Path) ->
 
 
 def test_memory_that_suffices_for_fewer_images_loses_none(tmp_path: Path) -> None:
-    names = [*GOOD, "oom-1.png", *(f"more-{i}.png" for i in range(7))]
+    names = [*GOOD[:8], "oom-1.png", *(f"more-{i}.png" for i in range(7))]
     items = harness.photographs(tmp_path / "in", names)
     made = harness.make(items, shard_size=16, batch_size=8, embed=faulty(memory=2))
     outcome = harness.run(made, tmp_path / "out")
@@ -157,25 +169,73 @@ def test_a_bug_stops_the_run_after_two_attempts(
     assert deaths(capsys.readouterr().err) == 0
 
 
-def test_workers_that_only_die_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_only_die_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dhr_batch.pipeline.driver.DEATHS_IN_A_ROW", 4)
     items = harness.photographs(tmp_path / "in", [f"exit-{i}.png" for i in range(6)])
     with pytest.raises(RunFailed, match="4 workers ended one after the other"):
         harness.run(harness.make(items, shard_size=6), tmp_path / "out")
 
 
-def test_a_wrong_file_fails_before_any_shard(
+def test_a_worker_that_cannot_start_ends_the_run_before_any_shard(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = harness.photographs(tmp_path / "in", ["good-1.png", "good-2.png"])
-    (tmp_path / "direction.npy").write_bytes(b"no array")
-    moves = [{"direction": str(tmp_path / "direction.npy"), "strengths": [1]}]
-    made = harness.make(
-        items, workers=2, edit={"name": "directions", "edits": moves}, shard_size=1
-    )
-    with pytest.raises(RunFailed, match=r"direction\.npy"):
-        harness.run(made, tmp_path / "out")
+    edit = {"name": NAMES["edit"], "folder": "direction.npy"}
+    with pytest.raises(RunFailed, match=r"cannot start: ValueError: direction\.npy is no array"):
+        harness.run(harness.make(items, workers=2, shard_size=1, edit=edit), tmp_path / "out")
     assert deaths(capsys.readouterr().err) == 0
     assert not (tmp_path / "out" / "plan.json").exists()
+
+
+class Holder:
+    def ping(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def held(gpus: int) -> Iterator[None]:
+    holder = ray.remote(num_gpus=gpus, num_cpus=0)(Holder).remote()
+    ray.get(holder.ping.remote())
+    yield
+    ray.kill(holder)
+
+
+@pytest.fixture
+def two_logical_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhr_batch.pipeline.devices.torch_device", lambda _config: "cpu")
+    monkeypatch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 2)
+    monkeypatch.setattr("dhr_batch.pipeline.driver._WAITING_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_a_run_goes_on_with_the_gpus_that_are_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:8])
+    made = harness.make(items, gpus=2, shard_size=2, embed=faulty(seconds=0.3))
+    with held(1):
+        outcome = harness.run(made, tmp_path / "out")
+    assert outcome.done == 8
+    said = capsys.readouterr().err
+    assert "1 of 2 workers wait for a free GPU: 0 of 2 GPUs are free" in said
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_waiting_for_a_gpu_has_an_end(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:4])
+    made = harness.make(items, gpus=2, shard_size=2, wait_timeout=1.5)
+    message = r"no worker found a free GPU within wait_timeout=1.5 s: 0 of 2 GPUs are free"
+    with held(2), pytest.raises(RunFailed, match=message):
+        harness.run(made, tmp_path / "out")
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_workers_share_a_gpu(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:8])
+    made = harness.make(items, gpus=1, workers_per_gpu=2, shard_size=1, embed=faulty(seconds=0.3))
+    with held(1):
+        harness.run(made, tmp_path / "out")
+    workers = [manifest(tmp_path / "out", shard)["worker"] for shard in range(8)]
+    assert {w["number"] for w in workers} == {0, 1}
+    assert len({tuple(w["gpus"]) for w in workers}) == 1
