@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Tables of a shard in `folder` (made here). Records are added in plan order.
+    """Tables of a shard in an empty `folder`. Records are added in plan order.
 
     report: called with an event after each batch.
     """
@@ -32,7 +32,6 @@ class Attempt:
         self, shard: Shard, folder: Path, info: RunInfo, report: Callable[[dict[str, Any]], None]
     ) -> None:
         self.shard, self.folder, self.info, self.report = shard, folder, info, report
-        folder.mkdir(parents=True)
         self._files = {t: TableFile(folder / f"{t}.parquet", t, info) for t in info.tables}
         self._started = self._before = time.monotonic()
         self._done = 0

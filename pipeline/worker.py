@@ -58,7 +58,6 @@ class Worker:
         self._busy: dict[str, tuple[float, int]] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
-        self._attempt: Attempt | None = None
 
     def setup(self) -> dict[str, Any]:
         """Load all networks. Returns facts about the generator that the driver plans with.
@@ -122,26 +121,33 @@ class Worker:
     def run_image(
         self, shard: Shard, attempt: str, position: int, lost: Lost
     ) -> dict[str, Any] | None:
-        """One image of a shard, alone in its process's memory: the driver knows which one it was.
+        """One image of a shard and nothing beside it, so that the driver knows which one it was.
 
         Called for each position in order. An image of `lost` is not touched: it ended workers
         before and is quarantined. Returns the receipt after the last image, None before.
         """
         if position == 0:
-            self._attempt = self._begin(shard, attempt)
-        assert self._attempt is not None
-        item = shard.items[position]
-        if item.image_id in lost:
-            record = Record(item.image_id, item.image_id, self.settings.split)
-            records = [record.failed("worker", *lost[item.image_id])]
-        else:
-            records = self._computed(shard, position, self._align(shard, [item]))
-        self._attempt.add(records)
-        return self._receipt(self._attempt) if position + 1 == len(shard.items) else None
+            self._images = self._one_by_one(shard, attempt, lost)
+        return next(self._images)
+
+    def _one_by_one(
+        self, shard: Shard, attempt: str, lost: Lost
+    ) -> Iterator[dict[str, Any] | None]:
+        tables = self._begin(shard, attempt)
+        for position, item in enumerate(shard.items):
+            if position:
+                yield None
+            if item.image_id in lost:
+                record = Record(item.image_id, item.image_id, self.settings.split)
+                tables.add([record.failed("worker", *lost[item.image_id])])
+            else:
+                tables.add(self._computed(shard, position, self._align([item])))
+        yield self._receipt(tables)
 
     def _begin(self, shard: Shard, attempt: str) -> Attempt:
         self._seconds.clear()
         folder = self.settings.staging / attempt
+        folder.mkdir(parents=True)
         return Attempt(shard, folder, self.info, self._events.append)
 
     def _receipt(self, tables: Attempt) -> dict[str, Any]:
@@ -151,9 +157,9 @@ class Worker:
     def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
         size = self.settings.config.batch_size
         for first in range(0, len(shard.items), size):
-            yield self._align(shard, shard.items[first : first + size])
+            yield self._align(shard.items[first : first + size])
 
-    def _align(self, shard: Shard, items: Sequence[Item]) -> list[Record]:
+    def _align(self, items: Sequence[Item]) -> list[Record]:
         records = [read(item, self.settings.split) for item in items]
         with self._timed("reader", len(records)):
             records = self._run(self.stages[0], records)

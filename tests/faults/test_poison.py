@@ -70,7 +70,9 @@ def test_images_that_end_workers_are_the_only_ones_quarantined(
     )
 
 
-@pytest.mark.parametrize("bad", ["cuda-1.png", "reader-exit-1.png"])
+@pytest.mark.parametrize(
+    "bad", ["cuda-1.png", pytest.param("reader-exit-1.png", marks=pytest.mark.slow)]
+)
 def test_a_lost_device_or_reader_counts_like_a_lost_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_lost_device_or_reader_counts_like_a_lost_worker(
     assert deaths(capsys.readouterr().err) == 3
 
 
+@pytest.mark.slow
 def test_two_such_images_in_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["exit-1.png", "good-1.png", "exit-2.png", "good-2.png"]
     items = harness.photographs(tmp_path / "in", names)
