@@ -7,25 +7,22 @@ known: it is quarantined, and the others are committed. A machine that goes away
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from itertools import islice
-from types import FrameType
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from dhr_batch.pipeline import members
+from dhr_batch.pipeline import members, stopping
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.members import Member
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress, duration
 from dhr_batch.pipeline.status import Status
+from dhr_batch.pipeline.tasks import History, Task
 from dhr_batch.pipeline.worker import Settings
 from dhr_batch.stages.failures import Poisoned
 
@@ -35,8 +32,6 @@ ATTEMPTS = 2
 DEATHS_IN_A_ROW = 20
 _POLL_SECONDS = 0.25
 _WAITING_SECONDS = 30.0
-# Time to answer a question, on top of what an image may take.
-_GRACE_SECONDS = 5.0
 _GOES_ON = "Finished shards are kept; the same command goes on from here"
 
 
@@ -46,31 +41,6 @@ class RunFailed(RuntimeError):
 
 class Interrupted(Exception):
     """The user asked to stop at once. Exit code 130."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a future stands for: a worker's `join` or `setup` (no shard), or work on a shard.
-
-    position: of the only image asked for, where a shard is given out image by image.
-    """
-
-    worker: int
-    what: str
-    shard: Shard | None = None
-    attempt: str = ""
-    position: int | None = None
-
-
-@dataclass
-class History:
-    """What went wrong with a shard. lost: class and message of images that ended a worker."""
-
-    deaths: int = 0
-    errors: int = 0
-    isolate: bool = False
-    lost: dict[str, tuple[str, str]] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
 
 
 class Driver:
@@ -91,7 +61,7 @@ class Driver:
         self.run, self.settings, self.progress, self.workers = run, settings, progress, workers
         self.on_ready: Callable[[dict[str, Any]], None] | None = on_ready
         self.status = status
-        self.stop = 0
+        self.stopper = stopping.Stopper()
         self._members: dict[int, Member] = {}
         self._tasks: dict[Any, Task] = {}
         self._idle: list[int] = []
@@ -109,7 +79,7 @@ class Driver:
         """
         self._todo = iter(shards)
         try:
-            with self._signals():
+            with stopping.signals(self.stopper, self.progress.say):
                 for number in range(self.workers):
                     self._start(number)
                 self._loop()
@@ -121,8 +91,8 @@ class Driver:
         return not self._more()
 
     def _loop(self) -> None:
-        while self._busy() or (self._more() and not self.stop):
-            if self.stop > 1:
+        while self._busy() or (self._more() and not self.stopper.asked):
+            if self.stopper.now:
                 raise Interrupted
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_SECONDS)
             for future in ready:
@@ -157,7 +127,7 @@ class Driver:
         self._members[number].what = self.progress.state.workers[number] = what
 
     def _assign(self) -> None:
-        while self._idle and not self.stop and self._more():
+        while self._idle and not self.stopper.asked and self._more():
             number, shard = self._idle.pop(), self._queue.popleft()
             history = self._history.get(shard.index, History())
             attempt = self.run.new_attempt(shard.index, len(history.reasons) + 1)
@@ -216,11 +186,13 @@ class Driver:
         history = self._history.pop(shard.index, History())
         receipt["attempts"] = len(history.reasons) + 1
         receipt["failed_attempts"] = history.reasons
+        member.begin(None)
+        self._idle.append(task.worker)
+        # The worker goes on while this one is committed.
+        self._assign()
         self.run.commit(shard.index, receipt, len(shard.items))
         self.progress.state.shards_done += 1
         self.status.shard_done(receipt)
-        member.begin(None)
-        self._idle.append(task.worker)
 
     def _note_progress(self, member: Member) -> None:
         if member.done > member.failed:
@@ -307,8 +279,7 @@ class Driver:
             self._note_progress(member)
             limit = config.image_timeout
             images = 1 if task.position is not None else config.batch_size
-            silent = time.monotonic() - member.heard
-            if limit and (member.pace > limit or silent > limit * images + _GRACE_SECONDS):
+            if limit and member.overdue(limit, images):
                 self._lost(task, f"not finished within image_timeout={limit:g} s", "timeout")
 
     def _check_waiting(self) -> None:
@@ -321,40 +292,16 @@ class Driver:
         limit = self.settings.config.wait_timeout
         if now - self._waiting_since > limit:
             raise RunFailed(
-                f"no worker found {what} within wait_timeout={duration(limit)}: {_room()}. "
+                f"no worker found {what} within wait_timeout={duration(limit)}: {members.room()}. "
                 f"Wait for other work to end, or ask for less (--gpus, threads). {_GOES_ON}"
             )
         if waiting and now - self._spoken > _WAITING_SECONDS:
             self._spoken = now
             self.progress.say(
-                f"{waiting} of {len(self._members)} workers wait for {what}: {_room()}"
+                f"{waiting} of {len(self._members)} workers wait for {what}: {members.room()}"
             )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """First Ctrl-C, or SIGTERM: finish the shards in flight. Second Ctrl-C: stop now."""
-
-        def handle(number: int, _frame: FrameType | None) -> None:
-            first = not self.stop
-            # Machines that are about to go away may say so more than once.
-            self.stop = max(self.stop, 1) if number == signal.SIGTERM else self.stop + 1
-            if first:
-                self.progress.say("stopping after the shards in flight; Ctrl-C again stops now")
-
-        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _name(shard: Shard) -> str:
     names = ", ".join(item.image_id for item in shard.items[:3])
     return f"shard {shard.index} ({names}{', ...' if len(shard.items) > 3 else ''})"
-
-
-def _room() -> str:
-    have, free = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
-    return ", ".join(parts)

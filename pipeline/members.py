@@ -14,6 +14,9 @@ from dhr_batch.pipeline import actor
 from dhr_batch.pipeline.progress import Progress
 from dhr_batch.pipeline.worker import Settings
 
+# Time to answer a question, on top of what an image may take.
+_GRACE_SECONDS = 5.0
+
 
 @dataclass
 class Member:
@@ -42,6 +45,11 @@ class Member:
             self.since = time.time()
         self.shard, self.pace, self.heard = shard, 0.0, time.monotonic()
         self.done, self.failed, self.errors = 0, 0, Counter()
+
+    def overdue(self, limit: float, images: int) -> bool:
+        """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""
+        silent = time.monotonic() - self.heard
+        return self.pace > limit or silent > limit * images + _GRACE_SECONDS
 
     def to_json(self, number: int) -> dict[str, Any]:
         known = {"worker": number, "what": self.what, "shard": self.shard, "since": self.since}
@@ -106,3 +114,10 @@ def short(error: RayError) -> str:
 def lost_node(error: RayError) -> bool:
     """Whether a whole machine went away, which says nothing about what its workers did."""
     return isinstance(error, ActorUnavailableError) or "node has died" in str(error)
+
+
+def room() -> str:
+    """What the cluster has and what of it is free."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
+    return ", ".join(parts)

@@ -61,7 +61,7 @@ class Status:
     def _sample(self, now: float) -> None:
         done = self.state.done
         self._recent.append((now, done))
-        while now - self._recent[0][0] > _WINDOW:
+        while len(self._recent) > 1 and now - self._recent[1][0] >= _WINDOW:
             self._recent.popleft()
         if not self._points or now - self._points[-1][0] >= self._spacing:
             self._points.append([round(now, 1), self.state.before + done])

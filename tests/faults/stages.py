@@ -16,29 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
-from dhr_batch.stages.base import Context, ImageError, Metric, Record, Stage, StageOptions
+from dhr_batch.benchmarks import no_op
+from dhr_batch.stages.base import Context, ImageError, Metric, Record
 
-HERE = "dhr_batch.tests.faults.stages"
 
-
-class FaultOptions(StageOptions):
+class FaultOptions(no_op.NoOpOptions):
     """folder: where `unlucky` images count their crashes. memory: images that fit at once."""
 
     folder: str = ""
     memory: int = 1000
-    seconds: float = 0.0
 
 
 def number(image_id: str) -> int:
     return zlib.crc32(image_id.encode())
 
 
-class Align(Stage):
+class Align(no_op.Align):
     """An 8 px picture whose values follow from the name."""
-
-    Options = FaultOptions
-    stage, needs = "align", frozenset({"data"})
-    gives = frozenset({"image", "quad", "source_size"})
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         for record in records:
@@ -50,11 +44,10 @@ class Align(Stage):
         ]
 
 
-class Faulty(Stage):
+class Faulty(no_op.Embed):
     """A code whose values follow from the name; the first part of the name is what goes wrong."""
 
     Options = FaultOptions
-    stage, needs, gives = "embed", frozenset({"image"}), frozenset({"latent", "inverted"})
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         if len(records) > self.options.memory:
@@ -96,20 +89,8 @@ def misbehave(image_id: str, folder: str) -> None:
             os._exit(1)
 
 
-class Segment(Stage):
-    Options = FaultOptions
-    stage, needs, gives = "segment", frozenset({"image"}), frozenset({"labels", "mask"})
-
-    def process(self, records: Sequence[Record]) -> list[Record]:
-        return list(records)
-
-
-class Refine(Stage):
-    """A refined weight that is NaN for images called `nan_delta`."""
-
-    Options = FaultOptions
-    stage, needs = "refine", frozenset({"latent"})
-    gives = frozenset({"delta", "feature", "refined"})
+class Refine(no_op.Refine):
+    """A refined weight that is NaN for images called `nandelta-1.png` and so on."""
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         bad = [r.image_id.startswith("nandelta-") for r in records]
@@ -119,19 +100,18 @@ class Refine(Stage):
         ]
 
 
-class Edit(Segment):
+class Edit(no_op.Edit):
     """Cannot be set up with a `folder`, as if this were a damaged file of weights."""
 
-    stage, gives = "edit", frozenset({"edits"})
+    Options = FaultOptions
 
     def setup(self, context: Context) -> None:
         if self.options.folder:
             raise ValueError(f"{self.options.folder} is no array")
 
 
-class Measure(Stage):
-    Options = FaultOptions
-    stage, needs, gives = "measure", frozenset({"image"}), frozenset({"metrics"})
+class Measure(no_op.Measure):
+    """A number that follows from the name."""
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         return [
@@ -140,25 +120,6 @@ class Measure(Stage):
         ]
 
 
-NAMES = {
-    "generator": f"{HERE}:generator",
-    "align": f"{HERE}:Align",
-    "embed": f"{HERE}:Faulty",
-    "segment": f"{HERE}:Segment",
-    "refine": f"{HERE}:Refine",
-    "edit": f"{HERE}:Edit",
-    "measure": f"{HERE}:Measure",
-}
-
-
-class NoGenerator:
-    """What the worker asks a generator about itself; importing torch would take seconds."""
-
-    num_ws, resolution, feature_block, channels = 8, 32, 0, (1, 1)
-
-    def weight_names(self) -> list[str]:
-        return []
-
-
-def generator(context: Context) -> NoGenerator:
-    return NoGenerator()
+HERE = "dhr_batch.tests.faults.stages"
+MINE = (Align, Faulty, Refine, Edit, Measure)
+NAMES = no_op.NAMES | {cls.stage: f"{HERE}:{cls.__name__}" for cls in MINE}

@@ -44,7 +44,7 @@ def test_it_is_written_every_few_seconds_and_on_demand(clock: Clock) -> None:
 
 
 def test_rates_and_the_time_left(clock: Clock) -> None:
-    state = State(total=1000, shards=10, before=50)
+    state = State(total=1000, shards=10, before=50, started=clock.now)
     status, written = made(state)
     for _ in range(100):
         status.update(list, now=True)
