@@ -76,10 +76,11 @@ def test_images_that_end_workers_are_the_only_ones_quarantined(
 def test_a_lost_device_or_reader_counts_like_a_lost_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
-    items = harness.photographs(tmp_path / "in", [GOOD[0], bad, GOOD[1]])
-    harness.run(harness.make(items, shard_size=3, batch_size=2), tmp_path / "out")
+    mates = [f"good-{i:02}.png" for i in range(63)]
+    items = harness.photographs(tmp_path / "in", [*mates[:40], bad, *mates[40:]])
+    harness.run(harness.make(items, shard_size=64, batch_size=4), tmp_path / "out")
     assert harness.classes(tmp_path / "out") == {bad: "crash"}
-    assert harness.finished(tmp_path / "out") == GOOD[:2]
+    assert harness.finished(tmp_path / "out") == mates
     assert deaths(capsys.readouterr().err) == 3
 
 
