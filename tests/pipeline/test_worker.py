@@ -94,14 +94,13 @@ def test_pace_tells_how_long_a_batch_takes(tmp_path: Path, made: Plan) -> None:
 def test_one_by_one_gives_the_same_files(tmp_path: Path, made: Plan) -> None:
     built, shard = worker(made, tmp_path), made.shards[0]
     together = built.run_shard(shard, "together")
-    for position in range(6):
-        assert built.run_image(shard, "alone", position, {}) is None
-    alone = built.run_image(shard, "alone", 6, {})
+    built.isolate(shard, "alone", {})
+    assert [built.next_image() for _ in range(6)] == [None] * 6
+    alone = built.next_image()
     assert alone is not None
     assert alone["files"] == together["files"]
-    lost = {"good-3.png": ("crash", "good-3.png: ended three workers")}
-    for position in range(7):
-        without = built.run_image(shard, "without", position, lost)
+    built.isolate(shard, "without", {"good-3.png": ("crash", "good-3.png: ended three workers")})
+    without = [built.next_image() for _ in range(7)][-1]
     assert without is not None
     assert (without["ok"], without["errors"]) == (6, {"crash": 1})
 
