@@ -156,10 +156,11 @@ def read(item: Item, split: str) -> Record:
 
 def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
     """What the tables record about a run."""
+    thresholds = config.segment.get("thresholds", {})
     return RunInfo(
         rows=rows,
         embedder=config.embed["name"],
-        thresholds=config.segment.get("thresholds", {}),
+        thresholds={key: value for key, value in thresholds.items() if value is not None},
         store_deltas=config.store_deltas,
         random_weights=config.generator == "tiny",
         metadata=metadata,
