@@ -217,7 +217,11 @@ class RunFolder:
         self.storage.delete(_manifest(shard))
 
     def clear_staging(self) -> None:
-        """Delete all staging; only while no worker of this driver is running."""
+        """Delete all staging; only while no worker of this driver is running.
+
+        Raises LeaseLost where it may be that of another driver.
+        """
+        self.check()
         self.storage.delete(STAGING)
 
 

@@ -148,7 +148,9 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
                 f"--gpus {config.gpus}: the cluster at {request.address} has {there} GPUs"
             )
     else:
+        # Without this word Ray joins whatever cluster somebody has started on this machine.
         ray.init(
+            address="local",
             num_cpus=workers * config.threads,
             num_gpus=config.gpus or 0,
             include_dashboard=False,

@@ -21,7 +21,7 @@ from typing import Any
 
 from dhr_batch.pipeline import crash
 
-SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "abfss")
+SCHEMES = ("s3", "s3a", "gs", "az")
 _PART = re.compile(r"part-\d{5}\.parquet")
 
 log = logging.getLogger(__name__)

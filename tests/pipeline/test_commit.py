@@ -92,14 +92,15 @@ def test_a_kill_after_the_commit_point_rolls_forward(
     for table in list(receipt["files"])[:moved]:
         staged = f"{staging(receipt['attempt'])}/{table}.parquet"
         assert run.storage.publish(staged, f"{table}/part-00004.parquet")
-    assert list(RunFolder(run.storage).recover()) == [4]
+    monkeypatch.undo()
+    assert list(run.recover()) == [4]
     assert files(run.storage) == DONE
     assert run.storage.sizes("_staging") == {}
 
 
 def test_a_kill_before_the_commit_point_leaves_nothing(run: RunFolder) -> None:
     attempt(run, 4)
-    assert RunFolder(run.storage).recover() == {}
+    assert run.recover() == {}
     assert files(run.storage) == {}
 
 
