@@ -259,6 +259,7 @@ def same() -> Callable[[object, Reference], None]:
         planned = [image for shard in run.plan["shards"] for image in shard]
         assert run.ids == planned
         assert len(run.quarantine) == 0
+        assert b"config_name: latents" in (connect(str(place)).read("README.md") or b"")
 
     return check
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,22 @@ def test_the_second_attempt_at_a_shard_loses(run: RunFolder) -> None:
 def test_a_missing_image_is_not_committed(run: RunFolder) -> None:
     with pytest.raises(ValueError, match="do not add up to the 4 planned"):
         run.commit(4, attempt(run, 4), planned=4)
+    assert run.committed() == {}
+
+
+def test_a_receipt_that_does_not_add_up_fails_the_run(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dhr_batch.pipeline.datasets import Item
+    from dhr_batch.pipeline.driver import Driver, RunFailed, Task
+    from dhr_batch.pipeline.plan import Shard
+
+    driver: Any = Driver.__new__(Driver)
+    driver.run, driver._partial = run, {0: Counter()}
+    monkeypatch.setattr(driver, "_drain", lambda _: None)
+    shard = Shard(4, (Item("a.png", Path("a.png")),))
+    with pytest.raises(RunFailed, match="do not add up to the 1 planned"):
+        driver._commit(Task(0, shard), shard, attempt(run, 4))
     assert run.committed() == {}
 
 

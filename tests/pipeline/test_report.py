@@ -211,6 +211,15 @@ def test_shown_images_are_limited_and_counted(make_run: Callable[..., Path]) -> 
     assert table["image_id"].nunique() == 3
 
 
+def test_a_run_in_an_object_store(make_run: Callable[..., Path], bucket: str) -> None:
+    local, run = make_run(), connect(f"{bucket}/my run")
+    for path in [p for p in local.rglob("*") if p.is_file()]:
+        run.replace(path.relative_to(local).as_posix(), path.read_bytes())
+    assert report.write(f"{bucket}/my run") == f"{bucket}/my run/report/index.html"
+    for name in ("index.html", "metrics.md", "metrics.csv", "contact_sheet.png"):
+        assert run.read(f"report/{name}") == (write(local).parent / name).read_bytes()
+
+
 def test_run_without_edits(make_run: Callable[..., Path]) -> None:
     page = write(make_run(edits=[]))
     assert "edit:" not in page.read_text("utf-8")
