@@ -8,8 +8,9 @@ makes a kill at any moment harmless:
    which images form which shard.
 2. A worker writes complete tables to local scratch, reads their footers back, and brings them to
    `_staging/{attempt}/`, which no other attempt uses. In a folder that is the scratch itself, made
-   durable by fsync; in an object store each file is one upload, visible as a whole or not at all.
-   Until step 3 nothing refers to them: a kill leaves rubbish that the next start deletes.
+   durable by fsync; in an object store each file is one upload, signed with its checksum and
+   visible as a whole or not at all. Until step 3 nothing refers to them: a kill leaves rubbish
+   that the next start deletes.
 3. The driver creates `_state/shards/00017.json`, which names the attempt and the bytes and checksum
    of each file. Creation fails if the name exists (a hard link; `If-None-Match` in an object
    store), so exactly one attempt of a shard can win. This is the commit point; the manifest is
@@ -23,13 +24,14 @@ makes a kill at any moment harmless:
 Committing before publishing means that readers may briefly miss tables of a committed shard but
 never see rows of a shard that could still be computed again.
 
-Only the driver that holds the lease (`pipeline/lease.py`) commits, and it checks that before
-step 3. Workers of a killed driver write to staging folders that nobody will ever commit. A lease in
-an object store can be lost between the check and the write, when the machine freezes in between;
-the new driver has then deleted the staging that the late manifest names. Therefore a manifest
-counts only if each of its files is staged or published with the size it says; one that does not is
-void, and whoever holds the lease deletes it and makes the shard again. A late manifest whose files
-are all there is as good as any: the shard is finished by it, and the other attempt is discarded.
+Only the driver that holds the lease (`pipeline/lease.py`) commits, and it checks that before step
+3 and before each file of step 4. Workers of a killed driver write to staging folders that nobody
+will ever commit. A lease in an object store can be lost between the check and the write, when the
+machine freezes in between; the new driver has then deleted the staging that the late manifest
+names. Therefore a manifest counts only if each of its files is staged or published with the size
+it says; one that does not is void, and whoever holds the lease deletes it and makes the shard
+again. A late manifest whose files are all there is as good as any: the shard is finished by it,
+and the other attempt is discarded.
 
 A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
@@ -168,6 +170,7 @@ class RunFolder:
         False where the manifest is void: a file is neither staged nor published.
         """
         for table, facts in manifest["files"].items():
+            self.check()
             final = f"{table}/part-{shard:05d}.parquet"
             staged = f"{staging(manifest['attempt'])}/{table}.parquet"
             moved = self.storage.publish(staged, final)

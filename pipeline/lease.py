@@ -30,6 +30,7 @@ _BEATS_PER_TIMEOUT = 6
 _VALID = 0.7
 # Stores give the time of a write in whole seconds.
 _RESOLUTION = 1.0
+_RELEASE_PATIENCE = 5.0
 # Unlike the monotonic clock it goes on while the machine sleeps.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -143,7 +144,9 @@ class ObjectLease(Lease):
         self._thread.join()
         self._record["released"] = True
         if not self._lost:
-            self._storage.swap(KEY, self._content(), self._version)
+            # It lapses by itself: not worth a wait where the store does not answer.
+            storage = ObjectStorage(self._storage.place, _RELEASE_PATIENCE)
+            storage.swap(KEY, self._content(), self._version)
         self._version = self._thread = None
 
     def _content(self) -> bytes:

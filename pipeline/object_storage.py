@@ -64,10 +64,8 @@ class ObjectStorage(Storage):
 
     def __init__(self, url: str, patience: float | None = None) -> None:
         self.place = self.address = url.rstrip("/")
-        if patience is None:
-            patience = float(os.environ.get("DHR_BATCH_STORAGE_PATIENCE", "60"))
-        self._patience = patience
-        self._options = _options(patience)
+        self._patience = _configured_patience() if patience is None else patience
+        self._options = _options(self._patience)
         try:
             self._store = from_url(self.place, **self._options)
         except exceptions.BaseError as error:
@@ -192,6 +190,16 @@ class ObjectStorage(Storage):
                 log.warning("%s: cannot %s yet: %s", self.place, what, _first(error))
             time.sleep(pause)
         raise AssertionError("unreachable")
+
+
+def _configured_patience() -> float:
+    text = os.environ.get("DHR_BATCH_STORAGE_PATIENCE", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise Refused(
+            f"DHR_BATCH_STORAGE_PATIENCE={text} is not a number: give seconds, or unset it"
+        ) from None
 
 
 def _options(patience: float) -> dict[str, Any]:

@@ -137,9 +137,11 @@ class Runs:
         command = [sys.executable, "-m", "dhr_batch.cli", *self.words, "--out", str(out), *more]
         if env.get("DHR_BATCH_CRASH_PID") == "driver":
             command = ["sh", "-c", 'DHR_BATCH_CRASH_PID=$$ exec "$@"', "sh", *command]
+        # A cluster that nobody asked for with --address must not be joined.
+        there = {"RAY_ADDRESS": "127.0.0.1:1"} | {name: str(value) for name, value in env.items()}
         return subprocess.Popen(
             command,
-            env=os.environ | {name: str(value) for name, value in env.items()},
+            env=os.environ | there,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -34,6 +34,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     runs: Any, reference: Any, same: Callable[..., None], place: str, small_disk: Path
 ) -> None:
@@ -41,6 +45,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     env = {}
     if "://" in place:
         env = {"TMPDIR": small_disk, "RAY_TMPDIR": "/tmp"}
+        resize(small_disk, "80k")
     else:
         place = str(small_disk / "run")
     code, said = runs.run(place, "--force", **env)
@@ -51,8 +56,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     keys = {key for key in storage.sizes() if key.endswith(".parquet") and key[0] != "_"}
     assert keys <= reference.files.keys()
     assert all(storage.read(key) == reference.files[key] for key in keys)
-    larger = ["mount", "-o", "remount,size=100m", str(small_disk)]
-    subprocess.run(larger, check=True)
+    resize(small_disk, "100m")
     code, said = runs.run(place, **env)
     assert code == 0, said
     same(place, reference)

@@ -128,13 +128,16 @@ def test_free_space(tmp_path: Path, bucket: str) -> None:
     assert connect(bucket).free() is None
 
 
-def test_places_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_places_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(Refused, match="is a file"):
         connect(tmp_path / "file")
     with pytest.raises(Refused, match="ftp://x/y is neither a folder nor the URL"):
         connect("ftp://x/y")
     assert isinstance(connect(f"file://{tmp_path}"), LocalStorage)
+    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "long")
+    with pytest.raises(Refused, match="DHR_BATCH_STORAGE_PATIENCE=long"):
+        connect("s3://bucket/run")
 
 
 def test_an_absent_bucket_is_said_at_once(s3: str) -> None:
