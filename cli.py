@@ -64,8 +64,8 @@ def main() -> None:
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder.  [default: runs/<dataset>-<generator>]",
+    metavar="DIR|URL",
+    help="Run folder, or s3://, gs:// or az:// URL.  [default: runs/<dataset>-<generator>]",
 )
 @click.option(
     "-c",
@@ -104,11 +104,11 @@ def run(dry_run: bool, as_json: bool, **options: Any) -> None:
     Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
     130 interrupted (state is safe).
     """
-    from dhr_batch.pipeline.commit import Refused
     from dhr_batch.pipeline.config import ConfigError
     from dhr_batch.pipeline.datasets import DatasetError
     from dhr_batch.pipeline.models import RegistryError
-    from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder, prepare
+    from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place, prepare
+    from dhr_batch.pipeline.storage import Refused
 
     logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
     flags = {key: options.pop(key) for key in ("dataset", "preset", "gpus", "limit", "seed")}
@@ -119,7 +119,7 @@ def run(dry_run: bool, as_json: bool, **options: Any) -> None:
         if options["verbose"]:
             click.echo(plan.config.to_yaml(), err=True)
         if dry_run:
-            _dry_run(plan, describe(plan, folder(plan, request)), as_json)
+            _dry_run(plan, describe(plan, place(plan, request).place), as_json)
             check_gpus(plan, request)
             return
         from dhr_batch.pipeline.driver import RunFailed
@@ -153,22 +153,21 @@ def _fail(message: str, code: int) -> None:
 
 
 @main.command()
-@click.argument(
-    "run_dir", metavar="RUN", type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="[default: RUN/report]"
-)
+@click.argument("run_dir", metavar="RUN")
+@click.option("--out", metavar="DIR|URL", help="[default: RUN/report]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def report(run_dir: Path, out: Path | None, as_json: bool) -> None:
+def report(run_dir: str, out: str | None, as_json: bool) -> None:
     """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
     from dhr_batch.pipeline.report import ReportError, write
+    from dhr_batch.pipeline.storage import Refused
 
     try:
         page = write(run_dir, out)
-    except (ReportError, ImportError) as error:
+    except Refused as error:
+        raise click.UsageError(str(error)) from error
+    except (ReportError, ImportError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps({"report": str(page)}) if as_json else str(page))
+    click.echo(json.dumps({"report": page}) if as_json else page)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dhr_batch.pipeline import actor
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress
+from dhr_batch.pipeline.storage import StorageError
 from dhr_batch.pipeline.worker import Settings
 
 # A shard that has ended two workers will end a third.
@@ -89,6 +90,7 @@ class Driver:
         while self._tasks or (self._queue and not self.stop):
             if self.stop > 1:
                 raise Interrupted
+            self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_SECONDS)
             for future in ready:
                 self._finished(future, self._tasks.pop(future))
@@ -148,7 +150,10 @@ class Driver:
     def _commit(self, task: Task, shard: Shard, receipt: dict[str, Any]) -> None:
         self._drain(task.worker)
         self._partial[task.worker].clear()
-        self.run.commit(shard.index, receipt, len(shard.items))
+        try:
+            self.run.commit(shard.index, receipt, len(shard.items))
+        except ValueError as error:
+            raise RunFailed(str(error)) from error
         self.progress.state.shards_done += 1
         self._idle.append(task.worker)
 
@@ -166,7 +171,7 @@ class Driver:
 
     def _raised(self, task: Task, error: RayTaskError) -> None:
         """A worker reports an error that is not about one image."""
-        if task.shard is None:
+        if task.shard is None or isinstance(error.cause, StorageError):
             raise RunFailed(_short(error)) from error
         self._again(task, task.shard, _short(error))
         self._idle.append(task.worker)

@@ -9,22 +9,22 @@ from typing import Any
 
 from dhr_batch.pipeline import config as configs
 from dhr_batch.pipeline import datasets, devices, plan
-from dhr_batch.pipeline.commit import Refused
 from dhr_batch.pipeline.progress import Mode
+from dhr_batch.pipeline.storage import Refused, Storage, connect
 
 
 @dataclass(frozen=True)
 class Request:
     """One call of `run`. settings: flags that are settings of a run, without those not given.
 
-    files, sets: `-c` files and `--set` texts. out: run folder; by default
-    `runs/<dataset>-<generator>`. address: of a Ray cluster.
+    files, sets: `-c` files and `--set` texts. out: run folder or URL of an object store; by
+    default `runs/<dataset>-<generator>`. address: of a Ray cluster.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     files: Sequence[Path] = ()
     sets: Sequence[str] = ()
-    out: Path | None = None
+    out: str | Path | None = None
     address: str | None = None
     force: bool = False
     report: bool = True
@@ -62,12 +62,12 @@ def check_gpus(made: plan.Plan, request: Request) -> None:
         raise Refused(devices.missing_gpus(asked, there))
 
 
-def folder(made: plan.Plan, request: Request) -> Path:
-    """The run folder."""
-    return request.out or Path("runs") / f"{made.dataset.name}-{made.config.generator}"
+def place(made: plan.Plan, request: Request) -> Storage:
+    """Where the run lies. Raises Refused where that can be no run."""
+    return connect(request.out or f"runs/{made.dataset.name}-{made.config.generator}")
 
 
-def describe(made: plan.Plan, out: Path) -> str:
+def describe(made: plan.Plan, out: str) -> str:
     """The plan in a few lines, for people."""
     config = made.config
     device = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"

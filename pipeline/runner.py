@@ -8,17 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from dhr_batch.pipeline import card, devices, estimate, report
-from dhr_batch.pipeline.commit import Refused, RunFolder
+from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
 from dhr_batch.pipeline.plan import Plan, changes
-from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder
+from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
+from dhr_batch.pipeline.storage import Refused, Storage
 from dhr_batch.pipeline.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -44,23 +44,25 @@ class Outcome:
 def run(plan: Plan, request: Request) -> Outcome:
     """Process the shards of a plan that are not committed yet.
 
-    Raises Refused (another driver, changed settings, too little space, absent GPUs) and RunFailed.
+    Raises Refused (another driver, changed settings, too little space, absent GPUs), RunFailed,
+    and StorageError where the place of the run does not answer or belongs to another driver now.
     """
     check_gpus(plan, request)
-    out = folder(plan, request)
-    run_folder = RunFolder(out)
+    out = place(plan, request)
+    run_folder = RunFolder(out, plan.config.lease_timeout)
     state = State(total=0, shards=0)
     with Progress(state, request.progress, request.quiet) as progress:
-        stored = run_folder.plan()
-        if stored is not None and (lines := changes(stored, plan)):
-            raise Refused(_changed(out, lines))
         run_folder.lock()
         try:
+            # Under the lease: until then another driver might still write the plan of this run.
+            stored = run_folder.plan()
+            if stored is not None and (lines := changes(stored, plan)):
+                raise Refused(_changed(out.place, lines))
             manifests = run_folder.recover()
             todo = [shard for shard in plan.shards if shard.index not in manifests]
             started = time.monotonic()
             if not todo:
-                progress.say(f"nothing to do: all {plan.images} images of {out} are finished")
+                progress.say(f"nothing to do: all {plan.images} images of {out.place} are finished")
                 finished = True
             else:
                 finished = _process(plan, request, run_folder, progress, todo)
@@ -69,7 +71,7 @@ def run(plan: Plan, request: Request) -> Outcome:
             run_folder.unlock()
 
 
-def _changed(out: Path, lines: list[str]) -> str:
+def _changed(out: str, lines: list[str]) -> str:
     listed = "\n  ".join(lines)
     return (
         f"{out} holds a run with other settings; changed:\n  {listed}\n"
@@ -85,15 +87,14 @@ def _process(
     state.shards = len(todo)
     workers = devices.worker_count(config, len(todo))
     state.parallel = workers
-    progress.say(describe(plan, run_folder.root))
+    progress.say(describe(plan, run_folder.storage.place))
     if len(todo) < len(plan.shards):
         progress.say(f"resuming: {len(plan.shards) - len(todo)} shards are finished already")
 
     def on_ready(facts: dict[str, Any]) -> None:
         tables = estimate.bytes_per_image(config, facts)
-        line = estimate.check_space(
-            run_folder.root, tables, state.total, len(todo), force=request.force
-        )
+        free = run_folder.storage.free()
+        line = estimate.check_space(free, tables, state.total, len(todo), force=request.force)
         progress.say(line)
         if run_folder.plan() is None:
             run_folder.write_plan(plan.to_json())
@@ -105,7 +106,7 @@ def _process(
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
         gpu=bool(config.gpus),
-        staging=run_folder.staging.resolve(),
+        out=run_folder.storage.address,
         metadata={
             "version": fingerprint["version"],
             "generator": config.generator,
@@ -147,7 +148,9 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
                 f"--gpus {config.gpus}: the cluster at {request.address} has {there} GPUs"
             )
     else:
+        # Without this word Ray joins whatever cluster somebody has started on this machine.
         ray.init(
+            address="local",
             num_cpus=workers * config.threads,
             num_gpus=config.gpus or 0,
             include_dashboard=False,
@@ -178,7 +181,7 @@ def _outcome(
     if finished:
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
-        card.write(run_folder.root, plan.to_json())
+        card.write(run_folder.storage, plan.to_json())
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
         f"({duration(seconds)})"
@@ -188,13 +191,14 @@ def _outcome(
     if code == TOO_MANY_QUARANTINED:
         progress.say(
             f"more than max_quarantined={plan.config.max_quarantined:g} of the images failed; see "
-            f"{run_folder.root / 'quarantine'}"
+            f"{run_folder.storage.locate('quarantine')}"
         )
     if finished and request.report:
-        page = _report(run_folder.root, progress)
+        page = _report(run_folder.storage, progress)
     if not finished:
         progress.say("interrupted; the same command goes on from here")
-    return Outcome(str(run_folder.root), plan.images, ok, bad, code, round(seconds, 3), report=page)
+    out = run_folder.storage.place
+    return Outcome(out, plan.images, ok, bad, code, round(seconds, 3), report=page)
 
 
 def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:
@@ -205,9 +209,9 @@ def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda pair: -pair[1])
 
 
-def _report(root: Path, progress: Progress) -> str | None:
+def _report(out: Storage, progress: Progress) -> str | None:
     try:
-        return str(report.write(root))
+        return report.write(out)
     except (report.ReportError, ImportError) as error:
         progress.say(f"no report: {error}")
         return None

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline import models
-from dhr_batch.pipeline.commit import sha256
+from dhr_batch.pipeline import crash, models
+from dhr_batch.pipeline.commit import sha256, staging
 from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.datasets import Item
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.storage import connect
 from dhr_batch.pipeline.table_file import TableFile
 from dhr_batch.pipeline.tables import rows_of
 from dhr_batch.stages import registry
@@ -27,13 +28,13 @@ class NoGPU(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told. config: resolved; staging: folder for unfinished tables."""
+    """What a worker is told. config: resolved; out: folder or URL of the run."""
 
     config: Config
     aligned: bool
     split: str
     gpu: bool
-    staging: Path
+    out: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,13 +87,16 @@ class Worker:
         return [self._events.popleft() for _ in range(len(self._events))]
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
-        """Run all stages on a shard and write its tables to the staging folder of `attempt`.
+        """Run all stages on a shard and stage its tables under the name of `attempt`.
 
-        Batches are cut in plan order, so that every attempt forms the same ones. Returns the
-        receipt: files with rows, bytes and sha256, and how many images ended where.
+        Returns the receipt: files with rows, bytes and sha256, and how many images ended where.
+        Raises StorageError where the place of the run does not take the files.
         """
-        folder = self.settings.staging / attempt
-        folder.mkdir(parents=True)
+        with connect(self.settings.out).stage(staging(attempt)) as folder:
+            return self._tables(shard, attempt, folder)
+
+    def _tables(self, shard: Shard, attempt: str, folder: Path) -> dict[str, Any]:
+        """Write the tables of a shard; batches are cut in plan order, the same in each attempt."""
         files = {t: TableFile(folder / f"{t}.parquet", t, self.info) for t in self.info.tables}
         started, size = time.monotonic(), self.settings.config.batch_size
         seconds: defaultdict[str, float] = defaultdict(float)
@@ -115,6 +119,7 @@ class Worker:
                     "seconds": time.monotonic() - began,
                 }
             )
+            crash.at("mid-shard")
         quarantined = errors.total()
         return {
             "attempt": attempt,
