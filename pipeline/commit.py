@@ -4,8 +4,9 @@ A run folder holds `plan.json`, `_state/`, `_staging/` and one folder per table 
 finished `part-00017.parquet` files only. The order of the writes is what makes a kill at any
 moment harmless:
 
-1. `plan.json` is created before any shard starts and never changes, so every later start agrees on
-   which images form which shard.
+1. `plan.json` is created before any shard starts, so every later start agrees on which images form
+   which shard. It changes only where new images are added: as shards behind the others, in one
+   atomic step.
 2. A worker writes complete tables to `_staging/{attempt}/`, a folder no other attempt uses. Until
    step 3 nothing outside it refers to them: a kill leaves rubbish that the next start deletes.
 3. The driver creates `_state/shards/00017.json`, which names the attempt and the checksum of each
@@ -30,6 +31,9 @@ import shutil
 import uuid
 from pathlib import Path
 from typing import Any
+
+from dhr_batch.pipeline import plan_file
+from dhr_batch.pipeline.schemas import TABLES
 
 
 class Refused(Exception):
@@ -115,9 +119,22 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        text = json.dumps(plan, ensure_ascii=False, indent=1)
-        if not create(self.root / "plan.json", text.encode()):
+        if not create(self.root / "plan.json", plan_file.dumps(plan).encode()):
             raise Refused(f"{self.root / 'plan.json'} appeared while starting: start again")
+
+    def replace_plan(self, plan: dict[str, Any]) -> None:
+        """Put a plan with more shards in place of the stored one. The caller holds the lease."""
+        replace(self.root / "plan.json", plan_file.dumps(plan).encode())
+
+    def clear(self) -> None:
+        """Delete the run but not the lease, which the caller holds.
+
+        The plan goes last: killed in between, the folder is a run whose shards are to be made.
+        """
+        for name in ("_state/shards", "_staging", *TABLES, "report"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for name in ("README.md", "plan.json"):
+            (self.root / name).unlink(missing_ok=True)
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """Manifests of the committed shards by shard number."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import ray
 
-from dhr_batch.pipeline import card, devices, estimate, report
+from dhr_batch.pipeline import card, devices, estimate, report, resume
 from dhr_batch.pipeline.commit import Refused, RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
-from dhr_batch.pipeline.plan import Plan, changes
+from dhr_batch.pipeline.plan import Plan
 from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder
 from dhr_batch.pipeline.progress import Progress, State, duration
 from dhr_batch.pipeline.worker import Settings
@@ -51,11 +51,13 @@ def run(plan: Plan, request: Request) -> Outcome:
     run_folder = RunFolder(out)
     state = State(total=0, shards=0)
     with Progress(state, request.progress, request.quiet) as progress:
-        stored = run_folder.plan()
-        if stored is not None and (lines := changes(stored, plan)):
-            raise Refused(_changed(out, lines))
         run_folder.lock()
         try:
+            if request.fresh:
+                resume.start_over(run_folder, out, request.confirmed)
+            stored = run_folder.plan()
+            if stored is not None:
+                plan = resume.continued(stored, plan, out, request.extend)
             manifests = run_folder.recover()
             todo = [shard for shard in plan.shards if shard.index not in manifests]
             started = time.monotonic()
@@ -67,14 +69,6 @@ def run(plan: Plan, request: Request) -> Outcome:
             return _outcome(plan, request, run_folder, progress, finished, started)
         finally:
             run_folder.unlock()
-
-
-def _changed(out: Path, lines: list[str]) -> str:
-    listed = "\n  ".join(lines)
-    return (
-        f"{out} holds a run with other settings; changed:\n  {listed}\n"
-        "Use the same settings to go on with it, or choose another folder with --out"
-    )
 
 
 def _process(
@@ -95,8 +89,11 @@ def _process(
             run_folder.root, tables, state.total, len(todo), force=request.force
         )
         progress.say(line)
-        if run_folder.plan() is None:
+        stored = run_folder.plan()
+        if stored is None:
             run_folder.write_plan(plan.to_json())
+        elif len(stored["shards"]) < len(plan.shards):
+            run_folder.replace_plan(resume.extended(stored, plan))
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
     fingerprint = plan.to_json()["fingerprint"]
