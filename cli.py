@@ -154,12 +154,16 @@ def run(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     sys.exit(outcome.exit_code)
 
 
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _confirm(out: Path) -> bool:
     """Ask before work is deleted; False, without asking, where nobody can answer."""
     from dhr_batch.pipeline.commit import RunFolder
     from dhr_batch.pipeline.resume import question
 
-    if not sys.stdin.isatty():
+    if not _has_terminal():
         return False
     asked = question(RunFolder(out), out)
     if asked is None or click.confirm(asked, err=True):

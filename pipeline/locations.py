@@ -34,12 +34,16 @@ class StorageError(OSError):
 
 
 class File(NamedTuple):
-    """A listed file. relative: to the listed folder. size: bytes. etag: "" on local disks."""
+    """A listed file: `folder` and `relative` are its location. size: bytes. etag: "" if local."""
 
+    folder: str
     relative: str
-    location: str
     size: int
     etag: str = ""
+
+    @property
+    def location(self) -> str:
+        return self.folder + self.relative
 
 
 def is_url(location: str) -> bool:
@@ -64,13 +68,13 @@ def exists(location: str) -> bool:
 def describe(location: str) -> File:
     """Size and etag of one file; `relative` is empty. Raises FileNotFoundError, StorageError."""
     if not is_url(location):
-        return File("", location, os.stat(location).st_size)
+        return File(location, "", os.stat(location).st_size)
     import obstore
 
     store, key = _split(location)
     with _asking(location):
         found = obstore.head(_store(store), key)
-    return File("", location, found["size"], _short(found["e_tag"]))
+    return File(location, "", found["size"], _short(found["e_tag"]))
 
 
 def fetch(location: str, start: int = 0, length: int | None = None) -> bytes:
@@ -106,27 +110,27 @@ def walk(folder: str, recursive: bool = True) -> Iterator[File]:
 
 
 def _walk_local(root: str, recursive: bool) -> Iterator[File]:
+    root = os.path.join(root, "")
     seen = {os.path.realpath(root)}
-    queue = [(root, "")]
+    queue = [""]
     while queue:
-        folder, prefix = queue.pop()
+        prefix = queue.pop()
         subfolders = []
-        with os.scandir(folder) as entries:
+        with os.scandir(root + prefix) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
                     subfolders.append(entry.name)
                 elif (size := _size(entry)) is not None:
-                    yield File(prefix + entry.name, entry.path, size)
+                    yield File(root, prefix + entry.name, size)
         # Sorted, since of two links to one folder only the first is followed.
         for name in sorted(subfolders) if recursive else ():
-            path = os.path.join(folder, name)
             # A link to a folder above would otherwise be followed for ever.
-            real = os.path.realpath(path)
+            real = os.path.realpath(root + prefix + name)
             if real not in seen:
                 seen.add(real)
-                queue.append((path, f"{prefix}{name}/"))
+                queue.append(f"{prefix}{name}/")
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
@@ -141,15 +145,15 @@ def _size(entry: os.DirEntry[str]) -> int | None:
 def _walk_store(root: str, recursive: bool) -> Iterator[File]:
     import obstore
 
-    store, prefix = _split(root.rstrip("/") + "/")
+    root = join(root, "")
+    store, prefix = _split(root)
     with _asking(root):
         for page in obstore.list(_store(store), prefix=prefix or None, chunk_size=1000):
             for found in page:
                 relative = found["path"].removeprefix(prefix)
                 hidden = relative.startswith(".") or "/." in relative
                 if not hidden and (recursive or "/" not in relative):
-                    location = f"{store}/{found['path']}"
-                    yield File(relative, location, found["size"], _short(found["e_tag"]))
+                    yield File(root, relative, found["size"], _short(found["e_tag"]))
 
 
 def _short(etag: str | None) -> str:

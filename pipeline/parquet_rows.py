@@ -123,6 +123,7 @@ def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
     """Items with row numbers as ids; the etag is that of the row group, as sizes are not listed."""
     metadata = parquet.metadata
     prefix = f"{file.relative}/" if file.relative else ""
+    location = file.location
     rows: list[Item] = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -130,7 +131,7 @@ def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
         size = next(c.total_compressed_size for c in chunks if c.path_in_schema == leaf)
         etag = f"{size:x}.{file.etag}" if file.etag else f"{size:x}"
         rows += (
-            Item(image_id(f"{prefix}{row:08d}"), file.location, -1, row, etag, leaf)
+            Item(image_id(f"{prefix}{row:08d}"), location, "", -1, row, etag, leaf)
             for row in range(len(rows), len(rows) + group.num_rows)
         )
     return rows

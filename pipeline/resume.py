@@ -7,18 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from dhr_batch.pipeline.commit import Refused, RunFolder
-from dhr_batch.pipeline.plan import Plan, Shard, cut
+from dhr_batch.pipeline.plan import SCHEMA, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.sources import Item
 
 _NAMED = 5
 
 
-def continued(stored: dict[str, Any], plan: Plan, where: object, extend: bool = False) -> Plan:
+def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -> Plan:
     """The plan of this start in the shards of the stored one; new images in shards behind them.
 
-    stored: content of `plan.json` in the run folder `where`. Raises Refused, naming everything
-    that differs and what to do; new images are refused unless `extend`.
+    where: the run folder's name for people. Raises Refused, naming everything that differs and
+    what to do; new images are refused unless `extend`.
     """
+    stored = run.plan()
+    if stored is None:
+        return plan
     lines = [*changes(stored, plan, extend)]
     if lines:
         listed = "\n  ".join(lines)
@@ -49,23 +52,22 @@ def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterato
 
     Models that only one of them knows do not count: no row can depend on them.
     """
-    now = plan.to_json()
+    before, now = stored["fingerprint"], fingerprint(plan)
     if not plan.sized:
         # It came from the number of images; the stored shards stay as they are.
-        now["fingerprint"]["config"]["shard_size"] = stored["config"]["shard_size"]
-    known = stored["fingerprint"].get("models", {}).keys() & now["fingerprint"]["models"].keys()
-    old, new = (_flat(_comparable(content, known)) for content in (stored, now))
+        now["config"]["shard_size"] = stored["config"]["shard_size"]
+    known = before["models"].keys() & now["models"].keys()
+    old = _flat({"schema": stored["schema"]} | _with_models(before, known))
+    new = _flat({"schema": SCHEMA} | _with_models(now, known))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-    if stored["schema"] == now["schema"]:
+    if stored["schema"] == SCHEMA:
         yield from _changed_images(stored, plan, extend)
 
 
-def _comparable(content: dict[str, Any], models: Iterable[str]) -> dict[str, Any]:
-    print_ = content["fingerprint"]
-    chosen = {name: print_["models"][name] for name in models}
-    return print_ | {"schema": content["schema"], "models": chosen}
+def _with_models(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return content | {"models": {name: content["models"][name] for name in names}}
 
 
 def _changed_images(stored: dict[str, Any], plan: Plan, extend: bool) -> Iterator[str]:

@@ -55,9 +55,7 @@ def run(plan: Plan, request: Request) -> Outcome:
         try:
             if request.fresh:
                 resume.start_over(run_folder, out, request.confirmed)
-            stored = run_folder.plan()
-            if stored is not None:
-                plan = resume.continued(stored, plan, out, request.extend)
+            plan = resume.continued(run_folder, out, plan, request.extend)
             manifests = run_folder.recover()
             todo = [shard for shard in plan.shards if shard.index not in manifests]
             started = time.monotonic()

@@ -28,19 +28,25 @@ class Unreadable(Exception):
 
 
 class Item(NamedTuple):
-    """One image of a dataset and where its bytes are.
+    """One image of a dataset and where its bytes are: small, as there may be a million.
 
-    location: path or URL of the file that holds it. at: -1 where the file is the image, else the
+    place, name: together the path or URL of the file that holds it, in two strings that are shared
+    with other items and with the id. at: -1 where the file is the image, else the
     byte offset in a tar or the row of a Parquet file. size: bytes, -1 where only reading tells.
     etag: changes when the content does, "" where nothing cheap does so. leaf: Parquet column.
     """
 
     image_id: str
-    location: str
+    place: str
+    name: str
     size: int
     at: int = -1
     etag: str = ""
     leaf: str = ""
+
+    @property
+    def location(self) -> str:
+        return self.place + self.name
 
     @property
     def mark(self) -> int | str:
@@ -88,7 +94,7 @@ def scan(root: str, rules: Rules) -> Listing:
         for file in locations.walk(root, rules.recursive):
             kind = extension(file.relative)
             if rules.format in ("auto", "files") and kind in rules.extensions:
-                items.append(Item(image_id(file.relative), file.location, file.size, -1, file.etag))
+                items.append(_whole(file))
             elif kind in (".tar", ".parquet"):
                 archives.append(file)
             else:
@@ -105,6 +111,11 @@ def scan(root: str, rules: Rules) -> Listing:
     items.sort(key=itemgetter(0))
     _unique(items)
     return Listing(items, +ignored)
+
+
+def _whole(file: File) -> Item:
+    name = file.relative
+    return Item(image_id(name), file.folder, name, file.size, -1, file.etag)
 
 
 def is_archive(root: str) -> bool:
@@ -130,10 +141,11 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
     items = []
     for file, members in zip(files, _each(_members, files), strict=True):
         prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
+        location = file.location
         for name, size, offset in members:
             if extension(name) in rules.extensions:
                 member_id = image_id(prefix + name)
-                items.append(Item(member_id, file.location, size, offset, file.etag))
+                items.append(Item(member_id, location, "", size, offset, file.etag))
             else:
                 ignored[extension(name) or "no extension"] += 1
     items.sort(key=itemgetter(0))
