@@ -4,8 +4,9 @@ A run, in a folder or in an object store, holds `plan.json`, `_state/`, `_stagin
 per table that contains finished `part-00017.parquet` files only. The order of the writes is what
 makes a kill at any moment harmless:
 
-1. `plan.json` is created before any shard starts and never changes, so every later start agrees on
-   which images form which shard.
+1. `plan.json` is created before any shard starts, so every later start agrees on which images form
+   which shard. It changes only where new images are added: as shards behind the others, in one
+   atomic step.
 2. A worker writes complete tables to local scratch, reads their footers back, and brings them to
    `_staging/{attempt}/`, which no other attempt uses. In a folder that is the scratch itself, made
    durable by fsync; in an object store each file is one upload, signed with its checksum and
@@ -48,8 +49,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline import crash
+from dhr_batch.pipeline import crash, plan_file
 from dhr_batch.pipeline.lease import lease
+from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.storage import Refused, Storage, StorageError, connect
 
 __all__ = ["Refused", "RunFolder", "sha256", "staging"]
@@ -116,10 +118,23 @@ class RunFolder:
         return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        text = json.dumps(plan, ensure_ascii=False, indent=1)
-        if not self.storage.create(_PLAN, text.encode()):
+        if not self.storage.create(_PLAN, plan_file.dumps(plan).encode()):
             raise Refused(f"{self.storage.locate(_PLAN)} appeared while starting: start again")
         crash.at("after-plan")
+
+    def replace_plan(self, plan: dict[str, Any]) -> None:
+        """Put a plan with more shards in place of the stored one. The caller holds the lease."""
+        self._lease.check()
+        self.storage.replace(_PLAN, plan_file.dumps(plan).encode())
+
+    def clear(self) -> None:
+        """Delete the run but not the lease, which the caller holds.
+
+        The plan goes last: killed in between, the folder is a run whose shards are to be made.
+        """
+        self._lease.check()
+        for name in (_SHARDS, STAGING, *TABLES, "report", "README.md", _PLAN):
+            self.storage.delete(name)
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """Manifests of the committed shards by shard number."""

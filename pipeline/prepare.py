@@ -18,7 +18,8 @@ class Request:
     """One call of `run`. settings: flags that are settings of a run, without those not given.
 
     files, sets: `-c` files and `--set` texts. out: run folder or URL of an object store; by
-    default `runs/<dataset>-<generator>`. address: of a Ray cluster.
+    default `runs/<dataset>-<generator>`. address: of a Ray cluster. extend: add new images to a
+    started run. fresh: delete it and start over; confirmed: the user has said so.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -27,6 +28,9 @@ class Request:
     out: str | Path | None = None
     address: str | None = None
     force: bool = False
+    extend: bool = False
+    fresh: bool = False
+    confirmed: bool = False
     report: bool = True
     progress: Mode = "auto"
     verbose: bool = False
@@ -36,7 +40,8 @@ class Request:
 def prepare(request: Request) -> plan.Plan:
     """Merge the settings, find the images and cut them into shards. Starts and writes nothing.
 
-    Raises ConfigError, DatasetError and ModelMissing (an embedded dataset that was not pulled).
+    Raises ConfigError, DatasetError, StorageError and ModelMissing (an embedded dataset that was
+    not pulled).
     """
     files = [configs.read_file(path) for path in request.files]
     given = [*files, configs.assignments(request.sets), request.settings]
@@ -51,7 +56,8 @@ def prepare(request: Request) -> plan.Plan:
     gpus = config.gpus
     if gpus is None:
         gpus = 0 if request.address else devices.physical_gpus()
-    return plan.make(configs.resolve(config, gpus, len(items)), dataset, items)
+    resolved = configs.resolve(config, gpus, len(items))
+    return plan.make(resolved, dataset, items, sized=config.shard_size is not None)
 
 
 def check_gpus(made: plan.Plan, request: Request) -> None:

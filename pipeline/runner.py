@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 
-from dhr_batch.pipeline import card, devices, estimate, report
+from dhr_batch.pipeline import card, devices, estimate, report, resume
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
-from dhr_batch.pipeline.plan import Plan, changes
+from dhr_batch.pipeline.plan import Plan
 from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
 from dhr_batch.pipeline.storage import Refused, Storage
@@ -55,9 +55,9 @@ def run(plan: Plan, request: Request) -> Outcome:
         run_folder.lock()
         try:
             # Under the lease: until then another driver might still write the plan of this run.
-            stored = run_folder.plan()
-            if stored is not None and (lines := changes(stored, plan)):
-                raise Refused(_changed(out.place, lines))
+            if request.fresh:
+                resume.start_over(run_folder, out.place, request.confirmed)
+            plan = resume.continued(run_folder, out.place, plan, request.extend)
             manifests = run_folder.recover()
             todo = [shard for shard in plan.shards if shard.index not in manifests]
             started = time.monotonic()
@@ -69,14 +69,6 @@ def run(plan: Plan, request: Request) -> Outcome:
             return _outcome(plan, request, run_folder, progress, finished, started)
         finally:
             run_folder.unlock()
-
-
-def _changed(out: str, lines: list[str]) -> str:
-    listed = "\n  ".join(lines)
-    return (
-        f"{out} holds a run with other settings; changed:\n  {listed}\n"
-        "Use the same settings to go on with it, or choose another folder with --out"
-    )
 
 
 def _process(
@@ -96,8 +88,11 @@ def _process(
         free = run_folder.storage.free()
         line = estimate.check_space(free, tables, state.total, len(todo), force=request.force)
         progress.say(line)
-        if run_folder.plan() is None:
+        stored = run_folder.plan()
+        if stored is None:
             run_folder.write_plan(plan.to_json())
+        elif len(stored["shards"]) < len(plan.shards):
+            run_folder.replace_plan(resume.extended(stored, plan))
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
     fingerprint = plan.to_json()["fingerprint"]

@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 class StorageError(OSError):
-    """The place of a run cannot be used now. What is committed stays. Exit code 1."""
+    """A place of images or of a run cannot be used now; what is committed stays. Exit code 1."""
 
 
 class Storage(ABC):

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline import crash, models
+from dhr_batch.pipeline import crash, models, sources
 from dhr_batch.pipeline.commit import sha256, staging
 from dhr_batch.pipeline.config import Config
-from dhr_batch.pipeline.datasets import Item
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.sources import Item
 from dhr_batch.pipeline.storage import connect
 from dhr_batch.pipeline.table_file import TableFile
 from dhr_batch.pipeline.tables import rows_of
@@ -150,12 +150,15 @@ class Worker:
 
 
 def read(item: Item, split: str) -> Record:
-    """The record of an image with its file's bytes, or with a failure where it is unreadable."""
+    """The record of an image with its file's bytes, or with a failure where it is unreadable.
+
+    Raises StorageError where the fault is not the image's.
+    """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
-        return replace(record, data=item.path.read_bytes())
-    except OSError as error:
-        message = f"{item.image_id} cannot be read: {error.strerror or error}"
+        return replace(record, data=sources.read(item))
+    except sources.Unreadable as error:
+        message = f"{item.image_id} cannot be read: {error}"
         return record.failed("read", "unreadable", message)
 
 

@@ -84,7 +84,7 @@ def test_a_receipt_that_does_not_add_up_fails_the_run(
     driver: Any = Driver.__new__(Driver)
     driver.run, driver._partial = run, {0: Counter()}
     monkeypatch.setattr(driver, "_drain", lambda _: None)
-    shard = Shard(4, (Item("a.png", Path("a.png")),))
+    shard = Shard(4, (Item("a.png", "", "a.png", 1),))
     with pytest.raises(RunFailed, match="do not add up to the 1 planned"):
         driver._commit(Task(0, shard), shard, attempt(run, 4))
     assert run.committed() == {}

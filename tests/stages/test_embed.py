@@ -50,9 +50,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(context, space):
     perceptual = context.network("perceptual", "tiny").double()
     images = _double_targets(net)
     start = net.w_mean.expand(3, -1)
-    settings = dict(
-        space=space, steps=20, rate=0.05, pixel_weight=1.0, pull=0.01, face_weight=1.0
-    )
+    settings = dict(space=space, steps=20, rate=0.05, pixel_weight=1.0, pull=0.01, face_weight=1.0)
     batch = optimise(net, perceptual, images, start, **settings)
     for i in range(3):
         one = slice(i, i + 1)
