@@ -66,6 +66,9 @@ def main() -> None:
 @click.option("--preset", metavar="NAME", help="Named settings; they override the defaults.")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]")
 @click.option(
+    "--workers-per-gpu", type=click.IntRange(1), help="Workers that share a GPU.  [default: 1]"
+)
+@click.option(
     "--out",
     metavar="DIR|URL",
     help="Run folder, or s3://, gs:// or az:// URL.  [default: runs/<dataset>-<generator>]",
@@ -119,7 +122,8 @@ def run(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     if options["fresh"] and options["extend"]:
         raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
     logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
-    flags = {key: options.pop(key) for key in ("dataset", "preset", "gpus", "limit", "seed")}
+    names = ("dataset", "preset", "gpus", "workers_per_gpu", "limit", "seed")
+    flags = {key: options.pop(key) for key in names}
     settings = {key: value for key, value in flags.items() if value is not None}
     request = Request(settings=settings, confirmed=yes, **options)
     try:

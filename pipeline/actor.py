@@ -2,19 +2,77 @@
 
 from __future__ import annotations
 
+import faulthandler
+import logging
+import os
 from typing import Any
 
 import ray
 
-from dhr_batch.pipeline.worker import Worker
+from dhr_batch.pipeline.plan import Shard
+from dhr_batch.pipeline.storage import LocalStorage, connect
+from dhr_batch.pipeline.worker import Lost, Settings, Worker
+
+log = logging.getLogger("dhr_batch")
 
 
 class ShardActor(Worker):
     """A `Worker` whose `events` can be called while a shard is running."""
 
+    def __init__(self, settings: Settings, number: int) -> None:
+        super().__init__(settings)
+        self._number = number
+
+    def join(self) -> dict[str, Any]:
+        """The first call: answered once Ray has found a place. Opens the log; says where it runs.
+
+        Raises OSError where the log cannot be written.
+        """
+        where = ray.get_runtime_context()
+        gpus = where.get_accelerator_ids().get("GPU", [])
+        self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus}
+        out = connect(self.settings.out)
+        if isinstance(out, LocalStorage):
+            _log_to(out.root / "_state" / "logs" / f"worker-{self._number}.log")
+        log.info("worker %d started: %s", self._number, self._where)
+        return self._where
+
+    def setup(self) -> dict[str, Any]:
+        return self._logged(super().setup)
+
+    def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
+        receipt = self._logged(super().run_shard, shard, attempt)
+        return {"receipt": self._signed(receipt), **self.events()}
+
+    def run_image(  # type: ignore[override]
+        self, shard: Shard, attempt: str, position: int, lost: Lost
+    ) -> dict[str, Any]:
+        receipt = self._logged(super().run_image, shard, attempt, position, lost)
+        return {"receipt": receipt and self._signed(receipt), **self.events()}
+
     @ray.method(concurrency_group="progress")
-    def events(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def events(self) -> dict[str, Any]:
         return super().events()
+
+    def _signed(self, receipt: dict[str, Any]) -> dict[str, Any]:
+        return receipt | {"worker": {"number": self._number, **self._where}}
+
+    def _logged(self, work: Any, *arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except Exception:
+            log.exception("worker %d", self._number)
+            raise
+
+
+def _log_to(path: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    # Where a crash in compiled code happened is known to nobody else.
+    faulthandler.enable(handler.stream)
 
 
 def remote(gpu_share: float, cpus: float) -> Any:

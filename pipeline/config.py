@@ -19,6 +19,8 @@ Layer = Mapping[str, Any]
 RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_per_gpu"}) | {
     "max_quarantined",
     "lease_timeout",
+    "image_timeout",
+    "wait_timeout",
 }
 
 
@@ -48,13 +50,19 @@ class Config(BaseModel):
         None, ge=0, description="GPUs to use; 0: CPU; by default all there are"
     )
     workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
-    workers_per_gpu: int = Field(1, ge=1)
+    workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
     threads: int = Field(1, ge=1, description="torch threads of a worker")
     max_quarantined: float = Field(
         1.0, ge=0, le=1, description="share of failed images above which the exit code is 3"
     )
     lease_timeout: float = Field(
         60, gt=0, description="seconds after which a silent driver on an object store is replaced"
+    )
+    image_timeout: float | None = Field(
+        1800.0, gt=0, description="seconds an image may take before it is quarantined; null: no end"
+    )
+    wait_timeout: float = Field(
+        1800.0, gt=0, description="seconds to wait for a first free GPU or CPU core"
     )
     store_deltas: bool = Field(True, description="store refined weights and features")
     align: dict[str, Any]
@@ -149,7 +157,7 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
     generator = config.generator
     if generator == "auto":
         generator = "mobilestylegan-1024" if gpus else "mobilestylegan-256"
-    if generator not in registry.names("generator"):
+    if ":" not in generator and generator not in registry.names("generator"):
         _unknown_name("generator", generator)
     updates: dict[str, Any] = {
         "generator": generator,
@@ -168,9 +176,12 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
 
 def options_class(family: str, name: Any) -> type[BaseModel]:
     """The options of a stage. Raises ConfigError for an unknown name."""
-    if not isinstance(name, str) or name not in registry.names(family):
+    if not isinstance(name, str) or (":" not in name and name not in registry.names(family)):
         _unknown_name(f"{family}.name", name, family)
-    return registry.lookup(family, name).Options
+    try:
+        return registry.lookup(family, name).Options
+    except registry.UnknownName as error:
+        raise ConfigError(str(error)) from error
 
 
 def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from dhr_batch.pipeline.config import Config
 
@@ -12,6 +13,11 @@ def physical_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def torch_device(config: Config) -> Literal["cpu", "cuda"]:
+    """Where workers compute. Tests replace it, to hold GPUs of Ray that do not exist."""
+    return "cuda" if config.gpus else "cpu"
 
 
 def cores() -> int:

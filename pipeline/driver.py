@@ -1,30 +1,39 @@
-"""The loop that hands shards to Ray actors and commits what comes back."""
+"""The loop that hands shards to Ray actors and commits what comes back.
+
+Whom a lost worker is held against: first its shard, which is tried again as a whole. A shard that
+has ended two workers is given out image by image, so that the image at which a third one ends is
+known: it is quarantined, and the others are committed. A machine that goes away blames no image.
+"""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from dhr_batch.pipeline import actor
+from dhr_batch.pipeline import members, stopping
 from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.members import Member
 from dhr_batch.pipeline.plan import Shard
-from dhr_batch.pipeline.progress import Progress
+from dhr_batch.pipeline.progress import Progress, duration
+from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.storage import StorageError
+from dhr_batch.pipeline.tasks import History, Task
 from dhr_batch.pipeline.worker import Settings
+from dhr_batch.stages.failures import Poisoned
 
-# A shard that has ended two workers will end a third.
+# Workers a shard may end, errors it may raise, and starts that a worker may fail.
 ATTEMPTS = 2
+# Workers that may end one after the other, in the whole run, without any image finished between.
+DEATHS_IN_A_ROW = 20
 _POLL_SECONDS = 0.25
 _WAITING_SECONDS = 30.0
+_GOES_ON = "Finished shards are kept; the same command goes on from here"
 
 
 class RunFailed(RuntimeError):
@@ -33,15 +42,6 @@ class RunFailed(RuntimeError):
 
 class Interrupted(Exception):
     """The user asked to stop at once. Exit code 130."""
-
-
-@dataclass
-class Task:
-    """What a future stands for: the set-up of a worker (no shard) or an attempt at a shard."""
-
-    worker: int
-    shard: Shard | None = None
-    attempt: str = ""
 
 
 class Driver:
@@ -57,190 +57,258 @@ class Driver:
         progress: Progress,
         workers: int,
         on_ready: Callable[[dict[str, Any]], None],
+        status: Status,
     ) -> None:
         self.run, self.settings, self.progress, self.workers = run, settings, progress, workers
         self.on_ready: Callable[[dict[str, Any]], None] | None = on_ready
-        self.stop = 0
-        self._handles: dict[int, Any] = {}
+        self.status = status
+        self.stopper = stopping.Stopper()
+        self._members: dict[int, Member] = {}
         self._tasks: dict[Any, Task] = {}
         self._idle: list[int] = []
-        self._events: dict[int, Any] = {}
-        self._partial: dict[int, Counter[str]] = {}
-        self._failures: Counter[int] = Counter()
-        self._deaths_at_start = 0
+        self._history: dict[int, History] = {}
+        self._failed_starts: dict[int, int] = {}
+        self._deaths_in_a_row = 0
+        self._polled = 0.0
+        self._queue: deque[Shard] = deque()
+        self._waiting_since = self._spoken = time.monotonic()
 
-    def process(self, shards: list[Shard]) -> bool:
+    def process(self, shards: Iterable[Shard]) -> bool:
         """Run shards until all are committed; False where the user stopped before.
 
         Raises RunFailed, Interrupted, and what `on_ready` raises.
         """
-        self._queue = deque(shards)
+        self._todo = iter(shards)
         try:
-            with self._signals():
+            with stopping.signals(self.stopper, self.progress.say):
                 for number in range(self.workers):
                     self._start(number)
                 self._loop()
         finally:
-            for handle in self._handles.values():
-                ray.kill(handle)
-        return not self._queue
+            for member in self._members.values():
+                ray.kill(member.handle)
+            self._members.clear()
+        self.status.update(self._workers, now=True)
+        return not self._more()
 
     def _loop(self) -> None:
-        waiting_since = time.monotonic()
-        while self._tasks or (self._queue and not self.stop):
-            if self.stop > 1:
+        while self._busy() or (self._more() and not self.stopper.asked):
+            if self.stopper.now:
                 raise Interrupted
             self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_SECONDS)
             for future in ready:
                 self._finished(future, self._tasks.pop(future))
-            self._poll()
+            if time.monotonic() - self._polled >= _POLL_SECONDS:
+                self._polled = time.monotonic()
+                self._poll()
+                self._check_waiting()
             self._assign()
             self.progress.update()
-            if len(self._handles) == self._starting() and not self.stop:
-                if time.monotonic() - waiting_since > _WAITING_SECONDS:
-                    waiting_since = time.monotonic()
-                    what = "free GPUs" if self.settings.gpu else "free CPU cores"
-                    self.progress.say(f"workers wait for {what} or load networks")
-            else:
-                waiting_since = time.monotonic()
-            if self.stop and not any(task.shard for task in self._tasks.values()):
-                return
+            self.status.update(self._workers)
 
-    def _starting(self) -> int:
-        return sum(task.shard is None for task in self._tasks.values())
+    def _busy(self) -> bool:
+        return any(task.shard is not None for task in self._tasks.values())
+
+    def _more(self) -> bool:
+        """Whether a shard is left to give out. Shards are made one at a time: there are many."""
+        if not self._queue:
+            self._queue.extend(islice(self._todo, 1))
+        return bool(self._queue)
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return [member.to_json(number) for number, member in sorted(self._members.items())]
 
     def _start(self, number: int) -> None:
-        config = self.settings.config
-        share = 1 / config.workers_per_gpu if self.settings.gpu else 0
-        handle = actor.remote(share, config.threads).remote(self.settings)
-        self._handles[number] = handle
-        self._partial[number] = Counter()
-        self._tasks[handle.setup.remote()] = Task(number)
-        self.progress.state.workers[number] = "loading networks"
+        member = self._members[number] = members.start(self.settings, number)
+        self._tasks[member.handle.join.remote()] = Task(number, "join")
+        self._tasks[member.handle.setup.remote()] = Task(number, "setup")
+        self._say(number, member.what)
+
+    def _say(self, number: int, what: str) -> None:
+        self._members[number].what = self.progress.state.workers[number] = what
 
     def _assign(self) -> None:
-        while self._idle and self._queue and not self.stop:
+        while self._idle and not self.stopper.asked and self._more():
             number, shard = self._idle.pop(), self._queue.popleft()
-            attempt = self.run.new_attempt(shard.index, self._failures[shard.index] + 1)
-            future = self._handles[number].run_shard.remote(shard, attempt)
-            self._tasks[future] = Task(number, shard, attempt)
+            history = self._history.get(shard.index, History())
+            attempt = self.run.new_attempt(shard.index, len(history.reasons) + 1)
+            self._members[number].begin(shard.index)
+            isolated = 0 if history.isolate else None
+            self._give(Task(number, "shard", shard, attempt, isolated))
+
+    def _give(self, task: Task) -> None:
+        assert task.shard is not None
+        handle = self._members[task.worker].handle
+        if task.position is None:
+            future = handle.run_shard.remote(task.shard, task.attempt)
+        else:
+            lost = self._history[task.shard.index].lost
+            future = handle.run_image.remote(task.shard, task.attempt, task.position, lost)
+        self._tasks[future] = task
 
     def _finished(self, future: Any, task: Task) -> None:
         try:
             result = ray.get(future)
-        except RayActorError as error:
-            self._lost(task, error)
         except RayTaskError as error:
             self._raised(task, error)
+        except RayError as error:
+            self._lost(task, members.short(error), innocent=members.lost_node(error))
         else:
-            if task.shard is None:
+            if task.what == "join":
+                self._members[task.worker].where = result
+                self._say(task.worker, "loads networks")
+            elif task.shard is None:
                 self._set_up(task.worker, result)
             else:
-                self._commit(task, task.shard, result)
+                self._worked(task, task.shard, result)
 
     def _set_up(self, number: int, facts: dict[str, Any]) -> None:
         if self.on_ready is not None:
             self.on_ready(facts)
             self.on_ready = None
             self.progress.state.started = time.monotonic()
-        self.progress.state.workers[number] = "ready"
+        self._failed_starts.pop(number, None)
+        self._members[number].ready = True
+        self._members[number].where["device"] = facts["device"]
+        self._say(number, "ready")
         self._idle.append(number)
 
-    def _commit(self, task: Task, shard: Shard, receipt: dict[str, Any]) -> None:
-        self._drain(task.worker)
-        self._partial[task.worker].clear()
+    def _worked(self, task: Task, shard: Shard, result: dict[str, Any]) -> None:
+        member = self._members[task.worker]
+        members.listen(member, task.worker, self.progress, wait=True)
+        members.hear(member, task.worker, result, self.progress)
+        self._note_progress(member)
+        receipt = result["receipt"]
+        if receipt is None:
+            assert task.position is not None
+            after = Task(task.worker, "shard", shard, task.attempt, task.position + 1)
+            self._give(after)
+            return
+        history = self._history.pop(shard.index, History())
+        receipt["attempts"] = len(history.reasons) + 1
+        receipt["failed_attempts"] = history.reasons
+        member.begin(None)
+        self._idle.append(task.worker)
+        # The worker goes on while this one is committed.
+        self._assign()
         try:
             self.run.commit(shard.index, receipt, len(shard.items))
         except ValueError as error:
             raise RunFailed(str(error)) from error
         self.progress.state.shards_done += 1
-        self._idle.append(task.worker)
+        self.status.shard_done(receipt)
 
-    def _lost(self, task: Task, error: RayError) -> None:
-        """The process of a worker is gone: take another one."""
-        self._events.pop(task.worker, None)
-        if task.shard is None:
-            self._deaths_at_start += 1
-            if self._deaths_at_start >= ATTEMPTS:
-                raise RunFailed(f"workers die while they load the networks: {_short(error)}")
-        else:
-            self._again(task, task.shard, _short(error))
-        self.progress.say(f"worker {task.worker} died; starting another one")
-        self._start(task.worker)
+    def _note_progress(self, member: Member) -> None:
+        if member.done > member.failed:
+            self._deaths_in_a_row = 0
 
     def _raised(self, task: Task, error: RayTaskError) -> None:
         """A worker reports an error that is not about one image."""
-        if task.shard is None or isinstance(error.cause, StorageError):
-            raise RunFailed(_short(error)) from error
-        self._again(task, task.shard, _short(error))
-        self._idle.append(task.worker)
+        reason, cause = members.short(error), error.cause
+        if isinstance(cause, Poisoned):
+            self._lost(task, reason)
+        elif task.shard is None:
+            self._no_start(task.worker, reason)
+        elif isinstance(cause, StorageError):
+            raise RunFailed(f"{reason}. {_GOES_ON}") from error
+        elif isinstance(cause, OSError):
+            raise RunFailed(f"cannot write the results: {reason}. {_GOES_ON}") from error
+        else:
+            history = self._again(task, task.shard, reason)
+            history.errors += 1
+            if history.errors >= ATTEMPTS:
+                raise RunFailed(
+                    f"{_name(task.shard)} failed {ATTEMPTS} times: {reason}. {_GOES_ON}"
+                )
+            self._idle.append(task.worker)
 
-    def _again(self, task: Task, shard: Shard, reason: str) -> None:
-        self.run.discard(task.attempt)
-        state, partial = self.progress.state, self._partial[task.worker]
-        state.done -= partial["done"]
-        state.failed -= partial["failed"]
-        partial.clear()
-        self._failures[shard.index] += 1
-        if self._failures[shard.index] >= ATTEMPTS:
-            names = ", ".join(item.image_id for item in shard.items[:3])
-            more = ", ..." if len(shard.items) > 3 else ""
+    def _lost(
+        self, task: Task, reason: str, error_class: str = "crash", innocent: bool = False
+    ) -> None:
+        """The process of a worker is gone, or is of no more use: take another one.
+
+        innocent: its machine went away, so that no image is to blame.
+        """
+        number, shard = task.worker, task.shard
+        self._tasks = {f: t for f, t in self._tasks.items() if t.worker != number}
+        ray.kill(self._members[number].handle)
+        if shard is None:
+            if not innocent:
+                self._failed_starts[number] = self._failed_starts.get(number, 0) + 1
+            if self._failed_starts.get(number, 0) >= ATTEMPTS:
+                return self._no_start(number, f"it ends while it loads the networks: {reason}")
+        else:
+            history = self._again(task, shard, reason)
+            if task.position is None:
+                history.deaths += 1
+                history.isolate = history.deaths >= ATTEMPTS or error_class == "timeout"
+            elif not innocent:
+                image_id = shard.items[task.position].image_id
+                history.lost[image_id] = (error_class, f"{image_id}: {reason}")
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= max(DEATHS_IN_A_ROW, 3 * self.workers):
             raise RunFailed(
-                f"shard {shard.index} ({names}{more}) failed {ATTEMPTS} times: {reason}. "
-                "Finished shards are kept; the same command goes on from here"
+                f"{self._deaths_in_a_row} workers ended one after the other and no image was "
+                f"finished between; the last one: {reason}. {_GOES_ON}"
             )
+        self.progress.say(f"worker {number} is lost ({reason}); starting another one")
+        self._start(number)
+        return None
+
+    def _no_start(self, number: int, reason: str) -> None:
+        """A worker that cannot start is given up, and with the last one the run."""
+        member = self._members.pop(number)
+        self._tasks = {f: t for f, t in self._tasks.items() if t.worker != number}
+        self.progress.state.workers.pop(number, None)
+        ray.kill(member.handle)
+        ready = sum(other.ready for other in self._members.values())
+        if not ready:
+            raise RunFailed(f"worker {number} cannot start: {reason}")
+        self.progress.say(f"worker {number} cannot start: {reason}; going on with {ready}")
+
+    def _again(self, task: Task, shard: Shard, reason: str) -> History:
+        """Take back what an attempt reported, and queue its shard."""
+        self.run.discard(task.attempt)
+        members.take_back(self._members[task.worker], self.progress)
         self._queue.appendleft(shard)
+        history = self._history.setdefault(shard.index, History())
+        history.reasons.append(reason)
+        return history
 
     def _poll(self) -> None:
+        config = self.settings.config
         for task in list(self._tasks.values()):
-            number = task.worker
             if task.shard is None:
                 continue
-            if number not in self._events:
-                self._events[number] = self._handles[number].events.remote()
-            elif ray.wait([self._events[number]], timeout=0)[0]:
-                self._take(number)
+            member = self._members[task.worker]
+            members.listen(member, task.worker, self.progress)
+            self._note_progress(member)
+            limit = config.image_timeout
+            images = 1 if task.position is not None else config.batch_size
+            if limit and member.overdue(limit, images):
+                self._lost(task, f"not finished within image_timeout={limit:g} s", "timeout")
 
-    def _drain(self, number: int) -> None:
-        if number in self._events:
-            self._take(number)
-        self._events[number] = self._handles[number].events.remote()
-        self._take(number)
-
-    def _take(self, number: int) -> None:
-        try:
-            events = ray.get(self._events.pop(number))
-        except RayActorError:
-            return  # The future of its shard tells the same and is acted upon.
-        for event in events:
-            self._partial[number]["done"] += event.get("done", 0)
-            self._partial[number]["failed"] += event.get("failed", 0)
-            self.progress.event(number, event)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """First Ctrl-C: finish the shards in flight. Second one, or SIGTERM: stop now."""
-
-        def handle(number: int, _frame: FrameType | None) -> None:
-            self.stop += 2 if number == signal.SIGTERM else 1
-            if self.stop == 1:
-                self.progress.say("stopping after the shards in flight; Ctrl-C again stops now")
-
-        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _check_waiting(self) -> None:
+        """Say which workers wait for room; give up where none finds any for `wait_timeout`."""
+        now, there = time.monotonic(), sum(bool(m.where) for m in self._members.values())
+        waiting = len(self._members) - there
+        if there:
+            self._waiting_since = now
+        what = "a free GPU" if self.settings.config.gpus else "free CPU cores"
+        limit = self.settings.config.wait_timeout
+        if now - self._waiting_since > limit:
+            raise RunFailed(
+                f"no worker found {what} within wait_timeout={duration(limit)}: {members.room()}. "
+                f"Wait for other work to end, or ask for less (--gpus, threads). {_GOES_ON}"
+            )
+        if waiting and now - self._spoken > _WAITING_SECONDS:
+            self._spoken = now
+            self.progress.say(
+                f"{waiting} of {len(self._members)} workers wait for {what}: {members.room()}"
+            )
 
 
-def _short(error: RayError) -> str:
-    """The message without Ray's remote traceback and advice."""
-    if isinstance(error, RayActorError):
-        return "the process of its worker died (killed, crashed, or out of memory)"
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        own = type(cause).__module__.startswith("dhr_batch.")
-        return str(cause) if own else f"{type(cause).__name__}: {cause}"
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+def _name(shard: Shard) -> str:
+    names = ", ".join(item.image_id for item in shard.items[:3])
+    return f"shard {shard.index} ({names}{', ...' if len(shard.items) > 3 else ''})"

@@ -21,10 +21,14 @@ _PLAIN_SECONDS = 30.0
 
 @dataclass
 class State:
-    """Counters of a run. total: images to do now; workers: what each one is busy with."""
+    """Counters of a run. total, shards: to do in this start; workers: what each one is busy with.
+
+    before: images that earlier starts have finished.
+    """
 
     total: int
     shards: int
+    before: int = 0
     parallel: int = 1
     done: int = 0
     failed: int = 0
@@ -118,6 +122,12 @@ class Progress:
                 f"estimated time in all: {duration(left)}"
             )
         state.failures.update(event.get("errors", ()))
+
+    def take_back(self, done: int, failed: int, errors: Counter[str]) -> None:
+        """Images that were reported finished are lost with their worker and will be done again."""
+        self.state.done -= done
+        self.state.failed -= failed
+        self.state.failures -= errors
 
     def update(self) -> None:
         """Print a plain line when there is something new and the last one is old enough."""

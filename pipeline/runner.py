@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -15,10 +16,11 @@ import ray
 from dhr_batch.pipeline import card, devices, estimate, report, resume
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
-from dhr_batch.pipeline.plan import Plan
+from dhr_batch.pipeline.plan import Plan, Shard
 from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
-from dhr_batch.pipeline.storage import Refused, Storage
+from dhr_batch.pipeline.status import STATUS, Status
+from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
 from dhr_batch.pipeline.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -59,12 +61,17 @@ def run(plan: Plan, request: Request) -> Outcome:
                 resume.start_over(run_folder, out.place, request.confirmed)
             plan = resume.continued(run_folder, out.place, plan, request.extend)
             manifests = run_folder.recover()
-            todo = [shard for shard in plan.shards if shard.index not in manifests]
+            images = sum(
+                manifest["ok"] + manifest["quarantined"] for manifest in manifests.values()
+            )
+            state.before, state.total = images, plan.images - images
+            state.shards = len(plan.shards) - len(manifests)
             started = time.monotonic()
-            if not todo:
+            if not state.shards:
                 progress.say(f"nothing to do: all {plan.images} images of {out.place} are finished")
                 finished = True
             else:
+                todo = (shard for shard in plan.shards if shard.index not in manifests)
                 finished = _process(plan, request, run_folder, progress, todo)
             return _outcome(plan, request, run_folder, progress, finished, started)
         finally:
@@ -72,21 +79,19 @@ def run(plan: Plan, request: Request) -> Outcome:
 
 
 def _process(
-    plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: list[Any]
+    plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: Iterator[Shard]
 ) -> bool:
     config, state = plan.config, progress.state
-    state.total = sum(len(shard.items) for shard in todo)
-    state.shards = len(todo)
-    workers = devices.worker_count(config, len(todo))
+    workers = devices.worker_count(config, state.shards)
     state.parallel = workers
     progress.say(describe(plan, run_folder.storage.place))
-    if len(todo) < len(plan.shards):
-        progress.say(f"resuming: {len(plan.shards) - len(todo)} shards are finished already")
+    if state.shards < len(plan.shards):
+        progress.say(f"resuming: {len(plan.shards) - state.shards} shards are finished already")
 
     def on_ready(facts: dict[str, Any]) -> None:
         tables = estimate.bytes_per_image(config, facts)
         free = run_folder.storage.free()
-        line = estimate.check_space(free, tables, state.total, len(todo), force=request.force)
+        line = estimate.check_space(free, tables, state.total, state.shards, force=request.force)
         progress.say(line)
         stored = run_folder.plan()
         if stored is None:
@@ -100,7 +105,7 @@ def _process(
         config=config,
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
-        gpu=bool(config.gpus),
+        device=devices.torch_device(config),
         out=run_folder.storage.address,
         metadata={
             "version": fingerprint["version"],
@@ -110,19 +115,33 @@ def _process(
             "models": fingerprint["models"],
         },
     )
-    with _ray(request, plan, workers):
-        driver = Driver(run_folder, settings, progress, workers, on_ready)
+    with _ray(request, plan, workers) as dashboard:
+        if dashboard:
+            progress.say(f"Ray dashboard: http://{dashboard}")
+        status = _status(state, run_folder.storage)
+        driver = Driver(run_folder, settings, progress, workers, on_ready, status)
         try:
             return driver.process(todo)
         except Interrupted:
             return False
 
 
+def _status(state: State, out: Storage) -> Status:
+    """The status file of a run, which goes on with the throughput of earlier starts."""
+    stored = out.read(STATUS)
+    points = json.loads(stored)["throughput"] if stored else []
+    every = 2.0 if isinstance(out, LocalStorage) else 10.0
+    return Status(state, lambda content: out.replace(STATUS, content), every, points)
+
+
 @contextmanager
-def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
-    """A Ray session: the one that is there, the cluster at `address`, or a local one."""
+def _ray(request: Request, plan: Plan, workers: int) -> Iterator[str]:
+    """A Ray session: the one that is there, the cluster at `address`, or a local one.
+
+    Yields the address of its dashboard, empty where there is none.
+    """
     if ray.is_initialized():
-        yield
+        yield ""
         return
     # Read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone; the last
     # keeps control codes out of what Ray prints about dead workers.
@@ -135,7 +154,7 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
         "logging_level": logging.INFO if request.verbose else logging.ERROR,
     }
     if request.address:
-        ray.init(address=request.address, **quiet)
+        session = ray.init(address=request.address, **quiet)
         there = int(ray.cluster_resources().get("GPU", 0))
         if (config.gpus or 0) > there:
             ray.shutdown()
@@ -144,7 +163,7 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
             )
     else:
         # Without this word Ray joins whatever cluster somebody has started on this machine.
-        ray.init(
+        session = ray.init(
             address="local",
             num_cpus=workers * config.threads,
             num_gpus=config.gpus or 0,
@@ -153,7 +172,7 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[None]:
             **quiet,
         )
     try:
-        yield
+        yield session.dashboard_url or ""
     finally:
         ray.shutdown()
 

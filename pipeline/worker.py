@@ -1,25 +1,34 @@
-"""The work on one shard: read files, run the stages, write the tables. Knows nothing of Ray."""
+"""The work on one shard: read files, run the stages, write the tables. Knows nothing of Ray.
+
+A reader thread decodes and aligns the next batch and a writer thread encodes the one before, while
+the other stages work on one in between. Batches are cut in plan order and written in it.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dhr_batch.pipeline import crash, models, sources
-from dhr_batch.pipeline.commit import sha256, staging
+from dhr_batch.pipeline import models, sources
+from dhr_batch.pipeline.attempt import Attempt
+from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.sources import Item
 from dhr_batch.pipeline.storage import connect
-from dhr_batch.pipeline.table_file import TableFile
-from dhr_batch.pipeline.tables import rows_of
+from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
+
+# Class and message of images that ended a worker, by image id.
+Lost = Mapping[str, tuple[str, str]]
 
 
 class NoGPU(RuntimeError):
@@ -28,12 +37,12 @@ class NoGPU(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told. config: resolved; out: folder or URL of the run."""
+    """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch."""
 
     config: Config
     aligned: bool
     split: str
-    gpu: bool
+    device: Literal["cpu", "cuda"]
     out: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -44,6 +53,8 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._events: deque[dict[str, Any]] = deque()
+        self._busy: dict[str, tuple[float, int]] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
 
     def setup(self) -> dict[str, Any]:
@@ -51,27 +62,23 @@ class Worker:
 
         Raises NoGPU, and whatever a stage raises for a missing model or a wrong option.
         """
-        import torch
-
         config = self.settings.config
-        if self.settings.gpu and not torch.cuda.is_available():
-            raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
-        torch.set_num_threads(config.threads)
+        self.stages = list(_build(config))
+        device = _prepare_torch(self.settings.device, config.threads)
         context = Context(
-            device="cuda" if self.settings.gpu else "cpu",
+            device=self.settings.device,
             generator=config.generator,
             models=self._model,
             seed=config.seed,
             aligned=self.settings.aligned,
         )
-        self.stages = list(_build(config))
         for stage in self.stages:
             stage.setup(context)
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator.num_ws, self.settings.metadata)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
         return {
-            "device": torch.cuda.get_device_name() if self.settings.gpu else "CPU",
+            "device": device,
             "resolution": generator.resolution,
             "rows": generator.num_ws,
             "weights": sum(generator.weight(name).numel() for name in names),
@@ -82,71 +89,107 @@ class Worker:
         self._used.add(name)
         return models.path(name)
 
-    def events(self) -> list[dict[str, Any]]:
-        """What has happened since the last call, for the live display."""
-        return [self._events.popleft() for _ in range(len(self._events))]
+    def events(self) -> dict[str, Any]:
+        """What has happened since the last call, and how long the slowest batch in progress takes.
+
+        pace: seconds per image so far, 0 while no stage runs.
+        """
+        now = time.monotonic()
+        paces = [(now - since) / count for since, count in list(self._busy.values())]
+        taken = [self._events.popleft() for _ in range(len(self._events))]
+        return {"events": taken, "pace": max(paces, default=0.0)}
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         """Run all stages on a shard and stage its tables under the name of `attempt`.
 
-        Returns the receipt: files with rows, bytes and sha256, and how many images ended where.
-        Raises StorageError where the place of the run does not take the files.
+        Batches are cut in plan order, so that every attempt forms the same ones. Returns the
+        receipt: files with rows, bytes and sha256, and how many images ended where. Raises
+        StorageError where the place of the run does not take the files.
         """
+        first = 0
         with connect(self.settings.out).stage(staging(attempt)) as folder:
-            return self._tables(shard, attempt, folder)
+            tables = self._begin(shard, folder)
+            with (
+                Behind(tables.add) as behind,
+                closing(ahead(self._aligned(shard))) as batches,
+            ):
+                for records in batches:
+                    behind.put(self._computed(shard, first, records))
+                    first += len(records)
+            receipt = self._receipt(tables)
+        return receipt
 
-    def _tables(self, shard: Shard, attempt: str, folder: Path) -> dict[str, Any]:
-        """Write the tables of a shard; batches are cut in plan order, the same in each attempt."""
-        files = {t: TableFile(folder / f"{t}.parquet", t, self.info) for t in self.info.tables}
-        started, size = time.monotonic(), self.settings.config.batch_size
-        seconds: defaultdict[str, float] = defaultdict(float)
-        errors: Counter[str] = Counter()
+    def run_image(
+        self, shard: Shard, attempt: str, position: int, lost: Lost
+    ) -> dict[str, Any] | None:
+        """One image of a shard and nothing beside it, so that the driver knows which one it was.
+
+        Called for each position in order. An image of `lost` is not touched: it ended workers
+        before and is quarantined. Returns the receipt after the last image, None before.
+        """
+        if position == 0:
+            self._images = self._one_by_one(shard, attempt, lost)
+        return next(self._images)
+
+    def _one_by_one(
+        self, shard: Shard, attempt: str, lost: Lost
+    ) -> Iterator[dict[str, Any] | None]:
+        with connect(self.settings.out).stage(staging(attempt)) as folder:
+            tables = self._begin(shard, folder)
+            for position, item in enumerate(shard.items):
+                if position:
+                    yield None
+                if item.image_id in lost:
+                    record = Record(item.image_id, item.image_id, self.settings.split)
+                    tables.add([record.failed("worker", *lost[item.image_id])])
+                else:
+                    tables.add(self._computed(shard, position, self._align([item])))
+            receipt = self._receipt(tables)
+        yield receipt
+
+    def _begin(self, shard: Shard, folder: Path) -> Attempt:
+        self._seconds.clear()
+        return Attempt(shard, folder, self.info, self._events.append)
+
+    def _receipt(self, tables: Attempt) -> dict[str, Any]:
+        seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
+        return tables.receipt(stage_seconds=seconds, models=sorted(self._used))
+
+    def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
+        size = self.settings.config.batch_size
         for first in range(0, len(shard.items), size):
-            began = time.monotonic()
-            records = self._stages(shard, first, shard.items[first : first + size], seconds)
-            for record in records:
-                for table, rows in rows_of(record, shard.index, self.info).items():
-                    files[table].append(rows)
-            failed = [r.failure.error_class for r in records if r.failure is not None]
-            done = first + len(records)
-            errors.update(failed)
-            self._events.append(
-                {
-                    "what": f"shard {shard.index}: {done} of {len(shard.items)} done",
-                    "done": len(records),
-                    "failed": len(failed),
-                    "errors": failed,
-                    "seconds": time.monotonic() - began,
-                }
-            )
-            crash.at("mid-shard")
-        quarantined = errors.total()
-        return {
-            "attempt": attempt,
-            "files": {table: _finish(file) for table, file in files.items()},
-            "ok": len(shard.items) - quarantined,
-            "quarantined": quarantined,
-            "errors": dict(errors),
-            "seconds": round(time.monotonic() - started, 3),
-            "stage_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-            "models": sorted(self._used),
-        }
+            yield self._align(shard.items[first : first + size])
 
-    def _stages(
-        self, shard: Shard, first: int, items: Sequence[Item], seconds: defaultdict[str, float]
-    ) -> list[Record]:
+    def _align(self, items: Sequence[Item]) -> list[Record]:
         records = [read(item, self.settings.split) for item in items]
-        for stage in self.stages:
-            count = f"{first + 1}-{first + len(items)}" if len(items) > 1 else f"{first + 1}"
-            what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
-            self._events.append({"what": what})
-            began = time.monotonic()
-            records = stage.run(records)
-            seconds[stage.stage] += time.monotonic() - began
-            if stage.stage == "align":
-                # The encoded file is not needed again, and 64 large photographs add up.
-                records = [replace(record, data=None) for record in records]
+        with self._timed("reader", len(records)):
+            records = self._run(self.stages[0], records)
+        # The encoded file is not needed again, and large photographs add up.
+        return [replace(record, data=None) for record in records]
+
+    def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
+        last = first + len(records)
+        count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
+        with self._timed("stages", len(records)):
+            for stage in self.stages[1:]:
+                what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
+                self._events.append({"what": what})
+                records = self._run(stage, records)
         return records
+
+    def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
+        began = time.monotonic()
+        records = stage.run(records)
+        self._seconds[stage.stage] += time.monotonic() - began
+        return records
+
+    @contextmanager
+    def _timed(self, who: str, images: int) -> Iterator[None]:
+        self._busy[who] = (time.monotonic(), images)
+        try:
+            yield
+        finally:
+            del self._busy[who]
 
 
 def read(item: Item, split: str) -> Record:
@@ -175,6 +218,21 @@ def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
     )
 
 
+def _prepare_torch(device: str, threads: int) -> str:
+    """Set torch's threads; the name of the device. Raises NoGPU."""
+    if device == "cpu" and "torch" not in sys.modules:
+        # No stage uses it, and importing it takes longer than anything else here.
+        return "CPU"
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cpu":
+        return "CPU"
+    if not torch.cuda.is_available():
+        raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
+    return torch.cuda.get_device_name()
+
+
 def _build(config: Config) -> Iterator[Stage]:
     for family in registry.STAGES:
         section = getattr(config, family)
@@ -185,8 +243,3 @@ def _build(config: Config) -> Iterator[Stage]:
 def _feature_size(generator: Any) -> int:
     block = generator.feature_block
     return generator.channels[block + 1] * (8 * 2**block) ** 2
-
-
-def _finish(file: TableFile) -> dict[str, Any]:
-    file.close()
-    return {"rows": file.rows, "bytes": file.path.stat().st_size, "sha256": sha256(file.path)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,24 +13,21 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dhr_batch.stages import registry
-
-
-class ImageError(Exception):
-    """One image cannot be processed. `error_class` is a short snake_case word for the table."""
-
-    def __init__(self, error_class: str, message: str) -> None:
-        super().__init__(message)
-        self.error_class = error_class
+from dhr_batch.stages import failures, registry
+from dhr_batch.stages.failures import ImageError
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an image was quarantined: the stage, a short class and a message for the user."""
+    """Why an image was quarantined: the stage, a short class and a message for the user.
+
+    details: the traceback, for the log and the state of the run; not in the tables.
+    """
 
     stage: str
     error_class: str
     message: str
+    details: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +89,15 @@ class Record:
     failure: Failure | None = None
 
     def failed(self, stage: str, error_class: str, message: str) -> Record:
-        """A copy that carries its failure and drops the source bytes."""
-        return replace(self, failure=Failure(stage, error_class, message), data=None)
+        """A copy that carries its failure and drops the source bytes.
+
+        Called while an exception is handled, it keeps the traceback as well.
+        """
+        details = traceback.format_exc() if sys.exc_info()[0] else ""
+        return replace(self, failure=Failure(stage, error_class, message, details), data=None)
 
 
 _T = TypeVar("_T")
-# What bad data raises inside a stage; AssertionError and TypeError are bugs, not about one image.
-_PER_IMAGE = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 
 
 def some(value: _T | None) -> _T:
@@ -170,28 +171,49 @@ class Stage(ABC):
         """N records in, the same N out. Failed records pass through untouched.
 
         An exception for a batch is narrowed down image by image; the image that raises on its
-        own gets a failure. MemoryError and the like are not caught.
+        own gets a failure. Where memory does not suffice, the batch is halved and the same images
+        are tried again; a size that failed once is not tried again by this worker.
+        Raises Poisoned, and whatever is not about one image (see `failures`).
         """
         alive = [r for r in records if r.failure is None]
-        done = iter(self._isolate(alive))
+        done = iter(self._in_parts(alive))
         return [r if r.failure is not None else next(done) for r in records]
 
-    def _isolate(self, records: list[Record]) -> list[Record]:
-        if not records:
-            return []
-        try:
-            result = self.process(records)
-        except ImageError as error:
-            if len(records) == 1:
-                return [records[0].failed(self.stage, error.error_class, str(error))]
-        except _PER_IMAGE as error:
-            if len(records) == 1:
-                message = f"{records[0].image_id}: {error}"
-                return [records[0].failed(self.stage, type(error).__name__, message)]
-        else:
-            if [r.image_id for r in result] != [r.image_id for r in records]:
-                raise AssertionError(
-                    f"{type(self).__name__} changed the number or order of records"
-                )
-            return result
-        return [self._isolate([record])[0] for record in records]
+    # Images at once: what memory has not refused so far.
+    _most = sys.maxsize
+
+    def _in_parts(self, records: list[Record]) -> list[Record]:
+        done: list[Record] = []
+        while len(done) < len(records):
+            part = records[len(done) :][: self._most]
+            try:
+                done += self._checked(part)
+                continue
+            except Exception as error:
+                kind = failures.kind_of(error)
+                if kind == "poisoned":
+                    raise failures.Poisoned(f"{self.stage}: {failures.explain(error)}") from error
+                if kind in ("bug", "storage"):
+                    raise
+                if len(part) == 1:
+                    done.append(self._failed(part[0], error, kind))
+            # Only here the exception, and with it the tensors of its frames, is gone.
+            if kind == "capacity":
+                failures.free_memory()
+                self._most = max(1, len(part) // 2)
+            elif len(part) > 1:
+                for record in part:
+                    done += self._in_parts([record])
+        return done
+
+    def _checked(self, records: list[Record]) -> list[Record]:
+        result = self.process(records)
+        if [r.image_id for r in result] != [r.image_id for r in records]:
+            raise AssertionError(f"{type(self).__name__} changed the number or order of records")
+        return result
+
+    def _failed(self, record: Record, error: Exception, kind: failures.Kind) -> Record:
+        if isinstance(error, ImageError):
+            return record.failed(self.stage, error.error_class, str(error))
+        name = "oom" if kind == "capacity" else type(error).__name__
+        return record.failed(self.stage, name, f"{record.image_id}: {failures.explain(error)}")

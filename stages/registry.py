@@ -2,6 +2,8 @@
 
 Stage families (`align` ... `measure`) name subclasses of `Stage`; network families name functions
 that take a `Context` and return the loaded network. Modules are imported on first use.
+
+A name with a colon, `package.module:Class`, is a member that lives outside this package.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ def names(family: str) -> list[str]:
 
 def lookup(family: str, name: str) -> Any:
     """The class or function called `name`. Raises UnknownName, naming the valid choices."""
+    if ":" in name:
+        return _outside(family, name)
     if name not in TABLE[family]:
         close = difflib.get_close_matches(name, TABLE[family], 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -60,3 +64,14 @@ def lookup(family: str, name: str) -> Any:
         )
     module, _, attribute = TABLE[family][name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _outside(family: str, name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownName(
+            f"{family} {name!r} cannot be imported: {error}. Give package.module:Class of an "
+            "installed package"
+        ) from error

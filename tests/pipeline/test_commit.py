@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,16 +76,21 @@ def test_a_missing_image_is_not_committed(run: RunFolder) -> None:
 def test_a_receipt_that_does_not_add_up_fails_the_run(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dhr_batch.pipeline.datasets import Item
-    from dhr_batch.pipeline.driver import Driver, RunFailed, Task
+    from dhr_batch.pipeline import members
+    from dhr_batch.pipeline.driver import Driver, RunFailed
     from dhr_batch.pipeline.plan import Shard
+    from dhr_batch.pipeline.sources import Item
+    from dhr_batch.pipeline.tasks import Task
 
+    for name in ("listen", "hear"):
+        monkeypatch.setattr(members, name, lambda *_, **__: None)
     driver: Any = Driver.__new__(Driver)
-    driver.run, driver._partial = run, {0: Counter()}
-    monkeypatch.setattr(driver, "_drain", lambda _: None)
+    driver.run, driver.progress, driver._history, driver._idle = run, None, {}, []
+    driver._members = {0: members.Member(handle=None)}
+    driver._assign = lambda: None
     shard = Shard(4, (Item("a.png", "", "a.png", 1),))
     with pytest.raises(RunFailed, match="do not add up to the 1 planned"):
-        driver._commit(Task(0, shard), shard, attempt(run, 4))
+        driver._worked(Task(0, "shard", shard), shard, {"receipt": attempt(run, 4)})
     assert run.committed() == {}
 
 
@@ -161,10 +165,10 @@ def test_a_damaged_manifest_is_named(run: RunFolder) -> None:
 
 def test_the_plan_is_written_once(run: RunFolder) -> None:
     assert run.plan() is None
-    run.write_plan({"shards": []})
-    assert run.plan() == {"shards": []}
+    run.write_plan({"schema": 2, "shards": []})
+    assert run.plan() == {"schema": 2, "shards": []}
     with pytest.raises(Refused, match="start again"):
-        run.write_plan({"shards": [[]]})
+        run.write_plan({"schema": 2, "shards": [[]]})
 
 
 _OTHER = """

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -131,30 +128,3 @@ def test_lost_shard_is_made_again_with_the_same_bytes(
     assert budget.returncode == 3, budget.stderr
     assert "resuming: 1 shards are finished" in budget.stderr
     assert published(out) == before
-
-
-def test_ctrl_c_twice_stops_and_the_same_command_goes_on(words: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    long = [*words, "--out", str(out), "--set", "embed.steps=20000", "--no-report"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dhr_batch.cli", "run", *long],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 600
-        while not (out / "plan.json").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, said
-    assert "Ctrl-C again stops now" in said
-    assert "goes on from here" in said
-    assert not os.path.exists(out / "_staging")

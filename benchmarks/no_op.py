@@ -1,0 +1,83 @@
+"""Stages that compute nothing: what is left is what the engine itself costs.
+
+A run uses them by name, `embed.name=dhr_batch.benchmarks.no_op:Embed` and so on (`NAMES`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dhr_batch.stages.base import Context, Record, Stage, StageOptions
+
+
+class NoOpOptions(StageOptions):
+    """seconds: time to sleep per image."""
+
+    seconds: float = 0.0
+
+
+class NoOp(Stage):
+    """Hands the records on as they are."""
+
+    Options = NoOpOptions
+
+    def process(self, records: Sequence[Record]) -> list[Record]:
+        if self.options.seconds:
+            time.sleep(self.options.seconds * len(records))
+        return list(records)
+
+
+class Align(NoOp):
+    stage, needs = "align", frozenset({"data"})
+    gives = frozenset({"image", "quad", "source_size"})
+
+
+class Embed(NoOp):
+    stage, needs, gives = "embed", frozenset({"image"}), frozenset({"latent", "inverted"})
+
+
+class Segment(NoOp):
+    stage, needs, gives = "segment", frozenset({"image"}), frozenset({"labels", "mask"})
+
+
+class Refine(NoOp):
+    stage, needs = "refine", frozenset({"latent"})
+    gives = frozenset({"delta", "feature", "refined"})
+
+
+class Edit(NoOp):
+    stage, needs, gives = "edit", frozenset({"latent"}), frozenset({"edits"})
+
+
+class Measure(NoOp):
+    stage, needs, gives = "measure", frozenset({"image"}), frozenset({"metrics"})
+
+
+class NoGenerator:
+    """What a worker asks a generator about itself. Importing torch would take seconds."""
+
+    num_ws, resolution, feature_block, channels = 8, 32, 0, (1, 1)
+
+    def weight_names(self) -> list[str]:
+        return []
+
+
+def generator(context: Context) -> NoGenerator:
+    return NoGenerator()
+
+
+HERE = "dhr_batch.benchmarks.no_op"
+NAMES = {"generator": f"{HERE}:generator"} | {
+    cls.stage: f"{HERE}:{cls.__name__}" for cls in (Align, Embed, Segment, Refine, Edit, Measure)
+}
+
+
+def write_images(folder: Path, count: int) -> list[Path]:
+    """Files that no stage looks into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:06}.png" for i in range(count)]
+    for path in paths:
+        path.write_bytes(b"no picture")
+    return paths

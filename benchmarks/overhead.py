@@ -1,0 +1,193 @@
+"""What the engine costs where the stages cost nothing: rate, driver time, memory, large plans.
+
+python -m dhr_batch.benchmarks.overhead [--images N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import ray
+
+from dhr_batch.benchmarks.no_op import NAMES, write_images
+from dhr_batch.pipeline import config, plan, runner
+from dhr_batch.pipeline import driver as driver_module
+from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.datasets import Dataset, Item
+from dhr_batch.pipeline.prepare import Request
+
+# What each figure is held to: the least or the most.
+LIMITS: dict[str, tuple[str, float]] = {
+    "images_per_second": (">=", 200),
+    "driver_ms_per_shard": ("<", 50),
+    "driver_growth_mb": ("<", 50),
+    "driver_new_files": ("<=", 2),
+    "plan_seconds": ("<", 60),
+    "plan_memory_mb": ("<", 1000),
+    "eight_workers_speedup": (">=", 0.95 * 8),
+}
+
+
+@dataclass
+class Watch:
+    """Notes the time, memory and open files of this process at every commit."""
+
+    commits: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    waited: float = 0.0
+
+    def note(self) -> None:
+        self.commits.append(time.perf_counter())
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.memory.append(pages * resource.getpagesize())
+        self.files.append(len(os.listdir("/proc/self/fd")))
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+    """Watch the driver of the runs in this block."""
+    watch, commit, wait = Watch(), RunFolder.commit, ray.wait
+
+    def noted_commit(self: RunFolder, *arguments: Any) -> None:
+        commit(self, *arguments)
+        watch.note()
+
+    def timed_wait(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return wait(*arguments, **options)
+        finally:
+            watch.waited += time.perf_counter() - began
+
+    RunFolder.commit, driver_module.ray.wait = noted_commit, timed_wait  # type: ignore[method-assign]
+    try:
+        yield watch
+    finally:
+        RunFolder.commit, driver_module.ray.wait = commit, wait  # type: ignore[method-assign]
+
+
+def made(items: list[Item], workers: int, shard_size: int, seconds: float = 0.0) -> plan.Plan:
+    """A plan of the no-op stages; seconds: what the embedding sleeps per image."""
+    layers: list[dict[str, Any]] = [
+        {"dataset": "no-op", "gpus": 0, "workers": workers, "shard_size": shard_size},
+        NAMES,
+        {"embed": {"name": NAMES["embed"], "seconds": seconds}},
+    ]
+    resolved = config.resolve(config.build(layers), 0, len(items))
+    return plan.make(resolved, Dataset(name="no-op", root=Path(".")), items)
+
+
+def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: float = 0.0) -> Watch:
+    request = Request(out=out, progress="none", report=False, quiet=True)
+    with watching() as watch:
+        outcome = runner.run(made(items, workers, shard_size, seconds), request)
+    if outcome.done != len(items):
+        raise click.ClickException(f"{outcome.done} of {len(items)} images were finished")
+    return watch
+
+
+def rate(watch: Watch, workers: int, shard_size: int) -> float:
+    """Images per second once every worker has finished its first shard."""
+    steady = watch.commits[workers - 1 :]
+    return (len(steady) - 1) * shard_size / (steady[-1] - steady[0])
+
+
+def engine(folder: Path, images: int) -> dict[str, float]:
+    """Two workers, shards of 32."""
+    items = [Item(path.name, path) for path in write_images(folder / "in", images)]
+    watch = run(items, folder / "engine", 2, 32)
+    wall = watch.commits[-1] - watch.commits[0]
+    return {
+        "images_per_second": rate(watch, 2, 32),
+        "driver_ms_per_shard": 1000 * max(0.0, wall - watch.waited) / len(watch.commits),
+    }
+
+
+def soak(folder: Path, shards: int) -> dict[str, float]:
+    """Many small shards; growth from the first tenth of them to the end."""
+    items = [Item(path.name, path) for path in write_images(folder / "in", shards)]
+    watch = run(items, folder / "soak", 2, 1)
+    early = len(watch.memory) // 10
+    return {
+        "soak_shards": len(watch.commits),
+        "driver_growth_mb": (watch.memory[-1] - watch.memory[early]) / 1e6,
+        "driver_new_files": watch.files[-1] - watch.files[early],
+    }
+
+
+def speedup(folder: Path) -> dict[str, float]:
+    """Half a second per image: eight workers against one, in shards of four."""
+    items = [Item(path.name, path) for path in write_images(folder / "in", 192)]
+    one = rate(run(items[:24], folder / "one", 1, 4, 0.5), 1, 4)
+    eight = rate(run(items, folder / "eight", 8, 4, 0.5), 8, 4)
+    return {"one_worker": one, "eight_workers": eight, "eight_workers_speedup": eight / one}
+
+
+def large_plan(images: int) -> dict[str, float]:
+    """Cut a million images into shards and write the plan, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_large_plan, (images,))
+
+
+def _large_plan(images: int) -> dict[str, float]:
+    began, root = time.perf_counter(), Path("/data")
+    items = [Item(f"{i // 1000:04}/{i:07}.jpg", root / f"{i:07}.jpg") for i in range(images)]
+    text = json.dumps(made(items, 8, 32).to_json())
+    return {
+        "plan_images": images,
+        "plan_file_mb": len(text) / 1e6,
+        "plan_seconds": time.perf_counter() - began,
+        "plan_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measure(images: int) -> dict[str, float]:
+    """All figures; the names are those of `LIMITS` and some that explain them."""
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    figures = large_plan(1_000_000)
+    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            figures |= engine(folder, images)
+            figures |= soak(folder, 2000)
+            figures |= speedup(folder)
+    finally:
+        ray.shutdown()
+    return figures
+
+
+def holds(name: str, value: float) -> bool:
+    relation, limit = LIMITS[name]
+    return {">=": value >= limit, "<": value < limit, "<=": value <= limit}[relation]
+
+
+@click.command(help=__doc__)
+@click.option("--images", default=6400, show_default=True, type=click.IntRange(128))
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+def main(images: int, file: Path | None) -> None:
+    figures = measure(images)
+    for name, value in figures.items():
+        limit = ""
+        if name in LIMITS:
+            verdict = "" if holds(name, value) else "   MISSED"
+            limit = f"   {LIMITS[name][0]} {LIMITS[name][1]:g}{verdict}"
+        click.echo(f"{name:24}{value:12.2f}{limit}")
+    if file is not None:
+        file.write_text(json.dumps(figures | {"rows": list(figures.items())}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The workers of a run as the driver sees them: starting, watching and ending their actors."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+
+from dhr_batch.pipeline import actor
+from dhr_batch.pipeline.progress import Progress
+from dhr_batch.pipeline.worker import Settings
+
+# Time to answer a question, on top of what an image may take.
+_GRACE_SECONDS = 5.0
+
+
+@dataclass
+class Member:
+    """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
+
+    heard: when it last answered. pace: seconds per image of its slowest batch so far. done,
+    failed, errors: images reported from the shard in hand, which is not committed yet.
+    """
+
+    handle: Any
+    what: str = "waits for resources"
+    shard: int | None = None
+    since: float = field(default_factory=time.time)
+    where: dict[str, Any] = field(default_factory=dict)
+    ready: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    pace: float = 0.0
+    pending: Any = None
+    done: int = 0
+    failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def begin(self, shard: int | None) -> None:
+        """Note what is in hand now; whatever was reported before is settled."""
+        if shard != self.shard:
+            self.since = time.time()
+        self.shard, self.pace, self.heard = shard, 0.0, time.monotonic()
+        self.done, self.failed, self.errors = 0, 0, Counter()
+
+    def overdue(self, limit: float, images: int) -> bool:
+        """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""
+        silent = time.monotonic() - self.heard
+        return self.pace > limit or silent > limit * images + _GRACE_SECONDS
+
+    def to_json(self, number: int) -> dict[str, Any]:
+        known = {"worker": number, "what": self.what, "shard": self.shard, "since": self.since}
+        return known | self.where
+
+
+def start(settings: Settings, number: int) -> Member:
+    """Ask Ray for an actor; it may take long until there is room for it."""
+    config = settings.config
+    share = 1 / config.workers_per_gpu if config.gpus else 0
+    return Member(actor.remote(share, config.threads).remote(settings, number))
+
+
+def listen(member: Member, number: int, progress: Progress, wait: bool = False) -> None:
+    """Take in what a worker has reported, without waiting for it unless told to.
+
+    A dead worker is ignored: the future of its shard tells the same and is acted upon.
+    """
+    if member.pending is None:
+        if not wait:
+            member.pending = member.handle.events.remote()
+        return
+    if not wait and not ray.wait([member.pending], timeout=0)[0]:
+        return
+    future, member.pending = member.pending, None
+    try:
+        hear(member, number, ray.get(future), progress)
+    except RayActorError:
+        return
+
+
+def hear(member: Member, number: int, report: dict[str, Any], progress: Progress) -> None:
+    """Count what a worker reports."""
+    member.heard, member.pace = time.monotonic(), report["pace"]
+    for event in report["events"]:
+        member.what = event["what"]
+        member.done += event.get("done", 0)
+        member.failed += event.get("failed", 0)
+        member.errors.update(event.get("errors", ()))
+        progress.event(number, event)
+
+
+def take_back(member: Member, progress: Progress) -> None:
+    """The shard in hand is lost: its images will be reported again."""
+    progress.take_back(member.done, member.failed, member.errors)
+    member.begin(None)
+
+
+def short(error: RayError) -> str:
+    """The message without Ray's remote traceback and advice."""
+    if lost_node(error):
+        return "the node of the worker was lost"
+    if isinstance(error, RayActorError):
+        return "the worker's process died (killed, crashed or out of memory)"
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        own = type(cause).__module__.startswith("dhr_batch.")
+        return str(cause) if own else f"{type(cause).__name__}: {cause}"
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def lost_node(error: RayError) -> bool:
+    """Whether a whole machine went away, which says nothing about what its workers did."""
+    return isinstance(error, ActorUnavailableError) or "node has died" in str(error)
+
+
+def room() -> str:
+    """What the cluster has and what of it is free."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
+    return ", ".join(parts)

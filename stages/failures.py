@@ -1,0 +1,82 @@
+"""What an exception says about the image, the memory, the process or the disk: the failure classes.
+
+| class | examples | what happens |
+|---|---|---|
+| `image` | undecodable file, no face, non-finite loss | the image is quarantined, the run goes on |
+| `capacity` | CUDA or host memory exhausted | smaller batch; an image alone: quarantined as `oom` |
+| `poisoned` | illegal memory access, device-side assert, ECC | the worker is replaced |
+| `storage` | disk full or read-only | the run stops, nothing is quarantined |
+| `bug` | AssertionError, TypeError | the shard fails; twice: the run stops |
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import re
+import sys
+from typing import Literal
+
+Kind = Literal["image", "capacity", "poisoned", "storage", "bug"]
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_CAPACITY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+# After these a CUDA context answers every later call with an error, whatever the image.
+_POISONED = (
+    "cuda error", "cudaerror", "device-side assert", "illegal memory access", "uncorrectable ecc",
+    "unspecified launch failure", "status_execution_failed", "status_internal_error",
+    "status_mapping_error", "status_not_initialized",
+)  # fmt: skip
+_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s/'\":,()]+/)+")
+_LONGEST = 300
+
+
+class ImageError(Exception):
+    """One image cannot be processed. `error_class` is a short snake_case word for the table."""
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+class Poisoned(RuntimeError):
+    """The process of a worker can no longer be trusted; it says nothing about the images."""
+
+
+# What bad data raises inside a stage; AssertionError and TypeError are bugs, not about one image.
+_PER_IMAGE = (ImageError, ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """The class of an exception that a stage raised. Imports no torch: names and texts decide."""
+    if isinstance(error, Poisoned):
+        return "poisoned"
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+        return "capacity"
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        if any(words in text for words in _CAPACITY):
+            return "capacity"
+        if "AcceleratorError" in names or any(words in text for words in _POISONED):
+            return "poisoned"
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return "storage"
+    return "image" if isinstance(error, _PER_IMAGE) else "bug"
+
+
+def explain(error: BaseException) -> str:
+    """The first line of an exception's message, without the folders of the machine it ran on."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    text = _FOLDERS.sub("", lines[0]) if lines else type(error).__name__
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def free_memory() -> None:
+    """Give cached memory back, on the host and, where CUDA is in use, on the device."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

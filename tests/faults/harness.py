@@ -1,0 +1,76 @@
+"""Runs of the fault stages: in this process, on a Ray session that the tests of a module share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import ray
+
+from dhr_batch.pipeline import config, plan, runner
+from dhr_batch.pipeline.datasets import Dataset, Item
+from dhr_batch.pipeline.prepare import Request
+from dhr_batch.tests.faults.stages import NAMES
+
+
+@contextlib.contextmanager
+def session(cpus: int = 2, gpus: int = 0) -> Iterator[None]:
+    """A Ray session without what tests do not need."""
+    ray.init(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def photographs(folder: Path, names: Sequence[str]) -> list[Item]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"not looked at")
+    return [Item(name, folder / name) for name in names]
+
+
+def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.Plan:
+    """A plan of the fault stages with one worker; settings as in a configuration file."""
+    defaults = {"dataset": "d", "preset": "tiny", "gpus": 0, "workers": 1, "store_deltas": True}
+    layers = [config.preset("tiny"), defaults, NAMES, settings]
+    dataset = Dataset(name="d", root=Path("."), aligned=aligned)
+    resolved = config.resolve(config.build(layers), settings.get("gpus", 0), len(items))
+    return plan.make(resolved, dataset, items)
+
+
+def run(made: plan.Plan, out: Path, **request: Any) -> runner.Outcome:
+    asked = Request(out=out, progress="plain", report=False, **request)
+    return runner.run(made, asked)
+
+
+def table(out: Path, name: str) -> pd.DataFrame:
+    """All rows of a table in plan order."""
+    parts = [pq.read_table(path) for path in sorted(out.glob(f"{name}/part-*.parquet"))]
+    return pd.concat([part.to_pandas() for part in parts], ignore_index=True)
+
+
+def classes(out: Path) -> dict[str, str]:
+    """Image id -> error class of the quarantined images."""
+    rows = table(out, "quarantine")
+    return dict(zip(rows["image_id"], rows["error_class"], strict=True))
+
+
+def finished(out: Path) -> list[str]:
+    """Images with rows, in plan order."""
+    return list(table(out, "latents")["image_id"])
+
+
+def published(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))}

@@ -1,0 +1,244 @@
+"""Workers that end, or never start: what is held against whom, and what is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from dhr_batch.pipeline.driver import RunFailed
+from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults.stages import NAMES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    with harness.session(gpus=2):
+        yield
+
+
+def faulty(**options: Any) -> dict[str, Any]:
+    return {"name": NAMES["embed"], **options}
+
+
+def deaths(said: str) -> int:
+    return said.count("is lost")
+
+
+def manifest(out: Path, shard: int) -> dict[str, Any]:
+    return json.loads((out / "_state" / "shards" / f"{shard:05d}.json").read_bytes())
+
+
+GOOD = [f"good-{i}.png" for i in range(12)]
+
+
+def test_images_that_end_workers_are_the_only_ones_quarantined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"exit-1.png": "crash", "segv-1.png": "crash", "loop-1.png": "timeout"}
+    names = [
+        name for i, b in enumerate(bad) for name in (*GOOD[i * 4 : i * 4 + 3], b, GOOD[i * 4 + 3])
+    ]
+    items = harness.photographs(tmp_path / "in", names)
+    made = harness.make(items, workers=2, shard_size=5, batch_size=2, image_timeout=1.5)
+    out = tmp_path / "out"
+    outcome = harness.run(made, out)
+    assert (outcome.done, outcome.quarantined, outcome.exit_code) == (12, 3, 0)
+    assert harness.classes(out) == bad
+    assert harness.finished(out) == GOOD
+    said = capsys.readouterr().err
+    assert "2 x crash" in said
+    assert "1 x timeout" in said
+    most = [3, 3, 2]
+    assert deaths(said) == sum(most)
+    receipts = [manifest(out, shard) for shard in range(3)]
+    assert [r["attempts"] for r in receipts] == [count + 1 for count in most]
+    assert [len(r["failed_attempts"]) for r in receipts] == most
+    assert receipts[0]["worker"]["pid"] > 0
+    assert receipts[0]["memory_peak"]["host"] > 10**7
+    rows = harness.table(out, "quarantine")
+    assert set(rows["stage"]) == {"worker"}
+    assert list(rows["source"]) == list(bad)
+    assert not rows["message"].str.contains(str(tmp_path)).any()
+    assert "Segmentation fault" in "".join(
+        p.read_text() for p in (out / "_state" / "logs").iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    "bad", ["cuda-1.png", pytest.param("reader-exit-1.png", marks=pytest.mark.slow)]
+)
+def test_a_lost_device_or_reader_counts_like_a_lost_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    items = harness.photographs(tmp_path / "in", [GOOD[0], bad, GOOD[1]])
+    harness.run(harness.make(items, shard_size=3, batch_size=2), tmp_path / "out")
+    assert harness.classes(tmp_path / "out") == {bad: "crash"}
+    assert harness.finished(tmp_path / "out") == GOOD[:2]
+    assert deaths(capsys.readouterr().err) == 3
+
+
+@pytest.mark.slow
+def test_two_such_images_in_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["exit-1.png", "good-1.png", "exit-2.png", "good-2.png"]
+    items = harness.photographs(tmp_path / "in", names)
+    harness.run(harness.make(items, shard_size=4), tmp_path / "out")
+    assert harness.classes(tmp_path / "out") == {"exit-1.png": "crash", "exit-2.png": "crash"}
+    assert harness.finished(tmp_path / "out") == ["good-1.png", "good-2.png"]
+    assert deaths(capsys.readouterr().err) == 4
+
+
+def test_bad_luck_is_held_against_no_image(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", ["good-1.png", "unlucky-1.png", "good-2.png"])
+    (tmp_path / "crashes").mkdir()
+    embed = faulty(folder=str(tmp_path / "crashes"))
+    outcome = harness.run(harness.make(items, shard_size=3, embed=embed), tmp_path / "out")
+    assert (outcome.done, outcome.quarantined) == (3, 0)
+    assert len(list((tmp_path / "crashes").iterdir())) == 2
+
+
+def test_rows_of_an_isolated_shard_equal_those_of_a_quiet_one(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", ["good-1.png", "unlucky-1.png", "good-2.png"])
+    for name, crashes in (("quiet", 2), ("unlucky", 0)):
+        folder = tmp_path / f"crashes-{name}"
+        folder.mkdir()
+        for count in range(crashes):
+            (folder / str(count)).touch()
+        harness.run(
+            harness.make(items, shard_size=3, embed=faulty(folder=str(folder))), tmp_path / name
+        )
+    for name in ("images", "latents", "metrics"):
+        quiet, unlucky = (harness.table(tmp_path / out, name) for out in ("quiet", "unlucky"))
+        assert quiet.astype(str).equals(unlucky.astype(str)), name
+
+
+def test_memory_that_suffices_for_fewer_images_loses_none(tmp_path: Path) -> None:
+    names = [*GOOD[:8], "oom-1.png", *(f"more-{i}.png" for i in range(7))]
+    items = harness.photographs(tmp_path / "in", names)
+    made = harness.make(items, shard_size=16, batch_size=8, embed=faulty(memory=2))
+    outcome = harness.run(made, tmp_path / "out")
+    assert (outcome.done, outcome.quarantined) == (15, 1)
+    assert harness.classes(tmp_path / "out") == {"oom-1.png": "oom"}
+    assert harness.finished(tmp_path / "out") == [n for n in names if n != "oom-1.png"]
+
+
+def test_image_errors_cost_no_worker_and_are_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["noface-1.png", "nan-1.png", "nandelta-1.png", "good-1.png"]
+    items = harness.photographs(tmp_path / "in", names)
+    out = tmp_path / "out"
+    harness.run(harness.make(items, shard_size=4), out)
+    expected = {"noface-1.png": "no_face", "nan-1.png": "ArithmeticError"}
+    assert harness.classes(out) == expected | {"nandelta-1.png": "ValueError"}
+    assert harness.finished(out) == ["good-1.png"]
+    assert deaths(capsys.readouterr().err) == 0
+    rows = harness.table(out, "quarantine").set_index("image_id")
+    assert rows["stage"].to_dict() == {
+        "noface-1.png": "embed",
+        "nan-1.png": "embed",
+        "nandelta-1.png": "write",
+    }
+    assert rows["message"]["nan-1.png"] == "nan-1.png: diverged in x.py"
+    log = (out / "_state" / "logs" / "worker-0.log").read_text()
+    assert "nan-1.png quarantined in embed as ArithmeticError" in log
+    assert "Traceback" in log
+    failures = {f["image_id"]: f for f in manifest(out, 0)["failures"]}
+    assert "misbehave" in failures["nan-1.png"]["traceback"]
+
+
+def test_a_full_disk_stops_the_run_and_quarantines_nothing(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", ["good-1.png", "full-1.png"])
+    with pytest.raises(RunFailed, match=r"No space left.*same command goes on"):
+        harness.run(harness.make(items, shard_size=1), tmp_path / "out")
+    assert list((tmp_path / "out").glob("quarantine/*")) == [
+        tmp_path / "out" / "quarantine" / "part-00000.parquet"
+    ]
+    assert harness.classes(tmp_path / "out") == {}
+    assert harness.finished(tmp_path / "out") == ["good-1.png"]
+
+
+def test_a_bug_stops_the_run_after_two_attempts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = harness.photographs(tmp_path / "in", ["bug-1.png"])
+    with pytest.raises(RunFailed, match=r"shard 0 \(bug-1.png\) failed 2 times: TypeError"):
+        harness.run(harness.make(items), tmp_path / "out")
+    assert deaths(capsys.readouterr().err) == 0
+
+
+def test_workers_that_only_die_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhr_batch.pipeline.driver.DEATHS_IN_A_ROW", 4)
+    items = harness.photographs(tmp_path / "in", [f"exit-{i}.png" for i in range(6)])
+    with pytest.raises(RunFailed, match="4 workers ended one after the other"):
+        harness.run(harness.make(items, shard_size=6), tmp_path / "out")
+
+
+def test_a_worker_that_cannot_start_ends_the_run_before_any_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = harness.photographs(tmp_path / "in", ["good-1.png", "good-2.png"])
+    edit = {"name": NAMES["edit"], "folder": "direction.npy"}
+    with pytest.raises(RunFailed, match=r"cannot start: ValueError: direction\.npy is no array"):
+        harness.run(harness.make(items, workers=2, shard_size=1, edit=edit), tmp_path / "out")
+    assert deaths(capsys.readouterr().err) == 0
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+class Holder:
+    def ping(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def held(gpus: int) -> Iterator[None]:
+    holder = ray.remote(num_gpus=gpus, num_cpus=0)(Holder).remote()
+    ray.get(holder.ping.remote())
+    yield
+    ray.kill(holder)
+
+
+@pytest.fixture
+def two_logical_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhr_batch.pipeline.devices.torch_device", lambda _config: "cpu")
+    monkeypatch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 2)
+    monkeypatch.setattr("dhr_batch.pipeline.driver._WAITING_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_a_run_goes_on_with_the_gpus_that_are_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:8])
+    made = harness.make(items, gpus=2, shard_size=2, embed=faulty(seconds=0.3))
+    with held(1):
+        outcome = harness.run(made, tmp_path / "out")
+    assert outcome.done == 8
+    said = capsys.readouterr().err
+    assert "1 of 2 workers wait for a free GPU: 0 of 2 GPUs are free" in said
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_waiting_for_a_gpu_has_an_end(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:4])
+    made = harness.make(items, gpus=2, shard_size=2, wait_timeout=1.5)
+    message = r"no worker found a free GPU within wait_timeout=1.5 s: 0 of 2 GPUs are free"
+    with held(2), pytest.raises(RunFailed, match=message):
+        harness.run(made, tmp_path / "out")
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_workers_share_a_gpu(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:8])
+    made = harness.make(items, gpus=1, workers_per_gpu=2, shard_size=1, embed=faulty(seconds=0.3))
+    with held(1):
+        harness.run(made, tmp_path / "out")
+    workers = [manifest(tmp_path / "out", shard)["worker"] for shard in range(8)]
+    assert {w["number"] for w in workers} == {0, 1}
+    assert len({tuple(w["gpus"]) for w in workers}) == 1
