@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/portraits
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-faults lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ demo: $(VENV)/.report
 test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m pytest
+
+# Kills drivers and workers at every point of the commit protocol, lets object stores and disks fail.
+test-faults: $(VENV)/.test
+	$(BIN)/python -m pytest -m "slow or not slow" -s --durations=0 tests/faults
 
 # mypy does not follow editable installs, so it gets a folder with the package's name.
 lint: $(VENV)/.test

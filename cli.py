@@ -6,8 +6,9 @@ import importlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -16,7 +17,7 @@ from dhr_batch import __version__
 # Other commands live beside what they do and are imported only when one of them is called.
 _ELSEWHERE = {
     "models": ("dhr_batch.pipeline.cli_models", "List, download and check models."),
-    "datasets": ("dhr_batch.pipeline.cli_models", "List the configured datasets."),
+    "datasets": ("dhr_batch.pipeline.cli_datasets", "List and check datasets."),
     "doctor": ("dhr_batch.pipeline.cli_models", "Check what this machine offers."),
     "edits": ("dhr_batch.fitting.cli_edits", "List and fit edit directions."),
 }
@@ -59,7 +60,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--dataset", metavar="NAME|DIR", help="Configured dataset or folder of photographs.")
+@click.option(
+    "--dataset", metavar="NAME|PLACE", help="Configured dataset, folder, .tar, .parquet, or URL."
+)
 @click.option("--preset", metavar="NAME", help="Named settings; they override the defaults.")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]")
 @click.option(
@@ -67,8 +70,8 @@ def main() -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder.  [default: runs/<dataset>-<generator>]",
+    metavar="DIR|URL",
+    help="Run folder, or s3://, gs:// or az:// URL.  [default: runs/<dataset>-<generator>]",
 )
 @click.option(
     "-c",
@@ -89,6 +92,9 @@ def main() -> None:
 )
 @click.option("--address", help="Ray cluster to join.  [default: a local session]")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop; touches nothing.")
+@click.option("--extend", is_flag=True, help="Add images that are new since the run was started.")
+@click.option("--fresh", is_flag=True, help="Delete what the run folder holds and start over.")
+@click.option("--yes", is_flag=True, help="Do not ask before --fresh deletes.")
 @click.option("--force", is_flag=True, help="Start even if the disk looks too small.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Make the HTML report.")
 @click.option(
@@ -100,37 +106,41 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print settings and workers' logs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and the result.")
-def run(dry_run: bool, as_json: bool, **options: Any) -> None:
+def run(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     """Run all stages on a dataset. The same command again finishes an interrupted run.
 
     \b
     Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
     130 interrupted (state is safe).
     """
-    from dhr_batch.pipeline.commit import Refused
     from dhr_batch.pipeline.config import ConfigError
     from dhr_batch.pipeline.datasets import DatasetError
     from dhr_batch.pipeline.models import RegistryError
-    from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder, prepare
+    from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place, prepare
+    from dhr_batch.pipeline.storage import Refused, StorageError
 
+    if options["fresh"] and options["extend"]:
+        raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
     logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
     names = ("dataset", "preset", "gpus", "workers_per_gpu", "limit", "seed")
     flags = {key: options.pop(key) for key in names}
     settings = {key: value for key, value in flags.items() if value is not None}
-    request = Request(settings=settings, **options)
+    request = Request(settings=settings, confirmed=yes, **options)
     try:
         plan = prepare(request)
         if options["verbose"]:
             click.echo(plan.config.to_yaml(), err=True)
         if dry_run:
-            _dry_run(plan, describe(plan, folder(plan, request)), as_json)
+            _dry_run(plan, describe(plan, place(plan, request).place), as_json)
             check_gpus(plan, request)
             return
+        if request.fresh and not yes:
+            request = replace(request, confirmed=_confirm(place(plan, request)))
         from dhr_batch.pipeline.driver import RunFailed
         from dhr_batch.pipeline.runner import run as run_plan
     except (ConfigError, DatasetError, Refused) as error:
         _fail(str(error), 2)
-    except RegistryError as error:
+    except (RegistryError, StorageError) as error:
         _fail(str(error), 1)
     try:
         outcome = run_plan(plan, request)
@@ -147,32 +157,48 @@ def run(dry_run: bool, as_json: bool, **options: Any) -> None:
     sys.exit(outcome.exit_code)
 
 
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _confirm(out: Any) -> bool:
+    """Ask before work is deleted; False, without asking, where nobody can answer."""
+    from dhr_batch.pipeline.commit import RunFolder
+    from dhr_batch.pipeline.resume import question
+
+    if not _has_terminal():
+        return False
+    asked = question(RunFolder(out), out.place)
+    if asked is None or click.confirm(asked, err=True):
+        return True
+    _fail("nothing was deleted", 2)
+
+
 def _dry_run(plan: Any, text: str, as_json: bool) -> None:
     click.echo(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if as_json else text)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"Error: {message}", err=True)
     sys.exit(code)
 
 
 @main.command()
-@click.argument(
-    "run_dir", metavar="RUN", type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="[default: RUN/report]"
-)
+@click.argument("run_dir", metavar="RUN")
+@click.option("--out", metavar="DIR|URL", help="[default: RUN/report]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def report(run_dir: Path, out: Path | None, as_json: bool) -> None:
+def report(run_dir: str, out: str | None, as_json: bool) -> None:
     """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
     from dhr_batch.pipeline.report import ReportError, write
+    from dhr_batch.pipeline.storage import Refused
 
     try:
         page = write(run_dir, out)
-    except (ReportError, ImportError) as error:
+    except Refused as error:
+        raise click.UsageError(str(error)) from error
+    except (ReportError, ImportError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps({"report": str(page)}) if as_json else str(page))
+    click.echo(json.dumps({"report": page}) if as_json else page)
 
 
 if __name__ == "__main__":

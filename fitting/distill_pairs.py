@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -92,9 +93,39 @@ def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.
     return np.load(file, mmap_mode="r")
 
 
+def haar(image: Tensor) -> Tensor:
+    """The inverse of `inverse_haar`: [B, C, 2H, 2W] -> [B, 4C, H, W]."""
+    p, q, r, s = F.pixel_unshuffle(image, 2).unflatten(1, (-1, 4)).unbind(2)
+    low, high = p + q + r + s, [p + q - r - s, p - q + r - s, p - q - r + s]
+    return torch.cat([low, torch.stack(high, 2).flatten(1, 2)], 1) / 2
+
+
+def coherent(error: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squares [B] of what remains of an error [B, 3, H, W] in means over 16 x 16 pixels.
+
+    First the low wavelet band (a tint), then the three high bands (a 2 px grid).
+    """
+    means = F.avg_pool2d(haar(error), 8).square()
+    low, high = means.split([error.shape[1], 3 * error.shape[1]], 1)
+    return low.mean((1, 2, 3)), high.mean((1, 2, 3))
+
+
 def psnr(image: Tensor, target: Tensor) -> float:
     """PSNR in dB at a peak of 2 (range [-1, 1]); neither side is clamped."""
     return float(10 * torch.log10(4 / (image - target).square().mean()))
+
+
+class Score(NamedTuple):
+    """How a seed's image compares with the teacher's. psnr: dB; distance: perceptual or nan.
+
+    tint, grid: root mean square of `coherent` errors, in 8-bit grey levels.
+    """
+
+    seed: int
+    psnr: float
+    distance: float
+    tint: float
+    grid: float
 
 
 @torch.no_grad()
@@ -104,25 +135,29 @@ def held_out_scores(
     cache: Path,
     seeds: Sequence[int] = HELD_OUT,
     perceptual: Perceptual | None = None,
-) -> list[tuple[int, float, float]]:
-    """(seed, PSNR in dB, perceptual distance or nan) of the student for each seed."""
+) -> list[Score]:
+    """Scores of the student, one per seed."""
     scores = []
     for seed in seeds:
         ws, target = pair(teacher, cache, seed)
         image, distance = student.synthesize(ws), float("nan")
         if perceptual is not None:
             distance = float(perceptual.distance(image, perceptual.features(target)))
-        scores.append((seed, psnr(image, target), distance))
+        # A wavelet coefficient is twice the error it stands for; 127.5 levels are 1.
+        tint, grid = (127.5 / 2 * float(part) ** 0.5 for part in coherent(image - target))
+        scores.append(Score(seed, psnr(image, target), distance, tint, grid))
     return scores
 
 
-def summary(scores: Sequence[tuple[int, float, float]]) -> str:
-    """Mean, worst seed and mean perceptual distance in one line."""
-    worst = min(scores, key=lambda row: row[1])
+def summary(scores: Sequence[Score]) -> str:
+    """Mean, worst seed, mean perceptual distance, mean tint and grid in one line."""
+    worst = min(scores, key=lambda score: score.psnr)
     return (
-        f"held out ({len(scores)}): mean {np.mean([row[1] for row in scores]):.2f} dB, "
-        f"worst {worst[1]:.2f} dB (seed {worst[0]}), "
-        f"mean st_lpips_alex {np.mean([row[2] for row in scores]):.4f}"
+        f"held out ({len(scores)}): mean {np.mean([s.psnr for s in scores]):.2f} dB, "
+        f"worst {worst.psnr:.2f} dB (seed {worst.seed}), "
+        f"mean st_lpips_alex {np.mean([s.distance for s in scores]):.4f}, "
+        f"tint {np.mean([s.tint for s in scores]):.2f}, "
+        f"grid {np.mean([s.grid for s in scores]):.2f} grey levels"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from dhr_batch.pipeline.plan import Shard
+from dhr_batch.pipeline.storage import LocalStorage, connect
 from dhr_batch.pipeline.worker import Lost, Settings, Worker
 
 log = logging.getLogger("dhr_batch")
@@ -30,8 +31,9 @@ class ShardActor(Worker):
         where = ray.get_runtime_context()
         gpus = where.get_accelerator_ids().get("GPU", [])
         self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus}
-        if self.settings.logs is not None:
-            _log_to(self.settings.logs / f"worker-{self._number}.log")
+        out = connect(self.settings.out)
+        if isinstance(out, LocalStorage):
+            _log_to(out.root / "_state" / "logs" / f"worker-{self._number}.log")
         log.info("worker %d started: %s", self._number, self._where)
         return self._where
 

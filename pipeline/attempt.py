@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.commit import sha256
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
@@ -61,6 +62,7 @@ class Attempt:
             }
         )
         self._before = now
+        crash.at("mid-shard")
 
     def _rows(self, record: Record) -> tuple[Record, dict[str, list[Row]]]:
         try:

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from dhr_batch.pipeline.commit import replace
 from dhr_batch.pipeline.schemas import TABLES
+from dhr_batch.pipeline.storage import Storage, connect
 
 _TEXT = """
 # {name}
@@ -36,12 +36,14 @@ Faces are personal data: consent and the licences of the photographs and models 
 """
 
 
-def write(root: Path, plan: dict[str, Any]) -> Path:
-    """Write README.md into a run folder, with one `configs:` entry per table that has rows.
+def write(place: str | Path | Storage, plan: dict[str, Any]) -> None:
+    """Write README.md into a run, with one `configs:` entry per table that has rows.
 
     `datasets` cannot load a table without any row, so such tables are left out.
     """
-    counts = {table: _rows(root / table) for table in TABLES if (root / table).is_dir()}
+    run = connect(place)
+    there = run.tables()
+    counts = {table: _rows(run, table) for table in TABLES if table in there}
     head = {
         "configs": [
             {"config_name": table, "data_files": f"{table}/part-*.parquet"}
@@ -51,8 +53,8 @@ def write(root: Path, plan: dict[str, Any]) -> Path:
     }
     generator = plan["config"]["generator"]
     text = _TEXT.format(
-        name=root.resolve().name,
-        folder=root.resolve().name,
+        name=run.name,
+        folder=run.place if "://" in run.place else run.name,
         version=plan["fingerprint"]["version"],
         images=sum(len(shard) for shard in plan["shards"]),
         dataset=plan["dataset"],
@@ -62,10 +64,9 @@ def write(root: Path, plan: dict[str, Any]) -> Path:
         else "",
         counts="\n".join(f"| {table} | {rows} |" for table, rows in counts.items()),
     )
-    path = root / "README.md"
-    replace(path, f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode())
-    return path
+    run.replace("README.md", f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode())
 
 
-def _rows(folder: Path) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("part-*.parquet"))
+def _rows(run: Storage, table: str) -> int:
+    parts = run.parts(table)
+    return sum(pq.read_metadata(part, filesystem=run.files).num_rows for part in parts)

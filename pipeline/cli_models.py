@@ -1,8 +1,7 @@
-"""Commands about what is on this machine: `models`, `datasets` and `doctor`."""
+"""Commands about what is on this machine: `models` and `doctor`."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,51 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli_output import as_json, errors, print_json, show, table_of
+
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.table import Table
 
     from dhr_batch.pipeline.models import Progress, Status
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-
-
-def _print_json(rows: Sequence[BaseModel]) -> None:
-    click.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0, overflow="fold")
-    return table
-
-
-def _show(table: Table) -> None:
-    from rich.console import Console
-
-    # A pipe has no width; paths and licences must not be cut or wrapped at 80 columns there.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
-
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size else "-"
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Exit code 2 for a name that does not exist, 1 for everything else that is no bug."""
-    from dhr_batch.pipeline.datasets import DatasetError
-    from dhr_batch.pipeline.models import RegistryError, UnknownModel
-
-    try:
-        yield
-    except UnknownModel as error:
-        raise click.UsageError(str(error)) from error
-    except (RegistryError, DatasetError, OSError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 @click.group()
@@ -73,17 +37,17 @@ def list_models(as_json: bool) -> None:
     """Show every model: whether it is here, its size, licence and source."""
     from dhr_batch.pipeline import models as registry
 
-    with _errors():
+    with errors():
         rows = registry.listing()
     if as_json:
-        return _print_json(rows)
-    table = _table("model", "role", "state", "size", "commercial use", "source", "licence")
+        return print_json(rows)
+    table = table_of("model", "role", "state", "size", "commercial use", "source", "licence")
     for row in rows:
         state = row.state if row.state == "ready" or not row.default else f"{row.state} (needed)"
         commercial = row.commercial_use
         size = _mb(row.size)
         table.add_row(row.name, row.role, state, size, commercial, row.source, row.licence)
-    _show(table)
+    show(table)
     return None
 
 
@@ -114,7 +78,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
         raise click.UsageError("give names of models or --all (see: dhr-batch models list)")
     if file and len(names) != 1:
         raise click.UsageError("--file goes with exactly one name")
-    with _errors():
+    with errors():
         chosen = registry.from_package_indexes() if everything else list(names)
         before = {status.name: status for status in registry.listing()}
         needed = [before[model.name] for model in registry.wanted(chosen)]
@@ -128,7 +92,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     if everything:
         _mention([status for status in after if status not in done and status.state != "ready"])
     if as_json:
-        return _print_json(done)
+        return print_json(done)
     for status in done:
         click.echo(f"{status.name}\t{status.path}")
     return None
@@ -204,43 +168,16 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     """
     from dhr_batch.pipeline import models as registry
 
-    with _errors():
+    with errors():
         rows = registry.verify(names)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         for row in rows:
             click.echo(f"{row.state}\t{row.name}\t{row.path or row.message}")
     bad = {"damaged", "missing"} if names else {"damaged"}
     if any(row.state in bad for row in rows):
         sys.exit(1)
-
-
-@click.group()
-def datasets() -> None:
-    """Named sets of photographs. `run --dataset` also takes any folder."""
-
-
-@datasets.command("list")
-@as_json
-def list_datasets(as_json: bool) -> None:
-    """Show every named dataset: whether it is here, where it is looked for, its licence."""
-    from dhr_batch.pipeline import datasets as named
-
-    with _errors():
-        rows = named.listing()
-    if as_json:
-        return _print_json(rows)
-    table = _table("dataset", "state", "images", "aligned", "folder", "licence")
-    for row in rows:
-        images = str(row.found) if row.state == "ready" else "-"
-        aligned = "yes" if row.aligned else "no"
-        table.add_row(row.name, row.state, images, aligned, row.folder, row.licence)
-    _show(table)
-    for row in rows:
-        if row.message:
-            click.echo(f"\n{row.message}")
-    return None
 
 
 @click.command()
@@ -252,18 +189,18 @@ def doctor(as_json: bool) -> None:
     """
     from dhr_batch.pipeline.doctor import checks
 
-    with _errors():
+    with errors():
         found = checks()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _show(_doctor_table(found))
+        show(_doctor_table(found))
     if any(check.state == "broken" for check in found):
         sys.exit(1)
 
 
 def _doctor_table(found: Sequence[Any]) -> Table:
-    table = _table("check", "state", "found", "what to do")
+    table = table_of("check", "state", "found", "what to do")
     styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
     for check in found:
         state = f"[{styles[check.state]}]{check.state}[/]"

@@ -1,64 +1,68 @@
 """How the tables of a shard become part of a run: all of them, once, or none.
 
-A run folder holds `plan.json`, `_state/`, `_staging/` and one folder per table that contains
-finished `part-00017.parquet` files only. The order of the writes is what makes a kill at any
-moment harmless:
+A run, in a folder or in an object store, holds `plan.json`, `_state/`, `_staging/` and one folder
+per table that contains finished `part-00017.parquet` files only. The order of the writes is what
+makes a kill at any moment harmless:
 
-1. `plan.json` is created before any shard starts and never changes, so every later start agrees on
-   which images form which shard.
-2. A worker writes complete tables to `_staging/{attempt}/`, a folder no other attempt uses. Until
-   step 3 nothing outside it refers to them: a kill leaves rubbish that the next start deletes.
-3. The driver creates `_state/shards/00017.json`, which names the attempt and the checksum of each
-   file. Creation fails if the file exists, so exactly one attempt of a shard can win. This is the
-   commit point; the manifest is complete and on disk when its name appears.
-4. The driver moves the files to `{table}/part-00017.parquet`. Each move is atomic and may be
-   repeated. A kill in between leaves a committed shard whose remaining files are still in its
-   staging folder: the next start reads the manifest and finishes the moves (rolls forward).
+1. `plan.json` is created before any shard starts, so every later start agrees on which images form
+   which shard. It changes only where new images are added: as shards behind the others, in one
+   atomic step.
+2. A worker writes complete tables to local scratch, reads their footers back, and brings them to
+   `_staging/{attempt}/`, which no other attempt uses. In a folder that is the scratch itself, made
+   durable by fsync; in an object store each file is one upload, signed with its checksum and
+   visible as a whole or not at all. Until step 3 nothing refers to them: a kill leaves rubbish
+   that the next start deletes.
+3. The driver creates `_state/shards/00017.json`, which names the attempt and the bytes and checksum
+   of each file. Creation fails if the name exists (a hard link; `If-None-Match` in an object
+   store), so exactly one attempt of a shard can win. This is the commit point; the manifest is
+   complete and durable when its name appears.
+4. The driver publishes the files as `{table}/part-00017.parquet`: by a move in a folder, by a
+   server-side copy in an object store. Each is atomic and may be repeated, and neither needs the
+   whole table to be written again. A kill in between leaves a committed shard whose remaining files
+   are still staged: the next start reads the manifest and publishes them (rolls forward).
 5. The staging folder is removed, last, because step 4 may still need it.
 
 Committing before publishing means that readers may briefly miss tables of a committed shard but
 never see rows of a shard that could still be computed again.
+
+Only the driver that holds the lease (`pipeline/lease.py`) commits, and it checks that before step
+3 and before each file of step 4. Workers of a killed driver write to staging folders that nobody
+will ever commit. A lease in an object store can be lost between the check and the write, when the
+machine freezes in between; the new driver has then deleted the staging that the late manifest
+names. Therefore a manifest counts only if each of its files is staged or published with the size
+it says; one that does not is void, and whoever holds the lease deletes it and makes the shard
+again. A late manifest whose files are all there is as good as any: the shard is finished by it,
+and the other attempt is discarded.
+
+A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
+killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
+multipart uploads removes them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
+import logging
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dhr_batch.pipeline import crash, plan_file
+from dhr_batch.pipeline.lease import lease
+from dhr_batch.pipeline.schemas import TABLES
+from dhr_batch.pipeline.storage import Refused, Storage, StorageError, connect
 
-class Refused(Exception):
-    """The run cannot go on as asked; the message says why and what to do. Exit code 2."""
+__all__ = ["Refused", "RunFolder", "sha256", "staging"]
 
+STAGING = "_staging"
+_SHARDS = "_state/shards"
+_PLAN = "plan.json"
+# Manifests are small and an object store answers each in tens of milliseconds.
+_READERS = 16
 
-def create(path: Path, content: bytes) -> bool:
-    """Write a file completely or not at all; False where the name is already taken."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with temporary.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    _sync_folder(path.parent)
-    return True
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file that readers see either old or new."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+log = logging.getLogger(__name__)
 
 
 def sha256(path: Path) -> str:
@@ -66,63 +70,79 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def staging(attempt: str) -> str:
+    """Where the files of an attempt wait to be committed."""
+    return f"{STAGING}/{attempt}"
 
 
 class RunFolder:
-    """The protocol above on a local folder. One driver at a time (`lock`)."""
+    """The protocol above. One driver at a time (`lock`); readers need no lock.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.staging = root / "_staging"
-        self._shards = root / "_state" / "shards"
-        self._lease: int | None = None
+    lease_timeout: seconds after which a silent driver on another machine may be replaced.
+    """
+
+    def __init__(self, place: str | Path | Storage, lease_timeout: float = 60.0) -> None:
+        self.storage = connect(place)
+        self._lease = lease(self.storage, lease_timeout)
 
     def lock(self) -> None:
-        """Take the run for this process. The kernel frees it when the process ends.
+        """Take the run for this process. Raises Refused where another process holds it."""
+        self._lease.take()
 
-        Raises Refused where another process holds it.
-        """
-        path = self.root / "_state" / "lease"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            raise Refused(
-                f"{self.root} is in use by {holder}: wait for it to end, stop it, or choose "
-                "another folder with --out"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
-        self._lease = handle
+    def check(self) -> None:
+        """Raises LeaseLost where this process may no longer commit."""
+        self._lease.check()
 
     def unlock(self) -> None:
-        if self._lease is not None:
-            os.close(self._lease)
-            self._lease = None
+        """Give the run back. A store that does not answer frees it by itself, after the timeout."""
+        try:
+            self._lease.release()
+        except StorageError as error:
+            log.warning("the run was not given back: %s", error)
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan this folder was started with, or None for a new folder."""
-        path = self.root / "plan.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """The plan this run was started with, or None for a new one. Raises Refused if damaged."""
+        content = self.storage.read(_PLAN)
+        if content is None:
+            return None
+        try:
+            plan = json.loads(content)
+            if not isinstance(plan, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            problem = f"damaged ({error})" if content else "empty"
+            raise Refused(
+                f"{self.storage.locate(_PLAN)} is {problem}, so nobody can tell which images the "
+                "finished shards hold: put back a copy of it, or choose another folder with --out"
+            ) from error
+        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        text = json.dumps(plan, ensure_ascii=False, indent=1)
-        if not create(self.root / "plan.json", text.encode()):
-            raise Refused(f"{self.root / 'plan.json'} appeared while starting: start again")
+        if not self.storage.create(_PLAN, plan_file.dumps(plan).encode()):
+            raise Refused(f"{self.storage.locate(_PLAN)} appeared while starting: start again")
+        crash.at("after-plan")
+
+    def replace_plan(self, plan: dict[str, Any]) -> None:
+        """Put a plan with more shards in place of the stored one. The caller holds the lease."""
+        self._lease.check()
+        self.storage.replace(_PLAN, plan_file.dumps(plan).encode())
+
+    def clear(self) -> None:
+        """Delete the run but not the lease, which the caller holds.
+
+        The plan goes last: killed in between, the folder is a run whose shards are to be made.
+        """
+        self._lease.check()
+        for name in (_SHARDS, STAGING, *TABLES, "report", "README.md", _PLAN):
+            self.storage.delete(name)
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """Manifests of the committed shards by shard number."""
-        paths = sorted(self._shards.glob("*.json")) if self._shards.is_dir() else []
-        return {int(p.stem): json.loads(p.read_text(encoding="utf-8")) for p in paths}
+        keys = sorted(key for key in self.storage.sizes(_SHARDS) if key.endswith(".json"))
+        with ThreadPoolExecutor(_READERS) as readers:
+            contents = list(readers.map(self.storage.read, keys))
+        found = zip(keys, contents, strict=True)
+        return {_number(key): self._parse(key, content) for key, content in found if content}
 
     def new_attempt(self, shard: int, number: int) -> str:
         """A name that no other attempt has had or will have."""
@@ -131,36 +151,52 @@ class RunFolder:
     def commit(self, shard: int, receipt: dict[str, Any], planned: int) -> None:
         """Steps 3 to 5 for a finished attempt.
 
-        Raises ValueError where the receipt does not account for every planned image.
+        Raises ValueError where the receipt does not account for every planned image, LeaseLost
+        where another driver took over, and StorageError where the storage does not answer.
         """
         if receipt["ok"] + receipt["quarantined"] != planned:
             raise ValueError(
                 f"shard {shard}: {receipt['ok']} finished and {receipt['quarantined']} quarantined "
                 f"images do not add up to the {planned} planned ones"
             )
-        text = json.dumps(receipt, ensure_ascii=False, indent=1)
-        if create(self._shards / f"{shard:05d}.json", text.encode()):
-            self.publish(shard, receipt)
+        content = json.dumps(receipt, ensure_ascii=False, indent=1).encode()
+        self.check()
+        crash.at("before-manifest")
+        while not self.storage.create(_manifest(shard), content):
+            text = self.storage.read(_manifest(shard))
+            other = self._parse(_manifest(shard), text) if text else None
+            if other is not None and self.publish(shard, other):
+                self.discard(other["attempt"])
+                break
+            self._void(shard)
+        else:
+            crash.at("after-manifest")
+            if not self.publish(shard, receipt):
+                raise StorageError(
+                    f"{self.storage.place}: files of shard {shard} vanished from {STAGING} while "
+                    "it was committed; start the same command again"
+                )
+        crash.at("before-staging-cleanup")
         self.discard(receipt["attempt"])
 
-    def publish(self, shard: int, manifest: dict[str, Any]) -> None:
-        """Move the files of a committed shard to their final names; does nothing where done.
+    def publish(self, shard: int, manifest: dict[str, Any]) -> bool:
+        """Give the files of a committed shard their final names; does nothing where done.
 
-        Raises OSError where a file is neither staged nor published.
+        False where the manifest is void: a file is neither staged nor published.
         """
-        for table in manifest["files"]:
-            staged = self.staging / manifest["attempt"] / f"{table}.parquet"
-            final = self.root / table / f"part-{shard:05d}.parquet"
-            if staged.exists():
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staged, final)
-                _sync_folder(final.parent)
-            elif not final.exists():
-                raise OSError(f"{final} is committed, yet neither it nor {staged} exists")
+        for table, facts in manifest["files"].items():
+            self.check()
+            final = f"{table}/part-{shard:05d}.parquet"
+            staged = f"{staging(manifest['attempt'])}/{table}.parquet"
+            moved = self.storage.publish(staged, final)
+            if not moved and self.storage.sizes(table).get(final) != facts["bytes"]:
+                return False
+            crash.at("mid-publish")
+        return True
 
     def discard(self, attempt: str) -> None:
         """Delete the staging folder of an attempt."""
-        shutil.rmtree(self.staging / attempt, ignore_errors=True)
+        self.storage.delete(staging(attempt))
 
     def recover(self) -> dict[int, dict[str, Any]]:
         """Finish what a killed run left: publish committed shards, delete all other staging.
@@ -168,11 +204,48 @@ class RunFolder:
         Returns the manifests of the committed shards.
         """
         manifests = self.committed()
-        for shard, manifest in manifests.items():
-            self.publish(shard, manifest)
+        sizes = self.storage.sizes()
+        for shard, manifest in list(manifests.items()):
+            done = all(
+                sizes.get(f"{table}/part-{shard:05d}.parquet") == facts["bytes"]
+                and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
+                for table, facts in manifest["files"].items()
+            )
+            if not done and not self.publish(shard, manifest):
+                self._void(shard)
+                del manifests[shard]
         self.clear_staging()
         return manifests
 
+    def _parse(self, key: str, content: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.storage.locate(key)} is damaged ({error}): delete it, and its shard is "
+                "made again by the same command"
+            ) from error
+
+    def _void(self, shard: int) -> None:
+        log.warning(
+            "%s: shard %d was committed, but its files are gone; it is made again",
+            self.storage.place,
+            shard,
+        )
+        self.storage.delete(_manifest(shard))
+
     def clear_staging(self) -> None:
-        """Delete all staging; only while no worker of this driver is running."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        """Delete all staging; only while no worker of this driver is running.
+
+        Raises LeaseLost where it may be that of another driver.
+        """
+        self.check()
+        self.storage.delete(STAGING)
+
+
+def _manifest(shard: int) -> str:
+    return f"{_SHARDS}/{shard:05d}.json"
+
+
+def _number(key: str) -> int:
+    return int(key.rpartition("/")[2].removesuffix(".json"))

@@ -18,6 +18,7 @@ Layer = Mapping[str, Any]
 # Settings that may change between two starts of one run: they do not touch any row.
 RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_per_gpu"}) | {
     "max_quarantined",
+    "lease_timeout",
     "image_timeout",
     "wait_timeout",
 }
@@ -53,6 +54,9 @@ class Config(BaseModel):
     threads: int = Field(1, ge=1, description="torch threads of a worker")
     max_quarantined: float = Field(
         1.0, ge=0, le=1, description="share of failed images above which the exit code is 3"
+    )
+    lease_timeout: float = Field(
+        60, gt=0, description="seconds after which a silent driver on an object store is replaced"
     )
     image_timeout: float | None = Field(
         1800.0, gt=0, description="seconds an image may take before it is quarantined; null: no end"

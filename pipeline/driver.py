@@ -22,6 +22,7 @@ from dhr_batch.pipeline.members import Member
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress, duration
 from dhr_batch.pipeline.status import Status
+from dhr_batch.pipeline.storage import StorageError
 from dhr_batch.pipeline.tasks import History, Task, describe
 from dhr_batch.pipeline.worker import Settings
 from dhr_batch.stages.failures import Poisoned
@@ -94,6 +95,7 @@ class Driver:
         while self._busy() or (self._more() and not self.stopper.asked):
             if self.stopper.now:
                 raise Interrupted
+            self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_SECONDS)
             for future in ready:
                 self._finished(future, self._tasks.pop(future))
@@ -192,7 +194,10 @@ class Driver:
         self._idle.append(task.worker)
         # The worker goes on while this one is committed.
         self._assign()
-        self.run.commit(shard.index, receipt, len(shard.items))
+        try:
+            self.run.commit(shard.index, receipt, len(shard.items))
+        except ValueError as error:
+            raise RunFailed(str(error)) from error
         self.progress.state.shards_done += 1
         self.status.shard_done(receipt)
 
@@ -207,6 +212,8 @@ class Driver:
             self._lost(task, reason)
         elif task.shard is None:
             self._no_start(task.worker, reason)
+        elif isinstance(cause, StorageError):
+            raise RunFailed(f"{reason}. {_GOES_ON}") from error
         elif isinstance(cause, OSError):
             raise RunFailed(f"cannot write the results: {reason}. {_GOES_ON}") from error
         else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline.commit import Refused
 from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.progress import size
+from dhr_batch.pipeline.storage import Refused
 
 # Measured on photographs at 256 px: bytes per pixel of a PNG picture, a 1-bit mask and labels.
 _PICTURE, _MASK, _LABELS = 1.8, 0.02, 0.03
@@ -43,17 +41,18 @@ def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, floa
 
 
 def check_space(
-    folder: Path, tables: dict[str, float], images: int, shards: int, force: bool
+    free: int | None, tables: dict[str, float], images: int, shards: int, force: bool
 ) -> str:
     """The estimate in a line. Raises Refused where the disk cannot hold it, unless forced.
 
-    tables: bytes per image; images, shards: still to do.
+    free: bytes, or None where nobody knows (object stores). tables: bytes per image; images,
+    shards: still to do.
     """
-    free = shutil.disk_usage(folder).free
     total = sum(tables.values()) * images + _EMPTY_FILE * (len(tables) + 1) * shards
     parts = ", ".join(f"{name} {size(count * images)}" for name, count in tables.items())
-    line = f"expected output: {size(total)} ({parts}); free space: {size(free)}"
-    if total > free and not force:
+    there = "unknown on an object store" if free is None else size(free)
+    line = f"expected output: {size(total)} ({parts}); free space: {there}"
+    if free is not None and total > free and not force:
         raise Refused(
             f"{line}. That cannot suffice: free some space, choose another folder with --out, "
             "write fewer tables (--set store_deltas=false), or go on with --force"

@@ -1,18 +1,19 @@
-"""What a run will do: its images in shards, its settings, and what must not change on resume."""
+"""What a run will do: its images in shards, its settings, and what its rows depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dhr_batch
 from dhr_batch.pipeline import models
 from dhr_batch.pipeline.config import RUN_ONLY, Config, ConfigError
-from dhr_batch.pipeline.datasets import Dataset, Item
-from dhr_batch.stages import registry
+from dhr_batch.pipeline.datasets import Dataset
+from dhr_batch.pipeline.sources import Item
+from dhr_batch.stages import direction_files, registry
 
-SCHEMA = 1
+SCHEMA = 2
 # Fields of a Record that exist before the first stage.
 _GIVEN = frozenset({"image_id", "source", "split", "data"})
 
@@ -27,36 +28,63 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a run and the resolved settings that fill them."""
+    """All shards of a run and the resolved settings that fill them.
+
+    sized: `shard_size` was chosen by the user, not by the number of images. directions: sha256 of
+    each edit direction.
+    """
 
     dataset: Dataset
     config: Config
     shards: tuple[Shard, ...]
+    sized: bool = True
+    directions: dict[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
         return sum(len(shard.items) for shard in self.shards)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `plan.json`: image ids by shard, settings and fingerprint. No paths."""
+        """The content of `plan.json`. No paths: a dataset may move.
+
+        shards: image ids by shard. contents: beside each id what a changed file would change.
+        """
         return {
             "schema": SCHEMA,
             "dataset": self.dataset.name,
             "config": self.config.model_dump(),
             "fingerprint": fingerprint(self),
             "shards": [[item.image_id for item in shard.items] for shard in self.shards],
+            "contents": [[item.mark for item in shard.items] for shard in self.shards],
         }
 
 
-def make(config: Config, dataset: Dataset, items: Sequence[Item]) -> Plan:
+def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:
     """Cut the images into shards of `config.shard_size`, in the order given.
 
-    Raises ConfigError for a chain of stages in which one needs what no earlier one gives.
+    Raises ConfigError for a chain of stages in which one needs what no earlier one gives, and for
+    edit directions that cannot be used.
     """
     check_stages(config)
-    size = config.shard_size or 1
-    parts = [tuple(items[first : first + size]) for first in range(0, len(items), size)]
-    return Plan(dataset, config, tuple(Shard(index, part) for index, part in enumerate(parts)))
+    shards = cut(items, config.shard_size or 1, 0)
+    return Plan(
+        config=config, dataset=dataset, shards=shards, sized=sized, directions=digests(config)
+    )
+
+
+def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]:
+    """Shards of `size` items, the last one smaller; numbered from `first_index`."""
+    parts = (tuple(items[first : first + size]) for first in range(0, len(items), size))
+    return tuple(Shard(index, part) for index, part in enumerate(parts, first_index))
+
+
+def digests(config: Config) -> dict[str, str]:
+    """Start of the sha256 of each direction that the edits name. Raises ConfigError."""
+    names = [edit["direction"] for edit in config.edit.get("edits", ())]
+    try:
+        return {name: direction_files.resolve(name).sha256[:16] for name in names}
+    except direction_files.DirectionError as error:
+        raise ConfigError(f"edit.edits: {error}") from error
 
 
 def check_stages(config: Config) -> None:
@@ -75,7 +103,7 @@ def check_stages(config: Config) -> None:
 
 
 def fingerprint(plan: Plan) -> dict[str, Any]:
-    """What every row of a run depends on, apart from the images themselves."""
+    """What every row of a run depends on, apart from the images; they are in `contents`."""
     settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
     sums = {
         name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
@@ -84,42 +112,8 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     return {
         "version": dhr_batch.__version__,
         "aligned": plan.dataset.aligned,
+        "split": plan.dataset.split,
         "config": settings,
         "models": {name: checksum for name, checksum in sums.items() if checksum},
+        "directions": plan.directions,
     }
-
-
-def changes(stored: dict[str, Any], plan: Plan) -> list[str]:
-    """How a plan differs from the stored one of the same folder, as `key: old -> new` lines.
-
-    Models that only one of them knows do not count: no row can depend on them.
-    """
-    now = plan.to_json()
-    old_print, new_print = stored.get("fingerprint", {}), now["fingerprint"]
-    known = old_print.get("models", {}).keys() & new_print["models"].keys()
-    old, new = (
-        _flat(p | {"models": {k: v for k, v in p.get("models", {}).items() if k in known}})
-        for p in (old_print, new_print)
-    )
-    lines = [
-        f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    return lines + _changed_images(stored.get("shards", []), now["shards"])
-
-
-def _changed_images(old: list[list[str]], new: list[list[str]]) -> list[str]:
-    before = {image for shard in old for image in shard}
-    after = {image for shard in new for image in shard}
-    if before != after:
-        return [f"images: {len(after - before)} added, {len(before - after)} gone"]
-    return [] if old == new else ["images: in other shards or another order"]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return {key.removeprefix("config."): value for key, value in flat.items()}

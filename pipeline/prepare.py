@@ -9,24 +9,28 @@ from typing import Any
 
 from dhr_batch.pipeline import config as configs
 from dhr_batch.pipeline import datasets, devices, plan
-from dhr_batch.pipeline.commit import Refused
 from dhr_batch.pipeline.progress import Mode
+from dhr_batch.pipeline.storage import Refused, Storage, connect
 
 
 @dataclass(frozen=True)
 class Request:
     """One call of `run`. settings: flags that are settings of a run, without those not given.
 
-    files, sets: `-c` files and `--set` texts. out: run folder; by default
-    `runs/<dataset>-<generator>`. address: of a Ray cluster.
+    files, sets: `-c` files and `--set` texts. out: run folder or URL of an object store; by
+    default `runs/<dataset>-<generator>`. address: of a Ray cluster. extend: add new images to a
+    started run. fresh: delete it and start over; confirmed: the user has said so.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     files: Sequence[Path] = ()
     sets: Sequence[str] = ()
-    out: Path | None = None
+    out: str | Path | None = None
     address: str | None = None
     force: bool = False
+    extend: bool = False
+    fresh: bool = False
+    confirmed: bool = False
     report: bool = True
     progress: Mode = "auto"
     verbose: bool = False
@@ -36,7 +40,8 @@ class Request:
 def prepare(request: Request) -> plan.Plan:
     """Merge the settings, find the images and cut them into shards. Starts and writes nothing.
 
-    Raises ConfigError, DatasetError and ModelMissing (an embedded dataset that was not pulled).
+    Raises ConfigError, DatasetError, StorageError and ModelMissing (an embedded dataset that was
+    not pulled).
     """
     files = [configs.read_file(path) for path in request.files]
     given = [*files, configs.assignments(request.sets), request.settings]
@@ -51,7 +56,8 @@ def prepare(request: Request) -> plan.Plan:
     gpus = config.gpus
     if gpus is None:
         gpus = 0 if request.address else devices.physical_gpus()
-    return plan.make(configs.resolve(config, gpus, len(items)), dataset, items)
+    resolved = configs.resolve(config, gpus, len(items))
+    return plan.make(resolved, dataset, items, sized=config.shard_size is not None)
 
 
 def check_gpus(made: plan.Plan, request: Request) -> None:
@@ -62,12 +68,12 @@ def check_gpus(made: plan.Plan, request: Request) -> None:
         raise Refused(devices.missing_gpus(asked, there))
 
 
-def folder(made: plan.Plan, request: Request) -> Path:
-    """The run folder."""
-    return request.out or Path("runs") / f"{made.dataset.name}-{made.config.generator}"
+def place(made: plan.Plan, request: Request) -> Storage:
+    """Where the run lies. Raises Refused where that can be no run."""
+    return connect(request.out or f"runs/{made.dataset.name}-{made.config.generator}")
 
 
-def describe(made: plan.Plan, out: Path) -> str:
+def describe(made: plan.Plan, out: str) -> str:
     """The plan in a few lines, for people."""
     config = made.config
     device = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"

@@ -19,7 +19,6 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from dhr_batch import __version__
 from dhr_batch.pipeline import contact_sheet, models, report_tables
-from dhr_batch.pipeline.commit import replace
 from dhr_batch.pipeline.report_data import (
     MIN_IN_DOMAIN_FACE,
     ReportError,
@@ -27,6 +26,7 @@ from dhr_batch.pipeline.report_data import (
     RunData,
     load,
 )
+from dhr_batch.pipeline.storage import Storage, connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,24 +36,23 @@ MAX_FAILURES = 200
 SETTING_WIDTH = 300
 
 
-def write(run_dir: str | Path, out: str | Path | None = None, max_images: int = 40) -> Path:
-    """Write index.html, contact_sheet.png, metrics.md and metrics.csv; returns the page's path.
+def write(run: str | Path | Storage, out: str | Path | None = None, max_images: int = 40) -> str:
+    """Write index.html, contact_sheet.png, metrics.md and metrics.csv; returns where the page is.
 
-    out: folder to write to, `report/` in the run folder by default. max_images: the page shows
-    the pictures of that many images; numbers are always of all.
+    run, out: folder or URL of the run, and to write to, by default `report/` in the run.
+    max_images: the page shows the pictures of that many images; numbers are always of all.
     Raises ReportError where the run cannot be read or the `report` extra is missing.
     """
     _require_extra()
-    run_dir = Path(run_dir)
-    data = load(run_dir, max_images)
-    folder = Path(out) if out is not None else run_dir / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    replace(folder / "metrics.csv", report_tables.wide(data).to_csv(index=False).encode())
-    replace(folder / "metrics.md", markdown(data).encode())
-    replace(folder / "contact_sheet.png", _png(contact_sheet.draw(data)))
-    replace(page, render(data).encode())
-    return page
+    source = connect(run)
+    data = load(source, max_images)
+    target, folder = (source, "report/") if out is None else (connect(out), "")
+    page = f"{folder}index.html"
+    target.replace(f"{folder}metrics.csv", report_tables.wide(data).to_csv(index=False).encode())
+    target.replace(f"{folder}metrics.md", markdown(data).encode())
+    target.replace(f"{folder}contact_sheet.png", _png(contact_sheet.draw(data)))
+    target.replace(page, render(data).encode())
+    return target.locate(page)
 
 
 def markdown(data: RunData) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow.dataset as ds
 from PIL import Image, UnidentifiedImageError
 
 from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.storage import Storage
 
 # Skin, brows, eyes, nose, inner mouth and lips in the class order of CelebAMask-HQ.
 FACE_CLASSES = (2, 6, 7, 8, 9, 10, 11, 12, 13)
@@ -83,55 +82,55 @@ class RunData:
         return [i for i in self.image_ids if shares.get(i, 1.0) < MIN_IN_DOMAIN_FACE]
 
 
-def load(run_dir: Path, max_images: int) -> RunData:
+def load(run: Storage, max_images: int) -> RunData:
     """Read a run. Pictures are read of the first `max_images` images only.
 
-    Raises ReportError where the folder is not a run or a table cannot be read.
+    Raises ReportError where there is no run or a table cannot be read.
     """
-    plan_file = run_dir / "plan.json"
-    if not plan_file.is_file() and not any(run_dir.glob("*/part-*.parquet")):
+    folder = RunFolder(run)
+    plan = folder.plan()
+    if plan is None and not run.tables():
         raise ReportError(
-            f"{run_dir} is not a run: it has neither plan.json nor tables. "
+            f"{run.place} is not a run: it has neither plan.json nor tables. "
             "Make one with 'dhr-batch run --dataset NAME --out DIR'."
         )
-    plan = json.loads(plan_file.read_text("utf-8")) if plan_file.is_file() else {}
-    manifests = RunFolder(run_dir).committed()
-    metrics = list(read(run_dir, "metrics", ("image_id", "stage", "metric", "value", "model")))
+    manifests = folder.committed()
+    metrics = list(read(run, "metrics", ("image_id", "stage", "metric", "value", "model")))
     quarantine = list(
-        read(run_dir, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
+        read(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
     )
-    listed = [r["image_id"] for r in read(run_dir, "images", ("image_id",))]
+    listed = [r["image_id"] for r in read(run, "images", ("image_id",))]
     image_ids = list(dict.fromkeys(listed + [m["image_id"] for m in metrics]))
     return RunData(
-        name=run_dir.resolve().name,
-        plan=plan,
+        name=run.name,
+        plan=plan or {},
         image_ids=image_ids,
-        rows=_rows(run_dir, image_ids[:max_images]),
+        rows=_rows(run, image_ids[:max_images]),
         metrics=metrics,
         quarantine=quarantine,
-        in_domain_face=_face_shares(run_dir),
+        in_domain_face=_face_shares(run),
         models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
     )
 
 
 def read(
-    run_dir: Path, table: str, columns: Sequence[str], image_ids: Sequence[str] | None = None
+    run: Storage, table: str, columns: Sequence[str], image_ids: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows of a table in the order of its parts; columns that the table lacks are left out.
 
     image_ids: only rows of these images. A table without a finished part has no rows.
     """
-    parts = sorted((run_dir / table).glob("part-*.parquet"))
+    parts = run.parts(table)
     if not parts:
         return
     try:
-        data = ds.dataset([str(part) for part in parts], format="parquet")
+        data = ds.dataset(parts, format="parquet", filesystem=run.files)
         keep = None if image_ids is None else ds.field("image_id").isin(list(image_ids))
         names = [name for name in columns if name in data.schema.names]
         for batch in data.to_batches(columns=names, filter=keep, batch_size=64):
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
-        raise ReportError(f"table {table!r} of {run_dir} cannot be read: {error}") from error
+        raise ReportError(f"table {table!r} of {run.place} cannot be read: {error}") from error
 
 
 def decode(data: bytes, what: str) -> Image.Image:
@@ -159,10 +158,10 @@ def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
     return Image.fromarray(result.round().astype(np.uint8))
 
 
-def _rows(run_dir: Path, image_ids: Sequence[str]) -> list[Row]:
+def _rows(run: Storage, image_ids: Sequence[str]) -> list[Row]:
     rows = {image_id: Row(image_id) for image_id in image_ids}
     columns = ("image_id", "image", "kind", "edit_name", "edit_strength", "note")
-    for record in read(run_dir, "images", columns, image_ids):
+    for record in read(run, "images", columns, image_ids):
         row, data = rows[record["image_id"]], (record["image"] or {}).get("bytes")
         row.note = record.get("note") or row.note
         if data is None:
@@ -171,7 +170,7 @@ def _rows(run_dir: Path, image_ids: Sequence[str]) -> list[Row]:
             row.edits.append(Edited(record["edit_name"], record["edit_strength"], data))
         else:
             row.pictures[record["kind"]] = data
-    for record in read(run_dir, "masks", ("image_id", "mask", "kind"), image_ids):
+    for record in read(run, "masks", ("image_id", "mask", "kind"), image_ids):
         if record["kind"] == "in_domain":
             rows[record["image_id"]].mask = record["mask"]["bytes"]
     for row in rows.values():
@@ -180,10 +179,10 @@ def _rows(run_dir: Path, image_ids: Sequence[str]) -> list[Row]:
     return list(rows.values())
 
 
-def _face_shares(run_dir: Path) -> dict[str, float]:
+def _face_shares(run: Storage) -> dict[str, float]:
     shares: dict[str, float] = {}
     waiting: dict[str, dict[str, bytes]] = {}
-    for record in read(run_dir, "masks", ("image_id", "mask", "kind")):
+    for record in read(run, "masks", ("image_id", "mask", "kind")):
         image_id = record["image_id"]
         pair = waiting.setdefault(image_id, {})
         pair[record["kind"]] = record["mask"]["bytes"]

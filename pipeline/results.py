@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,8 @@ import pyarrow.dataset as ds
 from PIL import Image
 
 from dhr_batch.pipeline import codec
+from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.storage import Storage, connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,45 +26,42 @@ class NoRun(ValueError):
 
 
 def open(path: str | Path) -> Run:
-    """The run in a folder. Raises NoRun where there is none."""
-    root = Path(path).expanduser()
-    if not (root / "plan.json").is_file():
-        raise NoRun(f"{root} is not a run folder: it has no plan.json")
-    return Run(root)
+    """The run in a folder or at the URL of an object store. Raises NoRun where there is none."""
+    storage = connect(path)
+    plan = RunFolder(storage).plan()
+    if plan is None:
+        raise NoRun(f"{storage.place} is not a run folder: it has no plan.json")
+    return Run(storage, plan)
 
 
 class Run:
     """Committed rows of a run. Every attribute reads its table on first use.
 
     Pictures and masks are read for the images asked for; all else is small.
+    plan: settings, fingerprint and image ids by shard, as planned.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, storage: Storage, plan: dict[str, Any]) -> None:
+        self.storage, self.plan = storage, plan
 
     def __repr__(self) -> str:
-        return f"Run({str(self.root)!r}, {len(self.ids)} images)"
+        return f"Run({self.storage.place!r}, {len(self.ids)} images)"
 
     def table(self, name: str, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
         """A whole table, or its rows where each column in `equal` has that value.
 
         Raises NoRun where the run has no such table.
         """
-        parts = sorted((self.root / name).glob("part-*.parquet"))
+        parts = self.storage.parts(name)
         if not parts:
-            there = sorted({p.parent.name for p in self.root.glob("*/part-*.parquet")})
-            raise NoRun(f"{self.root} has no table {name!r}; it has: {', '.join(there) or 'none'}")
-        data = ds.dataset([str(part) for part in parts], format="parquet")
+            there, place = ", ".join(self.storage.tables()) or "none", self.storage.place
+            raise NoRun(f"{place} has no table {name!r}; it has: {there}")
+        data = ds.dataset(parts, format="parquet", filesystem=self.storage.files)
         keep = None
         for column, value in equal.items():
             test = ds.field(column) == value
             keep = test if keep is None else keep & test
         return data.to_table(columns=list(columns) if columns else None, filter=keep)
-
-    @cached_property
-    def plan(self) -> dict[str, Any]:
-        """Settings, fingerprint and image ids by shard, as planned."""
-        return json.loads((self.root / "plan.json").read_text(encoding="utf-8"))
 
     @cached_property
     def ids(self) -> list[str]:
@@ -141,7 +139,7 @@ class Run:
         """
         rows = self.table("deltas", image_id=image_id).to_pylist()
         if not rows:
-            raise KeyError(f"no deltas of {image_id!r} in {self.root}")
+            raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}")
         return {
             row["tensor"]: codec.decode(np.array(row["scales"]), row["data"], tuple(row["shape"]))
             for row in rows

@@ -9,18 +9,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from dhr_batch.pipeline import card, devices, estimate, report
-from dhr_batch.pipeline.commit import Refused, RunFolder, replace
+from dhr_batch.pipeline import card, devices, estimate, report, resume
+from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
-from dhr_batch.pipeline.plan import Plan, Shard, changes
-from dhr_batch.pipeline.prepare import Request, check_gpus, describe, folder
+from dhr_batch.pipeline.plan import Plan, Shard
+from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
-from dhr_batch.pipeline.status import Status
+from dhr_batch.pipeline.status import STATUS, Status
+from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
 from dhr_batch.pipeline.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -46,18 +46,20 @@ class Outcome:
 def run(plan: Plan, request: Request) -> Outcome:
     """Process the shards of a plan that are not committed yet.
 
-    Raises Refused (another driver, changed settings, too little space, absent GPUs) and RunFailed.
+    Raises Refused (another driver, changed settings, too little space, absent GPUs), RunFailed,
+    and StorageError where the place of the run does not answer or belongs to another driver now.
     """
     check_gpus(plan, request)
-    out = folder(plan, request)
-    run_folder = RunFolder(out)
+    out = place(plan, request)
+    run_folder = RunFolder(out, plan.config.lease_timeout)
     state = State(total=0, shards=0)
     with Progress(state, request.progress, request.quiet) as progress:
-        stored = run_folder.plan()
-        if stored is not None and (lines := changes(stored, plan)):
-            raise Refused(_changed(out, lines))
         run_folder.lock()
         try:
+            # Under the lease: until then another driver might still write the plan of this run.
+            if request.fresh:
+                resume.start_over(run_folder, out.place, request.confirmed)
+            plan = resume.continued(run_folder, out.place, plan, request.extend)
             manifests = run_folder.recover()
             images = sum(
                 manifest["ok"] + manifest["quarantined"] for manifest in manifests.values()
@@ -66,7 +68,7 @@ def run(plan: Plan, request: Request) -> Outcome:
             state.shards = len(plan.shards) - len(manifests)
             started = time.monotonic()
             if not state.shards:
-                progress.say(f"nothing to do: all {plan.images} images of {out} are finished")
+                progress.say(f"nothing to do: all {plan.images} images of {out.place} are finished")
                 finished = True
             else:
                 todo = (shard for shard in plan.shards if shard.index not in manifests)
@@ -76,32 +78,26 @@ def run(plan: Plan, request: Request) -> Outcome:
             run_folder.unlock()
 
 
-def _changed(out: Path, lines: list[str]) -> str:
-    listed = "\n  ".join(lines)
-    return (
-        f"{out} holds a run with other settings; changed:\n  {listed}\n"
-        "Use the same settings to go on with it, or choose another folder with --out"
-    )
-
-
 def _process(
     plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: Iterator[Shard]
 ) -> bool:
     config, state = plan.config, progress.state
     workers = devices.worker_count(config, state.shards)
     state.parallel = workers
-    progress.say(describe(plan, run_folder.root))
+    progress.say(describe(plan, run_folder.storage.place))
     if state.shards < len(plan.shards):
         progress.say(f"resuming: {len(plan.shards) - state.shards} shards are finished already")
 
     def on_ready(facts: dict[str, Any]) -> None:
         tables = estimate.bytes_per_image(config, facts)
-        line = estimate.check_space(
-            run_folder.root, tables, state.total, state.shards, force=request.force
-        )
+        free = run_folder.storage.free()
+        line = estimate.check_space(free, tables, state.total, state.shards, force=request.force)
         progress.say(line)
-        if run_folder.plan() is None:
+        stored = run_folder.plan()
+        if stored is None:
             run_folder.write_plan(plan.to_json())
+        elif len(stored["shards"]) < len(plan.shards):
+            run_folder.replace_plan(resume.extended(stored, plan))
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
     fingerprint = plan.to_json()["fingerprint"]
@@ -110,8 +106,7 @@ def _process(
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
         device=devices.torch_device(config),
-        staging=run_folder.staging.resolve(),
-        logs=run_folder.root.resolve() / "_state" / "logs",
+        out=run_folder.storage.address,
         metadata={
             "version": fingerprint["version"],
             "generator": config.generator,
@@ -123,7 +118,7 @@ def _process(
     with _ray(request, plan, workers) as dashboard:
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")
-        status = _status(state, run_folder.root)
+        status = _status(state, run_folder.storage)
         driver = Driver(run_folder, settings, progress, workers, on_ready, status)
         try:
             return driver.process(todo)
@@ -131,11 +126,12 @@ def _process(
             return False
 
 
-def _status(state: State, root: Path) -> Status:
+def _status(state: State, out: Storage) -> Status:
     """The status file of a run, which goes on with the throughput of earlier starts."""
-    path = root / "_state" / "status.json"
-    points = json.loads(path.read_bytes())["throughput"] if path.exists() else []
-    return Status(state, lambda content: replace(path, content), points=points)
+    stored = out.read(STATUS)
+    points = json.loads(stored)["throughput"] if stored else []
+    every = 2.0 if isinstance(out, LocalStorage) else 10.0
+    return Status(state, lambda content: out.replace(STATUS, content), every, points)
 
 
 @contextmanager
@@ -166,7 +162,9 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[str]:
                 f"--gpus {config.gpus}: the cluster at {request.address} has {there} GPUs"
             )
     else:
+        # Without this word Ray joins whatever cluster somebody has started on this machine.
         session = ray.init(
+            address="local",
             num_cpus=workers * config.threads,
             num_gpus=config.gpus or 0,
             include_dashboard=False,
@@ -197,7 +195,7 @@ def _outcome(
     if finished:
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
-        card.write(run_folder.root, plan.to_json())
+        card.write(run_folder.storage, plan.to_json())
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
         f"({duration(seconds)})"
@@ -207,13 +205,14 @@ def _outcome(
     if code == TOO_MANY_QUARANTINED:
         progress.say(
             f"more than max_quarantined={plan.config.max_quarantined:g} of the images failed; see "
-            f"{run_folder.root / 'quarantine'}"
+            f"{run_folder.storage.locate('quarantine')}"
         )
     if finished and request.report:
-        page = _report(run_folder.root, progress)
+        page = _report(run_folder.storage, progress)
     if not finished:
         progress.say("interrupted; the same command goes on from here")
-    return Outcome(str(run_folder.root), plan.images, ok, bad, code, round(seconds, 3), report=page)
+    out = run_folder.storage.place
+    return Outcome(out, plan.images, ok, bad, code, round(seconds, 3), report=page)
 
 
 def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:
@@ -224,9 +223,9 @@ def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda pair: -pair[1])
 
 
-def _report(root: Path, progress: Progress) -> str | None:
+def _report(out: Storage, progress: Progress) -> str | None:
     try:
-        return str(report.write(root))
+        return report.write(out)
     except (report.ReportError, ImportError) as error:
         progress.say(f"no report: {error}")
         return None

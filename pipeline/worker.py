@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import models
+from dhr_batch.pipeline import models, sources
 from dhr_batch.pipeline.attempt import Attempt
+from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
-from dhr_batch.pipeline.datasets import Item
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.storage import connect
 from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
@@ -35,18 +37,14 @@ class NoGPU(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told. config: resolved; staging: folder for unfinished tables.
-
-    device: of torch. logs: folder of a log file per worker.
-    """
+    """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch."""
 
     config: Config
     aligned: bool
     split: str
     device: Literal["cpu", "cuda"]
-    staging: Path
+    out: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    logs: Path | None = None
 
 
 class Worker:
@@ -102,21 +100,24 @@ class Worker:
         return {"events": taken, "pace": max(paces, default=0.0)}
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
-        """Run all stages on a shard and write its tables to the staging folder of `attempt`.
+        """Run all stages on a shard and stage its tables under the name of `attempt`.
 
         Batches are cut in plan order, so that every attempt forms the same ones. Returns the
-        receipt: files with rows, bytes and sha256, and how many images ended where.
+        receipt: files with rows, bytes and sha256, and how many images ended where. Raises
+        StorageError where the place of the run does not take the files.
         """
-        tables = self._begin(shard, attempt)
         first = 0
-        with (
-            Behind(tables.add) as behind,
-            closing(ahead(self._aligned(shard))) as batches,
-        ):
-            for records in batches:
-                behind.put(self._computed(shard, first, records))
-                first += len(records)
-        return self._receipt(tables)
+        with connect(self.settings.out).stage(staging(attempt)) as folder:
+            tables = self._begin(shard, folder)
+            with (
+                Behind(tables.add) as behind,
+                closing(ahead(self._aligned(shard))) as batches,
+            ):
+                for records in batches:
+                    behind.put(self._computed(shard, first, records))
+                    first += len(records)
+            receipt = self._receipt(tables)
+        return receipt
 
     def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:
         """Begin a shard whose images are asked for one by one, with `next_image`.
@@ -135,21 +136,21 @@ class Worker:
     def _one_by_one(
         self, shard: Shard, attempt: str, lost: Lost
     ) -> Iterator[dict[str, Any] | None]:
-        tables = self._begin(shard, attempt)
-        for position, item in enumerate(shard.items):
-            if position:
-                yield None
-            if item.image_id in lost:
-                record = Record(item.image_id, item.image_id, self.settings.split)
-                tables.add([record.failed("worker", *lost[item.image_id])])
-            else:
-                tables.add(self._computed(shard, position, self._align([item])))
-        yield self._receipt(tables)
+        with connect(self.settings.out).stage(staging(attempt)) as folder:
+            tables = self._begin(shard, folder)
+            for position, item in enumerate(shard.items):
+                if position:
+                    yield None
+                if item.image_id in lost:
+                    record = Record(item.image_id, item.image_id, self.settings.split)
+                    tables.add([record.failed("worker", *lost[item.image_id])])
+                else:
+                    tables.add(self._computed(shard, position, self._align([item])))
+            receipt = self._receipt(tables)
+        yield receipt
 
-    def _begin(self, shard: Shard, attempt: str) -> Attempt:
+    def _begin(self, shard: Shard, folder: Path) -> Attempt:
         self._seconds.clear()
-        folder = self.settings.staging / attempt
-        folder.mkdir(parents=True)
         return Attempt(shard, folder, self.info, self._events.append)
 
     def _receipt(self, tables: Attempt) -> dict[str, Any]:
@@ -194,21 +195,25 @@ class Worker:
 
 
 def read(item: Item, split: str) -> Record:
-    """The record of an image with its file's bytes, or with a failure where it is unreadable."""
+    """The record of an image with its file's bytes, or with a failure where it is unreadable.
+
+    Raises StorageError where the fault is not the image's.
+    """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
-        return replace(record, data=item.path.read_bytes())
-    except OSError as error:
-        message = f"{item.image_id} cannot be read: {error.strerror or error}"
+        return replace(record, data=sources.read(item))
+    except sources.Unreadable as error:
+        message = f"{item.image_id} cannot be read: {error}"
         return record.failed("read", "unreadable", message)
 
 
 def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
     """What the tables record about a run."""
+    thresholds = config.segment.get("thresholds", {})
     return RunInfo(
         rows=rows,
         embedder=config.embed["name"],
-        thresholds=config.segment.get("thresholds", {}),
+        thresholds={key: value for key, value in thresholds.items() if value is not None},
         store_deltas=config.store_deltas,
         random_weights=config.generator == "tiny",
         metadata=metadata,

@@ -18,6 +18,8 @@ from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
 PIXEL_SIZE = 256
+# Eyes, nose and mouth of an FFHQ crop, in 256ths of its side: rows, columns.
+FACE = (72, 200), (64, 192)
 
 
 class Embedder(Stage):
@@ -59,6 +61,17 @@ def ramp(step: int, steps: int, up: float, down: float) -> float:
     return decay * min(1.0, (step + 1) / (up * steps)) if up > 0 else decay
 
 
+def face_region(images: Tensor) -> Tensor:
+    """The inner face of FFHQ crops, [B, 3, R, R] -> [B, 3, R/2, R/2], not resized.
+
+    Images below 64 px, whose half is too small for a perceptual network, are returned whole.
+    """
+    if images.shape[-1] < 64:
+        return images
+    (top, bottom), (left, right) = ([v * images.shape[-1] // 256 for v in span] for span in FACE)
+    return images[:, :, top:bottom, left:right]
+
+
 def optimise(
     generator: MobileStyleGAN,
     perceptual: Perceptual,
@@ -71,18 +84,20 @@ def optimise(
     pixel_weight: float,
     pull: float = 0.0,
     perceptual_size: int = 256,
+    face_weight: float = 0.0,
 ) -> Tensor:
     """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
 
     images: [B, 3, R, R] in [-1, 1]; pixels are compared at 256 px or below, features at
-    `perceptual_size`. start: [B, 512]. pull: weight of the mean squared distance of the rows from
-    their mean, which keeps W+ codes editable. Every term is a sum of per-image terms, so an
-    image's code does not depend on its batch mates.
+    `perceptual_size`, and once more on the face alone with `face_weight`. start: [B, 512]. pull:
+    weight of the mean squared distance of the rows from their mean, which keeps W+ codes editable.
+    Every term is a sum of per-image terms, so an image's code does not depend on its batch mates.
     Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
     that do, so that the code also renders on a larger cut of the same network.
     """
     target = downsample(images, PIXEL_SIZE)
     target_features = perceptual.features(downsample(target, perceptual_size))
+    face_features = perceptual.features(face_region(target)) if face_weight else None
     live = generator.live_rows
     rows = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
     rows = rows.clone().requires_grad_()
@@ -93,6 +108,9 @@ def optimise(
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
         small = downsample(render, perceptual_size)
         loss = perceptual.distance(small, target_features).sum()
+        if face_features is not None:
+            face = perceptual.distance(face_region(render), face_features)
+            loss = loss + face_weight * face.sum()
         loss = loss + pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
         if pull and space == "w+":
             spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
@@ -113,9 +131,12 @@ def _codes(generator: MobileStyleGAN, rows: Tensor) -> Tensor:
 
 class _Optimise(Embedder):
     class Options(StageOptions):
-        steps: int = Field(80, ge=0, description="optimisation steps")
+        steps: int = Field(120, ge=0, description="optimisation steps")
         perceptual: str = "st_lpips_alex"
         perceptual_size: int = Field(128, ge=32, description="features are compared at this size")
+        face_weight: float = Field(
+            1.0, ge=0, description="weight of the features of eyes, nose and mouth, at full size"
+        )
         pixel_weight: float = Field(3.0, ge=0, description="weight of the mean squared error")
 
     def setup(self, context: Context) -> None:
@@ -142,6 +163,7 @@ class _Optimise(Embedder):
             pixel_weight=self.options.pixel_weight,
             pull=pull,
             perceptual_size=self.options.perceptual_size,
+            face_weight=self.options.face_weight,
         )
 
 

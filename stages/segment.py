@@ -45,6 +45,11 @@ class Thresholds(BaseModel):
     other: float = Field(
         default=0.6, description="hair, neck, glasses; everything where no face is found"
     )
+    relative: float | None = Field(
+        default=None,
+        gt=0,
+        description="an error above this many medians of the face is out-of-domain as well",
+    )
 
     def of_class(self) -> np.ndarray:
         """Threshold of each of the 19 classes, float64 [19]."""
@@ -52,6 +57,22 @@ class Thresholds(BaseModel):
         table[list(PART_CLASSES)] = self.parts
         table[FACE_CLASS] = self.face
         return table
+
+    def of_superpixels(
+        self, errors: np.ndarray, classes: np.ndarray, sizes: np.ndarray
+    ) -> np.ndarray:
+        """Threshold of each superpixel, float64 [K + 1]; sizes in pixels.
+
+        With `relative`, a face that is inverted well gets smaller thresholds, all by one factor:
+        what differs on it far more than the rest is foreign, however small the difference. A face
+        that is inverted badly keeps the thresholds as they are.
+        """
+        table = self.of_class()
+        face = np.isin(classes, [FACE_CLASS, *PART_CLASSES]) & (sizes > 0) & np.isfinite(errors)
+        if self.relative is not None and face.any():
+            median = np.median(np.repeat(errors[face], sizes[face]))
+            table = table * min(1.0, self.relative * median / self.face)
+        return table[classes]
 
 
 def superpixels(
@@ -126,8 +147,10 @@ def domain_mask(
     inside = np.ones(labels.shape, bool)
     if deltas is not None:
         errors = superpixel_errors(deltas, labels)
-        classes = 0 if probs is None else superpixel_classes(probs, labels)
-        inside &= (errors < thresholds.of_class()[classes])[labels]
+        known = probs is not None
+        classes = superpixel_classes(probs, labels) if known else np.zeros(len(errors), np.int64)
+        sizes = np.bincount(labels.ravel())
+        inside &= (errors < thresholds.of_superpixels(errors, classes, sizes))[labels]
     if probs is not None:
         inside &= probs[list(FOREIGN_CLASSES)].sum(0) < 0.5
     return inside

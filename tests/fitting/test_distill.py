@@ -97,7 +97,18 @@ def test_codes_that_change_inside_the_head_are_not_trained_on() -> None:
 
 def test_haar_is_the_inverse_of_inverse_haar() -> None:
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(inverse_haar(distill.haar(image)), image)
+    torch.testing.assert_close(inverse_haar(distill_pairs.haar(image)), image)
+
+
+def test_a_tint_and_a_grid_are_told_apart_and_noise_is_neither() -> None:
+    flat = torch.full((1, 3, 64, 64), 0.1)
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    board = flat * (1 - 2 * ((rows + columns) % 2))
+    noise = 0.1 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    figures = [[float(part) for part in distill_pairs.coherent(e)] for e in (flat, board, noise)]
+    np.testing.assert_allclose(figures[0], [0.04, 0], atol=1e-6)
+    np.testing.assert_allclose(figures[1], [0, 0.04 / 3], atol=1e-6)
+    assert max(figures[2]) < 0.01 / 32
 
 
 def test_a_cropped_step_sees_what_the_whole_image_shows(published: MobileStyleGAN) -> None:

@@ -1,109 +1,298 @@
-"""Attempts become part of a run once, completely, or not at all."""
+"""Attempts become part of a run once, completely, or not at all; on disks and in object stores."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dhr_batch.pipeline.commit import Refused, RunFolder, create
+from dhr_batch.pipeline import lease
+from dhr_batch.pipeline.commit import Refused, RunFolder, staging
+from dhr_batch.pipeline.lease import LeaseLost
+from dhr_batch.pipeline.storage import Storage, StorageError, connect
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "run")
+    return str(request.getfixturevalue("bucket")) + "/run"
+
+
+@pytest.fixture
+def run(place: str) -> Iterator[RunFolder]:
+    run = RunFolder(place)
+    run.lock()
+    yield run
+    run.unlock()
 
 
 def attempt(run: RunFolder, shard: int, content: bytes = b"rows") -> dict[str, Any]:
     name = run.new_attempt(shard, 1)
-    (run.staging / name).mkdir(parents=True)
-    for table in ("images", "latents"):
-        (run.staging / name / f"{table}.parquet").write_bytes(content)
-    return {"attempt": name, "files": {"images": {}, "latents": {}}, "ok": 2, "quarantined": 1}
+    tables = ("images", "latents")
+    with run.storage.stage(staging(name)) as folder:
+        for table in tables:
+            (folder / f"{table}.parquet").write_bytes(content)
+    files = {table: {"bytes": len(content)} for table in tables}
+    return {"attempt": name, "files": files, "ok": 2, "quarantined": 1}
 
 
-def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.parquet")}
+def files(storage: Storage) -> dict[str, bytes | None]:
+    return {key: storage.read(key) for key in storage.sizes() if key.endswith(".parquet")}
 
 
 DONE = {"images/part-00004.parquet": b"rows", "latents/part-00004.parquet": b"rows"}
 
 
-def test_commit_publishes_and_leaves_no_staging(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+def test_commit_publishes_and_leaves_no_staging(run: RunFolder) -> None:
     run.commit(4, attempt(run, 4), planned=3)
-    assert files(tmp_path) == DONE
+    assert files(run.storage) == DONE
     assert list(run.committed()) == [4]
-    assert list(run.staging.iterdir()) == []
+    assert run.storage.sizes("_staging") == {}
 
 
-def test_the_second_attempt_at_a_shard_loses(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+def test_the_second_attempt_at_a_shard_loses(run: RunFolder) -> None:
     first, second = attempt(run, 4), attempt(run, 4, b"other")
     run.commit(4, first, planned=3)
     run.commit(4, second, planned=3)
-    assert files(tmp_path) == DONE
+    assert files(run.storage) == DONE
     assert run.committed()[4]["attempt"] == first["attempt"]
 
 
-def test_a_missing_image_is_not_committed(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+def test_a_missing_image_is_not_committed(run: RunFolder) -> None:
     with pytest.raises(ValueError, match="do not add up to the 4 planned"):
         run.commit(4, attempt(run, 4), planned=4)
     assert run.committed() == {}
 
 
+def test_a_receipt_that_does_not_add_up_fails_the_run(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dhr_batch.pipeline import members
+    from dhr_batch.pipeline.driver import Driver, RunFailed
+    from dhr_batch.pipeline.plan import Shard
+    from dhr_batch.pipeline.sources import Item
+    from dhr_batch.pipeline.tasks import Task
+
+    for name in ("listen", "hear"):
+        monkeypatch.setattr(members, name, lambda *_, **__: None)
+    driver: Any = Driver.__new__(Driver)
+    driver.run, driver.progress, driver._history, driver._idle = run, None, {}, []
+    driver._members = {0: members.Member(handle=None)}
+    driver._assign = lambda: None
+    shard = Shard(4, (Item("a.png", "", "a.png", 1),))
+    with pytest.raises(RunFailed, match="do not add up to the 1 planned"):
+        driver._worked(Task(0, "shard", shard), shard, {"receipt": attempt(run, 4)})
+    assert run.committed() == {}
+
+
+def test_without_the_lease_nothing_is_committed(place: str) -> None:
+    run = RunFolder(place)
+    with pytest.raises(LeaseLost):
+        run.commit(4, attempt(run, 4), planned=3)
+    assert run.committed() == {}
+
+
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_a_kill_after_the_commit_point_rolls_forward(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
-    run = RunFolder(tmp_path)
     receipt = attempt(run, 4)
     attempt(run, 5)
     monkeypatch.setattr(run, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.commit(4, receipt, planned=3)
     for table in list(receipt["files"])[:moved]:
-        (tmp_path / table).mkdir()
-        staged = run.staging / receipt["attempt"] / f"{table}.parquet"
-        staged.rename(tmp_path / table / "part-00004.parquet")
-    assert list(RunFolder(tmp_path).recover()) == [4]
-    assert files(tmp_path) == DONE
-    assert not run.staging.exists()
+        staged = f"{staging(receipt['attempt'])}/{table}.parquet"
+        assert run.storage.publish(staged, f"{table}/part-00004.parquet")
+    monkeypatch.undo()
+    assert list(run.recover()) == [4]
+    assert files(run.storage) == DONE
+    assert run.storage.sizes("_staging") == {}
 
 
-def test_a_kill_before_the_commit_point_leaves_nothing(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+def test_a_kill_before_the_commit_point_leaves_nothing(run: RunFolder) -> None:
     attempt(run, 4)
-    assert RunFolder(tmp_path).recover() == {}
-    assert files(tmp_path) == {}
+    assert run.recover() == {}
+    assert files(run.storage) == {}
 
 
-def test_create_never_overwrites_and_leaves_no_temporary_file(tmp_path: Path) -> None:
-    assert create(tmp_path / "a.json", b"1")
-    assert not create(tmp_path / "a.json", b"2")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert (tmp_path / "a.json").read_bytes() == b"1"
+def test_a_manifest_without_its_files_is_void(run: RunFolder) -> None:
+    """What a driver leaves that was frozen while another one took over."""
+    late = attempt(run, 4, b"late")
+    run.clear_staging()
+    run.storage.create("_state/shards/00004.json", json.dumps(late).encode())
+    run.commit(4, attempt(run, 4), planned=3)
+    assert files(run.storage) == DONE
+    run.storage.delete("latents/part-00004.parquet")
+    run.storage.replace("images/part-00004.parquet", b"torn")
+    assert run.recover() == {}
+    assert run.committed() == {}
+    run.commit(4, attempt(run, 4), planned=3)
+    assert files(run.storage) == DONE
+
+
+def test_a_late_manifest_with_its_files_finishes_the_shard(run: RunFolder) -> None:
+    late = attempt(run, 4)
+    run.storage.create("_state/shards/00004.json", json.dumps(late).encode())
+    run.commit(4, attempt(run, 4, b"other"), planned=3)
+    assert files(run.storage) == DONE
+    assert run.committed()[4]["attempt"] == late["attempt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "is empty"), (b"{", "is damaged"), (b"[]", "is damaged")]
+)
+def test_a_damaged_plan_is_refused(run: RunFolder, content: bytes, problem: str) -> None:
+    run.storage.replace("plan.json", content)
+    with pytest.raises(Refused, match=problem):
+        run.plan()
+
+
+def test_a_damaged_manifest_is_named(run: RunFolder) -> None:
+    run.storage.replace("_state/shards/00004.json", b"{")
+    with pytest.raises(StorageError, match=r"00004\.json is damaged.*delete it"):
+        run.committed()
+
+
+def test_the_plan_is_written_once(run: RunFolder) -> None:
+    assert run.plan() is None
+    run.write_plan({"schema": 2, "shards": []})
+    assert run.plan() == {"schema": 2, "shards": []}
+    with pytest.raises(Refused, match="start again"):
+        run.write_plan({"schema": 2, "shards": [[]]})
 
 
 _OTHER = """
 import sys
-from pathlib import Path
 from dhr_batch.pipeline.commit import RunFolder
-RunFolder(Path(sys.argv[1])).lock()
+run = RunFolder(sys.argv[1])
+run.lock()
 print("locked", flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_second_driver_is_refused_until_the_first_one_is_gone(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _OTHER, str(tmp_path)]
+def test_a_second_driver_is_refused_until_the_first_one_is_gone(place: str) -> None:
+    command = [sys.executable, "-c", _OTHER, place]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(Refused, match=rf"in use by process {other.pid}"):
-            RunFolder(tmp_path).lock()
+        with pytest.raises(Refused, match=rf"in use by process {other.pid} on "):
+            RunFolder(place).lock()
         other.kill()
         other.wait()
-        run = RunFolder(tmp_path)
+        # Long before the lease lapses: the process is gone, and that can be seen from here.
+        run = RunFolder(place)
         run.lock()
         run.unlock()
+
+
+def test_a_lease_that_was_given_back_is_free(place: str) -> None:
+    for _ in range(2):
+        run = RunFolder(place)
+        run.lock()
+        run.unlock()
+
+
+def test_a_deleted_lock_file_is_a_lost_lease(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.lock()
+    (tmp_path / lease.KEY).unlink()
+    with pytest.raises(LeaseLost, match="deleted or replaced"):
+        run.commit(4, attempt(run, 4), planned=3)
+    run.unlock()
+
+
+def _foreign(bucket: str, timeout: float) -> Storage:
+    """A run held by a process of a machine that is not this one."""
+    storage = connect(f"{bucket}/run")
+    record = {"host": "elsewhere", "pid": 7, "boot": "x", "token": "t", "timeout": timeout}
+    assert storage.create(lease.KEY, json.dumps(record).encode())
+    return storage
+
+
+def test_a_silent_driver_elsewhere_is_replaced_after_the_timeout(bucket: str) -> None:
+    storage = _foreign(bucket, timeout=3)
+    with pytest.raises(Refused, match=r"process 7 on elsewhere.*lapses in [1234] s"):
+        RunFolder(storage).lock()
+    run = RunFolder(storage)
+    take(run)
+    run.unlock()
+
+
+def is_lost(run: RunFolder) -> bool:
+    try:
+        run.check()
+    except LeaseLost:
+        return True
+    return False
+
+
+def take(run: RunFolder) -> None:
+    """Wait until the run is free."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return run.lock()
+        except Refused:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+
+def test_a_driver_that_was_replaced_stops(bucket: str) -> None:
+    run = RunFolder(f"{bucket}/run", lease_timeout=1.2)
+    run.lock()
+    receipt = attempt(run, 4)
+    # Whoever takes over writes the lease; the heartbeat notices.
+    run.storage.replace(lease.KEY, json.dumps({"host": "elsewhere", "pid": 7}).encode())
+    deadline = time.monotonic() + 60
+    while not is_lost(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(LeaseLost, match="process 7 on elsewhere took over"):
+        run.commit(4, receipt, planned=3)
+    assert run.committed() == {}
+    run.unlock()
+    assert b"elsewhere" in (run.storage.read(lease.KEY) or b"")
+
+
+def test_a_heartbeat_keeps_the_lease(bucket: str) -> None:
+    run = RunFolder(f"{bucket}/run", lease_timeout=2)
+    run.lock()
+    # A second driver that would replace a silent one after 2 s.
+    for _ in range(8):
+        with pytest.raises(Refused, match="in use by process"):
+            RunFolder(run.storage).lock()
+        time.sleep(0.5)
+    run.check()
+    run.unlock()
+
+
+def test_a_driver_that_was_frozen_stops(bucket: str) -> None:
+    """Its clock went on: it may have been replaced, whatever its heartbeat did meanwhile."""
+    script = _OTHER.replace("sys.stdin.read()", "sys.stdin.readline(); run.check()").replace(
+        "RunFolder(sys.argv[1])", "RunFolder(sys.argv[1], lease_timeout=2)"
+    )
+    command, pipe = [sys.executable, "-c", script, f"{bucket}/run"], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        os.kill(other.pid, signal.SIGSTOP)
+        run = RunFolder(f"{bucket}/run", lease_timeout=2)
+        take(run)
+        os.kill(other.pid, signal.SIGCONT)
+        _, said = other.communicate("\n", timeout=60)
+    assert other.returncode == 1
+    assert "LeaseLost" in said
+    run.check()
+    run.unlock()

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch.pipeline import datasets, models
-from dhr_batch.pipeline.cli_models import datasets as command
+from dhr_batch.pipeline.cli_datasets import datasets as command
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_folder_is_listed_by_id_without_hidden_and_other_files(
     assert "1 .txt, 1 no extension" in caplog.text
     dataset = datasets.find(root)
     assert (dataset.name, dataset.aligned) == ("photos", False)
-    assert all(item.path.is_file() for item in datasets.list_images(dataset))
+    assert all(Path(item.location).is_file() for item in datasets.list_images(dataset))
 
 
 def test_ids_are_nfc_and_paths_stay_as_they_are(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_ids_are_nfc_and_paths_stay_as_they_are(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", decomposed)
     (item,) = datasets.list_images(datasets.find(root))
     assert item.image_id == unicodedata.normalize("NFC", "Zoë.png")
-    assert item.path.is_file()
+    assert Path(item.location).is_file()
 
 
 def test_two_files_with_one_id_are_refused(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_root_of_the_users_keeps_the_other_settings(home: Path, tmp_path: Path
         f"root: {root}\n"
     )
     dataset = datasets.find("celebahq")
-    assert (dataset.folder, dataset.aligned) == (root, True)
+    assert (dataset.location, dataset.aligned) == (str(root), True)
 
 
 def test_description_by_path(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_portraits(
         "obama2.jpg",
         "obama3.jpg",
     ]
-    assert all(home in item.path.parents for item in items)
+    assert all(home in Path(item.location).parents for item in items)
 
 
 def test_list_command() -> None:

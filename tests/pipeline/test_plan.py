@@ -1,16 +1,19 @@
-"""Discovery, shards, the check of stages, and what a resume compares."""
+"""Shards, the file of a plan, its fingerprint, and the check of stages."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline import config, plan
+from dhr_batch.pipeline import config, plan_file
 from dhr_batch.pipeline.commit import Refused
 from dhr_batch.pipeline.config import ConfigError
+from dhr_batch.pipeline.plan import fingerprint
 from dhr_batch.pipeline.prepare import Request, check_gpus, describe, prepare
 from dhr_batch.stages import registry
 
@@ -44,30 +47,31 @@ def test_limit_takes_the_first_images(photographs: Path) -> None:
     assert [item.image_id for shard in made.shards for item in shard.items] == ["a.jpg"]
 
 
-def test_a_renamed_folder_and_other_run_settings_change_nothing(photographs: Path) -> None:
-    before = prepare(request(photographs)).to_json()
-    moved = photographs.rename(photographs.with_name("elsewhere"))
-    after = prepare(request(moved, "workers=7", "max_quarantined=0.5"))
-    assert plan.changes(before, after) == []
+def test_the_file_of_a_plan_reads_back_and_has_a_line_per_shard(photographs: Path) -> None:
+    content = prepare(request(photographs, "shard_size=2")).to_json()
+    text = plan_file.dumps(content)
+    assert json.loads(text) == content
+    assert '\n  ["a.jpg", "b/2.png"],\n  ["c.webp"]\n' in text
+    assert json.loads(plan_file.dumps(content | {"shards": [], "contents": []}))["shards"] == []
 
 
-def test_changed_settings_and_images_are_named(photographs: Path) -> None:
-    before = prepare(request(photographs)).to_json()
-    (photographs / "a.jpg").unlink()
-    lines = plan.changes(before, prepare(request(photographs, "embed.steps=3", seed=5)))
-    assert "embed.steps: 2 -> 3" in lines
-    assert "seed: 0 -> 5" in lines
-    assert "images: 0 added, 1 gone" in lines
+def test_directions_are_part_of_the_fingerprint(photographs: Path) -> None:
+    def digests(scale: float) -> dict[str, str]:
+        np.save(photographs / "age.npy", np.full(512, scale, np.float32))
+        edits = f"edit.edits=[{{direction: {photographs / 'age.npy'}}}, {{direction: smile}}]"
+        return fingerprint(prepare(request(photographs, edits)))["directions"]
+
+    first, same, other = digests(1), digests(1), digests(2)
+    assert first == same
+    assert first["smile"] == other["smile"]
+    assert first[str(photographs / "age.npy")] != other[str(photographs / "age.npy")]
 
 
-def test_changed_weights_are_named(photographs: Path) -> None:
-    made = prepare(request(photographs))
-    stored = made.to_json()
-    name = next(iter(stored["fingerprint"]["models"]))
-    stored["fingerprint"]["models"] |= {name: "0" * 16, "a-model-of-before": "1" * 16}
-    lines = plan.changes(stored, made)
-    assert len(lines) == 1
-    assert lines[0].startswith(f"models.{name}: {'0' * 16} -> ")
+def test_a_direction_that_does_not_exist_is_refused_before_anything_starts(
+    photographs: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"edit\.edits: .*smlie.*did you mean 'smile'"):
+        prepare(request(photographs, "edit.edits=[{direction: smlie}]"))
 
 
 class NeedsMask:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,15 @@ import pytest
 from PIL import Image
 
 from dhr_batch.pipeline import contact_sheet, report, report_data, report_tables, schemas, tables
+from dhr_batch.pipeline.storage import connect
 
 HOSTILE = '<script>alert(1)</script>"|`.png'
 IDS = ["people/anna.jpg", "people/büşra 東.png", HOSTILE]
 EDITS = [("smile", -2.0), ("smile", 2.0), ("yaw", 1.5)]
+
+
+def write(*arguments: Any, **options: Any) -> Path:
+    return Path(report.write(*arguments, **options))
 
 
 def _portrait(seed: int, size: int = 64) -> bytes:
@@ -117,7 +123,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Path]) -> None:
-    page = report.write(make_run())
+    page = write(make_run())
     text = page.read_text("utf-8")
     assert page == page.parent.parent / "report" / "index.html"
     for needle in ("people/anna.jpg", "people/büşra 東.png", "no_face", "config.embed.steps"):
@@ -133,7 +139,7 @@ def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Pa
 
 
 def test_hostile_ids_are_escaped_everywhere(make_run: Callable[..., Path]) -> None:
-    page = report.write(make_run())
+    page = write(make_run())
     text = page.read_text("utf-8")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;|`.png" in text
@@ -143,7 +149,7 @@ def test_hostile_ids_are_escaped_everywhere(make_run: Callable[..., Path]) -> No
 
 def test_csv_is_wide_and_marks_almost_all_out_masks(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    table = pd.read_csv(report.write(run).parent / "metrics.csv", keep_default_na=False)
+    table = pd.read_csv(write(run).parent / "metrics.csv", keep_default_na=False)
     assert len(table) == len(IDS) * (2 + len(EDITS))
     assert list(table["stage"][:3]) == ["inverted", "refined", "edit:smile:-2"]
     assert list(table.columns[4:6]) == ["psnr", "psnr_in"]
@@ -157,7 +163,7 @@ def test_csv_is_wide_and_marks_almost_all_out_masks(make_run: Callable[..., Path
 
 
 def test_summary_leaves_out_what_does_not_count(make_run: Callable[..., Path]) -> None:
-    data = report_data.load(make_run(), 40)
+    data = report_data.load(connect(make_run()), 40)
     table = report_tables.summary(data).set_index(["stage", "metric"])
     psnr = table.loc[("refined", "psnr")]
     assert (psnr["mean"], psnr["median"], psnr["min"], psnr["max"]) == (28.5, 28.5, 28.0, 29.0)
@@ -171,7 +177,7 @@ def test_summary_leaves_out_what_does_not_count(make_run: Callable[..., Path]) -
 
 
 def test_contact_sheet_has_the_planned_size(make_run: Callable[..., Path]) -> None:
-    sheet = Image.open(report.write(make_run()).parent / "contact_sheet.png")
+    sheet = Image.open(write(make_run()).parent / "contact_sheet.png")
     sheet.load()
     assert sheet.size == contact_sheet.size(len(IDS), 4 + len(EDITS))
     x = contact_sheet.MARGIN + contact_sheet.CELL // 2
@@ -198,15 +204,24 @@ def test_overlay_tints_only_the_out_of_domain_part() -> None:
 
 def test_shown_images_are_limited_and_counted(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    text = report.write(run, max_images=1).read_text("utf-8")
+    text = write(run, max_images=1).read_text("utf-8")
     assert "1 of 3 shown" in text
     assert text.count("<article>") == 1
     table = pd.read_csv(run / "report" / "metrics.csv")
     assert table["image_id"].nunique() == 3
 
 
+def test_a_run_in_an_object_store(make_run: Callable[..., Path], bucket: str) -> None:
+    local, run = make_run(), connect(f"{bucket}/my run")
+    for path in [p for p in local.rglob("*") if p.is_file()]:
+        run.replace(path.relative_to(local).as_posix(), path.read_bytes())
+    assert report.write(f"{bucket}/my run") == f"{bucket}/my run/report/index.html"
+    for name in ("index.html", "metrics.md", "metrics.csv", "contact_sheet.png"):
+        assert run.read(f"report/{name}") == (write(local).parent / name).read_bytes()
+
+
 def test_run_without_edits(make_run: Callable[..., Path]) -> None:
-    page = report.write(make_run(edits=[]))
+    page = write(make_run(edits=[]))
     assert "edit:" not in page.read_text("utf-8")
     assert Image.open(page.parent / "contact_sheet.png").size == contact_sheet.size(len(IDS), 4)
 
@@ -214,7 +229,7 @@ def test_run_without_edits(make_run: Callable[..., Path]) -> None:
 def test_run_that_only_quarantined(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     _quarantine(tmp_path)
-    page = report.write(tmp_path, tmp_path / "elsewhere")
+    page = write(tmp_path, tmp_path / "elsewhere")
     assert page == tmp_path / "elsewhere" / "index.html"
     text = page.read_text("utf-8")
     assert "no face in bad/&lt;b&gt;x&lt;/b&gt;.png" in text
@@ -228,18 +243,18 @@ def test_runs_that_store_less(make_run: Callable[..., Path], stored: tuple[str, 
     for folder in [f for f in run.iterdir() if f.name in schemas.TABLES and f.name not in stored]:
         for part in folder.iterdir():
             part.unlink()
-    assert "people/anna.jpg" in report.write(run).read_text("utf-8")
+    assert "people/anna.jpg" in write(run).read_text("utf-8")
 
 
 def test_random_weights_are_said(make_run: Callable[..., Path]) -> None:
-    page = report.write(make_run(generator="tiny"))
+    page = write(make_run(generator="tiny"))
     assert "<strong>random weights</strong>" in page.read_text("utf-8")
     assert "random weights" in (page.parent / "metrics.md").read_text("utf-8")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(report_data.ReportError, match=r"is not a run.*dhr-batch run"):
-        report.write(tmp_path)
+        write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,7 +262,7 @@ def test_a_damaged_table_is_named(make_run: Callable[..., Path]) -> None:
     run = make_run()
     (run / "metrics" / "part-00000.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(report_data.ReportError, match="table 'metrics'"):
-        report.write(run)
+        write(run)
 
 
 def test_missing_extra_says_what_to_install(
@@ -255,7 +270,7 @@ def test_missing_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(report_data.ReportError, match=r"pip install 'dhr-batch\[report\]'"):
-        report.write(make_run())
+        write(make_run())
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def made(tmp_path: Path) -> Plan:
 
 
 def worker(made: Plan, folder: Path, *stages: Asking) -> Worker:
-    built = Worker(Settings(made.config, False, "", "cpu", folder))
+    built = Worker(Settings(made.config, False, "", "cpu", str(folder)))
     built.setup()
     if stages:
         built.stages = list(stages)

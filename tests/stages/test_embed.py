@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.embed import OptimiseW, OptimiseWPlus, optimise, ramp
+from dhr_batch.stages.embed import OptimiseW, OptimiseWPlus, face_region, optimise, ramp
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(context, space):
     perceptual = context.network("perceptual", "tiny").double()
     images = _double_targets(net)
     start = net.w_mean.expand(3, -1)
-    settings = dict(space=space, steps=20, rate=0.05, pixel_weight=1.0, pull=0.01)
+    settings = dict(space=space, steps=20, rate=0.05, pixel_weight=1.0, pull=0.01, face_weight=1.0)
     batch = optimise(net, perceptual, images, start, **settings)
     for i in range(3):
         one = slice(i, i + 1)
@@ -73,6 +73,49 @@ def test_rows_that_do_not_reach_the_image_are_the_mean_of_those_that_do(context)
     assert dead
     for row in dead:
         torch.testing.assert_close(ws[:, row], ws[:, net.live_rows].mean(1))
+
+
+def test_the_face_region_is_the_middle_of_an_ffhq_crop():
+    image = torch.arange(256 * 256.0).reshape(1, 1, 256, 256).expand(1, 3, 256, 256)
+    face = face_region(image)
+    assert face.shape == (1, 3, 128, 128)
+    assert (face[0, 0, 0, 0], face[0, 0, -1, -1]) == (72 * 256 + 64, 199 * 256 + 191)
+    assert face_region(image[..., ::8, ::8]).shape == (1, 3, 32, 32)
+
+
+class OneColour:
+    """A generator whose images have one colour, the first three numbers of the code."""
+
+    num_ws, live_rows = 1, (0,)
+
+    def broadcast(self, w):
+        return w[:, None]
+
+    def synthesize(self, ws):
+        return ws[:, 0, :3, None, None].expand(-1, 3, 64, 64)
+
+
+class Pixels:
+    """A perceptual distance that is the mean squared error."""
+
+    def features(self, x):
+        return x
+
+    def distance(self, x, features):
+        return (x - features).square().mean((1, 2, 3))
+
+
+def test_the_face_weight_counts_the_face_more_than_the_rest():
+    image = torch.full((1, 3, 64, 64), -0.5)
+    face_region(image).fill_(0.5)
+    share = 32 * 32 / 64**2
+    for weight in (0.0, 1.0, 9.0):
+        ws = optimise(
+            OneColour(), Pixels(), image, torch.zeros(1, 512), space="w", steps=200, rate=0.1,
+            pixel_weight=0.0, face_weight=weight,
+        )  # fmt: skip
+        expected = (0.5 * (share + weight) - 0.5 * (1 - share)) / (1 + weight)
+        assert ws[0, 0, :3] == pytest.approx([expected] * 3, abs=0.01)
 
 
 def test_the_schedule_starts_at_once_and_ends_near_zero():

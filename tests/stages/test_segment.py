@@ -116,6 +116,24 @@ def test_class_picks_the_threshold() -> None:
     )
 
 
+def test_a_well_inverted_face_has_smaller_thresholds_and_a_bad_one_the_given_ones() -> None:
+    labels = np.ones((32, 32), int)
+    labels[:, 24:] = 2
+    face = np.zeros((19, 32, 32), np.float32)
+    face[INDEX["face"]] = 1
+    hair = np.roll(face, INDEX["hair"] - INDEX["face"], 0)
+    part = np.where(labels == 1, face, hair)
+    limits = Thresholds(face=0.6, parts=0.6, other=0.6, relative=2)
+    well = np.where(labels == 1, 0.1, 0.25).astype(np.float32)
+    for probs in (face, part):
+        np.testing.assert_array_equal(domain_mask([well], labels, probs, limits), labels == 1)
+    for error, inside in ((0.55, True), (0.65, False)):
+        badly = np.where(labels == 1, 0.35, error).astype(np.float32)
+        assert domain_mask([badly], labels, face, limits)[labels == 2].all() == inside, error
+    assert domain_mask([well], labels, None, limits).all(), "no face to compare with"
+    assert domain_mask([well], labels, hair, limits).all(), "no face to compare with"
+
+
 def test_foreign_classes_are_out_whatever_the_error() -> None:
     labels, delta = two_halves()
     for name in ("background", "cloth", "hat", "earring", "necklace"):

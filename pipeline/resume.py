@@ -1,0 +1,139 @@
+"""What a later start may do with a run folder: go on, add images, or start over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from dhr_batch.pipeline.commit import Refused, RunFolder
+from dhr_batch.pipeline.plan import SCHEMA, Plan, Shard, cut, fingerprint
+from dhr_batch.pipeline.sources import Item
+
+_NAMED = 5
+
+
+def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -> Plan:
+    """The plan of this start in the shards of the stored one; new images in shards behind them.
+
+    where: the run folder's name for people. Raises Refused, naming everything that differs and
+    what to do; new images are refused unless `extend`.
+    """
+    stored = run.plan()
+    if stored is None:
+        return plan
+    lines = [*changes(stored, plan, extend)]
+    if lines:
+        listed = "\n  ".join(lines)
+        raise Refused(
+            f"{where} holds a run with other settings or images; changed:\n  {listed}\n"
+            "Use the same ones to go on with it, choose another folder with --out, or delete the "
+            "run and start over with --fresh"
+        )
+    items = {item.image_id: item for shard in plan.shards for item in shard.items}
+    shards = tuple(
+        Shard(index, tuple(items.pop(image_id) for image_id in ids))
+        for index, ids in enumerate(stored["shards"])
+    )
+    size = stored["config"]["shard_size"]
+    added = cut(list(items.values()), size, len(shards))
+    config = plan.config.model_copy(update={"shard_size": size})
+    return replace(plan, config=config, shards=shards + added)
+
+
+def extended(stored: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The stored plan with the shards that a continued plan has behind it; all else as it was."""
+    now = plan.to_json()
+    return stored | {key: now[key] for key in ("shards", "contents")}
+
+
+def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterator[str]:
+    """How a plan differs from the stored one of the same folder, as `key: old -> new` lines.
+
+    Models that only one of them knows do not count: no row can depend on them.
+    """
+    before, now = stored["fingerprint"], fingerprint(plan)
+    if not plan.sized:
+        # It came from the number of images; the stored shards stay as they are.
+        now["config"]["shard_size"] = stored["config"]["shard_size"]
+    known = before["models"].keys() & now["models"].keys()
+    old = _flat({"schema": stored["schema"]} | _with_models(before, known))
+    new = _flat({"schema": SCHEMA} | _with_models(now, known))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
+    if stored["schema"] == SCHEMA:
+        yield from _changed_images(stored, plan, extend)
+
+
+def _with_models(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return content | {"models": {name: content["models"][name] for name in names}}
+
+
+def _changed_images(stored: dict[str, Any], plan: Plan, extend: bool) -> Iterator[str]:
+    items: dict[str, Item] = {item.image_id: item for s in plan.shards for item in s.items}
+    gone, changed = [], []
+    planned = 0
+    for ids, marks in zip(stored["shards"], stored["contents"], strict=True):
+        planned += len(ids)
+        for image_id, mark in zip(ids, marks, strict=True):
+            item = items.get(image_id)
+            if item is None:
+                gone.append(image_id)
+            elif item.mark != mark and (difference := _difference(mark, item.mark)):
+                changed.append(f"{image_id} ({difference})")
+    if gone:
+        limit = f", or beyond --limit {plan.config.limit}" if plan.config.limit else ""
+        yield f"images: {len(gone)} gone{limit}: {_some(gone)}"
+    if changed:
+        yield f"images: {len(changed)} with other content: {_some(changed)}"
+    added = len(items) - (planned - len(gone))
+    if added and not extend:
+        before = {image_id for ids in stored["shards"] for image_id in ids}
+        names = [image_id for image_id in items if image_id not in before]
+        yield f"images: {added} added: {_some(names)}; --extend adds them to the run"
+
+
+def _difference(old: int | str, new: int | str) -> str:
+    """Sizes count always; etags only where both have one, as a copy may lie on a local disk."""
+    (old_size, old_etag), (new_size, new_etag) = _parts(old), _parts(new)
+    if old_size != new_size:
+        return f"{old_size} -> {new_size} bytes"
+    return "etag" if old_etag and new_etag and old_etag != new_etag else ""
+
+
+def _parts(mark: int | str) -> tuple[str, str]:
+    size, _, etag = str(mark).partition(":")
+    return size, etag
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return {key.removeprefix("config."): value for key, value in flat.items()}
+
+
+def question(run: RunFolder, where: object) -> str | None:
+    """What must be confirmed before `--fresh` deletes a run; None where there is nothing."""
+    if run.plan() is None:
+        return None
+    images = sum(m["ok"] + m["quarantined"] for m in run.committed().values())
+    return f"Delete the run in {where} with {images} committed images and start over?"
+
+
+def start_over(run: RunFolder, where: object, confirmed: bool) -> None:
+    """Delete the run that the folder holds. The caller holds the lease.
+
+    Raises Refused where there is something to delete and the user did not agree.
+    """
+    asked = question(run, where)
+    if asked and not confirmed:
+        raise Refused(f"--fresh deletes finished work. {asked} Confirm with --yes")
+    if asked:
+        run.clear()

@@ -1,0 +1,274 @@
+"""Whole runs that can be killed, and a proxy that lets calls to the S3 server fail."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import dhr_batch
+from dhr_batch.pipeline.storage import connect
+
+ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
+# What a call may meet instead of its answer: status and code, and whether the server did its part.
+FAULTS: dict[str, tuple[int, str, bool]] = {
+    "503": (503, "ServiceUnavailable", False),
+    "slow down": (503, "SlowDown", False),
+    "429": (429, "TooManyRequests", False),
+    "500 after success": (500, "InternalError", True),
+    "lost request": (0, "", False),
+    "lost answer": (0, "", True),
+    "timeout": (-1, "", True),
+}
+# Answers that only conditional writes get.
+CONDITIONAL: dict[str, tuple[int, str, bool]] = {
+    "409": (409, "ConditionalRequestConflict", False),
+    "412 after success": (412, "PreconditionFailed", True),
+}
+
+
+class Faults:
+    """Settings and counts of the proxy. rate: share of calls that fail; stall: s of a timeout."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = urlsplit(upstream).netloc
+        self.rate, self.stall = 0.0, 7.0
+        self.injected: Counter[str] = Counter()
+        self.random, self.lock = random.Random(0), threading.Lock()
+
+    def draw(self, conditional: bool) -> str | None:
+        with self.lock:
+            if self.random.random() >= self.rate:
+                return None
+            # Conditional writes are few, and a timeout costs seconds: two are enough.
+            choice = [*FAULTS, *(list(CONDITIONAL) * 3 if conditional else [])]
+            fault = self.random.choice(choice)
+            if fault == "timeout" and self.injected["timeout"] >= 2:
+                fault = "lost answer"
+            self.injected[fault] += 1
+            return fault
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: Faults
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        conditional = bool(self.headers.get("If-None-Match") or self.headers.get("If-Match"))
+        fault = self.faults.draw(conditional and self.command == "PUT")
+        if fault is None:
+            self._answer(*self._forward(body))
+            return
+        status, code, done = (FAULTS | CONDITIONAL)[fault]
+        if done:
+            self._forward(body)
+        if status == -1:
+            time.sleep(self.faults.stall)
+        if status <= 0:
+            self.close_connection = True
+            return
+        self._answer(status, {"Content-Type": "application/xml"}, ERROR.format(code=code).encode())
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        server = http.client.HTTPConnection(self.faults.upstream, timeout=60)
+        server.request(self.command, self.path, body, dict(self.headers))
+        answer = server.getresponse()
+        content = answer.read()
+        server.close()
+        return answer.status, dict(answer.getheaders()), content
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faults(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The proxy, in the place of the server for everything that starts now."""
+    faults = Faults(s3)
+    handler = type("Proxy", (_Proxy,), {"faults": faults})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    yield faults
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """`dhr-batch run` on small aligned pictures; each run of one `Runs` has the same result."""
+
+    words: tuple[str, ...]
+
+    def start(self, out: object, *more: str, **env: object) -> subprocess.Popen[str]:
+        """Start a driver. `DHR_BATCH_CRASH_PID=driver` stands for its process."""
+        command = [sys.executable, "-m", "dhr_batch.cli", *self.words, "--out", str(out), *more]
+        if env.get("DHR_BATCH_CRASH_PID") == "driver":
+            command = ["sh", "-c", 'DHR_BATCH_CRASH_PID=$$ exec "$@"', "sh", *command]
+        # A cluster that nobody asked for with --address must not be joined.
+        there = {"RAY_ADDRESS": "127.0.0.1:1"} | {name: str(value) for name, value in env.items()}
+        return subprocess.Popen(
+            command,
+            env=os.environ | there,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, out: object, *more: str, **env: object) -> tuple[int, str]:
+        """Exit code and what was said."""
+        with self.start(out, *more, **env) as process:
+            try:
+                _, said = process.communicate(timeout=300)
+            finally:
+                process.kill()
+        return process.returncode, said
+
+
+@pytest.fixture(scope="session")
+def make_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Runs]:
+    def make(images: int, shard_size: int) -> Runs:
+        folder = tmp_path_factory.mktemp("faults")
+        (folder / "photographs").mkdir()
+        random_ = np.random.default_rng(0)
+        for number in range(images):
+            blocks = random_.integers(0, 256, (8, 8, 3), np.uint8)
+            picture = Image.fromarray(blocks.repeat(8, 0).repeat(8, 1))
+            picture.save(folder / "photographs" / f"{number:02}.png")
+        dataset = folder / "faults.yaml"
+        dataset.write_text(f"name: faults\nroot: {folder / 'photographs'}\naligned: true\n")
+        words = ["run", "--dataset", str(dataset), "--preset", "tiny", "--gpus", "0"]
+        words += ["--set", "edit.edits=[]", "--set", f"shard_size={shard_size}", "--no-report"]
+        return Runs((*words, "--set", "workers=2"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def runs(make_runs: Callable[[int, int], Runs]) -> Runs:
+    """Six pictures in three shards."""
+    return make_runs(6, 2)
+
+
+@dataclass
+class Reader:
+    """Somebody who reads a run while it is made: opens every file of a table that appears."""
+
+    root: Path
+    opened: int = 0
+    problems: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        seen: set[Path] = set()
+        while not self.stop.wait(0.002):
+            for path in set(self.root.glob("[a-z]*/*")) - seen:
+                if path.parent.name == "report":
+                    continue
+                seen.add(path)
+                if not re.fullmatch(r"part-\d{5}\.parquet", path.name):
+                    self.problems.append(f"{path} has no name of a finished file")
+                try:
+                    pq.read_table(path)
+                except Exception as error:
+                    self.problems.append(f"{path} is not finished: {error}")
+                self.opened += 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed. files: table files by key; seconds: it took."""
+
+    files: dict[str, bytes]
+    seconds: float
+    reader: Reader
+
+
+@pytest.fixture(scope="session")
+def make_reference(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Runs], Reference]:
+    def make(runs: Runs) -> Reference:
+        root = tmp_path_factory.mktemp("reference") / "run"
+        reader = Reader(root)
+        thread = threading.Thread(target=reader.watch)
+        thread.start()
+        began = time.monotonic()
+        code, said = runs.run(root)
+        seconds = time.monotonic() - began
+        reader.stop.set()
+        thread.join()
+        assert code == 0, said
+        return Reference(tables(root), seconds, reader)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(runs: Runs, make_reference: Callable[[Runs], Reference]) -> Reference:
+    return make_reference(runs)
+
+
+def tables(place: object) -> dict[str, bytes]:
+    """Everything in table folders, finished or not."""
+    storage = connect(str(place))
+    keys = [key for key in storage.sizes() if re.match(r"[a-z]+/", key) and "report/" not in key]
+    return {key: storage.read(key) or b"" for key in keys}
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[object, Reference], None]:
+    """Checks that a run has the files of the reference, each image once, and no leftovers."""
+
+    def check(place: object, reference: Reference) -> None:
+        found = tables(place)
+        assert found.keys() == reference.files.keys()
+        assert [key for key in found if found[key] != reference.files[key]] == []
+        assert connect(str(place)).sizes("_staging") == {}
+        run: Any = dhr_batch.open(str(place))
+        planned = [image for shard in run.plan["shards"] for image in shard]
+        assert run.ids == planned
+        assert len(run.quarantine) == 0
+        assert b"config_name: latents" in (connect(str(place)).read("README.md") or b"")
+
+    return check
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a run may be made: a folder, then a prefix of a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "run")
+    return str(request.getfixturevalue("bucket")) + "/run"

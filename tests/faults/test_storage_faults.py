@@ -1,0 +1,123 @@
+"""An object store that fails at times is survived; one that fails for good ends the run well."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dhr_batch.pipeline.commit import RunFolder, staging
+from dhr_batch.pipeline.storage import StorageError, connect
+
+slow = pytest.mark.slow
+
+
+def commit(run: RunFolder, shard: int) -> None:
+    name = run.new_attempt(shard, 1)
+    with run.storage.stage(staging(name)) as folder:
+        (folder / "images.parquet").write_bytes(b"rows of %d" % shard)
+    size = len(b"rows of %d" % shard)
+    receipt = {"attempt": name, "files": {"images": {"bytes": size}}, "ok": 1, "quarantined": 0}
+    run.commit(shard, receipt, planned=1)
+
+
+def test_shards_are_committed_although_calls_fail(
+    bucket: str, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "20")
+    faults.rate, faults.stall, faults.injected["timeout"] = 0.3, 0.0, 2
+    run = RunFolder(f"{bucket}/run", lease_timeout=60)
+    run.lock()
+    run.write_plan({"shards": []})
+    for shard in range(12):
+        commit(run, shard)
+    assert list(run.recover()) == list(range(12))
+    run.unlock()
+    assert run.storage.sizes("_staging") == {}
+    assert len(run.storage.parts("images")) == 12
+    faults.rate = 0
+    for shard in range(12):
+        assert run.storage.read(f"images/part-{shard:05d}.parquet") == b"rows of %d" % shard
+    assert faults.injected["412 after success"] + faults.injected["409"] > 0, faults.injected
+    assert faults.injected["lost answer"] > 0, faults.injected
+
+
+@pytest.mark.parametrize("fault", ["412 after success", "409", "lost answer", "500 after success"])
+def test_a_create_whose_answer_was_lost_is_ours(bucket: str, faults: Any, fault: str) -> None:
+    storage = connect(f"{bucket}/run")
+    pending = [fault]
+    faults.draw = lambda conditional: pending.pop() if pending and conditional else None
+    assert storage.create("_state/a", b"mine")
+    assert not storage.create("_state/a", b"another's")
+    assert pending == []
+
+
+def test_a_store_that_never_answers_is_given_up(
+    bucket: str, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "2")
+    run = RunFolder(f"{bucket}/run")
+    run.lock()
+    commit(run, 0)
+    faults.rate, faults.stall = 1.0, 0.0
+    with pytest.raises(StorageError, match=r"tried \d+ times: .*the same command goes on"):
+        commit(run, 1)
+    run.unlock()
+    faults.rate = 0.0
+    # The process that holds the lease is alive, and it is this one.
+    storage = connect(f"{bucket}/run")
+    record = json.loads(storage.read("_state/lease") or b"")
+    storage.replace("_state/lease", json.dumps(record | {"released": True}).encode())
+    again = RunFolder(storage)
+    again.lock()
+    assert list(again.recover()) == [0]
+    commit(again, 1)
+    assert list(again.committed()) == [0, 1]
+    again.unlock()
+
+
+@slow
+def test_a_run_survives_ten_percent(
+    runs: Any, reference: Any, same: Callable[..., None], bucket: str, faults: Any
+) -> None:
+    faults.rate = 0.1
+    code, said = runs.run(f"{bucket}/run", DHR_BATCH_STORAGE_PATIENCE=30)
+    print(f"\ninjected: {dict(faults.injected)}")
+    assert code == 0, said
+    assert faults.injected.total() >= 5
+    faults.rate = 0
+    same(f"{bucket}/run", reference)
+
+
+@slow
+@pytest.mark.parametrize("patience", [3, None])
+def test_a_run_without_its_store_stops_and_goes_on_later(
+    runs: Any,
+    reference: Any,
+    same: Callable[..., None],
+    bucket: str,
+    faults: Any,
+    patience: int | None,
+) -> None:
+    place = f"{bucket}/run"
+    options = {} if patience is None else {"DHR_BATCH_STORAGE_PATIENCE": patience}
+    with runs.start(place, **options) as process:
+        while connect(place).read("plan.json") is None:
+            assert process.poll() is None
+            time.sleep(0.2)
+        faults.rate = 1.0
+        began = time.monotonic()
+        _, said = process.communicate(timeout=300)
+        seconds = time.monotonic() - began
+    print(f"\nstopped {seconds:.0f} s after the store did")
+    assert process.returncode == 1, said
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert seconds < 120
+    faults.rate = 0.0
+    code, said = runs.run(place)
+    assert code == 0, said
+    same(place, reference)
