@@ -178,7 +178,8 @@ def _store(url: str) -> Any:
         "client_options": {"timeout": timedelta(seconds=30)},
         "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=patience)},
     }
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if endpoint.startswith("http://"):
         options["client_options"]["allow_http"] = True
     try:
         return from_url(url, **options)
