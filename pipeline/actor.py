@@ -44,10 +44,14 @@ class ShardActor(Worker):
         receipt = self._logged(super().run_shard, shard, attempt)
         return {"receipt": self._signed(receipt), **self.events()}
 
-    def run_image(  # type: ignore[override]
-        self, shard: Shard, attempt: str, position: int, lost: Lost
+    def isolate(  # type: ignore[override]
+        self, shard: Shard, attempt: str, lost: Lost
     ) -> dict[str, Any]:
-        receipt = self._logged(super().run_image, shard, attempt, position, lost)
+        super().isolate(shard, attempt, lost)
+        return {"receipt": None, **self.events()}
+
+    def next_image(self) -> dict[str, Any]:
+        receipt = self._logged(super().next_image)
         return {"receipt": receipt and self._signed(receipt), **self.events()}
 
     @ray.method(concurrency_group="progress")

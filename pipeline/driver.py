@@ -23,7 +23,7 @@ from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress, duration
 from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.storage import StorageError
-from dhr_batch.pipeline.tasks import History, Task
+from dhr_batch.pipeline.tasks import History, Task, describe
 from dhr_batch.pipeline.worker import Settings
 from dhr_batch.stages.failures import Poisoned
 
@@ -134,7 +134,7 @@ class Driver:
             history = self._history.get(shard.index, History())
             attempt = self.run.new_attempt(shard.index, len(history.reasons) + 1)
             self._members[number].begin(shard.index)
-            isolated = 0 if history.isolate else None
+            isolated = -1 if history.isolate else None
             self._give(Task(number, "shard", shard, attempt, isolated))
 
     def _give(self, task: Task) -> None:
@@ -142,9 +142,11 @@ class Driver:
         handle = self._members[task.worker].handle
         if task.position is None:
             future = handle.run_shard.remote(task.shard, task.attempt)
-        else:
+        elif task.position < 0:
             lost = self._history[task.shard.index].lost
-            future = handle.run_image.remote(task.shard, task.attempt, task.position, lost)
+            future = handle.isolate.remote(task.shard, task.attempt, lost)
+        else:
+            future = handle.next_image.remote()
         self._tasks[future] = task
 
     def _finished(self, future: Any, task: Task) -> None:
@@ -218,9 +220,8 @@ class Driver:
             history = self._again(task, task.shard, reason)
             history.errors += 1
             if history.errors >= ATTEMPTS:
-                raise RunFailed(
-                    f"{_name(task.shard)} failed {ATTEMPTS} times: {reason}. {_GOES_ON}"
-                )
+                name = describe(task.shard)
+                raise RunFailed(f"{name} failed {ATTEMPTS} times: {reason}. {_GOES_ON}")
             self._idle.append(task.worker)
 
     def _lost(
@@ -240,7 +241,7 @@ class Driver:
                 return self._no_start(number, f"it ends while it loads the networks: {reason}")
         else:
             history = self._again(task, shard, reason)
-            if task.position is None:
+            if task.position is None or task.position < 0:
                 history.deaths += 1
                 history.isolate = history.deaths >= ATTEMPTS or error_class == "timeout"
             elif not innocent:
@@ -293,13 +294,14 @@ class Driver:
         """Say which workers wait for room; give up where none finds any for `wait_timeout`."""
         now, there = time.monotonic(), sum(bool(m.where) for m in self._members.values())
         waiting = len(self._members) - there
-        if there:
+        if any(member.ready for member in self._members.values()):
             self._waiting_since = now
         what = "a free GPU" if self.settings.config.gpus else "free CPU cores"
         limit = self.settings.config.wait_timeout
         if now - self._waiting_since > limit:
+            missed = "loaded its networks" if there else f"found {what}"
             raise RunFailed(
-                f"no worker found {what} within wait_timeout={duration(limit)}: {members.room()}. "
+                f"no worker {missed} within wait_timeout={duration(limit)}: {members.room()}. "
                 f"Wait for other work to end, or ask for less (--gpus, threads). {_GOES_ON}"
             )
         if waiting and now - self._spoken > _WAITING_SECONDS:
@@ -307,8 +309,3 @@ class Driver:
             self.progress.say(
                 f"{waiting} of {len(self._members)} workers wait for {what}: {members.room()}"
             )
-
-
-def _name(shard: Shard) -> str:
-    names = ", ".join(item.image_id for item in shard.items[:3])
-    return f"shard {shard.index} ({names}{', ...' if len(shard.items) > 3 else ''})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from dhr_batch.pipeline import actor
 from dhr_batch.pipeline.progress import Progress
@@ -77,7 +77,9 @@ def listen(member: Member, number: int, progress: Progress, wait: bool = False) 
     future, member.pending = member.pending, None
     try:
         hear(member, number, ray.get(future), progress)
-    except RayActorError:
+    except RayTaskError:
+        raise
+    except RayError:
         return
 
 

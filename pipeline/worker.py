@@ -119,16 +119,18 @@ class Worker:
             receipt = self._receipt(tables)
         return receipt
 
-    def run_image(
-        self, shard: Shard, attempt: str, position: int, lost: Lost
-    ) -> dict[str, Any] | None:
-        """One image of a shard and nothing beside it, so that the driver knows which one it was.
+    def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:
+        """Begin a shard whose images are asked for one by one, with `next_image`.
 
-        Called for each position in order. An image of `lost` is not touched: it ended workers
-        before and is quarantined. Returns the receipt after the last image, None before.
+        An image of `lost` is not touched: it ended workers before and is quarantined.
         """
-        if position == 0:
-            self._images = self._one_by_one(shard, attempt, lost)
+        self._images = self._one_by_one(shard, attempt, lost)
+
+    def next_image(self) -> dict[str, Any] | None:
+        """One image, and nothing beside it, so that the driver knows which one ends the process.
+
+        Returns the receipt after the last image, None before.
+        """
         return next(self._images)
 
     def _one_by_one(

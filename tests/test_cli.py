@@ -60,12 +60,23 @@ def test_dry_run_prints_the_plan_and_touches_nothing(
     assert plan["config"]["embed"]["steps"] == 2
 
 
+def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 1)
+    words = ["--preset", "tiny", "--gpus", "1", "--workers-per-gpu", "2", "--dry-run"]
+    result = dhr("run", "--dataset", str(photographs), *words)
+    assert result.exit_code == 0, result.output
+    assert "1 GPU, 2 workers" in result.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--set", "embed.stps=3"], "unknown setting embed.stps: did you mean 'steps'?"),
         (["--set", "refine.name=x"], "choose from: "),
         (["--preset", "huge"], "unknown preset 'huge'"),
+        (["--set", "refine.name=nowhere:Refiner"], "cannot be imported"),
+        (["--workers-per-gpu", "0"], "Invalid value"),
+        (["--set", "image_timeout=0"], "image_timeout"),
         (["--limit", "0"], "Invalid value"),
         (["--progress", "loud"], "Invalid value"),
         (["--dataset", "celebhq"], "did you mean 'celebahq'?"),

@@ -113,3 +113,10 @@ def test_needs_are_given_by_earlier_stages():
 def test_unknown_names_list_the_valid_ones():
     with pytest.raises(registry.UnknownName, match=r"did you mean 'dhr'.*none"):
         registry.lookup("refine", "drh")
+
+
+def test_members_of_other_packages_are_named_by_module_and_class():
+    member = registry.lookup("refine", "dhr_batch.stages.refine:NoRefinement")
+    assert member is registry.lookup("refine", "none")
+    with pytest.raises(registry.UnknownName, match=r"no_such_package.*cannot be imported"):
+        registry.lookup("refine", "no_such_package:Refiner")
