@@ -176,12 +176,13 @@ def _store(url: str) -> Any:
         "client_options": {"timeout": timedelta(seconds=30)},
         "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=patience)},
     }
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if endpoint.startswith("http://"):
         options["client_options"]["allow_http"] = True
     try:
         return from_url(url, **options)
     except (BaseError, ValueError) as error:
-        raise StorageError(f"{url} cannot be opened: {_first_line(error)}") from error
+        raise StorageError(f"{url} cannot be opened: {_message(error)}") from error
 
 
 @contextmanager
@@ -194,11 +195,13 @@ def _asking(location: str) -> Iterator[None]:
     except (FileNotFoundError, NotFoundError) as error:
         raise FileNotFoundError(errno.ENOENT, "no such object", location) from error
     except (BaseError, OSError) as error:
-        raise StorageError(f"{location}: {_first_line(error)}") from error
+        raise StorageError(f"{location}: {_message(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _message(error: BaseException) -> str:
+    """The message without obstore's debug dump and the server's XML."""
+    text = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _fetch_local(path: str, start: int, length: int | None) -> bytes:

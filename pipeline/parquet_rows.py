@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from dhr_batch.pipeline import locations
 from dhr_batch.pipeline.locations import File, StorageError, is_url
-from dhr_batch.pipeline.sources import DatasetError, Item, Unreadable, image_id
+from dhr_batch.pipeline.sources import DatasetError, Item, Unreadable, each, image_id
 
 _lock = threading.Lock()
 
@@ -25,17 +25,9 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
     """
     found: list[Item] = []
     named: list[str | None] = []
-    for file in files:
-        try:
-            parquet = _open(file.location)
-            leaf = _leaf(parquet, column, file.location)
-            rows = _rows(file, parquet, leaf)
-            named += _names(parquet, leaf, id_column, file.location)
-        except StorageError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{file.location} cannot be read as Parquet: {error}") from error
+    for rows, paths in each(partial(_index, column=column, id_column=id_column), files):
         found += rows
+        named += paths
     names = [image_id(name) for name in named if name]
     if id_column:
         if len(names) != len(found):
@@ -45,12 +37,25 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
     return [item._replace(image_id=name) for item, name in zip(found, names, strict=True)]
 
 
+def _index(
+    file: File, column: str | None, id_column: str | None
+) -> tuple[list[Item], list[str | None]]:
+    try:
+        parquet = _open(file.location)
+        leaf = _leaf(parquet, column, file.location)
+        return _rows(file, parquet, leaf), _names(parquet, leaf, id_column, file.location)
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{file.location} cannot be read as Parquet: {error}") from error
+
+
 def read(location: str, leaf: str, row: int) -> bytes:
     """The encoded image of a row. Raises Unreadable for a damaged or empty row, StorageError."""
     try:
         # One thread decodes the row group, the others find it decoded.
         with _lock:
-            parquet = _open(location)
+            parquet = _kept(location)
             group, first = _group_of(parquet, row)
             value = _values(location, leaf, group)[row - first].as_py()
     except StorageError:
@@ -65,10 +70,11 @@ def read(location: str, leaf: str, row: int) -> bytes:
     return value
 
 
-@lru_cache(maxsize=16)
 def _open(location: str) -> pq.ParquetFile:
-    source = locations.open_file(location) if is_url(location) else location
-    return pq.ParquetFile(source)
+    return pq.ParquetFile(locations.open_file(location) if is_url(location) else location)
+
+
+_kept = lru_cache(maxsize=16)(_open)
 
 
 def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
@@ -85,7 +91,7 @@ def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
 # Rows come in order, so one decoded row group serves many images.
 @lru_cache(maxsize=1)
 def _values(location: str, leaf: str, group: int) -> pa.ChunkedArray:
-    values = _open(location).read_row_group(group, columns=[leaf]).column(0)
+    values = _kept(location).read_row_group(group, columns=[leaf]).column(0)
     return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
 
 

@@ -139,7 +139,7 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
         _unique(sorted(items, key=itemgetter(0)))
         return Listing(items, +ignored)
     items = []
-    for file, members in zip(files, _each(_members, files), strict=True):
+    for file, members in zip(files, each(_members, files), strict=True):
         prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
         location = file.location
         for name, size, offset in members:
@@ -153,8 +153,8 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
     return Listing(items, +ignored)
 
 
-def _each(function: Callable[[File], Any], files: list[File]) -> Iterable[Any]:
-    """Objects are waited for side by side; local archives need no company."""
+def each(function: Callable[[File], Any], files: list[File]) -> Iterable[Any]:
+    """`map`; objects are waited for side by side, local archives need no company."""
     if not is_url(files[0].location):
         return map(function, files)
     with ThreadPoolExecutor(8) as pool:

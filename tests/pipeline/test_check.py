@@ -1,0 +1,100 @@
+"""`datasets check`: what is wrong with a dataset, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dhr_batch.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Six good pictures of an aligned dataset and its description."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (300, 300, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "faces.yaml").write_text("root: faces\naligned: true\nimages: 6\n")
+    return folder
+
+
+def check(faces: Path, *words: str, code: int) -> dict[str, Any]:
+    command = ["datasets", "check", str(faces.with_suffix(".yaml")), "--json", *words]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == code, done.output
+    return json.loads(done.output)
+
+
+def kinds(found: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {finding["kind"]: finding["image_ids"] for finding in found}
+
+
+def test_a_sound_dataset(faces: Path) -> None:
+    (faces / "notes.txt").write_text("no image")
+    found = check(faces, code=0)
+    assert (found["found"], found["sampled"], found["ignored"]) == (6, 6, {".txt": 1})
+    assert (found["broken"], found["noted"]) == ([], [])
+    assert found["smallest"] == found["largest"] == [300, 300]
+    assert check(faces, "--sample", "3", code=0)["sampled"] == 3
+
+
+def test_everything_that_is_wrong_is_listed(faces: Path) -> None:
+    Image.new("RGB", (300, 301)).save(faces / "0.png")
+    Image.new("RGB", (64, 64)).save(faces / "1.png")
+    (faces / "2.png").write_bytes((faces / "2.png").read_bytes()[:5000])
+    (faces / "3.png").write_bytes((faces / "4.png").read_bytes())
+    (faces / "5.png").unlink()
+    (faces / "6.png").symlink_to(faces / "nothing")
+    (faces / "7.png").write_bytes(b"")
+    found = check(faces, code=1)
+    assert kinds(found["broken"]) == {
+        "count": [],
+        "not_square": ["0.png"],
+        "truncated": ["2.png"],
+        "unreadable": ["6.png"],
+        "empty": ["7.png"],
+    }
+    assert kinds(found["noted"]) == {"small": ["1.png"], "duplicate": ["3.png", "4.png"]}
+    # One file of seven is looked at: the count is still wrong, the rest is not seen.
+    assert set(kinds(check(faces, "--sample", "1", code=1)["broken"])) == {"count", "not_square"}
+
+
+def test_text_names_what_is_wrong(faces: Path) -> None:
+    (faces / "2.png").write_bytes(b"<html>")
+    done = CliRunner().invoke(main, ["datasets", "check", str(faces)])
+    assert done.exit_code == 1
+    assert "faces: 6 images in" in done.output
+    assert "broken: not_an_image: 2.png" in done.output
+
+
+def test_collisions_and_absent_places_are_broken(faces: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twice.tar"
+    with tarfile.open(path, "w") as archive:
+        for _ in range(2):
+            archive.add(faces / "0.png", "0.png")
+    done = CliRunner().invoke(main, ["datasets", "check", str(path)])
+    assert done.exit_code == 1
+    assert "have the same id '0.png'" in done.output
+    done = CliRunner().invoke(main, ["datasets", "check", "celebahq"])
+    assert done.exit_code == 1
+    assert "CelebA-HQ-to-CelebA-mapping.txt" in done.output
+
+
+def test_unknown_dataset_is_a_usage_error() -> None:
+    done = CliRunner().invoke(main, ["datasets", "check", "celebhq"])
+    assert done.exit_code == 2
+    assert "did you mean 'celebahq'" in done.output
