@@ -87,7 +87,7 @@ def made(items: list[Item], workers: int, shard_size: int, seconds: float = 0.0)
         {"embed": {"name": NAMES["embed"], "seconds": seconds}},
     ]
     resolved = config.resolve(config.build(layers), 0, len(items))
-    return plan.make(resolved, Dataset(name="no-op", root=Path(".")), items)
+    return plan.make(resolved, Dataset(name="no-op", root="."), items)
 
 
 def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: float = 0.0) -> Watch:

@@ -51,7 +51,7 @@ def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.
     """A plan of the fault stages with one worker; settings as in a configuration file."""
     defaults = {"dataset": "d", "preset": "tiny", "gpus": 0, "workers": 1, "store_deltas": True}
     layers = [config.preset("tiny"), defaults, NAMES, settings]
-    dataset = Dataset(name="d", root=Path("."), aligned=aligned)
+    dataset = Dataset(name="d", root=".", aligned=aligned)
     resolved = config.resolve(config.build(layers), settings.get("gpus", 0), len(items))
     return plan.make(resolved, dataset, items)
 
