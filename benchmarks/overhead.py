@@ -60,8 +60,8 @@ def watching() -> Iterator[Watch]:
     """Watch the driver of the runs in this block."""
     watch, commit, wait = Watch(), RunFolder.commit, ray.wait
 
-    def noted_commit(self: RunFolder, *arguments: Any) -> None:
-        commit(self, *arguments)
+    def noted_commit(self: RunFolder, shard: int, receipt: dict[str, Any], planned: int) -> None:
+        commit(self, shard, receipt, planned)
         watch.note()
 
     def timed_wait(*arguments: Any, **options: Any) -> Any:
@@ -86,7 +86,7 @@ def made(items: list[Item], workers: int, shard_size: int, seconds: float = 0.0)
         {"embed": {"name": NAMES["embed"], "seconds": seconds}},
     ]
     resolved = config.resolve(config.build(layers), 0, len(items))
-    return plan.make(resolved, Dataset(name="no-op", root=Path(".")), items)
+    return plan.make(resolved, Dataset(name="no-op", root="."), items)
 
 
 def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: float = 0.0) -> Watch:
@@ -106,7 +106,10 @@ def rate(watch: Watch, workers: int, shard_size: int) -> float:
 
 def engine(folder: Path, images: int) -> dict[str, float]:
     """Two workers, shards of 32."""
-    items = [Item(path.name, path) for path in write_images(folder / "in", images)]
+    items = [
+        Item(path.name, f"{path.parent}/", path.name, path.stat().st_size)
+        for path in write_images(folder / "in", images)
+    ]
     watch = run(items, folder / "engine", 2, 32)
     wall = watch.commits[-1] - watch.commits[0]
     return {
@@ -117,7 +120,10 @@ def engine(folder: Path, images: int) -> dict[str, float]:
 
 def soak(folder: Path, shards: int) -> dict[str, float]:
     """Many small shards; growth from the first tenth of them to the end."""
-    items = [Item(path.name, path) for path in write_images(folder / "in", shards)]
+    items = [
+        Item(path.name, f"{path.parent}/", path.name, path.stat().st_size)
+        for path in write_images(folder / "in", shards)
+    ]
     watch = run(items, folder / "soak", 2, 1)
     early = len(watch.memory) // 10
     return {
@@ -129,7 +135,10 @@ def soak(folder: Path, shards: int) -> dict[str, float]:
 
 def speedup(folder: Path) -> dict[str, float]:
     """Half a second per image: eight workers against one, in shards of four."""
-    items = [Item(path.name, path) for path in write_images(folder / "in", 192)]
+    items = [
+        Item(path.name, f"{path.parent}/", path.name, path.stat().st_size)
+        for path in write_images(folder / "in", 192)
+    ]
     one = rate(run(items[:24], folder / "one", 1, 4, 0.5), 1, 4)
     eight = rate(run(items, folder / "eight", 8, 4, 0.5), 8, 4)
     return {"one_worker": one, "eight_workers": eight, "eight_workers_speedup": eight / one}
@@ -142,8 +151,9 @@ def large_plan(images: int) -> dict[str, float]:
 
 
 def _large_plan(images: int) -> dict[str, float]:
-    began, root = time.perf_counter(), Path("/data")
-    items = [Item(f"{i // 1000:04}/{i:07}.jpg", root / f"{i:07}.jpg") for i in range(images)]
+    began = time.perf_counter()
+    names = (f"{i // 1000:04}/{i:07}.jpg" for i in range(images))
+    items = [Item(name, "/data/", name, 100_000) for name in names]
     text = json.dumps(made(items, 8, 32).to_json())
     return {
         "plan_images": images,

@@ -77,7 +77,7 @@ class ObjectStorage(Storage):
         from pyarrow import fs
 
         scheme, _, path = self.place.partition("://")
-        store = FsspecStore(scheme, **self._options)
+        store = FsspecStore(scheme, **self._options)  # type: ignore[call-overload]
         return fs.SubTreeFileSystem(path, fs.PyFileSystem(fs.FSSpecHandler(store)))
 
     def free(self) -> int | None:
@@ -95,7 +95,8 @@ class ObjectStorage(Storage):
 
         def verb() -> Version | None:
             try:
-                return _version(obstore.put(self._store, key, content, mode=version or "create"))
+                mode: Any = version or "create"
+                return _version(obstore.put(self._store, key, content, mode=mode))
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
                 there = self._get(key)
                 unchanged = (there.version if there else None) == version
