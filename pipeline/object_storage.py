@@ -27,6 +27,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.scratch import scratch
 from dhr_batch.pipeline.storage import Refused, Storage, StorageError, full_disk
 
 T = TypeVar("T")
@@ -131,9 +132,9 @@ class ObjectStorage(Storage):
 
     @contextmanager
     def stage(self, prefix: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="dhr-batch-") as name, full_disk(name):
-            yield Path(name)
-            for path in sorted(Path(name).iterdir()):
+        with full_disk(tempfile.gettempdir()), scratch() as folder:
+            yield folder
+            for path in sorted(folder.iterdir()):
                 self._upload(path, f"{prefix}/{path.name}")
                 crash.at("staged-one-table")
 
