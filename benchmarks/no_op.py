@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dhr_batch.pipeline.sources import Item
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions
 
 
@@ -74,10 +75,10 @@ NAMES = {"generator": f"{HERE}:generator"} | {
 }
 
 
-def write_images(folder: Path, count: int) -> list[Path]:
+def write_images(folder: Path, count: int) -> list[Item]:
     """Files that no stage looks into."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{i:06}.png" for i in range(count)]
-    for path in paths:
-        path.write_bytes(b"no picture")
-    return paths
+    names = [f"{i:06}.png" for i in range(count)]
+    for name in names:
+        (folder / name).write_bytes(b"no picture")
+    return [Item(name, f"{folder}/", name, size=10) for name in names]

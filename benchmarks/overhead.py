@@ -24,8 +24,9 @@ from dhr_batch.benchmarks.no_op import NAMES, write_images
 from dhr_batch.pipeline import config, plan, runner
 from dhr_batch.pipeline import driver as driver_module
 from dhr_batch.pipeline.commit import RunFolder
-from dhr_batch.pipeline.datasets import Dataset, Item
+from dhr_batch.pipeline.datasets import Dataset
 from dhr_batch.pipeline.prepare import Request
+from dhr_batch.pipeline.sources import Item
 
 # What each figure is held to: the least or the most.
 LIMITS: dict[str, tuple[str, float]] = {
@@ -106,10 +107,7 @@ def rate(watch: Watch, workers: int, shard_size: int) -> float:
 
 def engine(folder: Path, images: int) -> dict[str, float]:
     """Two workers, shards of 32."""
-    items = [
-        Item(path.name, f"{path.parent}/", path.name, path.stat().st_size)
-        for path in write_images(folder / "in", images)
-    ]
+    items = write_images(folder / "in", images)
     watch = run(items, folder / "engine", 2, 32)
     wall = watch.commits[-1] - watch.commits[0]
     return {
@@ -120,10 +118,7 @@ def engine(folder: Path, images: int) -> dict[str, float]:
 
 def soak(folder: Path, shards: int) -> dict[str, float]:
     """Many small shards; growth from the first tenth of them to the end."""
-    items = [
-        Item(path.name, f"{path.parent}/", path.name, path.stat().st_size)
-        for path in write_images(folder / "in", shards)
-    ]
+    items = write_images(folder / "in", shards)
     watch = run(items, folder / "soak", 2, 1)
     early = len(watch.memory) // 10
     return {
@@ -135,10 +130,7 @@ def soak(folder: Path, shards: int) -> dict[str, float]:
 
 def speedup(folder: Path) -> dict[str, float]:
     """Half a second per image: eight workers against one, in shards of four."""
-    items = [
-        Item(path.name, f"{path.parent}/", path.name, path.stat().st_size)
-        for path in write_images(folder / "in", 192)
-    ]
+    items = write_images(folder / "in", 192)
     one = rate(run(items[:24], folder / "one", 1, 4, 0.5), 1, 4)
     eight = rate(run(items, folder / "eight", 8, 4, 0.5), 8, 4)
     return {"one_worker": one, "eight_workers": eight, "eight_workers_speedup": eight / one}
@@ -153,7 +145,7 @@ def large_plan(images: int) -> dict[str, float]:
 def _large_plan(images: int) -> dict[str, float]:
     began = time.perf_counter()
     names = (f"{i // 1000:04}/{i:07}.jpg" for i in range(images))
-    items = [Item(name, "/data/", name, 100_000) for name in names]
+    items = [Item(name, "/data/", name, size=100_000) for name in names]
     text = json.dumps(made(items, 8, 32).to_json())
     return {
         "plan_images": images,

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import ray
 
 from dhr_batch.pipeline import config, plan, runner
-from dhr_batch.pipeline.datasets import Dataset, Item
+from dhr_batch.pipeline.datasets import Dataset
 from dhr_batch.pipeline.prepare import Request
+from dhr_batch.pipeline.sources import Item
 from dhr_batch.tests.faults.stages import NAMES
 
 
@@ -38,14 +39,19 @@ def photographs(folder: Path, names: Sequence[str]) -> list[Item]:
     folder.mkdir(exist_ok=True)
     for name in names:
         (folder / name).write_bytes(b"not looked at")
-    return [Item(name, folder / name) for name in names]
+    return [item(folder, name) for name in names]
+
+
+def item(folder: Path, name: str) -> Item:
+    """An image file, whether it exists or not."""
+    return Item(name, f"{folder}/", name, size=-1)
 
 
 def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.Plan:
     """A plan of the fault stages with one worker; settings as in a configuration file."""
     defaults = {"dataset": "d", "preset": "tiny", "gpus": 0, "workers": 1, "store_deltas": True}
     layers = [config.preset("tiny"), defaults, NAMES, settings]
-    dataset = Dataset(name="d", root=Path("."), aligned=aligned)
+    dataset = Dataset(name="d", root=".", aligned=aligned)
     resolved = config.resolve(config.build(layers), settings.get("gpus", 0), len(items))
     return plan.make(resolved, dataset, items)
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dhr_batch.pipeline.datasets import Item
+from dhr_batch.pipeline.sources import Item
 from dhr_batch.tests.faults import harness
 
 TINY = {
@@ -77,7 +77,7 @@ def crops(folder: Path) -> list[Item]:
         stream = io.BytesIO()
         Image.fromarray(photo[y : y + 200, x : x + 200]).resize((32, 32)).save(stream, "PNG")
         (folder / f"{i}.png").write_bytes(stream.getvalue())
-        items.append(Item(f"{i}.png", folder / f"{i}.png"))
+        items.append(harness.item(folder, f"{i}.png"))
     return items
 
 

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from dhr_batch.benchmarks.awkward import _flat_png
-from dhr_batch.pipeline.datasets import Item
 from dhr_batch.tests.faults import harness
 
 IMAGES, EVERY = 1000, 20
@@ -63,7 +62,7 @@ def test_exactly_the_planted_images_are_quarantined(tmp_path: Path) -> None:
             content, expected[name] = contents[kind], error_class
         if content is not None:
             (folder / name).write_bytes(content)
-        items.append(Item(name, folder / name))
+        items.append(harness.item(folder, name))
     assert len(expected) == IMAGES // EVERY
     align = {"name": "ffhq"}
     made = harness.make(items, aligned=True, workers=2, shard_size=32, align=align)
