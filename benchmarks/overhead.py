@@ -61,8 +61,8 @@ def watching() -> Iterator[Watch]:
     """Watch the driver of the runs in this block."""
     watch, commit, wait = Watch(), RunFolder.commit, ray.wait
 
-    def noted_commit(self: RunFolder, *arguments: Any) -> None:
-        commit(self, *arguments)
+    def noted_commit(self: RunFolder, shard: int, receipt: dict[str, Any], planned: int) -> None:
+        commit(self, shard, receipt, planned)
         watch.note()
 
     def timed_wait(*arguments: Any, **options: Any) -> Any:

@@ -42,20 +42,20 @@ class ShardActor(Worker):
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         receipt = self._logged(super().run_shard, shard, attempt)
-        return {"receipt": self._signed(receipt), **self.events()}
+        return {"receipt": self._signed(receipt), **super().events()}
 
     def isolate(  # type: ignore[override]
         self, shard: Shard, attempt: str, lost: Lost
     ) -> dict[str, Any]:
         super().isolate(shard, attempt, lost)
-        return {"receipt": None, **self.events()}
+        return {"receipt": None, **super().events()}
 
     def next_image(self) -> dict[str, Any]:
         receipt = self._logged(super().next_image)
-        return {"receipt": receipt and self._signed(receipt), **self.events()}
+        return {"receipt": receipt and self._signed(receipt), **super().events()}
 
     @ray.method(concurrency_group="progress")
-    def events(self) -> dict[str, Any]:
+    def events(self) -> dict[str, Any]:  # type: ignore[override]
         return super().events()
 
     def _signed(self, receipt: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class ShardActor(Worker):
 
 def _log_to(path: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -27,6 +27,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.scratch import scratch
 from dhr_batch.pipeline.storage import Refused, Storage, StorageError, full_disk
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class ObjectStorage(Storage):
         from pyarrow import fs
 
         scheme, _, path = self.place.partition("://")
-        store = FsspecStore(scheme, **self._options)
+        store = FsspecStore(scheme, **self._options)  # type: ignore[call-overload]
         return fs.SubTreeFileSystem(path, fs.PyFileSystem(fs.FSSpecHandler(store)))
 
     def free(self) -> int | None:
@@ -95,7 +96,8 @@ class ObjectStorage(Storage):
 
         def verb() -> Version | None:
             try:
-                return _version(obstore.put(self._store, key, content, mode=version or "create"))
+                mode: Any = version or "create"
+                return _version(obstore.put(self._store, key, content, mode=mode))
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
                 there = self._get(key)
                 unchanged = (there.version if there else None) == version
@@ -130,9 +132,9 @@ class ObjectStorage(Storage):
 
     @contextmanager
     def stage(self, prefix: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="dhr-batch-") as name, full_disk(name):
-            yield Path(name)
-            for path in sorted(Path(name).iterdir()):
+        with full_disk(tempfile.gettempdir()), scratch() as folder:
+            yield folder
+            for path in sorted(folder.iterdir()):
                 self._upload(path, f"{prefix}/{path.name}")
                 crash.at("staged-one-table")
 

@@ -7,7 +7,7 @@ the memory, and both hand what their thread raises to the thread that uses them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], depth: int = 1) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
     """The items in order; a thread makes up to `depth` of them before they are asked for.
 
     What making an item raises is raised in its place. Closing the iterator ends the thread after

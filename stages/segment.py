@@ -147,8 +147,10 @@ def domain_mask(
     inside = np.ones(labels.shape, bool)
     if deltas is not None:
         errors = superpixel_errors(deltas, labels)
-        known = probs is not None
-        classes = superpixel_classes(probs, labels) if known else np.zeros(len(errors), np.int64)
+        if probs is None:
+            classes = np.zeros(len(errors), np.int64)
+        else:
+            classes = superpixel_classes(probs, labels)
         sizes = np.bincount(labels.ravel())
         inside &= (errors < thresholds.of_superpixels(errors, classes, sizes))[labels]
     if probs is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import threading
+from typing import Any, Literal
 
 import dlib
 import numpy as np
@@ -35,6 +36,7 @@ class Landmarks68:
 
     def __init__(self, path: str) -> None:
         self.detector = dlib.get_frontal_face_detector()
+        self._lock = threading.Lock()
         self.predictor = dlib.shape_predictor(path)
 
     def find(self, rgb: np.ndarray, box: np.ndarray | None = None) -> np.ndarray | None:
@@ -51,6 +53,11 @@ class Landmarks68:
         shape = self.predictor(np.ascontiguousarray(rgb), rectangle)
         return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
 
+    def _detect(self, rgb: np.ndarray, upsample: int = 0) -> Any:
+        # A detector keeps its image pyramid between calls, and stages run in several threads.
+        with self._lock:
+            return self.detector(rgb, upsample)
+
     def find_near(self, rgb: np.ndarray, rough_box: np.ndarray) -> np.ndarray | None:
         """Landmarks of the face that another detector put into `rough_box`, as `find` gives them.
 
@@ -60,7 +67,7 @@ class Landmarks68:
         derived from `rough_box`.
         """
         if max(rgb.shape[:2]) <= _ALIGN_SIDE // 2:
-            found = self.detector(np.ascontiguousarray(rgb), 1)
+            found = self._detect(np.ascontiguousarray(rgb), 1)
             boxes = [np.array([r.left(), r.top(), r.right(), r.bottom()], float) for r in found]
         else:
             boxes = self.faces(rgb, _ALIGN_SIDE)
@@ -87,7 +94,7 @@ class Landmarks68:
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
         small = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
         back = np.tile([width / size[0], height / size[1]], 2)
-        boxes = (np.array([r.left(), r.top(), r.right(), r.bottom()]) for r in self.detector(small))
+        boxes = (np.array([r.left(), r.top(), r.right(), r.bottom()]) for r in self._detect(small))
         return [box * back for box in boxes]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 import signal
-import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,21 +68,27 @@ def test_twenty_kills_at_random_times(
     same: Callable[..., None],
     tmp_path: Path,
 ) -> None:
-    runs = make_runs(24, 1)
+    runs = make_runs(80, 1)
     reference, place, when = make_reference(runs), tmp_path / "run", random.Random(24)
-    kills, shards = 0, []
-    while kills < 20:
+    kills, finished = 0, [0]
+
+    def shards() -> int:
+        return len(list(place.glob("_state/shards/*.json")))
+
+    while kills < 20 and finished[-1] < 80:
         with runs.start(place) as process:
-            try:
-                process.communicate(timeout=when.uniform(0.3, 1) * reference.seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-            process.wait()
-        shards.append(len(list(place.glob("_state/shards/*.json"))))
-        if shards[-1] == 24:
-            break
-    print(f"\n{kills} kills; shards finished after each: {shards}")
+            if when.random() < 0.4:  # Any time, mostly while workers start.
+                time.sleep(when.uniform(0, 0.8) * reference.seconds)
+            else:  # While shards are committed.
+                while shards() == finished[-1] and process.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(when.uniform(0, 0.15))
+            kills += process.poll() is None
+            process.kill()
+            process.communicate()
+        finished.append(shards())
+    print(f"\n{kills} kills; shards finished after each: {finished[1:]}")
+    assert kills >= 10
     code, said = runs.run(place)
     assert code == 0, said
     same(place, reference)

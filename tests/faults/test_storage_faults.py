@@ -58,7 +58,7 @@ def test_a_create_whose_answer_was_lost_is_ours(bucket: str, faults: Any, fault:
 def test_a_store_that_never_answers_is_given_up(
     bucket: str, faults: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "2")
+    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "1")
     run = RunFolder(f"{bucket}/run")
     run.lock()
     commit(run, 0)

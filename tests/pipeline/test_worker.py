@@ -113,7 +113,7 @@ def test_a_full_disk_behind_comes_out_of_the_shard(
 
     built = worker(made, tmp_path)
     monkeypatch.setattr(TableFile, "append", full)
-    with pytest.raises(OSError, match="(?i)no space left"):
+    with pytest.raises(OSError, match=r"(?i)no space left"):
         built.run_shard(made.shards[0], "a")
     assert not {t.name for t in threading.enumerate()} & {"reader", "writer"}
 
