@@ -158,8 +158,8 @@ class Runs:
 
 
 @pytest.fixture(scope="session")
-def make_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Runs]:
-    def make(images: int, shard_size: int) -> Runs:
+def make_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runs]:
+    def make(images: int, shard_size: int, *sets: str) -> Runs:
         folder = tmp_path_factory.mktemp("faults")
         (folder / "photographs").mkdir()
         random_ = np.random.default_rng(0)
@@ -171,13 +171,15 @@ def make_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], 
         dataset.write_text(f"name: faults\nroot: {folder / 'photographs'}\naligned: true\n")
         words = ["run", "--dataset", str(dataset), "--preset", "tiny", "--gpus", "0"]
         words += ["--set", "edit.edits=[]", "--set", f"shard_size={shard_size}", "--no-report"]
-        return Runs((*words, "--set", "workers=2"))
+        for text in ("workers=2", *sets):
+            words += ["--set", text]
+        return Runs(tuple(words))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def runs(make_runs: Callable[[int, int], Runs]) -> Runs:
+def runs(make_runs: Callable[..., Runs]) -> Runs:
     """Six pictures in three shards."""
     return make_runs(6, 2)
 
