@@ -1,10 +1,12 @@
 """The sample cache, with a stand-in for the networks that label."""
 
 import json
+from importlib import resources
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dhr_batch.fitting import samples
 from dhr_batch.stages.base import Context
@@ -65,3 +67,13 @@ def test_samples_of_another_seed_are_not_mixed_in(context, tmp_path):
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no samples"):
         samples.load(tmp_path)
+
+
+def test_the_shipped_directions_were_fitted_on_the_shipped_generator(models) -> None:
+    about = yaml.safe_load(
+        (resources.files("dhr_batch.configs") / "edits/landmarks.yaml").read_text()
+    )
+    name = about["samples"]["generator"]
+    net = Context("cpu", name, models).network("generator", name)
+    assert about["samples"]["generator_weights"] == samples.fingerprint(net)
+    assert about["calibrated_on"]["generator_weights"] == samples.fingerprint(net)
