@@ -31,7 +31,7 @@ from dhr_batch.stages.failures import Poisoned
 ATTEMPTS = 2
 # Workers that may end one after the other, in the whole run, without any image finished between.
 DEATHS_IN_A_ROW = 20
-_POLL_SECONDS = 0.25
+_WAKE_SECONDS = 0.25
 _WAITING_SECONDS = 30.0
 _GOES_ON = "Finished shards are kept; the same command goes on from here"
 
@@ -96,10 +96,10 @@ class Driver:
             if self.stopper.now:
                 raise Interrupted
             self.run.check()
-            ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_SECONDS)
+            ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_WAKE_SECONDS)
             for future in ready:
                 self._finished(future, self._tasks.pop(future))
-            if time.monotonic() - self._polled >= _POLL_SECONDS:
+            if time.monotonic() - self._polled >= members.poll_seconds(len(self._members)):
                 self._polled = time.monotonic()
                 self._poll()
                 self._check_waiting()

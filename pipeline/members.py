@@ -16,6 +16,10 @@ from dhr_batch.pipeline.worker import Settings
 
 # Time to answer a question, on top of what an image may take.
 _GRACE_SECONDS = 5.0
+# A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
+# from committing. The answer is taken in one poll later, so two polls must fit into the grace.
+_POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
+_WORKERS_PER_POLL = 100
 
 
 @dataclass
@@ -54,6 +58,11 @@ class Member:
     def to_json(self, number: int) -> dict[str, Any]:
         known = {"worker": number, "what": self.what, "shard": self.shard, "since": self.since}
         return known | self.where
+
+
+def poll_seconds(workers: int) -> float:
+    """How often each of so many workers is asked what it does."""
+    return min(_LONGEST_POLL, _POLL_SECONDS * max(1.0, workers / _WORKERS_PER_POLL))
 
 
 def start(settings: Settings, number: int) -> Member:

@@ -17,6 +17,8 @@ from rich.text import Text
 Mode = Literal["auto", "rich", "plain", "none"]
 # Plain output is read in log files: a line per image at first, later one per half minute.
 _PLAIN_SECONDS = 30.0
+# Workers that fit on a screen; a thousand rows would keep the driver busy drawing them.
+_SHOWN_WORKERS = 30
 
 
 @dataclass
@@ -153,8 +155,10 @@ class Progress:
             ProgressBar(total=state.total, completed=state.done, width=40), Text(self.line())
         )
         workers = Table.grid(padding=(0, 2))
-        for number, what in sorted(state.workers.items()):
+        for number, what in sorted(state.workers.items())[:_SHOWN_WORKERS]:
             workers.add_row(Text(f"worker {number}", style="dim"), Text(what))
+        if (more := len(state.workers) - _SHOWN_WORKERS) > 0:
+            workers.add_row(Text(f"{more} more", style="dim"), Text("in _state/status.json"))
         parts: list[Any] = [bar, workers]
         if state.failures:
             counts = ", ".join(f"{name} {count}" for name, count in state.failures.most_common(5))

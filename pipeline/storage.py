@@ -22,7 +22,8 @@ from typing import Any
 from dhr_batch.pipeline import crash
 
 SCHEMES = ("s3", "s3a", "gs", "az")
-_PART = re.compile(r"part-\d{5}\.parquet")
+# Five digits, and more from shard 100,000 on.
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Storage(ABC):
 
     def parts(self, table: str) -> list[str]:
         """Keys of the finished files of a table, in the order of shards."""
-        return sorted(key for key in self.sizes(table) if _is_part(key))
+        return sorted(filter(_is_part, self.sizes(table)), key=lambda key: (len(key), key))
 
     def tables(self) -> list[str]:
         """Names of the tables that have a finished file."""

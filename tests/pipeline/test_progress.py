@@ -48,6 +48,17 @@ def test_live_table_on_a_terminal() -> None:
     assert "no_face 1" in text
 
 
+def test_a_thousand_workers_do_not_fill_the_screen() -> None:
+    state = State(total=3, shards=1, workers={number: "busy" for number in range(1000)})
+    stream = Terminal()
+    with Progress(state, "auto", False, stream):
+        pass
+    text = stream.getvalue()
+    assert "worker 29" in text
+    assert "worker 30" not in text
+    assert "970 more" in text
+
+
 @pytest.mark.parametrize(
     ("mode", "quiet", "expected"), [("plain", True, ""), ("none", False, None)]
 )

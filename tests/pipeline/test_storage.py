@@ -107,6 +107,14 @@ def test_tables_hold_finished_files_only(storage: Storage) -> None:
     assert storage.tables() == ["images"]
 
 
+def test_more_than_a_hundred_thousand_shards_are_found_in_order(storage: Storage) -> None:
+    parts = [f"images/part-{shard:05d}.parquet" for shard in (99_998, 99_999, 100_000, 312_499)]
+    for part in reversed(parts):
+        storage.replace(part, b"x")
+    assert storage.parts("images") == parts
+    assert storage.tables() == ["images"]
+
+
 def test_parquet_is_read_by_key(storage: Storage) -> None:
     with storage.stage("_staging/x") as folder:
         pq.write_table(pa.table({"a": [1, 2, 3]}), folder / "images.parquet")

@@ -1,0 +1,19 @@
+"""How often workers are asked what they do."""
+
+from __future__ import annotations
+
+import pytest
+
+from dhr_batch.pipeline import members
+
+
+def test_few_workers_are_asked_four_times_a_second() -> None:
+    assert members.poll_seconds(1) == members.poll_seconds(100) == 0.25
+
+
+@pytest.mark.parametrize("workers", [1, 100, 1_000, 10_000])
+def test_asking_takes_a_fraction_of_the_driver_and_no_worker_seems_silent(workers: int) -> None:
+    """0.16 ms a question; an answer is taken in at the next poll, asked for at the one after."""
+    pause = members.poll_seconds(workers)
+    assert workers > 1_000 or 0.00016 * workers / pause < 0.2
+    assert 2 * pause < members._GRACE_SECONDS
