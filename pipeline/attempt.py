@@ -89,12 +89,12 @@ class Attempt:
             }
         )
 
-    def receipt(self, **facts: Any) -> dict[str, Any]:
+    def receipt(self, attempt: str, **facts: Any) -> dict[str, Any]:
         """Close the files and describe them: rows, bytes and sha256, how many images ended where,
         and `facts`."""
         quarantined = self._errors.total()
         return {
-            "attempt": self.folder.name,
+            "attempt": attempt,
             "files": {table: _finish(file) for table, file in self._files.items()},
             "ok": self._done - quarantined,
             "quarantined": quarantined,

@@ -116,7 +116,7 @@ class Worker:
                 for records in batches:
                     behind.put(self._computed(shard, first, records))
                     first += len(records)
-            receipt = self._receipt(tables)
+            receipt = self._receipt(tables, attempt)
         return receipt
 
     def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:
@@ -146,16 +146,16 @@ class Worker:
                     tables.add([record.failed("worker", *lost[item.image_id])])
                 else:
                     tables.add(self._computed(shard, position, self._align([item])))
-            receipt = self._receipt(tables)
+            receipt = self._receipt(tables, attempt)
         yield receipt
 
     def _begin(self, shard: Shard, folder: Path) -> Attempt:
         self._seconds.clear()
         return Attempt(shard, folder, self.info, self._events.append)
 
-    def _receipt(self, tables: Attempt) -> dict[str, Any]:
+    def _receipt(self, tables: Attempt, attempt: str) -> dict[str, Any]:
         seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
-        return tables.receipt(stage_seconds=seconds, models=sorted(self._used))
+        return tables.receipt(attempt, stage_seconds=seconds, models=sorted(self._used))
 
     def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
         size = self.settings.config.batch_size
