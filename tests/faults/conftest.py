@@ -45,12 +45,16 @@ CONDITIONAL: dict[str, tuple[int, str, bool]] = {
 
 
 class Faults:
-    """Settings and counts of the proxy. rate: share of calls that fail; stall: s of a timeout."""
+    """Settings and counts of the proxy. rate: share of calls that fail; stall: s of a timeout.
+
+    requests: how many came, by the name S3 has for them.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.rate, self.stall = 0.0, 7.0
         self.injected: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.random, self.lock = random.Random(0), threading.Lock()
 
     def draw(self, conditional: bool) -> str | None:
@@ -72,6 +76,7 @@ class _Proxy(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.faults.requests[self._name()] += 1
         conditional = bool(self.headers.get("If-None-Match") or self.headers.get("If-Match"))
         fault = self.faults.draw(conditional and self.command == "PUT")
         if fault is None:
@@ -88,6 +93,14 @@ class _Proxy(BaseHTTPRequestHandler):
         self._answer(status, {"Content-Type": "application/xml"}, ERROR.format(code=code).encode())
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _name(self) -> str:
+        query = urlsplit(self.path).query
+        if self.command == "GET" and "list-type" in query:
+            return "LIST"
+        if self.command == "POST" and query.startswith("delete"):
+            return "DELETE"
+        return "COPY" if self.headers.get("x-amz-copy-source") else self.command
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         server = http.client.HTTPConnection(self.faults.upstream, timeout=60)

@@ -1,0 +1,202 @@
+"""What a run of any size asks of the engine, computed; `--simulate` compares with real runs.
+
+python -m dhr_batch.benchmarks.scaling --images N --gpus N --seconds-per-image S
+python -m dhr_batch.benchmarks.scaling --simulate
+
+The model is explained in docs/scaling.md. Its constants are measured by
+`python -m dhr_batch.benchmarks.overhead`; its requests are counted in a test.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from dhr_batch.pipeline import config, estimate, members
+from dhr_batch.pipeline.progress import duration, size
+from dhr_batch.pipeline.schemas import RunInfo
+
+# Driver time of a shard in a local folder, and of one question to a worker; seconds.
+COMMIT, QUESTION = 0.011, 0.00016
+# Bytes of a driver that resumes: without images and with torch, per image, per finished shard.
+DRIVER, PER_IMAGE, PER_MANIFEST = 0.73e9, 413, 6200
+# Of an image in plan.json where ids have 16 characters.
+PLAN_BYTES = 28
+# Keys in one answer to a listing; bytes above which a file is uploaded in parts of this size.
+PAGE, PART = 1000, 5 * 2**20
+MANIFEST_READERS = 16
+# Measured on photographs at 256 px; what `estimate` asks a worker for.
+GENERATOR = {"resolution": 256, "rows": 23, "weights": 4_600_000, "feature": 4_200_000}
+
+
+@dataclass(frozen=True)
+class Run:
+    """images over gpus, in shards; seconds: of a GPU per image; latency: s per storage request."""
+
+    images: int
+    gpus: int
+    seconds: float
+    shard_size: int
+    latency: float = 0.05
+    tables: int = len(RunInfo(rows=0, embedder="").tables)
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.images / self.shard_size)
+
+    @property
+    def shard_seconds(self) -> float:
+        return self.shard_size * self.seconds
+
+    @property
+    def wall(self) -> float:
+        """Whole rounds of shards: the last one may leave GPUs without work."""
+        return math.ceil(self.shards / self.gpus) * self.shard_seconds
+
+    @property
+    def commits_per_second(self) -> float:
+        return min(self.gpus, self.shards) / self.shard_seconds
+
+
+def upload_requests(count: int) -> int:
+    """Requests for a file of `count` bytes."""
+    return 1 if count <= PART else math.ceil(count / PART) + 2
+
+
+def shard_requests(tables: int) -> dict[str, int]:
+    """Requests to an object store for a shard whose tables are below 5 MiB each.
+
+    The worker uploads the tables. The driver creates the manifest, copies the tables, and lists
+    and deletes the staging folder. At the end it reads the manifest once more.
+    """
+    return {"PUT": tables + 1, "COPY": tables, "LIST": 1, "DELETE": 1, "GET": 1}
+
+
+def resume_requests(shards: int, tables: int) -> dict[str, int]:
+    """Requests before the first worker starts, for a run of which `shards` are finished.
+
+    The lease (read and write), `plan.json`, the manifests, the listing of everything, and the
+    staging of killed workers.
+    """
+    fixed = 4  # plan.json, manifests' folder below, everything, lease and status file
+    keys = shards * (tables + 1) + fixed
+    lists = max(1, math.ceil(shards / PAGE)) + max(1, math.ceil(keys / PAGE)) + 1
+    return {"GET": shards + 2, "LIST": lists, "PUT": 1, "DELETE": 1}
+
+
+def driver_load(run: Run, object_store: bool) -> float:
+    """Seconds of the driver's one thread per second of the run; above 1 the GPUs wait for it.
+
+    In an object store the requests of a commit follow one another.
+    """
+    answers = (run.tables + 3) * run.latency if object_store else 0.0
+    workers = min(run.gpus, run.shards)
+    asked = workers * QUESTION / members.poll_seconds(workers)
+    return run.commits_per_second * (COMMIT + answers) + asked
+
+
+def resume_seconds(run: Run) -> float:
+    """Requests before the first worker starts: listings one by one, manifests 16 at a time."""
+    requests = resume_requests(run.shards, run.tables)
+    return (requests["LIST"] + requests["GET"] / MANIFEST_READERS) * run.latency
+
+
+def table_bytes(run: Run) -> dict[str, float]:
+    """Expected bytes by table at 256 px, with the default edits and deltas."""
+    layers = [{"dataset": "any", "store_deltas": True}]
+    settings = config.resolve(config.build(layers), 0, run.images)
+    counts = estimate.bytes_per_image(settings, GENERATOR)
+    return {table: count * run.images for table, count in counts.items()}
+
+
+def evaluate(run: Run) -> dict[str, str]:
+    """The model for people: what, and how much."""
+    per_shard = shard_requests(run.tables)
+    tables = table_bytes(run)
+    shard_bytes = [count / run.shards for count in tables.values()]
+    extra = sum(upload_requests(int(count)) - 1 for count in shard_bytes)
+    requests = run.shards * (sum(per_shard.values()) + extra)
+    writes = (requests - run.shards * (per_shard["GET"] + per_shard["LIST"])) / run.wall
+    lost = run.gpus * run.shard_seconds / 2
+    memory = DRIVER + PER_IMAGE * run.images + PER_MANIFEST * run.shards
+    return {
+        "wall time": duration(run.wall),
+        "GPU time": f"{run.images * run.seconds / 3600:,.0f} h",
+        "shards": f"{run.shards:,} of {run.shard_size}, {duration(run.shard_seconds)} each",
+        "lost with a worker": f"at most {duration(run.shard_seconds)} of a GPU",
+        "lost with the driver": f"{lost / 3600:,.1f} GPU h on average",
+        "commits": f"{run.commits_per_second:.2f} per second",
+        "driver busy, local": f"{100 * driver_load(run, object_store=False):.1f} %",
+        "driver busy, object store": f"{100 * driver_load(run, object_store=True):.0f} %",
+        "requests": f"{requests:,}, {writes:.1f} writes per second",
+        "objects": f"{run.shards * (run.tables + 1):,}",
+        "output": ", ".join(f"{table} {size(count)}" for table, count in tables.items()),
+        "plan.json": size(PLAN_BYTES * run.images),
+        "driver memory": f"{size(memory)} where the run is resumed",
+        "start of a resume": f"{duration(resume_seconds(run))} of requests",
+    }
+
+
+def simulate(workers: int, seconds: float, images: int, folder: Path) -> dict[str, float]:
+    """A real run of stages that sleep, against the model: images per second of steady work."""
+    from dhr_batch.benchmarks import no_op, overhead
+
+    items = no_op.write_images(folder / "in", images)
+    watch = overhead.run(items, folder / "out", workers, 4, seconds)
+    measured = overhead.rate(watch, workers, 4)
+    return {"workers": workers, "expected": workers / seconds, "measured": measured}
+
+
+def simulations() -> list[dict[str, float]]:
+    import ray
+
+    rows = []
+    ray.init(num_cpus=16, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    try:
+        for workers in (1, 4, 16):
+            with tempfile.TemporaryDirectory() as name:
+                rows.append(simulate(workers, 1.0, workers * 20, Path(name)))
+    finally:
+        ray.shutdown()
+    return rows
+
+
+@click.command(help=__doc__)
+@click.option("--images", default=1_000_000, show_default=True, type=click.IntRange(1))
+@click.option("--gpus", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--seconds-per-image", "seconds", default=12.0, show_default=True, type=float)
+@click.option("--shard-size", default=32, show_default=True, type=click.IntRange(1))
+@click.option("--latency", default=0.05, show_default=True, help="seconds per storage request")
+@click.option("--simulate", "simulated", is_flag=True, help="run stages that sleep instead")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    images: int,
+    gpus: int,
+    seconds: float,
+    shard_size: int,
+    latency: float,
+    simulated: bool,
+    file: Path | None,
+) -> None:
+    run = Run(images, gpus, seconds, shard_size, latency)
+    rows: object
+    if simulated:
+        rows = simulations()
+        for row in rows:
+            line = "{workers:4.0f} workers: {measured:6.2f} images/s, expected {expected:6.2f}"
+            click.echo(line.format(**row))
+    else:
+        rows = evaluate(run)
+        for name, value in rows.items():
+            click.echo(f"{name:28}{value}")
+    if file is not None:
+        file.write_text(json.dumps({"run": asdict(run), "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
