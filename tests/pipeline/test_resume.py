@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ def made(folder: Path, *sets: str, **settings: Any) -> Plan:
 
 
 @pytest.fixture
-def run(photographs: Path, tmp_path: Path) -> RunFolder:
+def run(photographs: Path, tmp_path: Path) -> Iterator[RunFolder]:
     """A run that was started, and has committed its first shard of two."""
     run = RunFolder(tmp_path / "out")
+    run.lock()
     run.write_plan(made(photographs, "shard_size=2").to_json())
     receipt = {"attempt": "00000.1.x", "files": {}, "ok": 2, "quarantined": 0, "errors": {}}
     run.commit(0, receipt, 2)
-    return run
+    yield run
+    run.unlock()
 
 
 def ids(plan: Plan) -> list[list[str]]:
@@ -150,14 +153,15 @@ def test_fresh_needs_a_yes_that_names_folder_and_images(run: RunFolder) -> None:
     with pytest.raises(Refused, match=r"run in out with 2 committed images.*--yes"):
         resume.start_over(run, "out", confirmed=False)
     assert run.plan() is not None
-    (run.root / "images").mkdir()
-    (run.root / "images" / "part-00000.parquet").write_bytes(b"old")
-    (run.root / "mine.txt").write_text("not of the run")
+    root = Path(run.storage.place)
+    (root / "images").mkdir()
+    (root / "images" / "part-00000.parquet").write_bytes(b"old")
+    (root / "mine.txt").write_text("not of the run")
     resume.start_over(run, "out", confirmed=True)
     assert run.plan() is None
     assert run.committed() == {}
-    assert not (run.root / "images").exists()
-    assert (run.root / "mine.txt").exists()
+    assert not (root / "images").exists()
+    assert (root / "mine.txt").exists()
     resume.start_over(run, "out", confirmed=False)
 
 
@@ -174,7 +178,8 @@ def test_refusals_on_the_command_line_leave_everything(
 ) -> None:
     (photographs / "0.png").write_bytes(b"new")
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0"]
-    place = ["--out", str(run.root), "--set", "shard_size=2"]
+    run.unlock()
+    place = ["--out", run.storage.place, "--set", "shard_size=2"]
     done = CliRunner().invoke(cli.main, ["run", *options, *place, *words])
     assert done.exit_code == 2, done.output
     assert said in done.output
@@ -187,8 +192,10 @@ def test_the_question_can_be_declined(
 ) -> None:
     monkeypatch.setattr(cli, "_has_terminal", lambda: True)
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--fresh"]
-    done = CliRunner().invoke(cli.main, ["run", *options, "--out", str(run.root)], input="n\n")
+    run.unlock()
+    out = run.storage.place
+    done = CliRunner().invoke(cli.main, ["run", *options, "--out", out], input="n\n")
     assert done.exit_code == 2
-    assert f"Delete the run in {run.root} with 2 committed images" in done.output
+    assert f"Delete the run in {out} with 2 committed images" in done.output
     assert "nothing was deleted" in done.output
     assert run.plan() is not None
