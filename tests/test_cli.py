@@ -24,7 +24,7 @@ for words in {commands}:
 print(*sys.modules)
 """
 COMMANDS = [[], ["run"], ["report"], ["models"], ["datasets"], ["doctor"], ["edits"], ["plan"]]
-COMMANDS += [["status"], ["verify"], ["quarantine"], ["quarantine", "list"], ["quarantine", "retry"]]
+COMMANDS += [["status"], ["verify"], ["quarantine", "list"], ["quarantine", "retry"]]
 
 
 def dhr(*words: str) -> Result:
