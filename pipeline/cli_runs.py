@@ -132,12 +132,13 @@ def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
         rows = listing(run, error_class)
     if as_json:
         return print_json(rows)
+    if not rows:
+        return click.echo("no image is in quarantine")
     table = table_of("image", "stage", "class", "message")
     for row in rows:
         waiting = " (to be tried again)" if row.waiting else ""
         table.add_row(row.image_id, row.stage, row.error_class, row.message + waiting)
-    show(table) if rows else click.echo("no image is in quarantine")
-    return None
+    return show(table)
 
 
 @quarantine.command()
@@ -167,4 +168,5 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
         folder = RunFolder(run)
         stored = folder.plan()
         click.echo(f"{len(rows)} images in {shards} shards are to be tried again; now run:")
-        click.echo(goes_on(stored or {}, folder.storage.place))
+        assert stored is not None
+        click.echo(goes_on(stored, folder.storage.place))
