@@ -289,7 +289,7 @@ def test_failures_are_counted_by_class_with_an_example(make_run: Callable[..., P
             "image_id": f"{n}.png",
             "stage": "align",
             "error_class": c,
-            "message": f"message {n} | {c}",
+            "message": f"{n} | {c}",
         }
         for n, c in enumerate(classes)
     ]
