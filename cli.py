@@ -7,15 +7,20 @@ import json
 import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from dhr_batch import __version__
+from dhr_batch.pipeline import cli_options
+from dhr_batch.pipeline.cli_output import fail, refusals
 
 # Other commands live beside what they do and are imported only when one of them is called.
 _ELSEWHERE = {
+    "plan": ("dhr_batch.pipeline.cli_runs", "Print what `run` would do."),
+    "status": ("dhr_batch.pipeline.cli_runs", "Show how far a run is."),
+    "verify": ("dhr_batch.pipeline.cli_runs", "Check the files and rows of a run."),
+    "quarantine": ("dhr_batch.pipeline.cli_runs", "List failed images, try them again."),
     "models": ("dhr_batch.pipeline.cli_models", "List, download and check models."),
     "datasets": ("dhr_batch.pipeline.cli_datasets", "List and check datasets."),
     "doctor": ("dhr_batch.pipeline.cli_models", "Check what this machine offers."),
@@ -60,39 +65,8 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--dataset", metavar="NAME|PLACE", help="Configured dataset, folder, .tar, .parquet, or URL."
-)
-@click.option("--preset", metavar="NAME", help="Named settings; they override the defaults.")
-@click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]")
-@click.option(
-    "--workers-per-gpu", type=click.IntRange(1), help="Workers that share a GPU.  [default: 1]"
-)
-@click.option(
-    "--out",
-    metavar="DIR|URL",
-    help="Run folder, or s3://, gs:// or az:// URL.  [default: runs/<dataset>-<generator>]",
-)
-@click.option(
-    "-c",
-    "--config",
-    "files",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="YAML settings; may be repeated, later files win.",
-)
-@click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. embed.steps=20."
-)
-@click.option("--limit", type=click.IntRange(1), help="Only the first images.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    help="Seed of random draws; the default stages draw nothing.  [default: 0]",
-)
-@click.option("--address", help="Ray cluster to join.  [default: a local session]")
+@cli_options.plan_options
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop; touches nothing.")
-@click.option("--extend", is_flag=True, help="Add images that are new since the run was started.")
 @click.option("--fresh", is_flag=True, help="Delete what the run folder holds and start over.")
 @click.option("--yes", is_flag=True, help="Do not ask before --fresh deletes.")
 @click.option("--force", is_flag=True, help="Start even if the disk looks too small.")
@@ -113,43 +87,35 @@ def run(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
     130 interrupted (state is safe).
     """
-    from dhr_batch.pipeline.config import ConfigError
-    from dhr_batch.pipeline.datasets import DatasetError
     from dhr_batch.pipeline.models import RegistryError
-    from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place, prepare
-    from dhr_batch.pipeline.storage import Refused, StorageError
+    from dhr_batch.pipeline.prepare import place, prepare
+    from dhr_batch.pipeline.storage import Refused
 
     if options["fresh"] and options["extend"]:
         raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
     logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
-    names = ("dataset", "preset", "gpus", "workers_per_gpu", "limit", "seed")
-    flags = {key: options.pop(key) for key in names}
-    settings = {key: value for key, value in flags.items() if value is not None}
-    request = Request(settings=settings, confirmed=yes, **options)
-    try:
+    with refusals():
+        request = cli_options.request(options | {"confirmed": yes})
         plan = prepare(request)
         if options["verbose"]:
             click.echo(plan.config.to_yaml(), err=True)
         if dry_run:
-            _dry_run(plan, describe(plan, place(plan, request).place), as_json)
-            check_gpus(plan, request)
+            from dhr_batch.pipeline.cli_runs import print_plan
+
+            print_plan(plan, request, as_json)
             return
         if request.fresh and not yes:
             request = replace(request, confirmed=_confirm(place(plan, request)))
         from dhr_batch.pipeline.driver import RunFailed
         from dhr_batch.pipeline.runner import run as run_plan
-    except (ConfigError, DatasetError, Refused) as error:
-        _fail(str(error), 2)
-    except (RegistryError, StorageError) as error:
-        _fail(str(error), 1)
     try:
         outcome = run_plan(plan, request)
     except Refused as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except (RunFailed, RegistryError, OSError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", 130)
+        fail("interrupted; the same command goes on from here", 130)
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:
@@ -171,16 +137,7 @@ def _confirm(out: Any) -> bool:
     asked = question(RunFolder(out), out.place)
     if asked is None or click.confirm(asked, err=True):
         return True
-    _fail("nothing was deleted", 2)
-
-
-def _dry_run(plan: Any, text: str, as_json: bool) -> None:
-    click.echo(json.dumps(plan.to_json(), indent=2, ensure_ascii=False) if as_json else text)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
+    fail("nothing was deleted", 2)
 
 
 @main.command()

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -49,3 +49,24 @@ def errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
     except (RegistryError, DatasetError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Exit code 2 for what is asked wrongly, 1 for what cannot be used now."""
+    from dhr_batch.pipeline.config import ConfigError
+    from dhr_batch.pipeline.datasets import DatasetError
+    from dhr_batch.pipeline.models import RegistryError
+    from dhr_batch.pipeline.storage import Refused, StorageError
+
+    try:
+        yield
+    except (ConfigError, DatasetError, Refused) as error:
+        fail(str(error), 2)
+    except (RegistryError, StorageError) as error:
+        fail(str(error), 1)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)

@@ -34,6 +34,15 @@ it says; one that does not is void, and whoever holds the lease deletes it and m
 again. A late manifest whose files are all there is as good as any: the shard is finished by it,
 and the other attempt is discarded.
 
+Finished shards can be given back to be made again (`reopen`, for `quarantine retry`). Under the
+lease, after rolling forward what a kill left, `plan.json` is replaced by one that allows another
+content of the chosen images; then the manifest of each shard is deleted, which is the reverse of
+step 3. A kill before a deletion leaves a finished shard with its old rows, a kill after it a shard
+to do; the same call goes on with the others. The published files stay as they are, so readers see
+the old rows until step 4 of the new attempt replaces them, table by table. One gap is left to
+`dhr-batch verify`, which compares checksums: a late manifest in an object store, as above, counts
+with the old files of such a shard where these happen to have the sizes it says.
+
 A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
 multipart uploads removes them.
@@ -45,6 +54,7 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,7 +64,7 @@ from dhr_batch.pipeline.lease import lease
 from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.storage import Refused, Storage, StorageError, connect
 
-__all__ = ["Refused", "RunFolder", "sha256", "staging"]
+__all__ = ["STAGING", "Refused", "RunFolder", "manifest_key", "part", "sha256", "staging"]
 
 STAGING = "_staging"
 _SHARDS = "_state/shards"
@@ -73,6 +83,16 @@ def sha256(path: Path) -> str:
 def staging(attempt: str) -> str:
     """Where the files of an attempt wait to be committed."""
     return f"{STAGING}/{attempt}"
+
+
+def manifest_key(shard: int) -> str:
+    """Where the manifest of a committed shard lies."""
+    return f"{_SHARDS}/{shard:05d}.json"
+
+
+def part(table: str, shard: int) -> str:
+    """Where the rows of a shard are published."""
+    return f"{table}/part-{shard:05d}.parquet"
 
 
 class RunFolder:
@@ -162,9 +182,9 @@ class RunFolder:
         content = json.dumps(receipt, ensure_ascii=False, indent=1).encode()
         self.check()
         crash.at("before-manifest")
-        while not self.storage.create(_manifest(shard), content):
-            text = self.storage.read(_manifest(shard))
-            other = self._parse(_manifest(shard), text) if text else None
+        while not self.storage.create(manifest_key(shard), content):
+            text = self.storage.read(manifest_key(shard))
+            other = self._parse(manifest_key(shard), text) if text else None
             if other is not None and self.publish(shard, other):
                 self.discard(other["attempt"])
                 break
@@ -186,7 +206,7 @@ class RunFolder:
         """
         for table, facts in manifest["files"].items():
             self.check()
-            final = f"{table}/part-{shard:05d}.parquet"
+            final = part(table, shard)
             staged = f"{staging(manifest['attempt'])}/{table}.parquet"
             moved = self.storage.publish(staged, final)
             if not moved and self.storage.sizes(table).get(final) != facts["bytes"]:
@@ -198,6 +218,28 @@ class RunFolder:
         """Delete the staging folder of an attempt."""
         self.storage.delete(staging(attempt))
 
+    def reopen(self, images: Mapping[int, Collection[str]]) -> None:
+        """Give finished shards back to be made again by the next start. The caller holds the lease
+        and has recovered the run.
+
+        images: by shard, those whose files may have changed. Their old rows stay readable.
+        """
+        plan = self.plan()
+        assert plan is not None
+        for shard, ids in images.items():
+            marks = zip(plan["shards"][shard], plan["contents"][shard], strict=True)
+            plan["contents"][shard] = [None if i in ids else mark for i, mark in marks]
+        self.replace_plan(plan)
+        crash.at("after-open-marks")
+        for shard in sorted(images):
+            self.check()
+            self.storage.delete(manifest_key(shard))
+            crash.at("mid-reopen")
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that works on the run now: host and pid, as far as known; None: nobody."""
+        return self._lease.holder()
+
     def recover(self) -> dict[int, dict[str, Any]]:
         """Finish what a killed run left: publish committed shards, delete all other staging.
 
@@ -207,7 +249,7 @@ class RunFolder:
         sizes = self.storage.sizes()
         for shard, manifest in list(manifests.items()):
             done = all(
-                sizes.get(f"{table}/part-{shard:05d}.parquet") == facts["bytes"]
+                sizes.get(part(table, shard)) == facts["bytes"]
                 and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
                 for table, facts in manifest["files"].items()
             )
@@ -232,7 +274,7 @@ class RunFolder:
             self.storage.place,
             shard,
         )
-        self.storage.delete(_manifest(shard))
+        self.storage.delete(manifest_key(shard))
 
     def clear_staging(self) -> None:
         """Delete all staging; only while no worker of this driver is running.
@@ -241,10 +283,6 @@ class RunFolder:
         """
         self.check()
         self.storage.delete(STAGING)
-
-
-def _manifest(shard: int) -> str:
-    return f"{_SHARDS}/{shard:05d}.json"
 
 
 def _number(key: str) -> int:

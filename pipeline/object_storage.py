@@ -124,6 +124,19 @@ class ObjectStorage(Storage):
         self.replace(key, b"")
         return self._call(f"read {key}", lambda: obstore.head(self._store, key))["last_modified"]
 
+    @contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="dhr-batch-") as name, full_disk(name):
+            path = Path(name, "content")
+
+            def verb() -> None:
+                with path.open("wb") as file:
+                    for chunk in obstore.get(self._store, key).stream():
+                        file.write(chunk)
+
+            self._call(f"read {key}", verb)
+            yield path
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = self._call(
             f"list {prefix}", lambda: obstore.list(self._store, prefix or None).collect()

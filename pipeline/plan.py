@@ -47,7 +47,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`. No paths: a dataset may move.
 
-        shards: image ids by shard. contents: beside each id what a changed file would change.
+        shards: image ids by shard. contents: beside each id what a changed file would change; null
+        in a stored plan where `quarantine retry` allows another content.
         """
         return {
             "schema": SCHEMA,

@@ -9,7 +9,6 @@ import base64
 import html
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -70,6 +69,20 @@ def markdown(data: RunData) -> str:
     if excluded:
         lines += ["## All images, those not counted included", ""]
         lines += [_md_table(report_tables.summary(data, everything=True)), ""]
+    if data.quarantine:
+        lines += [
+            "## Failures",
+            "",
+            "| class | images | first one | message |",
+            "|---|---|---|---|",
+        ]
+        for found in report_tables.failures(data):
+            words = (found.name, found.count, found.example["image_id"], found.example["message"])
+            lines.append(f"| {' | '.join(_md(str(word)) for word in words)} |")
+        lines.append("")
+    if speed := report_tables.throughput(data.throughput):
+        took, top = speed.histogram.ticks[1], speed.histogram.top
+        lines += [f"Throughput: {speed.means['rate']} over {took}, at most {top}.", ""]
     return "\n".join(lines)
 
 
@@ -95,7 +108,7 @@ def render(data: RunData) -> str:
         edit_summary=[r for r in table if r["stage"].startswith("edit:")],
         images=[_shown(data, row, metrics, row.image_id in excluded) for row in data.rows],
         failures=data.quarantine[:MAX_FAILURES],
-        failure_classes=Counter(f["error_class"] for f in data.quarantine).most_common(),
+        failure_classes=report_tables.failures(data),
         settings=_settings(data.plan),
         licences=_licences(data),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.dataset as ds
 from PIL import Image, UnidentifiedImageError
 
+from dhr_batch.pipeline import status_file
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.storage import Storage
 
@@ -56,6 +57,7 @@ class RunData:
     rows: the images shown, at most as many as asked for. metrics, quarantine: all rows of those
     tables. in_domain_face: image id -> share of the face that is in-domain, of every image whose
     mask and labels are stored and show a face. models: names of the models that were used.
+    throughput: [Unix time, images finished in all], in the order of time.
     """
 
     name: str
@@ -66,6 +68,7 @@ class RunData:
     quarantine: list[dict[str, Any]]
     in_domain_face: dict[str, float]
     models: list[str] = field(default_factory=list)
+    throughput: list[list[float]] = field(default_factory=list)
 
     @property
     def random_weights(self) -> bool:
@@ -110,6 +113,7 @@ def load(run: Storage, max_images: int) -> RunData:
         quarantine=quarantine,
         in_domain_face=_face_shares(run),
         models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
+        throughput=status_file.read(run).get("throughput", []),
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# Seconds without a finished image that count as a pause.
+_PAUSE = 600.0
 STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
@@ -153,11 +157,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts on shared bins. ticks: low and high end of the bins; top: the highest count."""
+    """Counts on shared bins. ticks: low and high end of the bins; top: the highest bar."""
 
     bars: list[Bar]
     ticks: tuple[str, str]
-    top: int
+    top: str
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ def histogram(series: Mapping[str, Sequence[float]]) -> Histogram | None:
         for i, c in enumerate(count)
         if c
     ]
-    return Histogram(bars, (number(edges[0]), number(edges[-1])), top)
+    return Histogram(bars, (number(edges[0]), number(edges[-1])), str(top))
 
 
 def cards(data: RunData) -> list[Card]:
@@ -217,7 +221,55 @@ def cards(data: RunData) -> list[Card]:
         found.append(_card(title(metric), f"{better(metric)} is better · {models}", series))
     shares = {"share": list(data.in_domain_face.values())}
     found.append(_card("In-domain share of the face", "1 is all of it", shares))
+    found.append(throughput(data.throughput))
     return [card for card in found if card is not None]
+
+
+def throughput(points: Sequence[Sequence[float]]) -> Card | None:
+    """Images per second over the time of work. points: [Unix time, images finished in all].
+
+    Pauses of more than ten minutes in which nothing was finished are left out.
+    """
+    times, counts = np.array([[0.0, 0.0], *points]).T[:, 1:]
+    steps, done = np.diff(times), np.maximum(np.diff(counts), 0)
+    steps = np.where((done == 0) & (steps > _PAUSE), 0, np.maximum(steps, 0))
+    clock, total = np.append(0, steps.cumsum()), np.append(0, done.cumsum())
+    if clock[-1] <= 0 or total[-1] <= 0:
+        return None
+    edges = np.linspace(0, clock[-1], min(24, len(points)))
+    rates = np.diff(np.interp(edges, clock, total)) / np.diff(edges)
+    slot, top = 100 / len(rates), rates.max()
+    bars = [
+        Bar(
+            series="rate",
+            x=round(i * slot + 0.4, 3),
+            y=round(60 - 58 * rate / top, 3),
+            width=round(slot - 0.8, 3),
+            height=round(58 * rate / top, 3),
+            label=f"{number(rate)} images/s after {duration(edges[i])}",
+        )
+        for i, rate in enumerate(rates)
+    ]
+    plot = Histogram(bars, ("0 s", duration(clock[-1])), f"{number(top)} images/s")
+    means = {"rate": f"{number(total[-1] / clock[-1])} images/s"}
+    return Card("Throughput", "images finished over the time of work, without pauses", means, plot)
+
+
+@dataclass(frozen=True)
+class FailureClass:
+    """Images that failed alike. share: of the most frequent class; example: the first one's row."""
+
+    name: str
+    count: int
+    share: float
+    example: dict[str, str]
+
+
+def failures(data: RunData) -> list[FailureClass]:
+    """The classes of failure, the most frequent first."""
+    counts = Counter(row["error_class"] for row in data.quarantine).most_common()
+    first = {row["error_class"]: row for row in reversed(data.quarantine)}
+    return [FailureClass(name, n, n / counts[0][1], first[name]) for name, n in counts]
 
 
 def _card(name: str, hint: str, series: dict[str, list[float]]) -> Card | None:

@@ -42,9 +42,37 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
 
 
 def extended(stored: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """The stored plan with the shards that a continued plan has behind it; all else as it was."""
+    """The stored plan with the shards that a continued plan has behind it, and with the marks of
+    images that are tried again; all else as it was."""
     now = plan.to_json()
-    return stored | {key: now[key] for key in ("shards", "contents")}
+    before = stored["contents"]
+    contents = [
+        [mark if old is None else old for old, mark in zip(olds, marks, strict=True)]
+        for olds, marks in zip(before, now["contents"], strict=False)
+    ]
+    return stored | {"shards": now["shards"], "contents": contents + now["contents"][len(before) :]}
+
+
+def has_open_marks(stored: dict[str, Any]) -> bool:
+    """Whether the content of an image is not settled, since `quarantine retry` gave it back."""
+    return any(mark is None for marks in stored["contents"] for mark in marks)
+
+
+def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] | None:
+    """What a folder holds already and how that differs from `plan`; None where there is no run."""
+    stored = run.plan()
+    if stored is None:
+        return None
+    manifests = run.committed().values()
+    return {
+        "changes": [*changes(stored, plan, extend)],
+        "shards": {"total": len(stored["shards"]), "done": len(manifests)},
+        "images": {
+            "total": sum(map(len, stored["shards"])),
+            "done": sum(manifest["ok"] for manifest in manifests),
+            "quarantined": sum(manifest["quarantined"] for manifest in manifests),
+        },
+    }
 
 
 def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterator[str]:
@@ -57,8 +85,8 @@ def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterato
         # It came from the number of images; the stored shards stay as they are.
         now["config"]["shard_size"] = stored["config"]["shard_size"]
     known = before["models"].keys() & now["models"].keys()
-    old = _flat({"schema": stored["schema"]} | _with_models(before, known))
-    new = _flat({"schema": SCHEMA} | _with_models(now, known))
+    old = flat({"schema": stored["schema"]} | _with_models(before, known))
+    new = flat({"schema": SCHEMA} | _with_models(now, known))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
@@ -80,7 +108,7 @@ def _changed_images(stored: dict[str, Any], plan: Plan, extend: bool) -> Iterato
             item = items.get(image_id)
             if item is None:
                 gone.append(image_id)
-            elif item.mark != mark and (difference := _difference(mark, item.mark)):
+            elif mark not in (None, item.mark) and (difference := _difference(mark, item.mark)):
                 changed.append(f"{image_id} ({difference})")
     if gone:
         limit = f", or beyond --limit {plan.config.limit}" if plan.config.limit else ""
@@ -111,12 +139,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return {key.removeprefix("config."): value for key, value in flat.items()}
+        found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return {key.removeprefix("config."): value for key, value in found.items()}
 
 
 def question(run: RunFolder, where: object) -> str | None:

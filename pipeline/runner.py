@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -13,13 +12,14 @@ from typing import Any
 
 import ray
 
-from dhr_batch.pipeline import card, devices, estimate, report, resume
+from dhr_batch.pipeline import card, devices, estimate, report, resume, status_file
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
 from dhr_batch.pipeline.plan import Plan, Shard
 from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
-from dhr_batch.pipeline.status import STATUS, Status
+from dhr_batch.pipeline.status import Status
+from dhr_batch.pipeline.status_file import STATUS
 from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
 from dhr_batch.pipeline.worker import Settings
 
@@ -96,7 +96,7 @@ def _process(
         stored = run_folder.plan()
         if stored is None:
             run_folder.write_plan(plan.to_json())
-        elif len(stored["shards"]) < len(plan.shards):
+        elif len(stored["shards"]) < len(plan.shards) or resume.has_open_marks(stored):
             run_folder.replace_plan(resume.extended(stored, plan))
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
@@ -128,8 +128,7 @@ def _process(
 
 def _status(state: State, out: Storage) -> Status:
     """The status file of a run, which goes on with the throughput of earlier starts."""
-    stored = out.read(STATUS)
-    points = json.loads(stored)["throughput"] if stored else []
+    points = status_file.read(out).get("throughput", [])
     every = 2.0 if isinstance(out, LocalStorage) else 10.0
     return Status(state, lambda content: out.replace(STATUS, content), every, points)
 

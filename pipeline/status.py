@@ -13,7 +13,6 @@ from ray.util import metrics
 
 from dhr_batch.pipeline.progress import State
 
-STATUS = "_state/status.json"
 _WINDOW = 300.0
 _MOST_POINTS = 500
 

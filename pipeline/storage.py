@@ -80,6 +80,13 @@ class Storage(ABC):
         """The content of a key, or None where there is none."""
 
     @abstractmethod
+    def local(self, key: str) -> AbstractContextManager[Path]:
+        """A file with the content of a key, for reading while the block lasts.
+
+        Raises StorageError where there is none.
+        """
+
+    @abstractmethod
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Key -> bytes of everything below a prefix (whole path parts)."""
 
@@ -184,6 +191,13 @@ class LocalStorage(Storage):
             return (self.root / key).read_bytes()
         except FileNotFoundError:
             return None
+
+    @contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        path = self.root / key
+        if not path.is_file():
+            raise StorageError(f"{path} does not exist")
+        yield path
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {}

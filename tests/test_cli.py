@@ -23,7 +23,8 @@ for words in {commands}:
     assert "Usage:" in result.output, words
 print(*sys.modules)
 """
-COMMANDS = [[], ["run"], ["report"], ["models"], ["datasets"], ["doctor"], ["edits"]]
+COMMANDS = [[], ["run"], ["report"], ["models"], ["datasets"], ["doctor"], ["edits"], ["plan"]]
+COMMANDS += [["status"], ["verify"], ["quarantine", "list"], ["quarantine", "retry"]]
 
 
 def dhr(*words: str) -> Result:

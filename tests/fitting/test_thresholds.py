@@ -11,33 +11,25 @@ def sample(errors: np.ndarray, group: int) -> Sample:
     return Sample(errors, np.full(len(errors), group), np.full(len(errors), 10))
 
 
-def test_threshold_separates_clean_from_occluded() -> None:
-    clean = [sample(np.linspace(0.1, 0.5, 100), g) for g in range(3)]
-    occluded = [sample(np.linspace(0.45, 0.6, 50), g) for g in range(3)]
-    rows = choose(clean, occluded, (0.8, 0.95))
+def test_a_threshold_keeps_the_share_of_clean_pixels_it_was_asked_for() -> None:
+    clean = [sample(np.linspace(0.1, 0.5, 100) * (g + 1), g) for g in range(3)]
+    occluded = [sample(np.linspace(0.4, 0.6, 50) * (g + 1), g) for g in range(3)]
+    rows = choose(clean, occluded, 0.9)
     assert [r.group for r in rows] == list(GROUPS)
-    for row in rows:
-        assert row.threshold == pytest.approx(0.45, abs=0.01)
-        assert 0.8 <= row.clean_in <= 0.95
-        assert row.occluded_out > 0.97
-
-
-def test_limits_hold_where_nothing_separates() -> None:
-    errors = np.linspace(0, 1, 1000)
-    clean = [sample(errors, g) for g in range(3)]
-    for row in choose(clean, [sample(errors * 0, g) for g in range(3)], (0.8, 0.9)):
-        assert 0.8 <= row.clean_in <= 0.9
-        assert row.occluded_out == 0
+    for g, row in enumerate(rows):
+        assert row.threshold == pytest.approx(0.46 * (g + 1), abs=0.005 * (g + 1))
+        assert row.clean_in == 0.9
+        assert row.occluded_out == pytest.approx(0.7, abs=0.03)
 
 
 def test_vanished_superpixels_do_not_count() -> None:
     clean = [sample(np.array([0.1] * 9 + [np.nan]), g) for g in range(3)]
-    assert [r.clean_pixels for r in choose(clean, [], (0.8, 0.95))] == [90] * 3
+    assert [r.clean_pixels for r in choose(clean, [], 0.9)] == [90] * 3
 
 
 def test_group_without_pixels_is_named() -> None:
     with pytest.raises(ValueError, match="parts"):
-        choose([sample(np.ones(3), 0)], [], (0.8, 0.95))
+        choose([sample(np.ones(3), 0)], [], 0.9)
 
 
 def test_class_groups() -> None:

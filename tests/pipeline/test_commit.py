@@ -148,6 +148,27 @@ def test_a_late_manifest_with_its_files_finishes_the_shard(run: RunFolder) -> No
     assert run.committed()[4]["attempt"] == late["attempt"]
 
 
+def test_a_shard_that_was_given_back_keeps_its_rows_until_it_is_made_again(run: RunFolder) -> None:
+    plan = {"schema": 2, "shards": [["a"], ["b", "c"]], "contents": [[1], [2, 3]]}
+    run.write_plan(plan)
+    run.commit(1, attempt(run, 1), planned=3)
+    run.reopen({1: {"c"}})
+    assert run.plan() == plan | {"contents": [[1], [2, None]]}
+    assert (run.committed(), run.recover()) == ({}, {})
+    names = ("images/part-00001.parquet", "latents/part-00001.parquet")
+    assert files(run.storage) == dict.fromkeys(names, b"rows")
+    run.commit(1, attempt(run, 1, b"new rows"), planned=3)
+    assert files(run.storage) == dict.fromkeys(names, b"new rows")
+
+
+def test_only_the_holder_gives_shards_back(place: str) -> None:
+    run = RunFolder(place)
+    run.write_plan({"schema": 2, "shards": [["a"]], "contents": [[1]]})
+    with pytest.raises(LeaseLost):
+        run.reopen({0: {"a"}})
+    assert run.plan() == {"schema": 2, "shards": [["a"]], "contents": [[1]]}
+
+
 @pytest.mark.parametrize(
     ("content", "problem"), [(b"", "is empty"), (b"{", "is damaged"), (b"[]", "is damaged")]
 )

@@ -279,3 +279,53 @@ def test_missing_extra_says_what_to_install(
 )
 def test_numbers_are_short(value: float | None, shown: str) -> None:
     assert report_tables.number(value) == shown
+
+
+def test_failures_are_counted_by_class_with_an_example(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    classes = ["no_face", "crash", "no_face", "no_face"]
+    rows = [
+        {
+            "image_id": f"{n}.png",
+            "stage": "align",
+            "error_class": c,
+            "message": f"{n} | {c}",
+        }
+        for n, c in enumerate(classes)
+    ]
+    for part in (run / "quarantine").iterdir():
+        part.unlink()
+    (run / "quarantine").rmdir()
+    _table(run, "quarantine", rows)
+    page = write(run)
+    text, markdown = page.read_text("utf-8"), (page.parent / "metrics.md").read_text("utf-8")
+    assert "| no_face | 3 | 0.png | 0 \\| no_face |" in markdown
+    assert "| crash | 1 | 1.png | 1 \\| crash |" in markdown
+    assert text.index('<td>no_face</td><td class="n">3</td>') < text.index("<td>crash</td>")
+    assert 'width="120.0"' in text
+    assert 'width="40.0"' in text
+
+
+def test_throughput_leaves_pauses_out(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    # Ten minutes at 0.1 images/s, a night, ten minutes at 0.3 images/s.
+    first = [[1000.0 + 10 * n, n] for n in range(61)]
+    points = first + [[50_000.0 + 10 * n, 60 + 3 * n] for n in range(61)]
+    card = report_tables.throughput(points)
+    assert card is not None
+    assert card.means == {"rate": "0.200 images/s"}
+    assert card.histogram.ticks == ("0 s", "20 min 00 s")
+    assert card.histogram.top == "0.300 images/s"
+    heights = [bar.height for bar in card.histogram.bars]
+    assert heights[0] == pytest.approx(58 / 3, abs=0.1)
+    assert heights[-1] == pytest.approx(58, abs=0.1)
+    assert "Throughput" not in write(run).read_text("utf-8")
+    (run / "_state" / "status.json").write_text(json.dumps({"throughput": points}))
+    page = write(run)
+    assert "Throughput" in page.read_text("utf-8")
+    assert "0.200 images/s over 20 min" in (page.parent / "metrics.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("points", [[], [[1.0, 5]], [[1.0, 5], [1.0, 9]], [[1.0, 5], [9.0, 5]]])
+def test_no_throughput_without_progress(points: list[list[float]]) -> None:
+    assert report_tables.throughput(points) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ def made(folder: Path, *sets: str, **settings: Any) -> Plan:
 
 
 @pytest.fixture
-def run(photographs: Path, tmp_path: Path) -> RunFolder:
-    """A run that was started, and has committed its first shard of two."""
+def run(photographs: Path, tmp_path: Path) -> Iterator[RunFolder]:
+    """A run that was started, and has committed its first shard of two; it is held."""
     run = RunFolder(tmp_path / "out")
+    run.lock()
     run.write_plan(made(photographs, "shard_size=2").to_json())
     receipt = {"attempt": "00000.1.x", "files": {}, "ok": 2, "quarantined": 0, "errors": {}}
     run.commit(0, receipt, 2)
-    return run
+    yield run
+    run.unlock()
 
 
 def ids(plan: Plan) -> list[list[str]]:
@@ -150,14 +153,15 @@ def test_fresh_needs_a_yes_that_names_folder_and_images(run: RunFolder) -> None:
     with pytest.raises(Refused, match=r"run in out with 2 committed images.*--yes"):
         resume.start_over(run, "out", confirmed=False)
     assert run.plan() is not None
-    (run.root / "images").mkdir()
-    (run.root / "images" / "part-00000.parquet").write_bytes(b"old")
-    (run.root / "mine.txt").write_text("not of the run")
+    out = Path(run.storage.place)
+    (out / "images").mkdir()
+    (out / "images" / "part-00000.parquet").write_bytes(b"old")
+    (out / "mine.txt").write_text("not of the run")
     resume.start_over(run, "out", confirmed=True)
     assert run.plan() is None
     assert run.committed() == {}
-    assert not (run.root / "images").exists()
-    assert (run.root / "mine.txt").exists()
+    assert not (out / "images").exists()
+    assert (out / "mine.txt").exists()
     resume.start_over(run, "out", confirmed=False)
 
 
@@ -173,8 +177,9 @@ def test_refusals_on_the_command_line_leave_everything(
     photographs: Path, run: RunFolder, words: list[str], said: str
 ) -> None:
     (photographs / "0.png").write_bytes(b"new")
+    run.unlock()
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0"]
-    place = ["--out", str(run.root), "--set", "shard_size=2"]
+    place = ["--out", run.storage.place, "--set", "shard_size=2"]
     done = CliRunner().invoke(cli.main, ["run", *options, *place, *words])
     assert done.exit_code == 2, done.output
     assert said in done.output
@@ -186,9 +191,26 @@ def test_the_question_can_be_declined(
     photographs: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "_has_terminal", lambda: True)
+    run.unlock()
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--fresh"]
-    done = CliRunner().invoke(cli.main, ["run", *options, "--out", str(run.root)], input="n\n")
+    done = CliRunner().invoke(cli.main, ["run", *options, "--out", run.storage.place], input="n\n")
     assert done.exit_code == 2
-    assert f"Delete the run in {run.root} with 2 committed images" in done.output
+    assert f"Delete the run in {run.storage.place} with 2 committed images" in done.output
     assert "nothing was deleted" in done.output
     assert run.plan() is not None
+
+
+def test_an_image_that_was_given_back_may_have_changed_and_is_then_known_again(
+    photographs: Path, run: RunFolder
+) -> None:
+    run.reopen({0: {"a.jpg"}})
+    (photographs / "a.jpg").write_bytes(b"repaired")
+    plan = resume.continued(run, "out", made(photographs, "shard_size=2"))
+    stored = run.plan()
+    assert stored is not None
+    assert resume.has_open_marks(stored)
+    after = resume.extended(stored, plan)
+    assert after["contents"] == [[8, 7], [6]]
+    assert not resume.has_open_marks(after)
+    (photographs / "b" / "2.png").write_bytes(b"changed as well")
+    assert "1 with other content: b/2.png" in refused(run, made(photographs, "shard_size=2"))

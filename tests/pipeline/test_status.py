@@ -1,16 +1,22 @@
-"""The file that says what a run is doing."""
+"""The file that says what a run is doing, and the command that reads it."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from dhr_batch.cli import main
 from dhr_batch.pipeline.progress import State
 from dhr_batch.pipeline.status import Status
+from dhr_batch.pipeline.storage import connect
 
 
 class Clock:
@@ -78,3 +84,128 @@ def test_throughput_goes_on_and_stays_small(clock: Clock) -> None:
     assert points == sorted(points)
     assert points[-1][1] == pytest.approx(50 + state.done, rel=0.01)
     assert max(len(json.dumps(content)) for content in written[-10:]) < 20_000
+
+
+def status(*words: object) -> Result:
+    return CliRunner().invoke(main, ["status", *map(str, words)])
+
+
+def seen(place: object) -> dict[str, Any]:
+    result = status(place, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+DONE = {"total": 6, "done": 4, "quarantined": 2, "in_work": 0}
+
+
+def test_a_finished_run(small_run: Any) -> None:
+    found = seen(small_run.out)
+    assert (found["state"], found["driver"], found["images"]) == ("finished", None, DONE)
+    assert found["shards"] == {"total": 3, "done": 3, "running": [], "tried_again": 0}
+    assert found["errors"] == {"not_an_image": 1, "not_square": 1}
+    text = status(small_run.out).output
+    assert "4 of 6 done, 2 quarantined, 0 to do" in text
+    assert "not running since 2" in text
+    assert "the same command" not in text
+
+
+def test_counts_do_not_need_the_file(small_run: Any, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path / "run")
+    (run / "_state" / "status.json").unlink()
+    (run / "_state" / "shards" / "00001.json").unlink()
+    found = seen(run)
+    assert found["state"] == "interrupted"
+    assert found["images"] == {"total": 6, "done": 3, "quarantined": 1, "in_work": 0}
+    assert "the same command goes on" in status(run).output
+
+
+HOLD = """
+import json, os, sys
+from dhr_batch.pipeline.commit import RunFolder
+run = RunFolder(sys.argv[1])
+run.lock()
+if len(sys.argv) > 2:
+    content = json.loads(run.storage.read("_state/status.json"))
+    content["driver"] = {"host": os.uname().nodename, "pid": os.getpid()}
+    content["images"] |= {"before": 2, "done": 3}
+    content["workers"] = [{"worker": 0, "what": "shard 1: embed 1-2 of 2", "shard": 1,
+                           "host": "node-1", "pid": 7, "device": "CPU"}]
+    run.storage.replace("_state/status.json", json.dumps(content).encode())
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_running_one_and_its_driver_that_dies(
+    small_run: Any, tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    if where == "local":
+        place = str(small_run.copy(tmp_path / "run"))
+    else:
+        place = small_run.upload(f"{request.getfixturevalue('bucket')}/run")
+    connect(place).delete("_state/shards/00001.json")
+    pipe = subprocess.PIPE
+    for writes in ([], ["status"]):
+        command = [sys.executable, "-c", HOLD, place, *writes]
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as driver:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "locked\n"
+            found, text = seen(place), status(place).output
+            driver.kill()
+            driver.wait()
+        assert found["driver"]["pid"] == driver.pid
+        assert f"process {driver.pid} on {os.uname().nodename}" in text
+        if not writes:
+            # What an earlier driver has left says nothing about this one.
+            assert (found["state"], found["workers"]) == ("starting", [])
+            assert found["images_per_second"] == {}
+    assert found["state"] == "running"
+    assert found["images"] == {"total": 6, "done": 3, "quarantined": 1, "in_work": 1}
+    assert found["shards"]["running"] == [1]
+    assert "shard 1: embed 1-2 of 2 (host node-1, pid 7, device CPU)" in text
+    assert "in the last 5 minutes" in text
+    assert seen(place)["state"] == "interrupted"
+    assert "not running since" in status(place).output
+
+
+def test_looking_never_keeps_a_driver_out(small_run: Any, tmp_path: Path) -> None:
+    from dhr_batch.pipeline.commit import RunFolder
+
+    run = RunFolder(small_run.copy(tmp_path / "run"))
+    assert run.holder() is None
+    run.lock()
+    held = RunFolder(run.storage).holder()
+    assert held is not None
+    assert held["pid"] == os.getpid()
+    run.unlock()
+    assert run.holder() is None
+
+
+def test_a_run_that_was_not_started(tmp_path: Path) -> None:
+    assert seen(tmp_path)["state"] == "not started"
+    assert "no plan.json yet" in status(tmp_path).output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_places_and_damaged_files_are_named(small_run: Any, tmp_path: Path) -> None:
+    assert status(tmp_path / "nowhere").exit_code == 2
+    assert status("ftp://host/run").exit_code == 2
+    run = small_run.copy(tmp_path / "run")
+    (run / "_state" / "status.json").write_text("{")
+    result = status(run)
+    assert result.exit_code == 1
+    assert "status.json is damaged" in result.stderr
+
+
+def test_looking_needs_neither_ray_nor_torch(small_run: Any) -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from dhr_batch.cli import main\n"
+        "for command in ('status', 'verify'):\n"
+        f"    assert not CliRunner().invoke(main, [command, {str(small_run.out)!r}]).exit_code\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "ray"} & set(done.stdout.split())
