@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/portraits
 
-.PHONY: demo test test-faults lint clean
+.PHONY: demo test test-faults test-slow lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ test: $(VENV)/.test
 # Kills drivers and workers at every point of the commit protocol, lets object stores and disks fail.
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow" -s --durations=0 tests/faults
+
+# Everything that `make test` leaves out.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow -s --durations=0
 
 # mypy does not follow editable installs, so it gets a folder with the package's name.
 lint: $(VENV)/.test

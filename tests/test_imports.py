@@ -85,6 +85,6 @@ def test_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, *modules = done.stdout.split()
-    assert not set(HEAVY) & set(modules)
-    assert "pyarrow" not in modules
-    assert float(seconds) < 0.2
+    # Not the time, which depends on the machine, but what it would be spent on.
+    print(f"\nimport dhr_batch: {1000 * float(seconds):.1f} ms, {len(modules)} modules")
+    assert not {*HEAVY, "pyarrow", "pandas", "numpy", "PIL", "pydantic"} & set(modules)

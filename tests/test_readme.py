@@ -98,7 +98,7 @@ def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:
 
 
 def test_named_files_and_links_exist(root: Path) -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/scaling.md"):
         text = (root / document).read_text("utf-8")
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
         assert "FIGURE" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,7 @@ def test_many_pixels_are_refused_before_they_are_decoded(tmp_path):
         return word, float(megabytes)
 
     word, megabytes = run("64")
+    print(f"\n{len(bomb)} bytes of 80 megapixels: {word}, {megabytes:.1f} MB more memory")
     assert word == "too_large"
     assert megabytes < 50
     word, megabytes = run("100")
@@ -231,3 +233,59 @@ def test_damaged_files_raise_nothing_else(seed, flips, keep):
         pixels, _ = decode(bytes(data[: round(keep * len(data))]), max_megapixels=4)
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
+
+
+FUZZ = """if True:
+    import random, re, sys, time, warnings
+    from collections import Counter
+    from pathlib import Path
+    from dhr_batch.stages.decode import ImageError, decode
+
+    warnings.simplefilter("ignore")
+    draw, ends, slowest = random.Random(6), Counter(), 0.0
+    seeds = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
+
+    def mutated(seed):
+        data, count = bytearray(seed), draw.randint(0, 6)
+        for _ in range(count):
+            # Headers, which say how large a picture is, are hit far more often than by chance.
+            start = draw.randrange(min(len(data), draw.choice((40, 400, 10**6, 10**6, 10**6))))
+            data[start : start + draw.choice((1, 1, 4))] = draw.randbytes(draw.choice((1, 4)))
+        if draw.random() < 0.3:
+            del data[draw.randrange(len(data)) :]
+        if draw.random() < 0.2:
+            other = draw.choice(seeds)
+            data += other[draw.randrange(len(other)) :]
+        return bytes(data)
+
+    for number in range(2000):
+        data, began = mutated(seeds[number % len(seeds)]), time.process_time()
+        try:
+            pixels, _ = decode(data)
+            assert pixels.ndim == 3 and pixels.shape[2] == 3, pixels.shape
+            ends["decoded"] += 1
+        except ImageError as error:
+            ends[error.error_class] += 1
+        slowest = max(slowest, time.process_time() - began)
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024 / 1e6
+    print(slowest, peak, dict(ends))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory peaks need /proc")
+def test_two_thousand_damaged_files_cost_little_time_and_memory(tmp_path):
+    """Pictures of a usual size, so that damaged ones can ask for much memory."""
+    large = np.tile(ramp(), (12, 9, 1))
+    for number, kind in enumerate(FORMATS):
+        (tmp_path / f"{number}").write_bytes(encoded(large, kind))
+    (tmp_path / "16bit").write_bytes(_png16(large))
+    command = [sys.executable, "-c", FUZZ, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, megabytes, ends = done.stdout.split(maxsplit=2)
+    print(f"\nslowest of 2,000: {float(seconds):.2f} s; peak: {float(megabytes):.0f} MB; {ends}")
+    assert float(seconds) < 2
+    assert float(megabytes) < 1000
+    # Both kinds of ends are met, not one trivial refusal.
+    assert re.search(r"'decoded': \d{2,}", ends)
+    assert ends.count(":") >= 4
