@@ -28,7 +28,13 @@ TABLE: dict[str, dict[str, str]] = {
         "restyle-psp": _S + "embed_encoders:ReStylePSP",
     },
     "segment": {"dhr": _S + "segment:DomainSpecific"},
-    "refine": {"none": _S + "refine:NoRefinement", "dhr": _S + "refine_dhr:HybridRefinement"},
+    "refine": {
+        "none": _S + "refine:NoRefinement",
+        "dhr": _S + "refine_dhr:HybridRefinement",
+        "weights": _S + "refine_ablations:WeightModulation",
+        "feature": _S + "refine_ablations:FeatureModulation",
+        "pti": _S + "refine_pti:PivotalTuning",
+    },
     "edit": {"directions": _S + "edit:Directions"},
     "measure": {"standard": _S + "measure:Standard"},
     "generator": {

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from dhr_batch.stages.networks import checkpoints
+from dhr_batch.stages.networks import weight_files
 from dhr_batch.stages.networks.parsing import CLASSES, INDEX
 
 if TYPE_CHECKING:
@@ -169,10 +169,10 @@ def _resized(batch: Tensor, size: tuple[int, ...]) -> Tensor:
 def load(path: Path) -> BiSeNet:
     """The network from a published file, a flat state dict. Raises ValueError naming odd keys."""
     auxiliary = ("conv_out16.", "conv_out32.")
-    weights = {k: v for k, v in checkpoints.read(path).items() if not k.startswith(auxiliary)}
+    weights = {k: v for k, v in weight_files.read(path).items() if not k.startswith(auxiliary)}
     with torch.device("meta"):
         net = BiSeNet()
-    return checkpoints.fill(net, weights, path)
+    return weight_files.fill(net, weights, path)
 
 
 def bisenet(context: Context) -> BiSeNetParser:

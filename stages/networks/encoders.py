@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dhr_batch.stages.networks import checkpoints
+from dhr_batch.stages.networks import weight_files
 
 SIZE = 256
 STYLE_WIDTH = 512
@@ -139,11 +139,11 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
     The file holds `state_dict` with keys `encoder.*` (others are ignored), `latent_avg` and,
     mostly, `opts`. Raises ValueError naming the key that is missing or does not fit.
     """
-    checkpoint = checkpoints.read(path)
-    state = checkpoints.part(checkpoint, "state_dict", path)
+    checkpoint = weight_files.read(path)
+    state = weight_files.part(checkpoint, "state_dict", path)
     prefix = "encoder."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    first = checkpoints.part(weights, "input_layer.0.weight", path)
+    first = weight_files.part(weights, "input_layer.0.weight", path)
     heads = {m[1] for k in weights if (m := re.match(r"styles\.(\d+)\.", k))}
     with torch.device("meta"):
         net = Encoder(
@@ -153,8 +153,8 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
             inputs=first.shape[1],
             width=first.shape[0],
         )
-    checkpoints.fill(net, weights, path)
-    mean = checkpoints.part(checkpoint, "latent_avg", path).float()
+    weight_files.fill(net, weights, path)
+    mean = weight_files.part(checkpoint, "latent_avg", path).float()
     if mean.shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (net.heads, STYLE_WIDTH)}:
         raise ValueError(
             f"{path}: latent_avg has shape {list(mean.shape)}, not [{net.heads}, {STYLE_WIDTH}]"

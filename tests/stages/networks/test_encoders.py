@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages.networks import checkpoints, encoders
+from dhr_batch.stages.networks import encoders, weight_files
 from dhr_batch.stages.networks.encoders import Encoder
 
 
@@ -27,7 +27,7 @@ def test_rows_equal_published(name, shared, golden, fill):
     shape = facts["inputs"]["image"]["shape"]
     with torch.device("meta"):
         net = Encoder(shared=shared, pyramid="latlayer1.weight" in weights, inputs=shape[1])
-    checkpoints.fill(net, weights, golden)
+    weight_files.fill(net, weights, golden)
     with torch.no_grad():
         rows = net(0.5 * torch.from_numpy(fill("in.image", shape)))
     wanted = np.load(golden / f"encoder_{name}.npz")["w"]
