@@ -76,6 +76,17 @@ class Refiner(Stage):
         ]
 
 
+def zero_delta(generator: MobileStyleGAN, names: Sequence[str], batch: int) -> dict[str, Tensor]:
+    """Offsets of 0 for the named weights of each of `batch` images: name -> [batch, *shape]."""
+    weights = {name: generator.weight(name) for name in names}
+    return {name: w.new_zeros(batch, *w.shape) for name, w in weights.items()}
+
+
+def synthesis_weights(generator: MobileStyleGAN) -> list[str]:
+    """Names of all weights that reach the image of a given code."""
+    return [name for name in generator.weight_names() if not name.startswith("mapping.")]
+
+
 def render(generator: MobileStyleGAN, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
     """Render W+ codes [B, L, 512] with the refined generator -> [B, 3, R, R]."""
     feature = refinement.feature
