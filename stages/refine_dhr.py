@@ -73,8 +73,8 @@ class HybridRefinement(Refiner):
             rate = options.weight_rate * ramp(step, weight_steps, 0.1, 0.6)
             assert weight_adam is not None
             _set_rate(weight_adam, rate)
-            inside = generator.to_feature(ws, delta)
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta)
+            inside, skip = generator.trunk(ws, delta)
+            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             inner, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature], retain_graph=True)
             for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
@@ -84,11 +84,11 @@ class HybridRefinement(Refiner):
 
         delta = {name: value.detach() for name, value in delta.items()}
         with torch.no_grad():
-            inside = generator.to_feature(ws, delta)
+            inside, skip = generator.trunk(ws, delta)
         rest = options.steps - weight_steps
         for step in range(rest):
             _set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta)
+            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])
             feature_adam.step()
