@@ -6,7 +6,9 @@ the `G_ema` of NVIDIA's stylegan2-ada-pytorch; its clamping of half-precision la
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dhr_batch.stages.networks import checkpoints
 from dhr_batch.stages.networks.stylegan2 import TAPS, StyleGAN2
 
 # How much slower than the others the mapping network learns, part of its published weights' scale.
@@ -62,6 +65,7 @@ def rosinality(state: State, latent_avg: Tensor | None = None) -> dict[str, Tens
     """Tensors of `StyleGAN2` from a `g_ema`; without `latent_avg` the mean latent is computed."""
     tensors = _renamed(state, _rosinality_name, ".kernel")
     if latent_avg is not None:
+        _check_tensor("latent_avg", latent_avg)
         tensors["w_mean"] = latent_avg.reshape(-1)
     return tensors
 
@@ -74,6 +78,7 @@ def nvidia(state: State) -> dict[str, Tensor]:
 def _renamed(state: State, rename: Callable[[str], str], filters: str) -> dict[str, Tensor]:
     tensors = {}
     for key, value in state.items():
+        _check_tensor(key, value)
         value = value.detach().to("cpu", torch.float32)
         if key.endswith(filters):
             _check_filter(key, value)
@@ -84,6 +89,11 @@ def _renamed(state: State, rename: Callable[[str], str], filters: str) -> dict[s
             value = value * (rate / math.sqrt(value.shape[1]) if value.ndim == 2 else rate)
         tensors[name] = value
     return tensors
+
+
+def _check_tensor(key: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise LayoutError(f"{key} is no tensor but a {type(value).__name__}")
 
 
 def _check_filter(key: str, value: Tensor) -> None:
@@ -142,10 +152,52 @@ def _some(names: set[str], most: int = 5) -> str:
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
-def save(net: StyleGAN2, file: Path, about: Mapping[str, str]) -> None:
-    """Write a generator as safetensors; `about` is kept in the file's metadata."""
-    about = {"format": FORMAT, "resolution": str(net.resolution), **about}
-    save_file({k: v.contiguous() for k, v in named_tensors(net).items()}, file, about)
+def read_checkpoint(file: Path) -> tuple[StyleGAN2, str]:
+    """The generator in a published checkpoint, and the name of its layout. Runs nothing in it.
+
+    Raises CheckpointError and LayoutError, naming the file.
+    """
+    content = checkpoints.read(file)
+    try:
+        if isinstance(content, dict) and isinstance(content.get("g_ema"), dict):
+            average = content.get("latent_avg")
+            return build(rosinality(content["g_ema"], average)), "rosinality"
+        if isinstance(content, dict) and isinstance(content.get("G_ema"), checkpoints.Inert):
+            return build(nvidia(checkpoints.state_dict(content["G_ema"]))), "nvidia"
+    except (LayoutError, checkpoints.CheckpointError) as error:
+        raise LayoutError(f"{file}: {error}") from error
+    keys = _some({str(k) for k in content}) if isinstance(content, dict) else type(content).__name__
+    raise LayoutError(
+        f"{file} holds no StyleGAN2 generator: expected a dict with g_ema (rosinality) or G_ema "
+        f"(NVIDIA), found {keys}"
+    )
+
+
+def convert(file: Path, out: Path) -> dict[str, str]:
+    """Write the generator of a published checkpoint to `out`, complete or not at all.
+
+    Returns the metadata of `out`: layout and resolution, file name and sha256 of the source.
+    Raises CheckpointError, LayoutError and OSError.
+    """
+    net, layout = read_checkpoint(file)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    about = {"layout": layout, "source": file.name, "source_sha256": digest}
+    try:
+        about = save(net, temporary, about)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return about
+
+
+def save(net: StyleGAN2, file: Path, about: Mapping[str, str]) -> dict[str, str]:
+    """Write a generator as safetensors, with `about` in the metadata. Returns all metadata."""
+    metadata = {"format": FORMAT, "resolution": str(net.resolution), **about}
+    save_file({k: v.contiguous() for k, v in named_tensors(net).items()}, file, metadata)
+    return metadata
 
 
 def load(file: Path, feature_layer: int | None = None) -> StyleGAN2:
