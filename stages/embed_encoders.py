@@ -12,11 +12,11 @@ from torch import Tensor
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed import Embedder
 from dhr_batch.stages.networks import encoders
-from dhr_batch.stages.networks.mobilestylegan import STYLE_WIDTH, MobileStyleGAN
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.tensors import downsample
 
 
-def row_table(generator: MobileStyleGAN, rows: int) -> list[int]:
+def row_table(generator: Generator, rows: int) -> list[int]:
     """For each row of the generator's codes the row, of `rows`, that it takes; -1 for none.
 
     Asks the generator as an edit direction of that length does. Raises ValueError where the

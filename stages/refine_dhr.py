@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed import ramp
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine import Refinement, Refiner, synthesis_weights, zero_delta
 from dhr_batch.stages.tensors import downsample, feature_mask
@@ -73,8 +73,8 @@ class HybridRefinement(Refiner):
             rate = options.weight_rate * ramp(step, weight_steps, 0.1, 0.6)
             assert weight_adam is not None
             set_rate(weight_adam, rate)
-            inside = generator.to_feature(ws, delta)
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta)
+            inside, skip = generator.trunk(ws, delta)
+            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             inner, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature], retain_graph=True)
             for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
@@ -84,18 +84,18 @@ class HybridRefinement(Refiner):
 
         delta = {name: value.detach() for name, value in delta.items()}
         with torch.no_grad():
-            inside = generator.to_feature(ws, delta)
+            inside, skip = generator.trunk(ws, delta)
         rest = options.steps - weight_steps
         for step in range(rest):
             set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta)
+            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])
             feature_adam.step()
         return Refinement(delta if weight_steps else {}, feature.detach())
 
 
-def weight_names(generator: MobileStyleGAN, weights: Literal["all", "convolutions"]) -> list[str]:
+def weight_names(generator: Generator, weights: Literal["all", "convolutions"]) -> list[str]:
     """Names of the weights that weight modulation moves."""
     names = synthesis_weights(generator)
     if weights == "all":
@@ -123,7 +123,7 @@ class MaskedLoss:
         terms = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
         inner = outer = image.new_zeros(())
         for term in [pixel, *(t * self.options.perceptual_weight for t in terms)]:
-            mask = F.adaptive_avg_pool2d(self.masks, term.shape[2:])
+            mask = F.adaptive_avg_pool2d(self.masks, (term.shape[2], term.shape[3]))
             inner = inner + _part_mean(term, mask).sum()
             outer = outer + _part_mean(term, 1 - mask).sum()
         return inner, outer
