@@ -62,6 +62,7 @@ from typing import Any
 from dhr_batch.pipeline import crash, plan_file
 from dhr_batch.pipeline.lease import lease
 from dhr_batch.pipeline.schemas import TABLES
+from dhr_batch.pipeline.status_file import STATUS
 from dhr_batch.pipeline.storage import Refused, Storage, StorageError, connect
 
 __all__ = ["STAGING", "Refused", "RunFolder", "manifest_key", "part", "sha256", "staging"]
@@ -153,7 +154,7 @@ class RunFolder:
         The plan goes last: killed in between, the folder is a run whose shards are to be made.
         """
         self._lease.check()
-        for name in (_SHARDS, STAGING, *TABLES, "report", "README.md", _PLAN):
+        for name in (_SHARDS, STATUS, STAGING, *TABLES, "report", "README.md", _PLAN):
             self.storage.delete(name)
 
     def committed(self) -> dict[int, dict[str, Any]]:
@@ -180,6 +181,7 @@ class RunFolder:
                 f"images do not add up to the {planned} planned ones"
             )
         content = json.dumps(receipt, ensure_ascii=False, indent=1).encode()
+        self._check_staged(shard, receipt)
         self.check()
         crash.at("before-manifest")
         while not self.storage.create(manifest_key(shard), content):
@@ -198,6 +200,18 @@ class RunFolder:
                 )
         crash.at("before-staging-cleanup")
         self.discard(receipt["attempt"])
+
+    def _check_staged(self, shard: int, receipt: dict[str, Any]) -> None:
+        """Raises StorageError where the driver does not see what the worker has staged."""
+        prefix = staging(receipt["attempt"])
+        sizes = self.storage.sizes(prefix) if receipt["files"] else {}
+        for table, facts in receipt["files"].items():
+            key = f"{prefix}/{table}.parquet"
+            if sizes.get(key) != facts["bytes"]:
+                raise StorageError(
+                    f"{self.storage.locate(key)}, which a worker wrote for shard {shard}, is not "
+                    "there for the driver: is the run on a disk that all machines share?"
+                )
 
     def publish(self, shard: int, manifest: dict[str, Any]) -> bool:
         """Give the files of a committed shard their final names; does nothing where done.

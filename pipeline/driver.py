@@ -263,10 +263,10 @@ class Driver:
         self._tasks = {f: t for f, t in self._tasks.items() if t.worker != number}
         self.progress.state.workers.pop(number, None)
         ray.kill(member.handle)
-        ready = sum(other.ready for other in self._members.values())
-        if not ready:
+        left = len(self._members)
+        if not left:
             raise RunFailed(f"worker {number} cannot start: {reason}")
-        self.progress.say(f"worker {number} cannot start: {reason}; going on with {ready}")
+        self.progress.say(f"worker {number} cannot start: {reason}; going on with {left}")
 
     def _again(self, task: Task, shard: Shard, reason: str) -> History:
         """Take back what an attempt reported, and queue its shard."""

@@ -26,8 +26,8 @@ _WORKERS_PER_POLL = 100
 class Member:
     """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
 
-    heard: when it last answered. pace: seconds per image of its slowest batch so far. done,
-    failed, errors: images reported from the shard in hand, which is not committed yet.
+    asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
+    done, failed, errors: images reported from the shard in hand, which is not committed yet.
     """
 
     handle: Any
@@ -36,7 +36,7 @@ class Member:
     since: float = field(default_factory=time.time)
     where: dict[str, Any] = field(default_factory=dict)
     ready: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    asked: float = 0.0
     pace: float = 0.0
     pending: Any = None
     done: int = 0
@@ -47,12 +47,13 @@ class Member:
         """Note what is in hand now; whatever was reported before is settled."""
         if shard != self.shard:
             self.since = time.time()
-        self.shard, self.pace, self.heard = shard, 0.0, time.monotonic()
+        self.shard, self.pace = shard, 0.0
         self.done, self.failed, self.errors = 0, 0, Counter()
 
     def overdue(self, limit: float, images: int) -> bool:
         """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""
-        silent = time.monotonic() - self.heard
+        # Not since it last answered: a driver that was busy itself has not asked either.
+        silent = time.monotonic() - self.asked if self.pending is not None else 0.0
         return self.pace > limit or silent > limit * images + _GRACE_SECONDS
 
     def to_json(self, number: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def listen(member: Member, number: int, progress: Progress, wait: bool = False) 
     """
     if member.pending is None:
         if not wait:
-            member.pending = member.handle.events.remote()
+            member.pending, member.asked = member.handle.events.remote(), time.monotonic()
         return
     if not wait and not ray.wait([member.pending], timeout=0)[0]:
         return
@@ -94,7 +95,7 @@ def listen(member: Member, number: int, progress: Progress, wait: bool = False) 
 
 def hear(member: Member, number: int, report: dict[str, Any], progress: Progress) -> None:
     """Count what a worker reports."""
-    member.heard, member.pace = time.monotonic(), report["pace"]
+    member.pace = report["pace"]
     for event in report["events"]:
         member.what = event["what"]
         member.done += event.get("done", 0)

@@ -113,7 +113,7 @@ def load(run: Storage, max_images: int) -> RunData:
         quarantine=quarantine,
         in_domain_face=_face_shares(run),
         models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
-        throughput=status_file.read(run).get("throughput", []),
+        throughput=status_file.throughput(run),
     )
 
 

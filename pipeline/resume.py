@@ -21,6 +21,11 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
     """
     stored = run.plan()
     if stored is None:
+        if finished := run.committed():
+            raise Refused(
+                f"{where} has {len(finished)} finished shards but no plan.json, so nobody can tell "
+                "which images they hold: put it back, or choose another folder with --out"
+            )
         return plan
     lines = [*changes(stored, plan, extend)]
     if lines:
@@ -150,9 +155,10 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def question(run: RunFolder, where: object) -> str | None:
     """What must be confirmed before `--fresh` deletes a run; None where there is nothing."""
-    if run.plan() is None:
+    finished = run.committed()
+    if run.plan() is None and not finished:
         return None
-    images = sum(m["ok"] + m["quarantined"] for m in run.committed().values())
+    images = sum(m["ok"] + m["quarantined"] for m in finished.values())
     return f"Delete the run in {where} with {images} committed images and start over?"
 
 

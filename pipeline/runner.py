@@ -128,7 +128,7 @@ def _process(
 
 def _status(state: State, out: Storage) -> Status:
     """The status file of a run, which goes on with the throughput of earlier starts."""
-    points = status_file.read(out).get("throughput", [])
+    points = status_file.throughput(out)
     every = 2.0 if isinstance(out, LocalStorage) else 10.0
     return Status(state, lambda content: out.replace(STATUS, content), every, points)
 

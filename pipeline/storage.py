@@ -181,10 +181,15 @@ class LocalStorage(Storage):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
-            temporary.write_bytes(content)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                # Else a power loss may leave the new name with no content.
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
     def read(self, key: str) -> bytes | None:
         try:

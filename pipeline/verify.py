@@ -20,8 +20,8 @@ from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
 from dhr_batch.pipeline.verify_tables import AGAIN, Problem, check, some
 
-_PART = re.compile(r"part-(\d{5})\.parquet")
-_MANIFEST = re.compile(r"_state/shards/(\d{5})\.json")
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+_MANIFEST = re.compile(r"_state/shards/(\d{5,})\.json")
 
 
 class Verification(BaseModel):

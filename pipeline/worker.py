@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -97,8 +97,13 @@ class Worker:
         """
         now = time.monotonic()
         paces = [(now - since) / count for since, count in list(self._busy.values())]
-        taken = [self._events.popleft() for _ in range(len(self._events))]
-        return {"events": taken, "pace": max(paces, default=0.0)}
+        return {"events": list(self._taken()), "pace": max(paces, default=0.0)}
+
+    def _taken(self) -> Iterator[dict[str, Any]]:
+        # Two threads take: the one that answers for progress and the one that ends a shard.
+        with suppress(IndexError):
+            while True:
+                yield self._events.popleft()
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         """Run all stages on a shard and stage its tables under the name of `attempt`.

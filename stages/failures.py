@@ -44,7 +44,18 @@ class Poisoned(RuntimeError):
 
 
 # What bad data raises inside a stage; AssertionError and TypeError are bugs, not about one image.
-_PER_IMAGE = (ImageError, ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
+_PER_IMAGE = (
+    ImageError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+)
+# Libraries whose own errors derive from Exception alone.
+_PER_IMAGE_MODULES = frozenset({"cv2", "struct", "zlib"})
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -62,7 +73,8 @@ def kind_of(error: BaseException) -> Kind:
             return "poisoned"
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return "storage"
-    return "image" if isinstance(error, _PER_IMAGE) else "bug"
+    about_data = isinstance(error, _PER_IMAGE) or type(error).__module__ in _PER_IMAGE_MODULES
+    return "image" if about_data else "bug"
 
 
 def explain(error: BaseException) -> str:

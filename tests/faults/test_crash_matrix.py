@@ -57,7 +57,7 @@ def test_a_killed_worker_is_replaced(
     at, count = f"{point}:{LATER.get(point, 1)}", tmp_path / "passings"
     code, said = runs.run(place, DHR_BATCH_CRASH_AT=at, DHR_BATCH_CRASH_COUNT=count)
     assert code == 0, said
-    assert len(re.findall(r"worker \d died", said)) == 1, said
+    assert len(re.findall(r"worker \d is lost", said)) == 1, said
     same(place, reference)
 
 

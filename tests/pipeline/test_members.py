@@ -17,3 +17,19 @@ def test_asking_takes_a_fraction_of_the_driver_and_no_worker_seems_silent(worker
     pause = members.poll_seconds(workers)
     assert workers > 1_000 or 0.00016 * workers / pause < 0.2
     assert 2 * pause < members._GRACE_SECONDS
+
+
+def test_a_driver_that_was_busy_itself_calls_no_worker_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(members.time, "monotonic", lambda: now[0])
+    member = members.Member(handle=None)
+    now[0] += 500
+    assert not member.overdue(limit=10, images=4), "nobody has asked it"
+    member.pending, member.asked = object(), now[0]
+    assert not member.overdue(limit=10, images=4)
+    now[0] += 46
+    assert member.overdue(limit=10, images=4), "4 x 10 s and 5 s of grace without an answer"
+    member.pending, member.pace = None, 11.0
+    assert member.overdue(limit=10, images=4), "11 s for an image"

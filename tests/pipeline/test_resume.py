@@ -165,6 +165,17 @@ def test_fresh_needs_a_yes_that_names_folder_and_images(run: RunFolder) -> None:
     resume.start_over(run, "out", confirmed=False)
 
 
+def test_finished_shards_without_a_plan_are_not_taken_for_those_of_this_start(
+    photographs: Path, run: RunFolder
+) -> None:
+    run.storage.replace("_state/status.json", b"{}")
+    run.storage.delete("plan.json")
+    assert "1 finished shards but no plan.json" in refused(run, made(photographs))
+    resume.start_over(run, "out", confirmed=True)
+    assert resume.continued(run, "out", made(photographs)).images == 3
+    assert run.storage.sizes().keys() <= {"_state/lease"}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dhr_batch.cli import main
+from dhr_batch.pipeline import status_file
 from dhr_batch.pipeline.progress import State
 from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.storage import connect
@@ -181,6 +182,15 @@ def test_looking_never_keeps_a_driver_out(small_run: Any, tmp_path: Path) -> Non
     assert held["pid"] == os.getpid()
     run.unlock()
     assert run.holder() is None
+
+
+def test_a_damaged_file_costs_only_the_speed_of_earlier_starts(tmp_path: Path) -> None:
+    run = connect(tmp_path)
+    assert status_file.throughput(run) == []
+    run.replace(status_file.STATUS, json.dumps({"throughput": [[1.0, 2]]}).encode())
+    assert status_file.throughput(run) == [[1.0, 2]]
+    run.replace(status_file.STATUS, b"")
+    assert status_file.throughput(run) == []
 
 
 def test_a_run_that_was_not_started(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import struct
+import zlib
 from collections.abc import Sequence
 
+import cv2
 import pytest
 import torch
 
@@ -31,6 +34,10 @@ from dhr_batch.stages.base import ImageError, Record, Stage, StageOptions
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "poisoned"),
         (failures.Poisoned("embed: ..."), "poisoned"),
         (OSError(errno.ENOSPC, "No space left on device"), "storage"),
+        (cv2.error("OpenCV: assertion failed"), "image"),
+        (struct.error("unpack requires 4 bytes"), "image"),
+        (zlib.error("Error -3 while decompressing"), "image"),
+        (EOFError("no data left"), "image"),
         (AssertionError("order changed"), "bug"),
         (TypeError("unsupported operand"), "bug"),
     ],
