@@ -14,6 +14,7 @@ from PIL import Image
 from skimage import data
 
 from dhr_batch.cli import main
+from dhr_batch.pipeline import models
 from dhr_batch.tests.faults import harness
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Image.fromarray(data.coffee()).resize((200, 150)).save(home / "photos" / "no_face.jpg")
     (home / "mine.yaml").write_text("embed: {steps: 3}\n")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DHR_BATCH_HOME", str(models.home()))
         patch.setenv("HOME", str(home))
         patch.chdir(home)
         yield home
@@ -51,6 +53,8 @@ def adapted(command: str, home: Path, bucket: str) -> list[str]:
     for position, word in enumerate(words):
         if word == "--gpus":
             words[position + 1] = "0"
+    if words[:2] == ["quarantine", "retry"]:
+        words.append("--yes")  # A person would be asked.
     planned = words[0] in ("run", "plan")
     return words + ([*TINY, *(() if "--gpus" in words else ("--gpus", "0"))] if planned else [])
 

@@ -17,7 +17,9 @@ def table(root: Path) -> list[list[str]]:
     """Cells of the computed table in docs/scaling.md; the first row names the runs."""
     text = (root / "docs" / "scaling.md").read_text("utf-8")
     rows = text[text.index("| images, GPUs, shard size") :].partition("\n\n")[0].splitlines()
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row
+    ]
 
 
 def test_the_document_quotes_the_model(root: Path) -> None:
