@@ -14,7 +14,6 @@ from PIL import Image
 from skimage import data
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline import models
 from dhr_batch.tests.faults import harness
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +30,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home with `~/photos` and `mine.yaml`, which is also the current folder."""
+    """The current folder, with `photos` and `mine.yaml`; it stands for `~` as well."""
     home = tmp_path_factory.mktemp("home")
     (home / "photos").mkdir()
     face = Image.fromarray(data.astronaut())
@@ -39,8 +38,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Image.fromarray(data.coffee()).resize((200, 150)).save(home / "photos" / "no_face.jpg")
     (home / "mine.yaml").write_text("embed: {steps: 3}\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DHR_BATCH_HOME", str(models.home()))
-        patch.setenv("HOME", str(home))
         patch.chdir(home)
         yield home
 
