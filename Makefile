@@ -24,7 +24,7 @@ demo: $(VENV)/.report
 
 test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Kills drivers and workers at every point of the commit protocol, lets object stores and disks fail.
 test-faults: $(VENV)/.test

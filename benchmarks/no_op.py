@@ -59,7 +59,7 @@ class Measure(NoOp):
 class NoGenerator:
     """What a worker asks a generator about itself. Importing torch would take seconds."""
 
-    num_ws, resolution, feature_block, channels = 8, 32, 0, (1, 1)
+    num_ws, resolution, feature_shape = 8, 32, (1, 8, 8)
 
     def weight_names(self) -> list[str]:
         return []

@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
     from dhr_batch.stages.networks.dlib_face import Landmarks68
-    from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+    from dhr_batch.stages.networks.generator import Generator
 
 SHARD = 50
 POOLED = 4
@@ -40,7 +40,7 @@ class Samples:
     about: dict[str, Any]
 
 
-def fingerprint(generator: MobileStyleGAN) -> str:
+def fingerprint(generator: Generator) -> str:
     """12 hex digits over the weights and noise of a generator."""
     hashed = hashlib.sha256()
     for name, value in sorted(generator.state_dict().items()):
@@ -107,7 +107,7 @@ def load(folder: Path, shards: int | None = None) -> Samples:
 
 
 def _label(
-    context: Context, generator: MobileStyleGAN, z: np.ndarray, truncation: float
+    context: Context, generator: Generator, z: np.ndarray, truncation: float
 ) -> dict[str, np.ndarray]:
     import torch
     import torch.nn.functional as F

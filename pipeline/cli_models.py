@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -178,6 +179,43 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     bad = {"damaged", "missing"} if names else {"damaged"}
     if any(row.state in bad for row in rows):
         sys.exit(1)
+
+
+@models.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.  [default: FILE with the ending .safetensors]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
+def convert(file: Path, out: Path | None, as_json: bool) -> None:
+    """Turn a published StyleGAN2 checkpoint into a generator that runs can use.
+
+    FILE: a .pt of rosinality's layout (with `g_ema`), or a PyTorch .pkl by NVIDIA (with `G_ema`).
+    Whatever it is called, nothing inside it is run.
+
+    \b
+    Examples:
+      dhr-batch models convert ffhq.pkl
+      dhr-batch run --dataset ~/photos --set generator=ffhq.safetensors
+    """
+    from dhr_batch.stages.networks.checkpoints import CheckpointError
+    from dhr_batch.stages.networks.stylegan2_layouts import LayoutError
+    from dhr_batch.stages.networks.stylegan2_layouts import convert as convert_file
+
+    out = out or file.with_suffix(".safetensors")
+    if out.suffix != ".safetensors":
+        raise click.BadParameter(f"{out} does not end in .safetensors", param_hint="--out")
+    if out.exists():
+        raise click.UsageError(f"{out} exists; delete it or choose another file with --out")
+    try:
+        about = convert_file(file, out)
+    except (CheckpointError, LayoutError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        return click.echo(json.dumps({"path": str(out), **about}, indent=2))
+    return click.echo(f"{out}\t{about['resolution']} px, {about['layout']} layout")
 
 
 @click.command()

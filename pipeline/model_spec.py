@@ -45,10 +45,14 @@ class Url(Strict):
 
 
 class LocalFile(Strict):
-    """One file the user has; `~` is expanded. Without sha256 it is used as it is."""
+    """One file the user has; `~` is expanded, other relative paths lie in the cache's `files`.
+
+    obtain: where its publisher has it. Without sha256 it is used as it is.
+    """
 
     kind: Literal["file"]
     path: str
+    obtain: str = ""
     sha256: Sha256 | None = None
 
 

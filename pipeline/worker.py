@@ -6,6 +6,7 @@ the other stages work on one in between. Batches are cut in plan order and writt
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import defaultdict, deque
@@ -82,7 +83,7 @@ class Worker:
             "resolution": generator.resolution,
             "rows": generator.num_ws,
             "weights": sum(generator.weight(name).numel() for name in names),
-            "feature": _feature_size(generator),
+            "feature": math.prod(generator.feature_shape),
         }
 
     def _model(self, name: str) -> Path:
@@ -240,8 +241,3 @@ def _build(config: Config) -> Iterator[Stage]:
         section = getattr(config, family)
         member = registry.lookup(family, section["name"])
         yield member(member.Options(**section))
-
-
-def _feature_size(generator: Any) -> int:
-    block = generator.feature_block
-    return generator.channels[block + 1] * (8 * 2**block) ** 2

@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+    from dhr_batch.stages.networks.generator import Generator
 
 STYLE_WIDTH = 512
 
@@ -76,21 +76,13 @@ def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:
     return rest.astype(direction.dtype)
 
 
-def style_weights(generator: MobileStyleGAN, row: int) -> list[str]:
+def style_weights(generator: Generator, row: int) -> list[str]:
     """Names of the modulation weights that row `row` of a W+ code drives; empty for a dead row."""
-    if row == 0:
-        names = ["conv1"]
-    elif row == generator.head_slot:
-        names = ["to_img"]
-    else:
-        block, part = divmod(row - 1, 3)
-        parts = {0: ("up", "conv1"), 1: ("conv2",), 2: ()}[part] if block < generator.blocks else ()
-        names = [f"layers.{block}.{p}" for p in parts]
-    return [f"{n}.modulation.weight" for n in names]
+    return [f"{name}.modulation.weight" for name in generator.modulated(row)]
 
 
 def sefa(
-    generator: MobileStyleGAN, rows: Sequence[int], count: int = 8
+    generator: Generator, rows: Sequence[int], count: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """Directions that change the styles of `rows` most, strongest first.
 
@@ -123,7 +115,7 @@ class PrincipalComponents:
 
 
 def ganspace_fit(
-    generator: MobileStyleGAN, samples: int = 100_000, components: int = 80, seed: int = 0
+    generator: Generator, samples: int = 100_000, components: int = 80, seed: int = 0
 ) -> PrincipalComponents:
     """Principal components of `samples` mapped latents w (GANSpace, 2020)."""
     import torch

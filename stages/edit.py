@@ -14,7 +14,7 @@ from torch import Tensor
 from dhr_batch.stages.base import Context, Edit, Record, Stage, StageOptions, some
 from dhr_batch.stages.direction_files import Direction, DirectionError, resolve
 from dhr_batch.stages.directions import interfacegan
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
 
 
@@ -69,7 +69,7 @@ class Directions(Stage):
     def setup(self, context: Context) -> None:
         """Resolve every direction. Raises DirectionError for one that the generator cannot use."""
         super().setup(context)
-        self.generator: MobileStyleGAN = context.network("generator", context.generator)
+        self.generator: Generator = context.network("generator", context.generator)
         self.moves: list[Move] = []
         names: dict[str, str] = {}
         for options in self.options.edits:
@@ -138,7 +138,7 @@ class Directions(Stage):
         return image
 
 
-def expand(generator: MobileStyleGAN, direction: Direction) -> Tensor:
+def expand(generator: Generator, direction: Direction) -> Tensor:
     """The direction on every row of the generator's codes, [num_ws, 512], on the CPU.
 
     Raises DirectionError naming the file when its rows do not fit this generator.

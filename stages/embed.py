@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
@@ -31,7 +31,7 @@ class Embedder(Stage):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        self.generator: MobileStyleGAN = context.network("generator", context.generator)
+        self.generator: Generator = context.network("generator", context.generator)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def face_region(images: Tensor) -> Tensor:
 
 
 def optimise(
-    generator: MobileStyleGAN,
+    generator: Generator,
     perceptual: Perceptual,
     images: Tensor,
     start: Tensor,
@@ -120,7 +120,7 @@ def optimise(
     return _codes(generator, rows).detach()
 
 
-def _codes(generator: MobileStyleGAN, rows: Tensor) -> Tensor:
+def _codes(generator: Generator, rows: Tensor) -> Tensor:
     """W [B, 512] or live rows [B, n, 512] -> W+ codes [B, L, 512]."""
     if rows.ndim == 2:
         return generator.broadcast(rows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.tensors import (
     feature_mask,
     images_to_tensor,
@@ -41,7 +41,7 @@ class Refiner(Stage):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        self.generator: MobileStyleGAN = context.network("generator", context.generator)
+        self.generator: Generator = context.network("generator", context.generator)
 
     @abstractmethod
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
@@ -76,7 +76,18 @@ class Refiner(Stage):
         ]
 
 
-def render(generator: MobileStyleGAN, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
+def zero_delta(generator: Generator, names: Sequence[str], batch: int) -> dict[str, Tensor]:
+    """Offsets of 0 for the named weights of each of `batch` images: name -> [batch, *shape]."""
+    weights = {name: generator.weight(name) for name in names}
+    return {name: w.new_zeros(batch, *w.shape) for name, w in weights.items()}
+
+
+def synthesis_weights(generator: Generator) -> list[str]:
+    """Names of all weights that reach the image of a given code."""
+    return [name for name in generator.weight_names() if not name.startswith("mapping.")]
+
+
+def render(generator: Generator, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
     """Render W+ codes [B, L, 512] with the refined generator -> [B, 3, R, R]."""
     feature = refinement.feature
     if feature is None:

@@ -16,9 +16,26 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed import ramp
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, Refiner
+from dhr_batch.stages.refine import Refinement, Refiner, synthesis_weights, zero_delta
 from dhr_batch.stages.tensors import downsample, feature_mask
+
+
+class LossOptions(StageOptions):
+    """Settings of `MaskedLoss`."""
+
+    perceptual: str = "st_lpips_alex"
+    perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
+    perceptual_weight: float = Field(1.0, ge=0)
+    pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
+
+
+class WeightOptions(LossOptions):
+    """Settings of weight modulation."""
+
+    weight_rate: float = Field(3e-4, gt=0, description="Adam rate of the weights")
+    weights: Literal["all", "convolutions"] = "convolutions"
 
 
 class HybridRefinement(Refiner):
@@ -28,37 +45,20 @@ class HybridRefinement(Refiner):
     the weights are frozen, everything before the feature layer is constant and computed once.
     """
 
-    class Options(StageOptions):
+    class Options(WeightOptions):
         name: str = "dhr"
         steps: int = Field(50, ge=0, description="steps of feature modulation")
         weight_share: float = Field(0.6, ge=0, le=1, description="share of steps that move weights")
-        weight_rate: float = Field(3e-4, gt=0, description="Adam rate of the weights")
         feature_rate: float = Field(0.1, gt=0, description="Adam rate of the feature")
-        weights: Literal["all", "convolutions"] = "convolutions"
-        perceptual: str = "st_lpips_alex"
-        perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
-        perceptual_weight: float = Field(1.0, ge=0)
-        pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
-    def _weight_names(self) -> list[str]:
-        names = [n for n in self.generator.weight_names() if not n.startswith("mapping.")]
-        if self.options.weights == "convolutions":
-            names = [n for n in names if n.endswith((".weight", ".weight_dw")) and "modul" not in n]
-        return names
-
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator, batch = self.options, self.generator, len(images)
-        loss = _MaskedLoss(self, images, masks)
-        delta = {
-            name: torch.zeros_like(generator.weight(name)).repeat(
-                batch, *[1] * generator.weight(name).ndim
-            )
-            for name in self._weight_names()
-        }
+        loss = MaskedLoss(options, self.perceptual, images, masks)
+        delta = zero_delta(generator, weight_names(generator, options.weights), batch)
         with torch.no_grad():
             feature = generator.to_feature(ws)
         soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
@@ -69,12 +69,12 @@ class HybridRefinement(Refiner):
         weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
 
         for step in range(weight_steps):
-            _set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
+            set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
             rate = options.weight_rate * ramp(step, weight_steps, 0.1, 0.6)
             assert weight_adam is not None
-            _set_rate(weight_adam, rate)
-            inside = generator.to_feature(ws, delta)
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta)
+            set_rate(weight_adam, rate)
+            inside, skip = generator.trunk(ws, delta)
+            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             inner, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature], retain_graph=True)
             for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
@@ -84,18 +84,26 @@ class HybridRefinement(Refiner):
 
         delta = {name: value.detach() for name, value in delta.items()}
         with torch.no_grad():
-            inside = generator.to_feature(ws, delta)
+            inside, skip = generator.trunk(ws, delta)
         rest = options.steps - weight_steps
         for step in range(rest):
-            _set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta)
+            set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
+            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])
             feature_adam.step()
         return Refinement(delta if weight_steps else {}, feature.detach())
 
 
-class _MaskedLoss:
+def weight_names(generator: Generator, weights: Literal["all", "convolutions"]) -> list[str]:
+    """Names of the weights that weight modulation moves."""
+    names = synthesis_weights(generator)
+    if weights == "all":
+        return names
+    return [n for n in names if n.endswith((".weight", ".weight_dw")) and "modul" not in n]
+
+
+class MaskedLoss:
     """Perceptual plus pixel loss, separately over the in-domain and the out-of-domain part.
 
     Perceptual maps are averaged with the mask at their size, pixels with the hard mask; the
@@ -103,8 +111,10 @@ class _MaskedLoss:
     pixels has loss 0. Summed over images, so each has its own gradient.
     """
 
-    def __init__(self, refiner: HybridRefinement, images: Tensor, masks: Tensor) -> None:
-        self.options, self.perceptual = refiner.options, refiner.perceptual
+    def __init__(
+        self, options: LossOptions, perceptual: Perceptual, images: Tensor, masks: Tensor
+    ) -> None:
+        self.options, self.perceptual = options, perceptual
         self.images, self.masks = images, masks
         self.target = self.perceptual.features(downsample(images, self.options.perceptual_size))
 
@@ -113,7 +123,7 @@ class _MaskedLoss:
         terms = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
         inner = outer = image.new_zeros(())
         for term in [pixel, *(t * self.options.perceptual_weight for t in terms)]:
-            mask = F.adaptive_avg_pool2d(self.masks, term.shape[2:])
+            mask = F.adaptive_avg_pool2d(self.masks, (term.shape[2], term.shape[3]))
             inner = inner + _part_mean(term, mask).sum()
             outer = outer + _part_mean(term, 1 - mask).sum()
         return inner, outer
@@ -125,6 +135,7 @@ def _part_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum((1, 2, 3)) / total.clamp_min(1e-6)
 
 
-def _set_rate(adam: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(adam: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter."""
     for group in adam.param_groups:
         group["lr"] = rate

@@ -19,9 +19,22 @@ _N = "dhr_batch.stages.networks."
 
 TABLE: dict[str, dict[str, str]] = {
     "align": {"ffhq": _S + "align:FFHQAlign"},
-    "embed": {"w": _S + "embed:OptimiseW", "w+": _S + "embed:OptimiseWPlus"},
+    "embed": {
+        "w": _S + "embed:OptimiseW",
+        "w+": _S + "embed:OptimiseWPlus",
+        "e4e": _S + "embed_encoders:EncodeE4E",
+        "psp": _S + "embed_encoders:EncodePSP",
+        "restyle-e4e": _S + "embed_encoders:ReStyleE4E",
+        "restyle-psp": _S + "embed_encoders:ReStylePSP",
+    },
     "segment": {"dhr": _S + "segment:DomainSpecific"},
-    "refine": {"none": _S + "refine:NoRefinement", "dhr": _S + "refine_dhr:HybridRefinement"},
+    "refine": {
+        "none": _S + "refine:NoRefinement",
+        "dhr": _S + "refine_dhr:HybridRefinement",
+        "weights": _S + "refine_ablations:WeightModulation",
+        "feature": _S + "refine_ablations:FeatureModulation",
+        "pti": _S + "refine_pti:PivotalTuning",
+    },
     "edit": {"directions": _S + "edit:Directions"},
     "measure": {"standard": _S + "measure:Standard"},
     "generator": {
@@ -39,7 +52,11 @@ TABLE: dict[str, dict[str, str]] = {
     "detector": {"mtcnn": _N + "detect:mtcnn"},
     "landmarks": {"dlib68": _N + "dlib_face:landmarks68"},
     "identity": {"dlib": _N + "dlib_face:identity"},
-    "parser": {"landmarks": _N + "parsing:landmark_parser", "none": _N + "parsing:no_parser"},
+    "parser": {
+        "landmarks": _N + "parsing:landmark_parser",
+        "bisenet": _N + "bisenet:bisenet",
+        "none": _N + "parsing:no_parser",
+    },
 }
 
 

@@ -18,7 +18,7 @@ from skimage.segmentation import slic
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
 from dhr_batch.stages.embed import PIXEL_SIZE, optimise
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.parsing import CLASSES, INDEX, Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor
@@ -187,7 +187,7 @@ class DomainSpecific(Stage):
         self.parser: Parser = context.network("parser", self.options.parser)
         if self.options.error:
             self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
-            self.generator: MobileStyleGAN = context.network("generator", context.generator)
+            self.generator: Generator = context.network("generator", context.generator)
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         deltas = self.errors(records) if self.options.error else [None] * len(records)

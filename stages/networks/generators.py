@@ -32,8 +32,8 @@ def cut(published: MobileStyleGAN) -> MobileStyleGAN:
         source = name.replace("to_img.modulation", "layers.5.up.modulation")
         if not source.startswith("to_img"):
             net.weight(name).copy_(published.weight(source))
-    for name in net._noise_names:
-        net._noise(name).copy_(published._noise(name))
+    for name in net.noise_names:
+        net.noise(name).copy_(published.noise(name))
     net.w_mean.copy_(published.w_mean)
     return net
 
@@ -47,7 +47,7 @@ def distilled_tensors(net: MobileStyleGAN) -> dict[str, Tensor]:
     last = f"layers.{net.blocks - 1}"
     names = [*net.weight_names(f"{last}."), *net.weight_names("to_img.")]
     tensors = {name: net.weight(name) for name in names}
-    return tensors | {f"noise.{last}.{c}": net._noise(f"{last}.{c}") for c in ("conv1", "conv2")}
+    return tensors | {f"noise.{last}.{c}": net.noise(f"{last}.{c}") for c in ("conv1", "conv2")}
 
 
 @torch.no_grad()

@@ -11,17 +11,15 @@ slot ``3*last+3``. The remaining rows have no effect.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-Delta = Mapping[str, Tensor]
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator
 
 FFHQ_CHANNELS = (512, 512, 512, 512, 512, 256, 128, 64)
-STYLE_WIDTH = 512
 # StyleGAN2-FFHQ has 18 rows; its RGB rows share a slot with the next convolution, hence the gaps.
 STYLEGAN2_ROWS = {0: 0, 15: 21} | {2 * i + k: 3 * i + k for i in range(7) for k in (1, 2)}
 
@@ -41,7 +39,7 @@ def inverse_haar(bands: Tensor) -> Tensor:
     return F.pixel_shuffle(torch.stack([p + r, p - r, q + s, q - s], 2).flatten(1, 2), 2)
 
 
-class MobileStyleGAN(nn.Module):
+class MobileStyleGAN(Generator):
     """Mapping and synthesis, differentiable in the latent, the weights and the feature layer.
 
     channels: widths at 4, 8, 16, ... px; one synthesis block per entry after the first.
@@ -71,11 +69,6 @@ class MobileStyleGAN(nn.Module):
         if num_ws <= self.head_slot:
             raise ValueError(f"num_ws must exceed {self.head_slot}, got {num_ws}")
 
-        self.weights = nn.ParameterDict()
-        self._noise_names: list[str] = []
-        for i in range(8):
-            self._add(f"mapping.{i}.weight", STYLE_WIDTH, STYLE_WIDTH)
-            self._add(f"mapping.{i}.bias", STYLE_WIDTH)
         self._add("input", channels[0], 4, 4)
         self._add_modulation("conv1", channels[0])
         self._add("conv1.weight", channels[0], channels[0], 3, 3)
@@ -93,76 +86,14 @@ class MobileStyleGAN(nn.Module):
         self._add_modulation("to_img", channels[-1])
         self._add("to_img.weight", 12 if head == "haar" else 3, channels[-1])
         self._add("to_img.bias", 12 if head == "haar" else 3)
-        self.register_buffer("w_mean", torch.zeros(STYLE_WIDTH))
-        self.w_mean: Tensor
-
-    # ---------------------------------------------------------------------- parameters
-
-    @staticmethod
-    def _key(name: str) -> str:
-        return name.replace(".", "/")
-
-    def _add(self, name: str, *shape: int) -> None:
-        self.weights[self._key(name)] = nn.Parameter(torch.zeros(shape), requires_grad=False)
-
-    def _add_modulation(self, name: str, width: int) -> None:
-        self._add(f"{name}.modulation.weight", width, STYLE_WIDTH)
-        self._add(f"{name}.modulation.bias", width)
-
-    def _add_noise(self, name: str, size: int) -> None:
-        self.register_buffer("noise_" + self._key(name).replace("/", "_"), torch.zeros(size, size))
-        self._noise_names.append(name)
-
-    def _noise(self, name: str) -> Tensor:
-        return getattr(self, "noise_" + name.replace(".", "_"))
-
-    def weight_names(self, prefix: str = "") -> list[str]:
-        """Names of all weights that start with `prefix`, in synthesis order."""
-        return [k.replace("/", ".") for k in self.weights if k.replace("/", ".").startswith(prefix)]
-
-    def weight(self, name: str) -> Tensor:
-        """The shared weight `name` (no batch axis). Raises KeyError for an unknown name."""
-        return self.weights[self._key(name)]
-
-    def _get(self, name: str, delta: Delta | None, batch: int) -> Tensor:
-        """Weight with a leading image axis: [B, *shape], or [1, *shape] where it is shared."""
-        shared = self.weight(name).unsqueeze(0)
-        offset = delta.get(name) if delta else None
-        if offset is None:
-            return shared
-        if offset.shape[0] != batch:
-            raise ValueError(
-                f"delta {name!r} is for {offset.shape[0]} images, the codes for {batch}"
-            )
-        return shared + offset
 
     # ---------------------------------------------------------------------- forward
-
-    def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        """z [B, 512] ~ N(0, I) -> w [B, 512]; `truncation` pulls towards the mean latent."""
-        w = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
-        for i in range(8):
-            w = F.linear(w, self.weight(f"mapping.{i}.weight"), self.weight(f"mapping.{i}.bias"))
-            w = F.leaky_relu(w, 0.2) * math.sqrt(2)
-        return self.w_mean + truncation * (w - self.w_mean) if truncation != 1.0 else w
-
-    def broadcast(self, w: Tensor) -> Tensor:
-        """w [B, 512] -> W+ code [B, num_ws, 512] with equal rows."""
-        return w.unsqueeze(1).expand(-1, self.num_ws, -1)
-
-    def _style(self, name: str, style: Tensor, delta: Delta | None) -> Tensor:
-        b = style.shape[0]
-        weight = self._get(f"{name}.modulation.weight", delta, b)
-        bias = self._get(f"{name}.modulation.bias", delta, b)
-        if weight.shape[0] == 1:
-            return F.linear(style, weight[0]) + bias
-        return torch.bmm(weight, style.unsqueeze(2)).squeeze(2) + bias
 
     def _conv(self, name: str, x: Tensor, style: Tensor, delta: Delta | None) -> Tensor:
         b, c, h, w = x.shape
         s = self._style(name, style, delta) / math.sqrt(9 * c)
         bias = self._get(f"{name}.bias", delta, b)
-        offset = self._noise(name).reshape(1, 1, h * w) + bias.unsqueeze(2)
+        offset = self.noise(name).reshape(1, 1, h * w) + bias.unsqueeze(2)
         weight = self._get(f"{name}.weight", delta, b)
         if name == "conv1":
             kernel = weight * s[:, None, :, None, None]
@@ -187,15 +118,20 @@ class MobileStyleGAN(nn.Module):
             x = self._conv(f"layers.{i}.conv2", x, ws[:, 3 * i + 2], delta)
         return x
 
-    def to_feature(self, ws: Tensor, delta: Delta | None = None) -> Tensor:
-        """W+ codes [B, num_ws, 512] -> feature layer [B, C, H, W] (output of `feature_block`)."""
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        size = 8 * 2**self.feature_block
+        return self.channels[self.feature_block + 1], size, size
+
+    def trunk(self, ws: Tensor, delta: Delta | None = None) -> tuple[Tensor, None]:
         self._check(ws)
         x = self._get("input", delta, len(ws)).expand(len(ws), -1, -1, -1)
         x = self._conv("conv1", x, ws[:, 0], delta)
-        return self._run_blocks(x, ws, 0, self.feature_block + 1, delta)
+        return self._run_blocks(x, ws, 0, self.feature_block + 1, delta), None
 
-    def from_feature(self, x: Tensor, ws: Tensor, delta: Delta | None = None) -> Tensor:
-        """Feature layer [B, C, H, W] -> image [B, 3, resolution, resolution], about [-1, 1]."""
+    def from_feature(
+        self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
+    ) -> Tensor:
         x = self._run_blocks(x, ws, self.feature_block + 1, self.blocks, delta)
         b, c, h, w = x.shape
         s = self._style("to_img", ws[:, self.head_slot], delta) / math.sqrt(c)
@@ -205,40 +141,16 @@ class MobileStyleGAN(nn.Module):
         y = y.reshape(b, -1, h, w)
         return inverse_haar(y) if self.head == "haar" else y
 
-    def synthesize(
-        self,
-        ws: Tensor,
-        delta: Delta | None = None,
-        feature: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Render W+ codes, optionally with refined weights and a replaced feature layer.
-
-        ws: [B, num_ws, 512]. delta: per-image weight offsets, name -> [B, *shape].
-        feature: [B, C, H, W], used where `mask` [B, 1, H, W] in [0, 1] is 0 (out-of-domain):
-        ``x <- mask * x + (1 - mask) * feature``. Returns [B, 3, R, R], about [-1, 1], unclamped.
-        """
-        if (feature is None) != (mask is None):
-            raise ValueError("feature and mask are given together")
-        x = self.to_feature(ws, delta)
-        if feature is not None and mask is not None:
-            x = torch.lerp(feature, x, mask)
-        return self.from_feature(x, ws, delta)
-
-    def _check(self, ws: Tensor) -> None:
-        if ws.ndim != 3 or tuple(ws.shape[1:]) != (self.num_ws, STYLE_WIDTH):
-            raise ValueError(
-                f"expected W+ codes of shape [B, {self.num_ws}, {STYLE_WIDTH}], "
-                f"got {list(ws.shape)}"
-            )
-
     # ---------------------------------------------------------------------- latents
 
-    @property
-    def live_rows(self) -> list[int]:
-        """Rows of a W+ code that reach the image."""
-        rows = [0, *(3 * i + k for i in range(self.blocks) for k in (1, 2)), self.head_slot]
-        return sorted(rows)
+    def modulated(self, row: int) -> list[str]:
+        if row == 0:
+            return ["conv1"]
+        if row == self.head_slot:
+            return ["to_img"]
+        block, part = divmod(row - 1, 3)
+        parts = {0: ("up", "conv1"), 1: ("conv2",), 2: ()}[part] if block < self.blocks else ()
+        return [f"layers.{block}.{p}" for p in parts]
 
     def expand_direction(self, direction: Tensor) -> Tensor:
         """Edit direction of shape [512], [num_ws, 512] or [18, 512] (StyleGAN2) -> [num_ws, 512].
@@ -261,9 +173,3 @@ class MobileStyleGAN(nn.Module):
             f"direction of shape {list(direction.shape)} does not fit this generator: expected "
             f"[512], [{self.num_ws}, 512] or [18, 512]"
         )
-
-    @torch.no_grad()
-    def set_w_mean(self, samples: int = 4096) -> None:
-        """Set the mean latent from `samples` fixed draws (seed 0)."""
-        z = torch.randn(samples, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
-        self.w_mean.copy_(self.map(z.to(self.w_mean.device)).mean(0))

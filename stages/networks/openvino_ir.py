@@ -66,7 +66,7 @@ def load_mobilestylegan(folder: Path) -> MobileStyleGAN:
         state[f"{name}.bias"] = torch.tensor(named[f"{name}.bias"]).flatten()
         if name != "conv1":
             state[f"{name}.weight_dw"] = torch.tensor(named[f"{name}.conv.weight_dw"][:, 0])
-        net._noise(name).copy_(torch.tensor(grain[0, 0]))
+        net.noise(name).copy_(torch.tensor(grain[0, 0]))
     last = f"layers.{net.blocks - 1}.to_img"
     modulated = {c: f"{c}.conv" for c in convs} | {"to_img": f"{last}.conv"}
     modulated |= {f"layers.{i}.up": f"layers.{i}.up" for i in range(net.blocks)}

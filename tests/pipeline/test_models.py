@@ -403,3 +403,29 @@ def test_help_imports_nothing_heavy() -> None:
     run: Callable[..., Any] = subprocess.run
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_file_that_users_bring_is_placed_in_the_cache(home: Path, tmp_path: Path) -> None:
+    source = {"kind": "file", "path": "net.pt", "obtain": "example.org/net"}
+    describe(home, "own", source)
+    message = r"get it from example.org/net, then: dhr-batch models pull own --file net.pt"
+    with pytest.raises(models.ModelMissing, match=message):
+        models.path("own")
+    mine = tmp_path / "download.pt"
+    mine.write_bytes(b"own")
+    done = CliRunner().invoke(command, ["pull", "own", "--file", str(mine)])
+    assert done.exit_code == 0, done.output
+    assert models.path("own") == home / "files" / "net.pt"
+    assert models.path("own").read_bytes() == b"own"
+    assert [s.size for s in models.listing() if s.name == "own"] == [3]
+    assert models.adopt("own", models.path("own")).read_bytes() == b"own"
+
+
+def test_a_brought_file_with_a_known_checksum_is_checked(home: Path, tmp_path: Path) -> None:
+    source = {"kind": "file", "path": "net.pt", "obtain": "example.org", "sha256": sha(b"own")}
+    describe(home, "own", source)
+    mine = tmp_path / "net.pt"
+    mine.write_bytes(b"owm")
+    with pytest.raises(models.RegistryError, match="its sha256 is not"):
+        models.adopt("own", mine)
+    assert not (home / "files").exists()

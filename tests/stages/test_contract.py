@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dhr_batch.stages import registry
@@ -19,15 +20,27 @@ SMALL: dict[str, dict] = {
     "refine": {"steps": 2, "perceptual": "tiny"},
     "measure": {"perceptual": ["tiny"], "identity": "none", "landmarks": "none"},
 }
+# Layouts of the encoders' files; the weights are random.
+ENCODERS: dict[str, dict] = {
+    "e4e-ffhq": {"shared": True},
+    "psp-ffhq": {"shared": False},
+    "restyle-e4e-ffhq": {"shared": True, "pyramid": False, "inputs": 6},
+    "restyle-psp-ffhq": {"shared": False, "pyramid": False, "inputs": 6},
+}
 MEMBERS = [(stage, name) for stage in registry.STAGES for name in registry.names(stage)]
 
 
 @pytest.fixture(scope="module")
-def context() -> Context:
-    def no_models(name):
-        raise AssertionError(f"asked for {name}")
+def context(narrow_encoder, tmp_path_factory) -> Context:
+    folder = tmp_path_factory.mktemp("models")
 
-    return Context("cpu", "tiny", no_models, aligned=True)
+    def models(name):
+        assert name in ENCODERS, f"asked for {name}"
+        if not (folder / name).exists():
+            torch.save(narrow_encoder(**ENCODERS[name]), folder / name)
+        return folder / name
+
+    return Context("cpu", "tiny", models, aligned=True)
 
 
 def build(context: Context, stage: str, name: str):

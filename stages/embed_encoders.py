@@ -1,0 +1,125 @@
+"""Embedding by trained encoders: one forward pass, or a few that correct each other."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.embed import Embedder
+from dhr_batch.stages.networks import encoders
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.tensors import downsample
+
+
+def row_table(generator: Generator, rows: int) -> list[int]:
+    """For each row of the generator's codes the row, of `rows`, that it takes; -1 for none.
+
+    Asks the generator as an edit direction of that length does. Raises ValueError where the
+    generator has no correspondence.
+    """
+    numbered = torch.arange(1.0, rows + 1).unsqueeze(1).expand(-1, STYLE_WIDTH)
+    try:
+        placed = generator.expand_direction(numbered)
+    except ValueError as error:
+        raise ValueError(
+            f"codes of {rows} rows do not fit this generator, whose codes have "
+            f"{generator.num_ws}; choose another encoder or generator"
+        ) from error
+    return [int(value) - 1 for value in placed[:, 0].tolist()]
+
+
+def encoder_input(images: Tensor) -> Tensor:
+    """[B, 3, R, R] -> [B, 3, 256, 256], by area from above and bilinearly from below."""
+    small = downsample(images, encoders.SIZE)
+    if small.shape[-1] == encoders.SIZE:
+        return small
+    return F.interpolate(small, size=(encoders.SIZE, encoders.SIZE), mode="bilinear")
+
+
+class _Encoder(Embedder):
+    shared: ClassVar[bool]
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        path = context.models(self.options.model)
+        net, mean = encoders.load(path, shared=self.shared)
+        self.encoder, self.mean = net.to(context.device), mean.to(context.device)
+        self.table = torch.tensor(row_table(self.generator, net.heads), device=context.device)
+
+    def codes(self, rows: Tensor) -> Tensor:
+        """Rows [B, n, 512] of the encoder -> W+ codes [B, L, 512] of the generator.
+
+        Rows of the generator that the encoder does not know are the mean of those it does.
+        """
+        placed = rows[:, self.table.clamp_min(0)]
+        known = (self.table >= 0).unsqueeze(1)
+        return torch.where(known, placed, placed[:, self.table >= 0].mean(1, keepdim=True))
+
+
+class _OnePass(_Encoder):
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        return self.codes(self.encoder(encoder_input(images)) + self.mean)
+
+
+class EncodeE4E(_OnePass):
+    """`e4e`: stays near W, for editing (Tov et al., 2021). LSAP's files have the same layout."""
+
+    shared = True
+
+    class Options(StageOptions):
+        name: str = "e4e"
+        model: str = Field("e4e-ffhq", description="model with the encoder's weights")
+
+
+class EncodePSP(_OnePass):
+    """`psp`: every row by itself, closer in reconstruction (Richardson et al., 2021)."""
+
+    shared = False
+
+    class Options(StageOptions):
+        name: str = "psp"
+        model: str = Field("psp-ffhq", description="model with the encoder's weights")
+
+
+class _ReStyle(_Encoder):
+    """Sees the image beside the present render and corrects the code, a few times.
+
+    The first render is that of the mean code.
+    """
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        target = encoder_input(images)
+        rows = self.mean.expand(len(images), -1, -1)
+        for _ in range(self.options.steps):
+            render = encoder_input(self.generator.synthesize(self.codes(rows)))
+            rows = rows + self.encoder(torch.cat([target, render], 1))
+        return self.codes(rows)
+
+
+class ReStyleE4E(_ReStyle):
+    """`restyle-e4e`: e4e's shared row, corrected step by step (Alaluf et al., 2021)."""
+
+    shared = True
+
+    class Options(StageOptions):
+        name: str = "restyle-e4e"
+        model: str = Field("restyle-e4e-ffhq", description="model with the encoder's weights")
+        steps: int = Field(5, ge=1, description="passes of the encoder")
+
+
+class ReStylePSP(_ReStyle):
+    """`restyle-psp`: pSp, corrected step by step (Alaluf et al., 2021)."""
+
+    shared = False
+
+    class Options(StageOptions):
+        name: str = "restyle-psp"
+        model: str = Field("restyle-psp-ffhq", description="model with the encoder's weights")
+        steps: int = Field(5, ge=1, description="passes of the encoder")

@@ -1,0 +1,180 @@
+"""BiSeNet face parsing: 19 classes of CelebAMask-HQ from a trained network.
+
+Yu et al., "BiSeNet: Bilateral Segmentation Network for Real-time Semantic Segmentation" (arXiv
+1808.00897), with a ResNet-18 as context path whose 64 px features also serve as spatial path, as
+in face-parsing.PyTorch. Modules carry the published key names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from dhr_batch.stages.networks import weight_files
+from dhr_batch.stages.networks.parsing import CLASSES, INDEX
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+
+SIZE = 512
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The published network's own order, in our names; sides are those of its annotators.
+ORDER = (
+    "background",
+    "face",
+    "left_brow",
+    "right_brow",
+    "left_eye",
+    "right_eye",
+    "glasses",
+    "left_ear",
+    "right_ear",
+    "earring",
+    "nose",
+    "inner_mouth",
+    "upper_lip",
+    "lower_lip",
+    "neck",
+    "necklace",
+    "cloth",
+    "hair",
+    "hat",
+)
+
+
+class _Conv(nn.Module):
+    """Convolution, batch normalisation, ReLU; the size stays."""
+
+    def __init__(self, inp: int, out: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inp, out, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class _AttentionRefinement(nn.Module):
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.conv = _Conv(inp, out)
+        self.conv_atten = nn.Conv2d(out, out, 1, bias=False)
+        self.bn_atten = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        gate = self.bn_atten(self.conv_atten(x.mean((2, 3), keepdim=True)))
+        return x * torch.sigmoid(gate)
+
+
+class _ContextPath(nn.Module):
+    """Images [B, 3, H, W] -> ResNet features [B, 128, H/8, W/8] and context of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resnet = resnet18(weights=None)
+        del self.resnet.fc
+        self.arm16 = _AttentionRefinement(256, 128)
+        self.arm32 = _AttentionRefinement(512, 128)
+        self.conv_head32 = _Conv(128, 128)
+        self.conv_head16 = _Conv(128, 128)
+        self.conv_avg = _Conv(512, 128, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        net = self.resnet
+        x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
+        at8 = net.layer2(x)
+        at16 = net.layer3(at8)
+        at32 = net.layer4(at16)
+        context = self.arm32(at32) + self.conv_avg(at32.mean((2, 3), keepdim=True))
+        context = self.conv_head32(F.interpolate(context, size=at16.shape[2:]))
+        context = self.arm16(at16) + context
+        return at8, self.conv_head16(F.interpolate(context, size=at8.shape[2:]))
+
+
+class _FeatureFusion(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convblk = _Conv(channels, channels, 1)
+        self.conv1 = nn.Conv2d(channels, channels // 4, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels // 4, channels, 1, bias=False)
+
+    def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
+        x = self.convblk(torch.cat([spatial, context], 1))
+        gate = self.conv2(F.relu(self.conv1(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate) + x
+
+
+class _Output(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _Conv(channels, channels)
+        self.conv_out = nn.Conv2d(channels, len(ORDER), 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.conv(x))
+
+
+class BiSeNet(nn.Module):
+    """Normalised images [B, 3, H, W], sides multiples of 32 -> logits [B, 19, H, W] in `ORDER`.
+
+    Without the two auxiliary outputs, which serve training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cp = _ContextPath()
+        self.ffm = _FeatureFusion(256)
+        self.conv_out = _Output(256)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.conv_out(self.ffm(*self.cp(images)))
+        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=True)
+
+
+class BiSeNetParser:
+    """The parser `bisenet`: works at 512 px, other sizes are resized there and back."""
+
+    name = "bisenet"
+
+    def __init__(self, net: BiSeNet) -> None:
+        self.net = net
+        self._order = [ORDER.index(name) for name in CLASSES]
+        device = next(net.parameters()).device
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device).reshape(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=device).reshape(1, 3, 1, 1)
+
+    @torch.no_grad()
+    def parse(self, image: np.ndarray) -> np.ndarray | None:
+        """See `Parser.parse`. None where no pixel is most likely skin."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._mean.device)
+        batch = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
+        batch = (_resized(batch, (SIZE, SIZE)) - self._mean) / self._std
+        probs = _resized(self.net(batch).softmax(1)[:, self._order], image.shape[:2])[0]
+        if not (probs.argmax(0) == INDEX["face"]).any():
+            return None
+        return probs.cpu().numpy()
+
+
+def _resized(batch: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(batch, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def load(path: Path) -> BiSeNet:
+    """The network from a published file, a flat state dict. Raises ValueError naming odd keys."""
+    auxiliary = ("conv_out16.", "conv_out32.")
+    weights = {k: v for k, v in weight_files.read(path).items() if not k.startswith(auxiliary)}
+    with torch.device("meta"):
+        net = BiSeNet()
+    return weight_files.fill(net, weights, path)
+
+
+def bisenet(context: Context) -> BiSeNetParser:
+    """The parser `bisenet`; model `bisenet-19`."""
+    return BiSeNetParser(load(context.models("bisenet-19")).to(context.device))

@@ -1,0 +1,165 @@
+"""Encoders of the pSp family: a face photograph to a W+ code in one forward pass.
+
+pSp: Richardson et al., "Encoding in Style" (arXiv 2008.00951). e4e: Tov et al., "Designing an
+Encoder for StyleGAN Image Manipulation" (arXiv 2102.02766). ReStyle: Alaluf et al. (arXiv
+2104.02699). All have an IR-SE50 body (Deng et al., ArcFace, with squeeze-and-excitation) and one
+`map2style` head per row of the code. Modules carry the published key names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dhr_batch.stages.networks import weight_files
+
+SIZE = 256
+STYLE_WIDTH = 512
+# Blocks of each stage of the body; its last outputs but one have 64, 32 and 16 px at 256 px input.
+UNITS = (3, 4, 14, 3)
+TAPS = (6, 20, 23)
+# Rows below the first number take the 16 px features, below the second the 32 px ones.
+COARSE, MIDDLE = 3, 7
+
+
+class _SqueezeExcitation(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        narrow = max(1, channels // 16)
+        self.fc1 = nn.Conv2d(channels, narrow, 1, bias=False)
+        self.fc2 = nn.Conv2d(narrow, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class _Bottleneck(nn.Module):
+    """An IR-SE block: [B, inp, H, W] -> [B, out, H / stride, W / stride]."""
+
+    def __init__(self, inp: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.shortcut_layer: nn.Module = (
+            nn.MaxPool2d(1, stride)
+            if inp == out
+            else nn.Sequential(nn.Conv2d(inp, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        )
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inp),
+            nn.Conv2d(inp, out, 3, 1, 1, bias=False),
+            nn.PReLU(out),
+            nn.Conv2d(out, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+            _SqueezeExcitation(out),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.res_layer(x) + self.shortcut_layer(x)
+
+
+class _Head(nn.Module):
+    """`map2style`: features [B, C, size, size] -> one row [B, 512]."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        halvings = [nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(int(math.log2(size)))]
+        self.convs = nn.Sequential(*(m for conv in halvings for m in (conv, nn.LeakyReLU())))
+        self.linear = nn.Linear(channels, STYLE_WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convs(x).flatten(1)
+        return F.linear(x, self.linear.weight / math.sqrt(x.shape[1]), self.linear.bias)
+
+
+class Encoder(nn.Module):
+    """Images [B, inputs, 256, 256] in [-1, 1] -> rows [B, heads, 512] relative to a mean code.
+
+    shared: row 0 is added to every other row (e4e); otherwise each head gives its row whole (pSp).
+    pyramid: fine rows see the 64 and 32 px features; otherwise all see the 16 px ones (ReStyle).
+    width: channels of the first stage, 64 as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared: bool,
+        pyramid: bool = True,
+        heads: int = 18,
+        inputs: int = 3,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.shared, self.pyramid, self.heads = shared, pyramid, heads
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
+        )
+        blocks, last = [], width
+        for stage, units in enumerate(UNITS):
+            for unit in range(units):
+                blocks.append(_Bottleneck(last, width * 2**stage, 1 if unit else 2))
+                last = width * 2**stage
+        self.body = nn.Sequential(*blocks)
+        sizes = [
+            16 if i < COARSE or not pyramid else 32 if i < MIDDLE else 64 for i in range(heads)
+        ]
+        self.styles = nn.ModuleList(_Head(last, size) for size in sizes)
+        if pyramid:
+            self.latlayer1 = nn.Conv2d(last // 2, last, 1)
+            self.latlayer2 = nn.Conv2d(last // 4, last, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, taps = self.input_layer(images), []
+        for i, block in enumerate(self.body):
+            x = block(x)
+            if i in TAPS:
+                taps.append(x)
+        fine, middle, coarse = taps
+        features = [coarse, coarse, coarse]
+        if self.pyramid:
+            features[1] = _enlarged(coarse, middle) + self.latlayer1(middle)
+            features[2] = _enlarged(features[1], fine) + self.latlayer2(fine)
+        rows = [head(features[(i >= COARSE) + (i >= MIDDLE)]) for i, head in enumerate(self.styles)]
+        if self.shared:
+            rows[1:] = [rows[0] + row for row in rows[1:]]
+        return torch.stack(rows, 1)
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
+    """An encoder and the mean code [heads, 512] its rows are relative to, from a published file.
+
+    The file holds `state_dict` with keys `encoder.*` (others are ignored), `latent_avg` and,
+    mostly, `opts`. Raises ValueError naming the key that is missing or does not fit.
+    """
+    checkpoint = weight_files.read(path)
+    state = weight_files.part(checkpoint, "state_dict", path)
+    prefix = "encoder."
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    first = weight_files.part(weights, "input_layer.0.weight", path)
+    heads = {m[1] for k in weights if (m := re.match(r"styles\.(\d+)\.", k))}
+    with torch.device("meta"):
+        net = Encoder(
+            shared=shared,
+            pyramid="latlayer1.weight" in weights,
+            heads=len(heads),
+            inputs=first.shape[1],
+            width=first.shape[0],
+        )
+    weight_files.fill(net, weights, path)
+    mean = weight_files.part(checkpoint, "latent_avg", path).float()
+    if mean.shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (net.heads, STYLE_WIDTH)}:
+        raise ValueError(
+            f"{path}: latent_avg has shape {list(mean.shape)}, not [{net.heads}, {STYLE_WIDTH}]"
+        )
+    # ReStyle adds the mean itself, whatever its files say.
+    if net.pyramid and not (checkpoint.get("opts") or {}).get("start_from_latent_avg", True):
+        mean = torch.zeros_like(mean)
+    return net, mean.expand(net.heads, STYLE_WIDTH).contiguous()

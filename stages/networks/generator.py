@@ -1,0 +1,178 @@
+"""What every generator offers: named weights, W and W+ codes, and a split at the feature layer."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Delta = Mapping[str, Tensor]
+
+STYLE_WIDTH = 512
+
+
+class Generator(nn.Module, ABC):
+    """A style-based generator, differentiable in the latent, the weights and the feature layer.
+
+    resolution: side of the image in pixels. num_ws: rows of a W+ code. Names of weights that start
+    with ``mapping.`` belong to the mapping network, all others to the synthesis network. Noise is
+    constant, so every render is a function of its arguments.
+    """
+
+    resolution: int
+    num_ws: int
+
+    def __init__(self, mapping_layers: int = 8) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict()
+        self.noise_names: list[str] = []
+        self.mapping_layers = mapping_layers
+        for i in range(mapping_layers):
+            self._add(f"mapping.{i}.weight", STYLE_WIDTH, STYLE_WIDTH)
+            self._add(f"mapping.{i}.bias", STYLE_WIDTH)
+        self.register_buffer("w_mean", torch.zeros(STYLE_WIDTH))
+        self.w_mean: Tensor
+
+    # ---------------------------------------------------------------------- parameters
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return name.replace(".", "/")
+
+    def _add(self, name: str, *shape: int) -> None:
+        self.weights[self._key(name)] = nn.Parameter(torch.zeros(shape), requires_grad=False)
+
+    def _add_modulation(self, name: str, width: int) -> None:
+        self._add(f"{name}.modulation.weight", width, STYLE_WIDTH)
+        self._add(f"{name}.modulation.bias", width)
+
+    def _add_noise(self, name: str, size: int) -> None:
+        self.register_buffer("noise_" + name.replace(".", "_"), torch.zeros(size, size))
+        self.noise_names.append(name)
+
+    def noise(self, name: str) -> Tensor:
+        """The noise map [h, w] of the layer `name`, one of `noise_names`."""
+        return getattr(self, "noise_" + name.replace(".", "_"))
+
+    def weight_names(self, prefix: str = "") -> list[str]:
+        """Names of all weights that start with `prefix`, in synthesis order."""
+        return [k.replace("/", ".") for k in self.weights if k.replace("/", ".").startswith(prefix)]
+
+    def weight(self, name: str) -> Tensor:
+        """The shared weight `name` (no batch axis). Raises KeyError for an unknown name."""
+        return self.weights[self._key(name)]
+
+    def _get(self, name: str, delta: Delta | None, batch: int) -> Tensor:
+        """Weight with a leading image axis: [B, *shape], or [1, *shape] where it is shared."""
+        return self._moved(self.weight(name), name, delta, batch)
+
+    @staticmethod
+    def _moved(shared: Tensor, name: str, delta: Delta | None, batch: int) -> Tensor:
+        offset = delta.get(name) if delta else None
+        if offset is None:
+            return shared.unsqueeze(0)
+        if offset.shape[0] != batch:
+            raise ValueError(
+                f"delta {name!r} is for {offset.shape[0]} images, the codes for {batch}"
+            )
+        return shared + offset
+
+    def _style(self, name: str, style: Tensor, delta: Delta | None) -> Tensor:
+        b = style.shape[0]
+        weight = self._get(f"{name}.modulation.weight", delta, b)
+        bias = self._get(f"{name}.modulation.bias", delta, b)
+        if weight.shape[0] == 1:
+            return F.linear(style, weight[0]) + bias
+        return torch.bmm(weight, style.unsqueeze(2)).squeeze(2) + bias
+
+    # ---------------------------------------------------------------------- latents
+
+    def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
+        """z [B, 512] ~ N(0, I) -> w [B, 512]; `truncation` pulls towards the mean latent."""
+        w = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
+        for i in range(self.mapping_layers):
+            w = F.linear(w, self.weight(f"mapping.{i}.weight"), self.weight(f"mapping.{i}.bias"))
+            w = F.leaky_relu(w, 0.2) * math.sqrt(2)
+        return self.w_mean + truncation * (w - self.w_mean) if truncation != 1.0 else w
+
+    def broadcast(self, w: Tensor) -> Tensor:
+        """w [B, 512] -> W+ code [B, num_ws, 512] with equal rows."""
+        return w.unsqueeze(1).expand(-1, self.num_ws, -1)
+
+    @torch.no_grad()
+    def set_w_mean(self, samples: int = 4096) -> None:
+        """Set the mean latent from `samples` fixed draws (seed 0)."""
+        z = torch.randn(samples, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
+        self.w_mean.copy_(self.map(z.to(self.w_mean.device)).mean(0))
+
+    def _check(self, ws: Tensor) -> None:
+        if ws.ndim != 3 or tuple(ws.shape[1:]) != (self.num_ws, STYLE_WIDTH):
+            raise ValueError(
+                f"expected W+ codes of shape [B, {self.num_ws}, {STYLE_WIDTH}], "
+                f"got {list(ws.shape)}"
+            )
+
+    @abstractmethod
+    def modulated(self, row: int) -> list[str]:
+        """Layers that row `row` of a W+ code drives; empty for a row without effect."""
+
+    @property
+    def live_rows(self) -> list[int]:
+        """Rows of a W+ code that reach the image."""
+        return [row for row in range(self.num_ws) if self.modulated(row)]
+
+    @abstractmethod
+    def expand_direction(self, direction: Tensor) -> Tensor:
+        """Edit direction of shape [512], or of rows this generator can place -> [num_ws, 512].
+
+        Raises ValueError for any other shape: a direction is never sliced or padded silently.
+        """
+
+    # ---------------------------------------------------------------------- synthesis
+
+    @property
+    @abstractmethod
+    def feature_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the feature layer."""
+
+    @abstractmethod
+    def trunk(self, ws: Tensor, delta: Delta | None = None) -> tuple[Tensor, Tensor | None]:
+        """W+ codes [B, num_ws, 512] -> feature layer [B, C, h, w] and the image made so far.
+
+        The image [B, 3, h', w'] is None where the network sums no images. Everything here is
+        constant once the weights are: a refiner that moves only the feature computes it once.
+        """
+
+    @abstractmethod
+    def from_feature(
+        self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
+    ) -> Tensor:
+        """Feature layer [B, C, h, w] and image so far (see `trunk`) -> image [B, 3, R, R]."""
+
+    def to_feature(self, ws: Tensor, delta: Delta | None = None) -> Tensor:
+        """W+ codes [B, num_ws, 512] -> feature layer [B, C, h, w]."""
+        return self.trunk(ws, delta)[0]
+
+    def synthesize(
+        self,
+        ws: Tensor,
+        delta: Delta | None = None,
+        feature: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Render W+ codes, optionally with refined weights and a replaced feature layer.
+
+        ws: [B, num_ws, 512]. delta: per-image weight offsets, name -> [B, *shape].
+        feature: [B, C, H, W], used where `mask` [B, 1, H, W] in [0, 1] is 0 (out-of-domain):
+        ``x <- mask * x + (1 - mask) * feature``. Returns [B, 3, R, R], about [-1, 1], unclamped.
+        """
+        if (feature is None) != (mask is None):
+            raise ValueError("feature and mask are given together")
+        x, skip = self.trunk(ws, delta)
+        if feature is not None and mask is not None:
+            x = torch.lerp(feature, x, mask)
+        return self.from_feature(x, ws, delta, skip)

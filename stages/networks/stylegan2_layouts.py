@@ -1,0 +1,215 @@
+"""State dicts of StyleGAN2 as others publish them, in the names of `StyleGAN2`.
+
+`rosinality`: the `g_ema` of rosinality's stylegan2-pytorch and of all that build on it. `nvidia`:
+the `G_ema` of NVIDIA's stylegan2-ada-pytorch; its clamping of half-precision layers is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dhr_batch.stages.networks import checkpoints
+from dhr_batch.stages.networks.stylegan2 import TAPS, StyleGAN2
+
+# How much slower than the others the mapping network learns, part of its published weights' scale.
+MAPPING_RATE = 0.01
+FORMAT = "dhr-batch stylegan2"
+
+State = Mapping[str, Tensor]
+
+
+class LayoutError(ValueError):
+    """A state dict that is not a StyleGAN2 generator of a known layout; the message says why."""
+
+
+def _rosinality_name(key: str) -> str:
+    if match := re.fullmatch(r"style\.(\d+)\.(weight|bias)", key):
+        return f"mapping.{int(match[1]) - 1}.{match[2]}"
+    if match := re.fullmatch(r"noises\.noise_(\d+)", key):
+        return "noise.conv1" if match[1] == "0" else f"noise.convs.{int(match[1]) - 1}"
+    if key == "input.input":
+        return "input"
+    key = key.replace(".activate.bias", ".bias").replace(".noise.weight", ".noise_strength")
+    return re.sub(r"\.conv\.(weight|modulation)", r".\1", key)
+
+
+def _nvidia_name(key: str) -> str:
+    if key == "mapping.w_avg":
+        return "w_mean"
+    if match := re.fullmatch(r"mapping\.fc(\d+)\.(weight|bias)", key):
+        return f"mapping.{match[1]}.{match[2]}"
+    if key == "synthesis.b4.const":
+        return "input"
+    match = re.fullmatch(r"synthesis\.b(\d+)\.(conv0|conv1|torgb)\.(.+)", key)
+    if not match:
+        return key
+    block, rest = int(math.log2(int(match[1]))) - 3, match[3].replace("affine.", "modulation.")
+    if match[2] == "torgb":
+        layer = "to_rgb1" if block < 0 else f"to_rgbs.{block}"
+    else:
+        layer = "conv1" if block < 0 else f"convs.{2 * block + int(match[2][-1])}"
+    return f"noise.{layer}" if rest == "noise_const" else f"{layer}.{rest}"
+
+
+def rosinality(state: State, latent_avg: Tensor | None = None) -> dict[str, Tensor]:
+    """Tensors of `StyleGAN2` from a `g_ema`; without `latent_avg` the mean latent is computed."""
+    tensors = _renamed(state, _rosinality_name, ".kernel")
+    if latent_avg is not None:
+        _check_tensor("latent_avg", latent_avg)
+        tensors["w_mean"] = latent_avg.reshape(-1)
+    return tensors
+
+
+def nvidia(state: State) -> dict[str, Tensor]:
+    """Tensors of `StyleGAN2` from the state dict of a `G_ema`."""
+    return _renamed(state, _nvidia_name, "resample_filter")
+
+
+def _renamed(state: State, rename: Callable[[str], str], filters: str) -> dict[str, Tensor]:
+    tensors = {}
+    for key, value in state.items():
+        _check_tensor(key, value)
+        value = value.detach().to("cpu", torch.float32)
+        if key.endswith(filters):
+            _check_filter(key, value)
+            continue
+        name = rename(key)
+        if name.startswith("mapping."):
+            rate = MAPPING_RATE
+            value = value * (rate / math.sqrt(value.shape[1]) if value.ndim == 2 else rate)
+        tensors[name] = value
+    return tensors
+
+
+def _check_tensor(key: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise LayoutError(f"{key} is no tensor but a {type(value).__name__}")
+
+
+def _check_filter(key: str, value: Tensor) -> None:
+    taps = torch.tensor(TAPS)
+    wanted = taps[:, None] * taps
+    if value.shape != wanted.shape or not torch.allclose(value / value.sum(), wanted / 4):
+        raise LayoutError(f"{key} is another filter than the one of StyleGAN2, [1, 3, 3, 1]")
+
+
+def build(tensors: State, feature_layer: int | None = None) -> StyleGAN2:
+    """The generator whose tensors these are; sizes follow from their shapes.
+
+    Without `w_mean` the mean latent is computed. Raises LayoutError when tensors are missing,
+    unknown or have unexpected shapes.
+    """
+    try:
+        widths = [tensors["conv1.bias"].numel()]
+        while (name := f"convs.{2 * len(widths) - 2}.bias") in tensors:
+            widths.append(tensors[name].numel())
+        depth = sum(1 for name in tensors if re.fullmatch(r"mapping\.\d+\.bias", name))
+        net = StyleGAN2(widths, feature_layer, depth)
+    except (KeyError, ValueError) as error:
+        raise LayoutError(f"this is no StyleGAN2 generator: {error}") from error
+    _fill(net, tensors)
+    if "w_mean" not in tensors:
+        net.set_w_mean()
+    return net.eval()
+
+
+def named_tensors(net: StyleGAN2) -> dict[str, Tensor]:
+    """All tensors of a generator by name: weights, `noise.<layer>` and `w_mean`; not copies."""
+    tensors = {name: net.weight(name) for name in net.weight_names()}
+    tensors |= {f"noise.{name}": net.noise(name) for name in net.noise_names}
+    return tensors | {"w_mean": net.w_mean}
+
+
+@torch.no_grad()
+def _fill(net: StyleGAN2, tensors: State) -> None:
+    wanted = named_tensors(net)
+    if odd := (tensors.keys() ^ wanted.keys()) - {"w_mean"}:
+        raise LayoutError(f"this is no StyleGAN2 generator: missing or unknown {_some(odd)}")
+    for name in sorted(wanted.keys() & tensors.keys()):
+        value, place = tensors[name], wanted[name]
+        # The layouts differ in axes of length one.
+        if _squeezed(value) != _squeezed(place):
+            raise LayoutError(f"{name} has shape {list(value.shape)}, not {list(place.shape)}")
+        place.copy_(value.reshape(place.shape))
+
+
+def _squeezed(tensor: Tensor) -> Sequence[int]:
+    return [n for n in tensor.shape if n != 1]
+
+
+def _some(names: set[str], most: int = 5) -> str:
+    listed = ", ".join(sorted(names)[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+
+
+def read_checkpoint(file: Path) -> tuple[StyleGAN2, str]:
+    """The generator in a published checkpoint, and the name of its layout. Runs nothing in it.
+
+    Raises CheckpointError and LayoutError, naming the file.
+    """
+    content = checkpoints.read(file)
+    try:
+        if isinstance(content, dict) and isinstance(content.get("g_ema"), dict):
+            average = content.get("latent_avg")
+            return build(rosinality(content["g_ema"], average)), "rosinality"
+        if isinstance(content, dict) and isinstance(content.get("G_ema"), checkpoints.Inert):
+            return build(nvidia(checkpoints.state_dict(content["G_ema"]))), "nvidia"
+    except (LayoutError, checkpoints.CheckpointError) as error:
+        raise LayoutError(f"{file}: {error}") from error
+    keys = _some({str(k) for k in content}) if isinstance(content, dict) else type(content).__name__
+    raise LayoutError(
+        f"{file} holds no StyleGAN2 generator: expected a dict with g_ema (rosinality) or G_ema "
+        f"(NVIDIA), found {keys}"
+    )
+
+
+def convert(file: Path, out: Path) -> dict[str, str]:
+    """Write the generator of a published checkpoint to `out`, complete or not at all.
+
+    Returns the metadata of `out`: layout and resolution, file name and sha256 of the source.
+    Raises CheckpointError, LayoutError and OSError.
+    """
+    net, layout = read_checkpoint(file)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    about = {"layout": layout, "source": file.name, "source_sha256": digest}
+    try:
+        about = save(net, temporary, about)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return about
+
+
+def save(net: StyleGAN2, file: Path, about: Mapping[str, str]) -> dict[str, str]:
+    """Write a generator as safetensors, with `about` in the metadata. Returns all metadata."""
+    metadata = {"format": FORMAT, "resolution": str(net.resolution), **about}
+    save_file({k: v.contiguous() for k, v in named_tensors(net).items()}, file, metadata)
+    return metadata
+
+
+def load(file: Path, feature_layer: int | None = None) -> StyleGAN2:
+    """The generator of a file that `save` wrote. Raises LayoutError for any other file."""
+    try:
+        with safe_open(file, "pt") as stored:
+            if (stored.metadata() or {}).get("format") != FORMAT:
+                raise LayoutError("it was not written by `dhr-batch models convert`")
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        return build(tensors, feature_layer)
+    except (LayoutError, SafetensorError) as error:
+        raise LayoutError(
+            f"{file} cannot be used as a generator: {error}. Make it from a published checkpoint "
+            f"with: dhr-batch models convert CHECKPOINT --out {file}"
+        ) from error

@@ -1,0 +1,68 @@
+"""The two halves of hybrid refinement by themselves, for comparison with `dhr`."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dhr_batch.stages.base import Context
+from dhr_batch.stages.embed import ramp
+from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.refine import Refinement, Refiner, zero_delta
+from dhr_batch.stages.refine_dhr import (
+    HybridRefinement,
+    LossOptions,
+    MaskedLoss,
+    WeightOptions,
+    set_rate,
+    weight_names,
+)
+
+
+class WeightModulation(Refiner):
+    """`weights`: weight modulation alone.
+
+    Only the in-domain loss moves the weights, as in `dhr`; out of domain the picture is what the
+    moved generator makes of the code.
+    """
+
+    class Options(WeightOptions):
+        name: str = "weights"
+        steps: int = Field(30, ge=0, description="optimisation steps")
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
+
+    def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
+        options, generator = self.options, self.generator
+        loss = MaskedLoss(options, self.perceptual, images, masks)
+        delta = zero_delta(generator, weight_names(generator, options.weights), len(images))
+        weights = [d.requires_grad_() for d in delta.values()]
+        adam = torch.optim.Adam(weights, lr=options.weight_rate)
+        for step in range(options.steps):
+            set_rate(adam, options.weight_rate * ramp(step, options.steps, 0.1, 0.6))
+            inner, _ = loss(generator.synthesize(ws, delta))
+            for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
+                weight.grad = grad
+            adam.step()
+        return Refinement({name: value.detach() for name, value in delta.items()})
+
+
+class FeatureModulation(Refiner):
+    """`feature`: feature modulation alone, `dhr` with no step that moves weights."""
+
+    class Options(LossOptions):
+        name: str = "feature"
+        steps: int = Field(50, ge=0, description="optimisation steps")
+        feature_rate: float = Field(0.1, gt=0, description="Adam rate of the feature")
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        settings = self.options.model_dump(exclude={"name"})
+        self._dhr = HybridRefinement(HybridRefinement.Options(weight_share=0, **settings))
+        self._dhr.setup(context)
+
+    def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
+        return self._dhr.refine(images, ws, masks)

@@ -1,0 +1,67 @@
+"""Pivotal tuning: move the whole synthesis network until the code renders the photograph.
+
+Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (arXiv 2106.05744), second
+stage, without the locality term, which the published code leaves off. The pivot is the code that
+the embedding gave. The mask is not used.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.refine import Refinement, Refiner, synthesis_weights, zero_delta
+from dhr_batch.stages.tensors import downsample
+
+
+class PivotalTuning(Refiner):
+    """`pti`: each image tunes its own copy of the weights and stops by itself.
+
+    An image that is near enough keeps the weights of that step, however long its batch mates
+    still need.
+    """
+
+    class Options(StageOptions):
+        name: str = "pti"
+        steps: int = Field(350, ge=0, description="most optimisation steps")
+        rate: float = Field(3e-4, gt=0, description="Adam learning rate")
+        stop: float = Field(
+            0.06, ge=0, description="perceptual distance that ends an image; 0.06: of lpips_alex"
+        )
+        perceptual: str = "st_lpips_alex"
+        perceptual_size: int = Field(1024, ge=32, description="features are compared at this size")
+        perceptual_weight: float = Field(1.0, ge=0)
+        pixel_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
+
+    def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
+        options, size = self.options, self.options.perceptual_size
+        target = self.perceptual.features(downsample(images, size))
+        delta = zero_delta(self.generator, synthesis_weights(self.generator), len(images))
+        weights = [d.requires_grad_() for d in delta.values()]
+        adam = torch.optim.Adam(weights, lr=options.rate)
+        finished: dict[int, dict[str, Tensor]] = {}
+        for _ in range(options.steps):
+            render = self.generator.synthesize(ws, delta)
+            distance = self.perceptual.distance(downsample(render, size), target)
+            for i in (distance <= options.stop).nonzero().flatten().tolist():
+                if i not in finished:
+                    finished[i] = {n: d[i].detach().clone() for n, d in delta.items()}
+            if len(finished) == len(images):
+                break
+            pixel = (render - images).square().mean((1, 2, 3))
+            loss = options.perceptual_weight * distance + options.pixel_weight * pixel
+            for weight, grad in zip(weights, torch.autograd.grad(loss.sum(), weights), strict=True):
+                weight.grad = grad
+            adam.step()
+        delta = {name: value.detach() for name, value in delta.items()}
+        for i, weights_then in finished.items():
+            for name, value in weights_then.items():
+                delta[name][i] = value
+        return Refinement(delta)

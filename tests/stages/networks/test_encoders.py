@@ -1,0 +1,103 @@
+"""Encoders and their published files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dhr_batch.stages.networks import encoders, weight_files
+from dhr_batch.stages.networks.encoders import Encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("e4e", True), ("psp", False), ("restyle_e4e", True), ("restyle_psp", False)],
+)
+def test_rows_equal_published(name, shared, golden, fill):
+    facts = json.loads((golden / f"encoder_{name}.json").read_text())
+    weights = {
+        key: torch.from_numpy(np.asarray(fill(key, shape, facts["fill_rules"])))
+        for key, shape in facts["state_dict"]
+    }
+    for key, first in facts["fill_check"].items():
+        assert weights[key].flatten()[:3].tolist() == first
+    shape = facts["inputs"]["image"]["shape"]
+    with torch.device("meta"):
+        net = Encoder(shared=shared, pyramid="latlayer1.weight" in weights, inputs=shape[1])
+    weight_files.fill(net, weights, golden)
+    with torch.no_grad():
+        rows = net(0.5 * torch.from_numpy(fill("in.image", shape)))
+    wanted = np.load(golden / f"encoder_{name}.npz")["w"]
+    assert np.abs(rows.numpy() - wanted).max() <= facts["outputs"]["w"]["tolerance_abs"]
+
+
+@pytest.fixture
+def checkpoint(narrow_encoder):
+    return narrow_encoder(shared=True)
+
+
+def test_a_published_file_is_loaded(checkpoint, tmp_path):
+    checkpoint["state_dict"]["decoder.input.input"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "e4e.pt")
+    net, mean = encoders.load(tmp_path / "e4e.pt", shared=True)
+    assert (net.heads, net.pyramid, net.training) == (18, True, False)
+    assert torch.equal(mean, checkpoint["latent_avg"])
+    wanted = checkpoint["state_dict"]["encoder.styles.3.linear.weight"]
+    assert torch.equal(net.state_dict()["styles.3.linear.weight"], wanted)
+
+
+def test_a_mean_row_is_repeated_and_may_be_left_out(checkpoint, tmp_path):
+    file = tmp_path / "e4e.pt"
+    row = checkpoint["latent_avg"][:1]
+    torch.save(checkpoint | {"latent_avg": row}, file)
+    assert torch.equal(encoders.load(file, shared=True)[1], row.repeat(18, 1))
+    torch.save(checkpoint | {"opts": {"start_from_latent_avg": False}}, file)
+    assert not encoders.load(file, shared=True)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda c: c.pop("latent_avg"), r"e4e.pt has no 'latent_avg', only: state_dict"),
+        (lambda c: c.pop("state_dict"), r"e4e.pt has no 'state_dict'"),
+        (
+            lambda c: c["state_dict"].pop("encoder.body.3.res_layer.5.fc1.weight"),
+            r"e4e.pt does not fit Encoder: body.3.res_layer.5.fc1.weight is missing",
+        ),
+        (
+            lambda c: c["state_dict"].update({"encoder.extra": torch.zeros(1)}),
+            r"extra is unknown",
+        ),
+        (
+            lambda c: c["state_dict"].update({"encoder.latlayer1.bias": torch.zeros(3)}),
+            r"latlayer1.bias has shape \[3\], not \[64\]",
+        ),
+        (lambda c: c.update(latent_avg=torch.zeros(2, 512)), r"latent_avg has shape \[2, 512\]"),
+    ],
+)
+def test_another_file_is_refused_by_its_key(checkpoint, tmp_path, broken, message):
+    broken(checkpoint)
+    torch.save(checkpoint, tmp_path / "e4e.pt")
+    with pytest.raises(ValueError, match=message):
+        encoders.load(tmp_path / "e4e.pt", shared=True)
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("code of a checkpoint was run",)
+
+
+@pytest.mark.parametrize("content", ["code", "garbage", "truncated", "tensor"])
+def test_damaged_and_hostile_files_are_named(content, checkpoint, tmp_path, capsys):
+    file = tmp_path / "e4e.pt"
+    torch.save({"code": {"a": Runs()}, "tensor": torch.zeros(1)}.get(content, checkpoint), file)
+    if content == "garbage":
+        file.write_bytes(b"<html>not found</html>")
+    if content == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"e4e\.pt (cannot be read|holds a Tensor)"):
+        encoders.load(file, shared=True)
+    assert capsys.readouterr().out == ""
