@@ -69,16 +69,17 @@ def test_changed_settings_are_named(photographs: Path, run: RunFolder) -> None:
     assert "images" not in said.partition("changed:")[2].partition("\nUse")[0]
 
 
-def test_changed_weights_and_directions_are_named(photographs: Path, run: RunFolder) -> None:
+def test_changed_code_weights_and_directions_are_named(photographs: Path, run: RunFolder) -> None:
     stored = run.plan()
     assert stored is not None
     name = next(iter(stored["fingerprint"]["models"]))
     stored["fingerprint"]["models"] |= {name: "0" * 16, "a-model-of-before": "1" * 16}
-    stored["fingerprint"]["directions"] = {"smile": "2" * 16}
+    stored["fingerprint"] |= {"directions": {"smile": "2" * 16}, "version": "0.0.9"}
     run.replace_plan(stored)
     said = refused(run, made(photographs, "shard_size=2"))
     assert f"models.{name}: {'0' * 16} -> " in said
     assert f"directions.smile: {'2' * 16} -> " in said
+    assert "version: 0.0.9 -> " in said
     assert "a-model-of-before" not in said
 
 
