@@ -85,12 +85,14 @@ def optimise(
     pull: float = 0.0,
     perceptual_size: int = 256,
     face_weight: float = 0.0,
+    decay: float = 0.5,
 ) -> Tensor:
     """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
 
     images: [B, 3, R, R] in [-1, 1]; pixels are compared at 256 px or below, features at
     `perceptual_size`, and once more on the face alone with `face_weight`. start: [B, 512]. pull:
     weight of the mean squared distance of the rows from their mean, which keeps W+ codes editable.
+    decay: share of the steps, the last, over which the rate falls to 0.
     Every term is a sum of per-image terms, so an image's code does not depend on its batch mates.
     Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
     that do, so that the code also renders on a larger cut of the same network.
@@ -104,7 +106,7 @@ def optimise(
     adam = torch.optim.Adam([rows], lr=rate)
     for step in range(steps):
         for group in adam.param_groups:
-            group["lr"] = rate * ramp(step, steps, 0.05, 0.5)
+            group["lr"] = rate * ramp(step, steps, 0.05, decay)
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
         small = downsample(render, perceptual_size)
         loss = perceptual.distance(small, target_features).sum()
@@ -138,6 +140,9 @@ class _Optimise(Embedder):
             1.0, ge=0, description="weight of the features of eyes, nose and mouth, at full size"
         )
         pixel_weight: float = Field(3.0, ge=0, description="weight of the mean squared error")
+        decay: float = Field(
+            0.5, ge=0, le=1, description="share of the steps over which the rate falls to 0"
+        )
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -164,6 +169,7 @@ class _Optimise(Embedder):
             pull=pull,
             perceptual_size=self.options.perceptual_size,
             face_weight=self.options.face_weight,
+            decay=self.options.decay,
         )
 
 

@@ -98,7 +98,8 @@ class Encoder(nn.Module):
         self.input_layer = nn.Sequential(
             nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
         )
-        blocks, last = [], width
+        blocks: list[nn.Module] = []
+        last = width
         for stage, units in enumerate(UNITS):
             for unit in range(units):
                 blocks.append(_Bottleneck(last, width * 2**stage, 1 if unit else 2))
@@ -113,7 +114,8 @@ class Encoder(nn.Module):
             self.latlayer2 = nn.Conv2d(last // 4, last, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x, taps = self.input_layer(images), []
+        x = self.input_layer(images)
+        taps: list[Tensor] = []
         for i, block in enumerate(self.body):
             x = block(x)
             if i in TAPS:

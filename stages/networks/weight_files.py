@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +21,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # Which error a damaged pickle raises depends on its first bytes.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(
             f"{path} cannot be read as weights: {reason}; it is damaged, or holds objects that "
             "would run code; save its tensors alone with torch.save"

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dhr_batch.stages import embed
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed import OptimiseW, OptimiseWPlus, face_region, optimise, ramp
 
@@ -124,3 +125,12 @@ def test_the_schedule_starts_at_once_and_ends_near_zero():
     assert max(rates) == 1.0
     assert rates[-1] < 0.01
     assert all(a >= b for a, b in pairwise(rates[50:]))
+
+
+def test_the_rate_falls_over_the_share_of_the_steps_that_is_set(context, monkeypatch):
+    shares = []
+    monkeypatch.setattr(embed, "ramp", lambda *args: shares.append(args[3]) or ramp(*args))
+    stage = OptimiseW(OptimiseW.Options(steps=2, perceptual="tiny", decay=0.25))
+    stage.setup(context)
+    stage.embed(targets(context, 1))
+    assert shares == [0.25, 0.25]

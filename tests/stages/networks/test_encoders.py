@@ -90,12 +90,12 @@ class Runs:
         return print, ("code of a checkpoint was run",)
 
 
-@pytest.mark.parametrize("content", ["code", "garbage", "truncated", "tensor"])
+@pytest.mark.parametrize("content", ["code", "<html>", "junk", "", "truncated", "tensor"])
 def test_damaged_and_hostile_files_are_named(content, checkpoint, tmp_path, capsys):
     file = tmp_path / "e4e.pt"
     torch.save({"code": {"a": Runs()}, "tensor": torch.zeros(1)}.get(content, checkpoint), file)
-    if content == "garbage":
-        file.write_bytes(b"<html>not found</html>")
+    if content in ("<html>", "junk", ""):
+        file.write_text(content)
     if content == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"e4e\.pt (cannot be read|holds a Tensor)"):
