@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -45,11 +44,16 @@ class Url(Strict):
 
 
 class LocalFile(Strict):
-    """One file the user has; `~` is expanded. Without sha256 it is used as it is."""
+    """One file the user has. Without sha256 it is used as it is.
+
+    path: `~` is expanded; a relative one lies in the cache folder. obtain: how to get the file,
+    with `{path}` for where it belongs.
+    """
 
     kind: Literal["file"]
     path: str
     sha256: Sha256 | None = None
+    obtain: str = "correct `source.path`"
 
 
 class Shipped(Strict):
@@ -97,10 +101,7 @@ class Model(Strict):
 
     @property
     def size(self) -> int:
-        """Bytes of the model's files; 0 for a file of the user's that is not there."""
-        if isinstance(self.source, LocalFile):
-            file = Path(self.source.path).expanduser()
-            return file.stat().st_size if file.is_file() else 0
+        """Bytes of the model's files, as far as they are described; 0 for a file of the user's."""
         return sum(member.size for member in self.files().values())
 
     @property
