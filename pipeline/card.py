@@ -10,6 +10,7 @@ import yaml
 
 from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.storage import Storage, connect
+from dhr_batch.stages import registry
 
 _TEXT = """
 # {name}
@@ -51,7 +52,7 @@ def write(place: str | Path | Storage, plan: dict[str, Any]) -> None:
             if rows
         ]
     }
-    generator = plan["config"]["generator"]
+    generator = registry.label(plan["config"]["generator"])
     text = _TEXT.format(
         name=run.name,
         folder=run.place if "://" in run.place else run.name,

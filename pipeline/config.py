@@ -39,7 +39,9 @@ class Config(BaseModel):
 
     dataset: str = Field(description="configured name or folder of photographs")
     preset: str | None = Field(None, description="named set of settings")
-    generator: str = Field("auto", description="auto: 256 px on CPUs, 1024 px on GPUs")
+    generator: str = Field(
+        "auto", description="name, or converted .safetensors; auto: 256 px on CPUs, 1024 on GPUs"
+    )
     seed: int = Field(0, ge=0, description="recorded; the default stages draw nothing")
     limit: int | None = Field(None, ge=1, description="only the first images of the dataset")
     shard_size: int | None = Field(
@@ -157,7 +159,9 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
     generator = config.generator
     if generator == "auto":
         generator = "mobilestylegan-1024" if gpus else "mobilestylegan-256"
-    if ":" not in generator and generator not in registry.names("generator"):
+    elif generator.endswith((registry.GENERATOR_FILE, ".pt", ".pkl", ".pth")):
+        generator = str(_generator_file(Path(generator)))
+    elif ":" not in generator and generator not in registry.names("generator"):
         _unknown_name("generator", generator)
     updates: dict[str, Any] = {
         "generator": generator,
@@ -172,6 +176,23 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
         except ValidationError as error:
             raise ConfigError(_explain(error, options, f"{family}.")) from error
     return config.model_copy(update=updates)
+
+
+def _generator_file(file: Path) -> Path:
+    # Workers run in other folders.
+    file = file.expanduser().absolute()
+    converted = file.with_suffix(registry.GENERATOR_FILE)
+    if file != converted:
+        raise ConfigError(
+            f"generator {file} is a checkpoint; convert it with: dhr-batch models convert {file} "
+            f"and give generator={converted}"
+        )
+    if not file.is_file():
+        raise ConfigError(
+            f"generator {file} is not there; make it from a published StyleGAN2 checkpoint with: "
+            f"dhr-batch models convert CHECKPOINT --out {file}"
+        )
+    return file
 
 
 def options_class(family: str, name: Any) -> type[BaseModel]:

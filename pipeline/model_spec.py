@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -101,10 +100,7 @@ class Model(Strict):
 
     @property
     def size(self) -> int:
-        """Bytes of the model's files; 0 for a file of the user's that is not there."""
-        if isinstance(self.source, LocalFile):
-            file = Path(self.source.path).expanduser()
-            return file.stat().st_size if file.is_file() else 0
+        """Bytes of the model's files, as far as they are described; 0 for a file of the user's."""
         return sum(member.size for member in self.files().values())
 
     @property

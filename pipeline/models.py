@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from dhr_batch.pipeline.model_spec import LocalFile, Model, Package, PyPI, Shipped, Strict
+from dhr_batch.stages import registry
 
 State = Literal["ready", "missing", "damaged"]
 STAMP = ".verified.json"
@@ -223,6 +224,24 @@ def path(name: str) -> Path:
     return _path(find(name), full=False)
 
 
+def own_weights(generator: str) -> dict[str, str]:
+    """Start of the sha256 of a generator's file that the user brought, by the generator's name.
+
+    Its description cannot tell one version of the file from another. Empty for all others.
+    """
+    if generator.endswith(registry.GENERATOR_FILE):
+        file = Path(generator)
+    elif isinstance(getattr(models().get(generator), "source", None), LocalFile):
+        try:
+            file = path(generator)
+        except ModelMissing:
+            # A plan may be looked at before its models are here; a worker will not start.
+            return {}
+    else:
+        return {}
+    return {registry.label(generator): sha256_of(file)[:16]}
+
+
 def _state(error: ModelMissing) -> State:
     return "damaged" if " is damaged: " in str(error) else "missing"
 
@@ -231,14 +250,17 @@ def _status(model: Model, full: bool) -> Status:
     state: State = "ready"
     where: str | None = None
     message = ""
+    size = model.size
     try:
         where = str(_path(model, full))
+        if isinstance(model.source, LocalFile):
+            size = Path(where).stat().st_size
     except ModelMissing as error:
         state, message = _state(error), str(error)
     return Status(
         **model.model_dump(include=set(Status.model_fields) - {"source"}),
         state=state,
-        size=model.size,
+        size=size,
         download=model.download,
         source=model.origin,
         path=where,

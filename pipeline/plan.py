@@ -110,6 +110,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
         for name, model in sorted(models.models().items())
     }
+    sums |= models.own_weights(plan.config.generator)
     return {
         "version": dhr_batch.__version__,
         "aligned": plan.dataset.aligned,

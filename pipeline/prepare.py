@@ -11,6 +11,7 @@ from dhr_batch.pipeline import config as configs
 from dhr_batch.pipeline import datasets, devices, plan
 from dhr_batch.pipeline.progress import Mode
 from dhr_batch.pipeline.storage import Refused, Storage, connect
+from dhr_batch.stages import registry
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def check_gpus(made: plan.Plan, request: Request) -> None:
 
 def place(made: plan.Plan, request: Request) -> Storage:
     """Where the run lies. Raises Refused where that can be no run."""
-    return connect(request.out or f"runs/{made.dataset.name}-{made.config.generator}")
+    generator = registry.label(made.config.generator)
+    return connect(request.out or f"runs/{made.dataset.name}-{generator}")
 
 
 def describe(made: plan.Plan, out: str) -> str:
@@ -81,8 +83,8 @@ def describe(made: plan.Plan, out: str) -> str:
     lines = [
         f"dataset    {made.dataset.name}: {made.images} images, {len(made.shards)} shards of up to "
         f"{config.shard_size}",
-        f"stages     {' -> '.join(_stage(config, name) for name in plan.registry.STAGES)}",
-        f"generator  {config.generator}"
+        f"stages     {' -> '.join(_stage(config, name) for name in registry.STAGES)}",
+        f"generator  {registry.label(config.generator)}"
         + (", random weights" if config.generator == "tiny" else ""),
         f"device     {device}, {workers} worker{'s' if workers != 1 else ''}",
         f"output     {out}",

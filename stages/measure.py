@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Edit, Metric, Record, Stage, StageOptions, some
 from dhr_batch.stages.face_scores import scores
 from dhr_batch.stages.metrics import (
@@ -96,7 +97,7 @@ class Standard(Stage):
             self.landmarks = context.network("landmarks", options.landmarks)
         if options.identity != "none":
             self.identity = context.network("identity", options.identity)
-        self.maker = f"generator={_honest(context.generator)}"
+        self.maker = f"generator={_honest(registry.label(context.generator))}"
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         return [self._measure(record) for record in records]

@@ -3,13 +3,17 @@
 Stage families (`align` ... `measure`) name subclasses of `Stage`; network families name functions
 that take a `Context` and return the loaded network. Modules are imported on first use.
 
+A generator may also be a file, written by `dhr-batch models convert`.
+
 A name with a colon, `package.module:Class`, is a member that lives outside this package.
 """
 
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 STAGES = ("align", "embed", "segment", "refine", "edit", "measure")
@@ -40,6 +44,7 @@ TABLE: dict[str, dict[str, str]] = {
     "generator": {
         "mobilestylegan-1024": _N + "generators:mobilestylegan_1024",
         "mobilestylegan-256": _N + "generators:mobilestylegan_256",
+        "stylegan2-ffhq-1024": _N + "generators:stylegan2_ffhq_1024",
         "tiny": _N + "tiny:generator",
     },
     "perceptual": {
@@ -60,6 +65,14 @@ TABLE: dict[str, dict[str, str]] = {
 }
 
 
+GENERATOR_FILE = ".safetensors"
+
+
+def label(generator: str) -> str:
+    """What tables and folders call a generator: a file's name without its place and ending."""
+    return Path(generator).stem if generator.endswith(GENERATOR_FILE) else generator
+
+
 class UnknownName(ValueError):
     """A name that is not in its family; the message lists the valid ones."""
 
@@ -71,6 +84,8 @@ def names(family: str) -> list[str]:
 
 def lookup(family: str, name: str) -> Any:
     """The class or function called `name`. Raises UnknownName, naming the valid choices."""
+    if family == "generator" and name.endswith(GENERATOR_FILE):
+        return partial(import_module(_N + "generators").from_file, Path(name))
     if ":" in name:
         return _outside(family, name)
     if name not in TABLE[family]:

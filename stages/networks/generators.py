@@ -1,4 +1,4 @@
-"""The generators that a run can name, all of one class and one interface."""
+"""The generators that a run can name, all of one interface."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dhr_batch.stages.networks.mobilestylegan import FFHQ_CHANNELS, MobileStyleGAN
 from dhr_batch.stages.networks.openvino_ir import load_mobilestylegan
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.stylegan2_layouts import load
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -77,3 +79,13 @@ def mobilestylegan_256(context: Context) -> MobileStyleGAN:
     net = cut(load_mobilestylegan(context.models("mobilestylegan-ffhq")))
     net = load_distilled(net, context.models("mobilestylegan-256"))
     return net.to(context.device).eval()
+
+
+def stylegan2_ffhq_1024(context: Context) -> StyleGAN2:
+    """StyleGAN2-FFHQ at 1024 px, converted by the user from the published checkpoint."""
+    return from_file(context.models("stylegan2-ffhq-1024"), context)
+
+
+def from_file(file: Path, context: Context) -> StyleGAN2:
+    """A StyleGAN2 of any size, from a file that `dhr-batch models convert` wrote."""
+    return load(file).to(context.device)

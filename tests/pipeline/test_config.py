@@ -53,6 +53,19 @@ def test_generator_follows_the_device() -> None:
     assert resolved(DATA, gpus=1).generator == "mobilestylegan-1024"
 
 
+def test_a_generator_may_be_a_converted_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"mine\.safetensors is not there; .* models convert"):
+        resolved(DATA, {"generator": "mine.safetensors"})
+    with pytest.raises(ConfigError, match=r"checkpoint; convert it with: .* convert .*ffhq\.pkl"):
+        resolved(DATA, {"generator": "ffhq.pkl"})
+    (tmp_path / "mine.safetensors").touch()
+    made = resolved(DATA, {"generator": "mine.safetensors"})
+    assert made.generator == str(tmp_path / "mine.safetensors")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

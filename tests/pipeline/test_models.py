@@ -324,6 +324,22 @@ def test_file_source(home: Path, tmp_path: Path) -> None:
         models.path("own")
 
 
+def test_own_generator_is_asked_for_and_its_content_is_noticed(home: Path) -> None:
+    name = "stylegan2-ffhq-1024"
+    place = home / "files" / f"{name}.safetensors"
+    with pytest.raises(
+        models.ModelMissing, match=rf"models convert .*pull {name} --file {place.name}"
+    ):
+        models.path(name)
+    assert models.own_weights(name) == {} == models.own_weights("tiny")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"one")
+    assert models.path(name) == place
+    assert [s.size for s in models.listing() if s.name == name] == [3]
+    expected = {name: sha(b"one")[:16]}
+    assert models.own_weights(name) == models.own_weights(str(place)) == expected
+
+
 def test_shipped_file_is_checked(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

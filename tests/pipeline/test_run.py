@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from skimage import data
 
 import dhr_batch
+from dhr_batch.stages.networks import stylegan2_layouts
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 
 IDS = ["astronaut.png", "sub/gespiegelt ä.jpg"]
 
@@ -128,3 +132,30 @@ def test_lost_shard_is_made_again_with_the_same_bytes(
     assert budget.returncode == 3, budget.stderr
     assert "resuming: 1 shards are finished" in budget.stderr
     assert published(out) == before
+
+
+def test_a_converted_generator_goes_through_all_stages(
+    words: list[str], photographs: Path, tmp_path: Path
+) -> None:
+    net, draw = StyleGAN2((8, 6, 5, 4), mapping_layers=2), torch.Generator().manual_seed(0)
+    for tensor in stylegan2_layouts.named_tensors(net).values():
+        tensor.data.copy_(0.5 * torch.randn(tensor.shape, generator=draw))
+    file, out = tmp_path / "mine.safetensors", tmp_path / "run"
+    stylegan2_layouts.save(net, file, {})
+    options = [*words, "--set", f"generator={file}", "--limit", "1", "--out", str(out)]
+    done = dhr(*options)
+    assert done.returncode == 0, done.stderr
+    run = dhr_batch.open(str(out))
+    assert run.ids == IDS[:1]
+    assert run.latents[IDS[0]].shape == (net.num_ws, 512)
+    assert run.images("refined")[IDS[0]].shape == (32, 32, 3)
+    assert {"convs.0.weight", "to_rgbs.2.weight"} <= set(run.delta(IDS[0]))
+    models = pq.read_table(out / "metrics", columns=["model"])["model"].to_pylist()
+    assert all(model.endswith("generator=mine") for model in models)
+
+    with torch.no_grad():
+        net.weight("input").add_(1)
+    stylegan2_layouts.save(net, file, {})
+    again = dhr(*options)
+    assert again.returncode == 2
+    assert "models.mine" in again.stderr
