@@ -39,6 +39,12 @@ class HybridRefinement(Refiner):
         perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
         perceptual_weight: float = Field(1.0, ge=0)
         pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
+        schedule: Literal["ramp", "constant"] = Field(
+            "ramp", description="of both rates: warm-up and decay, or as published: none"
+        )
+        layer_masks: Literal["area", "nearest"] = Field(
+            "area", description="mask at a perceptual layer; published: nearest of the soft mask"
+        )
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -52,7 +58,6 @@ class HybridRefinement(Refiner):
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator, batch = self.options, self.generator, len(images)
-        loss = _MaskedLoss(self, images, masks)
         delta = {
             name: torch.zeros_like(generator.weight(name)).repeat(
                 batch, *[1] * generator.weight(name).ndim
@@ -62,6 +67,7 @@ class HybridRefinement(Refiner):
         with torch.no_grad():
             feature = generator.to_feature(ws)
         soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
+        loss = _MaskedLoss(self, images, masks, soft)
         feature.requires_grad_()
         feature_adam = torch.optim.Adam([feature], lr=options.feature_rate)
         weight_steps = round(options.steps * options.weight_share)
@@ -69,10 +75,10 @@ class HybridRefinement(Refiner):
         weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
 
         for step in range(weight_steps):
-            _set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
-            rate = options.weight_rate * ramp(step, weight_steps, 0.1, 0.6)
             assert weight_adam is not None
-            _set_rate(weight_adam, rate)
+            if options.schedule == "ramp":
+                _set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
+                _set_rate(weight_adam, options.weight_rate * ramp(step, weight_steps, 0.1, 0.6))
             inside, skip = generator.trunk(ws, delta)
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             inner, outer = loss(image)
@@ -87,7 +93,8 @@ class HybridRefinement(Refiner):
             inside, skip = generator.trunk(ws, delta)
         rest = options.steps - weight_steps
         for step in range(rest):
-            _set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
+            if options.schedule == "ramp":
+                _set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])
@@ -103,9 +110,11 @@ class _MaskedLoss:
     pixels has loss 0. Summed over images, so each has its own gradient.
     """
 
-    def __init__(self, refiner: HybridRefinement, images: Tensor, masks: Tensor) -> None:
+    def __init__(
+        self, refiner: HybridRefinement, images: Tensor, masks: Tensor, soft: Tensor
+    ) -> None:
         self.options, self.perceptual = refiner.options, refiner.perceptual
-        self.images, self.masks = images, masks
+        self.images, self.masks, self.soft = images, masks, soft
         self.target = self.perceptual.features(downsample(images, self.options.perceptual_size))
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +122,10 @@ class _MaskedLoss:
         terms = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
         inner = outer = image.new_zeros(())
         for term in [pixel, *(t * self.options.perceptual_weight for t in terms)]:
-            mask = F.adaptive_avg_pool2d(self.masks, term.shape[2:])
+            if term is pixel or self.options.layer_masks == "area":
+                mask = F.adaptive_avg_pool2d(self.masks, term.shape[2:])
+            else:
+                mask = F.interpolate(self.soft, term.shape[2:])
             inner = inner + _part_mean(term, mask).sum()
             outer = outer + _part_mean(term, 1 - mask).sum()
         return inner, outer
