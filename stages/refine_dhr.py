@@ -50,6 +50,12 @@ class HybridRefinement(Refiner):
         steps: int = Field(50, ge=0, description="steps of feature modulation")
         weight_share: float = Field(0.6, ge=0, le=1, description="share of steps that move weights")
         feature_rate: float = Field(0.1, gt=0, description="Adam rate of the feature")
+        schedule: Literal["ramp", "constant"] = Field(
+            "ramp", description="of both rates: warm-up and decay, or as published: none"
+        )
+        layer_masks: Literal["area", "nearest"] = Field(
+            "area", description="mask at a perceptual layer; published: nearest of the soft mask"
+        )
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -57,11 +63,12 @@ class HybridRefinement(Refiner):
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator, batch = self.options, self.generator, len(images)
-        loss = MaskedLoss(options, self.perceptual, images, masks)
         delta = zero_delta(generator, weight_names(generator, options.weights), batch)
         with torch.no_grad():
             feature = generator.to_feature(ws)
         soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
+        at_layers = soft if options.layer_masks == "nearest" else None
+        loss = MaskedLoss(options, self.perceptual, images, masks, at_layers)
         feature.requires_grad_()
         feature_adam = torch.optim.Adam([feature], lr=options.feature_rate)
         weight_steps = round(options.steps * options.weight_share)
@@ -69,10 +76,10 @@ class HybridRefinement(Refiner):
         weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
 
         for step in range(weight_steps):
-            set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
-            rate = options.weight_rate * ramp(step, weight_steps, 0.1, 0.6)
             assert weight_adam is not None
-            set_rate(weight_adam, rate)
+            if options.schedule == "ramp":
+                set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
+                set_rate(weight_adam, options.weight_rate * ramp(step, weight_steps, 0.1, 0.6))
             inside, skip = generator.trunk(ws, delta)
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             inner, outer = loss(image)
@@ -87,7 +94,8 @@ class HybridRefinement(Refiner):
             inside, skip = generator.trunk(ws, delta)
         rest = options.steps - weight_steps
         for step in range(rest):
-            set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
+            if options.schedule == "ramp":
+                set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])
@@ -108,14 +116,20 @@ class MaskedLoss:
 
     Perceptual maps are averaged with the mask at their size, pixels with the hard mask; the
     published code's denominator makes the pixel term 3x the mean squared error. A part without
-    pixels has loss 0. Summed over images, so each has its own gradient.
+    pixels has loss 0. Summed over images, so each has its own gradient. at_layers: another mask
+    for the perceptual maps, taken at the nearest cell.
     """
 
     def __init__(
-        self, options: LossOptions, perceptual: Perceptual, images: Tensor, masks: Tensor
+        self,
+        options: LossOptions,
+        perceptual: Perceptual,
+        images: Tensor,
+        masks: Tensor,
+        at_layers: Tensor | None = None,
     ) -> None:
         self.options, self.perceptual = options, perceptual
-        self.images, self.masks = images, masks
+        self.images, self.masks, self.at_layers = images, masks, at_layers
         self.target = self.perceptual.features(downsample(images, self.options.perceptual_size))
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +137,11 @@ class MaskedLoss:
         terms = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
         inner = outer = image.new_zeros(())
         for term in [pixel, *(t * self.options.perceptual_weight for t in terms)]:
-            mask = F.adaptive_avg_pool2d(self.masks, (term.shape[2], term.shape[3]))
+            size = (term.shape[2], term.shape[3])
+            if term is pixel or self.at_layers is None:
+                mask = F.adaptive_avg_pool2d(self.masks, size)
+            else:
+                mask = F.interpolate(self.at_layers, size)
             inner = inner + _part_mean(term, mask).sum()
             outer = outer + _part_mean(term, 1 - mask).sum()
         return inner, outer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,45 +15,16 @@ from torch import Tensor
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
 
-Fill = Callable[..., np.ndarray]
-
-
-class Golden:
-    """A fixture: its filled state dict, inputs and expected outputs."""
-
-    def __init__(self, folder: Path, name: str, fill: Fill) -> None:
-        self.arrays = np.load(folder / f"{name}.npz")
-        self.facts: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-        self._fill = fill
-
-    def state(self) -> dict[str, Tensor]:
-        return {k: self.tensor(k, shape) for k, shape in self.facts["state_dict"]}
-
-    def tensor(self, key: str, shape: list[int]) -> Tensor:
-        try:
-            return torch.as_tensor(self._fill(key, shape, self.facts["fill_rules"]))
-        except LookupError:
-            taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-            return taps[:, None] * taps / 64
-
-    def input(self, name: str) -> Tensor:
-        about = self.facts["inputs"][name]
-        rules = [[".", about.get("scale", 1), about.get("offset", 0), "n"]]
-        return torch.from_numpy(self._fill(about["key"], about["shape"], rules))
-
-    def check(self, name: str, value: Tensor) -> None:
-        want = self.arrays[name]
-        limit = self.facts["outputs"][name]["tolerance_abs"]
-        assert np.abs(value.detach().numpy().reshape(want.shape) - want).max() <= limit, name
+Case = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
-def small(golden: Path, fill: Fill) -> Golden:
-    return Golden(golden, "stylegan2_rosinality_64", fill)
+def small(golden_case: Case) -> Any:
+    return golden_case("stylegan2_rosinality_64")
 
 
 @pytest.fixture(scope="module")
-def net(small: Golden) -> StyleGAN2:
+def net(small: Any) -> StyleGAN2:
     return layouts.build(layouts.rosinality(small.state(), torch.zeros(512)))
 
 
@@ -68,7 +38,7 @@ def block_mean(image: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def test_rosinality_layout_equals_published(small: Golden, net: StyleGAN2) -> None:
+def test_rosinality_layout_equals_published(small: Any, net: StyleGAN2) -> None:
     for key, values in small.facts["fill_check"].items():
         state = dict(small.facts["state_dict"])
         assert small.tensor(key, state[key]).flatten()[:3].tolist() == values
@@ -86,8 +56,8 @@ def test_rosinality_layout_equals_published(small: Golden, net: StyleGAN2) -> No
     small.check("image_mixed_trunc", net.synthesize(mixed))
 
 
-def test_feature_replacement_and_gradients_equal_published(golden: Path, fill: Fill) -> None:
-    case = Golden(golden, "stylegan2_rosinality_256_dhr", fill)
+def test_feature_replacement_and_gradients_equal_published(golden_case: Case) -> None:
+    case = golden_case("stylegan2_rosinality_256_dhr")
     net = layouts.build(layouts.rosinality(case.state(), torch.zeros(512)), feature_layer=11)
     ws, offset = case.input("wplus"), case.input("offset").requires_grad_()
     mask = case.input("mask_lowres").clamp(0, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -125,15 +95,15 @@ def test_feature_replacement_and_gradients_equal_published(golden: Path, fill: F
         np.testing.assert_allclose(value.numpy(), case.arrays[key], rtol=1e-4, err_msg=key)
 
     with torch.no_grad():
-        other = torch.from_numpy(fill("in.offset12", (1, 128, 256, 256)))
+        other = case.draw("in.offset12", (1, 128, 256, 256))
         finer = mask.repeat_interleave(2, 2).repeat_interleave(2, 3)
         image = with_feature_layer(net, 12).synthesize(ws, None, other, finer)
         case.check("image_blend12_64", block_mean(image, 4))
 
 
 @torch.no_grad()
-def test_1024_px_equals_published(golden: Path, fill: Fill) -> None:
-    case = Golden(golden, "stylegan2_rosinality_1024", fill)
+def test_1024_px_equals_published(golden_case: Case) -> None:
+    case = golden_case("stylegan2_rosinality_1024")
     net = layouts.build(layouts.rosinality(case.state(), torch.zeros(512)))
     assert (net.resolution, net.num_ws, net.feature_layer) == (1024, 18, 11)
     assert net.channels == config_f(1024)
@@ -147,8 +117,8 @@ def test_1024_px_equals_published(golden: Path, fill: Fill) -> None:
 
 
 @torch.no_grad()
-def test_nvidia_layout_equals_published(golden: Path, fill: Fill) -> None:
-    case = Golden(golden, "stylegan2_nvidia_64", fill)
+def test_nvidia_layout_equals_published(golden_case: Case) -> None:
+    case = golden_case("stylegan2_nvidia_64")
     net = layouts.build(layouts.nvidia(case.state()))
     z, ws = case.input("z"), case.input("ws")
     w, truncated = net.map(z), net.map(z, 0.7)
@@ -250,7 +220,7 @@ def test_wrong_sizes_are_named(tiny: StyleGAN2) -> None:
         config_f(96)
 
 
-def test_other_networks_are_refused(small: Golden) -> None:
+def test_other_networks_are_refused(small: Any) -> None:
     state = small.state()
     other = {**state, "to_rgbs.0.upsample.kernel": torch.ones(4, 4)}
     with pytest.raises(layouts.LayoutError, match=r"to_rgbs.0.upsample.kernel is another filter"):

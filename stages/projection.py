@@ -1,0 +1,118 @@
+"""Projection into W with optimised noise maps, as the published DHR finds what is hard to invert.
+
+The projector of StyleGAN2 (Karras et al., 2020, appendix D): one latent and all noise maps are
+fitted, the latent under decaying noise of its own. Only the error of the last render is used.
+
+Different from the published code: every image has its own noise regularisation and normalisation,
+so that a result does not depend on its batch mates, and draws are seeded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.networks.perceptual import Perceptual
+
+LATENT_NOISE, LATENT_NOISE_END = 0.05, 0.75
+RAMP_UP, RAMP_DOWN = 0.05, 0.25
+NOISE_WEIGHT = 1e5
+SAMPLES = 10_000
+
+Draw = Callable[[tuple[int, ...]], Tensor]
+
+
+def learning_rate(step: int, steps: int, rate: float) -> float:
+    """Warm-up from 0, so that the first step moves nothing, and cosine decay."""
+    t = step / steps
+    decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / RAMP_DOWN))
+    return rate * decay * min(1.0, t / RAMP_UP)
+
+
+def latent_noise(step: int, steps: int, w_std: float) -> float:
+    """Standard deviation of what is added to the latent in a step."""
+    return w_std * LATENT_NOISE * max(0.0, 1 - step / steps / LATENT_NOISE_END) ** 2
+
+
+def statistics(generator: Generator, z: Tensor) -> tuple[Tensor, float]:
+    """Mean [512] and scalar standard deviation of the latents of z [N, 512]."""
+    with torch.no_grad():
+        w = torch.cat([generator.map(part) for part in z.split(1000)])
+        mean = w.mean(0)
+        return mean, float((w - mean).square().sum().div(len(w)).sqrt())
+
+
+def noise_penalty(maps: Sequence[Tensor]) -> Tensor:
+    """Squared autocorrelation of noise maps [B, h, w] at one pixel, on all scales to 8 px: [B]."""
+    total = maps[0].new_zeros(len(maps[0]))
+    for noise in maps:
+        while True:
+            for axis in (1, 2):
+                total = total + (noise * noise.roll(1, axis)).mean((1, 2)).square()
+            if noise.shape[-1] <= 8:
+                break
+            noise = F.avg_pool2d(noise.unsqueeze(1), 2).squeeze(1)
+    return total
+
+
+class Projector:
+    """The optimisation of B images; `step` advances it.
+
+    images: [B, 3, R, R] in [-1, 1]; small: the same where features are compared. draw: standard
+    normal numbers of a shape [B, ...]; asked for the noise maps, then for one latent a step.
+    w: latents [B, 512]. noise: maps [B, h, w]. render: the last, [B, 3, R, R], not clamped.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        perceptual: Perceptual,
+        small: Tensor,
+        draw: Draw,
+        *,
+        steps: int,
+        rate: float,
+        w_mean: Tensor,
+        w_std: float,
+    ) -> None:
+        self.generator, self.perceptual, self.draw = generator, perceptual, draw
+        self.steps, self.rate, self.w_std = steps, rate, w_std
+        self.size, self.done = small.shape[-1], 0
+        self.target = perceptual.features(small)
+        batch = len(small)
+        self.w = w_mean.detach().repeat(batch, 1).requires_grad_()
+        shapes = {name: generator.noise(name).shape for name in generator.noise_names}
+        self.noise = {n: draw((batch, *s)).requires_grad_() for n, s in shapes.items()}
+        self.adam = torch.optim.Adam([self.w, *self.noise.values()], lr=rate)
+
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Render latents [B, 512] with the noise maps as they are."""
+        delta = {f"{n}.noise": m - self.generator.noise(n) for n, m in self.noise.items()}
+        return self.generator.synthesize(self.generator.broadcast(w), delta)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One step; perceptual distance and noise penalty of each image, [B], before it."""
+        self.adam.param_groups[0]["lr"] = learning_rate(self.done, self.steps, self.rate)
+        strength = latent_noise(self.done, self.steps, self.w_std)
+        image = self.synthesize(self.w + strength * self.draw((len(self.w), STYLE_WIDTH)))
+        small = image.clamp(-1, 1)
+        if image.shape[-1] != self.size:
+            small = F.interpolate(small, size=(self.size, self.size), mode="bilinear")
+        distance = self.perceptual.distance(small, self.target)
+        penalty = noise_penalty([*self.noise.values()])
+        moved = [self.w, *self.noise.values()]
+        loss = (distance + NOISE_WEIGHT * penalty).sum()
+        for value, grad in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+            value.grad = grad
+        self.adam.step()
+        with torch.no_grad():
+            for noise in self.noise.values():
+                centred = noise - noise.mean((1, 2), keepdim=True)
+                noise.copy_(centred / centred.std((1, 2), keepdim=True))
+        self.render, self.done = image.detach(), self.done + 1
+        return distance.detach(), penalty.detach()

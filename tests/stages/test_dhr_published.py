@@ -1,0 +1,162 @@
+"""The published loops of DHR, step by step, on a filled generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dhr_batch.stages import projection, refine_dhr
+from dhr_batch.stages.base import Context
+from dhr_batch.stages.networks import stylegan2_layouts as layouts
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.refine import Refinement, render
+from dhr_batch.stages.refine_dhr import HybridRefinement
+
+Case = Callable[[str], Any]
+
+
+def generator(case: Any) -> StyleGAN2:
+    return layouts.build(layouts.rosinality(case.state(), torch.zeros(512)))
+
+
+def enlarged(image: Tensor, factor: int) -> Tensor:
+    return image.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def refine(
+    case: Any, dtype: torch.dtype, **options: Any
+) -> tuple[StyleGAN2, Tensor, Tensor, Refinement]:
+    """The published settings but for the number of steps: net, codes, masks and the result."""
+    net = generator(case).to(dtype)
+    assert net.feature_layer == 7
+
+    def no_models(name: str) -> Any:
+        raise AssertionError(f"asked for {name}")
+
+    context = Context("cpu", "net", no_models)
+    perceptual = case.perceptual().to(dtype)
+    context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
+    published = {
+        "weights": "all",
+        "weight_rate": 1.5e-3,
+        "feature_rate": 0.09,
+        "pixel_weight": 1.0,
+        "schedule": "constant",
+        "layer_masks": "nearest",
+        "perceptual_size": 128,
+    }
+    stage = HybridRefinement(HybridRefinement.Options(perceptual="p", **(published | options)))
+    stage.setup(context)
+    masks = enlarged(case.input("mask_lowres"), 3)[:128, :128].gt(0).to(dtype)[None, None]
+    ws = case.input("wplus").to(dtype)
+    images = enlarged(case.input("target_lowres"), 4).to(dtype)
+    return net, ws, masks, stage.refine(images, ws, masks)
+
+
+@pytest.mark.parametrize(
+    ("steps", "dtype"),
+    [(2, torch.float32), pytest.param(6, torch.float64, marks=pytest.mark.slow)],
+)
+def test_hybrid_refinement_equals_published(
+    golden_case: Case, monkeypatch: pytest.MonkeyPatch, steps: int, dtype: torch.dtype
+) -> None:
+    """The first steps, and all of them, which leave the weights alone after the third."""
+    case, losses = golden_case("dhr_refine_trace"), []
+    call = refine_dhr.MaskedLoss.__call__
+
+    def recorded(self: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+        inner, outer = call(self, image)
+        losses.append((inner.item(), outer.item()))
+        return inner, outer
+
+    monkeypatch.setattr(refine_dhr.MaskedLoss, "__call__", recorded)
+    net, ws, masks, result = refine(case, dtype, steps=steps, weight_share=min(1, 3 / steps))
+
+    for part, got in zip(("in", "out"), np.array(losses).T, strict=True):
+        parts = [f"L_{part}_lpips", f"L_{part}_mse"]
+        want = sum(case.arrays[name][:steps] for name in parts)
+        limit = sum(case.facts["outputs"][name]["tolerance_abs"] for name in parts)
+        assert np.abs(got - want).max() <= limit, part
+
+    def check_last(name: str, value: Tensor) -> None:
+        limit = case.facts["outputs"][name]["tolerance_abs"]
+        assert abs(value.double().sum().item() - case.arrays[name][steps - 1]) <= limit, name
+
+    feature, start = result.feature, net.to_feature(ws)
+    assert feature is not None
+    case.check("F_start_sum", start.double().sum())
+    check_last("F_sum", feature)
+    check_last("F_sumsq", feature.double().square())
+    check_last("F_moved", (feature - start).double().square())
+    names = {
+        "input.input": "input",
+        "conv1.conv.weight": "conv1.weight",
+        "convs.3.conv.modulation.weight": "convs.3.modulation.weight",
+        "convs.7.activate.bias": "convs.7.bias",
+        "to_rgbs.4.conv.weight": "to_rgbs.4.weight",
+    }
+    for published, name in names.items():
+        moved = net.weight(name) + result.delta[name][0]
+        check_last(f"sum.{published}", moved)
+        check_last(f"sumsq.{published}", moved.double().square())
+        # Adam takes full steps along gradients near zero, whose signs float32 rounds away.
+        if dtype == torch.float64:
+            check_last(f"moved.{published}", result.delta[name].square())
+    case.check("M_pooled", F.adaptive_avg_pool2d(masks, 32))
+    if steps == 6:
+        case.check("F_final_crop", feature[0, :8, 8:16, 8:16])
+        with torch.no_grad():
+            case.check("image_final_64", F.avg_pool2d(render(net, ws, result, masks), 2))
+
+
+def test_projection_equals_published(golden_case: Case) -> None:
+    case = golden_case("coarse_optim_trace")
+    net, perceptual = generator(case), case.perceptual()
+    mean, std = projection.statistics(net, case.input("w_stats_z"))
+    case.check("w_mean", mean)
+    case.check("w_std", torch.tensor(std))
+
+    def draws() -> Iterator[Tensor]:
+        for i in range(len(net.noise_names)):
+            yield case.input(f"noise_init_{i}")[:, 0]
+        for i in range(6):
+            yield case.input(f"latent_noise_{i}")
+
+    source = draws()
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        value = next(source)
+        assert value.shape == shape
+        return value
+
+    target = case.input("target_lowres")
+    run = projection.Projector(
+        net, perceptual, target, draw, steps=6, rate=0.1, w_mean=mean, w_std=std
+    )
+    rates, strengths, distances, penalties, latents, maps = [], [], [], [], [], []
+    for i in range(6):
+        rates.append(projection.learning_rate(i, 6, 0.1))
+        strengths.append(projection.latent_noise(i, 6, std))
+        distance, penalty = run.step()
+        distances.append(distance[0])
+        penalties.append(penalty[0])
+        latents.append(run.w[0].detach().clone())
+        maps.append(torch.stack([m.detach().flatten()[:8].clone() for m in run.noise.values()]))
+    case.check("lr", torch.tensor(rates))
+    case.check("latent_noise_strength", torch.tensor(strengths))
+    case.check("lpips", torch.stack(distances))
+    case.check("noise_reg", torch.stack(penalties))
+    case.check("loss", torch.stack(distances) + 1e5 * torch.stack(penalties))
+    case.check("w_after", torch.stack(latents))
+    case.check("noise_after_first8", torch.stack(maps))
+    errors = perceptual.maps(run.render, perceptual.features(enlarged(target, 4)))
+    for i, error in enumerate(errors):
+        case.check(f"delta_{i}", error)
+    with torch.no_grad():
+        case.check("image_64", F.avg_pool2d(run.synthesize(run.w), 2))
