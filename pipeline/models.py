@@ -21,7 +21,6 @@ import yaml
 from pydantic import ValidationError
 
 from dhr_batch.pipeline.model_spec import LocalFile, Model, Package, PyPI, Shipped, Strict
-from dhr_batch.stages import registry
 
 State = Literal["ready", "missing", "damaged"]
 STAMP = ".verified.json"
@@ -222,24 +221,6 @@ def path(name: str) -> Path:
     Raises ModelMissing, whose message names the command that gets the model, and UnknownModel.
     """
     return _path(find(name), full=False)
-
-
-def own_weights(generator: str) -> dict[str, str]:
-    """Start of the sha256 of a generator's file that the user brought, by the generator's name.
-
-    Its description cannot tell one version of the file from another. Empty for all others.
-    """
-    if generator.endswith(registry.GENERATOR_FILE):
-        file = Path(generator)
-    elif isinstance(getattr(models().get(generator), "source", None), LocalFile):
-        try:
-            file = path(generator)
-        except ModelMissing:
-            # A plan may be looked at before its models are here; a worker will not start.
-            return {}
-    else:
-        return {}
-    return {registry.label(generator): sha256_of(file)[:16]}
 
 
 def _state(error: ModelMissing) -> State:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dhr_batch
 from dhr_batch.pipeline import models
 from dhr_batch.pipeline.config import RUN_ONLY, Config, ConfigError
 from dhr_batch.pipeline.datasets import Dataset
+from dhr_batch.pipeline.model_spec import LocalFile
 from dhr_batch.pipeline.sources import Item
 from dhr_batch.stages import direction_files, registry
 
@@ -110,7 +112,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
         for name, model in sorted(models.models().items())
     }
-    sums |= models.own_weights(plan.config.generator)
+    sums |= own_weights(plan.config.generator)
     return {
         "version": dhr_batch.__version__,
         "aligned": plan.dataset.aligned,
@@ -119,3 +121,21 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         "models": {name: checksum for name, checksum in sums.items() if checksum},
         "directions": plan.directions,
     }
+
+
+def own_weights(generator: str) -> dict[str, str]:
+    """Start of the sha256 of a generator's file that the user brought, by the generator's name.
+
+    Its description cannot tell one version of the file from another. Empty for all others.
+    """
+    if generator.endswith(registry.GENERATOR_FILE):
+        file = Path(generator)
+    elif isinstance(getattr(models.models().get(generator), "source", None), LocalFile):
+        try:
+            file = models.path(generator)
+        except models.ModelMissing:
+            # A plan may be looked at before its models are here; a worker will not start.
+            return {}
+    else:
+        return {}
+    return {registry.label(generator): models.sha256_of(file)[:16]}

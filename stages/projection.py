@@ -63,9 +63,10 @@ def noise_penalty(maps: Sequence[Tensor]) -> Tensor:
 class Projector:
     """The optimisation of B images; `step` advances it.
 
-    images: [B, 3, R, R] in [-1, 1]; small: the same where features are compared. draw: standard
-    normal numbers of a shape [B, ...]; asked for the noise maps, then for one latent a step.
-    w: latents [B, 512]. noise: maps [B, h, w]. render: the last, [B, 3, R, R], not clamped.
+    small: [B, 3, s, s] in [-1, 1], of the size where features are compared. draw: standard normal
+    numbers of a shape [B, ...]; asked for the noise maps, then for one latent a step. w_mean,
+    w_std: see `statistics`. w: latents [B, 512]. noise: maps [B, h, w]. render: of the last step,
+    [B, 3, R, R], before its update and not clamped.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ content belongs to a face, are in-domain; everything else is out-of-domain.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -16,11 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from skimage.segmentation import slic
 
+from dhr_batch.stages import projection
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
 from dhr_batch.stages.embed import PIXEL_SIZE, optimise
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.parsing import CLASSES, INDEX, Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.tensors import downsample, images_to_tensor
 
 # Classes a face generator does not represent: their pixels are out-of-domain whatever the error.
@@ -162,8 +165,9 @@ class DomainSpecific(Stage):
     """`dhr`: labels and in-domain mask of each record.
 
     source `embedding` takes the error of the record's own render. `coarse` optimises a separate
-    W code for `coarse_steps` steps, as the published method does: a W code cannot imitate what a
-    face generator does not know, which a long W+ optimisation partly can.
+    W code for `coarse_steps` steps: a W code cannot imitate what a face generator does not know,
+    which a long W+ optimisation partly can. `projection` does it as published, with optimised
+    noise maps, which needs StyleGAN2.
     """
 
     stage = "segment"
@@ -177,9 +181,11 @@ class DomainSpecific(Stage):
         segments: int = Field(200, ge=1, description="superpixels asked for")
         compactness: float = Field(30.0, gt=0)
         thresholds: Thresholds = Thresholds()
-        source: Literal["coarse", "embedding"] = "embedding"
+        source: Literal["coarse", "embedding", "projection"] = "embedding"
         coarse_steps: int = Field(40, ge=1)
         coarse_rate: float = Field(0.1, gt=0)
+        error_size: int = Field(256, ge=32, description="errors are measured at this size")
+        bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
         error: bool = Field(True, description="use the error term; false leaves parsing only")
 
     def setup(self, context: Context) -> None:
@@ -188,6 +194,8 @@ class DomainSpecific(Stage):
         if self.options.error:
             self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
             self.generator: Generator = context.network("generator", context.generator)
+            if self.options.source == "projection":
+                self._set_up_projection()
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         deltas = self.errors(records) if self.options.error else [None] * len(records)
@@ -198,12 +206,46 @@ class DomainSpecific(Stage):
         images = images_to_tensor([some(r.image) for r in records], self.context.device)
         if self.options.source == "coarse":
             renders = self._coarse(images)
+        elif self.options.source == "projection":
+            renders = self._project(images, [r.image_id for r in records])
         else:
             renders = images_to_tensor([some(r.inverted) for r in records], self.context.device)
         # The thresholds belong to one size, whatever the generator's.
-        return error_maps(
-            self.perceptual, downsample(renders, PIXEL_SIZE), downsample(images, PIXEL_SIZE)
+        size = self.options.error_size
+        return error_maps(self.perceptual, downsample(renders, size), downsample(images, size))
+
+    def _set_up_projection(self) -> None:
+        if not isinstance(self.generator, StyleGAN2):
+            raise ValueError(
+                "segment.source=projection optimises noise maps, which only StyleGAN2 has: choose "
+                "such a generator, or segment.source=coarse"
+            )
+        fixed = torch.Generator().manual_seed(self.context.seed)
+        z = torch.randn(projection.SAMPLES, projection.STYLE_WIDTH, generator=fixed)
+        self.w_mean, self.w_std = projection.statistics(self.generator, z.to(self.context.device))
+
+    def _project(self, images: torch.Tensor, image_ids: Sequence[str]) -> torch.Tensor:
+        """The last render of a projection, not clamped. Its draws depend on the image ids alone."""
+        seeds = [zlib.crc32(f"{self.context.seed}:{name}".encode()) for name in image_ids]
+        sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def draw(shape: tuple[int, ...]) -> torch.Tensor:
+            drawn = [torch.randn(shape[1:], generator=source) for source in sources]
+            return torch.stack(drawn).to(images)
+
+        run = projection.Projector(
+            self.generator,
+            self.perceptual,
+            downsample(images, PIXEL_SIZE),
+            draw,
+            steps=self.options.coarse_steps,
+            rate=self.options.coarse_rate,
+            w_mean=self.w_mean,
+            w_std=self.w_std,
         )
+        for _ in range(self.options.coarse_steps):
+            run.step()
+        return run.render
 
     def _coarse(self, images: torch.Tensor) -> torch.Tensor:
         ws = optimise(
@@ -222,7 +264,9 @@ class DomainSpecific(Stage):
     def _segment(self, record: Record, deltas: list[np.ndarray] | None) -> Record:
         image = some(record.image)
         probs = self.parser.parse(image)
-        pixels = superpixels(image, self.options.segments, self.options.compactness)
+        pixels = superpixels(
+            image, self.options.segments, self.options.compactness, bgr=self.options.bgr
+        )
         mask = domain_mask(deltas, pixels, probs, self.options.thresholds)
         if probs is None:
             classes = np.zeros(image.shape[:2], np.uint8)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from dhr_batch.pipeline import downloads, models
+from dhr_batch.pipeline import downloads, models, plan
 from dhr_batch.pipeline.cli_models import models as command
 from dhr_batch.pipeline.model_spec import PyPI
 
@@ -331,13 +331,13 @@ def test_own_generator_is_asked_for_and_its_content_is_noticed(home: Path) -> No
         models.ModelMissing, match=rf"models convert .*pull {name} --file {place.name}"
     ):
         models.path(name)
-    assert models.own_weights(name) == {} == models.own_weights("tiny")
+    assert plan.own_weights(name) == {} == plan.own_weights("tiny")
     place.parent.mkdir(parents=True)
     place.write_bytes(b"one")
     assert models.path(name) == place
     assert [s.size for s in models.listing() if s.name == name] == [3]
     expected = {name: sha(b"one")[:16]}
-    assert models.own_weights(name) == models.own_weights(str(place)) == expected
+    assert plan.own_weights(name) == plan.own_weights(str(place)) == expected
 
 
 def test_shipped_file_is_checked(

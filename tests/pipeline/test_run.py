@@ -143,6 +143,7 @@ def test_a_converted_generator_goes_through_all_stages(
     file, out = tmp_path / "mine.safetensors", tmp_path / "run"
     stylegan2_layouts.save(net, file, {})
     options = [*words, "--set", f"generator={file}", "--limit", "1", "--out", str(out)]
+    options += ["--set", "segment.source=projection", "--set", "segment.coarse_steps=2"]
     done = dhr(*options)
     assert done.returncode == 0, done.stderr
     run = dhr_batch.open(str(out))

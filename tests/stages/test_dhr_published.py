@@ -14,9 +14,11 @@ from torch import Tensor
 from dhr_batch.stages import projection, refine_dhr
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
+from dhr_batch.stages.networks import tiny
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import Refinement, render
 from dhr_batch.stages.refine_dhr import HybridRefinement
+from dhr_batch.stages.segment import DomainSpecific
 
 Case = Callable[[str], Any]
 
@@ -160,3 +162,44 @@ def test_projection_equals_published(golden_case: Case) -> None:
         case.check(f"delta_{i}", error)
     with torch.no_grad():
         case.check("image_64", F.avg_pool2d(run.synthesize(run.w), 2))
+
+
+def random_generator() -> StyleGAN2:
+    net, draw = StyleGAN2((8, 6, 5, 4), mapping_layers=1).double(), torch.Generator().manual_seed(0)
+    for name, tensor in layouts.named_tensors(net).items():
+        scale = 512**-0.5 if name.startswith("mapping") else 1.0
+        tensor.data.copy_(scale * torch.randn(tensor.shape, generator=draw))
+    return net
+
+
+def projecting(net: Any, seed: int = 0) -> DomainSpecific:
+    def no_models(name: str) -> Any:
+        raise AssertionError(f"asked for {name}")
+
+    context = Context("cpu", "net", no_models, seed=seed)
+    perceptual = tiny.perceptual(context).double()
+    context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
+    options = DomainSpecific.Options(
+        source="projection", coarse_steps=5, parser="none", perceptual="p"
+    )
+    stage = DomainSpecific(options)
+    stage.setup(context)
+    return stage
+
+
+def test_a_projection_does_not_depend_on_batch_mates(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(1)
+    images = torch.rand(2, 3, 32, 32, generator=draw, dtype=torch.float64) * 2 - 1
+    net = random_generator()
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: randn(*a, **k).double())
+    stage = projecting(net)
+    together = stage._project(images, ["a", "b"])
+    torch.testing.assert_close(stage._project(images[1:], ["b"]), together[1:])
+    assert not torch.allclose(stage._project(images[1:], ["a"]), together[1:])
+    assert not torch.allclose(projecting(net, seed=1)._project(images[1:], ["b"]), together[1:])
+
+
+def test_a_projection_needs_noise_maps() -> None:
+    with pytest.raises(ValueError, match="only StyleGAN2 has"):
+        projecting(None)
