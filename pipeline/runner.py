@@ -194,7 +194,7 @@ def _outcome(
     if finished:
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
-        card.write(run_folder.storage, plan.to_json())
+        card.write(run_folder.storage, plan.to_json(), manifests)
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
         f"({duration(seconds)})"
