@@ -59,9 +59,10 @@ class RunData:
     """A run, as far as its report needs it.
 
     rows: the images shown, at most as many as asked for. metrics: that table, its columns of text
-    categorical. quarantine: all rows of that table. in_domain_face: image id -> share of the face that is in-domain, of every image whose
-    mask and labels are stored and show a face. models: names of the models that were used.
-    throughput: [Unix time, images finished in all], in the order of time.
+    categorical. quarantine: all rows of that table. in_domain_face: image id -> share of the face
+    that is in-domain, of every image whose mask and labels are stored and show a face. models:
+    names of the models that were used. throughput: [Unix time, images finished in all], in the
+    order of time.
     """
 
     name: str

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from skimage.segmentation import slic
 
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
 from dhr_batch.stages.embed import PIXEL_SIZE, optimise
 from dhr_batch.stages.networks.generator import Generator
@@ -181,6 +182,11 @@ class DomainSpecific(Stage):
         coarse_steps: int = Field(40, ge=1)
         coarse_rate: float = Field(0.1, gt=0)
         error: bool = Field(True, description="use the error term; false leaves parsing only")
+
+    def models(self, aligned: bool) -> set[str]:
+        if self.options.error:
+            return super().models(aligned)
+        return set(registry.MODELS.get(("parser", self.options.parser), ()))
 
     def setup(self, context: Context) -> None:
         super().setup(context)
