@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from dhr_batch.pipeline import sources
+from dhr_batch.pipeline import models, sources
 from dhr_batch.pipeline.datasets import Dataset, scan
 from dhr_batch.pipeline.model_spec import Strict
 from dhr_batch.pipeline.sources import DatasetError, Item
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dhr_batch.stages.networks.detect import Detector
+
+# Eyes of an FFHQ crop lie within this share of the side of where its recipe puts them.
+FAR = 0.06
 # The smallest generator's pictures; smaller sources are enlarged before anything is measured.
 SMALL = 256
 
@@ -76,13 +84,14 @@ def check(dataset: Dataset, sample: int) -> Check:
 def _decode(result: Check, items: list[Item]) -> None:
     sizes: list[tuple[int, int]] = []
     same: defaultdict[str, list[str]] = defaultdict(list)
+    detector = _detector(result) if result.aligned else None
     for item in items:
         looked = _look(item, same)
         if isinstance(looked, Finding):
             result.broken.append(looked)
             continue
-        sizes.append(looked)
-        width, height = looked
+        height, width = looked.shape[:2]
+        sizes.append((width, height))
         about, ids = f"{item.image_id}: {width} x {height} pixels", [item.image_id]
         if result.aligned and width != height:
             message = f"{about}; aligned faces are square"
@@ -90,6 +99,17 @@ def _decode(result: Check, items: list[Item]) -> None:
         elif result.aligned and width < SMALL:
             message = f"{about}; less than {SMALL} are enlarged"
             result.noted.append(Finding(kind="small", message=message, image_ids=ids))
+        if detector is not None and width == height:
+            shift = eye_shift(detector, looked)
+            if shift is None:
+                message = f"{item.image_id}: no face was found, so its alignment is not checked"
+                result.noted.append(Finding(kind="no_face", message=message, image_ids=ids))
+            elif shift > FAR:
+                message = (
+                    f"{item.image_id}: the eyes are {shift:.0%} of the side from where FFHQ "
+                    "alignment puts them; set aligned: false to have the faces aligned"
+                )
+                result.broken.append(Finding(kind="unaligned", message=message, image_ids=ids))
     for ids in same.values():
         if len(ids) > 1:
             message = f"the same file: {', '.join(ids)}"
@@ -99,17 +119,47 @@ def _decode(result: Check, items: list[Item]) -> None:
         result.smallest, result.largest = sizes[0], sizes[-1]
 
 
-def _look(item: Item, same: defaultdict[str, list[str]]) -> tuple[int, int] | Finding:
-    """Width and height of an image as the align stage would see it, or why it would not."""
+def _look(item: Item, same: defaultdict[str, list[str]]) -> np.ndarray | Finding:
+    """Pixels of an image as the align stage would see them, or why it would not."""
     from dhr_batch.stages.base import ImageError
     from dhr_batch.stages.decode import decode
 
     try:
         data = sources.read(item)
         same[hashlib.sha256(data).hexdigest()].append(item.image_id)
-        height, width = decode(data)[0].shape[:2]
+        return decode(data)[0]
     except (ImageError, sources.Unreadable) as error:
         kind = error.error_class if isinstance(error, ImageError) else "unreadable"
         message = f"{item.image_id}: {error}"
         return Finding(kind=kind, message=message, image_ids=[item.image_id])
-    return width, height
+
+
+def _detector(result: Check) -> Detector | None:
+    """The face detector; None, and a note, where its weights are not there."""
+    try:
+        models.path("mtcnn")
+    except models.ModelMissing as error:
+        message = f"the alignment of the faces is not checked: {error}"
+        result.noted.append(Finding(kind="unchecked", message=message))
+        return None
+    from dhr_batch.stages.networks.detect import Detector
+
+    return Detector("cpu")
+
+
+def eye_shift(detector: Detector, pixels: np.ndarray) -> float | None:
+    """How far aligning a square picture again would move an eye at most, as a share of its side.
+
+    pixels: uint8 [R, R, 3]. None where no face is found.
+    """
+    import numpy as np
+
+    from dhr_batch.stages import ffhq
+
+    faces = detector.detect([pixels])[0]
+    if not faces:
+        return None
+    quad, eyes = ffhq.quad_from_mtcnn(faces[0].points), faces[0].points[:2]
+    axes = np.stack([quad[3] - quad[0], quad[1] - quad[0]], axis=1)
+    expected = np.linalg.solve(axes, (eyes - quad[0]).T).T
+    return float(np.linalg.norm(expected - eyes / len(pixels), axis=1).max())

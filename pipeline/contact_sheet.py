@@ -107,12 +107,9 @@ def picture(row: Row, stage: str) -> Image.Image | None:
 
 
 def _values(data: RunData, rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
-    shown = {row.image_id for row in rows}
-    return {
-        (m["image_id"], m["stage"], m["metric"]): m["value"]
-        for m in data.metrics
-        if m["image_id"] in shown and m["value"] is not None
-    }
+    shown = data.metrics[data.metrics["image_id"].isin([row.image_id for row in rows])]
+    keys = zip(shown["image_id"], shown["stage"], shown["metric"], strict=True)
+    return {key: value for key, value in zip(keys, shown["value"], strict=True) if value == value}
 
 
 def _caption(

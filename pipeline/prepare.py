@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import config as configs
-from dhr_batch.pipeline import datasets, devices, plan
+from dhr_batch.pipeline import datasets, devices, models, plan
 from dhr_batch.pipeline.progress import Mode
 from dhr_batch.pipeline.storage import Refused, Storage, connect
 from dhr_batch.stages import registry
@@ -67,6 +67,24 @@ def check_gpus(made: plan.Plan, request: Request) -> None:
     there = devices.physical_gpus() if asked and not request.address else asked
     if asked > there:
         raise Refused(devices.missing_gpus(asked, there))
+
+
+def check_models(made: plan.Plan, request: Request) -> None:
+    """Verify the models that the chosen stages load, before anything is started or deleted.
+
+    A cluster's workers check theirs: its nodes may have files that this machine lacks.
+    Raises ModelMissing, whose message names the way to get the model.
+    """
+    if request.address:
+        return
+    config = made.config
+    names = set(plan.registry.MODELS.get(("generator", config.generator), ()))
+    for family in plan.registry.STAGES:
+        section = getattr(config, family)
+        member = plan.registry.lookup(family, section["name"])
+        names |= member(member.Options(**section)).models(made.dataset.aligned)
+    for name in sorted(names):
+        models.path(name)
 
 
 def place(made: plan.Plan, request: Request) -> Storage:

@@ -96,7 +96,7 @@ def render(data: RunData) -> str:
     )
     environment.filters |= {"number": report_tables.number, "title": report_tables.title}
     excluded = set(data.excluded())
-    metrics = report_tables.wide(data) if data.metrics else None
+    metrics = None if data.metrics.empty else report_tables.wide(data)
     table = report_tables.summary(data).to_dict("records")
     return environment.from_string(source).render(
         data=data,

@@ -68,26 +68,22 @@ def metric_key(metric: str) -> tuple[int, int, str]:
     return (rank, len(metric) - len(base), metric)
 
 
-def frame(data: RunData) -> pd.DataFrame:
-    """The long metrics table as a data frame."""
-    import pandas as pd
-
-    columns = ["image_id", "stage", "metric", "value", "model"]
-    return pd.DataFrame(data.metrics, columns=columns).astype({"value": "float64"})
-
-
 def wide(data: RunData) -> pd.DataFrame:
     """One row per image and stage, one column per metric.
 
     in_domain_face: share of the face that is in-domain; counted: whether that is at least 40 %
     (empty where the share is not known).
     """
-    long = frame(data)
-    table = long.pivot_table(
-        index=["image_id", "stage"], columns="metric", values="value", aggfunc="first"
+    table = data.metrics.pivot_table(
+        index=["image_id", "stage"],
+        columns="metric",
+        values="value",
+        aggfunc="first",
+        observed=True,
     )
+    table.columns = list(table.columns)
     table = table.reindex(columns=sorted(table.columns, key=metric_key)).reset_index()
-    table.columns.name = None
+    table = table.astype({"image_id": object, "stage": object})
     share = table["image_id"].map(data.in_domain_face)
     table.insert(2, "in_domain_face", share.astype("float64"))
     table.insert(3, "counted", [_counted(value) for value in table["in_domain_face"]])
@@ -109,11 +105,11 @@ def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
 
     Images with less than 40 % of their face in-domain are left out unless `everything`.
     """
-    long = frame(data)
+    long = data.metrics
     if not everything:
         long = long[~long["image_id"].isin(data.excluded())]
     table = (
-        long.groupby(["stage", "metric", "model"], sort=False)["value"]
+        long.groupby(["stage", "metric", "model"], sort=False, observed=True)["value"]
         .agg(["mean", "median", "min", "max", "count"])
         .rename(columns={"count": "n"})
         .reset_index()
@@ -208,7 +204,7 @@ def cards(data: RunData) -> list[Card]:
 
     Images that do not count are left out, except in the in-domain share.
     """
-    long = frame(data)
+    long = data.metrics
     long = long[~long["image_id"].isin(data.excluded())]
     found = []
     for metric in [m for m in HEADLINES if m in set(long["metric"])]:

@@ -16,7 +16,7 @@ from dhr_batch.pipeline import card, devices, estimate, report, resume, status_f
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.driver import Driver, Interrupted
 from dhr_batch.pipeline.plan import Plan, Shard
-from dhr_batch.pipeline.prepare import Request, check_gpus, describe, place
+from dhr_batch.pipeline.prepare import Request, check_gpus, check_models, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
 from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.status_file import STATUS
@@ -46,8 +46,9 @@ class Outcome:
 def run(plan: Plan, request: Request) -> Outcome:
     """Process the shards of a plan that are not committed yet.
 
-    Raises Refused (another driver, changed settings, too little space, absent GPUs), RunFailed,
-    and StorageError where the place of the run does not answer or belongs to another driver now.
+    Raises Refused (another driver, changed settings, too little space, absent GPUs), ModelMissing
+    before any worker is started, RunFailed, and StorageError where the place of the run does not
+    answer or belongs to another driver now.
     """
     check_gpus(plan, request)
     out = place(plan, request)
@@ -58,6 +59,7 @@ def run(plan: Plan, request: Request) -> Outcome:
         try:
             # Under the lease: until then another driver might still write the plan of this run.
             if request.fresh:
+                check_models(plan, request)
                 resume.start_over(run_folder, out.place, request.confirmed)
             plan = resume.continued(run_folder, out.place, plan, request.extend)
             manifests = run_folder.recover()
@@ -81,6 +83,7 @@ def run(plan: Plan, request: Request) -> Outcome:
 def _process(
     plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: Iterator[Shard]
 ) -> bool:
+    check_models(plan, request)
     config, state = plan.config, progress.state
     workers = devices.worker_count(config, state.shards)
     state.parallel = workers
@@ -194,7 +197,7 @@ def _outcome(
     if finished:
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
-        card.write(run_folder.storage, plan.to_json())
+        card.write(run_folder.storage, plan.to_json(), manifests)
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
         f"({duration(seconds)})"

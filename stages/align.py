@@ -68,6 +68,9 @@ class FFHQAlign(Stage):
     gives: ClassVar[frozenset[str]] = frozenset({"image", "quad", "source_size"})
     stage: ClassVar[str] = "align"
 
+    def models(self, aligned: bool) -> set[str]:
+        return set() if aligned else {"mtcnn"} | super().models(aligned)
+
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.size = int(context.network("generator", context.generator).resolution)

@@ -160,6 +160,19 @@ class Stage(ABC):
         """Load what the stage needs. Called once per worker, before any record."""
         self.context = context
 
+    def models(self, aligned: bool) -> set[str]:
+        """Names of the models that `setup` asks for, so that they are checked before any worker.
+
+        An option called like a family of networks names its members. A member that loads others,
+        or not all of these, overrides this. aligned: as in `Context`.
+        """
+        found: set[str] = set()
+        for family, chosen in self.options.model_dump().items():
+            if family in registry.TABLE:
+                for name in [chosen] if isinstance(chosen, str) else chosen:
+                    found.update(registry.MODELS.get((family, name), ()))
+        return found
+
     @abstractmethod
     def process(self, records: Sequence[Record]) -> list[Record]:
         """Map records without failures to new records, one for one, in order.

@@ -44,6 +44,9 @@ def encoder_input(images: Tensor) -> Tensor:
 class _Encoder(Embedder):
     shared: ClassVar[bool]
 
+    def models(self, aligned: bool) -> set[str]:
+        return {self.options.model}
+
     def setup(self, context: Context) -> None:
         super().setup(context)
         path = context.models(self.options.model)

@@ -64,6 +64,21 @@ TABLE: dict[str, dict[str, str]] = {
     },
 }
 
+# What a network asks `context.models` for, so that a missing file is found early.
+MODELS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("generator", "mobilestylegan-1024"): ("mobilestylegan-ffhq",),
+    ("generator", "mobilestylegan-256"): ("mobilestylegan-ffhq", "mobilestylegan-256"),
+    ("perceptual", "st_lpips_alex"): ("stlpips-alex",),
+    ("perceptual", "st_lpips_vgg"): ("stlpips-vgg",),
+    ("perceptual", "lpips_alex"): ("lpips-alex-backbone", "lpips-alex"),
+    ("perceptual", "lpips_vgg"): ("lpips-vgg-backbone", "lpips-vgg"),
+    ("detector", "mtcnn"): ("mtcnn",),
+    ("landmarks", "dlib68"): ("dlib-landmarks68",),
+    ("identity", "dlib"): ("dlib-face-resnet",),
+    ("parser", "landmarks"): ("dlib-landmarks68", "mtcnn"),
+    ("parser", "bisenet"): ("bisenet-19",),
+}
+
 
 GENERATOR_FILE = ".safetensors"
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from skimage.segmentation import slic
 
-from dhr_batch.stages import projection
+from dhr_batch.stages import projection, registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
 from dhr_batch.stages.embed import PIXEL_SIZE, optimise
 from dhr_batch.stages.networks.generator import Generator
@@ -187,6 +187,11 @@ class DomainSpecific(Stage):
         error_size: int = Field(256, ge=32, description="errors are measured at this size")
         bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
         error: bool = Field(True, description="use the error term; false leaves parsing only")
+
+    def models(self, aligned: bool) -> set[str]:
+        if self.options.error:
+            return super().models(aligned)
+        return set(registry.MODELS.get(("parser", self.options.parser), ()))
 
     def setup(self, context: Context) -> None:
         super().setup(context)

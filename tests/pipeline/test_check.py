@@ -11,13 +11,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from skimage import data
 
 from dhr_batch.cli import main
+from dhr_batch.pipeline import check as module
+from dhr_batch.pipeline import models
+from dhr_batch.stages import ffhq
+from dhr_batch.stages.networks.detect import Detector
+
+EYE_SHIFT = module.eye_shift
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))
+    # The pictures are noise; the tests of alignment restore this.
+    monkeypatch.setattr(module, "eye_shift", lambda detector, pixels: 0.0)
 
 
 @pytest.fixture
@@ -98,3 +107,32 @@ def test_unknown_dataset_is_a_usage_error() -> None:
     done = CliRunner().invoke(main, ["datasets", "check", "celebhq"])
     assert done.exit_code == 2
     assert "did you mean 'celebahq'" in done.output
+
+
+def test_square_pictures_that_are_not_aligned(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "eye_shift", EYE_SHIFT)
+    photograph = data.astronaut()
+    face = Detector("cpu").detect([photograph])[0][0]
+    crop = ffhq.crop(photograph, ffhq.quad_from_mtcnn(face.points), 300)
+    for number in range(2, 6):
+        (faces / f"{number}.png").unlink()
+    Image.fromarray(crop).save(faces / "0.png")
+    Image.fromarray(photograph).save(faces / "1.png")
+    faces.with_suffix(".yaml").write_text("root: faces\naligned: true\n")
+    assert kinds(check(faces, code=1)["broken"]) == {"unaligned": ["1.png"]}
+    Image.new("RGB", (300, 300)).save(faces / "1.png")
+    assert kinds(check(faces, code=0)["noted"]) == {"no_face": ["1.png"]}
+    faces.with_suffix(".yaml").write_text("root: faces\n")
+    assert check(faces, code=0)["noted"] == []
+
+
+def test_alignment_that_cannot_be_checked_is_said(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Path:
+        raise models.ModelMissing(f"model {name!r} is damaged")
+
+    monkeypatch.setattr(models, "path", missing)
+    (note,) = check(faces, code=0)["noted"]
+    assert note["kind"] == "unchecked"
+    assert "mtcnn" in note["message"]

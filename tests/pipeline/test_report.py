@@ -252,6 +252,31 @@ def test_random_weights_are_said(make_run: Callable[..., Path]) -> None:
     assert "random weights" in (page.parent / "metrics.md").read_text("utf-8")
 
 
+def test_random_weights_are_seen_in_the_metrics_too(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    for part in (run / "metrics").iterdir():
+        table = pq.read_table(part)
+        model = pa.array(["tiny, random weights"] * len(table))
+        column = table.schema.get_field_index("model")
+        pq.write_table(table.set_column(column, "model", model), part)
+    assert report_data.load(connect(run), 40).random_weights
+
+
+def test_many_metrics_take_little_memory(tmp_path: Path) -> None:
+    ids, names = [f"people/{n:060}.png" for n in range(200)], [f"metric_{n}" for n in range(50)]
+    rows = [
+        {"image_id": i, "stage": "refined", "metric": m, "value": 0.5, "model": "dlib"}
+        for i in ids
+        for m in names
+    ]
+    (tmp_path / "plan.json").write_text("{}", "utf-8")
+    _table(tmp_path, "metrics", rows)
+    data = report_data.load(connect(tmp_path), 40)
+    assert (len(data.metrics), data.image_ids) == (len(rows), ids)
+    assert data.metrics.memory_usage(deep=True).sum() < 40 * len(rows)
+    assert len(report_tables.wide(data)) == len(ids)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(report_data.ReportError, match=r"is not a run.*dhr-batch run"):
         write(tmp_path)

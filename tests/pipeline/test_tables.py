@@ -82,7 +82,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "_state").mkdir()
     (root / "_staging" / "x").mkdir(parents=True)
     (root / "_staging" / "x" / "images.parquet").write_bytes(b"unfinished")
-    card.write(root, plan)
+    files = {table: {"rows": count} for table, count in COUNTS.items()}
+    card.write(root, plan, {0: {"files": files}})
     return root
 
 
@@ -95,6 +96,24 @@ COUNTS = {
     "quarantine": 1,
     "deltas": 4,
 }
+
+
+def test_the_card_counts_rows_without_opening_a_table(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "part-00000.parquet").write_bytes(b"no Parquet")
+    plan = {
+        "dataset": "photos",
+        "config": {"generator": "tiny"},
+        "fingerprint": {"version": "0"},
+        "shards": [["a.jpg"], ["b.jpg"]],
+    }
+    first = {"files": {"images": {"rows": 5}, "quarantine": {"rows": 0}}}
+    second = {"files": {"images": {"rows": 7}, "quarantine": {"rows": 0}}}
+    card.write(tmp_path, plan, {0: first, 1: second})
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "| images | 12 |" in text
+    assert "| quarantine | 0 |" in text
+    assert "config_name: quarantine" not in text
 
 
 # A column of text, of numbers and of bytes, where a table has them.
