@@ -73,13 +73,16 @@ def test_a_missing_image_is_not_committed(run: RunFolder) -> None:
     assert run.committed() == {}
 
 
-def test_files_that_the_driver_does_not_see_are_not_committed(run: RunFolder) -> None:
+def test_files_that_the_driver_does_not_see_are_not_committed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.lock()
     receipt = attempt(run, 4)
     run.storage.delete(f"{staging(receipt['attempt'])}/latents.parquet")
     with pytest.raises(StorageError, match=r"latents\.parquet.*shard 4.*all machines share"):
         run.commit(4, receipt, planned=3)
     assert run.committed() == {}
     assert files(run.storage).keys() <= {f"{staging(receipt['attempt'])}/images.parquet"}
+    run.unlock()
 
 
 def test_a_receipt_that_does_not_add_up_fails_the_run(
