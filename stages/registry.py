@@ -68,6 +68,7 @@ TABLE: dict[str, dict[str, str]] = {
 MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("generator", "mobilestylegan-1024"): ("mobilestylegan-ffhq",),
     ("generator", "mobilestylegan-256"): ("mobilestylegan-ffhq", "mobilestylegan-256"),
+    ("generator", "stylegan2-ffhq-1024"): ("stylegan2-ffhq-1024",),
     ("perceptual", "st_lpips_alex"): ("stlpips-alex",),
     ("perceptual", "st_lpips_vgg"): ("stlpips-vgg",),
     ("perceptual", "lpips_alex"): ("lpips-alex-backbone", "lpips-alex"),
