@@ -126,8 +126,8 @@ class ObjectStorage(Storage):
 
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="dhr-batch-") as name, full_disk(name):
-            path = Path(name, "content")
+        with full_disk(tempfile.gettempdir()), scratch() as folder:
+            path = folder / "content"
 
             def verb() -> None:
                 with path.open("wb") as file:

@@ -10,19 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PREFIX = "dhr-batch-"
+from dhr_batch.pipeline.storage import StorageError
+
+# Folders in it are ours by their place: other folders of a user may have any name.
+_PLACE = "dhr-batch.scratch"
+_PREFIX = "part-"
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder below `TMPDIR`, deleted at the end.
+    """An empty folder in `TMPDIR/dhr-batch.scratch-UID`, deleted at the end.
 
-    It is locked while it is used. Folders without a lock are those of killed processes and are
-    deleted first.
+    It is locked while it is used. Folders there without a lock are those of killed processes and
+    are deleted first. Raises StorageError where that place belongs to somebody else.
     """
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    place = Path(tempfile.gettempdir()) / f"{_PLACE}-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != os.getuid():
+        raise StorageError(
+            f"{place} is not this user's: delete it, or set TMPDIR to another folder"
+        )
+    for old in place.glob(f"{_PREFIX}*"):
         _delete_if_abandoned(old)
-    folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+    folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=place))
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dhr_batch.pipeline.scratch import scratch
+from dhr_batch.pipeline.storage import StorageError
 
 _OTHER = """
 import sys
@@ -24,7 +26,7 @@ with scratch() as folder:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    return tmp_path
+    return tmp_path / f"dhr-batch.scratch-{os.getuid()}"
 
 
 def test_it_is_gone_afterwards(place: Path) -> None:
@@ -32,6 +34,21 @@ def test_it_is_gone_afterwards(place: Path) -> None:
         assert list(place.iterdir()) == [folder]
         (folder / "images.parquet").write_bytes(b"rows")
     assert list(place.iterdir()) == []
+
+
+def test_folders_of_other_names_and_users_are_left_alone(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("dhr-batch-demo", "dhr-batch.scratch-mine", "part-0")
+    for name in names:
+        (tmp_path / name).mkdir()
+    with scratch():
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {*names, place.name}
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+    (tmp_path / f"dhr-batch.scratch-{os.getuid()}").mkdir()
+    with pytest.raises(StorageError, match="is not this user's"), scratch():
+        pass
 
 
 def test_what_a_killed_process_left_is_deleted_and_nothing_else(place: Path) -> None:
