@@ -60,7 +60,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     code, said = runs.run(place, **env)
     assert code == 0, said
     same(place, reference)
-    assert [p for p in small_disk.iterdir() if p.name.startswith("dhr-batch-")] == []
+    assert list(small_disk.glob("dhr-batch.scratch-*/*")) == []
 
 
 def test_the_second_driver_leaves_and_replaces_a_dead_one(
