@@ -80,7 +80,7 @@ class Driver:
         """
         self._todo = iter(shards)
         try:
-            with stopping.signals(self.stopper, self.progress.say):
+            with stopping.signals(self.stopper):
                 for number in range(self.workers):
                     self._start(number)
                 self._loop()
@@ -93,6 +93,7 @@ class Driver:
 
     def _loop(self) -> None:
         while self._busy() or (self._more() and not self.stopper.asked):
+            self.stopper.tell(self.progress.say)
             if self.stopper.now:
                 raise Interrupted
             self.run.check()

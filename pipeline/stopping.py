@@ -13,10 +13,17 @@ class Stopper:
 
     asked = False
     now = False
+    _told = False
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say once what was asked. Not done by the handler, which may interrupt another print."""
+        if self.asked and not self._told:
+            self._told = True
+            say("stopping after the shards in flight; Ctrl-C again stops now")
 
 
 @contextmanager
-def signals(stopper: Stopper, say: Callable[[str], None]) -> Iterator[None]:
+def signals(stopper: Stopper) -> Iterator[None]:
     """First Ctrl-C, or SIGTERM: `asked`. Second Ctrl-C: `now`.
 
     SIGTERM never means `now`: machines that will be taken away may send it more than once.
@@ -26,7 +33,6 @@ def signals(stopper: Stopper, say: Callable[[str], None]) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         if not stopper.asked:
             stopper.asked = True
-            say("stopping after the shards in flight; Ctrl-C again stops now")
         elif number == signal.SIGINT:
             stopper.now = True
 
