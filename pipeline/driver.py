@@ -286,6 +286,8 @@ class Driver:
             member = self._members[task.worker]
             members.listen(member, task.worker, self.progress)
             self._note_progress(member)
+            if member.stuck:
+                raise RunFailed(f"{member.stuck} {_GOES_ON}")
             limit = config.image_timeout
             images = 1 if task.position is not None else config.batch_size
             if limit and member.overdue(limit, images):

@@ -27,6 +27,7 @@ class Member:
     """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
 
     asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
+    stuck: what it waits for that does not answer, "" mostly.
     done, failed, errors: images reported from the shard in hand, which is not committed yet.
     """
 
@@ -38,6 +39,7 @@ class Member:
     ready: bool = False
     asked: float = 0.0
     pace: float = 0.0
+    stuck: str = ""
     pending: Any = None
     done: int = 0
     failed: int = 0
@@ -95,7 +97,7 @@ def listen(member: Member, number: int, progress: Progress, wait: bool = False) 
 
 def hear(member: Member, number: int, report: dict[str, Any], progress: Progress) -> None:
     """Count what a worker reports."""
-    member.pace = report["pace"]
+    member.pace, member.stuck = report["pace"], report["stuck"]
     for event in report["events"]:
         member.what = event["what"]
         member.done += event.get("done", 0)

@@ -30,6 +30,9 @@ from dhr_batch.stages.base import Context, Record, Stage
 
 # Class and message of images that ended a worker, by image id.
 Lost = Mapping[str, tuple[str, str]]
+# A place of images may take as long to answer even where `image_timeout` is shorter: an object
+# store is asked again for a minute, and ends the run by itself.
+_READ_SECONDS = 120.0
 
 
 class NoGPU(RuntimeError):
@@ -55,6 +58,7 @@ class Worker:
         self.settings = settings
         self._events: deque[dict[str, Any]] = deque()
         self._busy: dict[str, tuple[float, int]] = {}
+        self._reading: tuple[float, Item] | None = None
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
 
@@ -93,17 +97,32 @@ class Worker:
     def events(self) -> dict[str, Any]:
         """What has happened since the last call, and how long the slowest batch in progress takes.
 
-        pace: seconds per image so far, 0 while no stage runs.
+        pace: seconds per image so far, 0 while no stage runs. stuck: which image does not come
+        from its place within `image_timeout`, "" while all do; no image is to blame for it.
         """
         now = time.monotonic()
         paces = [(now - since) / count for since, count in list(self._busy.values())]
-        return {"events": list(self._taken()), "pace": max(paces, default=0.0)}
+        return {
+            "events": list(self._taken()),
+            "pace": max(paces, default=0.0),
+            "stuck": self._stuck(now),
+        }
 
     def _taken(self) -> Iterator[dict[str, Any]]:
         # Two threads take: the one that answers for progress and the one that ends a shard.
         with suppress(IndexError):
             while True:
                 yield self._events.popleft()
+
+    def _stuck(self, now: float) -> str:
+        """A file system that went away lets a read wait for ever, where no timeout can end it."""
+        reading, limit = self._reading, self.settings.config.image_timeout
+        if reading is None or limit is None:
+            return ""
+        seconds, item = now - reading[0], reading[1]
+        if seconds <= max(limit, _READ_SECONDS):
+            return ""
+        return f"no answer from {item.location} for {seconds:.0f} s: is its file system mounted?"
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         """Run all stages on a shard and stage its tables under the name of `attempt`.
@@ -169,11 +188,18 @@ class Worker:
             yield self._align(shard.items[first : first + size])
 
     def _align(self, items: Sequence[Item]) -> list[Record]:
-        records = [read(item, self.settings.split) for item in items]
+        records = [self._read(item) for item in items]
         with self._timed("reader", len(records)):
             records = self._run(self.stages[0], records)
         # The encoded file is not needed again, and large photographs add up.
         return [replace(record, data=None) for record in records]
+
+    def _read(self, item: Item) -> Record:
+        self._reading = (time.monotonic(), item)
+        try:
+            return read(item, self.settings.split)
+        finally:
+            self._reading = None
 
     def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
         last = first + len(records)

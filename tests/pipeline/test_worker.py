@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -89,6 +90,36 @@ def test_pace_tells_how_long_a_batch_takes(tmp_path: Path, made: Plan) -> None:
     report = built.events()
     assert report["pace"] == 0
     assert sum(event.get("done", 0) for event in report["events"]) == 7
+
+
+def test_a_read_without_an_end_is_told_and_blames_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def hang(_: Any) -> bytes:
+        assert go.wait(60)
+        return b""
+
+    items = harness.photographs(tmp_path / "in", ["a.png", "b.png"])
+    made = harness.make(items, image_timeout=0.1, shard_size=2)
+    built = worker(made, tmp_path)
+    monkeypatch.setattr("dhr_batch.pipeline.worker._READ_SECONDS", 0.2)
+    monkeypatch.setattr("dhr_batch.pipeline.sources.read", hang)
+    receipts: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: receipts.append(built.run_shard(made.shards[0], "a")))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not (report := built.events())["stuck"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # An overdue stage would be held against the image.
+    assert report["pace"] == 0
+    assert re.search(r"/in/a\.png for \d+ s: is its file system mounted", report["stuck"])
+    go.set()
+    thread.join()
+    assert built.events()["stuck"] == ""
+    assert (receipts[0]["ok"], receipts[0]["quarantined"]) == (2, 0)
 
 
 def test_one_by_one_gives_the_same_files(tmp_path: Path, made: Plan) -> None:
