@@ -193,7 +193,25 @@ def _asking(location: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotFoundError) as error:
+        _check_bucket(location)
         raise FileNotFoundError(errno.ENOENT, "no such object", location) from error
+    except (BaseError, OSError) as error:
+        raise StorageError(f"{location}: {_message(error)}") from error
+
+
+def _check_bucket(location: str) -> None:
+    """Raise StorageError where not only an object is missing but its bucket, too.
+
+    The answer about an object is 404 for both; only a listing tells them apart.
+    """
+    import obstore
+    from obstore.exceptions import BaseError, PermissionDeniedError
+
+    store, key = _split(location)
+    try:
+        next(iter(obstore.list(_store(store), prefix=key)), None)
+    except PermissionDeniedError:
+        return  # Who may read need not be allowed to list.
     except (BaseError, OSError) as error:
         raise StorageError(f"{location}: {_message(error)}") from error
 
@@ -213,25 +231,31 @@ def _fetch_local(path: str, start: int, length: int | None) -> bytes:
                 return file.read(-1 if length is None else length)
         except FileNotFoundError as error:
             # A file system that went away takes all files with it; one of them says nothing.
-            if not _has_entries(Path(path).parent):
-                raise StorageError(
-                    f"the folder of {path} is gone or empty: is its file system mounted?"
-                ) from error
+            _check_folder(path, error)
             raise
         except OSError as error:
-            if error.errno not in _TRANSIENT:
+            if error.errno not in _TRANSIENT and error.errno != errno.EIO:
                 raise
             pause = next(pauses, None)
             if pause is None:
+                # EIO of a soft mount is about the place, that of a damaged disk about the file.
+                if error.errno == errno.EIO:
+                    _check_folder(path, error)
+                    raise
                 raise StorageError(f"{path}: {error.strerror or error}") from error
             time.sleep(pause)
 
 
-def _has_entries(folder: Path) -> bool:
+def _check_folder(path: str, error: OSError) -> None:
+    """Raise StorageError where the folder of a file cannot be listed or holds nothing."""
     try:
-        return next(folder.iterdir(), None) is not None
+        there = next(Path(path).parent.iterdir(), None) is not None
     except OSError:
-        return False
+        there = False
+    if not there:
+        raise StorageError(
+            f"the folder of {path} is gone or empty: is its file system mounted?"
+        ) from error
 
 
 class _RangeFile(io.RawIOBase):

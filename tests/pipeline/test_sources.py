@@ -321,6 +321,12 @@ def test_missing_objects_are_told_from_a_missing_bucket(bucket: Callable[..., st
         sources.read(item._replace(name="b.jpg"))
     with pytest.raises(StorageError, match="no-such-bucket"):
         listed("s3://no-such-bucket/set")
+    gone = item._replace(place="s3://no-such-bucket/set/")
+    for broken in (gone, gone._replace(at=512)):
+        with pytest.raises(StorageError, match=r"no-such-bucket.* 404"):
+            sources.read(broken)
+    with pytest.raises(StorageError, match=r"no-such-bucket.* 404"):
+        locations.describe(gone.location)
     with pytest.raises(DatasetError, match=r"no images in s3://.*/other"):
         listed(url.replace("/set", "/other"))
 
@@ -379,6 +385,29 @@ def test_a_disk_that_is_away_for_a_moment_is_asked_again(
         with pytest.raises(StorageError, match="Stale file handle"):
             sources.read(item)
         assert len(asked) == 4
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_damaged_file_is_told_from_a_soft_mount_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    (item,) = listed(unpack(tmp_path / "photos", {"a.jpg": b"1"}))
+    asked = []
+
+    def failing(path: object, *_: Any) -> Any:
+        asked.append(path)
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(locations, "open", failing, raising=False)
+    monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
+    if away:
+        monkeypatch.setattr(Path, "iterdir", failing)
+        with pytest.raises(StorageError, match=r"a\.jpg .* is its file system mounted"):
+            sources.read(item)
+    else:
+        with pytest.raises(Unreadable, match="Input/output error"):
+            sources.read(item)
+    assert asked.count(item.location) == 4
 
 
 def test_pipes_are_no_images_and_broken_links_are_unreadable(tmp_path: Path) -> None:
