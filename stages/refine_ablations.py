@@ -15,21 +15,21 @@ from dhr_batch.stages.refine_dhr import (
     LossOptions,
     MaskedLoss,
     WeightOptions,
-    set_rate,
-    weight_names,
+    moved_weights,
 )
+from dhr_batch.stages.rotated_adam import RotatedAdam, channels
 
 
 class WeightModulation(Refiner):
     """`weights`: weight modulation alone.
 
-    Only the in-domain loss moves the weights, as in `dhr`; out of domain the picture is what the
+    Only the in-domain loss moves the weights; out of domain the picture is what the
     moved generator makes of the code.
     """
 
     class Options(WeightOptions):
         name: str = "weights"
-        steps: int = Field(30, ge=0, description="optimisation steps")
+        steps: int = Field(26, ge=0, description="optimisation steps")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -38,15 +38,14 @@ class WeightModulation(Refiner):
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         loss = MaskedLoss(options, self.perceptual, images, masks)
-        delta = zero_delta(generator, weight_names(generator, options.weights), len(images))
+        names = moved_weights(generator, options.smallest_layer)
+        delta = zero_delta(generator, names, len(images))
         weights = [d.requires_grad_() for d in delta.values()]
-        adam = torch.optim.Adam(weights, lr=options.weight_rate)
+        adam = RotatedAdam(weights, [channels(w) for w in weights])
         for step in range(options.steps):
-            set_rate(adam, options.weight_rate * ramp(step, options.steps, 0.1, 0.6))
             inner, _ = loss(generator.synthesize(ws, delta))
-            for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
-                weight.grad = grad
-            adam.step()
+            rate = options.weight_rate * ramp(step, options.steps, 0.1, 0.25)
+            adam.step(torch.autograd.grad(inner, weights), rate)
         return Refinement({name: value.detach() for name, value in delta.items()})
 
 
@@ -55,8 +54,8 @@ class FeatureModulation(Refiner):
 
     class Options(LossOptions):
         name: str = "feature"
-        steps: int = Field(50, ge=0, description="optimisation steps")
-        feature_rate: float = Field(0.1, gt=0, description="Adam rate of the feature")
+        steps: int = Field(32, ge=0, description="optimisation steps")
+        feature_rate: float = Field(0.06, gt=0, description="step of a feature, at most")
 
     def setup(self, context: Context) -> None:
         super().setup(context)

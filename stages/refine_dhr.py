@@ -3,11 +3,12 @@
 Cao et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved
 GAN Inversion". In-domain parts are refined by modulating the generator's weights, so that they
 stay editable; out-of-domain parts by replacing the feature layer, which no edit moves.
+
+The published loop is `refine_published`; what is different here, and why, is in
+docs/decisions.md.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed import ramp
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, Refiner, synthesis_weights, zero_delta
+from dhr_batch.stages.refine import Refinement, Refiner, zero_delta
+from dhr_batch.stages.rotated_adam import RotatedAdam, channels
 from dhr_batch.stages.tensors import downsample, feature_mask
 
 
@@ -27,88 +29,88 @@ class LossOptions(StageOptions):
 
     perceptual: str = "st_lpips_alex"
     perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
-    perceptual_weight: float = Field(1.0, ge=0)
+    perceptual_weight: float = Field(1.3, ge=0)
     pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
 
 
 class WeightOptions(LossOptions):
     """Settings of weight modulation."""
 
-    weight_rate: float = Field(3e-4, gt=0, description="Adam rate of the weights")
-    weights: Literal["all", "convolutions"] = "convolutions"
+    weight_rate: float = Field(5e-4, gt=0, description="step of a weight, at most")
+    smallest_layer: int = Field(
+        16, ge=4, description="convolutions of layers below this size in px keep their weights"
+    )
 
 
 class HybridRefinement(Refiner):
-    """`dhr`: both modulations from one forward pass per step, then the features alone.
+    """`dhr`: both modulations from one backward pass per step, then the features alone.
 
-    The in-domain loss moves only the weights and the out-of-domain loss only the feature. Once
-    the weights are frozen, everything before the feature layer is constant and computed once.
+    The feature layer is ``x = M x(theta) + (1 - M) F``, so that one gradient of the sum of both
+    losses is domain-specific by itself: in-domain cells pass theirs on to the weights before the
+    layer, out-of-domain cells to F. The few weights behind it serve both parts. Once the weights
+    are frozen, everything before the feature layer is constant and computed once.
     """
 
     class Options(WeightOptions):
         name: str = "dhr"
-        steps: int = Field(50, ge=0, description="steps of feature modulation")
-        weight_share: float = Field(0.6, ge=0, le=1, description="share of steps that move weights")
-        feature_rate: float = Field(0.1, gt=0, description="Adam rate of the feature")
-        schedule: Literal["ramp", "constant"] = Field(
-            "ramp", description="of both rates: warm-up and decay, or as published: none"
-        )
-        layer_masks: Literal["area", "nearest"] = Field(
-            "area", description="mask at a perceptual layer; published: nearest of the soft mask"
-        )
+        steps: int = Field(32, ge=0, description="optimisation steps")
+        weight_share: float = Field(0.8, ge=0, le=1, description="share of steps that move weights")
+        feature_rate: float = Field(0.06, gt=0, description="step of a feature, at most")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
-        options, generator, batch = self.options, self.generator, len(images)
-        delta = zero_delta(generator, weight_names(generator, options.weights), batch)
+        options, generator = self.options, self.generator
+        weight_steps = round(options.steps * options.weight_share)
+        names = moved_weights(generator, options.smallest_layer) if weight_steps else []
+        delta = zero_delta(generator, names, len(images))
         with torch.no_grad():
             feature = generator.to_feature(ws)
         soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
-        at_layers = soft if options.layer_masks == "nearest" else None
-        loss = MaskedLoss(options, self.perceptual, images, masks, at_layers)
+        loss = MaskedLoss(options, self.perceptual, images, masks)
         feature.requires_grad_()
-        feature_adam = torch.optim.Adam([feature], lr=options.feature_rate)
-        weight_steps = round(options.steps * options.weight_share)
-        weights = [d.requires_grad_() for d in delta.values()] if weight_steps else []
-        weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
+        weights = [d.requires_grad_() for d in delta.values()]
+        feature_adam = RotatedAdam([feature], [1])
+        weight_adam = RotatedAdam(weights, [channels(w) for w in weights])
 
         for step in range(weight_steps):
-            assert weight_adam is not None
-            if options.schedule == "ramp":
-                set_rate(feature_adam, options.feature_rate * min(1.0, (step + 1) / 4))
-                set_rate(weight_adam, options.weight_rate * ramp(step, weight_steps, 0.1, 0.6))
             inside, skip = generator.trunk(ws, delta)
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
-            inner, outer = loss(image)
-            (feature.grad,) = torch.autograd.grad(outer, [feature], retain_graph=True)
-            for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
-                weight.grad = grad
-            feature_adam.step()
-            weight_adam.step()
+            grads = torch.autograd.grad(sum(loss(image)), [feature, *weights])
+            feature_adam.step(grads[:1], options.feature_rate * min(1.0, (step + 1) / 4))
+            weight_adam.step(grads[1:], options.weight_rate * ramp(step, weight_steps, 0.1, 0.25))
 
         delta = {name: value.detach() for name, value in delta.items()}
-        with torch.no_grad():
-            inside, skip = generator.trunk(ws, delta)
         rest = options.steps - weight_steps
+        if rest:
+            with torch.no_grad():
+                inside, skip = generator.trunk(ws, delta)
         for step in range(rest):
-            if options.schedule == "ramp":
-                set_rate(feature_adam, options.feature_rate * ramp(step, rest, 0, 0.6))
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
             _, outer = loss(image)
-            (feature.grad,) = torch.autograd.grad(outer, [feature])
-            feature_adam.step()
-        return Refinement(delta if weight_steps else {}, feature.detach())
+            grads = torch.autograd.grad(outer, [feature])
+            feature_adam.step(grads, options.feature_rate * ramp(step, rest, 0, 0.6))
+        return Refinement(delta, feature.detach())
 
 
-def weight_names(generator: Generator, weights: Literal["all", "convolutions"]) -> list[str]:
-    """Names of the weights that weight modulation moves."""
-    names = synthesis_weights(generator)
-    if weights == "all":
-        return names
-    return [n for n in names if n.endswith((".weight", ".weight_dw")) and "modul" not in n]
+def moved_weights(generator: Generator, smallest_layer: int) -> list[str]:
+    """Names of the weights that weight modulation moves: kernels of convolutions and image heads.
+
+    smallest_layer: layers whose output is smaller than this, in px, are left alone. They hold
+    most of the weights and little of what a photograph differs in.
+    """
+    sizes = {name: generator.noise(name).shape[-1] for name in generator.noise_names}
+    found = []
+    for name in generator.weight_names():
+        layer, _, kind = name.rpartition(".")
+        if kind in ("weight", "weight_dw") and "modulation" not in layer and layer in sizes:
+            if sizes[layer] >= smallest_layer:
+                found.append(name)
+        elif name.startswith("to_") and kind == "weight" and "modulation" not in layer:
+            found.append(name)
+    return found
 
 
 class MaskedLoss:
@@ -152,8 +154,3 @@ def _part_mean(values: Tensor, weights: Tensor) -> Tensor:
     total = weights.sum((1, 2, 3))
     return (values * weights).sum((1, 2, 3)) / total.clamp_min(1e-6)
 
-
-def set_rate(adam: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter."""
-    for group in adam.param_groups:
-        group["lr"] = rate

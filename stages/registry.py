@@ -35,6 +35,7 @@ TABLE: dict[str, dict[str, str]] = {
     "refine": {
         "none": _S + "refine:NoRefinement",
         "dhr": _S + "refine_dhr:HybridRefinement",
+        "dhr-published": _S + "refine_published:PublishedRefinement",
         "weights": _S + "refine_ablations:WeightModulation",
         "feature": _S + "refine_ablations:FeatureModulation",
         "pti": _S + "refine_pti:PivotalTuning",

@@ -17,7 +17,7 @@ from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks import tiny
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import Refinement, render
-from dhr_batch.stages.refine_dhr import HybridRefinement
+from dhr_batch.stages.refine_published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
 
 Case = Callable[[str], Any]
@@ -44,16 +44,9 @@ def refine(
     context = Context("cpu", "net", no_models)
     perceptual = case.perceptual().to(dtype)
     context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
-    published = {
-        "weights": "all",
-        "weight_rate": 1.5e-3,
-        "feature_rate": 0.09,
-        "pixel_weight": 1.0,
-        "schedule": "constant",
-        "layer_masks": "nearest",
-        "perceptual_size": 128,
-    }
-    stage = HybridRefinement(HybridRefinement.Options(perceptual="p", **(published | options)))
+    stage = PublishedRefinement(
+        PublishedRefinement.Options(perceptual="p", perceptual_size=128, **options)
+    )
     stage.setup(context)
     masks = enlarged(case.input("mask_lowres"), 3)[:128, :128].gt(0).to(dtype)[None, None]
     ws = case.input("wplus").to(dtype)
