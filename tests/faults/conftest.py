@@ -167,7 +167,7 @@ class Runs:
         """Exit code and what was said."""
         with self.start(out, *more, **env) as process:
             try:
-                _, said = process.communicate(timeout=300)
+                _, said = process.communicate(timeout=900)
             finally:
                 process.kill()
         return process.returncode, said

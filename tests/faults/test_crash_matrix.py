@@ -89,7 +89,7 @@ def _wait(driver: Any, counter: Path, steps: int, seconds: float = 1e9) -> float
             or driver.poll() is not None
         ),
         f"{steps} steps",
-        seconds=300,
+        seconds=600,
     )
     return time.monotonic() - began
 
@@ -107,7 +107,7 @@ def test_twenty_kills_at_random_times(
     matter. With the driver dies, every other time, its whole machine.
     """
     # Steps that take a while, so that kills fall into them.
-    runs = make_runs(SHARDS, 1, "edit.edits=[]", "embed.steps=30")
+    runs = make_runs(SHARDS, 1, "edit.edits=[]", "embed.steps=10")
     reference, place, draw = make_reference(runs), tmp_path / "run", random.Random(24)
     starting, early, finished = reference.seconds / 2, 0, []
     for kill in range(KILLS):
