@@ -26,10 +26,8 @@ from dhr_batch.pipeline.storage import connect
 from dhr_batch.tests.faults.harness import Reader, Reference, tables
 from dhr_batch.tests.faults.stages import NAMES
 
-# Beside other work Ray's workers, at the lowest priority, take minutes to start, and Ray gives up
-# its own start after 30 s.
+# Ray runs workers at the lowest priority: beside other work the tests would take minutes each.
 os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
 # What a call may meet instead of its answer: status and code, and whether the server did its part.

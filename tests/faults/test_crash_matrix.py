@@ -110,23 +110,28 @@ def test_twenty_kills_at_random_times(
     runs = make_runs(SHARDS, 1, "edit.edits=[]", "embed.steps=10")
     reference, place, draw = make_reference(runs), tmp_path / "run", random.Random(24)
     starting, early, finished = reference.seconds / 2, 0, []
-    for kill in range(KILLS):
-        counter = tmp_path / f"steps-{kill}"
+    for start in range(2 * KILLS):
+        counter = tmp_path / f"steps-{start}"
         count = {"DHR_BATCH_CRASH_AT": "any:1000000", "DHR_BATCH_CRASH_COUNT": counter}
         at_start, steps, part = draw.random() < 0.4, draw.randint(1, MOST_STEPS), draw.random()
         with runs.start(place, **count) as driver:
             if at_start:
                 _wait(driver, counter, 1, part * starting)
-                early += 1
             else:
                 starting = _wait(driver, counter, 1)
                 time.sleep(part * _wait(driver, counter, steps) / steps)
             alive = driver.poll() is None
-            whole = processes.family(driver.pid) if kill % 2 else [driver.pid]
+            whole = processes.family(driver.pid) if start % 2 else [driver.pid]
             processes.send(whole, signal.SIGKILL)
             _, said = driver.communicate()
-        assert alive, f"kill {kill}: {said}"
+        if not alive:  # Ray gives up its own start after 30 s, which a loaded machine may take.
+            assert "timed out during startup" in said, said
+            continue
+        early += at_start
         finished.append(len(list(place.glob("_state/shards/*.json"))))
+        if len(finished) == KILLS:
+            break
+    assert len(finished) == KILLS
     print(f"\n{KILLS} kills, {early} of them early; shards finished after each: {finished}")
     assert finished[-1] < SHARDS
     code, said = runs.run(place)
