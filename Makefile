@@ -26,7 +26,7 @@ test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Kills drivers and workers at every point of the commit protocol, lets object stores and disks fail.
+# Kills drivers, workers and machines at every point of the commit protocol, lets stores and disks fail.
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow" -s --durations=0 tests/faults
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import models, sources
+from dhr_batch.pipeline import crash, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -142,6 +142,7 @@ class Worker:
                     behind.put(self._computed(shard, first, records))
                     first += len(records)
             receipt = self._receipt(tables, attempt)
+        crash.at("before-receipt")
         return receipt
 
     def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:

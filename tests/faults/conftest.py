@@ -5,26 +5,29 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import dhr_batch
 from dhr_batch.pipeline.storage import connect
+from dhr_batch.tests.faults.harness import Reader, Reference, tables
+from dhr_batch.tests.faults.stages import NAMES
+
+# Ray runs workers at the lowest priority: beside other work the tests would take minutes each.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
 # What a call may meet instead of its answer: status and code, and whether the server did its part.
@@ -164,7 +167,7 @@ class Runs:
         """Exit code and what was said."""
         with self.start(out, *more, **env) as process:
             try:
-                _, said = process.communicate(timeout=300)
+                _, said = process.communicate(timeout=900)
             finally:
                 process.kill()
         return process.returncode, said
@@ -183,7 +186,7 @@ def make_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runs]:
         dataset = folder / "faults.yaml"
         dataset.write_text(f"name: faults\nroot: {folder / 'photographs'}\naligned: true\n")
         words = ["run", "--dataset", str(dataset), "--preset", "tiny", "--gpus", "0"]
-        words += ["--set", "edit.edits=[]", "--set", f"shard_size={shard_size}", "--no-report"]
+        words += ["--set", f"shard_size={shard_size}", "--no-report"]
         for text in ("workers=2", *sets):
             words += ["--set", text]
         return Runs(tuple(words))
@@ -193,42 +196,15 @@ def make_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runs]:
 
 @pytest.fixture(scope="session")
 def runs(make_runs: Callable[..., Runs]) -> Runs:
-    """Six pictures in three shards."""
-    return make_runs(6, 2)
+    """Six pictures in three shards, with tiny networks."""
+    return make_runs(6, 2, "edit.edits=[]")
 
 
-@dataclass
-class Reader:
-    """Somebody who reads a run while it is made: opens every file of a table that appears."""
-
-    root: Path
-    opened: int = 0
-    problems: list[str] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def watch(self) -> None:
-        seen: set[Path] = set()
-        while not self.stop.wait(0.002):
-            for path in set(self.root.glob("[a-z]*/*")) - seen:
-                if path.parent.name == "report":
-                    continue
-                seen.add(path)
-                if not re.fullmatch(r"part-\d{5}\.parquet", path.name):
-                    self.problems.append(f"{path} has no name of a finished file")
-                try:
-                    pq.read_table(path)
-                except Exception as error:
-                    self.problems.append(f"{path} is not finished: {error}")
-                self.opened += 1
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A run that nobody disturbed. files: table files by key; seconds: it took."""
-
-    files: dict[str, bytes]
-    seconds: float
-    reader: Reader
+@pytest.fixture(scope="session")
+def bare_runs(make_runs: Callable[..., Runs]) -> Runs:
+    """Six pictures in three shards, with stages that only take the names of images."""
+    names = [f"{k}={v}" if k == "generator" else f"{k}.name={v}" for k, v in NAMES.items()]
+    return make_runs(6, 2, *names)
 
 
 @pytest.fixture(scope="session")
@@ -256,11 +232,9 @@ def reference(runs: Runs, make_reference: Callable[[Runs], Reference]) -> Refere
     return make_reference(runs)
 
 
-def tables(place: object) -> dict[str, bytes]:
-    """Everything in table folders, finished or not."""
-    storage = connect(str(place))
-    keys = [key for key in storage.sizes() if re.match(r"[a-z]+/", key) and "report/" not in key]
-    return {key: storage.read(key) or b"" for key in keys}
+@pytest.fixture(scope="session")
+def bare_reference(bare_runs: Runs, make_reference: Callable[[Runs], Reference]) -> Reference:
+    return make_reference(bare_runs)
 
 
 @pytest.fixture(scope="session")

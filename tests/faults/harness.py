@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from dhr_batch.pipeline import config, plan, runner
 from dhr_batch.pipeline.datasets import Dataset
 from dhr_batch.pipeline.prepare import Request
 from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.storage import connect
 from dhr_batch.tests.faults.stages import NAMES
 
 
@@ -22,6 +26,7 @@ from dhr_batch.tests.faults.stages import NAMES
 def session(cpus: int = 2, gpus: int = 0) -> Iterator[None]:
     """A Ray session without what tests do not need."""
     ray.init(
+        address="local",
         num_cpus=cpus,
         num_gpus=gpus,
         include_dashboard=False,
@@ -56,7 +61,7 @@ def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.
     return plan.make(resolved, dataset, items)
 
 
-def run(made: plan.Plan, out: Path, **request: Any) -> runner.Outcome:
+def run(made: plan.Plan, out: str | Path, **request: Any) -> runner.Outcome:
     asked = Request(out=out, progress="plain", report=False, **request)
     return runner.run(made, asked)
 
@@ -80,3 +85,44 @@ def finished(out: Path) -> list[str]:
 
 def published(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/part-*.parquet"))}
+
+
+@dataclass
+class Reader:
+    """Somebody who reads a run while it is made: opens every file of a table that appears."""
+
+    root: Path
+    opened: int = 0
+    problems: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        seen: set[Path] = set()
+        while not self.stop.wait(0.002):
+            for path in set(self.root.glob("[a-z]*/*")) - seen:
+                if path.parent.name == "report":
+                    continue
+                seen.add(path)
+                if not re.fullmatch(r"part-\d{5}\.parquet", path.name):
+                    self.problems.append(f"{path} has no name of a finished file")
+                try:
+                    pq.read_table(path)
+                except Exception as error:
+                    self.problems.append(f"{path} is not finished: {error}")
+                self.opened += 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed. files: table files by key; seconds: it took."""
+
+    files: dict[str, bytes]
+    seconds: float = 0.0
+    reader: Reader | None = None
+
+
+def tables(place: object) -> dict[str, bytes]:
+    """Everything in table folders, finished or not."""
+    storage = connect(str(place))
+    keys = [key for key in storage.sizes() if re.match(r"[a-z]+/", key) and "report/" not in key]
+    return {key: storage.read(key) or b"" for key in keys}

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dhr_batch.benchmarks import no_op
+from dhr_batch.pipeline import worker
 from dhr_batch.stages.base import Context, ImageError, Metric, Record
 
 
@@ -42,6 +43,13 @@ class Align(no_op.Align):
             replace(r, image=np.full((8, 8, 3), number(r.image_id) % 251, np.uint8))
             for r in records
         ]
+
+
+class Impatient(Align):
+    """Waits two seconds for the place of the images to answer, instead of two minutes."""
+
+    def setup(self, context: Context) -> None:
+        worker._READ_SECONDS = 2.0
 
 
 class Faulty(no_op.Embed):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import ray
 
 from dhr_batch.pipeline.driver import RunFailed
 from dhr_batch.tests.faults import harness
-from dhr_batch.tests.faults.stages import NAMES
+from dhr_batch.tests.faults.stages import HERE, NAMES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,6 +143,34 @@ def test_image_errors_cost_no_worker_and_are_logged(
     assert "Traceback" in log
     failures = {f["image_id"]: f for f in manifest(out, 0)["failures"]}
     assert "misbehave" in failures["nan-1.png"]["traceback"]
+
+
+def test_a_read_that_never_ends_stops_the_run_and_blames_no_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opening a pipe that nobody writes to waits like a file system that went away."""
+    items = harness.photographs(tmp_path / "in", [*GOOD[:2], "away-1.png", GOOD[2]])
+    out, pipe = tmp_path / "out", tmp_path / "in" / "away-1.png"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    align = f"{HERE}:Impatient"
+    made = harness.make(items, shard_size=1, batch_size=1, image_timeout=1.5, align={"name": align})
+    message = r"no answer from .*away-1\.png for (\d+) s: is its file system mounted\? "
+    # Ends the read where nobody else does: then the run does not fail.
+    rescue = threading.Timer(120, lambda: os.close(os.open(pipe, os.O_WRONLY)))
+    rescue.start()
+    with pytest.raises(RunFailed, match=f"{message}.*the same command goes on") as stopped:
+        harness.run(made, out)
+    rescue.cancel()
+    with capsys.disabled():
+        print(f"\n{stopped.value}")
+    assert harness.finished(out) == GOOD[:2]
+    assert harness.classes(out) == {}
+    pipe.unlink()
+    pipe.write_bytes(b"here again")
+    assert harness.run(made, out).done == 4
+    assert harness.finished(out) == [item.image_id for item in items]
+    assert deaths(capsys.readouterr().err) == 0
 
 
 def test_a_full_disk_stops_the_run_and_quarantines_nothing(tmp_path: Path) -> None:
