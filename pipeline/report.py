@@ -74,8 +74,8 @@ def markdown(data: RunData) -> str:
         lines += ["## Distances between sets of pictures", "", SETS, ""]
         lines += ["| stage | metric | value | n | model |", "|---|---|---|---|---|"]
         for d in data.distances:
-            words = (d.stage, d.metric, f"{d.value:.4g}", d.n, d.model)
-            lines.append(f"| {' | '.join(_md(str(word)) for word in words)} |")
+            cells = (d.stage, d.metric, f"{d.value:.4g}", d.n, d.model)
+            lines.append(f"| {' | '.join(_md(str(cell)) for cell in cells)} |")
         lines.append("")
     if excluded:
         lines += ["## All images, those not counted included", ""]
