@@ -12,6 +12,8 @@ from dhr_batch.pipeline.storage import Refused
 _PICTURE, _MASK, _LABELS = 1.8, 0.02, 0.03
 _LATENT_ROW = 512 * 4 * 0.9
 _METRIC = 12
+# The longest features, of Inception.
+_FEATURE = 2048 * 4 * 0.9
 # A file of a table without rows: schema and metadata.
 _EMPTY_FILE = 6000
 
@@ -37,6 +39,8 @@ def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, floa
     }
     if config.store_deltas and config.refine["name"] != "none":
         tables["deltas"] = 0.9 * (generator["weights"] + generator["feature"])
+    if extractors := config.measure.get("features"):
+        tables["features"] = (3 + edits) * len(extractors) * _FEATURE
     return tables
 
 

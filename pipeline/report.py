@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 THUMBNAIL = 320
 MAX_FAILURES = 200
 SETTING_WIDTH = 300
+SETS = (
+    "Each stage against the aligned photographs, as stored (8 bits, full size). They are biased "
+    "for few pictures: compare figures of equal n only."
+)
 
 
 def write(run: str | Path | Storage, out: str | Path | None = None, max_images: int = 40) -> str:
@@ -66,6 +70,13 @@ def markdown(data: RunData) -> str:
         limit = f"{MIN_IN_DOMAIN_FACE:.0%}"
         lines += [f"Not counted, less than {limit} of the face is in-domain: {names}.", ""]
     lines += [_md_table(report_tables.summary(data)), ""]
+    if data.distances:
+        lines += ["## Distances between sets of pictures", "", SETS, ""]
+        lines += ["| stage | metric | value | n | model |", "|---|---|---|---|---|"]
+        for d in data.distances:
+            cells = (d.stage, d.metric, f"{d.value:.4g}", d.n, d.model)
+            lines.append(f"| {' | '.join(_md(str(cell)) for cell in cells)} |")
+        lines.append("")
     if excluded:
         lines += ["## All images, those not counted included", ""]
         lines += [_md_table(report_tables.summary(data, everything=True)), ""]
@@ -104,6 +115,7 @@ def render(data: RunData) -> str:
         limit=f"{MIN_IN_DOMAIN_FACE:.0%}",
         excluded=sorted(excluded),
         cards=report_tables.cards(data),
+        sets=SETS,
         summary=[r for r in table if not r["stage"].startswith("edit:")],
         edit_summary=[r for r in table if r["stage"].startswith("edit:")],
         images=[_shown(data, row, metrics, row.image_id in excluded) for row in data.rows],

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.dataset as ds
 from PIL import Image, UnidentifiedImageError
 
-from dhr_batch.pipeline import status_file
+from dhr_batch.pipeline import set_distances, status_file
 from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.set_distances import SetDistance
 from dhr_batch.pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class RunData:
     categorical. quarantine: all rows of that table. in_domain_face: image id -> share of the face
     that is in-domain, of every image whose mask and labels are stored and show a face. models:
     names of the models that were used. throughput: [Unix time, images finished in all], in the
-    order of time.
+    order of time. distances: between sets of pictures, of the images that count.
     """
 
     name: str
@@ -74,6 +75,7 @@ class RunData:
     in_domain_face: dict[str, float]
     models: list[str] = field(default_factory=list)
     throughput: list[list[float]] = field(default_factory=list)
+    distances: list[SetDistance] = field(default_factory=list)
 
     @property
     def random_weights(self) -> bool:
@@ -109,7 +111,7 @@ def load(run: Storage, max_images: int) -> RunData:
     )
     listed = dict.fromkeys(r["image_id"] for r in read(run, "images", ("image_id",)))
     image_ids = list(listed | dict.fromkeys(metrics["image_id"].unique()))
-    return RunData(
+    data = RunData(
         name=run.name,
         plan=plan or {},
         image_ids=image_ids,
@@ -120,6 +122,14 @@ def load(run: Storage, max_images: int) -> RunData:
         models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
         throughput=status_file.throughput(run),
     )
+    return replace(data, distances=_distances(run, data))
+
+
+def _distances(run: Storage, data: RunData) -> list[SetDistance]:
+    try:
+        return set_distances.distances(run, data.plan, data.excluded())
+    except (OSError, ValueError) as error:
+        raise ReportError(f"table 'features' of {run.place} cannot be read: {error}") from error
 
 
 def read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Seconds without a finished image that count as a pause.
 _PAUSE = 600.0
+_AT_SIZE = re.compile(r"_(\d+)$")
 STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
@@ -27,21 +29,37 @@ TITLES = {
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
     "mse": "MSE",
     "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
     "st_lpips_alex": "ST-LPIPS (AlexNet)",
     "st_lpips_vgg": "ST-LPIPS (VGG)",
     "lpips_alex": "LPIPS (AlexNet)",
     "lpips_vgg": "LPIPS (VGG)",
     "identity_dlib_distance": "Identity distance (dlib)",
     "identity_dlib_cosine": "Identity cosine (dlib)",
+    "identity_arcface_cosine": "Identity cosine (ArcFace)",
+    "identity_curricularface_cosine": "Identity cosine (CurricularFace)",
+    "identity_facenet_cosine": "Identity cosine (FaceNet)",
+    "fid": "FID",
+    "kid": "KID",
+    "frechet_st_alex": "Fréchet distance (ST-LPIPS AlexNet)",
 }
 
 
 def title(metric: str) -> str:
     """Name of a metric for readers."""
-    for part, words in (("_in", "in-domain"), ("_out", "out-of-domain")):
-        if metric.endswith(part) and metric.removesuffix(part) in TITLES:
-            return f"{TITLES[metric.removesuffix(part)]}, {words}"
-    return TITLES.get(metric, metric)
+    base, size, part = split(metric)
+    if base not in TITLES:
+        return metric
+    words = {"": "", "_in": ", in-domain", "_out": ", out-of-domain"}
+    return TITLES[base] + (f" at {size} px" if size else "") + words[part]
+
+
+def split(metric: str) -> tuple[str, int, str]:
+    """`psnr_1024_in` -> ("psnr", 1024, "_in"); the size is 0 where the name has none."""
+    part = next((p for p in PARTS if metric.endswith(p)), "")
+    base = metric.removesuffix(part)
+    size = _AT_SIZE.search(base)
+    return (base[: size.start()], int(size[1]), part) if size else (base, 0, part)
 
 
 def better(metric: str) -> str:
@@ -60,12 +78,12 @@ def stage_key(stage: str) -> tuple[int, str, float]:
         return (len(STAGES) + 1, stage, 0.0)
 
 
-def metric_key(metric: str) -> tuple[int, int, str]:
-    """Sort key: whole image before its parts, well-known metrics first."""
-    base = next((metric.removesuffix(p) for p in PARTS if metric.endswith(p)), metric)
+def metric_key(metric: str) -> tuple[int, int, int, str]:
+    """Sort key: well-known metrics first, whole image before its parts, full size last."""
+    base, size, part = split(metric)
     known = list(TITLES)
     rank = known.index(base) if base in known else len(known)
-    return (rank, len(metric) - len(base), metric)
+    return (rank, size, len(part), metric)
 
 
 def wide(data: RunData) -> pd.DataFrame:

@@ -31,14 +31,15 @@ class RunInfo:
     embedder: str
     thresholds: dict[str, float] = field(default_factory=dict)
     store_deltas: bool = True
+    store_features: bool = False
     random_weights: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tables(self) -> tuple[str, ...]:
         """The tables this run writes."""
-        unused = {"features"} | (set() if self.store_deltas else {"deltas"})
-        return tuple(t for t in TABLES if t not in unused)
+        stored = {"deltas": self.store_deltas, "features": self.store_features}
+        return tuple(t for t in TABLES if stored.get(t, True))
 
 
 def schema(table: str, rows: int) -> pa.Schema:

@@ -59,6 +59,11 @@ def rows_of(record: Record, shard: int, info: RunInfo) -> dict[str, list[Row]]:
             "edits": [_edit_row(edit) for edit in record.edits],
             "metrics": list(_metric_rows(record, info)),
         }
+        if info.store_features:
+            tables["features"] = [
+                {"kind": f.kind, "extractor": f.extractor, "feature": f.vector}
+                for f in record.features
+            ]
         if info.store_deltas:
             tables["deltas"] = list(_delta_rows(record))
     key = {"image_id": record.image_id, "shard": shard}

@@ -28,6 +28,7 @@ _ONCE: dict[str, tuple[str, ...]] = {
     "images": ("kind", "edit_name", "edit_strength"),
     "masks": ("kind",),
     "deltas": ("tensor",),
+    "features": ("kind", "extractor"),
 }
 _NAMED = 5
 

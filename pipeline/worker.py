@@ -248,6 +248,7 @@ def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
         embedder=config.embed["name"],
         thresholds={key: value for key, value in thresholds.items() if value is not None},
         store_deltas=config.store_deltas,
+        store_features=bool(config.measure.get("features")),
         random_weights=config.generator == "tiny",
         metadata=metadata,
     )

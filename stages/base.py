@@ -56,6 +56,18 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Feature:
+    """What a network sees in one picture, for distances between sets of pictures.
+
+    kind: `aligned`, `inverted`, `refined` or `edit:<name>:<strength>`. vector: float32 [D].
+    """
+
+    kind: str
+    extractor: str
+    vector: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One face on its way through the pipeline. Arrays are read-only by convention.
 
@@ -85,6 +97,7 @@ class Record:
     refined: np.ndarray | None = None
     edits: tuple[Edit, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    features: tuple[Feature, ...] = ()
     notes: tuple[str, ...] = ()
     failure: Failure | None = None
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Edit, Metric, Record, Stage, StageOptions, some
+from dhr_batch.stages.base import Context, Edit, Feature, Metric, Record, Stage, StageOptions, some
 from dhr_batch.stages.face_scores import scores
 from dhr_batch.stages.metrics import (
     Part,
@@ -23,14 +23,17 @@ from dhr_batch.stages.metrics import (
     shrink,
     shrink_mask,
 )
+from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.networks.dlib_face import Identity, Landmarks68
+    from dhr_batch.stages.networks.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.features import Extractor
+    from dhr_batch.stages.networks.identity import Identity
     from dhr_batch.stages.networks.perceptual import Perceptual
 
 LANDMARK_MODEL = "dlib-landmarks68"
-IDENTITY_MODEL = "dlib-face-resnet"
+RECONSTRUCTIONS = ("inverted", "refined")
 
 
 def edit_stage(edit: Edit) -> str:
@@ -38,12 +41,22 @@ def edit_stage(edit: Edit) -> str:
     return f"edit:{edit.name}:{edit.strength:g}"
 
 
-@dataclass(frozen=True, slots=True)
-class Face:
-    """What is measured on the face of one picture. descriptor: [128]."""
+def _names(value: Any) -> Any:
+    """One name stands for a list of it, and `none` for an empty one."""
+    if isinstance(value, str):
+        return () if value == "none" else (value,)
+    return value
 
-    scores: dict[str, float]
-    descriptor: np.ndarray | None
+
+def _known(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """Refuse a name that is not in the family of networks that the option is called like."""
+    for name in names:
+        if ":" not in name and name not in registry.TABLE[str(info.field_name)]:
+            registry.lookup(str(info.field_name), name)
+    return names
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_known)]
 
 
 class Standard(Stage):
@@ -51,36 +64,43 @@ class Standard(Stage):
 
     Rows are for the stages ``inverted``, ``refined`` and ``edit:<name>:<strength>``, each against
     the aligned source. Pixel and perceptual metrics exist for the whole picture and, suffixed
-    ``_in`` and ``_out``, for the in-domain and out-of-domain part. ``change_in`` and
-    ``change_out`` compare an edit with the refined picture. ``score_<name>`` rows (`face_scores`)
-    exist for the stage ``source`` too, and `Edit.effect` holds those of the edited picture.
+    ``_in`` and ``_out``, for the in-domain and out-of-domain part. They compare at `size` px;
+    reconstructions of larger pictures are compared at full size as well, e.g. ``psnr_1024`` and
+    ``psnr_1024_in``. ``change_in`` and ``change_out`` compare an edit with the refined picture.
+    ``score_<name>`` rows (`face_scores`) exist for the stage ``source`` too, and `Edit.effect`
+    holds those of the edited picture.
 
-    Identity: Euclidean distance (dlib's threshold for one person: 0.6) and cosine of dlib's face
-    descriptors. All pictures of a record use the face box of the source: they are aligned alike,
-    and a box of its own would move the landmarks. A render in which no face is detected although
-    the source has one gets no identity and score rows, and the record a note.
+    ``identity_<network>_cosine``: cosine of the descriptors of source and render, each cut out by
+    the network's own rule (`networks.identity`). For dlib also ``identity_dlib_distance``, the
+    Euclidean distance (its threshold for one person: 0.6). Landmarks of all pictures of a record
+    are looked for in the face box of the source: they are aligned alike, and a box of its own would
+    move the landmarks. A picture in which a network finds no face has no row of it, and the record
+    a note.
+
+    Features are vectors of whole pictures at full size; they are compared as sets when the report
+    is made.
     """
 
     stage = "measure"
     needs = frozenset({"image", "inverted", "refined", "mask"})
-    gives = frozenset({"metrics"})
+    gives = frozenset({"metrics", "features"})
 
     class Options(StageOptions):
-        """perceptual: distances to compute; each needs its own weights, none is ever replaced.
-
-        identity, landmarks: the networks, or `none`. size: pixel and perceptual metrics compare
-        larger pictures at this many px, as the published tables do.
+        """perceptual, identity, features: networks by name, or `none`; each needs its own weights,
+        none is ever replaced. landmarks: the network, or `none`. size: pixel and perceptual metrics
+        compare larger pictures at this many px, as the published tables do.
         """
 
         name: str = "standard"
-        perceptual: tuple[str, ...] = ("st_lpips_alex",)
-        identity: Literal["dlib", "none"] = "dlib"
+        perceptual: Names = ("st_lpips_alex",)
+        identity: Names = ("dlib",)
+        features: Names = ()
         landmarks: Literal["dlib68", "none"] = "dlib68"
         size: int = Field(default=256, ge=32)
 
         @model_validator(mode="after")
         def _landmarks_for_identity(self) -> Standard.Options:
-            if self.identity != "none" and self.landmarks == "none":
+            if "dlib" in self.identity and self.landmarks == "none":
                 raise ValueError("identity needs landmarks: set landmarks=dlib68 or identity=none")
             return self
 
@@ -91,12 +111,15 @@ class Standard(Stage):
         self.perceptual: list[Perceptual] = [
             context.network("perceptual", name) for name in options.perceptual
         ]
+        self.identity: dict[str, Identity] = {
+            name: context.network("identity", name) for name in options.identity
+        }
+        self.extractors: dict[str, Extractor] = {
+            name: context.network("features", name) for name in options.features
+        }
         self.landmarks: Landmarks68 | None = None
-        self.identity: Identity | None = None
         if options.landmarks != "none":
             self.landmarks = context.network("landmarks", options.landmarks)
-        if options.identity != "none":
-            self.identity = context.network("identity", options.identity)
         self.maker = f"generator={_honest(registry.label(context.generator))}"
 
     def process(self, records: Sequence[Record]) -> list[Record]:
@@ -108,40 +131,63 @@ class Standard(Stage):
         renders |= {edit_stage(edit): edit.image for edit in record.edits}
         rows = self._image_rows(source, renders, some(record.mask))
 
-        faces: dict[str, Face] = {}
-        missing: list[str] = []
-        if self.landmarks is not None:
-            faces, missing = self._faces(self.landmarks, source, renders)
-        rows += self._face_rows(faces)
+        missing: dict[str, list[str]] = {}
+        pictures = {"source": source, **renders}
+        portraits = self._portraits(pictures)
+        scored = self._scores(portraits, missing)
+        for stage, values in scored.items():
+            named = {f"score_{name}": value for name, value in values.items()}
+            rows += _rows(stage, named, LANDMARK_MODEL + self._of(stage))
+        for name, network in self.identity.items():
+            rows += self._identity_rows(name, network, portraits, missing)
         notes = [
-            f"measure: no face detected in {stage}: no identity, no scores" for stage in missing
+            f"measure: no face found in {stage}: no {', '.join(what)}"
+            for stage, what in missing.items()
         ]
-        edits = tuple(
-            replace(e, effect=faces[edit_stage(e)].scores) if edit_stage(e) in faces else e
-            for e in record.edits
-        )
         return replace(
             record,
             metrics=(*record.metrics, *rows),
-            edits=edits,
+            features=(*record.features, *self._features(pictures)),
+            edits=tuple(
+                replace(e, effect=scored.get(edit_stage(e), e.effect)) for e in record.edits
+            ),
             notes=(*record.notes, *notes),
         )
+
+    def _of(self, stage: str) -> str:
+        return "" if stage == "source" else f"; {self.maker}"
 
     def _image_rows(
         self, source: np.ndarray, renders: Mapping[str, np.ndarray], mask: np.ndarray
     ) -> list[Metric]:
-        size = self.options.size
-        maker = self.maker + (f"; at {size} px" if source.shape[0] > size else "")
-        source, parts = shrink(source, size), parts_of(shrink_mask(mask, size))
+        size, native = self.options.size, source.shape[0]
         small = {stage: shrink(image, size) for stage, image in renders.items()}
+        rows = self._rows_at(
+            shrink(source, size), small, parts_of(shrink_mask(mask, size)), native > size
+        )
+        if native > size:
+            # An edit is not meant to equal the source: once is enough to see how far it is.
+            full = {stage: image for stage, image in renders.items() if stage in RECONSTRUCTIONS}
+            parts = {f"_{native}{part}": where for part, where in parts_of(mask).items()}
+            rows += self._rows_at(source, full, parts, True)
+        return rows
+
+    def _rows_at(
+        self,
+        source: np.ndarray,
+        renders: Mapping[str, np.ndarray],
+        parts: Mapping[str, Part],
+        say_size: bool,
+    ) -> list[Metric]:
+        maker = self.maker + (f"; at {source.shape[0]} px" if say_size else "")
         rows = []
-        for stage, image in small.items():
+        for stage, image in renders.items():
             values = pixel_metrics(source, image, parts)
-            if stage.startswith("edit:"):
-                values |= change(small["refined"], image, parts)
+            if stage not in RECONSTRUCTIONS:
+                values |= change(renders["refined"], image, parts)
             rows += _rows(stage, values, maker)
         for net in self.perceptual:
-            for stage, values in self._perceptual(net, source, small, parts).items():
+            for stage, values in self._perceptual(net, source, renders, parts).items():
                 rows += _rows(stage, values, f"{_honest(net.name)}; {maker}")
         return rows
 
@@ -169,39 +215,62 @@ class Standard(Stage):
             }
         return values
 
-    def _faces(
-        self, landmarks: Landmarks68, source: np.ndarray, renders: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, Face], list[str]]:
-        """Stage -> face, and the stages whose picture shows none."""
-        box, found_by = landmarks.locate(source)
-        faces: dict[str, Face] = {}
-        missing: list[str] = []
-        for stage, image in {"source": source, **renders}.items():
+    def _portraits(self, pictures: Mapping[str, np.ndarray]) -> dict[str, Portrait]:
+        """Stage -> picture, with the landmarks of its face where one is seen."""
+        if self.landmarks is None:
+            return {stage: Portrait(image) for stage, image in pictures.items()}
+        box, found_by = self.landmarks.locate(pictures["source"])
+        portraits = {}
+        for stage, image in pictures.items():
             # Where the detector misses the source (profiles, occlusion), it says nothing about
             # the renders either, and alignment alone places the face.
-            seen = found_by == "ffhq" or stage == "source" or landmarks.locate(image)[1] == "hog"
-            points = landmarks.find(image, box) if seen else None
-            if points is None:
-                missing.append(stage)
-                continue
-            descriptor = self.identity.describe(image, points) if self.identity else None
-            faces[stage] = Face(scores(points), descriptor)
-        return faces, missing
+            seen = (
+                found_by == "ffhq" or stage == "source" or self.landmarks.locate(image)[1] == "hog"
+            )
+            portraits[stage] = Portrait(image, self.landmarks.find(image, box) if seen else None)
+        return portraits
 
-    def _face_rows(self, faces: Mapping[str, Face]) -> list[Metric]:
+    def _scores(
+        self, portraits: Mapping[str, Portrait], missing: dict[str, list[str]]
+    ) -> dict[str, dict[str, float]]:
+        """Stage -> scores of its face. What a picture lacks is added to `missing`."""
+        found = {}
+        for stage, portrait in portraits.items():
+            if portrait.landmarks is not None:
+                found[stage] = scores(portrait.landmarks)
+            elif self.landmarks is not None:
+                missing.setdefault(stage, []).append("scores")
+        return found
+
+    def _identity_rows(
+        self,
+        name: str,
+        network: Identity,
+        portraits: Mapping[str, Portrait],
+        missing: dict[str, list[str]],
+    ) -> list[Metric]:
+        found = {stage: network.describe(portrait) for stage, portrait in portraits.items()}
+        known = found.pop("source")
+        if known is None:
+            missing.setdefault("source", []).append(f"identity_{name} of any picture")
+            return []
         rows = []
-        for stage, face in faces.items():
-            maker = "" if stage == "source" else f"; {self.maker}"
-            named = {f"score_{name}": value for name, value in face.scores.items()}
-            rows += _rows(stage, named, LANDMARK_MODEL + maker)
-            known = faces["source"].descriptor if "source" in faces else None
-            if stage != "source" and known is not None and face.descriptor is not None:
-                identity = {
-                    "identity_dlib_distance": float(np.linalg.norm(known - face.descriptor)),
-                    "identity_dlib_cosine": cosine(known, face.descriptor),
-                }
-                rows += _rows(stage, identity, IDENTITY_MODEL + maker)
+        for stage, descriptor in found.items():
+            if descriptor is None:
+                missing.setdefault(stage, []).append(f"identity_{name}")
+                continue
+            values = {f"identity_{name}_cosine": cosine(known, descriptor)}
+            if name == "dlib":
+                values["identity_dlib_distance"] = float(np.linalg.norm(known - descriptor))
+            rows += _rows(stage, values, network.label + self._of(stage))
         return rows
+
+    def _features(self, pictures: Mapping[str, np.ndarray]) -> list[Feature]:
+        return [
+            Feature("aligned" if stage == "source" else stage, name, extractor.extract(image))
+            for name, extractor in self.extractors.items()
+            for stage, image in pictures.items()
+        ]
 
 
 def _honest(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ from torch import Tensor
 # A part smaller than this share of the image has no rows: a few pixels say nothing about it.
 MIN_SHARE = 0.005
 _SSIM_BORDER = 3
+# Exponents of the five scales of MS-SSIM, the finest first.
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_WINDOW, _SIGMA = 11, 1.5
+_STABLE = ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
 
 Part = np.ndarray | None
 
@@ -67,6 +72,70 @@ def ssim(similarity: np.ndarray, part: Part = None) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
+def ms_ssim_maps(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+    """Similarity of uint8 [R, R, 3] pictures at five scales, float64 [r, r, 3] each.
+
+    Wang et al. 2003, "Multiscale structural similarity": contrast and structure at the four finer
+    scales, all of SSIM at the coarsest; Gaussian window of 11 px (sigma 1.5) inside the picture
+    only, scales by 2x2 means, each channel by itself. Empty for pictures under 161 px, in which
+    the coarsest scale has no room for a window.
+    """
+    if min(a.shape[:2]) <= (_WINDOW - 1) * 2 ** (len(_SCALES) - 1):
+        return []
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    maps = []
+    for scale in range(len(_SCALES)):
+        if scale:
+            x, y = _halved(x), _halved(y)
+        mean_x, mean_y = _smooth(x), _smooth(y)
+        spread = _smooth(x * x + y * y) - mean_x**2 - mean_y**2
+        shared = _smooth(x * y) - mean_x * mean_y
+        similarity = (2 * shared + _STABLE[1]) / (spread + _STABLE[1])
+        if scale == len(_SCALES) - 1:
+            squares = mean_x**2 + mean_y**2
+            similarity *= (2 * mean_x * mean_y + _STABLE[0]) / (squares + _STABLE[0])
+        maps.append(similarity)
+    return maps
+
+
+def ms_ssim(maps: Sequence[np.ndarray], part: Part = None) -> float:
+    """Product of the means of `ms_ssim_maps`, each to its published power; channel mean.
+
+    Means below 0 count as 0. `part` weighs each window by the share of the part in the pixel
+    under its centre. Nan without maps, and where the part has no centre of a window at some scale.
+    """
+    if not maps:
+        return math.nan
+    weight = None if part is None else part.astype(np.float64)
+    inner = slice(_WINDOW // 2, -(_WINDOW // 2))
+    value = np.ones(3)
+    for similarity, power in zip(maps, _SCALES, strict=True):
+        if weight is None:
+            mean = similarity.mean((0, 1))
+        else:
+            centres = weight[inner, inner, None]
+            if not centres.any():
+                return math.nan
+            mean = (similarity * centres).sum((0, 1)) / centres.sum()
+            weight = _halved(weight)
+        value *= np.maximum(mean, 0) ** power
+    return float(value.mean())
+
+
+def _halved(x: np.ndarray) -> np.ndarray:
+    """2x2 means; an odd side begins with a border of 0, as in the published implementations."""
+    odd = [(side % 2, 0) for side in x.shape[:2]]
+    x = np.pad(x, odd + [(0, 0)] * (x.ndim - 2))
+    return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+
+
+def _smooth(x: np.ndarray) -> np.ndarray:
+    """Means of [H, W, 3] under a Gaussian window that lies inside the picture."""
+    taps = cv2.getGaussianKernel(_WINDOW, _SIGMA)
+    inner = slice(_WINDOW // 2, -(_WINDOW // 2))
+    return cv2.sepFilter2D(x, cv2.CV_64F, taps, taps)[inner, inner]
+
+
 def perceptual_distance(maps: Sequence[Tensor], part: Tensor | None = None) -> Tensor:
     """Sum over layers of the means of error maps [B, 1, h, w], [B].
 
@@ -99,8 +168,8 @@ def parts_of(mask: np.ndarray) -> dict[str, Part]:
 def pixel_metrics(
     source: np.ndarray, image: np.ndarray, parts: Mapping[str, Part]
 ) -> dict[str, float]:
-    """mse, psnr, psnr_ganinverter and ssim of uint8 pictures for each of `parts`."""
-    similarity = ssim_map(source, image)
+    """psnr, psnr_ganinverter, mse, ssim and ms_ssim of uint8 pictures for each of `parts`."""
+    similarity, scales = ssim_map(source, image), ms_ssim_maps(source, image)
     values: dict[str, float] = {}
     for suffix, part in parts.items():
         error = mse(source, image, part)
@@ -108,6 +177,7 @@ def pixel_metrics(
         values[f"psnr_ganinverter{suffix}"] = _decibels(2, error)
         values[f"mse{suffix}"] = error
         values[f"ssim{suffix}"] = ssim(similarity, part)
+        values[f"ms_ssim{suffix}"] = ms_ssim(scales, part)
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 

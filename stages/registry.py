@@ -57,7 +57,17 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "detector": {"mtcnn": _N + "detect:mtcnn"},
     "landmarks": {"dlib68": _N + "dlib_face:landmarks68"},
-    "identity": {"dlib": _N + "dlib_face:identity"},
+    "identity": {
+        "dlib": _N + "dlib_face:identity",
+        "arcface": _N + "identity:arcface",
+        "curricularface": _N + "identity:curricularface",
+        "facenet": _N + "identity:facenet",
+    },
+    "features": {
+        "inception": _N + "features:inception",
+        "st_alex": _N + "features:st_alex",
+        "tiny": _N + "features:tiny",
+    },
     "parser": {
         "landmarks": _N + "parsing:landmark_parser",
         "bisenet": _N + "bisenet:bisenet",
@@ -77,6 +87,11 @@ MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("detector", "mtcnn"): ("mtcnn",),
     ("landmarks", "dlib68"): ("dlib-landmarks68",),
     ("identity", "dlib"): ("dlib-face-resnet",),
+    ("identity", "arcface"): ("arcface-irse50",),
+    ("identity", "curricularface"): ("curricularface-ir101", "mtcnn"),
+    ("identity", "facenet"): ("facenet-vggface2", "mtcnn"),
+    ("features", "inception"): ("inception-2015-12-05",),
+    ("features", "st_alex"): ("stlpips-alex",),
     ("parser", "landmarks"): ("dlib-landmarks68", "mtcnn"),
     ("parser", "bisenet"): ("bisenet-19",),
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dlib
 import numpy as np
 from PIL import Image
 
 from dhr_batch.stages.base import Context
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.networks.identity import Portrait
 
 FoundBy = Literal["hog", "ffhq"]
 
@@ -101,11 +104,16 @@ class Landmarks68:
 class Identity:
     """128-d face descriptor; dlib's own threshold for "same person" is a distance of 0.6."""
 
+    label = "dlib-face-resnet"
+
     def __init__(self, path: str) -> None:
         self.model = dlib.face_recognition_model_v1(path)
 
-    def describe(self, rgb: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """rgb: uint8 [H, W, 3], landmarks: [68, 2] in its pixels. Returns float64 [128]."""
+    def describe(self, portrait: Portrait) -> np.ndarray | None:
+        """Float64 [128] of a chip of 150 px cut by the landmarks; None without landmarks."""
+        rgb, landmarks = portrait.rgb, portrait.landmarks
+        if landmarks is None:
+            return None
         points = [dlib.point(round(x), round(y)) for x, y in np.asarray(landmarks, np.float64)]
         low, high = landmarks.min(0), landmarks.max(0)
         box = dlib.rectangle(round(low[0]), round(low[1]), round(high[0]), round(high[1]))

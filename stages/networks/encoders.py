@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,9 +41,9 @@ class _SqueezeExcitation(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """An IR-SE block: [B, inp, H, W] -> [B, out, H / stride, W / stride]."""
+    """IR-SE, or IR without `excitation`: [B, inp, H, W] -> [B, out, H / stride, W / stride]."""
 
-    def __init__(self, inp: int, out: int, stride: int) -> None:
+    def __init__(self, inp: int, out: int, stride: int, excitation: bool = True) -> None:
         super().__init__()
         self.shortcut_layer: nn.Module = (
             nn.MaxPool2d(1, stride)
@@ -55,11 +56,29 @@ class _Bottleneck(nn.Module):
             nn.PReLU(out),
             nn.Conv2d(out, out, 3, stride, 1, bias=False),
             nn.BatchNorm2d(out),
-            _SqueezeExcitation(out),
+            *([_SqueezeExcitation(out)] if excitation else []),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.res_layer(x) + self.shortcut_layer(x)
+
+
+def input_layer(inputs: int, width: int) -> nn.Sequential:
+    """What comes before the body: [B, inputs, H, W] -> [B, width, H, W]."""
+    conv = nn.Conv2d(inputs, width, 3, 1, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.PReLU(width))
+
+
+def body(units: Sequence[int], width: int, excitation: bool = True) -> nn.Sequential:
+    """Four stages of blocks: [B, width, H, W] -> [B, 8 * width, H / 16, W / 16]."""
+    blocks: list[nn.Module] = []
+    last = width
+    for stage, count in enumerate(units):
+        for unit in range(count):
+            out = width * 2**stage
+            blocks.append(_Bottleneck(last, out, 1 if unit else 2, excitation))
+            last = out
+    return nn.Sequential(*blocks)
 
 
 class _Head(nn.Module):
@@ -95,16 +114,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.shared, self.pyramid, self.heads = shared, pyramid, heads
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)
-        )
-        blocks: list[nn.Module] = []
-        last = width
-        for stage, units in enumerate(UNITS):
-            for unit in range(units):
-                blocks.append(_Bottleneck(last, width * 2**stage, 1 if unit else 2))
-                last = width * 2**stage
-        self.body = nn.Sequential(*blocks)
+        self.input_layer = input_layer(inputs, width)
+        self.body = body(UNITS, width)
+        last = 8 * width
         sizes = [
             16 if i < COARSE or not pyramid else 32 if i < MIDDLE else 64 for i in range(heads)
         ]

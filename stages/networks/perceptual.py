@@ -207,6 +207,13 @@ class Perceptual(nn.Module):
             out.append(_unit(x) * getattr(self, f"root{i}"))
         return out
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> spatial means of the last layer's activations, [B, C]."""
+        x = x - self.shift
+        for tap in self.taps:
+            x = tap(x)
+        return x.mean((2, 3))
+
     def maps(self, x: Tensor, target_features: Sequence[Tensor]) -> list[Tensor]:
         """Error maps of [B, 3, H, W] against `features` of the target: per layer [B, 1, h, w]."""
         pairs = zip(self.features(x), target_features, strict=True)

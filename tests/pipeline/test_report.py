@@ -176,6 +176,44 @@ def test_summary_leaves_out_what_does_not_count(make_run: Callable[..., Path]) -
     assert "| refined" in text
 
 
+def test_sets_of_pictures_are_compared_without_those_that_do_not_count(
+    make_run: Callable[..., Path],
+) -> None:
+    run = make_run()
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "image_id": image_id,
+            "kind": kind,
+            "extractor": "inception",
+            "feature": draw.standard_normal(4).astype(np.float32),
+        }
+        for image_id in IDS
+        for kind in ("aligned", "refined")
+    ]
+    assert "Distances between sets" not in report.markdown(report_data.load(connect(run), 1))
+    _table(run, "features", rows)
+    data = report_data.load(connect(run), 1)
+    assert data.excluded() == IDS[2:]
+    first, second = data.distances
+    assert (first.stage, first.metric, first.n) == ("refined", "fid", 2)
+    text, page = report.markdown(data), report.render(data)
+    model = "inception-2015-12-05; generator=mobilestylegan-256"
+    assert f"| refined | fid | {first.value:.4g} | 2 | {model} |" in text
+    assert f'<td>KID</td><td class="n">{second.value:.4g}</td>' in page
+
+
+def test_titles_name_size_and_part() -> None:
+    assert report_tables.title("psnr_1024_in") == "PSNR [dB] at 1024 px, in-domain"
+    assert report_tables.title("ms_ssim_out") == "MS-SSIM, out-of-domain"
+    assert report_tables.title("identity_facenet_cosine") == "Identity cosine (FaceNet)"
+    assert report_tables.title("change_in") == "change_in"
+    names = ["change_in", "ssim", "psnr_1024_in", "psnr_in", "psnr_1024", "psnr", "ms_ssim"]
+    assert sorted(names, key=report_tables.metric_key) == [
+        *("psnr", "psnr_in", "psnr_1024", "psnr_1024_in", "ssim", "ms_ssim", "change_in"),
+    ]
+
+
 def test_contact_sheet_has_the_planned_size(make_run: Callable[..., Path]) -> None:
     sheet = Image.open(write(make_run()).parent / "contact_sheet.png")
     sheet.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def words(photographs: Path) -> list[str]:
     np.save(photographs / "direction.npy", np.ones(512, np.float32))
     edits = f"edit.edits=[{{direction: {photographs / 'direction.npy'}, strengths: [-1, 1]}}]"
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--set", edits]
+    options += ["--set", "measure.features=tiny"]
     return [*options, "--set", "shard_size=2", "--json"]
 
 
@@ -98,6 +100,13 @@ def test_all_stages_leave_their_rows(finished: tuple[Path, dict[str, Any], str])
     assert run.masks[IDS[0]].dtype == bool
     wide = run.metrics_wide()
     assert np.isfinite(wide["psnr"]).all()
+    kinds = ["aligned", "inverted", "refined", "edit:direction:-1", "edit:direction:1"]
+    assert run.table("features")["kind"].to_pylist() == kinds * 2
+    page = (finished[0] / "report" / "metrics.md").read_text("utf-8")
+    rows = re.findall(r"\| (\S+) +\| frechet_tiny \| \S+ \| 2 \| (.*) \|", page)
+    assert rows == [
+        (kind, "tiny (random weights); generator=tiny (random weights)") for kind in kinds[1:]
+    ]
 
 
 def test_the_same_command_again_has_nothing_to_do(

@@ -19,10 +19,16 @@ import dhr_batch
 from dhr_batch.pipeline import card, schemas, tables
 from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.table_file import TableFile
-from dhr_batch.stages.base import Edit, Metric, Record
+from dhr_batch.stages.base import Edit, Feature, Metric, Record
 
 ROWS = 3
-INFO = RunInfo(rows=ROWS, embedder="w+", thresholds={"face": 0.5}, random_weights=True)
+INFO = RunInfo(
+    rows=ROWS,
+    embedder="w+",
+    thresholds={"face": 0.5},
+    store_features=True,
+    random_weights=True,
+)
 
 
 def record(image_id: str, seed: int = 0) -> Record:
@@ -50,6 +56,10 @@ def record(image_id: str, seed: int = 0) -> Record:
         refined=picture(),
         edits=edits,
         metrics=(Metric("refined", "psnr", 21.5, "tiny"),),
+        features=tuple(
+            Feature(kind, "tiny", draw.standard_normal(5).astype(np.float32))
+            for kind in ("aligned", "refined")
+        ),
         notes=("first frame of 3",),
     )
 
@@ -95,6 +105,7 @@ COUNTS = {
     "metrics": 2,
     "quarantine": 1,
     "deltas": 4,
+    "features": 4,
 }
 
 
@@ -125,6 +136,7 @@ CHECKED = {
     "metrics": ("metric", "value", "model"),
     "quarantine": ("image_id", "error_class", "message"),
     "deltas": ("tensor", "scales", "data"),
+    "features": ("kind", "extractor", "feature"),
 }
 Columns = dict[str, list[Any]]
 
@@ -221,8 +233,8 @@ def test_library_gives_back_what_was_stored(run: Path) -> None:
 def test_no_run_and_no_table_are_named(tmp_path: Path, run: Path) -> None:
     with pytest.raises(ValueError, match=r"no plan\.json"):
         dhr_batch.open(tmp_path)
-    with pytest.raises(ValueError, match=r"no table 'features'; it has: deltas, edits"):
-        dhr_batch.open(run).table("features")
+    with pytest.raises(ValueError, match=r"no table 'stages'; it has: deltas, edits"):
+        dhr_batch.open(run).table("stages")
 
 
 def test_edited_pictures_say_so(run: Path) -> None:
@@ -297,7 +309,15 @@ def test_same_records_make_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (second / path.relative_to(first)).read_bytes()
 
 
-def test_deltas_only_on_demand(tmp_path: Path) -> None:
+def test_deltas_and_features_only_on_demand(tmp_path: Path) -> None:
     info = RunInfo(rows=ROWS, embedder="w", store_deltas=False)
     write(tmp_path, [record("a.jpg")], info)
     assert not (tmp_path / "deltas").exists()
+    assert not (tmp_path / "features").exists()
+
+
+def test_features_are_stored_as_they_are(run: Path) -> None:
+    rows = dhr_batch.open(run).table("features", kind="refined").to_pylist()
+    assert [row["image_id"] for row in rows] == ["a.jpg", "b/c d.png"]
+    for row, one in zip(rows, (record("a.jpg", 1), record("b/c d.png", 2)), strict=True):
+        assert row["feature"] == one.features[1].vector.tolist()

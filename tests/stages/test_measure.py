@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import pytorch_msssim
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
 from dhr_batch.stages import metrics
 from dhr_batch.stages.base import Context, Edit, Record
 from dhr_batch.stages.measure import Standard
+from dhr_batch.stages.tensors import images_to_tensor
 
 
 def noise(seed: int, size: int = 32) -> np.ndarray:
@@ -59,6 +63,53 @@ def test_ssim_equals_scikit_image():
     border = np.zeros((48, 48), bool)
     border[0] = True
     assert math.isnan(metrics.ssim(similarity, border))
+
+
+def blurred(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture with structure at all scales, and a version without the finest."""
+    picture = Image.fromarray(noise(seed, 8)).resize((size, size), Image.Resampling.BICUBIC)
+    sharp = np.asarray(picture) // 2 + noise(seed + 1, size) // 2
+    small = Image.fromarray(sharp).resize((size // 3, size // 3))
+    return sharp, np.asarray(small.resize((size, size)))
+
+
+@pytest.mark.parametrize("size", [161, 200, 256, 333])
+def test_ms_ssim_equals_pytorch_msssim(size):
+    a, b = blurred(0, size)
+    x, y = (torch.from_numpy(i.astype(np.float64)).permute(2, 0, 1)[None] for i in (a, b))
+    # Its window is float32.
+    expected = pytorch_msssim.ms_ssim(x, y, data_range=255).item()
+    assert 0.3 < expected < 0.95
+    maps = metrics.ms_ssim_maps(a, b)
+    assert metrics.ms_ssim(maps) == pytest.approx(expected, abs=2e-6)
+    everything = np.ones((size, size), bool)
+    assert metrics.ms_ssim(maps, everything) == pytest.approx(metrics.ms_ssim(maps), abs=1e-12)
+
+
+def test_ms_ssim_of_known_pairs():
+    a = noise(0, 176)
+    assert metrics.ms_ssim(metrics.ms_ssim_maps(a, a)) == pytest.approx(1, abs=1e-12)
+    # Flat pictures differ in luminance only, which the coarsest scale alone sees.
+    x, y, c = 100, 200, (0.01 * 255) ** 2
+    luminance = (2 * x * y + c) / (x**2 + y**2 + c)
+    flat = metrics.ms_ssim(metrics.ms_ssim_maps(grey(x, 176), grey(y, 176)))
+    assert flat == pytest.approx(luminance**0.1333, abs=1e-9)
+    assert math.isnan(metrics.ms_ssim(metrics.ms_ssim_maps(a[:160, :160], a[:160, :160])))
+
+
+def test_ms_ssim_of_a_part_sees_that_part():
+    a = noise(0, 256)
+    b = a.copy()
+    b[:, 128:] = 255 - b[:, 128:]
+    left = np.zeros((256, 256), bool)
+    left[:, :96] = True
+    maps = metrics.ms_ssim_maps(a, b)
+    # Windows of the coarsest scale reach 80 px to each side.
+    assert metrics.ms_ssim(maps[:2] + [np.ones_like(m) for m in maps[2:]], left) == pytest.approx(1)
+    assert metrics.ms_ssim(maps, left) > 0.5 > metrics.ms_ssim(maps)
+    edge = np.zeros((256, 256), bool)
+    edge[:16] = True
+    assert math.isnan(metrics.ms_ssim(maps, edge))
 
 
 def test_perceptual_parts():
@@ -155,22 +206,87 @@ def test_degenerate_masks_are_legal(tiny):
         assert not any(m.metric.endswith(missing) for m in done.metrics)
 
 
-def test_large_pictures_are_compared_at_the_stated_size():
-    options = Standard.Options(perceptual=("tiny",), identity="none", landmarks="none", size=32)
-    stage = Standard(options)
-    stage.setup(Context("cpu", "tiny", no_models))
-    big = Record(
-        "a",
-        "",
-        image=grey(0, 64),
-        inverted=grey(255, 64),
-        refined=grey(51, 64),
-        mask=np.ones((64, 64), bool),
-    )
-    (done,) = stage.run([big])
+def measured(record: Record, models=no_models, **options) -> Record:
+    """The record, measured by a stage without faces on the CPU."""
+    stage = Standard(Standard.Options(identity="none", landmarks="none", **options))
+    stage.setup(Context("cpu", "tiny", models))
+    (done,) = stage.run([record])
+    assert done.failure is None, done.failure
+    return done
+
+
+def test_large_pictures_are_compared_at_the_stated_and_at_full_size():
+    checkers = np.tile(np.array([[0, 255], [255, 0]], np.uint8)[..., None], (32, 32, 3))
+    mask = np.zeros((64, 64), bool)
+    mask[:16] = True
+    images = {"image": grey(0, 64), "inverted": grey(255, 64), "refined": checkers}
+    edit = Edit("smile", 1, "0" * 64, np.zeros((8, 512), np.float32), checkers)
+    big = Record("a", "", **images, mask=mask, edits=(edit,))
+    done = measured(big, perceptual="tiny", size=32)
     rows = {(m.stage, m.metric): m for m in done.metrics}
-    assert rows["inverted", "psnr"].value == pytest.approx(0, abs=1e-12)
-    assert rows["inverted", "psnr"].model.endswith("; at 32 px")
+    for metric, size in (("psnr", 32), ("psnr_64", 64), ("psnr_64_out", 64)):
+        assert rows["inverted", metric].value == pytest.approx(0, abs=1e-12)
+        assert rows["inverted", metric].model == f"generator=tiny (random weights); at {size} px"
+    # Half of the pixels differ by 2; averaged over 2 x 2, all do by about 1.
+    assert rows["refined", "mse_64"].value == pytest.approx(2)
+    assert rows["refined", "mse"].value == pytest.approx(1, abs=0.02)
+    wanted = {"psnr", "psnr_ganinverter", "mse", "ssim", "st_tiny_alex"}
+    assert {m for s, m in rows if s == "refined"} == {
+        f"{metric}{size}{part}"
+        for metric in wanted
+        for size in ("", "_64")
+        for part in ("", "_in", "_out")
+    }
+    assert not any("_64" in m for s, m in rows if s.startswith("edit:"))
+
+
+def test_ms_ssim_has_rows_from_161_px():
+    a, b = blurred(0, 176)
+    mask = np.zeros((176, 176), bool)
+    mask[60:] = True
+    done = measured(Record("a", "", image=a, inverted=b, refined=a, mask=mask), perceptual="none")
+    rows = {(m.stage, m.metric): m.value for m in done.metrics}
+    assert rows["refined", "ms_ssim"] == pytest.approx(1)
+    assert rows["inverted", "ms_ssim"] == metrics.ms_ssim(metrics.ms_ssim_maps(a, b))
+    assert 0 < rows["inverted", "ms_ssim_in"] < 1
+
+
+def test_lpips_of_both_backbones_can_be_chosen(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    widths = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
+    sizes = {"alex": (11, 5, 3, 3, 3), "vgg": (3,) * 13}
+    counts = {"alex": (1,) * 5, "vgg": (2, 2, 3, 3, 3)}
+    for net, outs in widths.items():
+        convs = [out for out, n in zip(outs, counts[net], strict=True) for _ in range(n)]
+        backbone: dict[str, torch.Tensor] = {}
+        for i, (out, inp, k) in enumerate(zip(convs, (3, *convs), sizes[net], strict=False)):
+            weight = torch.randn(out, inp, k, k, generator=draw) / (inp * k**2) ** 0.5
+            backbone |= {f"features.{i}.weight": weight, f"features.{i}.bias": torch.zeros(out)}
+        linear = {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(outs)}
+        torch.save(backbone, tmp_path / f"lpips-{net}-backbone")
+        torch.save(linear, tmp_path / f"lpips-{net}")
+    names = ("lpips_alex", "lpips_vgg")
+    done = measured(record(0), tmp_path.joinpath, perceptual=names)
+    context = Context("cpu", "tiny", tmp_path.joinpath)
+    for name in names:
+        network = context.network("perceptual", name)
+        target = network.features(images_to_tensor([noise(0)]))
+        expected = network.distance(images_to_tensor([noise(2)]), target).item()
+        (found,) = [m for m in done.metrics if (m.stage, m.metric) == ("refined", name)]
+        assert found.value == pytest.approx(expected)
+        assert found.model == f"{name}; generator=tiny (random weights)"
+
+
+def test_features_of_every_picture_are_kept(tiny):
+    done = measured(record(0), perceptual="none", features="tiny")
+    network = tiny.context.network("perceptual", "tiny")
+    assert [f.kind for f in done.features] == ["aligned", "inverted", "refined", "edit:smile:-1.5"]
+    for feature, seed in zip(done.features, (0, 1, 2), strict=False):
+        expected = network.pooled(images_to_tensor([noise(seed)]))[0].numpy()
+        assert feature.extractor == "tiny"
+        assert feature.vector.dtype == np.float32
+        np.testing.assert_allclose(feature.vector, expected, rtol=1e-5)
+    assert tiny.run([record(0)])[0].features == ()
 
 
 class Faces:
@@ -192,8 +308,29 @@ class Faces:
 
 
 class Descriptions:
-    def describe(self, rgb, landmarks):
-        return np.array([1.0, rgb.mean() / 255])
+    """Where no picture shows a face to dlib, there are no landmarks to cut it out by."""
+
+    label = "dlib-face-resnet"
+
+    def describe(self, portrait):
+        if portrait.landmarks is None:
+            return None
+        return np.array([1.0, portrait.rgb.mean() / 255])
+
+
+class Brightness:
+    """Finds a face in what is brighter than `darkest`; orthogonal at grey level 255."""
+
+    label = "brightness, whole picture"
+
+    def __init__(self, darkest: float) -> None:
+        self.darkest = darkest
+
+    def describe(self, portrait):
+        turn = portrait.rgb.mean() / 255 * np.pi / 2
+        return (
+            np.array([np.cos(turn), np.sin(turn)]) if portrait.rgb.mean() > self.darkest else None
+        )
 
 
 @pytest.fixture
@@ -231,11 +368,65 @@ def test_identity_scores_and_effect(with_faces):
 def test_a_render_without_a_face_is_noted(with_faces):
     (done,) = with_faces.run([face_record(51, 0)])
     assert done.failure is None
-    assert done.notes == ("measure: no face detected in edit:smile:2: no identity, no scores",)
+    assert done.notes == ("measure: no face found in edit:smile:2: no scores, identity_dlib",)
     assert done.edits[0].effect == {}
     edited = {m.metric for m in done.metrics if m.stage == "edit:smile:2"}
     assert "psnr" in edited
     assert not any(name.startswith(("identity", "score")) for name in edited)
+
+
+@pytest.fixture
+def with_two() -> Callable[[float], Standard]:
+    """Two identity networks; the second finds no face in what is darker than asked for."""
+
+    def make(darkest: float) -> Standard:
+        stage = Standard(Standard.Options(perceptual=(), identity=("dlib", "curricularface")))
+        context = Context("cpu", "mobilestylegan-256", no_models)
+        context._networks[("landmarks", "dlib68")] = Faces()
+        context._networks[("identity", "dlib")] = Descriptions()
+        context._networks[("identity", "curricularface")] = Brightness(darkest)
+        stage.setup(context)
+        return stage
+
+    return make
+
+
+def test_several_identity_networks_report_under_their_names(with_two):
+    (done,) = with_two(0).run([face_record(255, 1)])
+    rows = {(m.stage, m.metric): m for m in done.metrics}
+    angle = (255 - 102) / 255 * math.pi / 2
+    row = rows["refined", "identity_curricularface_cosine"]
+    assert row.value == pytest.approx(math.cos(angle))
+    assert row.model == "brightness, whole picture; generator=mobilestylegan-256"
+    assert ("refined", "identity_dlib_cosine") in rows
+    assert ("refined", "identity_curricularface_distance") not in rows
+    assert done.notes == ()
+
+
+def test_a_face_that_one_network_misses_is_noted_for_it(with_two):
+    (done,) = with_two(60).run([face_record(255, 204)])
+    assert done.notes == ("measure: no face found in inverted: no identity_curricularface",)
+    stages = {m.stage for m in done.metrics if m.metric == "identity_curricularface_cosine"}
+    assert stages == {"refined", "edit:smile:2"}
+    (done,) = with_two(60).run([face_record(51, 204)])
+    assert done.notes == (
+        "measure: no face found in source: no identity_curricularface of any picture",
+    )
+    assert not any("curricularface" in m.metric for m in done.metrics)
+    assert ("refined", "identity_dlib_cosine") in {(m.stage, m.metric) for m in done.metrics}
+
+
+def test_unknown_networks_are_refused_by_name():
+    for family in ("perceptual", "identity", "features"):
+        with pytest.raises(ValidationError, match=f"unknown {family} 'nothing'; choose from: "):
+            Standard.Options(**{family: ["nothing"]})
+
+
+def test_one_name_and_none_stand_for_lists():
+    options = Standard.Options(perceptual="tiny", identity="none", features="st_alex")
+    assert options.perceptual == ("tiny",)
+    assert options.identity == ()
+    assert options.features == ("st_alex",)
 
 
 def test_identity_without_landmarks_is_refused():

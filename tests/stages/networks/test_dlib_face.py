@@ -9,6 +9,7 @@ import pytest
 
 from dhr_batch.stages import ffhq
 from dhr_batch.stages.networks import dlib_face
+from dhr_batch.stages.networks.identity import Portrait
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,12 @@ def test_descriptor_tells_people_apart(golden, shared, landmarks, identity):
     def describe(name):
         photo = Image.open(shared / "golden" / "align" / f"{name}_input.png").convert("RGB")
         aligned = ffhq.crop(np.asarray(photo), numbers[f"{name}.quad"], 256)
-        return identity.describe(aligned, landmarks.find(aligned))
+        return identity.describe(Portrait(aligned, landmarks.find(aligned)))
 
     one, same, other = describe("obama"), describe("obama2"), describe("biden")
     assert one.shape == (128,)
     assert np.linalg.norm(one - same) < 0.6 < np.linalg.norm(one - other)
+    assert identity.describe(Portrait(np.zeros((64, 64, 3), np.uint8))) is None
 
 
 def test_overlap():

@@ -1,0 +1,83 @@
+"""What a network sees in one picture: vectors whose distributions tell sets of pictures apart.
+
+Heusel et al. 2017 (arXiv 1706.08500) and Binkowski et al. 2018 (arXiv 1801.01401) compare the
+last pooled layer of the Inception network of 2015. Another network gives another distance, which
+never goes by their names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dhr_batch.stages.networks import weight_files
+from dhr_batch.stages.networks.perceptual import Perceptual
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+
+
+class Extractor(Protocol):
+    """A network for `measure.features`."""
+
+    def extract(self, rgb: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] of any size -> float32 [D]."""
+        ...
+
+
+class Inception:
+    """Pooled layer of 2048 numbers, as torch-fidelity computes it for FID and KID.
+
+    It resizes to 299 px as TensorFlow 1 did: bilinear, without a filter against aliasing.
+    """
+
+    def __init__(self, network: torch.nn.Module, device: str) -> None:
+        self.network, self.device = network.to(device), device
+
+    @torch.inference_mode()
+    def extract(self, rgb: np.ndarray) -> np.ndarray:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            (pooled,) = self.network(_batch(rgb, self.device))
+        return pooled[0].cpu().numpy()
+
+
+class Backbone:
+    """Spatial means of the last layer of a perceptual network, before it is normalised."""
+
+    def __init__(self, network: Perceptual, device: str) -> None:
+        self.network, self.device = network, device
+
+    @torch.inference_mode()
+    def extract(self, rgb: np.ndarray) -> np.ndarray:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self.network.pooled(_batch(rgb, self.device) / 127.5 - 1)[0].cpu().numpy()
+
+
+def _batch(rgb: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].to(device)
+
+
+def inception(context: Context) -> Inception:
+    """Inception of 2015; model `inception-2015-12-05`: the file that torch-fidelity publishes."""
+    path = context.models("inception-2015-12-05")
+    # The package reads the file without protection, so it must be known to hold tensors only.
+    weight_files.read(path)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+    )
+    return Inception(network, context.device)
+
+
+def st_alex(context: Context) -> Backbone:
+    """The shift-tolerant AlexNet of ST-LPIPS: 256 numbers."""
+    return Backbone(context.network("perceptual", "st_lpips_alex"), context.device)
+
+
+def tiny(context: Context) -> Backbone:
+    """The small network with random weights: 32 numbers."""
+    return Backbone(context.network("perceptual", "tiny"), context.device)

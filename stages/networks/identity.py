@@ -1,0 +1,206 @@
+"""Face recognition networks: how alike are two faces?
+
+ArcFace: Deng et al. (arXiv 1801.07698), here its IR-SE50 as the identity losses of GAN inversion
+use it. CurricularFace: Huang et al. (arXiv 2004.00288), IR-101, as published identity tables use
+it. InceptionResnetV1: FaceNet (arXiv 1503.03832) trained on VGGFace2, of facenet-pytorch. Each
+cuts the face out by the rule of the protocol it belongs to: the same network on another crop gives
+other numbers. dlib's descriptor is in `dlib_face`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage.transform import SimilarityTransform
+from torch import Tensor, nn
+
+from dhr_batch.stages.networks import encoders, weight_files
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.networks.detect import Detector, Face
+
+SIDE = 112
+WIDTH = 64
+# Eyes, nose tip and mouth corners in a picture of 112 px: the template that ArcFace is trained on.
+TEMPLATE = np.array(
+    [
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ]
+)
+# Rows and columns of an aligned picture of 256 px in the identity losses of pSp and e4e.
+LOSS_SIDE = 256
+LOSS_ROWS, LOSS_COLUMNS = slice(35, 223), slice(32, 220)
+FACENET_SIDE = 160
+
+
+class Portrait:
+    """One picture, uint8 [H, W, 3], whose face is looked for once, however many networks ask.
+
+    landmarks: dlib's [68, 2] in its pixels; None where there are none.
+    """
+
+    def __init__(self, rgb: np.ndarray, landmarks: np.ndarray | None = None) -> None:
+        self.rgb, self.landmarks = rgb, landmarks
+        self._found: list[Face] | None = None
+
+    def face(self, detector: Detector) -> Face | None:
+        """The largest face that MTCNN finds."""
+        if self._found is None:
+            self._found = detector.detect([self.rgb])[0]
+        return self._found[0] if self._found else None
+
+
+class Identity(Protocol):
+    """A network for `measure.identity`. label: its model and crop, as the tables name them."""
+
+    label: str
+
+    def describe(self, portrait: Portrait) -> np.ndarray | None:
+        """The descriptor of the face, float [D]; None where the crop finds no face."""
+        ...
+
+
+class IRBackbone(nn.Module):
+    """Faces [B, 3, 112, 112] in [-1, 1] -> descriptors [B, 512] of length 1.
+
+    Published key names. units: blocks of the four stages. squeeze: IR-SE, whose blocks have
+    squeeze-and-excitation and whose last normalisation is affine; otherwise IR, without both.
+    """
+
+    def __init__(self, units: Sequence[int], squeeze: bool) -> None:
+        super().__init__()
+        self.input_layer = encoders.input_layer(3, WIDTH)
+        self.body = encoders.body(units, WIDTH, squeeze)
+        last, side = 8 * WIDTH, SIDE // 16
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(last),
+            nn.Dropout(),
+            nn.Flatten(),
+            nn.Linear(last * side**2, 512),
+            nn.BatchNorm1d(512, affine=squeeze),
+        )
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return F.normalize(self.output_layer(self.body(self.input_layer(faces))))
+
+
+def loss_crop(images: Tensor) -> Tensor:
+    """Aligned pictures [B, 3, 256, 256] -> [B, 3, 112, 112]: the fixed crop of identity losses."""
+    return F.adaptive_avg_pool2d(images[:, :, LOSS_ROWS, LOSS_COLUMNS], SIDE)
+
+
+def aligned_crop(rgb: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The similarity that brings five points [5, 2] closest to `TEMPLATE`; uint8 [112, 112, 3]."""
+    transform = SimilarityTransform.from_estimate(points, TEMPLATE)
+    return cv2.warpAffine(rgb, transform.params[:2], (SIDE, SIDE))
+
+
+def box_crop(rgb: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A detector's box, cut to the picture, without margin; uint8 [160, 160, 3], bilinear."""
+    height, width = rgb.shape[:2]
+    left, top, right, bottom = (int(v) for v in np.clip(box, 0, (width, height, width, height)))
+    face = Image.fromarray(rgb).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    size = (FACENET_SIDE, FACENET_SIDE)
+    return np.asarray(face.resize(size, Image.Resampling.BILINEAR))
+
+
+def _unit(rgb: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+class _Network:
+    def __init__(self, net: nn.Module, context: Context) -> None:
+        self.net, self.device = net.to(context.device), context.device
+
+    @torch.inference_mode()
+    def _descriptor(self, face: Tensor) -> np.ndarray:
+        # TF32 would move a cosine by more than refiners differ in it.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self.net(face.to(self.device))[0].double().cpu().numpy()
+
+
+class ArcFace(_Network):
+    """Describes every picture: aligned faces lie where the crop is."""
+
+    label = "arcface-irse50, fixed crop of 256 px"
+
+    def describe(self, portrait: Portrait) -> np.ndarray | None:
+        size = (LOSS_SIDE, LOSS_SIDE)
+        image = Image.fromarray(portrait.rgb)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return self._descriptor(loss_crop(_unit(np.asarray(image))))
+
+
+class CurricularFace(_Network):
+    label = "curricularface-ir101, 112 px aligned by 5 points of MTCNN"
+
+    def __init__(self, net: nn.Module, context: Context) -> None:
+        super().__init__(net, context)
+        self.detector: Detector = context.network("detector", "mtcnn")
+
+    def describe(self, portrait: Portrait) -> np.ndarray | None:
+        face = portrait.face(self.detector)
+        if face is None:
+            return None
+        return self._descriptor(_unit(aligned_crop(portrait.rgb, face.points)))
+
+
+class FaceNet(_Network):
+    label = "facenet-vggface2, 160 px of MTCNN's box"
+
+    def __init__(self, net: nn.Module, context: Context) -> None:
+        super().__init__(net, context)
+        self.detector: Detector = context.network("detector", "mtcnn")
+
+    def describe(self, portrait: Portrait) -> np.ndarray | None:
+        face = portrait.face(self.detector)
+        if face is None:
+            return None
+        # Its pictures are (v - 127.5) / 128.
+        return self._descriptor(_unit(box_crop(portrait.rgb, face.box)) * (127.5 / 128))
+
+
+def arcface(context: Context) -> ArcFace:
+    """IR-SE50; model `arcface-irse50`: the published state dict."""
+    units = encoders.UNITS
+    return ArcFace(_backbone(context.models("arcface-irse50"), units, True), context)
+
+
+def curricularface(context: Context) -> CurricularFace:
+    """IR-101; model `curricularface-ir101`: the published state dict."""
+    units = (3, 13, 30, 3)
+    net = _backbone(context.models("curricularface-ir101"), units, False)
+    return CurricularFace(net, context)
+
+
+def _backbone(path: Path, units: Sequence[int], squeeze: bool) -> IRBackbone:
+    with torch.device("meta"):
+        net = IRBackbone(units, squeeze)
+    return weight_files.fill(net, weight_files.read(path), path)
+
+
+def facenet(context: Context) -> FaceNet:
+    """InceptionResnetV1; model `facenet-vggface2`: the published state dict."""
+    path = context.models("facenet-vggface2")
+    # Importing it takes long, and most runs do without.
+    from facenet_pytorch import InceptionResnetV1
+
+    weights: Mapping[str, Tensor] = weight_files.read(path)
+    with torch.device("meta"):
+        net = InceptionResnetV1()
+    weights = {k: v for k, v in weights.items() if not k.startswith("logits.")}
+    return FaceNet(weight_files.fill(net, weights, path), context)
