@@ -84,7 +84,8 @@ class Chromium:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def open(self, page: Path) -> None:
-        """Load a file and wait for its load event."""
+        """Load a file and wait for its load event; forgets the requests of the one before."""
+        self.requests.clear()
         before = self._loaded
         self.call("Page.navigate", url=page.resolve().as_uri())
         give_up = time.monotonic() + self._timeout

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from dhr_batch.pipeline import (
@@ -28,6 +29,7 @@ from dhr_batch.pipeline import (
     tables,
 )
 from dhr_batch.pipeline.storage import connect
+from dhr_batch.tests.pipeline.chromium import Chromium
 
 HOSTILE = '<script>alert(1)</script>"|`.png'
 IDS = ["people/anna.jpg", "people/büşra 東.png", HOSTILE]
@@ -86,6 +88,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         plan = {
             "config": {"generator": generator, "embed": {"name": "w+", "steps": 60}},
             "fingerprint": {"models": {"mobilestylegan-ffhq": "0123456789abcdef"}},
+            "versions": {"python": "3.99.0"},
+            "shards": [IDS[:2], IDS[2:]],
         }
         (run / "plan.json").write_text(json.dumps(plan), "utf-8")
         images, masks, metrics = [], [], []
@@ -122,9 +126,19 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                         "model": "dlib-face-resnet",
                     }
                 )
+                if "yaw" not in stage:
+                    score = {"refined": 0.5, "edit:smile:2": 0.8}.get(stage, 0.4)
+                    row = {"image_id": image_id, "stage": stage, "metric": "score_smile"}
+                    metrics.append({**row, "value": score, "model": "dlib-landmarks68"})
         (run / "_state" / "shards").mkdir(parents=True)
-        manifest = {"models": ["mobilestylegan-ffhq", "a model since removed"]}
-        (run / "_state" / "shards" / "00000.json").write_text(json.dumps(manifest), "utf-8")
+        for shard, count in enumerate((2, 1)):
+            manifest = {
+                "models": ["mobilestylegan-ffhq", "a model since removed"],
+                "ok": count,
+                "quarantined": 1 - shard,
+                "stage_seconds": {"align": 3, "embed": 30, "segment": 6, "refine": 60},
+            }
+            (run / "_state" / "shards" / f"0000{shard}.json").write_text(json.dumps(manifest))
         _table(run, "images", images)
         _table(run, "masks", masks)
         _table(run, "metrics", metrics)
@@ -153,7 +167,7 @@ def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Pa
     page = write(make_run())
     text = page.read_text("utf-8")
     assert page == page.parent.parent / "report" / "index.html"
-    for needle in ("no_face", "steps: 60", "Apache-2.0 as published", "0123456789abcdef"):
+    for needle in ("no_face", "steps: 60", "Apache-2.0 as published", "0123456789abcdef", "3.99.0"):
         assert needle in text
     assert not re.search(r"https?:|//[a-z0-9-]+\.[a-z]|@import|url\(", text)
     assert not re.search(r"<(?:img|script|link|iframe)[^>]* (?:src|href)=", text)
@@ -499,3 +513,56 @@ def test_throughput_leaves_pauses_out(make_run: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("points", [[], [[1.0, 5]], [[1.0, 5], [1.0, 9]], [[1.0, 5], [9.0, 5]]])
 def test_no_throughput_without_progress(points: list[list[float]]) -> None:
     assert report_tables.throughput(points) is None
+
+
+def test_seconds_are_those_of_the_shard(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+    # 33 and 99 s for two images and one that was quarantined; for one image.
+    assert report_tables.seconds_per_image(data, "embed") == {IDS[0]: 11, IDS[1]: 11, IDS[2]: 33}
+    assert report_tables.seconds_per_image(data, "refine") == {IDS[0]: 33, IDS[1]: 33, IDS[2]: 99}
+    assert report_tables.seconds_per_image(data, "edit") == {}
+
+
+def test_the_effect_of_an_edit_is_its_change_of_the_score(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+    table = report_tables.edit_effects(data, "smile", "identity_dlib_distance")
+    # The third image does not count.
+    assert list(table["image_id"]) == [IDS[0]] * 3 + [IDS[1]] * 3
+    assert list(table["strength"]) == [-2, 0, 2] * 2
+    np.testing.assert_allclose(table["effect"], [-0.1, 0, 0.3] * 2)
+    np.testing.assert_allclose(table["identity"], [0.3] * 3 + [0.4] * 3)
+    assert report_tables.edit_effects(data, "yaw", "identity_dlib_distance")["effect"].isna().all()
+
+
+def test_the_settings_make_the_run_again(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    text = html.unescape(write(run).read_text("utf-8"))
+    (settings,) = re.findall(r"<pre[^>]*>(.*?)</pre>", text, re.S)
+    assert yaml.safe_load(settings) == json.loads((run / "plan.json").read_text())["config"]
+
+
+def test_chromium_shows_the_report_of_a_run(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    points = [[1000.0 + 10 * n, n] for n in range(60)]
+    (run / "_state" / "status.json").write_text(json.dumps({"throughput": points}))
+    page = write(run)
+    with Chromium() as browser:
+        browser.open(page)
+        browser.settle()
+        plots = browser.run(
+            "[...document.querySelectorAll('.cards:not(details .cards) figure')]"
+            ".map(f => [f.querySelector('h3').textContent, f.querySelector('svg').ariaLabel])"
+        )
+        found = dict(plots)
+        assert {"PSNR [dB]", "SSIM", "Identity distance (dlib)"} <= found.keys()
+        # Means of the two images that count: effects and identity, seconds and dB.
+        assert "-2 -0.100, 0.350, 0 0.000, 0.350, +2 0.300, 0.350" in found["smile"]
+        assert "inverted 11.00, 18.50, refined 33.00, 28.50" in found["PSNR against seconds"]
+        assert found["yaw"].startswith("Identity distance (dlib) against strength")
+        assert found["Failures by class"] == "Failures by class. no_face: 1"
+        assert found["Throughput"].endswith("from 0.100 to 0.100")
+        assert browser.run("document.querySelectorAll('#gallery .rows > *').length") == len(IDS)
+        images = "[...document.querySelectorAll('#gallery img')]"
+        assert browser.run(f"Promise.all({images}.map(i => i.decode())).then(() => true)")
+        assert browser.run(f"{images}.length") == len(IDS) * (4 + len(EDITS))
+        assert browser.errors == []
