@@ -165,10 +165,9 @@ def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
     picture is an empty Row.
     """
     wanted = set(image_ids)
-    columns = ("image_id", "kind", "mask")
     masks = {
         record["image_id"]: record["mask"]["bytes"]
-        for record in _some_rows(run, "masks", columns, wanted)
+        for record in _some_rows(run, "masks", ("image_id", "kind", "mask"), wanted)
         if record["kind"] == "in_domain"
     }
     columns = ("image_id", "kind", "image", "edit_name", "edit_strength")

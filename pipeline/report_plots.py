@@ -16,7 +16,7 @@ import numpy as np
 from dhr_batch.pipeline.report_tables import number
 
 WIDTH, HEIGHT = 250, 165
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 12, 36
 # Up to that many values per series, each is a dot; more are counted in a histogram.
 MAX_DOTS = 40
 _MAX_BINS = 24

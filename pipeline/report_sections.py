@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
-from dhr_batch.pipeline import models, report_plots, report_tables
+from dhr_batch.pipeline import report_plots, report_provenance, report_tables
 from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report_page import Column, Gallery, Page, Plot, Section, Table
@@ -50,8 +47,8 @@ def page(data: RunData, gallery: Gallery) -> Page:
         _edits(data),
         _speed(data),
         _failures(data),
-        _settings(data),
-        _rights(),
+        report_provenance.settings(data),
+        report_provenance.rights(),
     )
     there = [section for section in sections if section is not None]
     return Page(data.name, subtitle, there, warning, FILES)
@@ -173,7 +170,7 @@ def _images(gallery: Gallery) -> Section:
 
 
 def _speed(data: RunData) -> Section | None:
-    plots = [plot for plot in (_psnr_plot(data), throughput_plot(data)) if plot is not None]
+    plots = [plot for plot in (_psnr_plot(data), _throughput_plot(data)) if plot is not None]
     return Section("speed", "Speed", plots=plots) if plots else None
 
 
@@ -209,7 +206,7 @@ def _psnr_plot(data: RunData) -> Plot | None:
     return None if svg is None else Plot("PSNR against seconds", svg, hint)
 
 
-def throughput_plot(data: RunData) -> Plot | None:
+def _throughput_plot(data: RunData) -> Plot | None:
     speed = report_tables.throughput(data.throughput)
     if speed is None:
         return None
@@ -218,7 +215,7 @@ def throughput_plot(data: RunData) -> Plot | None:
     edges = [edge / length for edge in speed.edges]
     svg = report_plots.steps(edges, speed.rates, f"time of work [{unit}]", "images/s")
     hint = f"images finished over {duration(last)} of work, without pauses"
-    return Plot("Throughput", svg, hint, {"mean": f"{number(speed.mean)} images/s"})
+    return Plot("Throughput", svg, hint, {"images/s": number(speed.mean)})
 
 
 def _failures(data: RunData) -> Section | None:
@@ -247,66 +244,3 @@ def _failures(data: RunData) -> Section | None:
     plots = [Plot("Failures by class", svg)] if svg else []
     tables = [examples, Table(name, heads, rows, folded=True)]
     return Section("failures", "Failures", plots=plots, tables=tables)
-
-
-def _settings(data: RunData) -> Section | None:
-    plan = data.plan
-    config, fingerprint = plan.get("config") or {}, plan.get("fingerprint") or {}
-    facts = {"dhr-batch": fingerprint.get("version"), **(plan.get("versions") or {})}
-    facts |= {"dataset": plan.get("dataset"), "seed": config.get("seed")}
-    hosts = sorted({shard["worker"]["host"] for shard in data.shards.values() if "worker" in shard})
-    facts["workers ran on"] = ", ".join(hosts[:_MAX_NAMED])
-    rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]
-    tables = [Table("Made with", [Column("what"), Column("version or value", code=True)], rows)]
-    if data.models:
-        tables.append(_models(data.models, fingerprint.get("models") or {}))
-    if not (config or rows or data.models):
-        return None
-    text, code = [], None
-    if config:
-        command = shlex.join(["dhr-batch", "run", "-c", "settings.yaml", "--out", "DIR"])
-        text.append(
-            f"The settings below, saved as settings.yaml, make this run again: {command}. They are "
-            "all there are, defaults included."
-        )
-        code = ("Settings, as YAML", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    return Section("settings", "Settings and provenance", text, tables=tables, code=code)
-
-
-def _models(names: Sequence[str], digests: dict[str, str]) -> Table:
-    """Models with their checksums as they were when the run was planned."""
-    heads = ["model", "role", "sha256 begins", "source", "commercial use", "licence"]
-    return Table(
-        "Models used",
-        [Column(head, code=head in ("model", "sha256 begins", "source")) for head in heads],
-        list(_model_rows(names, digests)),
-    )
-
-
-def _model_rows(names: Sequence[str], digests: dict[str, str]) -> Iterator[list[Any]]:
-    known = models.models()
-    for name in names:
-        digest = digests.get(name, "not recorded").replace("+", " ")
-        if name in known:
-            m = known[name]
-            yield [name, m.role, digest, m.origin, m.commercial_use, m.licence]
-        else:
-            yield [name, "", digest, "not in this version's registry", "", ""]
-
-
-def _rights() -> Section:
-    return Section(
-        "rights",
-        "Rights and personal data",
-        (
-            "Photographs of faces, and everything computed from them (latent codes, masks, "
-            "identity distances, edited pictures), are personal data. The consent of the people "
-            "shown and the licence of the dataset bind whoever uses this page.",
-            "Output of a generator with non-commercial weights is for non-commercial use. The "
-            "embedded generators descend from StyleGAN2 weights trained on FFHQ and are such "
-            "weights; dlib's landmark model excludes commercial use as well. The file NOTICE of "
-            "dhr-batch names the licence of every model.",
-            "Every edited picture carries “edited by dhr-batch” in its metadata. Keep that mark "
-            "when you pass pictures on.",
-        ),
-    )
