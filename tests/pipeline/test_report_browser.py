@@ -53,7 +53,8 @@ def save(page: Page, path: Path, most: int) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
-    with Chromium() as browser:
+    """High enough for all rows of the small page."""
+    with Chromium(height=2600) as browser:
         yield browser
 
 
