@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dhr_batch.pipeline.report_data import Row, RunData, decode, overlay
+from dhr_batch.pipeline.report_data import Row, RunData, decode, edit_stage, overlay
 from dhr_batch.pipeline.report_tables import number, signed
 
+MAX_ROWS = 12
 CELL = 192
 GAP = 8
 MARGIN = 28
@@ -24,19 +25,21 @@ PAPER, INK, FAINT, EMPTY, WARN = "#ffffff", "#16181d", "#6b7280", "#eef0f3", "#b
 Column = tuple[str, str]
 
 
-def columns(rows: Sequence[Row], max_edits: int = MAX_EDITS) -> list[Column]:
+def columns(edits: Sequence[tuple[str, float]], max_edits: int | None = MAX_EDITS) -> list[Column]:
     """(label, stage) of the columns: the four of every row, then edits.
 
-    Where there are more edits than columns, the outermost strengths of each edit are shown.
+    edits: (name, strength), in order. Where there are more of them than `max_edits`, the outermost
+    strengths of each edit are shown.
     """
-    edits = {(e.name, e.strength): e.stage for row in rows for e in row.edits}
-    if len(edits) > max_edits:
-        ends: dict[tuple[str, float], str] = {}
+    if max_edits is not None and len(edits) > max_edits:
+        ends: dict[tuple[str, float], None] = {}
         for name in dict.fromkeys(name for name, _ in edits):
-            strengths = sorted(s for n, s in edits if n == name)
-            ends |= {(name, s): edits[name, s] for s in (strengths[0], strengths[-1])}
-        edits = dict(list(ends.items())[:max_edits])
-    chosen = [(f"{name} {signed(strength)}", stage) for (name, strength), stage in edits.items()]
+            strengths = [s for n, s in edits if n == name]
+            ends |= {(name, s): None for s in (strengths[0], strengths[-1])}
+        edits = list(ends)[:max_edits]
+    chosen = [
+        (f"{name} {signed(strength)}", edit_stage(name, strength)) for name, strength in edits
+    ]
     fixed = [("source", "aligned"), ("inverted", "inverted"), ("refined", "refined")]
     return [*fixed, ("mask", "mask"), *chosen]
 
@@ -47,10 +50,9 @@ def size(n_rows: int, n_columns: int) -> tuple[int, int]:
     return width, HEAD + LABELS + n_rows * (CELL + CAPTION + GAP) + FOOT
 
 
-def draw(data: RunData, max_rows: int = 12) -> Image.Image:
-    """The sheet of the first `max_rows` images, PSNR and identity distance below each cell."""
-    rows = data.rows[:max_rows]
-    heads = columns(rows)
+def draw(data: RunData, rows: Sequence[Row]) -> Image.Image:
+    """The sheet of some images of a run, PSNR and identity distance below each cell."""
+    heads = columns(data.edits)
     sheet = Image.new("RGB", size(len(rows), len(heads)), PAPER)
     pen = ImageDraw.Draw(sheet)
     _head(pen, data, sheet.width)
@@ -87,23 +89,29 @@ def _head(pen: ImageDraw.ImageDraw, data: RunData, width: int) -> None:
 
 
 def _cell(sheet: Image.Image, row: Row, stage: str, x: int, y: int) -> None:
-    image = picture(row, stage)
+    image = picture(row, stage, CELL)
     if image is None:
         ImageDraw.Draw(sheet).rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=EMPTY)
         return
-    sheet.paste(image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
+    sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
 
 
-def picture(row: Row, stage: str) -> Image.Image | None:
-    """The picture of a row for a stage (`aligned`, `mask`, `edit:smile:2`, ...), if it has one."""
+def picture(row: Row, stage: str, side: int) -> Image.Image | None:
+    """The picture of a row for a stage (`aligned`, `mask`, `edit:smile:2`, ...), if it has one.
+
+    It is shrunk to at most `side` px, never enlarged; the mask is laid over a picture of that size.
+    """
     if stage == "mask":
-        source, mask = row.pictures.get("aligned"), row.mask
-        if source is None or mask is None:
+        source = picture(row, "aligned", side)
+        if source is None or row.mask is None:
             return None
-        base = decode(source, f"aligned picture of {row.image_id!r}")
-        return overlay(base, decode(mask, f"mask of {row.image_id!r}"))
+        return overlay(source, decode(row.mask, f"mask of {row.image_id!r}"))
     data = next((e.data for e in row.edits if e.stage == stage), row.pictures.get(stage))
-    return None if data is None else decode(data, f"{stage} picture of {row.image_id!r}")
+    if data is None:
+        return None
+    image = decode(data, f"{stage} picture of {row.image_id!r}").convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
 
 
 def _values(data: RunData, rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +52,23 @@ class Plan:
         """The content of `plan.json`. No paths: a dataset may move.
 
         shards: image ids by shard. contents: beside each id what a changed file would change; null
-        in a stored plan where `quarantine retry` allows another content.
+        in a stored plan where `quarantine retry` allows another content. versions: of the machine
+        that planned the run; a later start may have others.
         """
         return {
             "schema": SCHEMA,
             "dataset": self.dataset.name,
             "config": self.config.model_dump(),
             "fingerprint": fingerprint(self),
+            "versions": _versions(),
             "shards": [[item.image_id for item in shard.items] for shard in self.shards],
             "contents": [[item.mark for item in shard.items] for shard in self.shards],
         }
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("torch", "numpy", "ray", "pyarrow")}
+    return {"python": platform.python_version(), **packages}
 
 
 def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from dhr_batch.pipeline import set_distances, status_file
@@ -30,6 +32,11 @@ class ReportError(RuntimeError):
     """A report cannot be made; the message says why and what to do."""
 
 
+def edit_stage(name: str, strength: float) -> str:
+    """What the metrics table calls an edit."""
+    return f"edit:{name}:{strength:g}"
+
+
 @dataclass(frozen=True)
 class Edited:
     """One edited picture: its edit, strength and encoded bytes."""
@@ -41,7 +48,7 @@ class Edited:
     @property
     def stage(self) -> str:
         """The name of this edit in the metrics table."""
-        return f"edit:{self.name}:{self.strength:g}"
+        return edit_stage(self.name, self.strength)
 
 
 @dataclass
@@ -52,30 +59,36 @@ class Row:
     pictures: dict[str, bytes] = field(default_factory=dict)
     edits: list[Edited] = field(default_factory=list)
     mask: bytes | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run, as far as its report needs it.
+    """A run, as far as its report needs it; its pictures are read one after the other, by `rows`.
 
-    rows: the images shown, at most as many as asked for. metrics: that table, its columns of text
-    categorical. quarantine: all rows of that table. in_domain_face: image id -> share of the face
-    that is in-domain, of every image whose mask and labels are stored and show a face. models:
-    names of the models that were used. throughput: [Unix time, images finished in all], in the
-    order of time. distances: between sets of pictures, of the images that count.
+    metrics: that table, its columns of text categorical. quarantine: all rows of that table.
+    in_domain_face: image id -> share of the face that is in-domain, of every image whose mask and
+    labels are stored and show a face. edits: (name, strength) of the edited pictures. notes: image
+    id -> what its stages remarked. shards: manifests of the committed shards by number.
+    throughput: [Unix time, images finished in all], in the order of time.
+    distances: between sets of pictures, of the images that count.
     """
 
     name: str
     plan: dict[str, Any]
     image_ids: list[str]
-    rows: list[Row]
     metrics: pd.DataFrame
     quarantine: list[dict[str, Any]]
     in_domain_face: dict[str, float]
-    models: list[str] = field(default_factory=list)
+    edits: list[tuple[str, float]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    shards: dict[int, dict[str, Any]] = field(default_factory=dict)
     throughput: list[list[float]] = field(default_factory=list)
     distances: list[SetDistance] = field(default_factory=list)
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that were used."""
+        return sorted({m for shard in self.shards.values() for m in shard.get("models", ())})
 
     @property
     def random_weights(self) -> bool:
@@ -92,8 +105,8 @@ class RunData:
         return [i for i in self.image_ids if shares.get(i, 1.0) < MIN_IN_DOMAIN_FACE]
 
 
-def load(run: Storage, max_images: int) -> RunData:
-    """Read a run. Pictures are read of the first `max_images` images only.
+def load(run: Storage) -> RunData:
+    """Read everything of a run but its pictures.
 
     Raises ReportError where there is no run or a table cannot be read.
     """
@@ -104,22 +117,29 @@ def load(run: Storage, max_images: int) -> RunData:
             f"{run.place} is not a run: it has neither plan.json nor tables. "
             "Make one with 'dhr-batch run --dataset NAME --out DIR'."
         )
-    manifests = folder.committed()
     metrics = _metrics(run)
     quarantine = list(
         read(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
     )
-    listed = dict.fromkeys(r["image_id"] for r in read(run, "images", ("image_id",)))
-    image_ids = list(listed | dict.fromkeys(metrics["image_id"].unique()))
+    listed: dict[str, None] = {}
+    edits: dict[tuple[str, float], None] = {}
+    notes: dict[str, str] = {}
+    for row in read(run, "images", ("image_id", "edit_name", "edit_strength", "note")):
+        listed[row["image_id"]] = None
+        if row.get("note"):
+            notes[row["image_id"]] = row["note"]
+        if row.get("edit_name") is not None:
+            edits[row["edit_name"], row["edit_strength"]] = None
     data = RunData(
         name=run.name,
         plan=plan or {},
-        image_ids=image_ids,
-        rows=_rows(run, image_ids[:max_images]),
+        image_ids=list(listed | dict.fromkeys(metrics["image_id"].unique())),
         metrics=metrics,
         quarantine=quarantine,
         in_domain_face=_face_shares(run),
-        models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
+        edits=_in_order(edits),
+        notes=notes,
+        shards=folder.committed(),
         throughput=status_file.throughput(run),
     )
     return replace(data, distances=_distances(run, data))
@@ -132,24 +152,81 @@ def _distances(run: Storage, data: RunData) -> list[SetDistance]:
         raise ReportError(f"table 'features' of {run.place} cannot be read: {error}") from error
 
 
-def read(
-    run: Storage, table: str, columns: Sequence[str], image_ids: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
+def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a table in the order of its parts; columns that the table lacks are left out.
 
-    image_ids: only rows of these images. A table without a finished part has no rows.
+    A table without a finished part has no rows.
     """
     parts = run.parts(table)
     if not parts:
         return
     try:
         data = ds.dataset(parts, format="parquet", filesystem=run.files)
-        keep = None if image_ids is None else ds.field("image_id").isin(list(image_ids))
         names = [name for name in columns if name in data.schema.names]
-        for batch in data.to_batches(columns=names, filter=keep, batch_size=64):
+        for batch in data.to_batches(columns=names, batch_size=64):
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
         raise ReportError(f"table {table!r} of {run.place} cannot be read: {error}") from error
+
+
+def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
+    """Pictures and masks of these images, which are in the order of the tables, one by one.
+
+    Masks, a few kB each, are read first; pictures row group by row group. An image without any
+    picture is an empty Row.
+    """
+    wanted = set(image_ids)
+    masks = {
+        record["image_id"]: record["mask"]["bytes"]
+        for record in _some_rows(run, "masks", ("image_id", "kind", "mask"), wanted)
+        if record["kind"] == "in_domain"
+    }
+    columns = ("image_id", "kind", "image", "edit_name", "edit_strength")
+    missing = iter(image_ids)
+    found = groupby(_some_rows(run, "images", columns, wanted), lambda r: str(r["image_id"]))
+    for image_id, records in found:
+        while (expected := next(missing, image_id)) != image_id:
+            yield Row(expected, mask=masks.get(expected))
+        yield _row(image_id, records, masks.get(image_id))
+    for image_id in missing:
+        yield Row(image_id, mask=masks.get(image_id))
+
+
+def _row(image_id: str, records: Iterator[dict[str, Any]], mask: bytes | None) -> Row:
+    row = Row(image_id, mask=mask)
+    for record in records:
+        data = (record["image"] or {}).get("bytes")
+        if data is not None and record["kind"] == "edit":
+            row.edits.append(Edited(record["edit_name"], record["edit_strength"], data))
+        elif data is not None:
+            row.pictures[record["kind"]] = data
+    return row
+
+
+def _some_rows(
+    run: Storage, table: str, columns: Sequence[str], image_ids: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of these images. A row group that has none of them is not read."""
+    try:
+        for part in run.parts(table):
+            with run.files.open_input_file(part) as file, pq.ParquetFile(file) as parquet:
+                names = [name for name in columns if name in parquet.schema_arrow.names]
+                for group in range(parquet.num_row_groups):
+                    (ids,) = parquet.read_row_group(group, columns=["image_id"])
+                    if image_ids.isdisjoint(ids.to_pylist()):
+                        continue
+                    for batch in parquet.iter_batches(16, row_groups=[group], columns=names):
+                        for record in batch.to_pylist():
+                            if record["image_id"] in image_ids:
+                                yield record
+    except (OSError, ValueError) as error:
+        raise ReportError(f"table {table!r} of {run.place} cannot be read: {error}") from error
+
+
+def _in_order(edits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Edits as named first, each from its lowest to its highest strength."""
+    names = list(dict.fromkeys(name for name, _ in edits))
+    return sorted(edits, key=lambda edit: (names.index(edit[0]), edit[1]))
 
 
 def _metrics(run: Storage) -> pd.DataFrame:
@@ -191,27 +268,6 @@ def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
     border[:, 1:] |= inside[:, 1:] != inside[:, :-1]
     result[border] = 255
     return Image.fromarray(result.round().astype(np.uint8))
-
-
-def _rows(run: Storage, image_ids: Sequence[str]) -> list[Row]:
-    rows = {image_id: Row(image_id) for image_id in image_ids}
-    columns = ("image_id", "image", "kind", "edit_name", "edit_strength", "note")
-    for record in read(run, "images", columns, image_ids):
-        row, data = rows[record["image_id"]], (record["image"] or {}).get("bytes")
-        row.note = record.get("note") or row.note
-        if data is None:
-            continue
-        if record["kind"] == "edit":
-            row.edits.append(Edited(record["edit_name"], record["edit_strength"], data))
-        else:
-            row.pictures[record["kind"]] = data
-    for record in read(run, "masks", ("image_id", "mask", "kind"), image_ids):
-        if record["kind"] == "in_domain":
-            rows[record["image_id"]].mask = record["mask"]["bytes"]
-    for row in rows.values():
-        order = list(dict.fromkeys(edit.name for edit in row.edits))
-        row.edits.sort(key=lambda edit: (order.index(edit.name), edit.strength))
-    return list(rows.values())
 
 
 def _face_shares(run: Storage) -> dict[str, float]:

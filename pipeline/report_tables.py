@@ -1,29 +1,35 @@
-"""Numbers of a report: the wide table, its summary, and the histograms."""
+"""Numbers of a report: the wide table, its summary, and what the plots show."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dhr_batch.pipeline.progress import duration
-from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
+from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData, edit_stage
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Seconds without a finished image that count as a pause.
 _PAUSE = 600.0
+SETS = (
+    "Each stage against the aligned photographs, as stored (8 bits, full size). They are biased "
+    "for few pictures: compare figures of equal n only."
+)
 _AT_SIZE = re.compile(r"_(\d+)$")
+_MAX_INTERVALS = 60
 STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine")
+# What an edit changes on purpose.
+NEITHER_IS_BETTER = ("score_", "change_")
 TITLES = {
     "psnr": "PSNR [dB]",
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
@@ -42,12 +48,15 @@ TITLES = {
     "fid": "FID",
     "kid": "KID",
     "frechet_st_alex": "Fréchet distance (ST-LPIPS AlexNet)",
+    "change": "Change from the refined picture",
 }
 
 
 def title(metric: str) -> str:
     """Name of a metric for readers."""
     base, size, part = split(metric)
+    if metric.startswith("score_"):
+        return f"Score: {metric.removeprefix('score_').replace('_', ' ')}"
     if base not in TITLES:
         return metric
     words = {"": "", "_in": ", in-domain", "_out": ", out-of-domain"}
@@ -63,7 +72,9 @@ def split(metric: str) -> tuple[str, int, str]:
 
 
 def better(metric: str) -> str:
-    """Which way a metric improves: `higher` or `lower`."""
+    """Which way a metric improves: `higher`, `lower`, or `` for what is no quality."""
+    if metric.startswith(NEITHER_IS_BETTER):
+        return ""
     return "higher" if any(word in metric for word in HIGHER_IS_BETTER) else "lower"
 
 
@@ -158,91 +169,19 @@ def signed(strength: float) -> str:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar of a histogram in the coordinates of a 100 x 60 plot."""
+class Throughput:
+    """Images per second over the time of work. edges: seconds, one more than rates."""
 
-    series: str
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
+    mean: float
+    edges: list[float]
+    rates: list[float]
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts on shared bins. ticks: low and high end of the bins; top: the highest bar."""
-
-    bars: list[Bar]
-    ticks: tuple[str, str]
-    top: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One headline of the page. means: series -> mean, the one that counts last."""
-
-    title: str
-    hint: str
-    means: dict[str, str]
-    histogram: Histogram
-
-
-def histogram(series: Mapping[str, Sequence[float]]) -> Histogram | None:
-    """Histogram of one or two series; None where there is no finite value."""
-    values = {k: np.asarray(v, np.float64)[np.isfinite(v)] for k, v in series.items() if len(v)}
-    values = {k: v for k, v in values.items() if len(v)}
-    if not values:
-        return None
-    pooled = np.concatenate(list(values.values()))
-    bins = int(np.clip(math.ceil(2 * math.sqrt(len(pooled))), 6, 24))
-    edges = np.histogram_bin_edges(pooled, bins)
-    counts = {k: np.histogram(v, edges)[0] for k, v in values.items()}
-    top = int(max(c.max() for c in counts.values()))
-    slot = 100 / bins
-    width = (slot - 0.8) / len(counts)
-    bars = [
-        Bar(
-            series=name,
-            x=round(i * slot + 0.4 + n * width, 3),
-            y=round(60 - 58 * c / top, 3),
-            width=round(width, 3),
-            height=round(58 * c / top, 3),
-            label=f"{name}: {c} from {number(edges[i])} to {number(edges[i + 1])}",
-        )
-        for n, (name, count) in enumerate(counts.items())
-        for i, c in enumerate(count)
-        if c
-    ]
-    return Histogram(bars, (number(edges[0]), number(edges[-1])), str(top))
-
-
-def cards(data: RunData) -> list[Card]:
-    """Means and histograms of the headline metrics and of the in-domain share of faces.
-
-    Images that do not count are left out, except in the in-domain share.
-    """
-    long = data.metrics
-    long = long[~long["image_id"].isin(data.excluded())]
-    found = []
-    for metric in [m for m in HEADLINES if m in set(long["metric"])]:
-        chosen = long[long["metric"] == metric]
-        series = {
-            stage: chosen[chosen["stage"] == stage]["value"].tolist()
-            for stage in ("inverted", "refined")
-        }
-        models = ", ".join(dict.fromkeys(chosen["model"].dropna().astype(str)))
-        found.append(_card(title(metric), f"{better(metric)} is better · {models}", series))
-    shares = {"share": list(data.in_domain_face.values())}
-    found.append(_card("In-domain share of the face", "1 is all of it", shares))
-    found.append(throughput(data.throughput))
-    return [card for card in found if card is not None]
-
-
-def throughput(points: Sequence[Sequence[float]]) -> Card | None:
+def throughput(points: Sequence[Sequence[float]]) -> Throughput | None:
     """Images per second over the time of work. points: [Unix time, images finished in all].
 
-    Pauses of more than ten minutes in which nothing was finished are left out.
+    Pauses of more than ten minutes in which nothing was finished are left out. None where nothing
+    was finished, or in no time.
     """
     times, counts = np.array([[0.0, 0.0], *points]).T[:, 1:]
     steps, done = np.diff(times), np.maximum(np.diff(counts), 0)
@@ -250,32 +189,67 @@ def throughput(points: Sequence[Sequence[float]]) -> Card | None:
     clock, total = np.append(0, steps.cumsum()), np.append(0, done.cumsum())
     if clock[-1] <= 0 or total[-1] <= 0:
         return None
-    edges = np.linspace(0, clock[-1], min(24, len(points)))
+    # Fewer images than intervals would show when single ones end, not how fast they do.
+    ends = min(_MAX_INTERVALS, len(points), max(2, int(total[-1])))
+    edges = np.linspace(0, clock[-1], ends)
     rates = np.diff(np.interp(edges, clock, total)) / np.diff(edges)
-    slot, top = 100 / len(rates), rates.max()
-    bars = [
-        Bar(
-            series="rate",
-            x=round(i * slot + 0.4, 3),
-            y=round(60 - 58 * rate / top, 3),
-            width=round(slot - 0.8, 3),
-            height=round(58 * rate / top, 3),
-            label=f"{number(rate)} images/s after {duration(edges[i])}",
-        )
-        for i, rate in enumerate(rates)
-    ]
-    plot = Histogram(bars, ("0 s", duration(clock[-1])), f"{number(top)} images/s")
-    means = {"rate": f"{number(total[-1] / clock[-1])} images/s"}
-    return Card("Throughput", "images finished over the time of work, without pauses", means, plot)
+    return Throughput(float(total[-1] / clock[-1]), edges.tolist(), rates.tolist())
+
+
+def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
+    """Image id -> seconds of all stages up to `until`, the mean of its shard.
+
+    Only of shards whose manifest has the times of that stage.
+    """
+    seconds: dict[str, float] = {}
+    for number, image_ids in enumerate(data.plan.get("shards", ())):
+        shard = data.shards.get(number, {})
+        times = shard.get("stage_seconds") or {}
+        images = shard.get("ok", 0) + shard.get("quarantined", 0)
+        if until in times and images:
+            names = list(times)
+            spent = sum(times[name] for name in names[: names.index(until) + 1])
+            seconds |= dict.fromkeys(image_ids, spent / images)
+    return seconds
+
+
+def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
+    """One row per image and strength of an edit: image_id, strength, effect, identity.
+
+    effect: what the edit did to the score of its name (`score_smile` for `smile`), against the
+    refined picture; nan where there is no such score. identity: that metric of the edited picture.
+    The refined picture is strength 0. Images that do not count are left out.
+    """
+    import pandas as pd
+
+    stages = {"refined": 0.0}
+    stages |= {edit_stage(edit, s): s for name, s in data.edits if name == edit}
+    score = f"score_{edit}"
+    long = data.metrics
+    long = long[long["stage"].isin(stages) & long["metric"].isin([score, identity])]
+    long = long[~long["image_id"].isin(data.excluded())]
+    table = long.pivot_table(
+        index=["image_id", "stage"], columns="metric", values="value", observed=True
+    ).reset_index()
+    found = pd.DataFrame(
+        {
+            "image_id": table["image_id"].astype(object),
+            "strength": table["stage"].astype(object).map(stages).astype("float64"),
+            "effect": table.get(score, np.nan),
+            "identity": table.get(identity, np.nan),
+        }
+    )
+    before = found[found["strength"] == 0].set_index("image_id")["effect"]
+    found["effect"] = found["effect"] - found["image_id"].map(before).astype("float64")
+    return found.dropna(subset=["identity"]).sort_values(["image_id", "strength"])
 
 
 @dataclass(frozen=True)
 class FailureClass:
-    """Images that failed alike. share: of the most frequent class; example: the first one's row."""
+    """Images that failed alike. example: the first one's row."""
 
     name: str
     count: int
-    share: float
     example: dict[str, str]
 
 
@@ -283,13 +257,4 @@ def failures(data: RunData) -> list[FailureClass]:
     """The classes of failure, the most frequent first."""
     counts = Counter(row["error_class"] for row in data.quarantine).most_common()
     first = {row["error_class"]: row for row in reversed(data.quarantine)}
-    return [FailureClass(name, n, n / counts[0][1], first[name]) for name, n in counts]
-
-
-def _card(name: str, hint: str, series: dict[str, list[float]]) -> Card | None:
-    plot = histogram(series)
-    if plot is None:
-        return None
-    means = {k: number(float(np.mean(v))) for k, v in series.items() if v}
-    n = max(len(v) for v in series.values())
-    return Card(name, f"mean of {n}, {hint}", means, plot)
+    return [FailureClass(name, n, first[name]) for name, n in counts]

@@ -153,4 +153,3 @@ def _part_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean per image [B]; 0 where the weights are 0 everywhere."""
     total = weights.sum((1, 2, 3))
     return (values * weights).sum((1, 2, 3)) / total.clamp_min(1e-6)
-

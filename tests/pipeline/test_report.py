@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -17,8 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline import contact_sheet, report, report_data, report_tables, schemas, tables
+from dhr_batch.pipeline import (
+    contact_sheet,
+    report,
+    report_data,
+    report_gallery,
+    report_provenance,
+    report_tables,
+    schemas,
+    tables,
+)
+from dhr_batch.pipeline.prepare import Request, prepare
 from dhr_batch.pipeline.storage import connect
+from dhr_batch.tests.pipeline.chromium import Chromium
 
 HOSTILE = '<script>alert(1)</script>"|`.png'
 IDS = ["people/anna.jpg", "people/büşra 東.png", HOSTILE]
@@ -74,7 +86,12 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     def make(edits: list[tuple[str, float]] = EDITS, generator: str = "mobilestylegan-256") -> Path:
         run = tmp_path / "my run"
         run.mkdir()
-        plan = {"config": {"generator": generator, "embed": {"name": "w+", "steps": 60}}, "seed": 0}
+        plan = {
+            "config": {"generator": generator, "embed": {"name": "w+", "steps": 60}},
+            "fingerprint": {"models": {"mobilestylegan-ffhq": "0123456789abcdef"}},
+            "versions": {"python": "3.99.0"},
+            "shards": [IDS[:2], IDS[2:]],
+        }
         (run / "plan.json").write_text(json.dumps(plan), "utf-8")
         images, masks, metrics = [], [], []
         for n, image_id in enumerate(IDS):
@@ -110,9 +127,19 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                         "model": "dlib-face-resnet",
                     }
                 )
+                if "yaw" not in stage:
+                    score = {"refined": 0.5, "edit:smile:2": 0.8}.get(stage, 0.4)
+                    row = {"image_id": image_id, "stage": stage, "metric": "score_smile"}
+                    metrics.append({**row, "value": score, "model": "dlib-landmarks68"})
         (run / "_state" / "shards").mkdir(parents=True)
-        manifest = {"models": ["mobilestylegan-ffhq", "a model since removed"]}
-        (run / "_state" / "shards" / "00000.json").write_text(json.dumps(manifest), "utf-8")
+        for shard, count in enumerate((2, 1)):
+            manifest = {
+                "models": ["mobilestylegan-ffhq", "a model since removed"],
+                "ok": count,
+                "quarantined": 1 - shard,
+                "stage_seconds": {"align": 3, "embed": 30, "segment": 6, "refine": 60},
+            }
+            (run / "_state" / "shards" / f"0000{shard}.json").write_text(json.dumps(manifest))
         _table(run, "images", images)
         _table(run, "masks", masks)
         _table(run, "metrics", metrics)
@@ -122,27 +149,68 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def embedded(page: Path) -> tuple[dict[str, Any], list[list[bytes | None]]]:
+    """The data of the gallery, and the pictures of each of its items."""
+    text = page.read_text("utf-8")
+    found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', text)
+    content = {name: json.loads(data) for name, data in found}
+    gallery = content.pop("gallery-data", {"items": [], "scores": []})
+    assert list(content) == [f"p{n}" for n in range(len(gallery["items"]))]
+    rows = [[p if p is None else base64.b64decode(p) for p in row] for row in content.values()]
+    return gallery, rows
+
+
+def names(page: Path) -> list[str]:
+    return [item[0] for item in embedded(page)[0]["items"]]
+
+
 def test_page_is_self_contained_and_names_every_image(make_run: Callable[..., Path]) -> None:
     page = write(make_run())
     text = page.read_text("utf-8")
     assert page == page.parent.parent / "report" / "index.html"
-    for needle in ("people/anna.jpg", "people/büşra 東.png", "no_face", "config.embed.steps"):
+    for needle in ("no_face", "steps: 60", "Apache-2.0 as published", "0123456789abcdef", "3.99.0"):
         assert needle in text
-    assert not re.search(r"https?:|//[a-z0-9-]+\.|@import|url\(", text)
-    assert len(re.findall(r'<img src="data:image/webp', text)) == len(IDS) * (4 + len(EDITS))
-    pictures = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', text)
-    marked = [p for p in pictures if b"edited by dhr-batch" in base64.b64decode(p)]
-    assert len(marked) == len(IDS) * len(EDITS)
-    assert all('alt="' in tag for tag in re.findall(r"<img [^>]*>", text))
-    assert "Apache-2.0 as published" in text
+    assert not re.search(r"https?:|//[a-z0-9-]+\.[a-z]|@import|url\(", text)
+    assert not re.search(r"<(?:img|script|link|iframe)[^>]* (?:src|href)=", text)
+    assert names(page) == IDS
     assert "random weights" not in text
+
+
+def test_edited_pictures_say_so(make_run: Callable[..., Path]) -> None:
+    gallery, rows = embedded(write(make_run()))
+    assert gallery["columns"][4:] == ["smile -2", "smile +2", "yaw +1.5"]
+    for row in rows:
+        pictures = [Image.open(io.BytesIO(data)) for data in row if data]
+        marks = [image.getexif().get(0x010E) for image in pictures]
+        said = [f"edited by dhr-batch: {name}:{strength:g}" for name, strength in EDITS]
+        assert marks == [None] * 4 + said
+
+
+def test_pictures_are_those_of_their_row(make_run: Callable[..., Path]) -> None:
+    """Ids, numbers and pictures stand in three places of the page."""
+    gallery, rows = embedded(write(make_run()))
+    for n, row in enumerate(rows):
+        for m in (0, 1, 2, 4, 5, 6):
+            expected = np.asarray(Image.open(io.BytesIO(_portrait(10 * n + m - (m > 3)))))
+            shown = np.asarray(Image.open(io.BytesIO(row[m] or b"")).convert("RGB"))
+            np.testing.assert_allclose(shown[-8:].mean((0, 1)), expected[-8:].mean((0, 1)), atol=6)
+    (psnr,) = [s for s in gallery["scores"] if (s["column"], s["title"]) == (2, "PSNR [dB]")]
+    assert (psnr["values"], psnr["better"]) == ([28.0, 29.0, 30.0], "higher")
+    (share,) = [s for s in gallery["scores"] if s["column"] == 3]
+    np.testing.assert_allclose(share["values"], [1.0, 0.75, 0.0])
+    assert [item[2] for item in gallery["items"]] == [
+        "",
+        "",
+        "not counted: 0% of the face is in-domain",
+    ]
 
 
 def test_hostile_ids_are_escaped_everywhere(make_run: Callable[..., Path]) -> None:
     page = write(make_run())
     text = page.read_text("utf-8")
     assert "<script>alert" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;|`.png" in text
+    assert names(page)[2] == HOSTILE
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<b>x</b>" not in text
     assert "<script>" not in (page.parent / "metrics.md").read_text("utf-8")
 
@@ -163,7 +231,7 @@ def test_csv_is_wide_and_marks_almost_all_out_masks(make_run: Callable[..., Path
 
 
 def test_summary_leaves_out_what_does_not_count(make_run: Callable[..., Path]) -> None:
-    data = report_data.load(connect(make_run()), 40)
+    data = report_data.load(connect(make_run()))
     table = report_tables.summary(data).set_index(["stage", "metric"])
     psnr = table.loc[("refined", "psnr")]
     assert (psnr["mean"], psnr["median"], psnr["min"], psnr["max"]) == (28.5, 28.5, 28.0, 29.0)
@@ -225,8 +293,8 @@ def test_contact_sheet_has_the_planned_size(make_run: Callable[..., Path]) -> No
 
 
 def test_contact_sheet_keeps_the_outermost_strengths() -> None:
-    edits = [report_data.Edited(n, s, b"") for n in "ab" for s in (-2.0, -1.0, 1.0, 2.0)]
-    heads = contact_sheet.columns([report_data.Row("x", edits=edits)], max_edits=4)
+    edits = [(n, s) for n in "ab" for s in (-2.0, -1.0, 1.0, 2.0)]
+    heads = contact_sheet.columns(edits, max_edits=4)
     assert [label for label, _ in heads[4:]] == ["a -2", "a +2", "b -2", "b +2"]
 
 
@@ -240,13 +308,105 @@ def test_overlay_tints_only_the_out_of_domain_part() -> None:
     assert (result[5:] != 100).any(-1).all()
 
 
-def test_shown_images_are_limited_and_counted(make_run: Callable[..., Path]) -> None:
+def test_a_sample_holds_the_worst_and_says_so(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    text = write(run, max_images=1).read_text("utf-8")
-    assert "1 of 3 shown" in text
-    assert text.count("<article>") == 1
-    table = pd.read_csv(run / "report" / "metrics.csv")
-    assert table["image_id"].nunique() == 3
+    page = write(run, max_images=2)
+    # The lowest PSNR and the greatest identity distance; the numbers are of all.
+    data = report_data.load(connect(run))
+    chosen, about = report_gallery.choose(data, 2)
+    assert names(page) == chosen
+    assert about.startswith("2 of 3 images: ")
+    assert about in html.unescape(page.read_text("utf-8"))
+    assert pd.read_csv(run / "report" / "metrics.csv")["image_id"].nunique() == 3
+
+
+def test_the_worst_of_each_metric_are_chosen() -> None:
+    ids = [f"{n:03}.png" for n in range(200)]
+    psnr, distance = {i: 30.0 for i in ids}, {i: 0.2 for i in ids}
+    psnr |= {"007.png": 12.0, "150.png": 13.0}
+    distance |= {"099.png": 0.9, "180.png": 0.8}
+    rows = [
+        {"image_id": i, "stage": "refined", "metric": metric, "value": values[i], "model": "none"}
+        for metric, values in (("psnr", psnr), ("identity_dlib_distance", distance))
+        for i in ids
+    ]
+    data = report_data.RunData("run", {}, ids, pd.DataFrame(rows), [], {})
+    chosen, about = report_gallery.choose(data, 8)
+    assert len(chosen) == 8
+    assert chosen == sorted(chosen)
+    assert {"007.png", "150.png", "099.png", "180.png"} <= set(chosen)
+    assert "the 2 worst refined ones by each of PSNR [dB], Identity distance (dlib)" in about
+    assert report_gallery.choose(data, 8) == (chosen, about)
+    assert report_gallery.choose(data, 200) == (ids, "All 200 images.")
+
+
+def test_a_page_takes_fewer_images_where_each_has_many_edits() -> None:
+    assert report_gallery.capacity(10) == report_gallery.MAX_IMAGES
+    assert report_gallery.capacity(100) == report_gallery.PAGE_BYTES // (100 * 2200)
+    assert report_gallery.capacity(10**9) == 1
+
+
+@pytest.mark.parametrize("most", [2200, 300])
+def test_a_thumbnail_never_exceeds_its_bytes(most: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
+    text = report_gallery.webp(Image.fromarray(noise), 320, most, "smile:2")
+    assert len(text) <= most
+    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    assert image.getexif()[0x010E] == "edited by dhr-batch: smile:2"
+    assert max(image.size) < 320
+
+
+def test_a_thumbnail_that_fits_keeps_its_size() -> None:
+    text = report_gallery.webp(Image.new("RGB", (512, 512), "teal"), 320, 2200)
+    assert Image.open(io.BytesIO(base64.b64decode(text))).size == (320, 320)
+
+
+def test_pictures_are_read_as_they_are_needed(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = connect(make_run())
+    reads: list[str] = []
+    original = report_data._some_rows
+
+    def watched(run: Any, table: str, *more: Any) -> Any:
+        for record in original(run, table, *more):
+            reads.extend([record["image_id"]] if table == "images" else [])
+            yield record
+
+    monkeypatch.setattr(report_data, "_some_rows", watched)
+    first = next(report_data.rows(run, IDS))
+    # The first picture of the next image ends the first one.
+    assert reads == [IDS[0]] * (3 + len(EDITS)) + [IDS[1]]
+    assert (len(first.pictures), len(first.edits)) == (3, len(EDITS))
+
+
+def test_row_groups_without_a_chosen_image_are_not_read(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    groups: list[int] = []
+
+    class Watched(pq.ParquetFile):
+        def iter_batches(self, *arguments: Any, **options: Any) -> Any:
+            groups.append(options["row_groups"])
+            return super().iter_batches(*arguments, **options)
+
+    monkeypatch.setattr(report_data.pq, "ParquetFile", Watched)
+    for part in (run / "images").iterdir():
+        pq.write_table(pq.read_table(part), part, row_group_size=3)
+    (row,) = report_data.rows(connect(run), [IDS[2]])
+    assert len(row.pictures) == 3
+    # One of the masks, and the two that hold six rows of the last image.
+    assert groups == [[0], [1], [2]]
+
+
+def test_images_without_pictures_keep_their_place(make_run: Callable[..., Path]) -> None:
+    run = connect(make_run())
+    asked = ["a first", IDS[0], "between", IDS[2], "a last"]
+    rows = list(report_data.rows(run, asked))
+    assert [row.image_id for row in rows] == asked
+    assert [len(row.pictures) for row in rows] == [0, 3, 0, 3, 0]
+    assert [len(row.edits) for row in rows] == [0, 3, 0, 3, 0]
 
 
 def test_a_run_in_an_object_store(make_run: Callable[..., Path], bucket: str) -> None:
@@ -281,12 +441,12 @@ def test_runs_that_store_less(make_run: Callable[..., Path], stored: tuple[str, 
     for folder in [f for f in run.iterdir() if f.name in schemas.TABLES and f.name not in stored]:
         for part in folder.iterdir():
             part.unlink()
-    assert "people/anna.jpg" in write(run).read_text("utf-8")
+    assert names(write(run)) == IDS
 
 
 def test_random_weights_are_said(make_run: Callable[..., Path]) -> None:
     page = write(make_run(generator="tiny"))
-    assert "<strong>random weights</strong>" in page.read_text("utf-8")
+    assert 'role="note">random weights' in page.read_text("utf-8")
     assert "random weights" in (page.parent / "metrics.md").read_text("utf-8")
 
 
@@ -297,7 +457,7 @@ def test_random_weights_are_seen_in_the_metrics_too(make_run: Callable[..., Path
         model = pa.array(["tiny, random weights"] * len(table))
         column = table.schema.get_field_index("model")
         pq.write_table(table.set_column(column, "model", model), part)
-    assert report_data.load(connect(run), 40).random_weights
+    assert report_data.load(connect(run)).random_weights
 
 
 def test_many_metrics_take_little_memory(tmp_path: Path) -> None:
@@ -309,7 +469,7 @@ def test_many_metrics_take_little_memory(tmp_path: Path) -> None:
     ]
     (tmp_path / "plan.json").write_text("{}", "utf-8")
     _table(tmp_path, "metrics", rows)
-    data = report_data.load(connect(tmp_path), 40)
+    data = report_data.load(connect(tmp_path))
     assert (len(data.metrics), data.image_ids) == (len(rows), ids)
     assert data.metrics.memory_usage(deep=True).sum() < 40 * len(rows)
     assert len(report_tables.wide(data)) == len(ids)
@@ -364,9 +524,10 @@ def test_failures_are_counted_by_class_with_an_example(make_run: Callable[..., P
     text, markdown = page.read_text("utf-8"), (page.parent / "metrics.md").read_text("utf-8")
     assert "| no_face | 3 | 0.png | 0 \\| no_face |" in markdown
     assert "| crash | 1 | 1.png | 1 \\| crash |" in markdown
-    assert text.index('<td>no_face</td><td class="n">3</td>') < text.index("<td>crash</td>")
-    assert 'width="120.0"' in text
-    assert 'width="40.0"' in text
+    rows = re.findall(r'<td>(\w+)</td><td class="n" data-value="(\d+)">', text)
+    assert rows[:2] == [("no_face", "3"), ("crash", "1")]
+    widths = re.findall(r'width="([\d.]+)" height="16.0"', text)
+    assert float(widths[0]) == pytest.approx(3 * float(widths[1]), abs=0.2)
 
 
 def test_throughput_leaves_pauses_out(make_run: Callable[..., Path]) -> None:
@@ -374,14 +535,13 @@ def test_throughput_leaves_pauses_out(make_run: Callable[..., Path]) -> None:
     # Ten minutes at 0.1 images/s, a night, ten minutes at 0.3 images/s.
     first = [[1000.0 + 10 * n, n] for n in range(61)]
     points = first + [[50_000.0 + 10 * n, 60 + 3 * n] for n in range(61)]
-    card = report_tables.throughput(points)
-    assert card is not None
-    assert card.means == {"rate": "0.200 images/s"}
-    assert card.histogram.ticks == ("0 s", "20 min 00 s")
-    assert card.histogram.top == "0.300 images/s"
-    heights = [bar.height for bar in card.histogram.bars]
-    assert heights[0] == pytest.approx(58 / 3, abs=0.1)
-    assert heights[-1] == pytest.approx(58, abs=0.1)
+    speed = report_tables.throughput(points)
+    assert speed is not None
+    assert speed.mean == pytest.approx(0.2)
+    assert (speed.edges[0], speed.edges[-1]) == (0, 1200)
+    assert speed.rates[0] == pytest.approx(0.1)
+    assert speed.rates[-1] == pytest.approx(0.3)
+    assert np.diff(speed.edges) @ speed.rates == pytest.approx(240)
     assert "Throughput" not in write(run).read_text("utf-8")
     (run / "_state" / "status.json").write_text(json.dumps({"throughput": points}))
     page = write(run)
@@ -392,3 +552,65 @@ def test_throughput_leaves_pauses_out(make_run: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("points", [[], [[1.0, 5]], [[1.0, 5], [1.0, 9]], [[1.0, 5], [9.0, 5]]])
 def test_no_throughput_without_progress(points: list[list[float]]) -> None:
     assert report_tables.throughput(points) is None
+
+
+def test_seconds_are_those_of_the_shard(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+    # 33 and 99 s for two images and one that was quarantined; for one image.
+    assert report_tables.seconds_per_image(data, "embed") == {IDS[0]: 11, IDS[1]: 11, IDS[2]: 33}
+    assert report_tables.seconds_per_image(data, "refine") == {IDS[0]: 33, IDS[1]: 33, IDS[2]: 99}
+    assert report_tables.seconds_per_image(data, "edit") == {}
+
+
+def test_the_effect_of_an_edit_is_its_change_of_the_score(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+    table = report_tables.edit_effects(data, "smile", "identity_dlib_distance")
+    # The third image does not count.
+    assert list(table["image_id"]) == [IDS[0]] * 3 + [IDS[1]] * 3
+    assert list(table["strength"]) == [-2, 0, 2] * 2
+    np.testing.assert_allclose(table["effect"], [-0.1, 0, 0.3] * 2)
+    np.testing.assert_allclose(table["identity"], [0.3] * 3 + [0.4] * 3)
+    assert report_tables.edit_effects(data, "yaw", "identity_dlib_distance")["effect"].isna().all()
+
+
+def test_the_settings_make_the_run_again(tmp_path: Path) -> None:
+    """What the page says to save is taken by `run -c`, and gives the same plan."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    Image.new("RGB", (8, 8)).save(photographs / "a.png")
+    asked = {"dataset": str(photographs), "preset": "tiny", "gpus": 0}
+    planned = prepare(Request(settings=asked, sets=["embed.steps=7"])).to_json()
+    data = report_data.RunData("run", planned, [], pd.DataFrame(), [], {})
+    section = report_provenance.settings(data)
+    assert section is not None
+    assert section.code is not None
+    file = tmp_path / "settings.yaml"
+    file.write_text(section.code[1], "utf-8")
+    assert prepare(Request(files=[file])).to_json() == planned
+
+
+def test_chromium_shows_the_report_of_a_run(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    points = [[1000.0 + 10 * n, n] for n in range(60)]
+    (run / "_state" / "status.json").write_text(json.dumps({"throughput": points}))
+    page = write(run)
+    with Chromium() as browser:
+        browser.open(page)
+        browser.settle()
+        plots = browser.run(
+            "[...document.querySelectorAll('.cards:not(details .cards) figure')]"
+            ".map(f => [f.querySelector('h3').textContent, f.querySelector('svg').ariaLabel])"
+        )
+        found = dict(plots)
+        assert {"PSNR [dB]", "SSIM", "Identity distance (dlib)"} <= found.keys()
+        # Means of the two images that count: effects and identity, seconds and dB.
+        assert "-2 -0.100, 0.350, 0 0.000, 0.350, +2 0.300, 0.350" in found["smile"]
+        assert "inverted 11.00, 18.50, refined 33.00, 28.50" in found["PSNR against seconds"]
+        assert found["yaw"].startswith("Identity distance (dlib) against strength")
+        assert found["Failures by class"] == "Failures by class. no_face: 1"
+        assert found["Throughput"].endswith("from 0.100 to 0.100")
+        assert browser.run("document.querySelectorAll('#gallery .rows > *').length") == len(IDS)
+        images = "[...document.querySelectorAll('#gallery img')]"
+        assert browser.run(f"Promise.all({images}.map(i => i.decode())).then(() => true)")
+        assert browser.run(f"{images}.length") == len(IDS) * (4 + len(EDITS))
+        assert browser.errors == []
