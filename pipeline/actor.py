@@ -30,7 +30,8 @@ class ShardActor(Worker):
         """
         where = ray.get_runtime_context()
         gpus = where.get_accelerator_ids().get("GPU", [])
-        self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus}
+        node = where.get_node_id()[:12]
+        self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus, "node": node}
         out = connect(self.settings.out)
         if isinstance(out, LocalStorage):
             _log_to(out.root / "_state" / "logs" / f"worker-{self._number}.log")

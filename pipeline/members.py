@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from dhr_batch.pipeline import actor
+from dhr_batch.pipeline.blame import Place
 from dhr_batch.pipeline.progress import Progress
 from dhr_batch.pipeline.worker import Settings
 
@@ -27,7 +28,8 @@ class Member:
     """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
 
     asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
-    stuck: what it waits for that does not answer, "" mostly.
+    stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
+    GPU that is out of use.
     done, failed, errors: images reported from the shard in hand, which is not committed yet.
     """
 
@@ -37,6 +39,7 @@ class Member:
     since: float = field(default_factory=time.time)
     where: dict[str, Any] = field(default_factory=dict)
     ready: bool = False
+    parked: bool = False
     asked: float = 0.0
     pace: float = 0.0
     stuck: str = ""
@@ -44,6 +47,12 @@ class Member:
     done: int = 0
     failed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def place(self) -> Place | None:
+        """Its GPU; None on a CPU, or while it waits for resources."""
+        gpus = self.where.get("gpus")
+        return Place(self.where["node"], self.where["host"], tuple(gpus)) if gpus else None
 
     def begin(self, shard: int | None) -> None:
         """Note what is in hand now; whatever was reported before is settled."""
@@ -128,6 +137,11 @@ def short(error: RayError) -> str:
 def lost_node(error: RayError) -> bool:
     """Whether a whole machine went away, which says nothing about what its workers did."""
     return isinstance(error, ActorUnavailableError) or "node has died" in str(error)
+
+
+def slots(settings: Settings) -> int:
+    """How many workers have room on the GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0)) * settings.config.workers_per_gpu
 
 
 def room() -> str:

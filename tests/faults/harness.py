@@ -22,6 +22,7 @@ from dhr_batch.tests.faults.stages import NAMES
 def session(cpus: int = 2, gpus: int = 0) -> Iterator[None]:
     """A Ray session without what tests do not need."""
     ray.init(
+        address="local",
         num_cpus=cpus,
         num_gpus=gpus,
         include_dashboard=False,

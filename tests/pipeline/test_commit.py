@@ -89,6 +89,7 @@ def test_a_receipt_that_does_not_add_up_fails_the_run(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dhr_batch.pipeline import members
+    from dhr_batch.pipeline.blame import Blame
     from dhr_batch.pipeline.driver import Driver, RunFailed
     from dhr_batch.pipeline.plan import Shard
     from dhr_batch.pipeline.sources import Item
@@ -97,7 +98,7 @@ def test_a_receipt_that_does_not_add_up_fails_the_run(
     for name in ("listen", "hear"):
         monkeypatch.setattr(members, name, lambda *_, **__: None)
     driver: Any = Driver.__new__(Driver)
-    driver.run, driver.progress, driver._history, driver._idle = run, None, {}, []
+    driver.run, driver.progress, driver._blame, driver._idle = run, None, Blame(), []
     driver._members = {0: members.Member(handle=None)}
     driver._assign = lambda: None
     shard = Shard(4, (Item("a.png", "", "a.png", 1),))
