@@ -30,18 +30,29 @@ Only the driver that holds the lease (`pipeline/lease.py`) commits, and it check
 will ever commit. A lease in an object store can be lost between the check and the write, when the
 machine freezes in between; the new driver has then deleted the staging that the late manifest
 names. Therefore a manifest counts only if each of its files is staged or published with the size
-it says; one that does not is void, and whoever holds the lease deletes it and makes the shard
-again. A late manifest whose files are all there is as good as any: the shard is finished by it,
-and the other attempt is discarded.
+it says; one that does not is void, and whoever holds the lease puts its own in its place. A late
+manifest whose files are all there is as good as any: the shard is finished by it, and the other
+attempt is discarded.
+
+Writes that change something take effect only while it is as the writer has seen it: `plan.json` and
+manifests are replaced and taken back on the condition of their etag. A driver that was frozen
+before such a write finds the content of the new driver there, changes nothing and stops. Not every
+store deletes on a condition, so a manifest that is taken back there is left empty, which readers
+take for none. In a folder the lease is a lock that a frozen process still holds, so that nobody can
+take over before it is gone; it is checked, with the file's identity, right before the change. What
+remains are deletions: a frozen driver may delete staging of the new one, whose commit then stops
+before or at step 4, and the next start makes that shard again. A frozen `--fresh`, which deletes
+everything, is the one case that can cost finished shards of a new driver; it checks the lease
+before each table.
 
 Finished shards can be given back to be made again (`reopen`, for `quarantine retry`). Under the
 lease, after rolling forward what a kill left, `plan.json` is replaced by one that allows another
-content of the chosen images; then the manifest of each shard is deleted, which is the reverse of
-step 3. A kill before a deletion leaves a finished shard with its old rows, a kill after it a shard
-to do; the same call goes on with the others. The published files stay as they are, so readers see
-the old rows until step 4 of the new attempt replaces them, table by table. One gap is left to
-`dhr-batch verify`, which compares checksums: a late manifest in an object store, as above, counts
-with the old files of such a shard where these happen to have the sizes it says.
+content of the chosen images; then the manifest of each shard is taken back, the reverse of step 3.
+A kill before that leaves a finished shard with its old rows, a kill after it a shard to do; the
+same call goes on with the others. The published files stay as they are, so readers see the old rows
+until step 4 of the new attempt replaces them, table by table. One gap is left to `dhr-batch
+verify`, which compares checksums: a late manifest in an object store, as above, counts with the old
+files of such a shard where these happen to have the sizes it says.
 
 A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
@@ -60,10 +71,18 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import crash, plan_file
-from dhr_batch.pipeline.lease import lease
+from dhr_batch.pipeline.lease import LeaseLost, lease
 from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.status_file import STATUS
-from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage, StorageError, connect
+from dhr_batch.pipeline.storage import (
+    LocalStorage,
+    Object,
+    Refused,
+    Storage,
+    StorageError,
+    Version,
+    connect,
+)
 
 __all__ = ["STAGING", "Refused", "RunFolder", "manifest_key", "part", "sha256", "staging"]
 
@@ -105,6 +124,7 @@ class RunFolder:
     def __init__(self, place: str | Path | Storage, lease_timeout: float = 60.0) -> None:
         self.storage = connect(place)
         self._lease = lease(self.storage, lease_timeout)
+        self._plan_version: Version | None = None
 
     def lock(self) -> None:
         """Take the run for this process. Raises Refused where another process holds it."""
@@ -123,9 +143,11 @@ class RunFolder:
 
     def plan(self) -> dict[str, Any] | None:
         """The plan this run was started with, or None for a new one. Raises Refused if damaged."""
-        content = self.storage.read(_PLAN)
-        if content is None:
+        there = self.storage.get(_PLAN)
+        self._plan_version = there.version if there else None
+        if there is None:
             return None
+        content = there.content
         try:
             plan = json.loads(content)
             if not isinstance(plan, dict):
@@ -144,17 +166,23 @@ class RunFolder:
         crash.at("after-plan")
 
     def replace_plan(self, plan: dict[str, Any]) -> None:
-        """Put a plan with more shards in place of the stored one. The caller holds the lease."""
-        self._lease.check()
-        self.storage.replace(_PLAN, plan_file.dumps(plan).encode())
+        """Put a changed plan in place of the one that `plan` returned last.
+
+        The caller holds the lease. Raises LeaseLost where another driver changed it meanwhile.
+        """
+        content = plan_file.dumps(plan).encode()
+        self.check()
+        self._plan_version = self.storage.swap(_PLAN, content, self._plan_version)
+        if self._plan_version is None:
+            raise self._changed(_PLAN)
 
     def clear(self) -> None:
         """Delete the run but not the lease, which the caller holds.
 
         The plan goes last: killed in between, the folder is a run whose shards are to be made.
         """
-        self._lease.check()
         for name in (_SHARDS, STATUS, STAGING, *TABLES, "report", "README.md", _PLAN):
+            self.check()
             self.storage.delete(name)
 
     def committed(self) -> dict[int, dict[str, Any]]:
@@ -184,13 +212,15 @@ class RunFolder:
         self._check_staged(shard, receipt)
         self.check()
         crash.at("before-manifest")
-        while not self.storage.create(manifest_key(shard), content):
-            text = self.storage.read(manifest_key(shard))
-            other = self._parse(manifest_key(shard), text) if text else None
+        key, version = manifest_key(shard), None
+        while self.storage.swap(key, content, version) is None:
+            there = self.storage.get(key)
+            other = self._parse(key, there.content) if there and there.content else None
             if other is not None and self.publish(shard, other):
                 self.discard(other["attempt"])
                 break
-            self._void(shard)
+            self.check()
+            version = there.version if there else None
         else:
             crash.at("after-manifest")
             if not self.publish(shard, receipt):
@@ -248,8 +278,10 @@ class RunFolder:
         self.replace_plan(plan)
         crash.at("after-open-marks")
         for shard in sorted(images):
+            there = self.storage.get(manifest_key(shard))
             self.check()
-            self.storage.delete(manifest_key(shard))
+            if there and there.content:
+                self._withdraw(shard, there)
             crash.at("mid-reopen")
 
     def holder(self) -> dict[str, Any] | None:
@@ -270,7 +302,7 @@ class RunFolder:
                 for table, facts in manifest["files"].items()
             )
             if not done and not self.publish(shard, manifest):
-                self._void(shard)
+                self._void(shard, manifest)
                 del manifests[shard]
         self.clear_staging()
         return manifests
@@ -284,13 +316,28 @@ class RunFolder:
                 "made again by the same command"
             ) from error
 
-    def _void(self, shard: int) -> None:
+    def _void(self, shard: int, manifest: dict[str, Any]) -> None:
         log.warning(
             "%s: shard %d was committed, but its files are gone; it is made again",
             self.storage.place,
             shard,
         )
-        self.storage.delete(manifest_key(shard))
+        there = self.storage.get(manifest_key(shard))
+        self.check()
+        if there and there.content:
+            if self._parse(manifest_key(shard), there.content) != manifest:
+                raise self._changed(manifest_key(shard))
+            self._withdraw(shard, there)
+
+    def _withdraw(self, shard: int, there: Object) -> None:
+        if not self.storage.withdraw(manifest_key(shard), there.version):
+            raise self._changed(manifest_key(shard))
+
+    def _changed(self, key: str) -> LeaseLost:
+        return LeaseLost(
+            f"{self.storage.locate(key)} was changed by another driver, which must have taken over "
+            "this run; this one stops"
+        )
 
     def clear_staging(self) -> None:
         """Delete all staging; only while no worker of this driver is running.

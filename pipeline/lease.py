@@ -23,8 +23,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline.object_storage import Object, ObjectStorage, Version
-from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage, StorageError
+from dhr_batch.pipeline.object_storage import ObjectStorage
+from dhr_batch.pipeline.storage import (
+    LocalStorage,
+    Object,
+    Refused,
+    Storage,
+    StorageError,
+    Version,
+)
 
 KEY = "_state/lease"
 _BEATS_PER_TIMEOUT = 6

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +27,16 @@ from obstore.store import from_url
 
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.scratch import scratch
-from dhr_batch.pipeline.storage import Refused, Storage, StorageError, full_disk
+from dhr_batch.pipeline.storage import (
+    Object,
+    Refused,
+    Storage,
+    StorageError,
+    Version,
+    full_disk,
+)
 
 T = TypeVar("T")
-Version = dict[str, str]
 
 # Trying these again cannot help. 404 stands for an absent bucket, 301 for another region.
 _FINAL = (
@@ -49,15 +54,6 @@ log = logging.getLogger(__name__)
 
 class _Again(Exception):
     """An answer that says nothing: the call has to be repeated."""
-
-
-@dataclass(frozen=True)
-class Object:
-    """What a key holds. modified: by the clock of the store."""
-
-    content: bytes
-    version: Version
-    modified: datetime
 
 
 class ObjectStorage(Storage):
@@ -84,11 +80,8 @@ class ObjectStorage(Storage):
     def free(self) -> int | None:
         return None
 
-    def create(self, key: str, content: bytes) -> bool:
-        return self.swap(key, content, None) is not None
-
     def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
-        """Write a key that is still at `version` (None: absent); None where it is not.
+        """As promised for all storages.
 
         A write whose answer was lost looks refused when it is repeated; finding our own content
         there tells that it had succeeded, so content must be unique to its writer.
@@ -110,12 +103,11 @@ class ObjectStorage(Storage):
     def replace(self, key: str, content: bytes) -> None:
         self._call(f"write {key}", lambda: obstore.put(self._store, key, content))
 
-    def read(self, key: str) -> bytes | None:
-        there = self.get(key)
-        return there.content if there else None
+    def withdraw(self, key: str, version: Version) -> bool:
+        # Deletions on a condition are not offered by all stores, writes are.
+        return self.swap(key, b"", version) is not None
 
     def get(self, key: str) -> Object | None:
-        """A key with its version, or None where there is none."""
         return self._call(f"read {key}", lambda: self._get(key))
 
     def now(self) -> datetime:

@@ -18,6 +18,7 @@ from dhr_batch.pipeline import lease
 from dhr_batch.pipeline.commit import Refused, RunFolder, staging
 from dhr_batch.pipeline.lease import LeaseLost
 from dhr_batch.pipeline.storage import Storage, StorageError, connect
+from dhr_batch.pipeline.verify import verify
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -330,3 +331,111 @@ def test_a_driver_that_was_frozen_stops(bucket: str) -> None:
     assert "LeaseLost" in said
     run.check()
     run.unlock()
+
+
+@pytest.fixture
+def frozen(bucket: str) -> Iterator[tuple[RunFolder, RunFolder]]:
+    """A driver that does not know yet that it was replaced, and the one that did."""
+    old, new = RunFolder(f"{bucket}/run"), RunFolder(f"{bucket}/run")
+    old.lock()
+    old.write_plan(PLAN)
+    old.storage.replace(lease.KEY, b'{"released": true}')
+    new.lock()
+    yield old, new
+    new.unlock()
+
+
+PLAN: dict[str, Any] = {"schema": 2, "shards": [["a", "b", "c"]], "contents": [[1, 2, 3]]}
+LONGER = PLAN | {"shards": [*PLAN["shards"], ["d"]], "contents": [*PLAN["contents"], [4]]}
+
+
+def test_a_frozen_driver_does_not_replace_the_plan(frozen: tuple[RunFolder, RunFolder]) -> None:
+    old, new = frozen
+    assert old.plan() == new.plan() == PLAN
+    new.replace_plan(LONGER)
+    with pytest.raises(LeaseLost, match=r"plan\.json was changed by another driver"):
+        old.replace_plan(PLAN | {"dataset": "other"})
+    assert new.plan() == LONGER
+    new.replace_plan(PLAN)
+    assert new.plan() == PLAN
+
+
+def test_a_frozen_driver_does_not_take_back_a_manifest(
+    frozen: tuple[RunFolder, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = frozen
+    late = attempt(old, 0, b"late")
+    new.clear_staging()
+    old.storage.create("_state/shards/00000.json", json.dumps(late).encode())
+    get = old.storage.get
+
+    def freezing(key: str) -> Any:
+        """The old driver has read the void manifest; before it acts, the new one goes on."""
+        there = get(key)
+        monkeypatch.undo()
+        new.recover()
+        new.commit(0, attempt(new, 0), planned=3)
+        return there
+
+    monkeypatch.setattr(old, "clear_staging", lambda: None)
+    publish = old.publish
+
+    def void(shard: int, manifest: dict[str, Any]) -> bool:
+        assert not publish(shard, manifest)
+        monkeypatch.setattr(old.storage, "get", freezing)
+        return False
+
+    monkeypatch.setattr(old, "publish", void)
+    with pytest.raises(LeaseLost, match=r"00000\.json was changed by another driver"):
+        old.recover()
+    assert list(new.committed()) == [0]
+    assert files(new.storage).keys() == {"images/part-00000.parquet", "latents/part-00000.parquet"}
+
+
+def test_a_frozen_driver_gives_no_shard_back(
+    frozen: tuple[RunFolder, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = frozen
+    new.commit(0, attempt(new, 0), planned=3)
+    get = old.storage.get
+
+    def freezing(key: str) -> Any:
+        there = get(key)
+        if key == "_state/shards/00000.json":
+            monkeypatch.undo()
+            new.reopen({0: {"a"}})
+            new.commit(0, attempt(new, 0, b"new rows"), planned=3)
+        return there
+
+    monkeypatch.setattr(old.storage, "get", freezing)
+    with pytest.raises(LeaseLost, match=r"00000\.json was changed by another driver"):
+        old.reopen({0: {"b"}})
+    assert list(new.committed()) == [0]
+    assert set(files(new.storage).values()) == {b"new rows"}
+
+
+def test_a_manifest_that_was_taken_back_is_none(run: RunFolder) -> None:
+    run.write_plan(PLAN)
+    run.commit(0, attempt(run, 0), planned=3)
+    run.reopen({0: {"a"}})
+    again = RunFolder(run.storage)
+    assert again.committed() == {}
+    found = verify(run.storage)
+    assert (found.problems, found.verified, found.shards) == ([], 0, 1)
+    assert "to be made again: shards 0" in found.notes[1]
+
+
+def test_a_key_changes_only_from_the_version_that_was_seen(place: str) -> None:
+    storage = connect(place)
+    first = storage.swap("_state/a", b"1", None)
+    assert first is not None
+    assert storage.swap("_state/a", b"2", None) is None
+    second = storage.swap("_state/a", b"22", first)
+    assert second is not None
+    assert storage.swap("_state/a", b"3", first) is None
+    assert not storage.withdraw("_state/a", first)
+    there = storage.get("_state/a")
+    assert there is not None
+    assert (there.content, there.version) == (b"22", second)
+    assert storage.withdraw("_state/a", second)
+    assert not storage.read("_state/a")
