@@ -74,6 +74,7 @@ from dhr_batch.pipeline import crash, plan_file
 from dhr_batch.pipeline.lease import LeaseLost, lease
 from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.status_file import STATUS
+from dhr_batch.pipeline.stopping import Interrupted
 from dhr_batch.pipeline.storage import (
     LocalStorage,
     Object,
@@ -138,8 +139,8 @@ class RunFolder:
         """Give the run back. A store that does not answer frees it by itself, after the timeout."""
         try:
             self._lease.release()
-        except StorageError as error:
-            log.warning("the run was not given back: %s", error)
+        except (StorageError, Interrupted) as error:
+            log.warning("the run was not given back: %s", error or "interrupted")
 
     def plan(self) -> dict[str, Any] | None:
         """The plan this run was started with, or None for a new one. Raises Refused if damaged."""

@@ -36,10 +36,6 @@ class RunFailed(RuntimeError):
     """A run cannot be finished now; what is committed stays. Exit code 1."""
 
 
-class Interrupted(Exception):
-    """The user asked to stop at once. Exit code 130."""
-
-
 class Driver:
     """Assigns shards, watches workers, replaces dead ones, commits receipts.
 
@@ -72,7 +68,7 @@ class Driver:
     def process(self, shards: Iterable[Shard]) -> bool:
         """Run shards until all are committed; False where the user stopped before.
 
-        Raises RunFailed, Interrupted, and what `on_ready` raises.
+        Raises RunFailed, stopping.Interrupted, and what `on_ready` raises.
         """
         self._queue = Queue(shards, self._blame)
         try:
@@ -91,7 +87,7 @@ class Driver:
         while self._busy() or (self._queue and not self.stopper.asked):
             self.stopper.tell(self.progress.say)
             if self.stopper.now:
-                raise Interrupted
+                raise stopping.Interrupted
             self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_WAKE_SECONDS)
             for future in ready:

@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 
-from dhr_batch.pipeline import card, devices, estimate, report, resume, status_file
+from dhr_batch.pipeline import card, devices, estimate, report, resume, status_file, stopping
 from dhr_batch.pipeline.commit import RunFolder
-from dhr_batch.pipeline.driver import Driver, Interrupted
+from dhr_batch.pipeline.driver import Driver
 from dhr_batch.pipeline.plan import Plan, Shard
 from dhr_batch.pipeline.prepare import Request, check_gpus, check_models, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
@@ -48,13 +48,14 @@ def run(plan: Plan, request: Request) -> Outcome:
 
     Raises Refused (another driver, changed settings, too little space, absent GPUs), ModelMissing
     before any worker is started, RunFailed, and StorageError where the place of the run does not
-    answer or belongs to another driver now.
+    answer or belongs to another driver now. Raises Interrupted after a second Ctrl-C where that
+    place does not answer.
     """
     check_gpus(plan, request)
     out = place(plan, request)
     run_folder = RunFolder(out, plan.config.lease_timeout)
     state = State(total=0, shards=0)
-    with Progress(state, request.progress, request.quiet) as progress:
+    with stopping.forgotten(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
             # Under the lease: until then another driver might still write the plan of this run.
@@ -125,7 +126,7 @@ def _process(
         driver = Driver(run_folder, settings, progress, workers, on_ready, status)
         try:
             return driver.process(todo)
-        except Interrupted:
+        except stopping.Interrupted:
             return False
 
 
