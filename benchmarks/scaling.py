@@ -92,9 +92,10 @@ def resume_requests(shards: int, tables: int) -> dict[str, int]:
 def driver_load(run: Run, object_store: bool) -> float:
     """Seconds of the driver's one thread per second of the run; above 1 the GPUs wait for it.
 
-    In an object store the requests of a commit follow one another.
+    In an object store four answers of a commit follow one another: for the manifest, for copies,
+    which are asked for at once, for the listing and for the deletion of the staging folder.
     """
-    answers = (run.tables + 3) * run.latency if object_store else 0.0
+    answers = 4 * run.latency if object_store else 0.0
     workers = min(run.gpus, run.shards)
     asked = workers * QUESTION / members.poll_seconds(workers)
     return run.commits_per_second * (COMMIT + answers) + asked

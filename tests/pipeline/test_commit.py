@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -439,3 +440,40 @@ def test_a_key_changes_only_from_the_version_that_was_seen(place: str) -> None:
     assert (there.content, there.version) == (b"22", second)
     assert storage.withdraw("_state/a", second)
     assert not storage.read("_state/a")
+
+
+def test_tables_are_copied_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(f"{bucket}/run")
+    run.lock()
+    publish, all_here = run.storage.publish, threading.Barrier(2)
+
+    def waiting(staged: str, final: str) -> bool:
+        all_here.wait(timeout=60)
+        return publish(staged, final)
+
+    monkeypatch.setattr(run.storage, "publish", waiting)
+    run.commit(4, attempt(run, 4), planned=3)
+    assert files(run.storage) == DONE
+    run.unlock()
+
+
+def test_a_copy_that_fails_is_made_by_the_next_start(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(f"{bucket}/run")
+    run.lock()
+    publish = run.storage.publish
+
+    def failing(staged: str, final: str) -> bool:
+        if final.startswith("images"):
+            raise StorageError("the store is away")
+        return publish(staged, final)
+
+    monkeypatch.setattr(run.storage, "publish", failing)
+    with pytest.raises(StorageError, match="the store is away"):
+        run.commit(4, attempt(run, 4), planned=3)
+    assert set(files(run.storage).values()) == {b"rows"}
+    monkeypatch.undo()
+    assert list(run.recover()) == [4]
+    assert files(run.storage) == DONE
+    run.unlock()
