@@ -66,11 +66,12 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import crash, plan_file, stopping
+from dhr_batch.pipeline.finished import Alike, Finished
 from dhr_batch.pipeline.lease import LeaseLost, lease
 from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.status_file import STATUS
@@ -93,6 +94,8 @@ _SHARDS = "_state/shards"
 _PLAN = "plan.json"
 # Manifests are small and an object store answers each in tens of milliseconds.
 _READERS = 16
+# As many are held as a whole, of each a few kilobytes.
+_MANIFESTS = 1000
 # Tables of a shard that are copied at once: all of them.
 _COPIES = 8
 
@@ -146,26 +149,25 @@ class RunFolder:
             log.warning("the run was not given back: %s", error or "interrupted")
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan this run was started with, or None for a new one. Raises Refused if damaged."""
+        """The plan this run was started with, or None for a new one. Raises Refused if damaged.
+
+        Its lists of shards may be `plan_file.Rows`.
+        """
         there = self.storage.get(_PLAN)
         self._plan_version = there.version if there else None
         if there is None:
             return None
-        content = there.content
         try:
-            plan = json.loads(content)
-            if not isinstance(plan, dict):
-                raise ValueError("not a JSON object")
+            return plan_file.loads(there.content)
         except ValueError as error:
-            problem = f"damaged ({error})" if content else "empty"
+            problem = f"damaged ({error})" if there.content else "empty"
             raise Refused(
                 f"{self.storage.locate(_PLAN)} is {problem}, so nobody can tell which images the "
                 "finished shards hold: put back a copy of it, or choose another folder with --out"
             ) from error
-        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        if not self.storage.create(_PLAN, plan_file.dumps(plan).encode()):
+        if not self.storage.create(_PLAN, plan_file.dumps(plan)):
             raise Refused(f"{self.storage.locate(_PLAN)} appeared while starting: start again")
         crash.at("after-plan")
 
@@ -174,7 +176,7 @@ class RunFolder:
 
         The caller holds the lease. Raises LeaseLost where another driver changed it meanwhile.
         """
-        content = plan_file.dumps(plan).encode()
+        content = plan_file.dumps(plan)
         self.check()
         self._plan_version = self.storage.swap(_PLAN, content, self._plan_version)
         if self._plan_version is None:
@@ -189,13 +191,26 @@ class RunFolder:
             self.check()
             self.storage.delete(name)
 
-    def committed(self) -> dict[int, dict[str, Any]]:
-        """Manifests of the committed shards by shard number."""
+    def committed(self) -> dict[int, Finished]:
+        """What is known of the committed shards, by shard number."""
+        return self._each_manifest(lambda _, manifest: True)
+
+    def _each_manifest(self, counts: Callable[[int, dict[str, Any]], bool]) -> dict[int, Finished]:
+        """Read all manifests; keep a little of those that count."""
         keys = sorted(key for key in self.storage.sizes(_SHARDS) if key.endswith(".json"))
+        found, alike = {}, Alike()
+        for first in range(0, len(keys), _MANIFESTS):
+            some = keys[first : first + _MANIFESTS]
+            for key, content in zip(some, self._read(some), strict=True):
+                if content:
+                    shard, manifest = _number(key), self._parse(key, content)
+                    if counts(shard, manifest):
+                        found[shard] = alike.finished(manifest)
+        return found
+
+    def _read(self, keys: list[str]) -> list[bytes | None]:
         read = self.storage.read
-        contents = stopping.interruptible(lambda: together(read, keys, _READERS))
-        found = zip(keys, contents, strict=True)
-        return {_number(key): self._parse(key, content) for key, content in found if content}
+        return stopping.interruptible(lambda: together(read, keys, _READERS))
 
     def new_attempt(self, shard: int, number: int) -> str:
         """A name that no other attempt has had or will have."""
@@ -301,24 +316,27 @@ class RunFolder:
         """The process that works on the run now: host and pid, as far as known; None: nobody."""
         return self._lease.holder()
 
-    def recover(self) -> dict[int, dict[str, Any]]:
+    def recover(self) -> dict[int, Finished]:
         """Finish what a killed run left: publish committed shards, delete all other staging.
 
-        Returns the manifests of the committed shards.
+        Returns what is known of the committed shards.
         """
-        manifests = self.committed()
         sizes = self.storage.sizes()
-        for shard, manifest in list(manifests.items()):
+
+        def counts(shard: int, manifest: dict[str, Any]) -> bool:
             done = all(
                 sizes.get(part(table, shard)) == facts["bytes"]
                 and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
                 for table, facts in manifest["files"].items()
             )
-            if not done and not self.publish(shard, manifest):
-                self._void(shard, manifest)
-                del manifests[shard]
+            if done or self.publish(shard, manifest):
+                return True
+            self._void(shard, manifest)
+            return False
+
+        finished = self._each_manifest(counts)
         self.clear_staging()
-        return manifests
+        return finished
 
     def _parse(self, key: str, content: bytes) -> dict[str, Any]:
         try:

@@ -46,17 +46,22 @@ class Plan:
     def images(self) -> int:
         return sum(len(shard.items) for shard in self.shards)
 
+    def head(self) -> dict[str, Any]:
+        """The content of `plan.json` without the images."""
+        return {
+            "schema": SCHEMA,
+            "dataset": self.dataset.name,
+            "config": self.config.model_dump(),
+            "fingerprint": fingerprint(self),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`. No paths: a dataset may move.
 
         shards: image ids by shard. contents: beside each id what a changed file would change; null
         in a stored plan where `quarantine retry` allows another content.
         """
-        return {
-            "schema": SCHEMA,
-            "dataset": self.dataset.name,
-            "config": self.config.model_dump(),
-            "fingerprint": fingerprint(self),
+        return self.head() | {
             "shards": [[item.image_id for item in shard.items] for shard in self.shards],
             "contents": [[item.mark for item in shard.items] for shard in self.shards],
         }

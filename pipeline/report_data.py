@@ -102,7 +102,7 @@ def load(run: Storage, max_images: int) -> RunData:
             f"{run.place} is not a run: it has neither plan.json nor tables. "
             "Make one with 'dhr-batch run --dataset NAME --out DIR'."
         )
-    manifests = folder.committed()
+    finished = folder.committed().values()
     metrics = _metrics(run)
     quarantine = list(
         read(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
@@ -117,7 +117,7 @@ def load(run: Storage, max_images: int) -> RunData:
         metrics=metrics,
         quarantine=quarantine,
         in_domain_face=_face_shares(run),
-        models=sorted({m for shard in manifests.values() for m in shard.get("models", ())}),
+        models=sorted({model for shard in finished for model in shard.models}),
         throughput=status_file.throughput(run),
     )
 
