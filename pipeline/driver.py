@@ -20,7 +20,7 @@ from dhr_batch.pipeline.members import Member
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress, duration
 from dhr_batch.pipeline.status import Status
-from dhr_batch.pipeline.storage import StorageError
+from dhr_batch.pipeline.storage import LocalStorage, StorageError
 from dhr_batch.pipeline.tasks import Queue, Task, describe
 from dhr_batch.pipeline.worker import Settings
 from dhr_batch.stages import failures
@@ -77,8 +77,9 @@ class Driver:
                     self._start(number)
                 self._loop()
         finally:
-            for member in self._members.values():
-                ray.kill(member.handle)
+            # In a folder they are where they belong.
+            away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.now
+            members.end(self._members.values(), closing=away)
             self._members.clear()
         self.status.update(self._workers, now=True)
         return not self._queue

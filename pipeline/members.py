@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from dhr_batch.pipeline.worker import Settings
 
 # Time to answer a question, on top of what an image may take.
 _GRACE_SECONDS = 5.0
+_CLOSING_SECONDS = 10.0
 # A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
 # from committing. The answer is taken in one poll later, so two polls must fit into the grace.
 _POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
@@ -137,6 +139,16 @@ def short(error: RayError) -> str:
 def lost_node(error: RayError) -> bool:
     """Whether a whole machine went away, which says nothing about what its workers did."""
     return isinstance(error, ActorUnavailableError) or "node has died" in str(error)
+
+
+def end(workers: Iterable[Member], closing: bool) -> None:
+    """End the processes. closing: let those that run bring their logs away, for some seconds."""
+    workers = list(workers)
+    closed = [member.handle.close.remote() for member in workers if member.where and closing]
+    if closed:
+        ray.wait(closed, num_returns=len(closed), timeout=_CLOSING_SECONDS)
+    for member in workers:
+        ray.kill(member.handle)
 
 
 def slots(settings: Settings) -> int:
