@@ -222,21 +222,20 @@ def _peak_mb() -> float:
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
-def measure(images: int) -> dict[str, float]:
-    """All figures; the names are those of `LIMITS` and some that explain them."""
+def measure(images: int) -> Iterator[dict[str, float]]:
+    """All figures, as they come; the names are those of `LIMITS` and some that explain them."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with tempfile.TemporaryDirectory() as name:
-        figures = large_plan(1_000_000, Path(name))
+        yield large_plan(1_000_000, Path(name))
     ray.init(address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            figures |= engine(folder, images)
-            figures |= soak(folder, 2000)
-            figures |= speedup(folder)
+            yield engine(folder, images)
+            yield soak(folder, 2000)
+            yield speedup(folder)
     finally:
         ray.shutdown()
-    return figures
 
 
 def holds(name: str, value: float) -> bool:
@@ -248,13 +247,15 @@ def holds(name: str, value: float) -> bool:
 @click.option("--images", default=6400, show_default=True, type=click.IntRange(128))
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 def main(images: int, file: Path | None) -> None:
-    figures = measure(images)
-    for name, value in figures.items():
-        limit = ""
-        if name in LIMITS:
-            verdict = "" if holds(name, value) else "   MISSED"
-            limit = f"   {LIMITS[name][0]} {LIMITS[name][1]:g}{verdict}"
-        click.echo(f"{name:24}{value:12.2f}{limit}")
+    figures: dict[str, float] = {}
+    for some in measure(images):
+        figures |= some
+        for name, value in some.items():
+            limit = ""
+            if name in LIMITS:
+                verdict = "" if holds(name, value) else "   MISSED"
+                limit = f"   {LIMITS[name][0]} {LIMITS[name][1]:g}{verdict}"
+            click.echo(f"{name:24}{value:12.2f}{limit}")
     if file is not None:
         file.write_text(json.dumps(figures | {"rows": list(figures.items())}, indent=2))
 

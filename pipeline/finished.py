@@ -31,10 +31,10 @@ class Alike:
         self._known: dict[Any, Any] = {}
 
     def finished(self, manifest: Mapping[str, Any]) -> Finished:
-        rows = {table: facts.get("rows", 0) for table, facts in manifest["files"].items()}
+        rows = {table: facts.get("rows", 0) for table, facts in manifest.get("files", {}).items()}
         made = Finished(
-            ok=manifest["ok"],
-            quarantined=manifest["quarantined"],
+            ok=manifest.get("ok", 0),
+            quarantined=manifest.get("quarantined", 0),
             attempts=manifest.get("attempts", 1),
             errors=self._one(tuple(sorted(manifest.get("errors", {}).items()))),
             rows=self._one(tuple(rows.items())),

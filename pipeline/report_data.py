@@ -135,6 +135,11 @@ def read(
     try:
         data = ds.dataset(parts, format="parquet", filesystem=run.files)
         keep = None if image_ids is None else ds.field("image_id").isin(list(image_ids))
+        if keep is not None:
+            # A filter alone would read the pictures of all rows to find those of some.
+            fragments = data.get_fragments()
+            paths = [part.path for part in fragments if part.count_rows(filter=keep)]
+            data = ds.dataset(paths, data.schema, format="parquet", filesystem=run.files)
         names = [name for name in columns if name in data.schema.names]
         for batch in data.to_batches(columns=names, filter=keep, batch_size=64):
             yield from batch.to_pylist()

@@ -354,3 +354,20 @@ def test_throughput_leaves_pauses_out(make_run: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("points", [[], [[1.0, 5]], [[1.0, 5], [1.0, 9]], [[1.0, 5], [9.0, 5]]])
 def test_no_throughput_without_progress(points: list[list[float]]) -> None:
     assert report_tables.throughput(points) is None
+
+
+def test_pictures_that_are_not_shown_are_not_read(make_run: Callable[..., Path]) -> None:
+    """Those of a part without any shown image are damaged here, and nobody notices."""
+    run = make_run()
+    path = sorted((run / "images").glob("part-*.parquet"))[-1]
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = (group.column(index) for index in range(group.num_columns))
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == "image.bytes")
+    content = bytearray(path.read_bytes())
+    start, length = chunk.dictionary_page_offset, chunk.total_compressed_size
+    content[start : start + length] = b"\xff" * length
+    path.write_bytes(content)
+    first = report_data.load(connect(run), max_images=1).rows
+    assert [row.image_id for row in first] == IDS[:1]
+    with pytest.raises(report_data.ReportError, match="images"):
+        report_data.load(connect(run), max_images=3)
