@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from dhr_batch import __version__
 from dhr_batch.pipeline import contact_sheet, models, report_tables
+from dhr_batch.pipeline.plan_file import Rows
 from dhr_batch.pipeline.report_data import (
     MIN_IN_DOMAIN_FACE,
     ReportError,
@@ -200,6 +201,8 @@ def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [row for part in rows for row in part]
     if not prefix:
         return []
+    if isinstance(tree, Rows):
+        return [(prefix, f"{len(tree)} entries")]
     text = tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)
     if isinstance(tree, list) and len(text) > SETTING_WIDTH:
         text = f"{len(tree)} entries"

@@ -17,7 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline import contact_sheet, report, report_data, report_tables, schemas, tables
+from dhr_batch.pipeline import (
+    contact_sheet,
+    plan_file,
+    report,
+    report_data,
+    report_tables,
+    schemas,
+    tables,
+)
 from dhr_batch.pipeline.storage import connect
 
 HOSTILE = '<script>alert(1)</script>"|`.png'
@@ -371,3 +379,14 @@ def test_pictures_that_are_not_shown_are_not_read(make_run: Callable[..., Path])
     assert [row.image_id for row in first] == IDS[:1]
     with pytest.raises(report_data.ReportError, match="images"):
         report_data.load(connect(run), max_images=3)
+
+
+def test_a_plan_as_it_is_stored_is_counted_in_the_settings(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    plan = json.loads((run / "plan.json").read_text()) | {
+        "shards": [IDS[:2], IDS[2:]],
+        "contents": [[1, 2], [3]],
+    }
+    (run / "plan.json").write_bytes(plan_file.dumps(plan))
+    page = write(run).read_text("utf-8")
+    assert re.search(r"shards</\w+>\s*<\w+[^>]*>2 entries<", page)
