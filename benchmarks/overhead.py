@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -24,9 +25,10 @@ import ray
 from dhr_batch.benchmarks.no_op import NAMES, write_images
 from dhr_batch.pipeline import config, plan, resume, runner
 from dhr_batch.pipeline import driver as driver_module
-from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.commit import RunFolder, manifest_key, part
 from dhr_batch.pipeline.datasets import Dataset
 from dhr_batch.pipeline.prepare import Request
+from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.sources import Item
 
 # What each figure is held to: the least or the most.
@@ -37,9 +39,13 @@ LIMITS: dict[str, tuple[str, float]] = {
     "driver_new_files": ("<=", 2),
     "plan_seconds": ("<", 60),
     "plan_memory_mb": ("<", 1000),
+    "resume_seconds": ("<", 60),
     "resume_memory_mb": ("<", 1000),
     "eight_workers_speedup": (">=", 0.95 * 8),
 }
+
+
+_TABLES = RunInfo(rows=0, embedder="").tables
 
 
 @dataclass
@@ -50,8 +56,10 @@ class Watch:
     memory: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
     waited: float = 0.0
+    waits: list[float] = field(default_factory=list)
 
     def note(self) -> None:
+        self.waits.append(self.waited)
         self.commits.append(time.perf_counter())
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.memory.append(pages * resource.getpagesize())
@@ -111,10 +119,11 @@ def engine(folder: Path, images: int) -> dict[str, float]:
     """Two workers, shards of 32."""
     items = write_images(folder / "in", images)
     watch = run(items, folder / "engine", 2, 32)
-    wall = watch.commits[-1] - watch.commits[0]
+    # From the first commit to the last: before, the driver waits for its workers.
+    wall, waited = (times[-1] - times[0] for times in (watch.commits, watch.waits))
     return {
         "images_per_second": rate(watch, 2, 32),
-        "driver_ms_per_shard": 1000 * max(0.0, wall - watch.waited) / len(watch.commits),
+        "driver_ms_per_shard": 1000 * (wall - waited) / (len(watch.commits) - 1),
     }
 
 
@@ -141,11 +150,11 @@ def speedup(folder: Path) -> dict[str, float]:
 def large_plan(images: int, folder: Path) -> dict[str, float]:
     """Start and resume a million images as far as the first worker, each in a process of its own.
 
-    The stages here need no torch. A driver of the real ones imports it to read their options;
-    what that takes comes on top and is measured alone.
+    With torch, which a driver imports to read the options of the stages. The resume is of a run
+    whose shards are all finished but one, the most that a driver has to know.
     """
     figures: dict[str, float] = {"plan_images": images}
-    for work in (_start, _resume, _torch):
+    for work in (_start, _finish, _resume, _torch):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             figures |= pool.apply(work, (images, folder))
     return figures
@@ -153,10 +162,12 @@ def large_plan(images: int, folder: Path) -> dict[str, float]:
 
 def _listed(images: int) -> list[Item]:
     names = (f"{i // 1000:04}/{i:07}.jpg" for i in range(images))
-    return [Item(name, "/data/", name, size=100_000) for name in names]
+    # No two files of a real folder are of one size.
+    return [Item(name, "/data/", name, size=100_000 + i) for i, name in enumerate(names)]
 
 
 def _start(images: int, folder: Path) -> dict[str, float]:
+    import_module("torch")
     began = time.perf_counter()
     run_folder = RunFolder(folder)
     run_folder.write_plan(made(_listed(images), 8, 32).to_json())
@@ -164,17 +175,48 @@ def _start(images: int, folder: Path) -> dict[str, float]:
     return {"plan_file_mb": written / 1e6, "plan_seconds": seconds, "plan_memory_mb": _peak_mb()}
 
 
+def _finish(images: int, folder: Path) -> dict[str, float]:
+    """Manifests of all shards but one, without the care of a commit, which takes minutes."""
+    facts = {"rows": 32, "bytes": 0, "sha256": "0" * 64}
+    (folder / "_state" / "shards").mkdir(parents=True)
+    for shard in range(math.ceil(images / 32) - 1):
+        receipt = {
+            "attempt": f"{shard:05d}.1.{shard:08x}",
+            "files": dict.fromkeys(_TABLES, facts),
+            "ok": 32,
+            "quarantined": 0,
+            "errors": {},
+            "models": ["mobilestylegan-256", "stlpips-alex"],
+        }
+        (folder / manifest_key(shard)).write_text(json.dumps(receipt, indent=1))
+    return {"finished_shards": math.ceil(images / 32) - 1}
+
+
 def _resume(images: int, folder: Path) -> dict[str, float]:
+    import_module("torch")
     began = time.perf_counter()
-    plan = resume.continued(RunFolder(folder), folder, made(_listed(images), 8, 32))
+    run_folder = RunFolder(folder)
+    run_folder.lock()
+    plan = resume.continued(run_folder, folder, made(_listed(images), 8, 32))
+    listed = run_folder.storage.sizes
+
+    def sizes(prefix: str = "") -> dict[str, int]:
+        """With the tables, which are too many files for a benchmark."""
+        shards = range(len(plan.shards) - 1) if prefix == "" else ()
+        return listed(prefix) | {part(table, i): 0 for i in shards for table in _TABLES}
+
+    run_folder.storage.sizes = sizes  # type: ignore[method-assign]
+    finished = run_folder.recover()
     assert plan.images == images
+    assert len(finished) == len(plan.shards) - 1
     return {"resume_seconds": time.perf_counter() - began, "resume_memory_mb": _peak_mb()}
 
 
 def _torch(images: int, folder: Path) -> dict[str, float]:
-    before = _peak_mb()
+    """What of these figures is not the plan's."""
+    engine = _peak_mb()
     import_module("torch")
-    return {"torch_memory_mb": _peak_mb() - before}
+    return {"engine_memory_mb": engine, "torch_memory_mb": _peak_mb() - engine}
 
 
 def _peak_mb() -> float:
@@ -183,21 +225,20 @@ def _peak_mb() -> float:
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
-def measure(images: int) -> dict[str, float]:
-    """All figures; the names are those of `LIMITS` and some that explain them."""
+def measure(images: int) -> Iterator[dict[str, float]]:
+    """All figures, as they come; the names are those of `LIMITS` and some that explain them."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with tempfile.TemporaryDirectory() as name:
-        figures = large_plan(1_000_000, Path(name))
-    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
+        yield large_plan(1_000_000, Path(name))
+    ray.init(address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            figures |= engine(folder, images)
-            figures |= soak(folder, 2000)
-            figures |= speedup(folder)
+            yield engine(folder, images)
+            yield soak(folder, 2000)
+            yield speedup(folder)
     finally:
         ray.shutdown()
-    return figures
 
 
 def holds(name: str, value: float) -> bool:
@@ -209,13 +250,15 @@ def holds(name: str, value: float) -> bool:
 @click.option("--images", default=6400, show_default=True, type=click.IntRange(128))
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 def main(images: int, file: Path | None) -> None:
-    figures = measure(images)
-    for name, value in figures.items():
-        limit = ""
-        if name in LIMITS:
-            verdict = "" if holds(name, value) else "   MISSED"
-            limit = f"   {LIMITS[name][0]} {LIMITS[name][1]:g}{verdict}"
-        click.echo(f"{name:24}{value:12.2f}{limit}")
+    figures: dict[str, float] = {}
+    for some in measure(images):
+        figures |= some
+        for name, value in some.items():
+            limit = ""
+            if name in LIMITS:
+                verdict = "" if holds(name, value) else "   MISSED"
+                limit = f"   {LIMITS[name][0]} {LIMITS[name][1]:g}{verdict}"
+            click.echo(f"{name:24}{value:12.2f}{limit}")
     if file is not None:
         file.write_text(json.dumps(figures | {"rows": list(figures.items())}, indent=2))
 

@@ -23,8 +23,9 @@ from dhr_batch.pipeline.schemas import RunInfo
 
 # Driver time of a shard in a local folder, and of one question to a worker; seconds.
 COMMIT, QUESTION = 0.011, 0.00016
-# Bytes of a driver that resumes: without images and with torch, per image, per finished shard.
-DRIVER, PER_IMAGE, PER_MANIFEST = 0.73e9, 413, 6200
+# Bytes of a driver that resumes: without images and with torch; per image, in shards of 32 that are
+# finished already.
+DRIVER, PER_IMAGE = 0.676e9, 304
 # Of an image in plan.json where ids have 16 characters.
 PLAN_BYTES = 28
 # Keys in one answer to a listing; bytes above which a file is uploaded in parts of this size.
@@ -92,9 +93,10 @@ def resume_requests(shards: int, tables: int) -> dict[str, int]:
 def driver_load(run: Run, object_store: bool) -> float:
     """Seconds of the driver's one thread per second of the run; above 1 the GPUs wait for it.
 
-    In an object store the requests of a commit follow one another.
+    In an object store four answers of a commit follow one another: for the manifest, for copies,
+    which are asked for at once, for the listing and for the deletion of the staging folder.
     """
-    answers = (run.tables + 3) * run.latency if object_store else 0.0
+    answers = 4 * run.latency if object_store else 0.0
     workers = min(run.gpus, run.shards)
     asked = workers * QUESTION / members.poll_seconds(workers)
     return run.commits_per_second * (COMMIT + answers) + asked
@@ -123,7 +125,7 @@ def evaluate(run: Run) -> dict[str, str]:
     requests = run.shards * (sum(per_shard.values()) + extra)
     writes = (requests - run.shards * (per_shard["GET"] + per_shard["LIST"])) / run.wall
     lost = run.gpus * run.shard_seconds / 2
-    memory = DRIVER + PER_IMAGE * run.images + PER_MANIFEST * run.shards
+    memory = DRIVER + PER_IMAGE * run.images
     return {
         "wall time": duration(run.wall),
         "GPU time": f"{run.images * run.seconds / 3600:,.0f} h",
@@ -156,7 +158,7 @@ def simulations() -> list[dict[str, float]]:
     import ray
 
     rows = []
-    ray.init(num_cpus=16, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=16, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         for workers in (1, 4, 16):
             with tempfile.TemporaryDirectory() as name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import ray
 
 from dhr_batch.pipeline.plan import Shard
-from dhr_batch.pipeline.storage import LocalStorage, connect
+from dhr_batch.pipeline.storage import connect
 from dhr_batch.pipeline.worker import Lost, Settings, Worker
+from dhr_batch.pipeline.worker_log import WorkerLog
 
 log = logging.getLogger("dhr_batch")
 
@@ -30,11 +30,11 @@ class ShardActor(Worker):
         """
         where = ray.get_runtime_context()
         gpus = where.get_accelerator_ids().get("GPU", [])
-        self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus}
-        out = connect(self.settings.out)
-        if isinstance(out, LocalStorage):
-            _log_to(out.root / "_state" / "logs" / f"worker-{self._number}.log")
+        node = where.get_node_id()[:12]
+        self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus, "node": node}
+        self._log = WorkerLog(connect(self.settings.out), self._number)
         log.info("worker %d started: %s", self._number, self._where)
+        self._log.sync()
         return self._where
 
     def setup(self) -> dict[str, Any]:
@@ -58,6 +58,11 @@ class ShardActor(Worker):
     def events(self) -> dict[str, Any]:  # type: ignore[override]
         return super().events()
 
+    @ray.method(concurrency_group="progress")
+    def close(self) -> None:
+        """The last call: sees that the log is where the run is."""
+        self._log.close()
+
     def _signed(self, receipt: dict[str, Any]) -> dict[str, Any]:
         return receipt | {"worker": {"number": self._number, **self._where}}
 
@@ -67,16 +72,8 @@ class ShardActor(Worker):
         except Exception:
             log.exception("worker %d", self._number)
             raise
-
-
-def _log_to(path: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    # Where a crash in compiled code happened is known to nobody else.
-    faulthandler.enable(handler.stream)
+        finally:
+            self._log.sync()
 
 
 def remote(gpu_share: float, cpus: float) -> Any:

@@ -38,25 +38,21 @@ Faces are personal data: consent and the licences of the photographs and models 
 
 
 def write(
-    place: str | Path | Storage, plan: dict[str, Any], manifests: Mapping[int, dict[str, Any]]
+    place: str | Path | Storage, plan: dict[str, Any], images: int, rows: Mapping[str, int]
 ) -> None:
     """Write README.md into a run, with one `configs:` entry per table that has rows.
 
-    manifests: of the committed shards, by shard number; their row counts are trusted, since one
-    request per table and shard takes minutes in an object store. `datasets` cannot load a table
-    without any row, so such tables are left out.
+    plan: its settings. images: planned. rows: by table, as the manifests say, since one request per
+    table and shard takes minutes in an object store. `datasets` cannot load a table without any
+    row, so such tables are left out.
     """
     run = connect(place)
-    counts: dict[str, int] = {}
-    for table in TABLES:
-        files = [m["files"][table] for m in manifests.values() if table in m["files"]]
-        if files:
-            counts[table] = sum(facts["rows"] for facts in files)
+    counts = {table: rows[table] for table in TABLES if table in rows}
     head = {
         "configs": [
             {"config_name": table, "data_files": f"{table}/part-*.parquet"}
-            for table, rows in counts.items()
-            if rows
+            for table, count in counts.items()
+            if count
         ]
     }
     generator = registry.label(plan["config"]["generator"])
@@ -64,12 +60,12 @@ def write(
         name=run.name,
         folder=run.place if "://" in run.place else run.name,
         version=plan["fingerprint"]["version"],
-        images=sum(len(shard) for shard in plan["shards"]),
+        images=images,
         dataset=plan["dataset"],
         generator=generator,
         warning=" **Random weights: no picture or number means anything.**"
         if generator == "tiny"
         else "",
-        counts="\n".join(f"| {table} | {rows} |" for table, rows in counts.items()),
+        counts="\n".join(f"| {table} | {count} |" for table, count in counts.items()),
     )
     run.replace("README.md", f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode())

@@ -17,9 +17,10 @@ makes a kill at any moment harmless:
    store), so exactly one attempt of a shard can win. This is the commit point; the manifest is
    complete and durable when its name appears.
 4. The driver publishes the files as `{table}/part-00017.parquet`: by a move in a folder, by a
-   server-side copy in an object store. Each is atomic and may be repeated, and neither needs the
-   whole table to be written again. A kill in between leaves a committed shard whose remaining files
-   are still staged: the next start reads the manifest and publishes them (rolls forward).
+   server-side copy in an object store, all tables at once. Each is atomic and may be repeated, in
+   any order, and neither needs the whole table to be written again. A kill in between leaves a
+   committed shard of which some files are only staged: the next start reads the manifest and
+   publishes them (rolls forward).
 5. The staging folder is removed, last, because step 4 may still need it.
 
 Committing before publishing means that readers may briefly miss tables of a committed shard but
@@ -30,18 +31,29 @@ Only the driver that holds the lease (`pipeline/lease.py`) commits, and it check
 will ever commit. A lease in an object store can be lost between the check and the write, when the
 machine freezes in between; the new driver has then deleted the staging that the late manifest
 names. Therefore a manifest counts only if each of its files is staged or published with the size
-it says; one that does not is void, and whoever holds the lease deletes it and makes the shard
-again. A late manifest whose files are all there is as good as any: the shard is finished by it,
-and the other attempt is discarded.
+it says; one that does not is void, and whoever holds the lease puts its own in its place. A late
+manifest whose files are all there is as good as any: the shard is finished by it, and the other
+attempt is discarded.
+
+Writes that change something take effect only while it is as the writer has seen it: `plan.json` and
+manifests are replaced and taken back on the condition of their etag. A driver that was frozen
+before such a write finds the content of the new driver there, changes nothing and stops. Not every
+store deletes on a condition, so a manifest that is taken back there is left empty, which readers
+take for none. In a folder the lease is a lock that a frozen process still holds, so that nobody can
+take over before it is gone; it is checked, with the file's identity, right before the change. What
+remains are deletions: a frozen driver may delete staging of the new one, whose commit then stops
+before or at step 4, and the next start makes that shard again. A frozen `--fresh`, which deletes
+everything, is the one case that can cost finished shards of a new driver; it checks the lease
+before each table.
 
 Finished shards can be given back to be made again (`reopen`, for `quarantine retry`). Under the
 lease, after rolling forward what a kill left, `plan.json` is replaced by one that allows another
-content of the chosen images; then the manifest of each shard is deleted, which is the reverse of
-step 3. A kill before a deletion leaves a finished shard with its old rows, a kill after it a shard
-to do; the same call goes on with the others. The published files stay as they are, so readers see
-the old rows until step 4 of the new attempt replaces them, table by table. One gap is left to
-`dhr-batch verify`, which compares checksums: a late manifest in an object store, as above, counts
-with the old files of such a shard where these happen to have the sizes it says.
+content of the chosen images; then the manifest of each shard is taken back, the reverse of step 3.
+A kill before that leaves a finished shard with its old rows, a kill after it a shard to do; the
+same call goes on with the others. The published files stay as they are, so readers see the old rows
+until step 4 of the new attempt replaces them, table by table. One gap is left to `dhr-batch
+verify`, which compares checksums: a late manifest in an object store, as above, counts with the old
+files of such a shard where these happen to have the sizes it says.
 
 A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
@@ -54,16 +66,26 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline import crash, plan_file
-from dhr_batch.pipeline.lease import lease
+from dhr_batch.pipeline import crash, plan_file, stopping
+from dhr_batch.pipeline.finished import Alike, Finished
+from dhr_batch.pipeline.lease import LeaseLost, lease
 from dhr_batch.pipeline.schemas import TABLES
 from dhr_batch.pipeline.status_file import STATUS
-from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage, StorageError, connect
+from dhr_batch.pipeline.stopping import Interrupted
+from dhr_batch.pipeline.storage import (
+    LocalStorage,
+    Object,
+    Refused,
+    Storage,
+    StorageError,
+    Version,
+    connect,
+)
+from dhr_batch.pipeline.threads import together
 
 __all__ = ["STAGING", "Refused", "RunFolder", "manifest_key", "part", "sha256", "staging"]
 
@@ -72,6 +94,10 @@ _SHARDS = "_state/shards"
 _PLAN = "plan.json"
 # Manifests are small and an object store answers each in tens of milliseconds.
 _READERS = 16
+# As many are held as a whole, of each a few kilobytes.
+_MANIFESTS = 1000
+# Tables of a shard that are copied at once: all of them.
+_COPIES = 8
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +131,7 @@ class RunFolder:
     def __init__(self, place: str | Path | Storage, lease_timeout: float = 60.0) -> None:
         self.storage = connect(place)
         self._lease = lease(self.storage, lease_timeout)
+        self._plan_version: Version | None = None
 
     def lock(self) -> None:
         """Take the run for this process. Raises Refused where another process holds it."""
@@ -118,52 +145,83 @@ class RunFolder:
         """Give the run back. A store that does not answer frees it by itself, after the timeout."""
         try:
             self._lease.release()
-        except StorageError as error:
-            log.warning("the run was not given back: %s", error)
+        except (StorageError, Interrupted) as error:
+            log.warning("the run was not given back: %s", error or "interrupted")
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan this run was started with, or None for a new one. Raises Refused if damaged."""
-        content = self.storage.read(_PLAN)
-        if content is None:
+        """The plan this run was started with, or None for a new one. Raises Refused if damaged.
+
+        Its lists of shards may be `plan_file.Rows`.
+        """
+        there = self.storage.get(_PLAN)
+        self._plan_version = there.version if there else None
+        if there is None:
             return None
         try:
-            plan = json.loads(content)
-            if not isinstance(plan, dict):
-                raise ValueError("not a JSON object")
+            return plan_file.loads(there.content)
         except ValueError as error:
-            problem = f"damaged ({error})" if content else "empty"
+            problem = f"damaged ({error})" if there.content else "empty"
             raise Refused(
                 f"{self.storage.locate(_PLAN)} is {problem}, so nobody can tell which images the "
                 "finished shards hold: put back a copy of it, or choose another folder with --out"
             ) from error
-        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        if not self.storage.create(_PLAN, plan_file.dumps(plan).encode()):
+        if not self.storage.create(_PLAN, plan_file.dumps(plan)):
             raise Refused(f"{self.storage.locate(_PLAN)} appeared while starting: start again")
         crash.at("after-plan")
 
     def replace_plan(self, plan: dict[str, Any]) -> None:
-        """Put a plan with more shards in place of the stored one. The caller holds the lease."""
-        self._lease.check()
-        self.storage.replace(_PLAN, plan_file.dumps(plan).encode())
+        """Put a changed plan in place of the one that `plan` returned last.
+
+        The caller holds the lease. Raises LeaseLost where another driver changed it meanwhile.
+        """
+        content = plan_file.dumps(plan)
+        self.check()
+        self._plan_version = self.storage.swap(_PLAN, content, self._plan_version)
+        if self._plan_version is None:
+            raise self._changed(_PLAN)
 
     def clear(self) -> None:
         """Delete the run but not the lease, which the caller holds.
 
         The plan goes last: killed in between, the folder is a run whose shards are to be made.
         """
-        self._lease.check()
         for name in (_SHARDS, STATUS, STAGING, *TABLES, "report", "README.md", _PLAN):
+            self.check()
             self.storage.delete(name)
 
-    def committed(self) -> dict[int, dict[str, Any]]:
-        """Manifests of the committed shards by shard number."""
+    def committed(self) -> dict[int, Finished]:
+        """What is known of the committed shards, by shard number."""
+        return self._each_manifest(lambda _, manifest: True)
+
+    def manifests(self) -> dict[int, dict[str, Any]]:
+        """All that is known of the committed shards, by shard number: a few kilobytes each."""
+        found: dict[int, dict[str, Any]] = {}
+
+        def keep(shard: int, manifest: dict[str, Any]) -> bool:
+            found[shard] = manifest
+            return True
+
+        self._each_manifest(keep)
+        return found
+
+    def _each_manifest(self, counts: Callable[[int, dict[str, Any]], bool]) -> dict[int, Finished]:
+        """Read all manifests; keep a little of those that count."""
         keys = sorted(key for key in self.storage.sizes(_SHARDS) if key.endswith(".json"))
-        with ThreadPoolExecutor(_READERS) as readers:
-            contents = list(readers.map(self.storage.read, keys))
-        found = zip(keys, contents, strict=True)
-        return {_number(key): self._parse(key, content) for key, content in found if content}
+        found, alike = {}, Alike()
+        for first in range(0, len(keys), _MANIFESTS):
+            some = keys[first : first + _MANIFESTS]
+            for key, content in zip(some, self._read(some), strict=True):
+                if content:
+                    shard, manifest = _number(key), self._parse(key, content)
+                    if counts(shard, manifest):
+                        found[shard] = alike.finished(manifest)
+        return found
+
+    def _read(self, keys: list[str]) -> list[bytes | None]:
+        read = self.storage.read
+        return stopping.interruptible(lambda: together(read, keys, _READERS))
 
     def new_attempt(self, shard: int, number: int) -> str:
         """A name that no other attempt has had or will have."""
@@ -184,13 +242,15 @@ class RunFolder:
         self._check_staged(shard, receipt)
         self.check()
         crash.at("before-manifest")
-        while not self.storage.create(manifest_key(shard), content):
-            text = self.storage.read(manifest_key(shard))
-            other = self._parse(manifest_key(shard), text) if text else None
+        key, version = manifest_key(shard), None
+        while self.storage.swap(key, content, version) is None:
+            there = self.storage.get(key)
+            other = self._parse(key, there.content) if there and there.content else None
             if other is not None and self.publish(shard, other):
                 self.discard(other["attempt"])
                 break
-            self._void(shard)
+            self.check()
+            version = there.version if there else None
         else:
             crash.at("after-manifest")
             if not self.publish(shard, receipt):
@@ -220,15 +280,24 @@ class RunFolder:
 
         False where the manifest is void: a file is neither staged nor published.
         """
-        for table, facts in manifest["files"].items():
+
+        def one(table: str) -> bool:
             self.check()
             final = part(table, shard)
             staged = f"{staging(manifest['attempt'])}/{table}.parquet"
-            moved = self.storage.publish(staged, final)
-            if not moved and self.storage.sizes(table).get(final) != facts["bytes"]:
-                return False
+            size = manifest["files"][table]["bytes"]
+            there = self.storage.publish(staged, final) or self._size(table, final) == size
             crash.at("mid-publish")
-        return True
+            return there
+
+        tables = list(manifest["files"])
+        if isinstance(self.storage, LocalStorage):
+            # A move takes no time, and after a missing file the others are left where they are.
+            return all(map(one, tables))
+        return all(stopping.interruptible(lambda: together(one, tables, _COPIES)))
+
+    def _size(self, table: str, key: str) -> int | None:
+        return self.storage.sizes(table).get(key)
 
     def discard(self, attempt: str) -> None:
         """Delete the staging folder of an attempt."""
@@ -248,32 +317,37 @@ class RunFolder:
         self.replace_plan(plan)
         crash.at("after-open-marks")
         for shard in sorted(images):
+            there = self.storage.get(manifest_key(shard))
             self.check()
-            self.storage.delete(manifest_key(shard))
+            if there and there.content:
+                self._withdraw(shard, there)
             crash.at("mid-reopen")
 
     def holder(self) -> dict[str, Any] | None:
         """The process that works on the run now: host and pid, as far as known; None: nobody."""
         return self._lease.holder()
 
-    def recover(self) -> dict[int, dict[str, Any]]:
+    def recover(self) -> dict[int, Finished]:
         """Finish what a killed run left: publish committed shards, delete all other staging.
 
-        Returns the manifests of the committed shards.
+        Returns what is known of the committed shards.
         """
-        manifests = self.committed()
         sizes = self.storage.sizes()
-        for shard, manifest in list(manifests.items()):
+
+        def counts(shard: int, manifest: dict[str, Any]) -> bool:
             done = all(
                 sizes.get(part(table, shard)) == facts["bytes"]
                 and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
                 for table, facts in manifest["files"].items()
             )
-            if not done and not self.publish(shard, manifest):
-                self._void(shard)
-                del manifests[shard]
+            if done or self.publish(shard, manifest):
+                return True
+            self._void(shard, manifest)
+            return False
+
+        finished = self._each_manifest(counts)
         self.clear_staging()
-        return manifests
+        return finished
 
     def _parse(self, key: str, content: bytes) -> dict[str, Any]:
         try:
@@ -284,13 +358,28 @@ class RunFolder:
                 "made again by the same command"
             ) from error
 
-    def _void(self, shard: int) -> None:
+    def _void(self, shard: int, manifest: dict[str, Any]) -> None:
         log.warning(
             "%s: shard %d was committed, but its files are gone; it is made again",
             self.storage.place,
             shard,
         )
-        self.storage.delete(manifest_key(shard))
+        there = self.storage.get(manifest_key(shard))
+        self.check()
+        if there and there.content:
+            if self._parse(manifest_key(shard), there.content) != manifest:
+                raise self._changed(manifest_key(shard))
+            self._withdraw(shard, there)
+
+    def _withdraw(self, shard: int, there: Object) -> None:
+        if not self.storage.withdraw(manifest_key(shard), there.version):
+            raise self._changed(manifest_key(shard))
+
+    def _changed(self, key: str) -> LeaseLost:
+        return LeaseLost(
+            f"{self.storage.locate(key)} was changed by another driver, which must have taken over "
+            "this run; this one stops"
+        )
 
     def clear_staging(self) -> None:
         """Delete all staging; only while no worker of this driver is running.

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 
 _passed: Counter[str] = Counter()
+_lock = threading.Lock()
 
 
 def at(point: str) -> None:
@@ -35,8 +36,9 @@ def at(point: str) -> None:
 def _count(point: str) -> int:
     path = os.environ.get("DHR_BATCH_CRASH_COUNT")
     if path is None:
-        _passed[point] += 1
-        return _passed[point]
+        with _lock:
+            _passed[point] += 1
+            return _passed[point]
     # Appends are atomic, and the position after one tells how many bytes were there.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:

@@ -1,34 +1,30 @@
 """The loop that hands shards to Ray actors and commits what comes back.
 
-Whom a lost worker is held against: first its shard, which is tried again as a whole. A shard that
-has ended two workers is given out image by image, so that the image at which a third one ends is
-known: it is quarantined, and the others are committed. A machine that goes away blames no image.
+Whom a lost worker is held against is decided in `pipeline/blame.py`; a machine that goes away
+blames nobody.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dhr_batch.pipeline import members, stopping
+from dhr_batch.pipeline.blame import ATTEMPTS, Blame, Death, Place
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.members import Member
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress, duration
 from dhr_batch.pipeline.status import Status
-from dhr_batch.pipeline.storage import StorageError
-from dhr_batch.pipeline.tasks import History, Task, describe
+from dhr_batch.pipeline.storage import LocalStorage, StorageError
+from dhr_batch.pipeline.tasks import Queue, Task, describe
 from dhr_batch.pipeline.worker import Settings
-from dhr_batch.stages.failures import Poisoned
+from dhr_batch.stages import failures
 
-# Workers a shard may end, errors it may raise, and starts that a worker may fail.
-ATTEMPTS = 2
 # Workers that may end one after the other, in the whole run, without any image finished between.
 DEATHS_IN_A_ROW = 20
 _WAKE_SECONDS = 0.25
@@ -38,10 +34,6 @@ _GOES_ON = "Finished shards are kept; the same command goes on from here"
 
 class RunFailed(RuntimeError):
     """A run cannot be finished now; what is committed stays. Exit code 1."""
-
-
-class Interrupted(Exception):
-    """The user asked to stop at once. Exit code 130."""
 
 
 class Driver:
@@ -66,36 +58,37 @@ class Driver:
         self._members: dict[int, Member] = {}
         self._tasks: dict[Any, Task] = {}
         self._idle: list[int] = []
-        self._history: dict[int, History] = {}
+        self._blame = Blame()
         self._failed_starts: dict[int, int] = {}
         self._deaths_in_a_row = 0
         self._polled = 0.0
-        self._queue: deque[Shard] = deque()
+        self._queue = Queue((), self._blame)
         self._waiting_since = self._spoken = time.monotonic()
 
     def process(self, shards: Iterable[Shard]) -> bool:
         """Run shards until all are committed; False where the user stopped before.
 
-        Raises RunFailed, Interrupted, and what `on_ready` raises.
+        Raises RunFailed, stopping.Interrupted, and what `on_ready` raises.
         """
-        self._todo = iter(shards)
+        self._queue = Queue(shards, self._blame)
         try:
             with stopping.signals(self.stopper):
                 for number in range(self.workers):
                     self._start(number)
                 self._loop()
         finally:
-            for member in self._members.values():
-                ray.kill(member.handle)
+            # In a folder they are where they belong.
+            away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.now
+            members.end(self._members.values(), closing=away)
             self._members.clear()
         self.status.update(self._workers, now=True)
-        return not self._more()
+        return not self._queue
 
     def _loop(self) -> None:
-        while self._busy() or (self._more() and not self.stopper.asked):
+        while self._busy() or (self._queue and not self.stopper.asked):
             self.stopper.tell(self.progress.say)
             if self.stopper.now:
-                raise Interrupted
+                raise stopping.Interrupted
             self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_WAKE_SECONDS)
             for future in ready:
@@ -111,32 +104,30 @@ class Driver:
     def _busy(self) -> bool:
         return any(task.shard is not None for task in self._tasks.values())
 
-    def _more(self) -> bool:
-        """Whether a shard is left to give out. Shards are made one at a time: there are many."""
-        if not self._queue:
-            self._queue.extend(islice(self._todo, 1))
-        return bool(self._queue)
-
     def _workers(self) -> list[dict[str, Any]]:
         return [member.to_json(number) for number, member in sorted(self._members.items())]
 
     def _start(self, number: int) -> None:
         member = self._members[number] = members.start(self.settings, number)
         self._tasks[member.handle.join.remote()] = Task(number, "join")
-        self._tasks[member.handle.setup.remote()] = Task(number, "setup")
         self._say(number, member.what)
 
     def _say(self, number: int, what: str) -> None:
         self._members[number].what = self.progress.state.workers[number] = what
 
     def _assign(self) -> None:
-        while self._idle and not self.stopper.asked and self._more():
-            number, shard = self._idle.pop(), self._queue.popleft()
-            history = self._history.get(shard.index, History())
-            attempt = self.run.new_attempt(shard.index, len(history.reasons) + 1)
-            self._members[number].begin(shard.index)
-            isolated = -1 if history.isolate else None
-            self._give(Task(number, "shard", shard, attempt, isolated))
+        for number in self._idle[::-1]:
+            if self.stopper.asked:
+                return
+            working = {m.place for m in self._members.values() if m.ready and m.place}
+            shard = self._queue.take(self._members[number].place, working)
+            if shard is not None:
+                self._idle.remove(number)
+                history = self._blame.history(shard.index)
+                attempt = self.run.new_attempt(shard.index, len(history.reasons) + 1)
+                self._members[number].begin(shard.index)
+                isolated = -1 if history.isolate else None
+                self._give(Task(number, "shard", shard, attempt, isolated))
 
     def _give(self, task: Task) -> None:
         assert task.shard is not None
@@ -144,7 +135,7 @@ class Driver:
         if task.position is None:
             future = handle.run_shard.remote(task.shard, task.attempt)
         elif task.position < 0:
-            lost = self._history[task.shard.index].lost
+            lost = self._blame.history(task.shard.index).lost
             future = handle.isolate.remote(task.shard, task.attempt, lost)
         else:
             future = handle.next_image.remote()
@@ -159,12 +150,30 @@ class Driver:
             self._lost(task, members.short(error), innocent=members.lost_node(error))
         else:
             if task.what == "join":
-                self._members[task.worker].where = result
-                self._say(task.worker, "loads networks")
+                self._joined(task.worker, result)
             elif task.shard is None:
                 self._set_up(task.worker, result)
             else:
                 self._worked(task, task.shard, result)
+
+    def _joined(self, number: int, where: dict[str, Any]) -> None:
+        member = self._members[number]
+        member.where = where
+        if member.place in self._blame.broken:
+            self._park(number, member)
+        else:
+            self._tasks[member.handle.setup.remote()] = Task(number, "setup")
+            self._say(number, "loads networks")
+
+    def _park(self, number: int, member: Member) -> None:
+        """Let a worker hold a GPU that is out of use, or Ray would give it to the next one."""
+        member.parked = True
+        self._say(number, f"does nothing: {member.place} is out of use")
+        if len(self._members) < members.slots(self.settings):
+            self._start(max(self._members) + 1)
+        elif all(other.parked for other in self._members.values()):
+            names = ", ".join(sorted(map(str, self._blame.broken)))
+            raise RunFailed(f"no GPU is left: {names} ended all workers. {_GOES_ON}")
 
     def _set_up(self, number: int, facts: dict[str, Any]) -> None:
         if self.on_ready is not None:
@@ -188,7 +197,7 @@ class Driver:
             after = Task(task.worker, "shard", shard, task.attempt, task.position + 1)
             self._give(after)
             return
-        history = self._history.pop(shard.index, History())
+        history = self._blame.finished(shard.index)
         receipt["attempts"] = len(history.reasons) + 1
         receipt["failed_attempts"] = history.reasons
         member.begin(None)
@@ -205,11 +214,12 @@ class Driver:
     def _note_progress(self, member: Member) -> None:
         if member.done > member.failed:
             self._deaths_in_a_row = 0
+            self._blame.worked(member.place)
 
     def _raised(self, task: Task, error: RayTaskError) -> None:
         """A worker reports an error that is not about one image."""
         reason, cause = members.short(error), error.cause
-        if isinstance(cause, Poisoned):
+        if isinstance(cause, Exception) and failures.kind_of(cause) == "poisoned":
             self._lost(task, reason)
         elif task.shard is None:
             self._no_start(task.worker, reason)
@@ -218,7 +228,8 @@ class Driver:
         elif isinstance(cause, OSError):
             raise RunFailed(f"cannot write the results: {reason}. {_GOES_ON}") from error
         else:
-            history = self._again(task, task.shard, reason)
+            self._again(task, task.shard, reason)
+            history = self._blame.history(task.shard.index)
             history.errors += 1
             if history.errors >= ATTEMPTS:
                 name = describe(task.shard)
@@ -233,55 +244,78 @@ class Driver:
         innocent: its machine went away, so that no image is to blame.
         """
         number, shard = task.worker, task.shard
-        self._tasks = {f: t for f, t in self._tasks.items() if t.worker != number}
-        ray.kill(self._members[number].handle)
+        place = self._members[number].place
+        self._end(number)
         if shard is None:
-            if not innocent:
-                self._failed_starts[number] = self._failed_starts.get(number, 0) + 1
-            if self._failed_starts.get(number, 0) >= ATTEMPTS:
+            if not innocent and self._failed_start(number, place):
                 return self._no_start(number, f"it ends while it loads the networks: {reason}")
         else:
-            history = self._again(task, shard, reason)
-            if task.position is None or task.position < 0:
-                history.deaths += 1
-                history.isolate = history.deaths >= ATTEMPTS or error_class == "timeout"
-            elif not innocent:
-                image_id = shard.items[task.position].image_id
-                history.lost[image_id] = (error_class, f"{image_id}: {reason}")
+            self._again(task, shard, reason)
+            if not innocent:
+                one = task.position is not None and task.position >= 0
+                image_id = shard.items[task.position or 0].image_id if one else ""
+                self._blame.died(shard.index, Death(place, error_class, reason, image_id))
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= max(DEATHS_IN_A_ROW, 3 * self.workers):
             raise RunFailed(
                 f"{self._deaths_in_a_row} workers ended one after the other and no image was "
                 f"finished between; the last one: {reason}. {_GOES_ON}"
             )
+        if place and self._blame.is_broken(place):
+            self._take_out(place, number, reason)
         self.progress.say(f"worker {number} is lost ({reason}); starting another one")
         self._start(number)
         return None
 
+    def _end(self, number: int) -> None:
+        """End a worker's process and forget what was expected of it."""
+        self._tasks = {f: t for f, t in self._tasks.items() if t.worker != number}
+        self._idle = [idle for idle in self._idle if idle != number]
+        ray.kill(self._members[number].handle)
+
+    def _failed_start(self, number: int, place: Place | None) -> bool:
+        """Whether a worker ended too often before it was ready, and no GPU can be to blame."""
+        if place:
+            self._blame.failed_start(place)
+            return False
+        self._failed_starts[number] = self._failed_starts.get(number, 0) + 1
+        return self._failed_starts[number] >= ATTEMPTS
+
+    def _take_out(self, place: Place, last: int, reason: str) -> None:
+        """Use a GPU no longer; what workers besides the `last` have in hand is done elsewhere."""
+        self._blame.take_out(place)
+        self.progress.say(
+            f"{place} is taken out of use: workers ended there one after the other and finished no "
+            f"image; the last one: {reason}. No image is held to blame"
+        )
+        for number in [n for n, m in self._members.items() if m.place == place and n != last]:
+            for task in [t for t in self._tasks.values() if t.worker == number and t.shard]:
+                assert task.shard is not None
+                self._again(task, task.shard, f"{place} was taken out of use")
+            self._end(number)
+            self._start(number)
+
     def _no_start(self, number: int, reason: str) -> None:
         """A worker that cannot start is given up, and with the last one the run."""
-        member = self._members.pop(number)
-        self._tasks = {f: t for f, t in self._tasks.items() if t.worker != number}
+        self._end(number)
+        del self._members[number]
         self.progress.state.workers.pop(number, None)
-        ray.kill(member.handle)
-        left = len(self._members)
+        left = sum(not member.parked for member in self._members.values())
         if not left:
             raise RunFailed(f"worker {number} cannot start: {reason}")
         self.progress.say(f"worker {number} cannot start: {reason}; going on with {left}")
 
-    def _again(self, task: Task, shard: Shard, reason: str) -> History:
+    def _again(self, task: Task, shard: Shard, reason: str) -> None:
         """Take back what an attempt reported, and queue its shard."""
         self.run.discard(task.attempt)
         members.take_back(self._members[task.worker], self.progress)
-        self._queue.appendleft(shard)
-        history = self._history.setdefault(shard.index, History())
-        history.reasons.append(reason)
-        return history
+        self._queue.give_back(shard)
+        self._blame.history(shard.index).reasons.append(reason)
 
     def _poll(self) -> None:
         config = self.settings.config
-        for task in list(self._tasks.values()):
-            if task.shard is None:
+        for future, task in list(self._tasks.items()):
+            if task.shard is None or future not in self._tasks:
                 continue
             member = self._members[task.worker]
             members.listen(member, task.worker, self.progress)

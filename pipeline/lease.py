@@ -23,8 +23,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline.object_storage import Object, ObjectStorage, Version
-from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage, StorageError
+from dhr_batch.pipeline import stopping
+from dhr_batch.pipeline.object_storage import ObjectStorage
+from dhr_batch.pipeline.storage import (
+    LocalStorage,
+    Object,
+    Refused,
+    Storage,
+    StorageError,
+    Version,
+)
 
 KEY = "_state/lease"
 _BEATS_PER_TIMEOUT = 6
@@ -165,7 +173,8 @@ class ObjectLease(Lease):
         if self._thread is None or self._version is None:
             return
         self._stop.set()
-        self._thread.join()
+        # It may be waiting for an answer.
+        stopping.interruptible(self._thread.join)
         self._record["released"] = True
         if not self._lost:
             # It lapses by itself: not worth a wait where the store does not answer.

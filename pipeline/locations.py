@@ -15,11 +15,12 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from dhr_batch.pipeline import object_client
+from dhr_batch.pipeline.object_client import message
 from dhr_batch.pipeline.storage import StorageError
 
 # A network file system says these when it is away for a moment, not about one file.
@@ -27,6 +28,8 @@ _TRANSIENT = frozenset(
     {errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENFILE}
 ) | {errno.EMFILE}
 _PAUSES_SECONDS = (0.2, 1.0, 5.0)
+# More than fit into the time for which a read is repeated.
+_RETRIES = 100
 # One request for the headers of several tar members.
 _BUFFER = 2**18
 
@@ -93,8 +96,11 @@ def fetch(location: str, start: int = 0, length: int | None = None) -> bytes:
 
 def open_file(location: str) -> BinaryIO:
     """A file that can be read and sought. Of an object only the ranges that are read travel."""
-    if not is_url(location):
-        return open(location, "rb")
+    return ranges(location) if is_url(location) else open(location, "rb")
+
+
+def ranges(location: str) -> BinaryIO:
+    """A file that is read by `fetch`, so that a mount or store that is away is told as there."""
     raw = _RangeFile(location, describe(location).size)
     return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
 
@@ -171,18 +177,12 @@ def _store(url: str) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    patience = float(os.environ.get("DHR_BATCH_STORAGE_PATIENCE", "60"))
-    options: dict[str, Any] = {
-        "client_options": {"timeout": timedelta(seconds=30)},
-        "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=patience)},
-    }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint.startswith("http://"):
-        options["client_options"]["allow_http"] = True
+    seconds = object_client.patience()
+    options = object_client.options(timeout=30.0, retries=_RETRIES, retry_seconds=seconds)
     try:
         return from_url(url, **options)
     except (BaseError, ValueError) as error:
-        raise StorageError(f"{url} cannot be opened: {_message(error)}") from error
+        raise StorageError(f"{url} cannot be opened: {message(error)}") from error
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _asking(location: str) -> Iterator[None]:
         _check_bucket(location)
         raise FileNotFoundError(errno.ENOENT, "no such object", location) from error
     except (BaseError, OSError) as error:
-        raise StorageError(f"{location}: {_message(error)}") from error
+        raise StorageError(f"{location}: {message(error)}") from error
 
 
 def _check_bucket(location: str) -> None:
@@ -213,13 +213,7 @@ def _check_bucket(location: str) -> None:
     except PermissionDeniedError:
         return  # Who may read need not be allowed to list.
     except (BaseError, OSError) as error:
-        raise StorageError(f"{location}: {_message(error)}") from error
-
-
-def _message(error: BaseException) -> str:
-    """The message without obstore's debug dump and the server's XML."""
-    text = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0]
-    return " ".join(text.split()) or type(error).__name__
+        raise StorageError(f"{location}: {message(error)}") from error
 
 
 def _fetch_local(path: str, start: int, length: int | None) -> bytes:
@@ -259,7 +253,7 @@ def _check_folder(path: str, error: OSError) -> None:
 
 
 class _RangeFile(io.RawIOBase):
-    """An object as a raw file; each read is one request."""
+    """A file or object as a raw file; each read is one request."""
 
     def __init__(self, location: str, size: int) -> None:
         self.location, self.size, self._at = location, size, 0

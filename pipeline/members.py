@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,13 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from dhr_batch.pipeline import actor
+from dhr_batch.pipeline.blame import Place
 from dhr_batch.pipeline.progress import Progress
 from dhr_batch.pipeline.worker import Settings
 
 # Time to answer a question, on top of what an image may take.
 _GRACE_SECONDS = 5.0
+_CLOSING_SECONDS = 10.0
 # A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
 # from committing. The answer is taken in one poll later, so two polls must fit into the grace.
 _POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
@@ -27,7 +30,8 @@ class Member:
     """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
 
     asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
-    stuck: what it waits for that does not answer, "" mostly.
+    stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
+    GPU that is out of use.
     done, failed, errors: images reported from the shard in hand, which is not committed yet.
     """
 
@@ -37,6 +41,7 @@ class Member:
     since: float = field(default_factory=time.time)
     where: dict[str, Any] = field(default_factory=dict)
     ready: bool = False
+    parked: bool = False
     asked: float = 0.0
     pace: float = 0.0
     stuck: str = ""
@@ -44,6 +49,12 @@ class Member:
     done: int = 0
     failed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def place(self) -> Place | None:
+        """Its GPU; None on a CPU, or while it waits for resources."""
+        gpus = self.where.get("gpus")
+        return Place(self.where["node"], self.where["host"], tuple(gpus)) if gpus else None
 
     def begin(self, shard: int | None) -> None:
         """Note what is in hand now; whatever was reported before is settled."""
@@ -128,6 +139,21 @@ def short(error: RayError) -> str:
 def lost_node(error: RayError) -> bool:
     """Whether a whole machine went away, which says nothing about what its workers did."""
     return isinstance(error, ActorUnavailableError) or "node has died" in str(error)
+
+
+def end(workers: Iterable[Member], closing: bool) -> None:
+    """End the processes. closing: let those that run bring their logs away, for some seconds."""
+    workers = list(workers)
+    closed = [member.handle.close.remote() for member in workers if member.where and closing]
+    if closed:
+        ray.wait(closed, num_returns=len(closed), timeout=_CLOSING_SECONDS)
+    for member in workers:
+        ray.kill(member.handle)
+
+
+def slots(settings: Settings) -> int:
+    """How many workers have room on the GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0)) * settings.config.workers_per_gpu
 
 
 def room() -> str:

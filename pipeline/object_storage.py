@@ -2,22 +2,21 @@
 
 Every call is tried again after what may pass by itself: server errors, slow-down, conflicts, lost
 connections and timeouts. After `DHR_BATCH_STORAGE_PATIENCE` seconds (60) without success the store
-is given up: that call and, at once, all later failing ones raise StorageError.
+is given up: that call and, at once, all later failing ones raise StorageError. A second Ctrl-C ends
+the waiting, in the main thread also for an answer.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
 import random
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,12 +25,19 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from dhr_batch.pipeline import crash
+from dhr_batch.pipeline import crash, object_client, stopping
+from dhr_batch.pipeline.object_client import message
 from dhr_batch.pipeline.scratch import scratch
-from dhr_batch.pipeline.storage import Refused, Storage, StorageError, full_disk
+from dhr_batch.pipeline.storage import (
+    Object,
+    Refused,
+    Storage,
+    StorageError,
+    Version,
+    full_disk,
+)
 
 T = TypeVar("T")
-Version = dict[str, str]
 
 # Trying these again cannot help. 404 stands for an absent bucket, 301 for another region.
 _FINAL = (
@@ -51,26 +57,20 @@ class _Again(Exception):
     """An answer that says nothing: the call has to be repeated."""
 
 
-@dataclass(frozen=True)
-class Object:
-    """What a key holds. modified: by the clock of the store."""
-
-    content: bytes
-    version: Version
-    modified: datetime
-
-
 class ObjectStorage(Storage):
     """A prefix of a bucket. patience: seconds a call is tried again; None: as configured."""
 
     def __init__(self, url: str, patience: float | None = None) -> None:
         self.place = self.address = url.rstrip("/")
-        self._patience = _configured_patience() if patience is None else patience
-        self._options = _options(self._patience)
+        self._patience = object_client.patience() if patience is None else patience
+        # A call may be many requests (a listing, a large upload): a single lost one is repeated by
+        # itself, everything that lasts is left to `_call`.
+        timeout = min(30.0, max(5.0, self._patience))
+        self._options = object_client.options(timeout, retries=3, retry_seconds=10.0)
         try:
             self._store = from_url(self.place, **self._options)
         except exceptions.BaseError as error:
-            raise Refused(f"{url} cannot be used as a place for a run: {_first(error)}") from error
+            raise Refused(f"{url} cannot be used as a place for a run: {message(error)}") from error
 
     @cached_property
     def files(self) -> Any:
@@ -84,11 +84,8 @@ class ObjectStorage(Storage):
     def free(self) -> int | None:
         return None
 
-    def create(self, key: str, content: bytes) -> bool:
-        return self.swap(key, content, None) is not None
-
     def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
-        """Write a key that is still at `version` (None: absent); None where it is not.
+        """As promised for all storages.
 
         A write whose answer was lost looks refused when it is repeated; finding our own content
         there tells that it had succeeded, so content must be unique to its writer.
@@ -102,7 +99,7 @@ class ObjectStorage(Storage):
                 there = self._get(key)
                 unchanged = (there.version if there else None) == version
                 if unchanged:
-                    raise _Again(_first(error)) from error
+                    raise _Again(message(error)) from error
                 return there.version if there and there.content == content else None
 
         return self._call(f"write {key}", verb)
@@ -110,12 +107,11 @@ class ObjectStorage(Storage):
     def replace(self, key: str, content: bytes) -> None:
         self._call(f"write {key}", lambda: obstore.put(self._store, key, content))
 
-    def read(self, key: str) -> bytes | None:
-        there = self.get(key)
-        return there.content if there else None
+    def withdraw(self, key: str, version: Version) -> bool:
+        # Deletions on a condition are not offered by all stores, writes are.
+        return self.swap(key, b"", version) is not None
 
     def get(self, key: str) -> Object | None:
-        """A key with its version, or None where there is none."""
         return self._call(f"read {key}", lambda: self._get(key))
 
     def now(self) -> datetime:
@@ -190,54 +186,23 @@ class ObjectStorage(Storage):
         give_up = time.monotonic() + self._patience
         for attempt in itertools.count():
             try:
-                return verb()
+                return stopping.interruptible(verb)
             except FileNotFoundError as error:
-                raise StorageError(f"{self.place}: cannot {what}: {_first(error)}") from error
+                raise StorageError(f"{self.place}: cannot {what}: {message(error)}") from error
             except (exceptions.BaseError, _Again) as error:
                 pause = min(_LONGEST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1)
                 final = isinstance(error, _FINAL) or _FINAL_STATUS.search(str(error)) is not None
                 if final or time.monotonic() + pause > give_up:
                     self._patience = 0.0
                     raise StorageError(
-                        f"{self.place}: cannot {what}, tried {attempt + 1} times: {_first(error)}. "
-                        "Finished shards are kept; the same command goes on from here"
+                        f"{self.place}: cannot {what}, tried {attempt + 1} times: "
+                        f"{message(error)}. Finished shards are kept; the same command goes on "
+                        "from here"
                     ) from error
-                log.warning("%s: cannot %s yet: %s", self.place, what, _first(error))
-            time.sleep(pause)
+                log.warning("%s: cannot %s yet: %s", self.place, what, message(error))
+            stopping.pause(pause)
         raise AssertionError("unreachable")
-
-
-def _configured_patience() -> float:
-    text = os.environ.get("DHR_BATCH_STORAGE_PATIENCE", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise Refused(
-            f"DHR_BATCH_STORAGE_PATIENCE={text} is not a number: give seconds, or unset it"
-        ) from None
-
-
-def _options(patience: float) -> dict[str, Any]:
-    """Client options; obstore reads endpoint, region and credentials from the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    client: dict[str, Any] = {"timeout": timedelta(seconds=min(30.0, max(5.0, patience)))}
-    if endpoint.startswith("http://"):
-        client["allow_http"] = True
-    # A call may be many requests (a listing, a large upload): a single lost one is repeated by
-    # itself, everything that lasts is left to `_call`.
-    retry = {
-        "max_retries": 3,
-        "retry_timeout": timedelta(seconds=10),
-        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)},
-    }
-    return {"client_options": client, "retry_config": retry}
 
 
 def _version(meta: Any) -> Version:
     return {key: meta[key] for key in ("e_tag", "version") if meta[key]}
-
-
-def _first(error: BaseException) -> str:
-    """The message of obstore without its debug dump and without the server's XML."""
-    text = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0]
-    return " ".join(text.split())[:300]

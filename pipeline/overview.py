@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from dhr_batch.pipeline import status_file
+from dhr_batch.pipeline import finished, status_file
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
@@ -116,25 +115,23 @@ def overview(place: str | Path | Storage) -> Overview:
         state: Any = "not started" if holder is None else "starting"
         return Overview(run=run.storage.place, state=state, driver=holder)
     status = status_file.read(run.storage)
-    manifests = run.committed()
+    done = run.committed().values()
     total = sum(map(len, plan["shards"]))
     images = Images(
         total=total,
-        done=sum(manifest["ok"] for manifest in manifests.values()),
-        quarantined=sum(manifest["quarantined"] for manifest in manifests.values()),
+        done=sum(shard.ok for shard in done),
+        quarantined=sum(shard.quarantined for shard in done),
     )
     shards = Shards(
         total=len(plan["shards"]),
-        done=len(manifests),
-        tried_again=sum(manifest.get("attempts", 1) > 1 for manifest in manifests.values()),
+        done=len(done),
+        tried_again=sum(shard.attempts > 1 for shard in done),
     )
-    errors: Counter[str] = Counter()
-    for manifest in manifests.values():
-        errors.update(manifest["errors"])
-    finished = len(manifests) == len(plan["shards"])
+    errors = finished.total(shard.errors for shard in done)
+    complete = len(done) == len(plan["shards"])
     found = Overview(
         run=run.storage.place,
-        state="finished" if finished else "interrupted" if holder is None else "starting",
+        state="finished" if complete else "interrupted" if holder is None else "starting",
         driver=holder,
         updated=status.get("updated"),
         images=images,
@@ -142,7 +139,7 @@ def overview(place: str | Path | Storage) -> Overview:
         errors=dict(errors.most_common()),
         images_per_second=status.get("images_per_second", {}),
     )
-    return _with_driver(found, images, shards, status) if holder and not finished else found
+    return _with_driver(found, images, shards, status) if holder and not complete else found
 
 
 def _with_driver(

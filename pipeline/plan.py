@@ -48,6 +48,16 @@ class Plan:
     def images(self) -> int:
         return sum(len(shard.items) for shard in self.shards)
 
+    def head(self) -> dict[str, Any]:
+        """The content of `plan.json` without the images."""
+        return {
+            "schema": SCHEMA,
+            "dataset": self.dataset.name,
+            "config": self.config.model_dump(),
+            "fingerprint": fingerprint(self),
+            "versions": _versions(),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`. No paths: a dataset may move.
 
@@ -55,12 +65,7 @@ class Plan:
         in a stored plan where `quarantine retry` allows another content. versions: of the machine
         that planned the run; a later start may have others.
         """
-        return {
-            "schema": SCHEMA,
-            "dataset": self.dataset.name,
-            "config": self.config.model_dump(),
-            "fingerprint": fingerprint(self),
-            "versions": _versions(),
+        return self.head() | {
             "shards": [[item.image_id for item in shard.items] for shard in self.shards],
             "contents": [[item.mark for item in shard.items] for shard in self.shards],
         }

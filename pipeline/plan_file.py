@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
-from typing import Any
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 _LONG = ("shards", "contents")
+_END = b"\n ]"
 
 
-def dumps(plan: dict[str, Any]) -> str:
+class Rows(Sequence[list[Any]]):
+    """A list per shard, read from the text when it is asked for: a million ids as strings would
+    take four times the room of the text. One row may be put in place of another."""
+
+    def __init__(self, text: bytes, ends: array[int]) -> None:
+        self._text, self._ends = text, ends
+        self._changed: dict[int, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Any]]: ...
+    def __getitem__(self, index: int | slice) -> list[Any]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index in self._changed:
+            return self._changed[index]
+        row = json.loads(self._text[self._ends[index] : self._ends[index + 1]].rstrip(b",\n "))
+        if not isinstance(row, list):
+            raise ValueError(f"row {index} is no list")
+        return row
+
+    def __setitem__(self, index: int, row: list[Any]) -> None:
+        self._changed[range(len(self))[index]] = row
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def dumps(plan: dict[str, Any]) -> bytes:
     """A plan as JSON. Lists of shards are written a line each, and last."""
     head = {key: value for key, value in plan.items() if key not in _LONG}
-    text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
-    return "".join((text, *_lines(plan), "\n}\n"))
+    text = io.BytesIO()
+    text.write(json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode())
+    for line in _lines(plan):
+        text.write(line.encode())
+    text.write(b"\n}\n")
+    return text.getvalue()
 
 
 def _lines(plan: dict[str, Any]) -> Iterator[str]:
@@ -23,3 +65,45 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
             for number, row in enumerate(plan[key]):
                 yield (",\n  " if number else "\n  ") + json.dumps(row, ensure_ascii=False)
             yield "\n ]"
+
+
+def loads(text: bytes) -> dict[str, Any]:
+    """A plan from its JSON; the lists of shards are `Rows` where it was written by `dumps`.
+
+    Raises ValueError for what is no JSON object.
+    """
+    try:
+        return _by_lines(text)
+    except ValueError:
+        # Written by something else, or damaged, which is told best where all is read.
+        plan = json.loads(text)
+        if not isinstance(plan, dict):
+            raise ValueError("not a JSON object") from None
+        return plan
+
+
+def _by_lines(text: bytes) -> dict[str, Any]:
+    starts = [text.index(f',\n "{key}": ['.encode()) for key in _LONG]
+    plan = json.loads(text[: starts[0]] + b"\n}")
+    ends = [starts[1], text.rindex(b"\n}")]
+    for key, start, end in zip(_LONG, starts, ends, strict=True):
+        if not text.endswith(_END, start, end):
+            raise ValueError(f"{key} is not in lines")
+        rows = Rows(text, _row_ends(text, start + len(f',\n "{key}": ['), end - len(_END)))
+        # Damage is told now, not in the middle of what the rows are for.
+        for _ in rows:
+            pass
+        plan[key] = rows
+    return plan
+
+
+def _row_ends(text: bytes, first: int, last: int) -> array[int]:
+    ends = array("Q")
+    while first < last:
+        ends.append(first)
+        # No string holds a line break: JSON writes it as two characters.
+        first = text.find(b"\n", first + 1, last)
+        if first < 0:
+            break
+    ends.append(last)
+    return ends

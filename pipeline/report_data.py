@@ -139,7 +139,7 @@ def load(run: Storage) -> RunData:
         in_domain_face=_face_shares(run),
         edits=_in_order(edits),
         notes=notes,
-        shards=folder.committed(),
+        shards=folder.manifests(),
         throughput=status_file.throughput(run),
     )
     return replace(data, distances=_distances(run, data))

@@ -31,7 +31,7 @@ def open(path: str | Path) -> Run:
     plan = RunFolder(storage).plan()
     if plan is None:
         raise NoRun(f"{storage.place} is not a run folder: it has no plan.json")
-    return Run(storage, plan)
+    return Run(storage, plan | {"shards": list(plan["shards"])})
 
 
 class Run:

@@ -27,23 +27,19 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
                 "which images they hold: put it back, or choose another folder with --out"
             )
         return plan
-    lines = [*changes(stored, plan, extend)]
-    if lines:
+    compared = _Compared(stored, plan) if stored["schema"] == SCHEMA else None
+    if lines := [*_changes(stored, plan, compared, extend)]:
         listed = "\n  ".join(lines)
         raise Refused(
             f"{where} holds a run with other settings or images; changed:\n  {listed}\n"
             "Use the same ones to go on with it, choose another folder with --out, or delete the "
             "run and start over with --fresh"
         )
-    items = {item.image_id: item for shard in plan.shards for item in shard.items}
-    shards = tuple(
-        Shard(index, tuple(items.pop(image_id) for image_id in ids))
-        for index, ids in enumerate(stored["shards"])
-    )
+    assert compared is not None
     size = stored["config"]["shard_size"]
-    added = cut(list(items.values()), size, len(shards))
+    added = cut(compared.added, size, len(compared.shards))
     config = plan.config.model_copy(update={"shard_size": size})
-    return replace(plan, config=config, shards=shards + added)
+    return replace(plan, config=config, shards=(*compared.shards, *added))
 
 
 def extended(stored: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -68,14 +64,14 @@ def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] 
     stored = run.plan()
     if stored is None:
         return None
-    manifests = run.committed().values()
+    finished = run.committed().values()
     return {
         "changes": [*changes(stored, plan, extend)],
-        "shards": {"total": len(stored["shards"]), "done": len(manifests)},
+        "shards": {"total": len(stored["shards"]), "done": len(finished)},
         "images": {
             "total": sum(map(len, stored["shards"])),
-            "done": sum(manifest["ok"] for manifest in manifests),
-            "quarantined": sum(manifest["quarantined"] for manifest in manifests),
+            "done": sum(shard.ok for shard in finished),
+            "quarantined": sum(shard.quarantined for shard in finished),
         },
     }
 
@@ -85,6 +81,13 @@ def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterato
 
     Models that only one of them knows do not count: no row can depend on them.
     """
+    compared = _Compared(stored, plan) if stored["schema"] == SCHEMA else None
+    return _changes(stored, plan, compared, extend)
+
+
+def _changes(
+    stored: dict[str, Any], plan: Plan, compared: _Compared | None, extend: bool
+) -> Iterator[str]:
     before, now = stored["fingerprint"], fingerprint(plan)
     if not plan.sized:
         # It came from the number of images; the stored shards stay as they are.
@@ -95,36 +98,71 @@ def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterato
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-    if stored["schema"] == SCHEMA:
-        yield from _changed_images(stored, plan, extend)
+    if compared is not None:
+        yield from _changed_images(compared, plan, extend)
 
 
 def _with_models(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return content | {"models": {name: content["models"][name] for name in names}}
 
 
-def _changed_images(stored: dict[str, Any], plan: Plan, extend: bool) -> Iterator[str]:
-    items: dict[str, Item] = {item.image_id: item for s in plan.shards for item in s.items}
-    gone, changed = [], []
-    planned = 0
-    for ids, marks in zip(stored["shards"], stored["contents"], strict=True):
-        planned += len(ids)
-        for image_id, mark in zip(ids, marks, strict=True):
-            item = items.get(image_id)
-            if item is None:
-                gone.append(image_id)
-            elif mark not in (None, item.mark) and (difference := _difference(mark, item.mark)):
-                changed.append(f"{image_id} ({difference})")
+class _Compared:
+    """The images of a plan in the shards of the stored one.
+
+    shards: of the images that are still there. gone: ids; changed: ids, with what changed; added:
+    images that the stored plan has not.
+    """
+
+    def __init__(self, stored: dict[str, Any], plan: Plan) -> None:
+        self.shards: list[Shard] = []
+        self.gone: list[str] = []
+        self.changed: list[str] = []
+        items = _InOrder(item for shard in plan.shards for item in shard.items)
+        for ids, marks in zip(stored["shards"], stored["contents"], strict=True):
+            found = [items.take(image_id) for image_id in ids]
+            for image_id, mark, item in zip(ids, marks, found, strict=True):
+                if item is None:
+                    self.gone.append(image_id)
+                elif mark not in (None, item.mark) and (what := _difference(mark, item.mark)):
+                    self.changed.append(f"{image_id} ({what})")
+            self.shards.append(Shard(len(self.shards), tuple(filter(None, found))))
+        self.added = items.rest()
+
+
+class _InOrder:
+    """Images that are mostly asked for in their order: then no table of a million is made."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._next = next(items, None)
+        self._table: dict[str, Item] | None = None
+
+    def take(self, image_id: str) -> Item | None:
+        if self._table is None:
+            item = self._next
+            if item is not None and item.image_id == image_id:
+                self._next = next(self._items, None)
+                return item
+            self._table = {item.image_id: item for item in self.rest()}
+        return self._table.pop(image_id, None)
+
+    def rest(self) -> list[Item]:
+        """Those not taken, in their order."""
+        if self._table is not None:
+            return list(self._table.values())
+        return [] if self._next is None else [self._next, *self._items]
+
+
+def _changed_images(compared: _Compared, plan: Plan, extend: bool) -> Iterator[str]:
+    gone, changed, added = compared.gone, compared.changed, compared.added
     if gone:
         limit = f", or beyond --limit {plan.config.limit}" if plan.config.limit else ""
         yield f"images: {len(gone)} gone{limit}: {_some(gone)}"
     if changed:
         yield f"images: {len(changed)} with other content: {_some(changed)}"
-    added = len(items) - (planned - len(gone))
     if added and not extend:
-        before = {image_id for ids in stored["shards"] for image_id in ids}
-        names = [image_id for image_id in items if image_id not in before]
-        yield f"images: {added} added: {_some(names)}; --extend adds them to the run"
+        names = [item.image_id for item in added[: _NAMED + 1]]
+        yield f"images: {len(added)} added: {_some(names)}; --extend adds them to the run"
 
 
 def _difference(old: int | str, new: int | str) -> str:
@@ -158,7 +196,7 @@ def question(run: RunFolder, where: object) -> str | None:
     finished = run.committed()
     if run.plan() is None and not finished:
         return None
-    images = sum(m["ok"] + m["quarantined"] for m in finished.values())
+    images = sum(shard.images for shard in finished.values())
     return f"Delete the run in {where} with {images} committed images and start over?"
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 
-from dhr_batch.pipeline import card, devices, estimate, report, resume, status_file
+from dhr_batch.pipeline import card, devices, estimate, report, resume, status_file, stopping
 from dhr_batch.pipeline.commit import RunFolder
-from dhr_batch.pipeline.driver import Driver, Interrupted
+from dhr_batch.pipeline.driver import Driver
+from dhr_batch.pipeline.finished import total
 from dhr_batch.pipeline.plan import Plan, Shard
 from dhr_batch.pipeline.prepare import Request, check_gpus, check_models, describe, place
 from dhr_batch.pipeline.progress import Progress, State, duration
@@ -48,13 +49,14 @@ def run(plan: Plan, request: Request) -> Outcome:
 
     Raises Refused (another driver, changed settings, too little space, absent GPUs), ModelMissing
     before any worker is started, RunFailed, and StorageError where the place of the run does not
-    answer or belongs to another driver now.
+    answer or belongs to another driver now. Raises Interrupted after a second Ctrl-C where that
+    place does not answer.
     """
     check_gpus(plan, request)
     out = place(plan, request)
     run_folder = RunFolder(out, plan.config.lease_timeout)
     state = State(total=0, shards=0)
-    with Progress(state, request.progress, request.quiet) as progress:
+    with stopping.forgotten(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
             # Under the lease: until then another driver might still write the plan of this run.
@@ -62,18 +64,16 @@ def run(plan: Plan, request: Request) -> Outcome:
                 check_models(plan, request)
                 resume.start_over(run_folder, out.place, request.confirmed)
             plan = resume.continued(run_folder, out.place, plan, request.extend)
-            manifests = run_folder.recover()
-            images = sum(
-                manifest["ok"] + manifest["quarantined"] for manifest in manifests.values()
-            )
+            before = run_folder.recover()
+            images = sum(shard.images for shard in before.values())
             state.before, state.total = images, plan.images - images
-            state.shards = len(plan.shards) - len(manifests)
+            state.shards = len(plan.shards) - len(before)
             started = time.monotonic()
             if not state.shards:
                 progress.say(f"nothing to do: all {plan.images} images of {out.place} are finished")
                 finished = True
             else:
-                todo = (shard for shard in plan.shards if shard.index not in manifests)
+                todo = (shard for shard in plan.shards if shard.index not in before)
                 finished = _process(plan, request, run_folder, progress, todo)
             return _outcome(plan, request, run_folder, progress, finished, started)
         finally:
@@ -103,7 +103,7 @@ def _process(
             run_folder.replace_plan(resume.extended(stored, plan))
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
-    fingerprint = plan.to_json()["fingerprint"]
+    fingerprint = plan.head()["fingerprint"]
     settings = Settings(
         config=config,
         aligned=plan.dataset.aligned,
@@ -125,7 +125,7 @@ def _process(
         driver = Driver(run_folder, settings, progress, workers, on_ready, status)
         try:
             return driver.process(todo)
-        except Interrupted:
+        except stopping.Interrupted:
             return False
 
 
@@ -187,9 +187,9 @@ def _outcome(
     finished: bool,
     started: float,
 ) -> Outcome:
-    manifests = run_folder.committed()
-    ok = sum(manifest["ok"] for manifest in manifests.values())
-    bad = sum(manifest["quarantined"] for manifest in manifests.values())
+    shards = run_folder.committed().values()
+    ok = sum(shard.ok for shard in shards)
+    bad = sum(shard.quarantined for shard in shards)
     seconds = time.monotonic() - started
     run_folder.clear_staging()
     code = INTERRUPTED
@@ -197,12 +197,12 @@ def _outcome(
     if finished:
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
-        card.write(run_folder.storage, plan.to_json(), manifests)
+        card.write(run_folder.storage, plan.head(), plan.images, total(s.rows for s in shards))
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
         f"({duration(seconds)})"
     )
-    for name, count in _errors(manifests):
+    for name, count in total(shard.errors for shard in shards).most_common():
         progress.say(f"  quarantined: {count} x {name}")
     if code == TOO_MANY_QUARANTINED:
         progress.say(
@@ -215,14 +215,6 @@ def _outcome(
         progress.say("interrupted; the same command goes on from here")
     out = run_folder.storage.place
     return Outcome(out, plan.images, ok, bad, code, round(seconds, 3), report=page)
-
-
-def _errors(manifests: dict[int, dict[str, Any]]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for manifest in manifests.values():
-        for name, count in manifest["errors"].items():
-            counts[name] = counts.get(name, 0) + count
-    return sorted(counts.items(), key=lambda pair: -pair[1])
 
 
 def _report(out: Storage, progress: Progress) -> str | None:

@@ -16,6 +16,8 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ class Refused(Exception):
 
 class StorageError(OSError):
     """A place of images or of a run cannot be used now; what is committed stays. Exit code 1."""
+
+
+# Tells one content of a key from the next, and compares equal for the same one.
+Version = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Object:
+    """What a key holds. modified: by the clock of the store."""
+
+    content: bytes
+    version: Version
+    modified: datetime
 
 
 class Storage(ABC):
@@ -67,17 +82,34 @@ class Storage(ABC):
     def free(self) -> int | None:
         """Free bytes; None where nobody can know."""
 
-    @abstractmethod
     def create(self, key: str, content: bytes) -> bool:
         """Write a key that does not exist yet; False where another writer had it first."""
+        return self.swap(key, content, None) is not None
+
+    def read(self, key: str) -> bytes | None:
+        """The content of a key, or None where there is none."""
+        there = self.get(key)
+        return there.content if there else None
+
+    @abstractmethod
+    def get(self, key: str) -> Object | None:
+        """A key with its version, or None where there is none."""
+
+    @abstractmethod
+    def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
+        """Write a key that is still at `version` (None: absent); None where it is not.
+
+        In a folder, only an absent key is safe from a writer at the same moment; whoever else
+        swaps holds the lease, which the kernel gives to one process.
+        """
+
+    @abstractmethod
+    def withdraw(self, key: str, version: Version) -> bool:
+        """Delete a key that is still at `version`, or leave it empty; False where it is not."""
 
     @abstractmethod
     def replace(self, key: str, content: bytes) -> None:
         """Write a key that readers see either old or new."""
-
-    @abstractmethod
-    def read(self, key: str) -> bytes | None:
-        """The content of a key, or None where there is none."""
 
     @abstractmethod
     def local(self, key: str) -> AbstractContextManager[Path]:
@@ -159,43 +191,60 @@ class LocalStorage(Storage):
     def free(self) -> int | None:
         return shutil.disk_usage(self.root).free
 
-    def create(self, key: str, content: bytes) -> bool:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
+    def get(self, key: str) -> Object | None:
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
+            with (self.root / key).open("rb") as file:
+                found = os.fstat(file.fileno())
+                # A changed key is a new file, so that these are of one content.
+                modified = datetime.fromtimestamp(found.st_mtime, UTC)
+                return Object(file.read(), _version(found), modified)
+        except FileNotFoundError:
+            return None
+
+    def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
+        path = self.root / key
+        if version is not None and not self._is_at(path, version):
+            return None
+        with self._written(path, content) as temporary:
+            try:
+                (os.link if version is None else os.replace)(temporary, path)
+            except FileExistsError:
+                return None
+        return _version(path.stat())
+
+    def withdraw(self, key: str, version: Version) -> bool:
+        path = self.root / key
+        if not self._is_at(path, version):
             return False
-        finally:
-            temporary.unlink(missing_ok=True)
+        path.unlink()
         _sync(path.parent)
         return True
 
     def replace(self, key: str, content: bytes) -> None:
         path = self.root / key
+        with self._written(path, content) as temporary:
+            os.replace(temporary, path)
+
+    @staticmethod
+    def _is_at(path: Path, version: Version) -> bool:
+        return path.exists() and _version(path.stat()) == version
+
+    @staticmethod
+    @contextmanager
+    def _written(path: Path, content: bytes) -> Iterator[Path]:
+        """A durable file with the content, to be given its name in the block."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 # Else a power loss may leave the new name with no content.
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
         _sync(path.parent)
-
-    def read(self, key: str) -> bytes | None:
-        try:
-            return (self.root / key).read_bytes()
-        except FileNotFoundError:
-            return None
 
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:
@@ -252,8 +301,8 @@ def _is_part(key: str) -> bool:
     return key.count("/") == 1 and _PART.fullmatch(key.rpartition("/")[2]) is not None
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+def _version(found: os.stat_result) -> Version:
+    return {"file": f"{found.st_ino}", "time": f"{found.st_mtime_ns}", "size": f"{found.st_size}"}
 
 
 def _sync(path: Path) -> None:

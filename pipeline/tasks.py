@@ -1,9 +1,13 @@
-"""What the driver remembers: what each future stands for, and what went wrong with a shard."""
+"""What the driver has to do and has given out: the queue of shards, and what each future is for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import islice
 
+from dhr_batch.pipeline.blame import Blame, Place
 from dhr_batch.pipeline.plan import Shard
 
 
@@ -22,18 +26,41 @@ class Task:
     position: int | None = None
 
 
-@dataclass
-class History:
-    """What went wrong with a shard. lost: class and message of images that ended a worker."""
-
-    deaths: int = 0
-    errors: int = 0
-    isolate: bool = False
-    lost: dict[str, tuple[str, str]] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
-
-
 def describe(shard: Shard) -> str:
     """A shard by its number and first images."""
     names = ", ".join(item.image_id for item in shard.items[:3])
     return f"shard {shard.index} ({names}{', ...' if len(shard.items) > 3 else ''})"
+
+
+class Queue:
+    """Shards that wait: those given back first, then `todo`, of which one at a time is made."""
+
+    def __init__(self, todo: Iterable[Shard], blame: Blame) -> None:
+        self._todo, self._blame = iter(todo), blame
+        self._waiting: deque[Shard] = deque()
+
+    def __bool__(self) -> bool:
+        if not self._waiting:
+            self._waiting.extend(islice(self._todo, 1))
+        return bool(self._waiting)
+
+    def take(self, place: Place | None, working: Collection[Place]) -> Shard | None:
+        """The first shard for a worker at `place`; None where all have to wait for another place.
+
+        working: where workers are ready.
+        """
+
+        def suiting(last: bool = False) -> Shard | None:
+            suits = self._blame.suits
+            return next((s for s in self._waiting if suits(s.index, place, working, last)), None)
+
+        shard = suiting()
+        if shard is None:
+            self._waiting.extend(islice(self._todo, 1))
+            shard = suiting() or suiting(last=True)
+        if shard is not None:
+            self._waiting.remove(shard)
+        return shard
+
+    def give_back(self, shard: Shard) -> None:
+        self._waiting.appendleft(shard)

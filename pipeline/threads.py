@@ -1,17 +1,19 @@
-"""Work of a shard that runs beside the device: a thread that reads ahead, one that writes behind.
+"""Work beside other work: a thread that reads ahead of a device, one that writes behind it, and
+requests that wait at the same time.
 
-Both hold a bounded number of batches, so that a slow side makes the other wait instead of filling
-the memory, and both hand what their thread raises to the thread that uses them.
+The first two hold a bounded number of batches, so that a slow side makes the other wait instead of
+filling the memory. All hand what their threads raise to the thread that uses them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -96,3 +98,32 @@ class Behind(Generic[T]):
         self._thread.join()
         if error is None and self._error is not None:
             raise self._error
+
+
+def together(work: Callable[[S], T], items: Sequence[S], limit: int) -> list[T]:
+    """`work` done on all items, up to `limit` at once; the results in order.
+
+    Raises the first error, once no work is going on any more. Made for requests: a process may end
+    while its threads hang in one.
+    """
+    waiting: SimpleQueue[int | None] = SimpleQueue()
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        while (index := waiting.get()) is not None and not errors:
+            try:
+                results[index] = work(items[index])
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(limit, len(items)))]
+    for index in (*range(len(items)), *[None] * len(threads)):
+        waiting.put(index)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[index] for index in range(len(items))]

@@ -60,8 +60,9 @@ def verify(place: str | Path | Storage) -> Verification:
     busy = run.holder() is not None
     manifests = {
         int(match[1]): key
-        for key in run.storage.sizes("_state/shards")
-        if (match := _MANIFEST.fullmatch(key))
+        for key, size in run.storage.sizes("_state/shards").items()
+        # One that was taken back may be left empty.
+        if size and (match := _MANIFEST.fullmatch(key))
     }
     look = _Look(run.storage, plan["shards"], manifests, run.storage.sizes(), busy)
     found.shards, found.images = len(look.plan), sum(map(len, look.plan))

@@ -43,10 +43,10 @@ def test_rounds_are_whole() -> None:
 
 def test_larger_shards_relieve_the_driver() -> None:
     small, large = (Run(10_000_000, 1000, DHR, size) for size in (32, 128))
-    assert scaling.driver_load(small, object_store=True) > 1
+    assert 0.5 < scaling.driver_load(small, object_store=True) < 1
     assert scaling.driver_load(large, object_store=True) < 0.5
     assert scaling.driver_load(small, object_store=False) < 0.25
-    slow = Run(10_000_000, 1000, DHR, 128, latency=0.2)
+    slow = Run(10_000_000, 1000, DHR, 32, latency=0.2)
     assert scaling.driver_load(slow, object_store=True) > 1
 
 

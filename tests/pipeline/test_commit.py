@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from dhr_batch.pipeline import lease
 from dhr_batch.pipeline.commit import Refused, RunFolder, staging
 from dhr_batch.pipeline.lease import LeaseLost
 from dhr_batch.pipeline.storage import Storage, StorageError, connect
+from dhr_batch.pipeline.verify import verify
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -45,6 +47,10 @@ def attempt(run: RunFolder, shard: int, content: bytes = b"rows") -> dict[str, A
     return {"attempt": name, "files": files, "ok": 2, "quarantined": 1}
 
 
+def manifest(run: RunFolder, shard: int) -> dict[str, Any]:
+    return json.loads(run.storage.read(f"_state/shards/{shard:05d}.json") or b"")
+
+
 def files(storage: Storage) -> dict[str, bytes | None]:
     return {key: storage.read(key) for key in storage.sizes() if key.endswith(".parquet")}
 
@@ -64,7 +70,7 @@ def test_the_second_attempt_at_a_shard_loses(run: RunFolder) -> None:
     run.commit(4, first, planned=3)
     run.commit(4, second, planned=3)
     assert files(run.storage) == DONE
-    assert run.committed()[4]["attempt"] == first["attempt"]
+    assert manifest(run, 4)["attempt"] == first["attempt"]
 
 
 def test_a_missing_image_is_not_committed(run: RunFolder) -> None:
@@ -89,6 +95,7 @@ def test_a_receipt_that_does_not_add_up_fails_the_run(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dhr_batch.pipeline import members
+    from dhr_batch.pipeline.blame import Blame
     from dhr_batch.pipeline.driver import Driver, RunFailed
     from dhr_batch.pipeline.plan import Shard
     from dhr_batch.pipeline.sources import Item
@@ -97,7 +104,7 @@ def test_a_receipt_that_does_not_add_up_fails_the_run(
     for name in ("listen", "hear"):
         monkeypatch.setattr(members, name, lambda *_, **__: None)
     driver: Any = Driver.__new__(Driver)
-    driver.run, driver.progress, driver._history, driver._idle = run, None, {}, []
+    driver.run, driver.progress, driver._blame, driver._idle = run, None, Blame(), []
     driver._members = {0: members.Member(handle=None)}
     driver._assign = lambda: None
     shard = Shard(4, (Item("a.png", "", "a.png", 1),))
@@ -157,7 +164,7 @@ def test_a_late_manifest_with_its_files_finishes_the_shard(run: RunFolder) -> No
     run.storage.create("_state/shards/00004.json", json.dumps(late).encode())
     run.commit(4, attempt(run, 4, b"other"), planned=3)
     assert files(run.storage) == DONE
-    assert run.committed()[4]["attempt"] == late["attempt"]
+    assert manifest(run, 4)["attempt"] == late["attempt"]
 
 
 def test_a_shard_that_was_given_back_keeps_its_rows_until_it_is_made_again(run: RunFolder) -> None:
@@ -328,4 +335,149 @@ def test_a_driver_that_was_frozen_stops(bucket: str) -> None:
     assert other.returncode == 1
     assert "LeaseLost" in said
     run.check()
+    run.unlock()
+
+
+@pytest.fixture
+def frozen(bucket: str) -> Iterator[tuple[RunFolder, RunFolder]]:
+    """A driver that does not know yet that it was replaced, and the one that did."""
+    old, new = RunFolder(f"{bucket}/run"), RunFolder(f"{bucket}/run")
+    old.lock()
+    old.write_plan(PLAN)
+    old.storage.replace(lease.KEY, b'{"released": true}')
+    new.lock()
+    yield old, new
+    new.unlock()
+
+
+PLAN: dict[str, Any] = {"schema": 2, "shards": [["a", "b", "c"]], "contents": [[1, 2, 3]]}
+LONGER = PLAN | {"shards": [*PLAN["shards"], ["d"]], "contents": [*PLAN["contents"], [4]]}
+
+
+def test_a_frozen_driver_does_not_replace_the_plan(frozen: tuple[RunFolder, RunFolder]) -> None:
+    old, new = frozen
+    assert old.plan() == new.plan() == PLAN
+    new.replace_plan(LONGER)
+    with pytest.raises(LeaseLost, match=r"plan\.json was changed by another driver"):
+        old.replace_plan(PLAN | {"dataset": "other"})
+    assert new.plan() == LONGER
+    new.replace_plan(PLAN)
+    assert new.plan() == PLAN
+
+
+def test_a_frozen_driver_does_not_take_back_a_manifest(
+    frozen: tuple[RunFolder, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = frozen
+    late = attempt(old, 0, b"late")
+    new.clear_staging()
+    old.storage.create("_state/shards/00000.json", json.dumps(late).encode())
+    get = old.storage.get
+
+    def freezing(key: str) -> Any:
+        """The old driver has read the void manifest; before it acts, the new one goes on."""
+        there = get(key)
+        monkeypatch.undo()
+        new.recover()
+        new.commit(0, attempt(new, 0), planned=3)
+        return there
+
+    monkeypatch.setattr(old, "clear_staging", lambda: None)
+    publish = old.publish
+
+    def void(shard: int, manifest: dict[str, Any]) -> bool:
+        assert not publish(shard, manifest)
+        monkeypatch.setattr(old.storage, "get", freezing)
+        return False
+
+    monkeypatch.setattr(old, "publish", void)
+    with pytest.raises(LeaseLost, match=r"00000\.json was changed by another driver"):
+        old.recover()
+    assert list(new.committed()) == [0]
+    assert files(new.storage).keys() == {"images/part-00000.parquet", "latents/part-00000.parquet"}
+
+
+def test_a_frozen_driver_gives_no_shard_back(
+    frozen: tuple[RunFolder, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = frozen
+    new.commit(0, attempt(new, 0), planned=3)
+    get = old.storage.get
+
+    def freezing(key: str) -> Any:
+        there = get(key)
+        if key == "_state/shards/00000.json":
+            monkeypatch.undo()
+            new.reopen({0: {"a"}})
+            new.commit(0, attempt(new, 0, b"new rows"), planned=3)
+        return there
+
+    monkeypatch.setattr(old.storage, "get", freezing)
+    with pytest.raises(LeaseLost, match=r"00000\.json was changed by another driver"):
+        old.reopen({0: {"b"}})
+    assert list(new.committed()) == [0]
+    assert set(files(new.storage).values()) == {b"new rows"}
+
+
+def test_a_manifest_that_was_taken_back_is_none(run: RunFolder) -> None:
+    run.write_plan(PLAN)
+    run.commit(0, attempt(run, 0), planned=3)
+    run.reopen({0: {"a"}})
+    again = RunFolder(run.storage)
+    assert again.committed() == {}
+    found = verify(run.storage)
+    assert (found.problems, found.verified, found.shards) == ([], 0, 1)
+    assert "to be made again: shards 0" in found.notes[1]
+
+
+def test_a_key_changes_only_from_the_version_that_was_seen(place: str) -> None:
+    storage = connect(place)
+    first = storage.swap("_state/a", b"1", None)
+    assert first is not None
+    assert storage.swap("_state/a", b"2", None) is None
+    second = storage.swap("_state/a", b"22", first)
+    assert second is not None
+    assert storage.swap("_state/a", b"3", first) is None
+    assert not storage.withdraw("_state/a", first)
+    there = storage.get("_state/a")
+    assert there is not None
+    assert (there.content, there.version) == (b"22", second)
+    assert storage.withdraw("_state/a", second)
+    assert not storage.read("_state/a")
+
+
+def test_tables_are_copied_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(f"{bucket}/run")
+    run.lock()
+    publish, all_here = run.storage.publish, threading.Barrier(2)
+
+    def waiting(staged: str, final: str) -> bool:
+        all_here.wait(timeout=60)
+        return publish(staged, final)
+
+    monkeypatch.setattr(run.storage, "publish", waiting)
+    run.commit(4, attempt(run, 4), planned=3)
+    assert files(run.storage) == DONE
+    run.unlock()
+
+
+def test_a_copy_that_fails_is_made_by_the_next_start(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(f"{bucket}/run")
+    run.lock()
+    publish = run.storage.publish
+
+    def failing(staged: str, final: str) -> bool:
+        if final.startswith("images"):
+            raise StorageError("the store is away")
+        return publish(staged, final)
+
+    monkeypatch.setattr(run.storage, "publish", failing)
+    with pytest.raises(StorageError, match="the store is away"):
+        run.commit(4, attempt(run, 4), planned=3)
+    assert set(files(run.storage).values()) == {b"rows"}
+    monkeypatch.undo()
+    assert list(run.recover()) == [4]
+    assert files(run.storage) == DONE
     run.unlock()

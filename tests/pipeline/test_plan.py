@@ -51,7 +51,7 @@ def test_the_file_of_a_plan_reads_back_and_has_a_line_per_shard(photographs: Pat
     content = prepare(request(photographs, "shard_size=2")).to_json()
     text = plan_file.dumps(content)
     assert json.loads(text) == content
-    assert '\n  ["a.jpg", "b/2.png"],\n  ["c.webp"]\n' in text
+    assert b'\n  ["a.jpg", "b/2.png"],\n  ["c.webp"]\n' in text
     assert json.loads(plan_file.dumps(content | {"shards": [], "contents": []}))["shards"] == []
 
 

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from obstore import exceptions
 
+from dhr_batch.pipeline import object_storage, stopping
+from dhr_batch.pipeline.storage import connect
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import NAMES
 
@@ -113,3 +118,91 @@ def test_ctrl_c_twice_stops_at_once(command: Command) -> None:
     assert not (command.out / "_staging").exists()
     # How many were finished before the signal came is a matter of luck.
     assert command.committed() < 8
+
+
+PATIENCE = 300
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_ctrl_c_twice_does_not_wait_for_a_store(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither between two tries nor for an answer that does not come."""
+    calls = []
+
+    def put(*_: object, **__: object) -> None:
+        calls.append(time.monotonic())
+        if how == "hangs":
+            time.sleep(PATIENCE)
+        raise exceptions.GenericError("503 slow down")
+
+    monkeypatch.setattr(object_storage.obstore, "put", put)
+    monkeypatch.setattr(object_storage, "_LONGEST_PAUSE", float(PATIENCE))
+    storage = object_storage.ObjectStorage("s3://bucket/run", patience=PATIENCE)
+
+    def interrupt() -> None:
+        while len(calls) < (1 if how == "hangs" else 3):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    began = time.monotonic()
+    thread.start()
+    with stopping.forgotten():
+        with stopping.signals(stopping.Stopper()), pytest.raises(stopping.Interrupted):
+            storage.replace("_state/status.json", b"{}")
+        # What still asks the store after the loop does not wait either.
+        with pytest.raises(stopping.Interrupted):
+            storage.replace("_state/status.json", b"{}")
+    thread.join()
+    assert time.monotonic() - began < PATIENCE / 5
+
+
+def test_one_ctrl_c_lets_a_store_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def put(*_: object, **__: object) -> None:
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if len(calls) < 3:
+            raise exceptions.GenericError("503 slow down")
+
+    monkeypatch.setattr(object_storage.obstore, "put", put)
+    storage = object_storage.ObjectStorage("s3://bucket/run", patience=PATIENCE)
+    with stopping.forgotten(), stopping.signals(stopping.Stopper()):
+        storage.replace("_state/status.json", b"{}")
+    assert len(calls) == 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_a_run_whose_store_went_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "DHR_BATCH_STORAGE_PATIENCE": str(PATIENCE),
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
+    urllib.request.urlopen(bucket).close()
+    command = Command(tmp_path)
+    command.words[command.words.index(str(command.out))] = "s3://bucket/run"
+    command.start()
+    command.until(lambda: connect("s3://bucket/run").sizes("_state/shards") != {})
+    server.stop()
+    command.process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    command.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    said = command.end()
+    assert command.process.returncode == 130, said
+    assert "goes on from here" in said
+    assert time.monotonic() - began < PATIENCE / 5

@@ -410,6 +410,36 @@ def test_a_damaged_file_is_told_from_a_soft_mount_that_is_away(
     assert asked.count(item.location) == 4
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("lasts", [False, True])
+def test_an_archive_on_a_mount_that_goes_away_is_nobodys_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lasts: bool
+) -> None:
+    """Not even where the folder can still be listed: an archive holds many images."""
+    path = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        pack(path, {"a.jpg": b"1", "b.jpg": b"2"})
+    else:
+        write_table(path, [b"1", b"2"])
+    items = listed(path)
+    asked, there = [], open
+
+    def failing(file: Any, mode: str = "r") -> Any:
+        asked.append(file)
+        if lasts or len(asked) <= 2:
+            raise OSError(errno.EIO, "Input/output error", file)
+        return there(file, mode)
+
+    monkeypatch.setattr(locations, "open", failing, raising=False)
+    monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
+    if lasts:
+        with pytest.raises(StorageError, match=rf"a\.{kind}: Input/output error"):
+            sources.read(items[1])
+        assert len(asked) == 4
+    else:
+        assert sources.read(items[1]) == b"2"
+
+
 def test_pipes_are_no_images_and_broken_links_are_unreadable(tmp_path: Path) -> None:
     root = unpack(tmp_path / "photos", {"a.jpg": b"1"})
     os.mkfifo(root / "pipe.jpg")

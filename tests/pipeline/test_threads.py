@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dhr_batch.pipeline.threads import Behind, ahead
+from dhr_batch.pipeline.threads import Behind, ahead, together
 
 
 def counting(made: list[int], stop: int = 10) -> Iterator[int]:
@@ -126,3 +126,33 @@ def test_the_error_of_the_block_is_kept() -> None:
 
     with pytest.raises(ValueError, match="mine"):
         fail()
+
+
+def test_together_keeps_the_order_and_the_limit() -> None:
+    most, now, lock = 0, 0, threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01 * (item % 3))
+        with lock:
+            now -= 1
+        return item * item
+
+    assert together(work, range(20), 4) == [item * item for item in range(20)]
+    assert 1 < most <= 4
+    assert together(work, [], 4) == []
+
+
+def test_together_raises_what_a_work_raises_and_starts_no_more() -> None:
+    done = []
+
+    def work(item: int) -> None:
+        done.append(item)
+        raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        together(work, range(100), 2)
+    assert len(done) <= 2

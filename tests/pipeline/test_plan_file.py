@@ -1,0 +1,53 @@
+"""The text of a plan, whose lists of shards stay text until they are looked at."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhr_batch.pipeline import plan_file
+from dhr_batch.pipeline.plan_file import Rows
+
+ROWS: list[list[Any]] = [["a.png", 'quote " and\nline', "ü ]"], [], ["z"]]
+PLAN = {"schema": 2, "config": {"a": [1]}, "shards": ROWS, "contents": [[1, "2:x", None], [], [3]]}
+
+_text = st.text(st.characters(blacklist_categories=["Cs"]))
+
+
+@given(st.lists(st.lists(_text)), st.dictionaries(st.sampled_from("abc"), _text, min_size=1))
+def test_what_is_written_is_read_back(shards: list[list[str]], head: dict[str, str]) -> None:
+    plan = head | {"shards": shards, "contents": [[len(i) for i in row] for row in shards]}
+    text = plan_file.dumps(plan)
+    assert json.loads(text) == plan
+    found = plan_file.loads(text)
+    assert isinstance(found["shards"], Rows)
+    assert found == plan
+    assert plan_file.dumps(found) == text
+
+
+def test_rows_are_a_sequence_of_lists() -> None:
+    rows = plan_file.loads(plan_file.dumps(PLAN))["shards"]
+    assert (len(rows), rows[0], rows[-1], rows[1:]) == (3, ROWS[0], ["z"], ROWS[1:])
+    with pytest.raises(IndexError):
+        rows[3]
+    rows[1] = ["new"]
+    assert list(rows) == [ROWS[0], ["new"], ["z"]]
+    assert rows != ROWS
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2])
+def test_a_plan_that_was_written_otherwise_is_read_too(indent: int | None) -> None:
+    assert plan_file.loads(json.dumps(PLAN, indent=indent).encode()) == PLAN
+
+
+def test_damage_is_told_when_the_plan_is_read() -> None:
+    text = plan_file.dumps(PLAN)
+    for cut in range(len(text) - 2):
+        with pytest.raises((json.JSONDecodeError, UnicodeDecodeError)):
+            plan_file.loads(text[:cut])
+    with pytest.raises((json.JSONDecodeError, UnicodeDecodeError)):
+        plan_file.loads(text.replace(b'["z"]', b'["z"'))
