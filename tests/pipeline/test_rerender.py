@@ -23,7 +23,7 @@ from dhr_batch.pipeline import config, plan, rerender
 from dhr_batch.pipeline.datasets import Dataset
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.schemas import RunInfo
-from dhr_batch.pipeline.storage import Refused
+from dhr_batch.pipeline.storage import Refused, connect
 from dhr_batch.pipeline.table_file import TableFile
 from dhr_batch.pipeline.tables import rows_of
 from dhr_batch.pipeline.worker import run_info
@@ -196,6 +196,20 @@ def test_without_an_edit_the_refined_picture_lies_beside_the_run(
     done = render(root, "--image", "a.png")
     assert done.exit_code == 0, done.output
     picture = np.asarray(Image.open(tmp_path / "mine-render" / "a.png.refined.png"))
+    np.testing.assert_array_equal(picture, dhr_batch.open(root).render("a.png").refined)
+
+
+def test_a_run_may_lie_in_an_object_store(
+    made: tuple[Path, list[Record]], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, url = made[0], f"{bucket}/mine"
+    place = connect(url)
+    for path in (path for path in root.rglob("*") if path.is_file()):
+        place.replace(path.relative_to(root).as_posix(), path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    done = render(url, "--image", "a.png")
+    assert done.exit_code == 0, done.output
+    picture = np.asarray(Image.open("mine-render/a.png.refined.png"))
     np.testing.assert_array_equal(picture, dhr_batch.open(root).render("a.png").refined)
 
 
