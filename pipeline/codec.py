@@ -18,7 +18,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Steps(NamedTuple):
-    """How coarsely is stored, relative to the published generator (see `Reference`).
+    """How coarsely is stored, relative to the published generator (`Generator.magnitudes`).
 
     weight: step of an offset, in Euclidean norms of the whole weight that it is added to.
     feature: step of a feature, in root mean squares of the published feature.
