@@ -64,6 +64,9 @@ class NoGenerator:
     def weight_names(self) -> list[str]:
         return []
 
+    def magnitudes(self) -> dict[str, float]:
+        return {}
+
 
 def generator(context: Context) -> NoGenerator:
     return NoGenerator()

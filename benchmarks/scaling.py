@@ -110,7 +110,7 @@ def resume_seconds(run: Run) -> float:
 
 def table_bytes(run: Run) -> dict[str, float]:
     """Expected bytes by table at 256 px, with the default edits and deltas."""
-    layers = [{"dataset": "any", "store_deltas": True}]
+    layers = [{"dataset": "any", "store_deltas": "small"}]
     settings = config.resolve(config.build(layers), 0, run.images)
     counts = estimate.bytes_per_image(settings, GENERATOR)
     return {table: count * run.images for table, count in counts.items()}

@@ -1,9 +1,10 @@
-"""Commands about one run: `plan`, `status`, `verify` and `quarantine`."""
+"""Commands about one run: `plan`, `status`, `verify`, `render` and `quarantine`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -113,6 +114,53 @@ def verify(run: str, as_json: bool) -> None:
             click.echo(f"noted: {note}")
     if found.problems:
         sys.exit(1)
+
+
+@click.command()
+@_RUN
+@click.option("--image", "images", multiple=True, metavar="ID", help="An image; may be repeated.")
+@click.option("--all", "everything", is_flag=True, help="All images that have rows.")
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    metavar="NAME=STRENGTH",
+    help="A direction or its file, and how far: a picture of its own; may be repeated.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the pictures.  [default: RUN-render beside the run]",
+)
+def render(
+    run: str, images: tuple[str, ...], everything: bool, edits: tuple[str, ...], out: Path | None
+) -> None:
+    """Render images of a run again, or edit them, from its tables: nothing is refined again.
+
+    Without --edit, the refined picture. Prints the path of every picture.
+
+    \b
+    Exit codes: 0 done, 1 error or an image could not be rendered, 2 usage or refused.
+    """
+    from dhr_batch.pipeline import rerender, results
+
+    if bool(images) == everything:
+        raise click.UsageError("name the images with --image ID, or take them all with --all")
+    failed = False
+    with refusals():
+        choices = [rerender.parse(text) for text in edits]
+        try:
+            opened = results.open(run)
+        except results.NoRun as error:
+            raise click.UsageError(str(error)) from error
+        ids = opened.ids if everything else rerender.chosen(opened, images)
+        for done in rerender.write(opened, ids, choices, out or rerender.beside(opened)):
+            if isinstance(done, str):
+                failed = True
+                click.echo(f"Error: {done}", err=True)
+            else:
+                click.echo(done)
+    sys.exit(1 if failed else 0)
 
 
 @click.group()

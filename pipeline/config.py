@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dhr_batch.stages import registry
 
@@ -66,13 +66,20 @@ class Config(BaseModel):
     wait_timeout: float = Field(
         1800.0, gt=0, description="seconds to wait for a first free GPU or CPU core"
     )
-    store_deltas: bool = Field(True, description="store refined weights and features")
+    store_deltas: Literal["none", "small", "fine"] = Field(
+        "small", description="refined weights and features: 1.2 MB an image, 2 MB, or none"
+    )
     align: dict[str, Any]
     embed: dict[str, Any]
     segment: dict[str, Any]
     refine: dict[str, Any]
     edit: dict[str, Any]
     measure: dict[str, Any]
+
+    @field_validator("store_deltas", mode="before")
+    @classmethod
+    def _level(cls, value: Any) -> Any:
+        return ("small" if value else "none") if isinstance(value, bool) else value
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

@@ -14,6 +14,8 @@ _LATENT_ROW = 512 * 4 * 0.9
 _METRIC = 12
 # The longest features, of Inception.
 _FEATURE = 2048 * 4 * 0.9
+# Bytes per weight of the generator and value of its feature layer.
+_DELTA = {"small": 0.13, "fine": 0.23}
 # A file of a table without rows: schema and metadata.
 _EMPTY_FILE = 6000
 
@@ -37,8 +39,10 @@ def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, floa
         "edits": edits * code,
         "metrics": (2 + edits) * 20 * _METRIC,
     }
-    if config.store_deltas and config.refine["name"] != "none":
-        tables["deltas"] = 0.9 * (generator["weights"] + generator["feature"])
+    if config.store_deltas != "none" and config.refine["name"] != "none":
+        tables["deltas"] = _DELTA[config.store_deltas] * (
+            generator["weights"] + generator["feature"]
+        )
     if extractors := config.measure.get("features"):
         tables["features"] = (3 + edits) * len(extractors) * _FEATURE
     return tables
@@ -59,6 +63,6 @@ def check_space(
     if free is not None and total > free and not force:
         raise Refused(
             f"{line}. That cannot suffice: free some space, choose another folder with --out, "
-            "write fewer tables (--set store_deltas=false), or go on with --force"
+            "write fewer tables (--set store_deltas=none), or go on with --force"
         )
     return line

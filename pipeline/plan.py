@@ -122,19 +122,24 @@ def check_stages(config: Config) -> None:
 def fingerprint(plan: Plan) -> dict[str, Any]:
     """What every row of a run depends on, apart from the images; they are in `contents`."""
     settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
-    sums = {
-        name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
-        for name, model in sorted(models.models().items())
-    }
-    sums |= own_weights(plan.config.generator)
     return {
         "version": dhr_batch.__version__,
         "aligned": plan.dataset.aligned,
         "split": plan.dataset.split,
         "config": settings,
-        "models": {name: checksum for name, checksum in sums.items() if checksum},
+        "models": weights_of(plan.config.generator),
         "directions": plan.directions,
     }
+
+
+def weights_of(generator: str) -> dict[str, str]:
+    """Start of the sha256 of all weights that a run with this generator may use, by name."""
+    sums = {
+        name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
+        for name, model in sorted(models.models().items())
+    }
+    sums |= own_weights(generator)
+    return {name: checksum for name, checksum in sums.items() if checksum}
 
 
 def own_weights(generator: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,14 @@ import pyarrow.dataset as ds
 from PIL import Image
 
 from dhr_batch.pipeline import codec
-from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.commit import RunFolder, part
 from dhr_batch.pipeline.storage import Storage, connect
+from dhr_batch.stages.base import Record
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dhr_batch.stages.base import Context
 
 
 class NoRun(ValueError):
@@ -56,6 +59,11 @@ class Run:
         if not parts:
             there, place = ", ".join(self.storage.tables()) or "none", self.storage.place
             raise NoRun(f"{place} has no table {name!r}; it has: {there}")
+        return self._read(parts, columns, equal)
+
+    def _read(
+        self, parts: list[str], columns: Sequence[str] | None, equal: Mapping[str, Any]
+    ) -> pa.Table:
         data = ds.dataset(parts, format="parquet", filesystem=self.storage.files)
         keep = None
         for column, value in equal.items():
@@ -135,15 +143,69 @@ class Run:
     def delta(self, image_id: str) -> dict[str, np.ndarray]:
         """Refined weights minus published ones, name -> float32; `feature` replaces the layer.
 
-        Decoded as `codec.decode` says. Raises KeyError for an image without stored deltas.
+        Decoded as `codec.decode` says: `feature` is 0 where the image does not depend on it.
+        Raises KeyError for an image without stored deltas.
         """
-        rows = self.table("deltas", image_id=image_id).to_pylist()
+        rows = self._rows("deltas", image_id)
         if not rows:
-            raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}")
+            kept_none = self.plan["config"].get("store_deltas") in ("none", False)
+            why = ": it was made with store_deltas=none" if kept_none else ""
+            raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
         return {
-            row["tensor"]: codec.decode(np.array(row["scales"]), row["data"], tuple(row["shape"]))
-            for row in rows
+            row["tensor"]: codec.decode(codec.Encoded.of(row), tuple(row["shape"])) for row in rows
         }
+
+    def record(self, image_id: str) -> Record:
+        """What is stored of an image's embedding and refinement: `latent`, `mask`, `delta` and
+        `feature`. Raises KeyError, saying what is missing."""
+        codes = self._rows("latents", image_id)
+        if not codes:
+            raise KeyError(f"no rows of {image_id!r} in {self.storage.place}")
+        masks = self._rows("masks", image_id, kind="in_domain")
+        delta: dict[str, np.ndarray] = {}
+        if self.plan["config"]["refine"]["name"] != "none":
+            delta = self.delta(image_id)
+        return Record(
+            image_id,
+            image_id,
+            latent=np.array(codes[0]["latent"], np.float32),
+            mask=_picture(masks[0]["mask"]) if masks else None,
+            feature=delta.pop("feature", None),
+            delta=delta,
+        )
+
+    @cached_property
+    def networks(self) -> Context:
+        """The generator of the run, loaded on first use (see `rerender.context`)."""
+        from dhr_batch.pipeline import rerender
+
+        return rerender.context(self)
+
+    def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
+        """The refined picture again, or edits of it: a forward pass each and no optimisation.
+
+        edits: direction (a shipped name or a file) -> strength; each makes a picture of its own.
+        Returns a record with `edits`, or without any with `refined`. Raises Refused, KeyError.
+        """
+        from dhr_batch.pipeline import rerender
+
+        make = rerender.renderer(self, self.networks, (edits or {}).items())
+        return make(self.record(*rerender.chosen(self, [image_id])))
+
+    @cached_property
+    def _shards(self) -> dict[str, int]:
+        return {i: shard for shard, ids in enumerate(self.plan["shards"]) for i in ids}
+
+    def _rows(self, name: str, image_id: str, **equal: Any) -> list[dict[str, Any]]:
+        """Rows of one image, from the file of its shard; [] where there is none."""
+        key = part(name, self._shards.get(image_id, -1))
+        if key not in self._files:
+            return []
+        return self._read([key], None, {"image_id": image_id, **equal}).to_pylist()
+
+    @cached_property
+    def _files(self) -> set[str]:
+        return set(self.storage.sizes())
 
 
 def _vectors(column: pa.ChunkedArray) -> np.ndarray:

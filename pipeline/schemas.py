@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+from dhr_batch.pipeline.codec import LEVELS, Steps
+
+SCHEMA_VERSION = 2
 TABLES = ("images", "latents", "masks", "edits", "metrics", "quarantine", "deltas", "features")
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -24,13 +26,16 @@ class RunInfo:
     """What the tables say about the run that made them.
 
     rows: rows of a W+ code. embedder: name of the embedding stage. thresholds: of the
-    segmentation. metadata: stored in every file under the key `dhr_batch`.
+    segmentation. deltas: how coarsely they are stored; None: not at all. magnitudes: of the
+    published generator (`Generator.magnitudes`), which steps are relative to. metadata: stored in
+    every file under the key `dhr_batch`.
     """
 
     rows: int
     embedder: str
     thresholds: dict[str, float] = field(default_factory=dict)
-    store_deltas: bool = True
+    deltas: Steps | None = LEVELS["small"]
+    magnitudes: dict[str, float] = field(default_factory=dict)
     store_features: bool = False
     random_weights: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +43,7 @@ class RunInfo:
     @property
     def tables(self) -> tuple[str, ...]:
         """The tables this run writes."""
-        stored = {"deltas": self.store_deltas, "features": self.store_features}
+        stored = {"deltas": self.deltas is not None, "features": self.store_features}
         return tuple(t for t in TABLES if stored.get(t, True))
 
 
@@ -75,6 +80,8 @@ def schema(table: str, rows: int) -> pa.Schema:
             ("dtype", pa.string()),
             ("scheme", pa.string()),
             ("scales", pa.list_(pa.float32())),
+            ("base", pa.int32()),
+            ("cells", pa.binary()),
             ("data", pa.large_binary()),
         ],
         "metrics": [

@@ -64,8 +64,8 @@ def rows_of(record: Record, shard: int, info: RunInfo) -> dict[str, list[Row]]:
                 {"kind": f.kind, "extractor": f.extractor, "feature": f.vector}
                 for f in record.features
             ]
-        if info.store_deltas:
-            tables["deltas"] = list(_delta_rows(record))
+        if info.deltas is not None:
+            tables["deltas"] = list(_delta_rows(record, info.deltas, info.magnitudes))
     key = {"image_id": record.image_id, "shard": shard}
     return {table: [key | row for row in rows] for table, rows in tables.items()}
 
@@ -139,21 +139,23 @@ def _metric_rows(record: Record, info: RunInfo) -> Iterator[Row]:
         }
 
 
-def _delta_rows(record: Record) -> Iterator[Row]:
-    tensors = [(name, "weight", value) for name, value in (record.delta or {}).items()]
-    if record.feature is not None:
-        tensors.append(("feature", "feature", record.feature))
-    for name, kind, value in tensors:
-        encoded = codec.encode(value)
-        yield {
-            "tensor": name,
-            "kind": kind,
-            "shape": list(value.shape),
-            "dtype": str(value.dtype),
-            "scheme": codec.SCHEME,
-            "scales": encoded.scales,
-            "data": encoded.data,
-        }
+def _delta_rows(
+    record: Record, steps: codec.Steps, magnitudes: Mapping[str, float]
+) -> Iterator[Row]:
+    for name, offset in (record.delta or {}).items():
+        encoded = codec.encode_weight(offset, steps.weight * magnitudes.get(name, 0.0))
+        yield _delta_row(name, "weight", offset, encoded)
+    feature = record.feature
+    if feature is not None:
+        kept = codec.used_cells(record.mask, (feature.shape[1], feature.shape[2]))
+        wanted = steps.feature * magnitudes.get("feature", 0.0)
+        encoded = codec.encode_feature(feature, kept, wanted)
+        yield _delta_row("feature", "feature", feature, encoded)
+
+
+def _delta_row(name: str, kind: str, value: np.ndarray, encoded: codec.Encoded) -> Row:
+    about = {"tensor": name, "kind": kind, "shape": list(value.shape), "dtype": str(value.dtype)}
+    return about | encoded._asdict()
 
 
 def _pairs(values: Mapping[str, float]) -> list[Row]:

@@ -104,8 +104,9 @@ def _rows(
         problem = f"without the columns {some(sorted(missing))}"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
         return None
-    told = (about.get("table"), about.get("schema_version"))
-    if told != (table, SCHEMA_VERSION) or b"huggingface" not in file.schema_arrow.metadata:
+    # Older versions have fewer columns and can still be read.
+    known = about.get("schema_version") in range(1, SCHEMA_VERSION + 1)
+    if about.get("table") != table or not known or b"huggingface" not in file.schema_arrow.metadata:
         problem = "schema metadata (dhr_batch, huggingface) is missing or of another table"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
     return found

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import crash, models, sources
+from dhr_batch.pipeline import codec, crash, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -80,7 +80,7 @@ class Worker:
         for stage in self.stages:
             stage.setup(context)
         generator = context.network("generator", config.generator)
-        self.info = run_info(config, generator.num_ws, self.settings.metadata)
+        self.info = run_info(config, generator, self.settings.metadata)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
         return {
             "device": device,
@@ -240,14 +240,15 @@ def read(item: Item, split: str) -> Record:
         return record.failed("read", "unreadable", message)
 
 
-def run_info(config: Config, rows: int, metadata: dict[str, Any]) -> RunInfo:
-    """What the tables record about a run."""
+def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInfo:
+    """What the tables record about a run. generator: the network, or what stands for it."""
     thresholds = config.segment.get("thresholds", {})
     return RunInfo(
-        rows=rows,
+        rows=generator.num_ws,
         embedder=config.embed["name"],
         thresholds={key: value for key, value in thresholds.items() if value is not None},
-        store_deltas=config.store_deltas,
+        deltas=codec.LEVELS.get(config.store_deltas),
+        magnitudes=generator.magnitudes(),
         store_features=bool(config.measure.get("features")),
         random_weights=config.generator == "tiny",
         metadata=metadata,

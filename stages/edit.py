@@ -113,7 +113,7 @@ class Directions(Stage):
                 move.strength,
                 move.sha256,
                 codes[i].cpu().numpy(),
-                images.get(i, some(record.refined)),
+                images[i] if i in images else some(record.refined),
             )
             for i, move in enumerate(self.moves)
         ]

@@ -49,7 +49,7 @@ def _record(image_id: str, seed: int) -> Record:
 def portraits(tmp_path: Path) -> Path:
     """`runs/portraits` below the returned folder."""
     run = tmp_path / "runs" / "portraits"
-    info = schemas.RunInfo(rows=23, embedder="w+", store_deltas=False)
+    info = schemas.RunInfo(rows=23, embedder="w+", deltas=None)
     for table in info.tables:
         (run / table).mkdir(parents=True)
     ids = ["a.jpg", "b.jpg"]

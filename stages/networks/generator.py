@@ -89,6 +89,14 @@ class Generator(nn.Module, ABC):
             return F.linear(style, weight[0]) + bias
         return torch.bmm(weight, style.unsqueeze(2)).squeeze(2) + bias
 
+    @torch.no_grad()
+    def magnitudes(self) -> dict[str, float]:
+        """Euclidean norm of each weight; under `feature` the root mean square of the feature layer
+        at the mean latent."""
+        norms = {name: float(self.weight(name).norm()) for name in self.weight_names()}
+        feature = self.to_feature(self.broadcast(self.w_mean[None]))
+        return norms | {"feature": float(feature.square().mean().sqrt())}
+
     # ---------------------------------------------------------------------- latents
 
     def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:

@@ -54,7 +54,7 @@ def item(folder: Path, name: str) -> Item:
 
 def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.Plan:
     """A plan of the fault stages with one worker; settings as in a configuration file."""
-    defaults = {"dataset": "d", "preset": "tiny", "gpus": 0, "workers": 1, "store_deltas": True}
+    defaults = {"dataset": "d", "preset": "tiny", "gpus": 0, "workers": 1, "store_deltas": "small"}
     layers = [config.preset("tiny"), defaults, NAMES, settings]
     dataset = Dataset(name="d", root=".", aligned=aligned)
     resolved = config.resolve(config.build(layers), settings.get("gpus", 0), len(items))

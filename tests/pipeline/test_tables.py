@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import dhr_batch
-from dhr_batch.pipeline import card, schemas, tables
+from dhr_batch.pipeline import card, codec, schemas, tables
 from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.table_file import TableFile
 from dhr_batch.stages.base import Edit, Feature, Metric, Record
@@ -28,7 +28,9 @@ INFO = RunInfo(
     thresholds={"face": 0.5},
     store_features=True,
     random_weights=True,
+    magnitudes={"conv1.weight": 400.0, "feature": 1.0},
 )
+WEIGHT_STEP, FEATURE_STEP = 400 * codec.LEVELS["small"].weight, codec.LEVELS["small"].feature
 
 
 def record(image_id: str, seed: int = 0) -> Record:
@@ -135,7 +137,7 @@ CHECKED = {
     "edits": ("edit", "strength", "latent"),
     "metrics": ("metric", "value", "model"),
     "quarantine": ("image_id", "error_class", "message"),
-    "deltas": ("tensor", "scales", "data"),
+    "deltas": ("tensor", "scales", "base", "data"),
     "features": ("kind", "extractor", "feature"),
 }
 Columns = dict[str, list[Any]]
@@ -225,7 +227,10 @@ def test_library_gives_back_what_was_stored(run: Path) -> None:
     assert opened.quarantine["error_class"].tolist() == ["no_face"]
     delta, weight = opened.delta("a.jpg"), one.delta["conv1.weight"]  # type: ignore[index]
     assert delta.keys() == {"conv1.weight", "feature"}
-    assert np.abs(delta["conv1.weight"] - weight).max() <= np.abs(weight).max() / 254 * 1.001
+    assert np.abs(delta["conv1.weight"] - weight).max() <= WEIGHT_STEP / 4 / 2 * 1.001
+    feature, used = one.feature, codec.used_cells(one.mask, (4, 4))
+    assert np.abs(delta["feature"] - feature)[:, used].max() <= FEATURE_STEP / 2 * 1.001
+    assert (delta["feature"][:, ~used] == 0).all()
     with pytest.raises(KeyError, match=r"e\.jpg"):
         opened.delta("e.jpg")
 
@@ -310,7 +315,7 @@ def test_same_records_make_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_deltas_and_features_only_on_demand(tmp_path: Path) -> None:
-    info = RunInfo(rows=ROWS, embedder="w", store_deltas=False)
+    info = RunInfo(rows=ROWS, embedder="w", deltas=None)
     write(tmp_path, [record("a.jpg")], info)
     assert not (tmp_path / "deltas").exists()
     assert not (tmp_path / "features").exists()

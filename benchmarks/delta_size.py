@@ -1,0 +1,210 @@
+"""How many bytes stored deltas take, and what they cost in picture quality.
+
+python -m dhr_batch.benchmarks.delta_size [--images N] [--dataset NAME|FOLDER] [--json FILE]
+
+Photographs are embedded and refined as a run does it. Their deltas are written as a run writes
+them, read back, and rendered, refined and with a smile of both signs. Losses are in dB: of the
+refined picture against the source; of an edited one, which has no source, against the edit made
+with exact deltas: what that error would cost a picture as far from its source as the refined one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+
+from dhr_batch.pipeline import codec, devices, worker
+from dhr_batch.pipeline.codec import LEVELS, Steps
+from dhr_batch.pipeline.prepare import prepare
+from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.table_file import TableFile
+from dhr_batch.pipeline.tables import rows_of
+from dhr_batch.stages.base import Record, some
+
+DEFAULT = "small"
+# The first is no setting of a run; it shows what fewer bytes would cost.
+COMPARED = {"coarser": Steps(*(2 * step for step in LEVELS[DEFAULT])), **LEVELS}
+SMILES = (-2.0, 2.0)
+# Of offsets relative to their weights, as 50 steps leave them on `mobilestylegan-256`.
+OFFSET = 0.025
+
+Row = dict[str, Any]
+
+
+def refined(request: Any) -> Iterator[tuple[worker.Worker, Record]]:
+    """Each photograph of a dataset as the refinement leaves it, and the worker that made it."""
+    plan = prepare(request)
+    device = devices.torch_device(plan.config)
+    made = worker.Worker(
+        worker.Settings(plan.config, plan.dataset.aligned, plan.dataset.split, device, "")
+    )
+    made.setup()
+    for item in (item for shard in plan.shards for item in shard.items):
+        records = [worker.read(item, plan.dataset.split)]
+        for stage in made.stages:
+            if stage.stage in ("align", "embed", "segment", "refine"):
+                records = stage.run(records)
+        if records[0].failure is None:
+            yield made, records[0]
+        else:
+            click.echo(f"left out: {records[0].failure.message}", err=True)
+
+
+def stored(record: Record, info: RunInfo) -> tuple[int, Record]:
+    """Bytes of an image's rows in `deltas`, `latents` and `masks`, without the parsed labels, by
+    the sizes of column chunks in the footers; and the record that is read back from them."""
+    rows = rows_of(replace(record, labels=None, edits=(), metrics=()), 0, info)
+    count, delta = 0, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for table in ("deltas", "latents", "masks"):
+            path = Path(folder) / f"{table}.parquet"
+            file = TableFile(path, table, info)
+            file.append(rows.get(table, []))
+            file.close()
+            count += column_bytes(path)
+            if table == "deltas":
+                for row in pq.read_table(path).to_pylist():
+                    delta[row["tensor"]] = codec.decode(codec.Encoded.of(row), tuple(row["shape"]))
+    return count, replace(record, feature=delta.pop("feature", None), delta=delta)
+
+
+def column_bytes(path: Path) -> int:
+    """Compressed bytes of all columns of a Parquet file."""
+    footer = pq.read_metadata(path)
+    groups = (footer.row_group(i) for i in range(footer.num_row_groups))
+    return sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))
+
+
+def compare(record: Record, context: Any, info: RunInfo) -> Iterator[Row]:
+    """A photograph at every level: bytes and losses."""
+    from dhr_batch.stages.rerender import Rerender
+
+    make = Rerender(context, [("smile", strength) for strength in (0.0, *SMILES)])
+
+    def pictures(of: Record) -> list[np.ndarray]:
+        return [edit.image for edit in make(of).edits]
+
+    exact = pictures(record)
+    distance = error(exact[0], some(record.image))
+    for level, steps in COMPARED.items():
+        count, decoded = stored(record, replace(info, deltas=steps))
+        again = pictures(decoded)
+        row: Row = {"image": record.image_id, "level": level, "bytes": count}
+        row["out_of_domain"] = 1 - float(some(record.mask).mean())
+        row["psnr"] = decibels(distance)
+        row["refined"] = decibels(distance) - decibels(error(again[0], some(record.image)))
+        for strength, then, now in zip(SMILES, exact[1:], again[1:], strict=True):
+            row[f"smile {strength:+g}"] = 10 * math.log10(1 + error(then, now) / distance)
+        row["psnr_to_exact"] = min(
+            decibels(error(then, now)) for then, now in zip(exact, again, strict=True)
+        )
+        yield row
+
+
+def error(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.square(one.astype(float) - other).mean())
+
+
+def decibels(mean_square: float) -> float:
+    """Peak signal to noise ratio of uint8 pictures."""
+    return 10 * math.log10(255**2 / max(mean_square, 1e-9))
+
+
+def summary(rows: Iterable[Row], generator: str) -> list[Row]:
+    """A row per level: means and worst cases over the photographs."""
+    found = []
+    for level in COMPARED:
+        mine = [row for row in rows if row["level"] == level]
+        line: Row = {"generator": generator, "level": level, "images": len(mine)}
+        line["bytes"] = sum(row["bytes"] for row in mine) / len(mine)
+        line["most_bytes"] = max(row["bytes"] for row in mine)
+        for what in ("refined", *(f"smile {s:+g}" for s in SMILES)):
+            line[what] = sum(row[what] for row in mine) / len(mine)
+            line[f"{what} worst"] = max(row[what] for row in mine)
+        found.append(line)
+    return found
+
+
+def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
+    """Bytes on the shapes of StyleGAN2 at 1024 px, with random numbers for weights and feature.
+
+    Half of the cells are out-of-domain. Says nothing about quality. A real feature is smoother,
+    so it takes fewer bytes.
+    """
+    from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
+    from dhr_batch.stages.refine_dhr import weight_names
+
+    net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)
+    shapes = {name: tuple(net.weight(name).shape) for name in weight_names(net, "convolutions")}
+    delta = {
+        name: draw.standard_normal(shape, np.float32) * OFFSET for name, shape in shapes.items()
+    }
+    mask = np.zeros((1024, 1024), bool)
+    mask[:512] = True
+    record = Record(
+        "filled",
+        "filled",
+        latent=draw.standard_normal((net.num_ws, 512), np.float32),
+        mask=mask,
+        delta=delta,
+        feature=draw.standard_normal(net.feature_shape, np.float32),
+    )
+    # Published weights have unit variance.
+    sizes = {name: math.sqrt(math.prod(shape)) for name, shape in shapes.items()}
+    info = RunInfo(rows=net.num_ws, embedder="w+", magnitudes=sizes | {"feature": 1.0})
+    for level, steps in levels.items():
+        count, _ = stored(record, replace(info, deltas=steps))
+        yield {"generator": "StyleGAN2 1024 (computed)", "level": level, "bytes": count}
+
+
+def text(row: Row) -> str:
+    line = f"{row['generator']:26}{row['level']:9}{row['bytes'] / 1e6:6.2f} MB"
+    if "images" not in row:
+        return line
+    line += f" (most {row['most_bytes'] / 1e6:.2f}), {row['images']} images; dB lost, mean (worst):"
+    parts = ("refined", *(f"smile {s:+g}" for s in SMILES))
+    return line + ",".join(f" {p} {row[p]:.3f} ({row[f'{p} worst']:.3f})" for p in parts)
+
+
+@click.command(help=__doc__)
+@click.option("--images", type=click.IntRange(1), help="Only the first ones.")
+@click.option("--dataset", default="portraits", show_default=True)
+@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in `run`.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    images: int | None, dataset: str, generator: str, sets: tuple[str, ...], file: Path | None
+) -> None:
+    from dhr_batch.pipeline.prepare import Request
+
+    asked = {"dataset": dataset, "generator": generator} | ({"limit": images} if images else {})
+    rows: list[Row] = []
+    for made, record in refined(Request(settings=asked, sets=sets)):
+        for row in compare(record, made.stages[3].context, made.info):
+            rows.append(row)
+            figures = (f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
+            size = f"{row['bytes'] / 1e6:.2f} MB"
+            click.echo(f"  {row['image']:24}{row['level']:9}{size}, {', '.join(figures)}")
+    if not rows:
+        raise click.ClickException("no photograph could be refined")
+    lines = [*summary(rows, generator), *computed(LEVELS)]
+    for line in lines:
+        click.echo(text(line))
+    if file is not None:
+        chosen = next(line for line in lines if line["level"] == DEFAULT)
+        head = {"bytes_per_image": chosen["bytes"], "psnr_loss_db": chosen["refined"]}
+        head |= {"psnr_loss_db_worst": chosen["refined worst"]}
+        file.write_text(json.dumps(head | {"rows": lines, "images": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

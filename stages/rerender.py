@@ -1,0 +1,60 @@
+"""Pictures of stored refinements: the refined one again, or edits. Nothing is optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dhr_batch.stages.base import Context, Record, some
+from dhr_batch.stages.edit import Directions, EditOptions
+from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.refine import Refinement, render
+from dhr_batch.stages.tensors import masks_to_tensor, tensor_to_images
+
+
+class Rerender:
+    """Makes the same pictures of any number of records.
+
+    edits: direction (a shipped name or a file) and strength, each a picture of its own; without
+    any, or for strength 0, the refined picture. Raises DirectionError.
+    """
+
+    def __init__(self, context: Context, edits: Iterable[tuple[str, float]] = ()) -> None:
+        self.context = context
+        self.generator: Generator = context.network("generator", context.generator)
+        strengths: dict[str, dict[float, None]] = {}
+        for direction, strength in edits:
+            strengths.setdefault(direction, {})[strength] = None
+        options = [EditOptions(direction=d, strengths=tuple(s)) for d, s in strengths.items()]
+        self.refined = not options or any(0 in option.strengths for option in options)
+        self.directions = Directions(Directions.Options(edits=tuple(options)))
+        self.directions.setup(context)
+
+    def __call__(self, record: Record) -> Record:
+        """The record with `refined`, where it is asked for, and `edits`; a forward pass each.
+
+        Needs `latent`, and what the refinement left: `delta`, `feature` and `mask`. Raises
+        ArithmeticError for pictures that are not finite.
+        """
+        if self.refined:
+            record = replace(record, refined=self._refined(record))
+        return self.directions.process([record])[0]
+
+    @torch.inference_mode()
+    def _refined(self, record: Record) -> np.ndarray:
+        def batch(array: np.ndarray) -> torch.Tensor:
+            return torch.tensor(array).to(self.context.device).unsqueeze(0)
+
+        delta = {name: batch(value) for name, value in (record.delta or {}).items()}
+        feature = None if record.feature is None else batch(record.feature)
+        mask = some(record.mask) if feature is not None else np.ones((1, 1), bool)
+        masks = masks_to_tensor([mask], self.context.device)
+        image = render(
+            self.generator, batch(some(record.latent)), Refinement(delta, feature), masks
+        )
+        if not torch.isfinite(image).all():
+            raise ArithmeticError("the refined image has values that are not finite")
+        return tensor_to_images(image)[0]
