@@ -141,10 +141,11 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
     so it takes fewer bytes.
     """
     from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
-    from dhr_batch.stages.refine_dhr import weight_names
+    from dhr_batch.stages.refine_dhr import HybridRefinement, moved_weights
 
     net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)
-    shapes = {name: tuple(net.weight(name).shape) for name in weight_names(net, "convolutions")}
+    smallest = HybridRefinement.Options().smallest_layer
+    shapes = {name: tuple(net.weight(name).shape) for name in moved_weights(net, smallest)}
     delta = {
         name: draw.standard_normal(shape, np.float32) * OFFSET for name, shape in shapes.items()
     }

@@ -10,7 +10,7 @@ import numpy as np
 from dhr_batch.pipeline import report_plots, report_provenance, report_tables
 from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
-from dhr_batch.pipeline.report_page import Column, Gallery, Page, Plot, Section, Table
+from dhr_batch.pipeline.report_page import Cell, Column, Gallery, Page, Plot, Section, Table
 from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import number, title
 
@@ -120,7 +120,9 @@ def _summary(name: str, rows: pd.DataFrame) -> Table:
 
 def _distances(data: RunData) -> Table:
     heads = [Column("stage"), Column("metric"), Column("value", number=True)]
-    cells = [[d.stage, title(d.metric), d.value, d.n, d.model] for d in data.distances]
+    cells: list[list[Cell]] = [
+        [d.stage, title(d.metric), d.value, d.n, d.model] for d in data.distances
+    ]
     columns = [*heads, Column("n", number=True), Column("model")]
     return Table("Distances between sets of pictures", columns, cells)
 

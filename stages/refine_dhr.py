@@ -78,7 +78,8 @@ class HybridRefinement(Refiner):
         for step in range(weight_steps):
             inside, skip = generator.trunk(ws, delta)
             image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
-            grads = torch.autograd.grad(sum(loss(image)), [feature, *weights])
+            inner, outer = loss(image)
+            grads = torch.autograd.grad(inner + outer, [feature, *weights])
             feature_adam.step(grads[:1], options.feature_rate * min(1.0, (step + 1) / 4))
             weight_adam.step(grads[1:], options.weight_rate * ramp(step, weight_steps, 0.1, 0.25))
 
