@@ -141,11 +141,10 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
     so it takes fewer bytes.
     """
     from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
-    from dhr_batch.stages.refine_dhr import HybridRefinement, moved_weights
+    from dhr_batch.stages.refine_dhr import SMALLEST_LAYER, moved_weights
 
     net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)
-    smallest = HybridRefinement.Options().smallest_layer
-    shapes = {name: tuple(net.weight(name).shape) for name in moved_weights(net, smallest)}
+    shapes = {name: tuple(net.weight(name).shape) for name in moved_weights(net, SMALLEST_LAYER)}
     delta = {
         name: draw.standard_normal(shape, np.float32) * OFFSET for name, shape in shapes.items()
     }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import codec, crash, models, sources
+from dhr_batch.pipeline import codec, crash, devices, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -264,6 +264,7 @@ def _prepare_torch(device: str, threads: int) -> str:
 
     torch.set_num_threads(threads)
     if device == "cpu":
+        devices.keep_freed_memory()
         return "CPU"
     if not torch.cuda.is_available():
         raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")

@@ -23,6 +23,9 @@ from dhr_batch.stages.refine import Refinement, Refiner, zero_delta
 from dhr_batch.stages.rotated_adam import RotatedAdam, channels
 from dhr_batch.stages.tensors import downsample, feature_mask
 
+# Layers below this, in px, keep their weights.
+SMALLEST_LAYER = 16
+
 
 class LossOptions(StageOptions):
     """Settings of `MaskedLoss`."""
@@ -38,7 +41,9 @@ class WeightOptions(LossOptions):
 
     weight_rate: float = Field(5e-4, gt=0, description="step of a weight, at most")
     smallest_layer: int = Field(
-        16, ge=4, description="convolutions of layers below this size in px keep their weights"
+        SMALLEST_LAYER,
+        ge=4,
+        description="convolutions of layers below this size in px keep their weights",
     )
 
 
