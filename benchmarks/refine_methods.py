@@ -1,0 +1,243 @@
+"""The refinements that `refine_speed` compares, from a code to the refined picture and mask."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from dhr_batch.benchmarks import machine
+from dhr_batch.benchmarks.published_waste import RecomputedTargets, WastefulRefinement
+from dhr_batch.pipeline import config as settings
+from dhr_batch.pipeline import models
+from dhr_batch.pipeline.config import Config
+from dhr_batch.stages import registry
+from dhr_batch.stages.base import Context, Record, Stage, some
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.refine import Refiner
+from dhr_batch.stages.refine_published import PublishedRefinement
+from dhr_batch.stages.segment import DomainSpecific
+from dhr_batch.stages.tensors import tensor_to_images
+
+Name = Literal["default", "baseline"]
+
+# Tuned on the portraits; the published rates belong to StyleGAN2 at 1024 px.
+TUNED = {
+    "weight_rate": 2e-4,
+    "feature_rate": 5e-2,
+    "pixel_weight": 10.0,
+    "perceptual_weight": 1.0,
+}
+
+
+class Steps(NamedTuple):
+    """Optimisation steps: of the coarse inversion, with weights, of the feature alone."""
+
+    coarse: int
+    weights: int
+    feature: int
+
+
+PUBLISHED = Steps(40, 50, 50)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Mask and refinement of a batch of records that have an image and a code.
+
+    renders: the mask is made from a render of the code, which is part of the work.
+    """
+
+    name: str
+    steps: Steps
+    segment: DomainSpecific
+    refine: Refiner
+    renders: bool
+
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        if self.renders:
+            generator = self.refine.generator
+            codes = torch.stack([torch.from_numpy(some(r.latent)) for r in records])
+            with torch.no_grad():
+                renders = tensor_to_images(generator.synthesize(codes.to(generator.w_mean.device)))
+            records = [replace(r, inverted=i) for r, i in zip(records, renders, strict=True)]
+        return self.refine.run(self.segment.run(records))
+
+
+def configured(generator: str, images: int = 1) -> Config:
+    """The default settings for a generator. Raises ConfigError for an unknown one."""
+    layers: list[dict[str, Any]] = [settings.preset("tiny")] if generator == "tiny" else []
+    layers += [{"generator": generator, "dataset": "-"}]
+    return settings.resolve(settings.build(layers), 0, images)
+
+
+def context_of(config: Config, aligned: bool = False) -> Context:
+    """Networks on the device there is, with the threads that a worker has."""
+    torch.set_num_threads(config.threads)
+    return Context(machine.device(), config.generator, models.path, config.seed, aligned)
+
+
+def stage_of(family: str, section: dict[str, Any], context: Context) -> Stage:
+    """A stage as a worker sets it up."""
+    member = registry.lookup(family, section["name"])
+    stage: Stage = member(member.Options(**section))
+    stage.setup(context)
+    return stage
+
+
+def method(name: Name, config: Config, context: Context, steps: Steps | None = None) -> Method:
+    """`default`: the stages of the settings. `baseline`: the published schedule with its waste.
+
+    steps: other than those that the method has.
+    """
+    if name == "baseline":
+        return _baseline(config, context, steps or PUBLISHED)
+    total = config.refine["steps"]
+    weights = round(total * config.refine["weight_share"])
+    steps = steps or Steps(0, weights, total - weights)
+    segment = stage_of("segment", config.segment, context)
+    refine = stage_of("refine", config.refine | _split(steps), context)
+    assert isinstance(segment, DomainSpecific)
+    assert isinstance(refine, Refiner)
+    return Method(name, steps, segment, refine, renders=True)
+
+
+def _baseline(config: Config, context: Context, steps: Steps) -> Method:
+    options = config.segment | {"source": "coarse", "coarse_steps": steps.coarse}
+    segment = DomainSpecific(DomainSpecific.Options(**options))
+    segment.setup(context)
+    segment.perceptual = RecomputedTargets(segment.perceptual)
+    perceptual = config.refine["perceptual"]
+    refine = WastefulRefinement(
+        WastefulRefinement.Options(perceptual=perceptual, **TUNED, **_split(steps))
+    )
+    refine.setup(context)
+    return Method("baseline", steps, segment, refine, renders=False)
+
+
+def published_rates(config: Config, context: Context) -> PublishedRefinement:
+    """The published loop at the published rates and without waste: for its quality alone."""
+    stage = PublishedRefinement(PublishedRefinement.Options(perceptual=config.refine["perceptual"]))
+    stage.setup(context)
+    return stage
+
+
+def _split(steps: Steps) -> dict[str, Any]:
+    total = steps.weights + steps.feature
+    return {"steps": total, "weight_share": steps.weights / total}
+
+
+# ---------------------------------------------------------------------- the clock
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a method. seconds: wall; cpu_seconds: of all threads of this process.
+
+    calls: when the generator was called, `time.perf_counter`, by stage.
+    """
+
+    records: list[Record]
+    seconds: float
+    cpu_seconds: float
+    calls: list[float]
+
+
+@contextmanager
+def watched(generator: Generator) -> Iterator[list[float]]:
+    """Times at which the second half of the generator is called: one per render of a batch."""
+    calls: list[float] = []
+    original = generator.from_feature
+
+    def noted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(time.perf_counter())
+        return original(*arguments, **options)
+
+    generator.from_feature = noted  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        del generator.from_feature
+
+
+def trial(tried: Method, records: Sequence[Record]) -> Trial:
+    """Clock a method on one batch."""
+    with watched(tried.refine.generator) as calls:
+        machine.synchronise()
+        wall, cpu = time.perf_counter(), time.process_time()
+        done = tried(records)
+        machine.synchronise()
+        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    return Trial(done, seconds, cpu_seconds, calls)
+
+
+def extrapolated(result: Trial, done: Steps, wanted: Steps) -> float:
+    """Seconds that a method takes with the steps of `wanted`, from a trial with few.
+
+    A step lasts from a call of the generator to the next; each phase is continued with the median
+    of its own steps. Everything else (superpixels, parser, last render) counts as measured.
+    """
+    calls, seconds = result.calls, result.seconds
+    # Calls in order: a render of the code or the coarse steps and their render, then the
+    # refinement, whose last call is the render of the result.
+    first = len(calls) - 1 - done.weights - done.feature
+    starts = {"coarse": 0, "weights": first, "feature": first + done.weights}
+    for phase, start in starts.items():
+        count, more = getattr(done, phase), getattr(wanted, phase) - getattr(done, phase)
+        if count and more:
+            lasted = [calls[i + 1] - calls[i] for i in range(start, start + count)]
+            seconds += more * median(lasted)
+    return seconds
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def synthetic(context: Context, images: int = 1) -> list[Record]:
+    """Records without a photograph: renders of random codes, to be refined from the mean code."""
+    net: Generator = context.network("generator", context.generator)
+    z = torch.randn(images, STYLE_WIDTH, generator=torch.Generator().manual_seed(1))
+    mean = net.broadcast(net.w_mean[None])[0].cpu().numpy().copy()
+    with torch.no_grad():
+        pictures = tensor_to_images(net.synthesize(net.broadcast(net.map(z.to(net.w_mean)))))
+        inverted = tensor_to_images(net.synthesize(net.broadcast(net.w_mean[None])))[0]
+    return [
+        Record(f"{i}", f"{i}", image=picture, latent=mean, inverted=inverted)
+        for i, picture in enumerate(pictures)
+    ]
+
+
+def memory(name: Name, generator: str) -> dict[str, float]:
+    """Peak memory in MB of a process that does nothing but refine one image, of three steps a phase.
+
+    The peak does not depend on the number of steps. peak_mb: of the process with torch and all
+    networks; increase_mb: over what it held before. On a GPU both are of its memory.
+    """
+    # Not a `Pool`: it waits for ever for a process that was killed for its memory.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_memory, name, generator).result()
+
+
+def _memory(name: Name, generator: str) -> dict[str, float]:
+    config = configured(generator)
+    context = context_of(config)
+    records = synthetic(context)
+    steps = Steps(3 if name == "baseline" else 0, 3, 3)
+    tried = method(name, config, context, steps)
+    if context.device == "cuda":
+        before = torch.cuda.memory_allocated() / 1e6
+        torch.cuda.reset_peak_memory_stats()
+        trial(tried, records)
+        peak = torch.cuda.max_memory_allocated() / 1e6
+    else:
+        before = machine.held_mb()
+        trial(tried, records)
+        peak = machine.peak_mb()
+    return {"peak_mb": peak, "increase_mb": peak - before}
