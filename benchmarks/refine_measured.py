@@ -15,6 +15,7 @@ import numpy as np
 
 from dhr_batch.benchmarks import equal_identity, machine
 from dhr_batch.benchmarks.refine_methods import (
+    METHODS,
     PUBLISHED,
     Method,
     Steps,
@@ -23,7 +24,6 @@ from dhr_batch.benchmarks.refine_methods import (
     context_of,
     extrapolated,
     memory,
-    method,
     published_rates,
     stage_of,
     synthetic,
@@ -40,6 +40,8 @@ Row = dict[str, Any]
 METRICS = ("psnr", "psnr_in", "psnr_out", "st_lpips_alex", "identity_dlib_distance")
 EFFECT = "smile_at_equal_identity"
 ENOUGH = 5
+# Steps of a method whose cost alone is measured, on a CPU.
+SHARE = {"default": Steps(0, 4, 2), "baseline": Steps(4, 5, 5)}
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,12 @@ def compare(
     records = list(photographs.embedded(config, context))
     if not records:
         raise click.ClickException(f"{photographs.dataset}: no photograph could be embedded")
-    methods = [method("default", config, context), method("baseline", config, context)]
+    methods = [make(config, context) for make in METHODS.values()]
     quality = Quality(config, context)
     rates = published_rates(config, context) if published else None
-    few = Steps(1, 1, 1)
-    for one in ("default", "baseline"):
-        method(one, config, context, few)(records[:1])  # type: ignore[arg-type]
+    for make in METHODS.values():
+        # Outside the clock: the first run of each shape fills caches.
+        make(config, context, Steps(1, 1, 1))(records[:1])
 
     images: dict[str, list[Row]] = {m.name: [] for m in methods}
     if rates:
@@ -133,7 +135,7 @@ def compare(
         for name, refined in done.items():
             # All are compared with one inversion, not with what a mask was made from.
             values, curves[name] = quality(replace(refined, inverted=record.inverted))
-            rows[name] = {"image": record.image_id} | _times(trials[name]) | values
+            rows[name] = {"image": record.image_id, **_times(trials[name]), **values}
         for name in rows:
             other = "baseline" if name == "default" else "default"
             rows[name][EFFECT] = equal_identity.mean_effects(curves[name], curves[other])[0]
@@ -146,7 +148,7 @@ def compare(
     steps = {m.name: m.steps for m in methods} | {"published rates": PUBLISHED}
     rows_ = [_row(name, steps[name], values) for name, values in images.items()]
     for row, m in zip(rows_, methods, strict=False):
-        row |= memory(m.name, config.generator)  # type: ignore[arg-type]
+        row |= memory(m.name, config.generator)
     if rates:
         rows_[2] |= {"cpu_seconds": None, "note": "the work, and so the time, of baseline"}
     rows_ += [batched(methods[0], records, size) for size in batches if size > 1]
@@ -173,11 +175,10 @@ def cost_alone(generator: str, images: int) -> dict[str, Any]:
     """
     config = configured(generator)
     context = context_of(config)
-    full = {"default": method("default", config, context).steps, "baseline": PUBLISHED}
-    done = full
+    methods = [make(config, context) for make in METHODS.values()]
+    full = {m.name: m.steps for m in methods}
     if context.device == "cpu":
-        done = {"default": Steps(0, 4, 2), "baseline": Steps(4, 5, 5)}
-    methods = [method(name, config, context, done[name]) for name in ("default", "baseline")]  # type: ignore[arg-type]
+        methods = [METHODS[name](config, context, few) for name, few in SHARE.items()]
     (record,) = synthetic(context)
     values: dict[str, list[Row]] = {m.name: [] for m in methods}
     pairs = []
@@ -186,17 +187,15 @@ def cost_alone(generator: str, images: int) -> dict[str, Any]:
             result = trial(m, [record])
             seconds = extrapolated(result, m.steps, full[m.name])
             share = seconds / result.seconds
-            row = {"image": f"{index}", "seconds": seconds}
-            row |= {"cpu_seconds": share * result.cpu_seconds, "generator_calls": None}
+            cpu_seconds = share * result.cpu_seconds
+            row = {"image": f"{index}", "seconds": seconds, "cpu_seconds": cpu_seconds}
             values[m.name].append(row)
         pairs.append(_pair(f"{index}", {name: rows[-1] for name, rows in values.items()}))
     rows = []
     for m in methods:
-        row = _row(m.name, full[m.name], values[m.name]) | memory(m.name, generator)  # type: ignore[arg-type]
-        row["note"] = "filled weights, cost only"
-        if m.steps != full[m.name]:
-            row["note"] += f"; from {' + '.join(map(str, m.steps))} steps"
-        rows.append(row)
+        row = _row(m.name, full[m.name], values[m.name]) | memory(m.name, generator)
+        of = f"; from {'+'.join(map(str, m.steps))} steps" if m.steps != full[m.name] else ""
+        rows.append(row | {"note": f"filled weights, cost only{of}"})
     return _summary(config, rows, pairs) | {"psnr_gain_db": None}
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,8 +25,6 @@ from dhr_batch.stages.refine import Refiner
 from dhr_batch.stages.refine_published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import tensor_to_images
-
-Name = Literal["default", "baseline"]
 
 # Tuned on the portraits; the published rates belong to StyleGAN2 at 1024 px.
 TUNED = {
@@ -92,13 +90,8 @@ def stage_of(family: str, section: dict[str, Any], context: Context) -> Stage:
     return stage
 
 
-def method(name: Name, config: Config, context: Context, steps: Steps | None = None) -> Method:
-    """`default`: the stages of the settings. `baseline`: the published schedule with its waste.
-
-    steps: other than those that the method has.
-    """
-    if name == "baseline":
-        return _baseline(config, context, steps or PUBLISHED)
+def default(config: Config, context: Context, steps: Steps | None = None) -> Method:
+    """The stages of the settings. steps: other than theirs."""
     total = config.refine["steps"]
     weights = round(total * config.refine["weight_share"])
     steps = steps or Steps(0, weights, total - weights)
@@ -106,25 +99,29 @@ def method(name: Name, config: Config, context: Context, steps: Steps | None = N
     refine = stage_of("refine", config.refine | _split(steps), context)
     assert isinstance(segment, DomainSpecific)
     assert isinstance(refine, Refiner)
-    return Method(name, steps, segment, refine, renders=True)
+    return Method("default", steps, segment, refine, renders=True)
 
 
-def _baseline(config: Config, context: Context, steps: Steps) -> Method:
+def baseline(config: Config, context: Context, steps: Steps | None = None) -> Method:
+    """The published schedule with its waste, at rates tuned for it. steps: other than published."""
+    steps = steps or PUBLISHED
     options = config.segment | {"source": "coarse", "coarse_steps": steps.coarse}
     segment = DomainSpecific(DomainSpecific.Options(**options))
     segment.setup(context)
     segment.perceptual = RecomputedTargets(segment.perceptual)
-    perceptual = config.refine["perceptual"]
-    refine = WastefulRefinement(
-        WastefulRefinement.Options(perceptual=perceptual, **TUNED, **_split(steps))
-    )
+    options = {"perceptual": config.refine["perceptual"]} | TUNED | _split(steps)
+    refine = WastefulRefinement(WastefulRefinement.Options.model_validate(options))
     refine.setup(context)
     return Method("baseline", steps, segment, refine, renders=False)
 
 
+METHODS = {"default": default, "baseline": baseline}
+
+
 def published_rates(config: Config, context: Context) -> PublishedRefinement:
     """The published loop at the published rates and without waste: for its quality alone."""
-    stage = PublishedRefinement(PublishedRefinement.Options(perceptual=config.refine["perceptual"]))
+    options = {"name": "dhr-published", "perceptual": config.refine["perceptual"]}
+    stage = PublishedRefinement(PublishedRefinement.Options.model_validate(options))
     stage.setup(context)
     return stage
 
@@ -214,8 +211,8 @@ def synthetic(context: Context, images: int = 1) -> list[Record]:
     ]
 
 
-def memory(name: Name, generator: str) -> dict[str, float]:
-    """Peak memory in MB of a process that does nothing but refine one image, of three steps a phase.
+def memory(name: str, generator: str) -> dict[str, float]:
+    """Peak memory in MB of a process that only refines one image, with three steps a phase.
 
     The peak does not depend on the number of steps. peak_mb: of the process with torch and all
     networks; increase_mb: over what it held before. On a GPU both are of its memory.
@@ -225,12 +222,12 @@ def memory(name: Name, generator: str) -> dict[str, float]:
         return pool.submit(_memory, name, generator).result()
 
 
-def _memory(name: Name, generator: str) -> dict[str, float]:
+def _memory(name: str, generator: str) -> dict[str, float]:
     config = configured(generator)
     context = context_of(config)
     records = synthetic(context)
     steps = Steps(3 if name == "baseline" else 0, 3, 3)
-    tried = method(name, config, context, steps)
+    tried = METHODS[name](config, context, steps)
     if context.device == "cuda":
         before = torch.cuda.memory_allocated() / 1e6
         torch.cuda.reset_peak_memory_stats()
