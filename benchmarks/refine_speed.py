@@ -44,6 +44,7 @@ def main(
     file: Path | None,
 ) -> None:
     from dhr_batch.benchmarks import refine_measured as measured
+    from dhr_batch.benchmarks.refine_table import text
     from dhr_batch.pipeline.config import ConfigError
     from dhr_batch.pipeline.models import ModelMissing
     from dhr_batch.pipeline.sources import DatasetError
@@ -64,7 +65,7 @@ def main(
             result = measured.compare(generator, photographs, batches, published)
     except (ConfigError, DatasetError, ModelMissing) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(measured.text(result))
+    click.echo(text(result))
     if file is not None:
         file.write_text(json.dumps(result, indent=2))
 

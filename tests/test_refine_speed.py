@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 
@@ -18,6 +19,7 @@ from dhr_batch.benchmarks.equal_identity import Curve, compare, curves, mean_eff
 from dhr_batch.benchmarks.published_waste import WastefulRefinement
 from dhr_batch.benchmarks.refine_methods import Steps, Trial
 from dhr_batch.benchmarks.refine_speed import main
+from dhr_batch.benchmarks.refine_table import text
 from dhr_batch.stages.base import Context, Metric
 from dhr_batch.stages.refine_published import PublishedRefinement
 
@@ -217,9 +219,17 @@ def test_figures_add_up(short, tmp_path):
     batched = rows["default", 4]
     assert batched["generator_calls"] == default["generator_calls"] == 1 + 2 + 1
 
-    # Codes come from the cache, and are the same.
-    (tmp_path / "codes").joinpath("unused").touch()
-    assert len(list((tmp_path / "codes").glob("*.npz"))) == 3
+
+def test_an_image_that_cannot_be_refined_is_left_out(short, context):
+    comparison = measured.Comparison(methods.configured("tiny"), context, published=True)
+    good, bad = methods.synthetic(context, 2)
+    bad = replace(bad, latent=np.full_like(bad.latent, np.nan))
+    assert "not finite" in comparison.add(bad, 0)
+    assert comparison.pairs == []
+    # Whoever is first, rows come in one order: the sign of the gain depends on it.
+    assert comparison.add(good, 1) == ""
+    assert list(comparison.images) == ["default", "baseline", "published rates"]
+    assert [p["image"] for p in comparison.pairs] == [good.image_id]
 
 
 def test_cached_codes_are_those_that_were_made(short, tmp_path, context, monkeypatch):
@@ -246,7 +256,7 @@ def test_cost_alone_extrapolates_and_says_so(short, monkeypatch):
     default, baseline = result["rows"]
     assert baseline["steps"] == "40+50+50"
     assert "cost only; from 4+5+5 steps" in baseline["note"]
-    assert "psnr" not in measured.text(result).lower()
+    assert "psnr" not in text(result).lower()
     assert result["speedup"] == pytest.approx(baseline["seconds"] / default["seconds"])
 
 
