@@ -267,6 +267,8 @@ def main(generator: str, steps: int, file: Path | None) -> None:
         result = measure(FILLED.get(generator, generator), steps)
     except (ConfigError, ModelMissing) as error:
         raise click.ClickException(str(error)) from error
+    if generator in FILLED:
+        result["generator"] = generator
     click.echo(text(result))
     if file is not None:
         file.write_text(json.dumps(result, indent=2))

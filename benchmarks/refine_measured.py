@@ -180,10 +180,10 @@ def cost_alone(generator: str, images: int) -> dict[str, Any]:
     for index in range(images):
         for m in methods if index % 2 == 0 else methods[::-1]:
             result = trial(m, [record])
-            seconds = extrapolated(result, m.steps, full[m.name])
-            share = seconds / result.seconds
-            cpu_seconds = share * result.cpu_seconds
-            row = {"image": f"{index}", "seconds": seconds, "cpu_seconds": cpu_seconds}
+            if (failure := result.records[0].failure) is not None:
+                raise click.ClickException(f"{m.name}: {failure.message}")
+            wall, cpu = extrapolated(result, m.steps, full[m.name])
+            row = {"image": f"{index}", "seconds": wall, "cpu_seconds": cpu}
             values[m.name].append(row)
         pairs.append(pair(f"{index}", {name: rows[-1] for name, rows in values.items()}))
     rows = []

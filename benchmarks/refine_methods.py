@@ -134,27 +134,34 @@ def _split(steps: Steps) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the clock
 
 
+class Clocks(NamedTuple):
+    """Seconds. cpu: of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
+def now() -> Clocks:
+    return Clocks(time.perf_counter(), time.process_time())
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One run of a method. seconds: wall; cpu_seconds: of all threads of this process.
-
-    calls: when the generator was called, `time.perf_counter`, by stage.
-    """
+    """One run of a method. time: how long it took. calls: when the generator was called."""
 
     records: list[Record]
-    seconds: float
-    cpu_seconds: float
-    calls: list[float]
+    time: Clocks
+    calls: list[Clocks]
 
 
 @contextmanager
-def watched(generator: Generator) -> Iterator[list[float]]:
+def watched(generator: Generator) -> Iterator[list[Clocks]]:
     """Times at which the second half of the generator is called: one per render of a batch."""
-    calls: list[float] = []
+    calls: list[Clocks] = []
     original = generator.from_feature
 
     def noted(*arguments: Any, **options: Any) -> torch.Tensor:
-        calls.append(time.perf_counter())
+        calls.append(now())
         return original(*arguments, **options)
 
     generator.from_feature = noted  # type: ignore[method-assign]
@@ -168,20 +175,26 @@ def trial(tried: Method, records: Sequence[Record]) -> Trial:
     """Clock a method on one batch."""
     with watched(tried.refine.generator) as calls:
         machine.synchronise()
-        wall, cpu = time.perf_counter(), time.process_time()
+        began = now()
         done = tried(records)
         machine.synchronise()
-        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    return Trial(done, seconds, cpu_seconds, calls)
+        ended = now()
+    return Trial(done, Clocks(ended.wall - began.wall, ended.cpu - began.cpu), calls)
 
 
-def extrapolated(result: Trial, done: Steps, wanted: Steps) -> float:
-    """Seconds that a method takes with the steps of `wanted`, from a trial with few.
+def extrapolated(result: Trial, done: Steps, wanted: Steps) -> Clocks:
+    """The time that a method takes with the steps of `wanted`, from a trial with few.
 
     A step lasts from a call of the generator to the next; each phase is continued with the median
     of its own steps. Everything else (superpixels, parser, last render) counts as measured.
     """
-    calls, seconds = result.calls, result.seconds
+    wall, cpu = zip(*result.calls, strict=True)
+    return Clocks(
+        _longer(result.time.wall, wall, done, wanted), _longer(result.time.cpu, cpu, done, wanted)
+    )
+
+
+def _longer(seconds: float, calls: Sequence[float], done: Steps, wanted: Steps) -> float:
     # Calls in order: a render of the code or the coarse steps and their render, then the
     # refinement, whose last call is the render of the result.
     first = len(calls) - 1 - done.weights - done.feature

@@ -65,6 +65,8 @@ def main(
             result = measured.compare(generator, photographs, batches, published)
     except (ConfigError, DatasetError, ModelMissing) as error:
         raise click.ClickException(str(error)) from error
+    if generator in FILLED:
+        result["generator"] = generator
     click.echo(text(result))
     if file is not None:
         file.write_text(json.dumps(result, indent=2))

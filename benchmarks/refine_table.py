@@ -20,8 +20,8 @@ ENOUGH = 5
 def times(result: Trial, images: int = 1) -> Row:
     """Per image; calls of the generator are those of the whole batch."""
     return {
-        "seconds": result.seconds / images,
-        "cpu_seconds": result.cpu_seconds / images,
+        "seconds": result.time.wall / images,
+        "cpu_seconds": result.time.cpu / images,
         "generator_calls": len(result.calls),
     }
 
