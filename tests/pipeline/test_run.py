@@ -96,7 +96,7 @@ def test_all_stages_leave_their_rows(finished: tuple[Path, dict[str, Any], str])
         assert [p.shape for p in run.images(kind).values()] == [(32, 32, 3)] * 2
     assert len(run.edits) == 4
     assert set(run.metrics["stage"]) >= {"inverted", "refined"}
-    assert run.delta(IDS[0]).keys() >= {"conv1.weight", "feature"}
+    assert run.delta(IDS[0]).keys() >= {"layers.1.conv1.weight", "feature"}
     assert run.masks[IDS[0]].dtype == bool
     wide = run.metrics_wide()
     assert np.isfinite(wide["psnr"]).all()
