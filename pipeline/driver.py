@@ -116,10 +116,12 @@ class Driver:
         self._members[number].what = self.progress.state.workers[number] = what
 
     def _assign(self) -> None:
+        if not self._queue:
+            return
+        working = {m.place for m in self._members.values() if m.ready and m.place}
         for number in self._idle[::-1]:
             if self.stopper.asked:
                 return
-            working = {m.place for m in self._members.values() if m.ready and m.place}
             shard = self._queue.take(self._members[number].place, working)
             if shard is not None:
                 self._idle.remove(number)
@@ -212,7 +214,9 @@ class Driver:
         self.status.shard_done(receipt)
 
     def _note_progress(self, member: Member) -> None:
-        if member.done > member.failed:
+        finished = member.done - member.failed
+        if finished > member.noted:
+            member.noted = finished
             self._deaths_in_a_row = 0
             self._blame.worked(member.place)
 

@@ -33,6 +33,7 @@ class Member:
     stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
     GPU that is out of use.
     done, failed, errors: images reported from the shard in hand, which is not committed yet.
+    noted: finished ones among them that were seen before.
     """
 
     handle: Any
@@ -48,6 +49,7 @@ class Member:
     pending: Any = None
     done: int = 0
     failed: int = 0
+    noted: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -61,7 +63,7 @@ class Member:
         if shard != self.shard:
             self.since = time.time()
         self.shard, self.pace = shard, 0.0
-        self.done, self.failed, self.errors = 0, 0, Counter()
+        self.done, self.failed, self.noted, self.errors = 0, 0, 0, Counter()
 
     def overdue(self, limit: float, images: int) -> bool:
         """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,13 @@ class _Look:
 
     def unpublished(self, manifest: dict[str, Any]) -> bool:
         """Whether a driver was, or is, between the commit and the end of publishing."""
-        prefix = f"{staging(manifest['attempt'])}/"
-        return any(key.startswith(prefix) for key in self.sizes)
+        return staging(manifest["attempt"]) in self._staged
+
+    @cached_property
+    def _staged(self) -> set[str]:
+        """Folders of the attempts that wait to be published."""
+        keys = (key for key in self.sizes if key.startswith(f"{STAGING}/"))
+        return {"/".join(key.split("/")[:2]) for key in keys}
 
     def orphans(self, complete: bool) -> Iterator[Problem]:
         """Files in table folders that no manifest names, and staging that nobody will publish."""

@@ -46,9 +46,12 @@ class WorkerLog:
 
     def sync(self) -> None:
         """Begin to upload what is new; never waits, and no run fails for it."""
+        if isinstance(self._out, LocalStorage):
+            return
         busy = self._thread is not None and self._thread.is_alive()
-        size = self.path.stat().st_size
-        if isinstance(self._out, LocalStorage) or busy or size == self._uploaded:
+        # Whatever tidies TMPDIR may have deleted it.
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if busy or size in (0, self._uploaded):
             return
         self._uploaded = size
         self._thread = threading.Thread(target=self._upload, name="log", daemon=True)
@@ -68,12 +71,12 @@ class WorkerLog:
         self.path.unlink(missing_ok=True)
 
     def _upload(self) -> None:
-        with self.path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
-            content = file.read()
         try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
+                content = file.read()
             ObjectStorage(self._out.address, patience=0).replace(self.key, content)
-        except StorageError as error:
+        except (OSError, StorageError) as error:
             log.warning("this log was not uploaded: %s", error)
 
 
