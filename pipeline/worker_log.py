@@ -8,6 +8,8 @@ import logging
 import os
 import tempfile
 import threading
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dhr_batch.pipeline.object_storage import ObjectStorage
@@ -34,7 +36,9 @@ class WorkerLog:
         folder = out.root / LOGS if isinstance(out, LocalStorage) else _folder_of(out)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"worker-{number}.log"
-        self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}.log"
+        # A later start would else overwrite what an earlier one has uploaded.
+        started = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+        self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}-{started}.log"
         self._uploaded = 0
         self._thread: threading.Thread | None = None
         self._handler = logging.StreamHandler(self.path.open("a", encoding="utf-8"))
@@ -46,9 +50,14 @@ class WorkerLog:
 
     def sync(self) -> None:
         """Begin to upload what is new; never waits, and no run fails for it."""
+        if isinstance(self._out, LocalStorage):
+            return
         busy = self._thread is not None and self._thread.is_alive()
-        size = self.path.stat().st_size
-        if isinstance(self._out, LocalStorage) or busy or size == self._uploaded:
+        size = self._uploaded
+        # Someone may clean TMPDIR.
+        with suppress(OSError):
+            size = self.path.stat().st_size
+        if busy or size == self._uploaded:
             return
         self._uploaded = size
         self._thread = threading.Thread(target=self._upload, name="log", daemon=True)
@@ -65,15 +74,16 @@ class WorkerLog:
             self.sync()
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     def _upload(self) -> None:
-        with self.path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
-            content = file.read()
         try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
+                content = file.read()
             ObjectStorage(self._out.address, patience=0).replace(self.key, content)
-        except StorageError as error:
+        except OSError as error:
             log.warning("this log was not uploaded: %s", error)
 
 
