@@ -27,6 +27,8 @@ from dhr_batch.pipeline.worker import Settings
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
 _OBJECT_STORE = 100 * 2**20
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -222,4 +224,11 @@ def _report(out: Storage, progress: Progress) -> str | None:
         return report.write(out)
     except (report.ReportError, ImportError) as error:
         progress.say(f"no report: {error}")
-        return None
+    except Exception as error:
+        # The run is finished, whatever becomes of its report.
+        log.warning("no report", exc_info=True)
+        progress.say(
+            f"no report: {type(error).__name__}: {error}; "
+            f"`dhr-batch report {out.place}` tries again"
+        )
+    return None
