@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,11 @@ class _Look:
     stale: set[int] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
 
+    @cached_property
+    def staged(self) -> set[str]:
+        """Folders of attempts that hold a file."""
+        return {key.rpartition("/")[0] for key in self.sizes if key.startswith(f"{STAGING}/")}
+
     def planned_twice(self) -> Iterator[Problem]:
         counts = Counter(image_id for ids in self.plan for image_id in ids)
         twice = [image_id for image_id, count in counts.items() if count > 1]
@@ -134,8 +140,7 @@ class _Look:
 
     def unpublished(self, manifest: dict[str, Any]) -> bool:
         """Whether a driver was, or is, between the commit and the end of publishing."""
-        prefix = f"{staging(manifest['attempt'])}/"
-        return any(key.startswith(prefix) for key in self.sizes)
+        return staging(manifest["attempt"]) in self.staged
 
     def orphans(self, complete: bool) -> Iterator[Problem]:
         """Files in table folders that no manifest names, and staging that nobody will publish."""
