@@ -26,16 +26,12 @@ from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.sources import Item
 from dhr_batch.pipeline.storage import LocalStorage, connect
 from dhr_batch.pipeline.threads import Behind, ahead
+from dhr_batch.pipeline.waits import Waits
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
 
 # Class and message of images that ended a worker, by image id.
 Lost = Mapping[str, tuple[str, str]]
-# A place of images may take as long to answer even where `image_timeout` is shorter: an object
-# store is asked again for a minute, and ends the run by itself.
-_READ_SECONDS = 120.0
-# The folder of a run may take long to take gigabytes. An object store ends the run by itself.
-_WRITE_SECONDS = 600.0
 
 
 class NoGPU(RuntimeError):
@@ -62,9 +58,7 @@ class Worker:
         self._out = connect(settings.out)
         self._events: deque[dict[str, Any]] = deque()
         self._busy: dict[str, tuple[float, int]] = {}
-        # Of the thread that reads and of the one that writes: since when, where, and for how long
-        # it may take.
-        self._waits: dict[str, tuple[float, str, float]] = {}
+        self._waits = Waits(settings.config.image_timeout)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
 
@@ -112,7 +106,7 @@ class Worker:
         return {
             "events": list(self._taken()),
             "pace": max(paces, default=0.0),
-            "stuck": self._stuck(now),
+            "stuck": self._waits.stuck(now),
         }
 
     def _taken(self) -> Iterator[dict[str, Any]]:
@@ -120,17 +114,6 @@ class Worker:
         with suppress(IndexError):
             while True:
                 yield self._events.popleft()
-
-    def _stuck(self, now: float) -> str:
-        """A file system that went away lets a read or a write wait for ever, where no timeout can
-        end it."""
-        limit = self.settings.config.image_timeout
-        if limit is None:
-            return ""
-        for since, place, least in list(self._waits.values()):
-            if (seconds := now - since) > max(limit, least):
-                return f"no answer from {place} for {seconds:.0f} s: is its file system mounted?"
-        return ""
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         """Run all stages on a shard and stage its tables under the name of `attempt`.
@@ -204,18 +187,10 @@ class Worker:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         if isinstance(self._out, LocalStorage):
-            with self._waiting("writer", self._out.place, _WRITE_SECONDS):
+            with self._waits.writing(self._out.place):
                 yield
         else:
             yield
-
-    @contextmanager
-    def _waiting(self, who: str, place: str, least: float) -> Iterator[None]:
-        self._waits[who] = (time.monotonic(), place, least)
-        try:
-            yield
-        finally:
-            self._waits.pop(who, None)
 
     def _receipt(self, tables: Attempt, attempt: str) -> dict[str, Any]:
         seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
@@ -235,7 +210,7 @@ class Worker:
         return [replace(record, data=None) for record in records]
 
     def _read(self, item: Item) -> Record:
-        with self._waiting("reader", item.location, _READ_SECONDS):
+        with self._waits.reading(item.location):
             return read(item, self.settings.split)
 
     def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:

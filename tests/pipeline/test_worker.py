@@ -105,7 +105,7 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
     items = harness.photographs(tmp_path / "in", ["a.png", "b.png"])
     made = harness.make(items, image_timeout=0.1, shard_size=2)
     built = worker(made, tmp_path)
-    monkeypatch.setattr("dhr_batch.pipeline.worker._READ_SECONDS", 0.2)
+    monkeypatch.setattr("dhr_batch.pipeline.waits._READ_SECONDS", 0.2)
     monkeypatch.setattr("dhr_batch.pipeline.sources.read", hang)
     receipts: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: receipts.append(built.run_shard(made.shards[0], "a")))
@@ -135,7 +135,7 @@ def test_a_write_without_an_end_is_told_and_blames_no_image(
 
     config = made.config.model_copy(update={"image_timeout": 0.1})
     built = worker(replace(made, config=config), tmp_path)
-    monkeypatch.setattr("dhr_batch.pipeline.worker._WRITE_SECONDS", 0.2)
+    monkeypatch.setattr("dhr_batch.pipeline.waits._WRITE_SECONDS", 0.2)
     monkeypatch.setattr(TableFile, step, hang)
     thread = threading.Thread(target=built.run_shard, args=(made.shards[0], "a"))
     thread.start()
