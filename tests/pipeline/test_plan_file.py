@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhr_batch.pipeline import plan_file
+from dhr_batch.pipeline import plan_file, resume
+from dhr_batch.pipeline.commit import Refused, RunFolder
 from dhr_batch.pipeline.plan_file import Rows
 
 ROWS: list[list[Any]] = [["a.png", 'quote " and\nline', "ü ]"], [], ["z"]]
@@ -77,3 +79,13 @@ def test_what_follows_a_plan_is_told() -> None:
         plan_file.loads(plan_file.dumps(PLAN) + b"garbage")
     with pytest.raises(json.JSONDecodeError, match="Extra data"):
         plan_file.loads(plan_file.dumps(PLAN) + b"\n}\n")
+
+
+@pytest.mark.parametrize("lacking", ["schema", "fingerprint", "config", "shards", "contents"])
+def test_a_plan_that_lacks_something_is_refused(tmp_path: Path, lacking: str) -> None:
+    plan = {"schema": resume.SCHEMA, "config": {"shard_size": 1}, "shards": [], "contents": []}
+    plan["fingerprint"] = {"config": {}, "models": {}}
+    run = RunFolder(tmp_path)
+    run.write_plan({key: value for key, value in plan.items() if key != lacking})
+    with pytest.raises(Refused, match=f"plan.json .* is damaged .it lacks '{lacking}'"):
+        resume._stored(run, tmp_path)
