@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from typing import Any
 import click
 import ray
 
+from dhr_batch.benchmarks.machine import held_mb, peak_mb
 from dhr_batch.benchmarks.no_op import NAMES, write_images
 from dhr_batch.pipeline import config, plan, resume, runner
 from dhr_batch.pipeline import driver as driver_module
@@ -58,7 +58,7 @@ class Watch:
 
     commits: list[float] = field(default_factory=list)
     workers: list[int] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
     waited: float = 0.0
     waits: list[float] = field(default_factory=list)
@@ -67,8 +67,7 @@ class Watch:
         self.workers.append(worker)
         self.waits.append(self.waited)
         self.commits.append(time.perf_counter())
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self.memory.append(pages * resource.getpagesize())
+        self.memory.append(held_mb())
         self.files.append(len(os.listdir("/proc/self/fd")))
 
 
@@ -148,7 +147,7 @@ def soak(folder: Path, shards: int) -> dict[str, float]:
     early = len(watch.memory) // 10
     return {
         "soak_shards": len(watch.commits),
-        "driver_growth_mb": (watch.memory[-1] - watch.memory[early]) / 1e6,
+        "driver_growth_mb": watch.memory[-1] - watch.memory[early],
         "driver_new_files": watch.files[-1] - watch.files[early],
     }
 
@@ -186,7 +185,7 @@ def _start(images: int, folder: Path) -> dict[str, float]:
     run_folder = RunFolder(folder)
     run_folder.write_plan(made(_listed(images), 8, 32).to_json())
     seconds, written = time.perf_counter() - began, run_folder.storage.sizes()["plan.json"]
-    return {"plan_file_mb": written / 1e6, "plan_seconds": seconds, "plan_memory_mb": _peak_mb()}
+    return {"plan_file_mb": written / 1e6, "plan_seconds": seconds, "plan_memory_mb": peak_mb()}
 
 
 def _finish(images: int, folder: Path) -> dict[str, float]:
@@ -223,20 +222,14 @@ def _resume(images: int, folder: Path) -> dict[str, float]:
     finished = run_folder.recover()
     assert plan.images == images
     assert len(finished) == len(plan.shards) - 1
-    return {"resume_seconds": time.perf_counter() - began, "resume_memory_mb": _peak_mb()}
+    return {"resume_seconds": time.perf_counter() - began, "resume_memory_mb": peak_mb()}
 
 
 def _torch(images: int, folder: Path) -> dict[str, float]:
     """What of these figures is not the plan's."""
-    engine = _peak_mb()
+    engine = peak_mb()
     import_module("torch")
-    return {"engine_memory_mb": engine, "torch_memory_mb": _peak_mb() - engine}
-
-
-def _peak_mb() -> float:
-    """The most memory this process has held. `ru_maxrss` would count that of its parent."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+    return {"engine_memory_mb": engine, "torch_memory_mb": peak_mb() - engine}
 
 
 def measure(images: int) -> Iterator[dict[str, float]]:

@@ -28,7 +28,7 @@ class Steps(NamedTuple):
     feature: float
 
 
-LEVELS = {"small": Steps(5e-5, 0.125), "fine": Steps(1e-5, 0.025)}
+LEVELS = {"small": Steps(3e-5, 0.075), "fine": Steps(1e-5, 0.025)}
 # Added to codes of two bytes, so that all codes next to 0 have the same high byte.
 _WIDE = 0x8080
 # Few values cost little at any step, and those of small kernels and image heads count for more.

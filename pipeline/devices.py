@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from typing import Literal
 
 from dhr_batch.pipeline.config import Config
@@ -58,7 +59,9 @@ def keep_freed_memory() -> None:
     """
     import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            mallopt(option, 2**30)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    # Some versions refuse more than 32 MiB, and answer 0.
+    if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
+        mallopt(_TRIM_THRESHOLD, 2**30)

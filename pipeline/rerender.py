@@ -97,7 +97,7 @@ def write(
     for image_id in images:
         try:
             files = pictures(make(run.record(image_id)))
-        except (ArithmeticError, LookupError) as error:
+        except (ArithmeticError, LookupError, ValueError) as error:
             yield f"{image_id}: {error.args[0]}"
             continue
         for name, content in files.items():

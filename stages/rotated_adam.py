@@ -50,7 +50,7 @@ class RotatedAdam:
         for i, (value, grad) in enumerate(zip(self.values, grads, strict=True)):
             axis = self.axes[i]
             if axis is not None and self.steps == 1:
-                self.bases[i] = Basis(grad, axis, self.weak)
+                self.bases[i] = _basis(grad, axis, self.weak)
             basis = self.bases[i]
             if basis is not None:
                 grad = basis.rotate(grad)
@@ -72,6 +72,14 @@ def channels(weight: Tensor) -> int | None:
         return None
     inputs = weight.shape[2]
     return 2 if inputs > 1 and weight[0].numel() >= inputs**2 else None
+
+
+def _basis(grad: Tensor, axis: int, weak: float) -> Basis | None:
+    """None, for plain Adam, where the eigenvectors are not found."""
+    try:
+        return Basis(grad, axis, weak)
+    except torch.linalg.LinAlgError:
+        return None
 
 
 class Basis:

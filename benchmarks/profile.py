@@ -1,0 +1,280 @@
+"""Where the time of a refinement step goes, against the least that its arithmetic takes.
+
+python -m dhr_batch.benchmarks.profile [--generator NAME] [--steps N] [--json FILE]
+
+The parts of a step of the default refinement are clocked one by one. The floor of each is its
+floating-point operations, counted from the shapes of convolutions and matrix products, at the rate
+at which this machine multiplies large matrices. Floors for GPUs are computed from their published
+rates: no GPU is measured, and none reaches its published rate.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhr_batch.benchmarks import machine
+from dhr_batch.benchmarks.refine_speed import FILLED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Row = dict[str, Any]
+
+# Dense TFLOP/s in FP32 and TF32, from NVIDIA's white papers on the H100 Tensor Core, A100 Tensor
+# Core and Ampere GA102 architectures.
+GPUS = {"H100 SXM": (66.9, 494.7), "A100": (19.5, 156.0), "RTX 3090": (35.6, 35.6)}
+
+
+class Parts:
+    """Seconds and operations of named parts, in the order in which they were met first."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.flops: dict[str, int] = {}
+        self.counting = False
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Clock what is done in this block; count it instead while `counting`."""
+        if self.counting:
+            with counter() as counted:
+                yield
+            self.flops[name] = self.flops.get(name, 0) + counted.get_total_flops()
+            return
+        machine.synchronise()
+        began = time.perf_counter()
+        yield
+        machine.synchronise()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+
+
+def counter() -> Any:
+    """Counts the operations of convolutions and matrix products; 2 for a multiplication and sum."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+    def backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+        # Torch's own formula counts a grouped convolution's weight gradient as that of a full one.
+        transposed, wanted = rest[4], rest[7]
+        once = conv_flop_count(x, weight, grad, transposed)
+        return once * (int(wanted[0]) + int(wanted[1]))
+
+    mapping = {torch.ops.aten.convolution_backward: backward}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], None]]:
+    """A step of `HybridRefinement`, and the parts it reports to.
+
+    Its backward pass is cut at the image and at the feature layer. with_weights: it moves weights
+    and feature; else the feature alone, and what lies before it is computed once.
+    """
+    import torch
+
+    from dhr_batch.benchmarks.refine_methods import configured, context_of, stage_of, synthetic
+    from dhr_batch.stages.base import some
+    from dhr_batch.stages.refine import zero_delta
+    from dhr_batch.stages.refine_dhr import HybridRefinement, MaskedLoss, moved_weights
+    from dhr_batch.stages.rotated_adam import RotatedAdam, channels
+    from dhr_batch.stages.tensors import feature_mask, images_to_tensor
+
+    config = configured(generator)
+    context = context_of(config)
+    stage = stage_of("refine", config.refine, context)
+    assert isinstance(stage, HybridRefinement)
+    net, options = stage.generator, stage.options
+    (record,) = synthetic(context)
+    images = images_to_tensor([some(record.image)], context.device)
+    ws = torch.from_numpy(some(record.latent))[None].to(images)
+    masks = torch.ones_like(images[:, :1])
+    masks[:, :, :, masks.shape[-1] // 2 :] = 0
+
+    names = moved_weights(net, options.smallest_layer) if with_weights else []
+    delta = zero_delta(net, names, 1)
+    weights = [d.requires_grad_() for d in delta.values()]
+    split = len(_before_feature(names, net, ws, delta))
+    with torch.no_grad():
+        inside, skip = net.trunk(ws, delta)
+        feature = inside.clone()
+    feature.requires_grad_()
+    soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
+    loss = MaskedLoss(options, stage.perceptual, images, masks)
+    feature_adam = RotatedAdam([feature], [1])
+    weight_adam = RotatedAdam(weights, [channels(w) for w in weights])
+    parts = Parts()
+
+    def step() -> None:
+        x, sum_so_far = inside, skip
+        if with_weights:
+            with parts("trunk forward"):
+                x, sum_so_far = net.trunk(ws, delta)
+        # Leaves at the cuts: autograd stops there, and the next part goes on from their gradients.
+        cut = [t.detach().requires_grad_(split > 0) for t in (x, sum_so_far) if t is not None]
+        with parts("tail forward"):
+            mixed = torch.lerp(feature, cut[0], soft)
+            image = net.from_feature(mixed, ws, delta, cut[1] if len(cut) > 1 else None)
+        picture = image.detach().requires_grad_()
+        with parts("loss forward"):
+            inner, outer = loss(picture)
+            total = inner + outer if with_weights else outer
+        with parts("loss backward"):
+            (at_image,) = torch.autograd.grad(total, [picture])
+        tail = [feature, *(cut if split else []), *weights[split:]]
+        with parts("tail backward"):
+            grads = torch.autograd.grad(image, tail, at_image)
+        before: tuple[Tensor, ...] = ()
+        if split:
+            through = [t for t in (x, sum_so_far) if t is not None]
+            with parts("trunk backward"):
+                before = torch.autograd.grad(through, weights[:split], grads[1 : 1 + len(cut)])
+        with parts("optimiser"):
+            feature_adam.step(grads[:1], options.feature_rate)
+            behind = grads[len(tail) - len(weights[split:]) :]
+            weight_adam.step([*before, *behind], options.weight_rate)
+
+    return parts, step
+
+
+def _before_feature(names: list[str], net: Any, ws: Tensor, delta: dict[str, Tensor]) -> list[str]:
+    """Those of the weights that the feature layer depends on; they come first."""
+    import torch
+
+    if not names:
+        return []
+    outputs = [t for t in net.trunk(ws, delta) if t is not None and t.requires_grad]
+    if not outputs:
+        return []
+    values = [delta[name] for name in names]
+    grads = torch.autograd.grad([t.sum() for t in outputs], values, allow_unused=True)
+    reached = [grad is not None for grad in grads]
+    # The order of `moved_weights` is that of the synthesis, but image heads come where they stand.
+    assert reached == sorted(reached, reverse=True), "weights before and behind the feature mix"
+    return [name for name, hit in zip(names, reached, strict=True) if hit]
+
+
+def profiled(kind: str, generator: str, steps: int) -> list[Row]:
+    """Rows of the parts of one kind of step, `weight` or `feature`, and of their sum."""
+    parts, step = step_of(generator, with_weights=kind == "weight")
+    # The first step fills caches, and finds the bases of the rotated optimiser.
+    step()
+    parts.counting = True
+    step()
+    parts.counting = False
+    for _ in range(steps):
+        step()
+    rows: list[Row] = []
+    for name, seconds in parts.seconds.items():
+        ms, gflop = 1000 * median(seconds[1:]), parts.flops[name] / 1e9
+        rows.append({"step": kind, "part": name, "ms": ms, "gflop": gflop})
+    sums = {key: sum(row[key] for row in rows) for key in ("ms", "gflop")}
+    return [*rows, {"step": kind, "part": "all", **sums}]
+
+
+def matmul_gflops(size: int = 2048, rounds: int = 7) -> float:
+    """Rate of a float32 matrix product, GFLOP/s: median of several."""
+    import torch
+
+    a = torch.randn(size, size, device=machine.device())
+    seconds = []
+    for _ in range(rounds + 1):
+        machine.synchronise()
+        began = time.perf_counter()
+        a @ a
+        machine.synchronise()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / median(seconds[1:]) / 1e9
+
+
+def measure(generator: str, steps: int) -> dict[str, Any]:
+    """Both kinds of steps, and what an image takes at least."""
+    from dhr_batch.benchmarks.refine_methods import configured, context_of
+    from dhr_batch.stages import registry
+
+    config = configured(generator)
+    context_of(config)
+    rate = matmul_gflops()
+    rows = profiled("weight", generator, steps) + profiled("feature", generator, steps)
+    # The better of two: others may have used the machine during one.
+    rate = max(rate, matmul_gflops())
+    for row in rows:
+        row["floor_ms"] = 1000 * row["gflop"] / rate
+    whole = {row["step"]: row for row in rows if row["part"] == "all"}
+    weights = round(config.refine["steps"] * config.refine["weight_share"])
+    counts = {"weight": weights, "feature": config.refine["steps"] - weights}
+    image = {
+        key: sum(count * whole[kind][key] for kind, count in counts.items())
+        for key in ("ms", "gflop", "floor_ms")
+    }
+    gpus = [
+        {"gpu": gpu, "number": number, "tflops": tflops, "computed": True}
+        | {"floor_ms_per_image": image["gflop"] / tflops}
+        for gpu, both in GPUS.items()
+        for number, tflops in zip(("FP32", "TF32"), both, strict=True)
+    ]
+    return {
+        "generator": registry.label(config.generator),
+        "machine": machine.describe(),
+        "matmul_gflops": rate,
+        "steps": counts,
+        "image": image,
+        "rows": rows,
+        "gpus": gpus,
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    """Tables of the parts and of the GPUs' floors."""
+    lines = [f"{'step':9}{'part':16}{'ms':>9}{'share':>8}{'GFLOP':>9}{'floor ms':>10}{'of it':>8}"]
+    whole = {row["step"]: row["ms"] for row in result["rows"] if row["part"] == "all"}
+    for row in result["rows"]:
+        lines.append(
+            f"{row['step']:9}{row['part']:16}{row['ms']:9.1f}{row['ms'] / whole[row['step']]:8.0%}"
+            f"{row['gflop']:9.2f}{row['floor_ms']:10.1f}{row['floor_ms'] / row['ms']:8.0%}"
+        )
+    image, counts, about = result["image"], result["steps"], result["machine"]
+    lines += [
+        "",
+        f"one image, {counts['weight']} weight and {counts['feature']} feature steps: "
+        f"{image['ms'] / 1000:.2f} s, {image['gflop']:.0f} GFLOP, "
+        f"floor {image['floor_ms'] / 1000:.2f} s at {result['matmul_gflops']:.0f} GFLOP/s",
+        f"{about['device']}, {about['threads']} torch threads, torch {about['torch']}; "
+        f"{result['generator']}",
+        "",
+        "floor per image, computed from published rates, not measured:",
+    ]
+    lines += [
+        f"{g['gpu']:10}{g['number']:6}{g['tflops']:8.1f} TFLOP/s{g['floor_ms_per_image']:9.1f} ms"
+        for g in result["gpus"]
+    ]
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__)
+@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="of each kind")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+def main(generator: str, steps: int, file: Path | None) -> None:
+    from dhr_batch.pipeline.config import ConfigError
+    from dhr_batch.pipeline.models import ModelMissing
+
+    try:
+        result = measure(FILLED.get(generator, generator), steps)
+    except (ConfigError, ModelMissing) as error:
+        raise click.ClickException(str(error)) from error
+    if generator in FILLED:
+        result["generator"] = generator
+    click.echo(text(result))
+    if file is not None:
+        file.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
