@@ -21,7 +21,7 @@ from dhr_batch.pipeline.prepare import Request, check_gpus, check_models, descri
 from dhr_batch.pipeline.progress import Progress, State, duration
 from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.status_file import STATUS
-from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage, StorageError
+from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
 from dhr_batch.pipeline.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -222,7 +222,7 @@ def _outcome(
 def _report(out: Storage, progress: Progress) -> str | None:
     try:
         return report.write(out)
-    except (report.ReportError, ImportError, StorageError, OSError) as error:
+    except (report.ReportError, ImportError) as error:
         progress.say(f"no report: {error}")
     except Exception as error:
         # The run is finished, whatever becomes of its report.
