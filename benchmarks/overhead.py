@@ -1,6 +1,9 @@
 """What the engine costs where the stages cost nothing: rate, driver time, memory, large plans.
 
 python -m dhr_batch.benchmarks.overhead [--images N] [--json FILE]
+
+Rate and driver time are the best of three. Ends with 1 where one of them misses its limit by more
+than a factor of three, which no busy machine explains.
 """
 
 from __future__ import annotations
@@ -43,22 +46,25 @@ LIMITS: dict[str, tuple[str, float]] = {
     "resume_memory_mb": ("<", 1000),
     "eight_workers_speedup": (">=", 0.95 * 8),
 }
-
+# Those that are held to, and by which factor.
+_HELD, _SLACK, _TRIES = ("images_per_second", "driver_ms_per_shard"), 3, 3
 
 _TABLES = RunInfo(rows=0, embedder="").tables
 
 
 @dataclass
 class Watch:
-    """Notes the time, memory and open files of this process at every commit."""
+    """Notes the time, worker, memory and open files of this process at every commit."""
 
     commits: list[float] = field(default_factory=list)
+    workers: list[int] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
     waited: float = 0.0
     waits: list[float] = field(default_factory=list)
 
-    def note(self) -> None:
+    def note(self, worker: int) -> None:
+        self.workers.append(worker)
         self.waits.append(self.waited)
         self.commits.append(time.perf_counter())
         self.memory.append(held_mb())
@@ -72,7 +78,7 @@ def watching() -> Iterator[Watch]:
 
     def noted_commit(self: RunFolder, shard: int, receipt: dict[str, Any], planned: int) -> None:
         commit(self, shard, receipt, planned)
-        watch.note()
+        watch.note(receipt["worker"]["number"])
 
     def timed_wait(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -108,20 +114,28 @@ def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: fl
     return watch
 
 
-def rate(watch: Watch, workers: int, shard_size: int) -> float:
+def rate(watch: Watch, shard_size: int) -> float:
     """Images per second once every worker has finished its first shard."""
-    steady = watch.commits[workers - 1 :]
+    steady = watch.commits[max(map(watch.workers.index, set(watch.workers))) :]
     return (len(steady) - 1) * shard_size / (steady[-1] - steady[0])
 
 
 def engine(folder: Path, images: int) -> dict[str, float]:
-    """Two workers, shards of 32."""
+    """Two workers, shards of 32; the best of some tries."""
     items = write_images(folder / "in", images)
-    watch = run(items, folder / "engine", 2, 32)
+    tries = [_engine(items, folder / f"engine-{number}") for number in range(_TRIES)]
+    return {
+        name: (max if LIMITS[name][0] == ">=" else min)(figures[name] for figures in tries)
+        for name in _HELD
+    }
+
+
+def _engine(items: list[Item], out: Path) -> dict[str, float]:
+    watch = run(items, out, 2, 32)
     # From the first commit to the last: before, the driver waits for its workers.
     wall, waited = (times[-1] - times[0] for times in (watch.commits, watch.waits))
     return {
-        "images_per_second": rate(watch, 2, 32),
+        "images_per_second": rate(watch, 32),
         "driver_ms_per_shard": 1000 * (wall - waited) / (len(watch.commits) - 1),
     }
 
@@ -141,8 +155,8 @@ def soak(folder: Path, shards: int) -> dict[str, float]:
 def speedup(folder: Path) -> dict[str, float]:
     """Half a second per image: eight workers against one, in shards of four."""
     items = write_images(folder / "in", 192)
-    one = rate(run(items[:24], folder / "one", 1, 4, 0.5), 1, 4)
-    eight = rate(run(items, folder / "eight", 8, 4, 0.5), 8, 4)
+    one = rate(run(items[:24], folder / "one", 1, 4, 0.5), 4)
+    eight = rate(run(items, folder / "eight", 8, 4, 0.5), 4)
     return {"one_worker": one, "eight_workers": eight, "eight_workers_speedup": eight / one}
 
 
@@ -234,8 +248,9 @@ def measure(images: int) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def holds(name: str, value: float) -> bool:
+def holds(name: str, value: float, slack: float = 1) -> bool:
     relation, limit = LIMITS[name]
+    limit = limit / slack if relation == ">=" else limit * slack
     return {">=": value >= limit, "<": value < limit, "<=": value <= limit}[relation]
 
 
@@ -254,6 +269,8 @@ def main(images: int, file: Path | None) -> None:
             click.echo(f"{name:24}{value:12.2f}{limit}")
     if file is not None:
         file.write_text(json.dumps(figures | {"rows": list(figures.items())}, indent=2))
+    if missed := [name for name in _HELD if not holds(name, figures[name], _SLACK)]:
+        raise click.ClickException(f"missed by more than {_SLACK} times: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def simulate(workers: int, seconds: float, images: int, folder: Path) -> dict[st
 
     items = no_op.write_images(folder / "in", images)
     watch = overhead.run(items, folder / "out", workers, 4, seconds)
-    measured = overhead.rate(watch, workers, 4)
+    measured = overhead.rate(watch, 4)
     return {"workers": workers, "expected": workers / seconds, "measured": measured}
 
 

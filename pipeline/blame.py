@@ -4,8 +4,8 @@ A shard whose worker ends is tried again as a whole, on another GPU where one wo
 has ended two workers is given out image by image, so that the image at which a third one ends is
 known: it is quarantined, and the others are committed.
 
-A GPU on which workers end one after the other, at `LIMIT` different shards or images or while they
-load the networks, with no image finished there in between, is taken out of use. What ended there is
+A GPU on which workers end one after the other, at `LIMIT` different shards or while they load
+the networks, with no image finished there in between, is taken out of use. What ended there is
 then held against no shard and no image. A shard that ended workers on two GPUs says nothing about
 either of them, until it is known which of its images did it.
 """
@@ -76,8 +76,9 @@ class Blame:
     def __init__(self) -> None:
         self.broken: set[Place] = set()
         self._histories: dict[int, History] = {}
-        # Since an image was last finished there: images by shard, and starts.
-        self._ended: dict[Place, dict[int, set[str]]] = {}
+        # Since an image was last finished there: shards, with whether an image of it was known to
+        # be in work, and starts.
+        self._ended: dict[Place, dict[int, bool]] = {}
         self._starts: dict[Place, int] = {}
 
     def history(self, shard: int) -> History:
@@ -87,8 +88,8 @@ class Blame:
         """A worker ended at a shard, or at one of its images."""
         self.history(shard).deaths.append(death)
         if death.place:
-            images = self._ended.setdefault(death.place, {}).setdefault(shard, set())
-            images |= {death.image_id} - {""}
+            ended = self._ended.setdefault(death.place, {})
+            ended[shard] = ended.get(shard, False) or bool(death.image_id)
 
     def failed_start(self, place: Place) -> None:
         """A worker ended before it had loaded the networks."""
@@ -139,10 +140,13 @@ class Blame:
         return bool(self._ended.get(place) or self._starts.get(place))
 
     def _things(self, place: Place) -> int:
-        """Shards that ended workers on this GPU alone, and images."""
+        """Shards that ended workers on this GPU alone, or at an image asked for here.
+
+        Several images of one shard may all be bad, and count once.
+        """
         count = 0
-        for shard, images in self._ended.get(place, {}).items():
+        for shard, isolated in self._ended.get(place, {}).items():
             history = self._histories.get(shard)
             only_here = history is None or len(history.places) < 2
-            count += len(images) or only_here
+            count += isolated or only_here
         return count

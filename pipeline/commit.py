@@ -66,7 +66,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,31 +193,21 @@ class RunFolder:
 
     def committed(self) -> dict[int, Finished]:
         """What is known of the committed shards, by shard number."""
-        return self._each_manifest(lambda _, manifest: True)
+        alike = Alike()
+        return {shard: alike.finished(manifest) for shard, manifest in self._each_manifest()}
 
     def manifests(self) -> dict[int, dict[str, Any]]:
         """All that is known of the committed shards, by shard number: a few kilobytes each."""
-        found: dict[int, dict[str, Any]] = {}
+        return dict(self._each_manifest())
 
-        def keep(shard: int, manifest: dict[str, Any]) -> bool:
-            found[shard] = manifest
-            return True
-
-        self._each_manifest(keep)
-        return found
-
-    def _each_manifest(self, counts: Callable[[int, dict[str, Any]], bool]) -> dict[int, Finished]:
-        """Read all manifests; keep a little of those that count."""
+    def _each_manifest(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Shards and manifests, of which some are read at once."""
         keys = sorted(key for key in self.storage.sizes(_SHARDS) if key.endswith(".json"))
-        found, alike = {}, Alike()
         for first in range(0, len(keys), _MANIFESTS):
             some = keys[first : first + _MANIFESTS]
             for key, content in zip(some, self._read(some), strict=True):
                 if content:
-                    shard, manifest = _number(key), self._parse(key, content)
-                    if counts(shard, manifest):
-                        found[shard] = alike.finished(manifest)
-        return found
+                    yield _number(key), self._parse(key, content)
 
     def _read(self, keys: list[str]) -> list[bytes | None]:
         read = self.storage.read
@@ -278,7 +268,8 @@ class RunFolder:
     def publish(self, shard: int, manifest: dict[str, Any]) -> bool:
         """Give the files of a committed shard their final names; does nothing where done.
 
-        False where the manifest is void: a file is neither staged nor published.
+        False where the manifest is void: a file is neither staged nor published. Others of the
+        shard may be published all the same; the next attempt at the shard replaces them.
         """
 
         def one(table: str) -> bool:
@@ -332,22 +323,19 @@ class RunFolder:
 
         Returns what is known of the committed shards.
         """
-        sizes = self.storage.sizes()
-
-        def counts(shard: int, manifest: dict[str, Any]) -> bool:
+        sizes, found, alike = self.storage.sizes(), {}, Alike()
+        for shard, manifest in self._each_manifest():
             done = all(
                 sizes.get(part(table, shard)) == facts["bytes"]
                 and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
                 for table, facts in manifest["files"].items()
             )
             if done or self.publish(shard, manifest):
-                return True
-            self._void(shard, manifest)
-            return False
-
-        finished = self._each_manifest(counts)
+                found[shard] = alike.finished(manifest)
+            else:
+                self._void(shard, manifest)
         self.clear_staging()
-        return finished
+        return found
 
     def _parse(self, key: str, content: bytes) -> dict[str, Any]:
         try:

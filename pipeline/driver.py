@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from dhr_batch.pipeline import members, stopping
 from dhr_batch.pipeline.blame import ATTEMPTS, Blame, Death, Place
@@ -116,11 +116,11 @@ class Driver:
         self._members[number].what = self.progress.state.workers[number] = what
 
     def _assign(self) -> None:
-        if not self._queue:
+        if not self._idle or self.stopper.asked or not self._queue:
             return
         working = {m.place for m in self._members.values() if m.ready and m.place}
         for number in self._idle[::-1]:
-            if self.stopper.asked:
+            if self.stopper.asked or not self._queue:
                 return
             shard = self._queue.take(self._members[number].place, working)
             if shard is not None:
@@ -145,7 +145,7 @@ class Driver:
 
     def _finished(self, future: Any, task: Task) -> None:
         try:
-            result = ray.get(future)
+            result = members.answer(future)
         except RayTaskError as error:
             self._raised(task, error)
         except RayError as error:
@@ -190,7 +190,10 @@ class Driver:
 
     def _worked(self, task: Task, shard: Shard, result: dict[str, Any]) -> None:
         member = self._members[task.worker]
-        members.listen(member, task.worker, self.progress, wait=True)
+        try:
+            members.listen(member, task.worker, self.progress, wait=True)
+        except GetTimeoutError as error:
+            return self._lost(task, members.short(error), innocent=True)
         members.hear(member, task.worker, result, self.progress)
         self._note_progress(member)
         receipt = result["receipt"]
@@ -198,7 +201,7 @@ class Driver:
             assert task.position is not None
             after = Task(task.worker, "shard", shard, task.attempt, task.position + 1)
             self._give(after)
-            return
+            return None
         history = self._blame.finished(shard.index)
         receipt["attempts"] = len(history.reasons) + 1
         receipt["failed_attempts"] = history.reasons
@@ -212,11 +215,10 @@ class Driver:
             raise RunFailed(str(error)) from error
         self.progress.state.shards_done += 1
         self.status.shard_done(receipt)
+        return None
 
     def _note_progress(self, member: Member) -> None:
-        finished = member.done - member.failed
-        if finished > member.noted:
-            member.noted = finished
+        if member.has_progressed():
             self._deaths_in_a_row = 0
             self._blame.worked(member.place)
 
@@ -233,12 +235,15 @@ class Driver:
             raise RunFailed(f"cannot write the results: {reason}. {_GOES_ON}") from error
         else:
             self._again(task, task.shard, reason)
-            history = self._blame.history(task.shard.index)
-            history.errors += 1
-            if history.errors >= ATTEMPTS:
-                name = describe(task.shard)
-                raise RunFailed(f"{name} failed {ATTEMPTS} times: {reason}. {_GOES_ON}")
+            self._count_error(task.shard, reason)
             self._idle.append(task.worker)
+
+    def _count_error(self, shard: Shard, reason: str) -> None:
+        """A shard failed, and none of its images is to blame: at the second time the run ends."""
+        history = self._blame.history(shard.index)
+        history.errors += 1
+        if history.errors >= ATTEMPTS:
+            raise RunFailed(f"{describe(shard)} failed {ATTEMPTS} times: {reason}. {_GOES_ON}")
 
     def _lost(
         self, task: Task, reason: str, error_class: str = "crash", innocent: bool = False
@@ -256,9 +261,12 @@ class Driver:
         else:
             self._again(task, shard, reason)
             if not innocent:
-                one = task.position is not None and task.position >= 0
-                image_id = shard.items[task.position or 0].image_id if one else ""
+                image = task.image
+                image_id = image.image_id if image else ""
                 self._blame.died(shard.index, Death(place, error_class, reason, image_id))
+                if task.position == len(shard.items):
+                    # Its images are finished each time, so that nothing else would end this.
+                    self._count_error(shard, reason)
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= max(DEATHS_IN_A_ROW, 3 * self.workers):
             raise RunFailed(
@@ -322,7 +330,11 @@ class Driver:
             if task.shard is None or future not in self._tasks:
                 continue
             member = self._members[task.worker]
-            members.listen(member, task.worker, self.progress)
+            try:
+                members.listen(member, task.worker, self.progress)
+            except GetTimeoutError as error:
+                self._lost(task, members.short(error), innocent=True)
+                continue
             self._note_progress(member)
             if member.stuck:
                 raise RunFailed(f"{member.stuck} {_GOES_ON}")

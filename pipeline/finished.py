@@ -17,7 +17,6 @@ class Finished(NamedTuple):
     attempts: int
     errors: Counts
     rows: Counts
-    models: tuple[str, ...]
 
     @property
     def images(self) -> int:
@@ -38,7 +37,6 @@ class Alike:
             attempts=manifest.get("attempts", 1),
             errors=self._one(tuple(sorted(manifest.get("errors", {}).items()))),
             rows=self._one(tuple(rows.items())),
-            models=self._one(tuple(manifest.get("models", ()))),
         )
         return self._one(made)
 

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from dhr_batch.pipeline import actor
 from dhr_batch.pipeline.blame import Place
@@ -19,6 +25,8 @@ from dhr_batch.pipeline.worker import Settings
 # Time to answer a question, on top of what an image may take.
 _GRACE_SECONDS = 5.0
 _CLOSING_SECONDS = 10.0
+# An answer is a few kilobytes: later than this, whoever holds it is gone.
+_ANSWER_SECONDS = 30.0
 # A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
 # from committing. The answer is taken in one poll later, so two polls must fit into the grace.
 _POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
@@ -33,7 +41,7 @@ class Member:
     stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
     GPU that is out of use.
     done, failed, errors: images reported from the shard in hand, which is not committed yet.
-    noted: finished ones among them that were seen before.
+    noted: of these, the finished ones that the driver has acted upon.
     """
 
     handle: Any
@@ -65,6 +73,11 @@ class Member:
         self.shard, self.pace = shard, 0.0
         self.done, self.failed, self.noted, self.errors = 0, 0, 0, Counter()
 
+    def has_progressed(self) -> bool:
+        """Whether an image was finished, and not only failed, since this was last asked."""
+        before, self.noted = self.noted, max(self.noted, self.done - self.failed)
+        return self.noted > before
+
     def overdue(self, limit: float, images: int) -> bool:
         """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""
         # Not since it last answered: a driver that was busy itself has not asked either.
@@ -91,7 +104,8 @@ def start(settings: Settings, number: int) -> Member:
 def listen(member: Member, number: int, progress: Progress, wait: bool = False) -> None:
     """Take in what a worker has reported, without waiting for it unless told to.
 
-    A dead worker is ignored: the future of its shard tells the same and is acted upon.
+    A dead worker is ignored: the future of its shard tells the same and is acted upon. Raises
+    GetTimeoutError where its answer does not come.
     """
     if member.pending is None:
         if not wait:
@@ -101,11 +115,16 @@ def listen(member: Member, number: int, progress: Progress, wait: bool = False) 
         return
     future, member.pending = member.pending, None
     try:
-        hear(member, number, ray.get(future), progress)
-    except RayTaskError:
+        hear(member, number, answer(future), progress)
+    except (RayTaskError, GetTimeoutError):
         raise
     except RayError:
         return
+
+
+def answer(future: Any) -> Any:
+    """What a worker has answered, or is about to. Raises RayError; GetTimeoutError after a time."""
+    return ray.get(future, timeout=_ANSWER_SECONDS)
 
 
 def hear(member: Member, number: int, report: dict[str, Any], progress: Progress) -> None:
@@ -140,7 +159,8 @@ def short(error: RayError) -> str:
 
 def lost_node(error: RayError) -> bool:
     """Whether a whole machine went away, which says nothing about what its workers did."""
-    return isinstance(error, ActorUnavailableError) or "node has died" in str(error)
+    away = isinstance(error, ActorUnavailableError | GetTimeoutError)
+    return away or "node has died" in str(error)
 
 
 def end(workers: Iterable[Member], closing: bool) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, overload
 
 _LONG = ("shards", "contents")
@@ -70,29 +71,44 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
 def loads(text: bytes) -> dict[str, Any]:
     """A plan from its JSON; the lists of shards are `Rows` where it was written by `dumps`.
 
-    Raises ValueError for what is no JSON object.
+    Raises ValueError for what is no JSON object, or whose lists do not fit together.
     """
     try:
-        return _by_lines(text)
+        plan = _by_lines(text)
+        _check_lists(plan)
     except ValueError:
         # Written by something else, or damaged, which is told best where all is read.
         plan = json.loads(text)
         if not isinstance(plan, dict):
             raise ValueError("not a JSON object") from None
-        return plan
+        _check_lists(plan)
+    return plan
+
+
+def _check_lists(plan: dict[str, Any]) -> None:
+    """Reads every row, so that damage is told now, not in the middle of what they are for."""
+    lists = {key: plan[key] for key in _LONG if key in plan}
+    for key, rows in lists.items():
+        if not isinstance(rows, Rows | list):
+            raise ValueError(f"{key} is no list")
+    for number, rows in enumerate(zip_longest(*lists.values())):
+        for key, row in zip(lists, rows, strict=True):
+            if not isinstance(row, list):
+                raise ValueError(f"{key} has no row {number}, or it is no list")
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(f"the rows {number} of {' and '.join(lists)} differ in length")
 
 
 def _by_lines(text: bytes) -> dict[str, Any]:
     starts = [text.index(f',\n "{key}": ['.encode()) for key in _LONG]
     plan = json.loads(text[: starts[0]] + b"\n}")
     ends = [starts[1], text.rindex(b"\n}")]
+    if text[ends[1] :].strip() != b"}":
+        raise ValueError("something follows the plan")
     for key, start, end in zip(_LONG, starts, ends, strict=True):
         if not text.endswith(_END, start, end):
             raise ValueError(f"{key} is not in lines")
         rows = Rows(text, _row_ends(text, start + len(f',\n "{key}": ['), end - len(_END)))
-        # Damage is told now, not in the middle of what the rows are for.
-        for _ in rows:
-            pass
         plan[key] = rows
     return plan
 

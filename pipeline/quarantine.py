@@ -79,10 +79,11 @@ def _rows(run: RunFolder) -> list[Failure]:
     found = []
     for key in run.storage.parts("quarantine"):
         shard = int(key.rpartition("part-")[2].removesuffix(".parquet"))
-        content = run.storage.read(key)
+        waiting = shard not in manifests
+        # Each shard has a table, and those of most are empty.
+        content = run.storage.read(key) if waiting or manifests[shard].quarantined else None
         if content is not None:
             table = pq.read_table(pa.BufferReader(content), columns=list(_COLUMNS))
-            waiting = shard not in manifests
             rows = table.to_pylist()
             found += [Failure(**row, shard=shard, waiting=waiting) for row in rows]
     return found

@@ -19,7 +19,7 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
     where: the run folder's name for people. Raises Refused, naming everything that differs and
     what to do; new images are refused unless `extend`.
     """
-    stored = run.plan()
+    stored = _stored(run, where)
     if stored is None:
         if finished := run.committed():
             raise Refused(
@@ -42,6 +42,23 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
     return replace(plan, config=config, shards=(*compared.shards, *added))
 
 
+def _stored(run: RunFolder, where: object) -> dict[str, Any] | None:
+    """The plan of the folder. Raises Refused where it lacks what is compared."""
+    stored = run.plan()
+    try:
+        if stored is not None:
+            _ = stored["schema"], stored["shards"], stored["config"]["shard_size"]
+            _ = stored["fingerprint"]["config"], stored["fingerprint"]["models"]
+            if stored["schema"] == SCHEMA:
+                _ = stored["contents"]
+    except (KeyError, TypeError) as error:
+        raise Refused(
+            f"the plan.json of {where} is damaged (it lacks {error}): put back a copy of it, or "
+            "choose another folder with --out"
+        ) from error
+    return stored
+
+
 def extended(stored: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """The stored plan with the shards that a continued plan has behind it, and with the marks of
     images that are tried again; all else as it was."""
@@ -61,7 +78,7 @@ def has_open_marks(stored: dict[str, Any]) -> bool:
 
 def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] | None:
     """What a folder holds already and how that differs from `plan`; None where there is no run."""
-    stored = run.plan()
+    stored = _stored(run, run.storage.place)
     if stored is None:
         return None
     finished = run.committed().values()

@@ -21,11 +21,13 @@ from dhr_batch.pipeline.prepare import Request, check_gpus, check_models, descri
 from dhr_batch.pipeline.progress import Progress, State, duration
 from dhr_batch.pipeline.status import Status
 from dhr_batch.pipeline.status_file import STATUS
-from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage, StorageError
+from dhr_batch.pipeline.storage import LocalStorage, Refused, Storage
 from dhr_batch.pipeline.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
 _OBJECT_STORE = 100 * 2**20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,13 @@ def _outcome(
 def _report(out: Storage, progress: Progress) -> str | None:
     try:
         return report.write(out)
-    except (report.ReportError, ImportError, StorageError, OSError) as error:
+    except (report.ReportError, ImportError) as error:
         progress.say(f"no report: {error}")
-        return None
+    except Exception as error:
+        # The run is finished, whatever becomes of its report.
+        log.warning("no report", exc_info=True)
+        progress.say(
+            f"no report: {type(error).__name__}: {error}; "
+            f"`dhr-batch report {out.place}` tries again"
+        )
+    return None

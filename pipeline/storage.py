@@ -233,18 +233,19 @@ class LocalStorage(Storage):
     @contextmanager
     def _written(path: Path, content: bytes) -> Iterator[Path]:
         """A durable file with the content, to be given its name in the block."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                # Else a power loss may leave the new name with no content.
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        with full_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    # Else a power loss may leave the new name with no content.
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(path.parent)
 
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from itertools import islice
 
 from dhr_batch.pipeline.blame import Blame, Place
 from dhr_batch.pipeline.plan import Shard
+from dhr_batch.pipeline.sources import Item
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Task:
     """What a future stands for: a worker's `join` or `setup` (no shard), or work on a shard.
 
     position: of the only image asked for, where a shard is given out image by image; -1 while the
-    worker is told of it, when no image can be to blame.
+    worker is told of it, and behind the last while its tables are closed: no image is to blame.
     """
 
     worker: int
@@ -24,6 +25,14 @@ class Task:
     shard: Shard | None = None
     attempt: str = ""
     position: int | None = None
+
+    @property
+    def image(self) -> Item | None:
+        """The only image in work, if it is known."""
+        if self.shard is None or self.position is None:
+            return None
+        inside = 0 <= self.position < len(self.shard.items)
+        return self.shard.items[self.position] if inside else None
 
 
 def describe(shard: Shard) -> str:

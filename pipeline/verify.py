@@ -104,6 +104,11 @@ class _Look:
     stale: set[int] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
 
+    @cached_property
+    def staged(self) -> set[str]:
+        """Folders of attempts that hold a file."""
+        return {key.rpartition("/")[0] for key in self.sizes if key.startswith(f"{STAGING}/")}
+
     def planned_twice(self) -> Iterator[Problem]:
         counts = Counter(image_id for ids in self.plan for image_id in ids)
         twice = [image_id for image_id, count in counts.items() if count > 1]
@@ -135,13 +140,7 @@ class _Look:
 
     def unpublished(self, manifest: dict[str, Any]) -> bool:
         """Whether a driver was, or is, between the commit and the end of publishing."""
-        return staging(manifest["attempt"]) in self._staged
-
-    @cached_property
-    def _staged(self) -> set[str]:
-        """Folders of the attempts that wait to be published."""
-        keys = (key for key in self.sizes if key.startswith(f"{STAGING}/"))
-        return {"/".join(key.split("/")[:2]) for key in keys}
+        return staging(manifest["attempt"]) in self.staged
 
     def orphans(self, complete: bool) -> Iterator[Problem]:
         """Files in table folders that no manifest names, and staging that nobody will publish."""

@@ -11,8 +11,9 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +24,14 @@ from dhr_batch.pipeline.config import Config
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.sources import Item
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.storage import LocalStorage, connect
 from dhr_batch.pipeline.threads import Behind, ahead
+from dhr_batch.pipeline.waits import Waits
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
 
 # Class and message of images that ended a worker, by image id.
 Lost = Mapping[str, tuple[str, str]]
-# A place of images may take as long to answer even where `image_timeout` is shorter: an object
-# store is asked again for a minute, and ends the run by itself.
-_READ_SECONDS = 120.0
 
 
 class NoGPU(RuntimeError):
@@ -56,9 +55,10 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._out = connect(settings.out)
         self._events: deque[dict[str, Any]] = deque()
         self._busy: dict[str, tuple[float, int]] = {}
-        self._reading: tuple[float, Item] | None = None
+        self._waits = Waits(settings.config.image_timeout)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
 
@@ -98,14 +98,15 @@ class Worker:
         """What has happened since the last call, and how long the slowest batch in progress takes.
 
         pace: seconds per image so far, 0 while no stage runs. stuck: which image does not come
-        from its place within `image_timeout`, "" while all do; no image is to blame for it.
+        from its place within `image_timeout`, or that the folder of the run takes no table, ""
+        while all goes on; no image is to blame for it.
         """
         now = time.monotonic()
         paces = [(now - since) / count for since, count in list(self._busy.values())]
         return {
             "events": list(self._taken()),
             "pace": max(paces, default=0.0),
-            "stuck": self._stuck(now),
+            "stuck": self._waits.stuck(now),
         }
 
     def _taken(self) -> Iterator[dict[str, Any]]:
@@ -113,16 +114,6 @@ class Worker:
         with suppress(IndexError):
             while True:
                 yield self._events.popleft()
-
-    def _stuck(self, now: float) -> str:
-        """A file system that went away lets a read wait for ever, where no timeout can end it."""
-        reading, limit = self._reading, self.settings.config.image_timeout
-        if reading is None or limit is None:
-            return ""
-        seconds, item = now - reading[0], reading[1]
-        if seconds <= max(limit, _READ_SECONDS):
-            return ""
-        return f"no answer from {item.location} for {seconds:.0f} s: is its file system mounted?"
 
     def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
         """Run all stages on a shard and stage its tables under the name of `attempt`.
@@ -132,10 +123,10 @@ class Worker:
         StorageError where the place of the run does not take the files.
         """
         first = 0
-        with connect(self.settings.out).stage(staging(attempt)) as folder:
+        with self._stage(attempt) as folder:
             tables = self._begin(shard, folder)
             with (
-                Behind(tables.add) as behind,
+                Behind(partial(self._add, tables)) as behind,
                 closing(ahead(self._aligned(shard))) as batches,
             ):
                 for records in batches:
@@ -155,33 +146,56 @@ class Worker:
     def next_image(self) -> dict[str, Any] | None:
         """One image, and nothing beside it, so that the driver knows which one ends the process.
 
-        Returns the receipt after the last image, None before.
+        Returns None after each image, and the receipt of the closed tables at one more call, so
+        that what happens there is held against none.
         """
         return next(self._images)
 
     def _one_by_one(
         self, shard: Shard, attempt: str, lost: Lost
     ) -> Iterator[dict[str, Any] | None]:
-        with connect(self.settings.out).stage(staging(attempt)) as folder:
+        with self._stage(attempt) as folder:
             tables = self._begin(shard, folder)
             for position, item in enumerate(shard.items):
-                if position:
-                    yield None
                 if item.image_id in lost:
                     record = Record(item.image_id, item.image_id, self.settings.split)
-                    tables.add([record.failed("worker", *lost[item.image_id])])
+                    self._add(tables, [record.failed("worker", *lost[item.image_id])])
                 else:
-                    tables.add(self._computed(shard, position, self._align([item])))
+                    self._add(tables, self._computed(shard, position, self._align([item])))
+                yield None
             receipt = self._receipt(tables, attempt)
         yield receipt
 
     def _begin(self, shard: Shard, folder: Path) -> Attempt:
         self._seconds.clear()
-        return Attempt(shard, folder, self.info, self._events.append)
+        with self._writing():
+            return Attempt(shard, folder, self.info, self._events.append)
+
+    @contextmanager
+    def _stage(self, attempt: str) -> Iterator[Path]:
+        with ExitStack() as stack:
+            with self._writing():
+                folder = stack.enter_context(self._out.stage(staging(attempt)))
+            yield folder
+            with self._writing():
+                stack.close()
+
+    def _add(self, tables: Attempt, records: Sequence[Record]) -> None:
+        with self._writing():
+            tables.add(records)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if isinstance(self._out, LocalStorage):
+            with self._waits.writing(self._out.place):
+                yield
+        else:
+            yield
 
     def _receipt(self, tables: Attempt, attempt: str) -> dict[str, Any]:
         seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
-        return tables.receipt(attempt, stage_seconds=seconds, models=sorted(self._used))
+        with self._writing():
+            return tables.receipt(attempt, stage_seconds=seconds, models=sorted(self._used))
 
     def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
         size = self.settings.config.batch_size
@@ -196,11 +210,8 @@ class Worker:
         return [replace(record, data=None) for record in records]
 
     def _read(self, item: Item) -> Record:
-        self._reading = (time.monotonic(), item)
-        try:
+        with self._waits.reading(item.location):
             return read(item, self.settings.split)
-        finally:
-            self._reading = None
 
     def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
         last = first + len(records)

@@ -8,6 +8,8 @@ import logging
 import os
 import tempfile
 import threading
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dhr_batch.pipeline.object_storage import ObjectStorage
@@ -34,7 +36,9 @@ class WorkerLog:
         folder = out.root / LOGS if isinstance(out, LocalStorage) else _folder_of(out)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"worker-{number}.log"
-        self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}.log"
+        # A later start would else overwrite what an earlier one has uploaded.
+        started = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+        self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}-{started}.log"
         self._uploaded = 0
         self._thread: threading.Thread | None = None
         self._handler = logging.StreamHandler(self.path.open("a", encoding="utf-8"))
@@ -49,9 +53,11 @@ class WorkerLog:
         if isinstance(self._out, LocalStorage):
             return
         busy = self._thread is not None and self._thread.is_alive()
-        # Whatever tidies TMPDIR may have deleted it.
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if busy or size in (0, self._uploaded):
+        size = self._uploaded
+        # Someone may clean TMPDIR.
+        with suppress(OSError):
+            size = self.path.stat().st_size
+        if busy or size == self._uploaded:
             return
         self._uploaded = size
         self._thread = threading.Thread(target=self._upload, name="log", daemon=True)
@@ -68,7 +74,8 @@ class WorkerLog:
             self.sync()
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     def _upload(self) -> None:
         try:
@@ -76,7 +83,7 @@ class WorkerLog:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
                 content = file.read()
             ObjectStorage(self._out.address, patience=0).replace(self.key, content)
-        except (OSError, StorageError) as error:
+        except OSError as error:
             log.warning("this log was not uploaded: %s", error)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dhr_batch.benchmarks import no_op
-from dhr_batch.pipeline import worker
+from dhr_batch.pipeline import waits
 from dhr_batch.stages.base import Context, ImageError, Metric, Record
 
 
@@ -49,7 +49,7 @@ class Impatient(Align):
     """Waits two seconds for the place of the images to answer, instead of two minutes."""
 
     def setup(self, context: Context) -> None:
-        worker._READ_SECONDS = 2.0
+        waits._READ_SECONDS = 2.0
 
 
 class Faulty(no_op.Embed):

@@ -211,13 +211,14 @@ def test_a_worker_that_cannot_start_ends_the_run_before_any_shard(
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
-class Holder:
-    def ping(self) -> None:
-        return None
-
-
 @contextlib.contextmanager
 def held(gpus: int) -> Iterator[None]:
+    # A class of the module would be looked for by the worker, which other packages called `tests`
+    # may hide.
+    class Holder:
+        def ping(self) -> None:
+            return None
+
     holder = ray.remote(num_gpus=gpus, num_cpus=0)(Holder).remote()
     ray.get(holder.ping.remote())
     yield

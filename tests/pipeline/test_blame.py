@@ -42,6 +42,14 @@ def test_one_shard_alone_says_nothing_against_its_gpu() -> None:
     assert blame.history(4).isolate
 
 
+def test_many_bad_images_of_one_shard_say_nothing_against_its_gpu() -> None:
+    blame = Blame()
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        blame.died(4, Death(A, "crash", "it died", name))
+    assert not blame.is_broken(A)
+    assert len(blame.history(4).lost) == 4
+
+
 def test_an_image_that_was_finished_speaks_for_its_gpu() -> None:
     blame = Blame()
     for shard in range(10):

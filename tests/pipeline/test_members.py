@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from dhr_batch.pipeline import members
+from dhr_batch.pipeline.progress import Progress, State
 
 
 def test_few_workers_are_asked_four_times_a_second() -> None:
@@ -17,6 +19,34 @@ def test_asking_takes_a_fraction_of_the_driver_and_no_worker_seems_silent(worker
     pause = members.poll_seconds(workers)
     assert workers > 1_000 or 0.00016 * workers / pause < 0.2
     assert 2 * pause < members._GRACE_SECONDS
+
+
+def test_progress_counts_once() -> None:
+    member = members.Member(handle=None)
+    assert not member.has_progressed()
+    member.done, member.failed = 2, 1
+    assert [member.has_progressed() for _ in range(3)] == [True, False, False]
+    member.done, member.failed = 3, 2
+    assert not member.has_progressed(), "it failed"
+    member.done = 4
+    assert member.has_progressed()
+    member.begin(7)
+    member.done = 1
+    assert member.has_progressed(), "of another shard"
+
+
+def test_a_worker_whose_answer_does_not_come_is_lost_and_blamed_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(_: object, timeout: float) -> None:
+        raise GetTimeoutError(f"nothing in {timeout} s")
+
+    monkeypatch.setattr(members.ray, "get", get)
+    member = members.Member(handle=None, pending=object())
+    with pytest.raises(GetTimeoutError) as caught:
+        members.listen(member, 0, Progress(State(total=1, shards=1), "none", quiet=True), wait=True)
+    assert members.lost_node(caught.value)
+    assert member.pending is None
 
 
 def test_a_driver_that_was_busy_itself_calls_no_worker_silent(

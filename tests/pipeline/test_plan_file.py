@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhr_batch.pipeline import plan_file
+from dhr_batch.pipeline import plan_file, resume
+from dhr_batch.pipeline.commit import Refused, RunFolder
 from dhr_batch.pipeline.plan_file import Rows
 
 ROWS: list[list[Any]] = [["a.png", 'quote " and\nline', "ü ]"], [], ["z"]]
@@ -51,3 +54,38 @@ def test_damage_is_told_when_the_plan_is_read() -> None:
             plan_file.loads(text[:cut])
     with pytest.raises((json.JSONDecodeError, UnicodeDecodeError)):
         plan_file.loads(text.replace(b'["z"]', b'["z"'))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"contents": [[1, "2:x", None], []]}, "contents has no row 2"),
+        ({"contents": [[1, "2:x"], [], [3]]}, "rows 0 of shards and contents differ in length"),
+        ({"contents": [[1, "2:x", None], 5, [3]]}, "contents has no row 1, or it is no list"),
+        ({"shards": "abc"}, "shards (is no list|has no row 0)"),
+    ],
+)
+@pytest.mark.parametrize("write", [plan_file.dumps, lambda plan: json.dumps(plan).encode()])
+def test_lists_that_do_not_fit_together_are_told(
+    changed: dict[str, Any], reason: str, write: Callable[[dict[str, Any]], bytes]
+) -> None:
+    text = write(PLAN | changed)
+    with pytest.raises(ValueError, match=reason):
+        plan_file.loads(text)
+
+
+def test_what_follows_a_plan_is_told() -> None:
+    with pytest.raises(json.JSONDecodeError, match="Extra data"):
+        plan_file.loads(plan_file.dumps(PLAN) + b"garbage")
+    with pytest.raises(json.JSONDecodeError, match="Extra data"):
+        plan_file.loads(plan_file.dumps(PLAN) + b"\n}\n")
+
+
+@pytest.mark.parametrize("lacking", ["schema", "fingerprint", "config", "shards", "contents"])
+def test_a_plan_that_lacks_something_is_refused(tmp_path: Path, lacking: str) -> None:
+    plan = {"schema": resume.SCHEMA, "config": {"shard_size": 1}, "shards": [], "contents": []}
+    plan["fingerprint"] = {"config": {}, "models": {}}
+    run = RunFolder(tmp_path)
+    run.write_plan({key: value for key, value in plan.items() if key != lacking})
+    with pytest.raises(Refused, match=f"plan.json .* is damaged .it lacks '{lacking}'"):
+        resume._stored(run, tmp_path)

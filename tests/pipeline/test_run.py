@@ -17,6 +17,9 @@ from PIL import Image
 from skimage import data
 
 import dhr_batch
+from dhr_batch.pipeline import runner
+from dhr_batch.pipeline.progress import Progress, State
+from dhr_batch.pipeline.storage import connect
 from dhr_batch.stages.base import some
 from dhr_batch.stages.networks import stylegan2_layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
@@ -189,3 +192,21 @@ def test_a_converted_generator_goes_through_all_stages(
     again = dhr(*options)
     assert again.returncode == 2
     assert "models.mine" in again.stderr
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is away"), ZeroDivisionError("a bug")])
+def test_a_finished_run_does_not_fail_through_its_report(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fails(_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(runner.report, "write", fails)
+    progress = Progress(State(total=0, shards=0), "none", quiet=False)
+    assert runner._report(connect(tmp_path), progress) is None
+    assert f"no report: {type(error).__name__}: {error}" in capsys.readouterr().err
+    assert "Traceback" in caplog.text

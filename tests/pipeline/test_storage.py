@@ -88,6 +88,20 @@ def test_a_full_disk_is_said(storage: Storage) -> None:
     assert storage.sizes() == {}
 
 
+@pytest.mark.parametrize("write", ["create", "replace"])
+def test_a_full_disk_is_said_of_a_small_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setattr("dhr_batch.pipeline.storage.os.fsync", full)
+    with pytest.raises(StorageError, match=r"no space left .* finished shards are kept"):
+        getattr(storage, write)("_state/shards/00000.json", b"{}")
+    assert list(tmp_path.rglob("*.json*")) == []
+
+
 def test_delete_takes_a_prefix_by_whole_parts(storage: Storage) -> None:
     for key in ("a/1", "a/b/2", "ab/3"):
         storage.replace(key, b"x")

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
     items = harness.photographs(tmp_path / "in", ["a.png", "b.png"])
     made = harness.make(items, image_timeout=0.1, shard_size=2)
     built = worker(made, tmp_path)
-    monkeypatch.setattr("dhr_batch.pipeline.worker._READ_SECONDS", 0.2)
+    monkeypatch.setattr("dhr_batch.pipeline.waits._READ_SECONDS", 0.2)
     monkeypatch.setattr("dhr_batch.pipeline.sources.read", hang)
     receipts: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: receipts.append(built.run_shard(made.shards[0], "a")))
@@ -122,16 +123,43 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
     assert (receipts[0]["ok"], receipts[0]["quarantined"]) == (2, 0)
 
 
+@pytest.mark.parametrize("step", ["append", "close"])
+def test_a_write_without_an_end_is_told_and_blames_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Plan, step: str
+) -> None:
+    go, work = threading.Event(), getattr(TableFile, step)
+
+    def hang(*arguments: Any) -> Any:
+        assert go.wait(60)
+        return work(*arguments)
+
+    config = made.config.model_copy(update={"image_timeout": 0.1})
+    built = worker(replace(made, config=config), tmp_path)
+    monkeypatch.setattr("dhr_batch.pipeline.waits._WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(TableFile, step, hang)
+    thread = threading.Thread(target=built.run_shard, args=(made.shards[0], "a"))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not (report := built.events())["stuck"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    go.set()
+    thread.join()
+    assert re.search(r"no answer from .* for \d+ s: is its file system mounted", report["stuck"])
+    assert report["pace"] == 0
+    assert built.events()["stuck"] == ""
+
+
 def test_one_by_one_gives_the_same_files(tmp_path: Path, made: Plan) -> None:
     built, shard = worker(made, tmp_path), made.shards[0]
     together = built.run_shard(shard, "together")
     built.isolate(shard, "alone", {})
-    assert [built.next_image() for _ in range(6)] == [None] * 6
+    # What happens while the tables are closed is held against no image.
+    assert [built.next_image() for _ in range(7)] == [None] * 7
     alone = built.next_image()
     assert alone is not None
     assert alone["files"] == together["files"]
     built.isolate(shard, "without", {"good-3.png": ("crash", "good-3.png: ended three workers")})
-    without = [built.next_image() for _ in range(7)][-1]
+    without = [built.next_image() for _ in range(8)][-1]
     assert without is not None
     assert (without["ok"], without["errors"]) == (6, {"crash": 1})
 

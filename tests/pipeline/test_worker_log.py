@@ -36,10 +36,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     worker_log.log.setLevel(logging.NOTSET)
 
 
-def uploaded(place: str) -> str:
-    """The only log there is."""
+def uploaded(place: str, number: int = -1) -> str:
+    """One of the logs there are, in the order of starts."""
     storage = connect(place)
-    (key,) = storage.sizes(worker_log.LOGS)
+    key = sorted(storage.sizes(worker_log.LOGS))[number]
     return (storage.read(key) or b"").decode()
 
 
@@ -62,6 +62,7 @@ def test_what_is_new_is_uploaded_once(
     worker_log.log.warning("second")
     log.close()
     assert len(uploads) == 2
+    assert "first" in uploaded(f"{bucket}/run", 0), "a later start keeps it"
     assert "second" in uploaded(f"{bucket}/run")
     assert not log.path.exists()
     assert log.key.startswith("_state/logs/worker-3-")
@@ -90,11 +91,12 @@ def test_of_a_long_log_the_end_is_uploaded(
 def test_a_store_that_is_away_is_not_waited_for(
     make: Make, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer, asked = threading.Event(), threading.Event()
+    answer, asked, answered = threading.Event(), threading.Event(), threading.Event()
 
     def hanging(*_: Any) -> None:
         asked.set()
-        answer.wait(60)
+        answer.wait(20)
+        answered.set()
         raise StorageError("the store is away")
 
     monkeypatch.setattr(ObjectStorage, "replace", hanging)
@@ -103,8 +105,17 @@ def test_a_store_that_is_away_is_not_waited_for(
     log.sync()
     assert asked.wait(60)
     log.sync()
-    assert not answer.is_set(), "both came back before the store did"
+    assert not answered.is_set(), "both came back before the store did"
     answer.set()
+    log.close()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_deleted_log_ends_nothing(make: Make, tmp_path: Path, bucket: str, remote: bool) -> None:
+    log = make(f"{bucket}/run" if remote else str(tmp_path / "run"), 0)
+    log.path.unlink()
+    worker_log.log.warning("something")
+    log.sync()
     log.close()
 
 
