@@ -91,16 +91,20 @@ def decode(encoded: Encoded, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 tensor of `shape`.
 
     Reads `int8_channel` as well, the scheme of older runs: ``int8 * scale of its channel``.
-    Raises ValueError for an unknown scheme and for sizes that disagree.
+    Raises ValueError for an unknown scheme, missing scales or base, and sizes that disagree.
     """
     scheme, scales, data, base, cells = encoded
+    if scheme in ("dithered", "predicted", "int8_channel") and len(scales) == 0:
+        raise ValueError(f"damaged row: scheme {scheme!r} without scales")
     if scheme == "int8_channel":
         levels = np.frombuffer(data, np.int8)
         _check(levels.size, shape)
         rows = levels.reshape(len(scales), -1).astype(np.float32)
         return (rows * np.asarray(scales, np.float32)[:, None]).reshape(shape)
-    if scheme not in ("dithered", "predicted") or base is None:
+    if scheme not in ("dithered", "predicted"):
         raise ValueError(f"unknown scheme {scheme!r}: it takes a newer dhr-batch to read it")
+    if base is None or base < 3:
+        raise ValueError(f"damaged row: scheme {scheme!r} with base {base}")
     step = float(np.float32(scales[0]))
     if scheme == "dithered":
         count = math.prod(shape)

@@ -144,16 +144,22 @@ class Run:
         """Refined weights minus published ones, name -> float32; `feature` replaces the layer.
 
         Decoded as `codec.decode` says: `feature` is 0 where the image does not depend on it.
-        Raises KeyError for an image without stored deltas.
+        Empty for an image whose refinement changed nothing. Raises KeyError where no deltas were
+        stored, and ValueError, naming the tensor, for a row that cannot be decoded.
         """
         rows = self._rows("deltas", image_id)
-        if not rows:
+        kept = part("deltas", self._shards.get(image_id, -1)) in self._files
+        if not rows and not (kept and self._rows("latents", image_id)):
             kept_none = self.plan["config"].get("store_deltas") in ("none", False)
             why = ": it was made with store_deltas=none" if kept_none else ""
             raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
-        return {
-            row["tensor"]: codec.decode(codec.Encoded.of(row), tuple(row["shape"])) for row in rows
-        }
+        found = {}
+        for row in rows:
+            try:
+                found[row["tensor"]] = codec.decode(codec.Encoded.of(row), tuple(row["shape"]))
+            except ValueError as error:
+                raise ValueError(f"{row['tensor']} of {image_id!r}: {error}") from error
+        return found
 
     def record(self, image_id: str) -> Record:
         """What is stored of an image's embedding and refinement: `latent`, `mask`, `delta` and

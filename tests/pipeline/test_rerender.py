@@ -269,6 +269,47 @@ def test_a_run_without_deltas_says_why(made: tuple[Path, list[Record]], tmp_path
     assert done.output.count("it was made with store_deltas=none") == 2
 
 
+def rewritten(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Change the rows that the table `deltas` holds of the first image."""
+    path = root / "deltas" / "part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(type(table).from_pylist(change(table.to_pylist()), table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"scheme": "later"}, "unknown scheme 'later'"),
+        ({"data": b""}, "0 values do not make a tensor"),
+        ({"scales": []}, "without scales"),
+        ({"base": None}, "with base None"),
+    ],
+)
+def test_a_row_that_cannot_be_decoded_costs_its_image_alone(
+    made: tuple[Path, list[Record]], tmp_path: Path, damage: dict[str, Any], message: str
+) -> None:
+    root = shutil.copytree(made[0], tmp_path / "run")
+    rewritten(root, lambda rows: [rows[0] | damage, *rows[1:]])
+    done = render(root, "--all", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert re.search(f"Error: a.png: .*of 'a.png': .*{message}", done.output), done.output
+    assert [path.name for path in tmp_path.glob("out/**/*.png")] == ["b.png.refined.png"]
+
+
+def test_a_refinement_that_changed_nothing_is_the_inversion(
+    made: tuple[Path, list[Record]], tmp_path: Path
+) -> None:
+    root = shutil.copytree(made[0], tmp_path / "run")
+    rewritten(root, lambda rows: [])
+    run = dhr_batch.open(root)
+    assert run.delta(IDS[0]) == {}
+    bare = replace(run.record(IDS[1]), latent=run.latents[IDS[0]], delta={}, feature=None)
+    expected = Rerender(run.networks)(bare).refined
+    np.testing.assert_array_equal(run.render(IDS[0]).refined, expected)
+    with pytest.raises(KeyError, match="no deltas of 'c.png'"):
+        run.delta(IDS[2])
+
+
 def test_a_run_of_the_old_schema_is_rendered(
     made: tuple[Path, list[Record]], tmp_path: Path
 ) -> None:
