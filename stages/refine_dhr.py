@@ -43,7 +43,7 @@ class WeightOptions(LossOptions):
     smallest_layer: int = Field(
         SMALLEST_LAYER,
         ge=4,
-        description="convolutions of layers below this size in px keep their weights",
+        description="layers below this size in px keep their weights",
     )
 
 
@@ -51,9 +51,12 @@ class HybridRefinement(Refiner):
     """`dhr`: both modulations from one backward pass per step, then the features alone.
 
     The feature layer is ``x = M x(theta) + (1 - M) F``, so that one gradient of the sum of both
-    losses is domain-specific by itself: in-domain cells pass theirs on to the weights before the
-    layer, out-of-domain cells to F. The few weights behind it serve both parts. Once the weights
-    are frozen, everything before the feature layer is constant and computed once.
+    losses is nearly domain-specific by itself: in-domain cells pass theirs on to the weights before
+    the layer, out-of-domain cells to F. The few weights behind it serve both parts. It is not
+    exact: convolutions behind the layer mix cells on both sides of the mask's edge, and on
+    StyleGAN2 the image summed up before the layer is not masked, so that the out-of-domain loss
+    reaches earlier weights through it. Once the weights are frozen, everything before the feature
+    layer is constant and computed once.
     """
 
     class Options(WeightOptions):
@@ -104,19 +107,32 @@ class HybridRefinement(Refiner):
 def moved_weights(generator: Generator, smallest_layer: int) -> list[str]:
     """Names of the weights that weight modulation moves: kernels of convolutions and image heads.
 
-    smallest_layer: layers whose output is smaller than this, in px, are left alone. They hold
-    most of the weights and little of what a photograph differs in.
+    smallest_layer: layers and heads whose output is smaller than this, in px, are left alone. They
+    hold most of the weights and little of what a photograph differs in.
     """
     sizes = {name: generator.noise(name).shape[-1] for name in generator.noise_names}
     found = []
     for name in generator.weight_names():
         layer, _, kind = name.rpartition(".")
-        if kind in ("weight", "weight_dw") and "modulation" not in layer and layer in sizes:
-            if sizes[layer] >= smallest_layer:
-                found.append(name)
-        elif name.startswith("to_") and kind == "weight" and "modulation" not in layer:
+        if kind not in ("weight", "weight_dw") or layer.endswith(".modulation"):
+            continue
+        if layer.startswith("to_"):
+            size = _head_size(layer, sizes)
+        elif layer in sizes:
+            size = sizes[layer]
+        else:
+            continue
+        if size is None or size >= smallest_layer:
             found.append(name)
     return found
+
+
+def _head_size(head: str, sizes: dict[str, int]) -> int | None:
+    """Side in px of what an image head makes; None for a generator's only one, which makes all."""
+    if head == "to_rgb1":
+        return sizes["conv1"]
+    name, _, block = head.partition(".")
+    return sizes[f"convs.{2 * int(block) + 1}"] if name == "to_rgbs" else None
 
 
 class MaskedLoss:

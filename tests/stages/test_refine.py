@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from dhr_batch.stages import refine_dhr
 from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.networks import stylegan2_layouts
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import NoRefinement, render
-from dhr_batch.stages.refine_dhr import HybridRefinement
+from dhr_batch.stages.refine_dhr import HybridRefinement, moved_weights
 
 
 @pytest.fixture
@@ -19,6 +25,16 @@ def context() -> Context:
     return Context("cpu", "tiny", no_models)
 
 
+@pytest.fixture
+def stylegan2(tmp_path: Path) -> Context:
+    """Narrow and random, 32 px; its feature layer has 8 px."""
+    net, draw = StyleGAN2((8, 6, 5, 4), mapping_layers=2), torch.Generator().manual_seed(0)
+    for tensor in stylegan2_layouts.named_tensors(net).values():
+        tensor.data.copy_(0.5 * torch.randn(tensor.shape, generator=draw))
+    stylegan2_layouts.save(net, tmp_path / "mine.safetensors", {})
+    return Context("cpu", str(tmp_path / "mine.safetensors"), lambda name: Path())
+
+
 def refiner(context: Context, **options) -> HybridRefinement:
     stage = HybridRefinement(HybridRefinement.Options(perceptual="tiny", **options))
     stage.setup(context)
@@ -27,7 +43,7 @@ def refiner(context: Context, **options) -> HybridRefinement:
 
 def photographs(context: Context, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images the generator cannot render exactly, codes near them, and half-and-half masks."""
-    net = context.network("generator", "tiny")
+    net = context.network("generator", context.generator)
     draw = torch.Generator().manual_seed(1)
     dtype = net.w_mean.dtype
     with torch.no_grad():
@@ -88,6 +104,72 @@ def test_all_in_and_all_out_are_legal(context, value):
     # out-of-domain part nothing may move the feature.
     assert (moved > 0) == (value == 1.0)
     assert torch.equal(result.feature, start) == (value == 1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_all_in_and_all_out_are_legal_on_stylegan2(stylegan2, value):
+    images, ws, masks = photographs(stylegan2, 1)
+    masks.fill_(value)
+    result = refiner(stylegan2, steps=10, smallest_layer=4).refine(images, ws, masks)
+    start = stylegan2.network("generator", stylegan2.generator).to_feature(ws)
+    assert all(torch.isfinite(d).all() for d in result.delta.values())
+    assert all(d.any() for d in result.delta.values())
+    assert torch.isfinite(result.feature).all()
+    assert torch.equal(result.feature, start) == (value == 1.0)
+
+
+def test_heads_have_the_size_of_what_they_make(stylegan2):
+    net = stylegan2.network("generator", stylegan2.generator)
+    heads = {
+        size: [n for n in moved_weights(net, size) if n.startswith("to_")] for size in (4, 8, 16)
+    }
+    assert heads[4] == [f"{n}.weight" for n in ("to_rgb1", "to_rgbs.0", "to_rgbs.1", "to_rgbs.2")]
+    assert heads[8] == heads[4][1:]
+    assert heads[16] == heads[4][2:]
+    layers = [n for n in moved_weights(net, 16) if n.startswith("conv")]
+    assert layers == [f"convs.{k}.weight" for k in (2, 3, 4, 5)]
+
+
+def test_the_only_head_is_moved_at_any_size(context):
+    net = context.network("generator", "tiny")
+    assert moved_weights(net, 1024) == ["to_img.weight"]
+
+
+def test_batched_equals_single_in_single_precision(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first losses within rounding; Adam amplifies that, so pictures are compared by PSNR."""
+    context = Context("cpu", "mobilestylegan-256", models)
+    stage = HybridRefinement(HybridRefinement.Options(steps=2, weight_share=1.0))
+    stage.setup(context)
+    net, draw = stage.generator, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        ws = net.broadcast(net.map(torch.randn(2, 512, generator=draw), 0.7))
+        images = net.synthesize(ws.flip(0)).clamp(-1, 1)
+    masks = torch.zeros(2, 1, 256, 256)
+    masks[:, :, :, 90:] = 1
+    terms: list[torch.Tensor] = []
+    mean = refine_dhr._part_mean
+
+    def kept(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        terms.append(mean(values, weights))
+        return terms[-1]
+
+    monkeypatch.setattr(refine_dhr, "_part_mean", kept)
+
+    def run(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        terms.clear()
+        result = stage.refine(images[part], ws[part], masks[part])
+        first = torch.stack(terms[: len(terms) // 2]).sum(0).detach()
+        with torch.no_grad():
+            error = render(net, ws[part], result, masks[part]) - images[part]
+        return first, -10 * torch.log10(error.square().mean((1, 2, 3)))
+
+    losses, psnr = run(slice(0, 2))
+    for i in range(2):
+        loss, alone = run(slice(i, i + 1))
+        torch.testing.assert_close(losses[i : i + 1], loss, rtol=1e-5, atol=0)
+        assert (psnr[i] - alone[0]).abs() < 0.1
 
 
 def test_no_refinement_returns_the_inversion(context):
