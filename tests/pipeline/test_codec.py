@@ -181,17 +181,26 @@ def test_the_documented_reader_agrees(root: Path) -> None:
     bases = set()
     for wanted in (16.0, 9.0, 2.0, 0.5, 0.02, 0.002):
         pairs = (
-            (weight, codec.encode_weight(weight, wanted), reader["weight"]),
-            (feature, codec.encode_feature(feature, kept, wanted), reader["feature"]),
+            (weight, codec.encode_weight(weight, wanted), "weight"),
+            (feature, codec.encode_feature(feature, kept, wanted), "feature"),
         )
-        for tensor, encoded, read in pairs:
-            row = {"shape": list(tensor.shape)} | encoded._asdict()
+        for tensor, encoded, kind in pairs:
+            row = {"kind": kind, "shape": list(tensor.shape)} | encoded._asdict()
             expected = codec.decode(encoded, tensor.shape)
-            np.testing.assert_allclose(read(row), expected, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(reader["tensor"](row), expected, rtol=1e-6, atol=1e-7)
             bases.add(encoded.base)
     assert {3, 5} < bases
     for low, high in ((7, 15), (17, 255), (257, 65793)):
         assert any(low <= base <= high for base in bases if base), bases
+
+
+def test_the_documented_reader_knows_older_runs(root: Path) -> None:
+    scales, levels = np.array([0.5, 2.0], np.float32), np.arange(-6, 6, dtype=np.int8)
+    old = codec.Encoded("int8_channel", scales, levels.tobytes())
+    row = {"kind": "feature", "shape": [2, 3, 2]} | old._asdict()
+    expected = codec.decode(old, (2, 3, 2))
+    np.testing.assert_array_equal(documented(root)["tensor"](row), expected)
+    assert expected[1, 2, 1] == 10
 
 
 def _compressed(data: bytes) -> int:
