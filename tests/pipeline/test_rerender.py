@@ -306,7 +306,7 @@ def test_a_refinement_that_changed_nothing_is_the_inversion(
     bare = replace(run.record(IDS[1]), latent=run.latents[IDS[0]], delta={}, feature=None)
     expected = Rerender(run.networks)(bare).refined
     np.testing.assert_array_equal(run.render(IDS[0]).refined, expected)
-    with pytest.raises(KeyError, match="no deltas of 'c.png'"):
+    with pytest.raises(KeyError, match=r"no deltas of 'c\.png'"):
         run.delta(IDS[2])
 
 
