@@ -94,8 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "_state").mkdir()
     (root / "_staging" / "x").mkdir(parents=True)
     (root / "_staging" / "x" / "images.parquet").write_bytes(b"unfinished")
-    files = {table: {"rows": count} for table, count in COUNTS.items()}
-    card.write(root, plan, {0: {"files": files}})
+    card.write(root, plan, 3, COUNTS)
     return root
 
 
@@ -120,9 +119,7 @@ def test_the_card_counts_rows_without_opening_a_table(tmp_path: Path) -> None:
         "fingerprint": {"version": "0"},
         "shards": [["a.jpg"], ["b.jpg"]],
     }
-    first = {"files": {"images": {"rows": 5}, "quarantine": {"rows": 0}}}
-    second = {"files": {"images": {"rows": 7}, "quarantine": {"rows": 0}}}
-    card.write(tmp_path, plan, {0: first, 1: second})
+    card.write(tmp_path, plan, 2, {"images": 12, "quarantine": 0})
     text = (tmp_path / "README.md").read_text("utf-8")
     assert "| images | 12 |" in text
     assert "| quarantine | 0 |" in text
