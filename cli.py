@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import signal
 import sys
 from dataclasses import replace
 from typing import Any
@@ -116,6 +117,8 @@ def run(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     except (RunFailed, RegistryError, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
+        # One more would end the interpreter on its way out, with another exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         fail("interrupted; the same command goes on from here", 130)
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))

@@ -47,7 +47,11 @@ class Config(BaseModel):
     shard_size: int | None = Field(
         None, ge=1, description="images per commit; by default an eighth of the images, 1 to 32"
     )
-    batch_size: int = Field(4, ge=1, description="images computed together")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="images computed together; by default 4 on a CPU, on a GPU as many as fit",
+    )
     gpus: int | None = Field(
         None, ge=0, description="GPUs to use; 0: CPU; by default all there are"
     )

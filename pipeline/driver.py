@@ -184,7 +184,7 @@ class Driver:
             self.progress.state.started = time.monotonic()
         self._failed_starts.pop(number, None)
         self._members[number].ready = True
-        self._members[number].where["device"] = facts["device"]
+        self._members[number].where |= {k: facts[k] for k in ("device", "batch_size")}
         self._say(number, "ready")
         self._idle.append(number)
 
@@ -339,7 +339,7 @@ class Driver:
             if member.stuck:
                 raise RunFailed(f"{member.stuck} {_GOES_ON}")
             limit = config.image_timeout
-            images = 1 if task.position is not None else config.batch_size
+            images = 1 if task.position is not None else member.where["batch_size"]
             if limit and member.overdue(limit, images):
                 self._lost(task, f"not finished within image_timeout={limit:g} s", "timeout")
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import codec, crash, devices, models, sources
+from dhr_batch.pipeline import batches, codec, crash, devices, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -81,14 +81,23 @@ class Worker:
             stage.setup(context)
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator, self.settings.metadata)
+        self._batch = config.batch_size or self._fitting_batch(generator)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
         return {
             "device": device,
+            "batch_size": self._batch,
             "resolution": generator.resolution,
             "rows": generator.num_ws,
             "weights": sum(generator.weight(name).numel() for name in names),
             "feature": math.prod(generator.feature_shape),
         }
+
+    def _fitting_batch(self, generator: Any) -> int:
+        if self.settings.device == "cpu":
+            return batches.ON_CPU
+        # Aligned already, and a sample need not be a face that can be measured.
+        stages = [stage for stage in self.stages if stage.stage not in ("align", "measure")]
+        return batches.measured(stages, generator, self.settings.config.workers_per_gpu)
 
     def _model(self, name: str) -> Path:
         self._used.add(name)
@@ -198,9 +207,8 @@ class Worker:
             return tables.receipt(attempt, stage_seconds=seconds, models=sorted(self._used))
 
     def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
-        size = self.settings.config.batch_size
-        for first in range(0, len(shard.items), size):
-            yield self._align(shard.items[first : first + size])
+        for first in range(0, len(shard.items), self._batch):
+            yield self._align(shard.items[first : first + self._batch])
 
     def _align(self, items: Sequence[Item]) -> list[Record]:
         records = [self._read(item) for item in items]

@@ -1,0 +1,54 @@
+"""How many images a worker computes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dhr_batch.stages.base import Record, Stage
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.networks.generator import Generator
+
+ON_CPU = 4
+# More images at once make a GPU no faster, and a failure costs more.
+MOST = 32
+# Of the memory, so that other shapes and what the allocator cannot join fit as well.
+_SHARE = 0.8
+
+
+def fitting(work: Callable[[], Any], workers: int, gpu: Any) -> int:
+    """The largest power of two, up to `MOST`, of images whose memory a GPU has.
+
+    work: computes one image. workers: that share the GPU. gpu: `torch.cuda`. Total memory decides,
+    not what is free now, so that another start forms the same batches.
+    """
+    before = gpu.memory_allocated()
+    gpu.reset_peak_memory_stats()
+    work()
+    image = max(1, gpu.max_memory_allocated() - before)
+    total = gpu.mem_get_info()[1]
+    room = int((total * _SHARE / workers - before) // image)
+    return 1 << max(0, min(room, MOST).bit_length() - 1)
+
+
+def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int:
+    """`fitting` for these stages, tried on a picture that the generator makes of a random code."""
+    import torch
+
+    from dhr_batch.stages.networks.generator import STYLE_WIDTH
+    from dhr_batch.stages.tensors import tensor_to_images
+
+    z = torch.randn(1, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        code = generator.broadcast(generator.map(z.to(generator.w_mean)))
+        (picture,) = tensor_to_images(generator.synthesize(code))
+
+    def work() -> None:
+        records = [Record("probe", "probe", image=picture)]
+        for stage in stages:
+            records = stage.run(records)
+        if records[0].failure is not None:
+            raise RuntimeError(f"a sample of the generator fails: {records[0].failure.message}")
+
+    return fitting(work, workers, torch.cuda)
