@@ -102,6 +102,8 @@ def test_expected_bytes_follow_what_is_stored() -> None:
     assert tables["images"] == pytest.approx(6 * 256**2 * 1.8)
     assert tables["deltas"] == pytest.approx(0.13 * 7_194_304)
     assert estimate.bytes_per_image(made("store_deltas=fine"), GENERATOR)["deltas"] > 1.5e6
+    all_weights = estimate.bytes_per_image(made("refine.name=pti"), GENERATOR)
+    assert all_weights["deltas"] > 2 * tables["deltas"]
     assert "deltas" not in estimate.bytes_per_image(made("store_deltas=false"), GENERATOR)
     assert "deltas" not in estimate.bytes_per_image(made("refine=none"), GENERATOR)
 
