@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,8 @@ class Comparison:
             other = curves["baseline" if name == "default" else "default"]
             row[EFFECT] = equal_identity.mean_effects(curves[name], other)[0]
             row["in_domain"] = float(some(refined.mask).mean())
+            # Kept, so that other methods can be compared with these at equal identity later.
+            row["smile_curves"] = {sign: asdict(curve) for sign, curve in curves[name].items()}
             self.images.setdefault(name, []).append(row)
             rows[name] = row
         self.pairs.append(pair(record.image_id, rows))
