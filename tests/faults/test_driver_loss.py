@@ -39,19 +39,22 @@ def workers(nodes: list[Any]) -> set[int]:
 
 
 def gone(before: set[int], nodes: list[Any]) -> float:
-    """Wait for the end of workers. Returns the seconds it took."""
+    """Wait for the end of workers whose driver is killed now. Returns the seconds it took."""
     began = time.monotonic()
     processes.until(lambda: not before & workers(nodes), "the workers of the dead driver end", 60)
     return time.monotonic() - began
 
 
+@pytest.mark.parametrize(("place", "frozen"), [("local", True), ("s3", False)], indirect=["place"])
 def test_workers_that_outlive_their_driver_end_and_the_same_command_goes_on(
     slow_runs: Any,
     make_reference: Callable[..., Any],
     same: Callable[..., None],
     place: str,
+    frozen: bool,
     head: Cluster,
 ) -> None:
+    """Frozen ones cannot end by themselves; Ray does it."""
     words = ("--address", head.address)
     with (
         machine(head, 0, cpus=2) as one,
@@ -65,13 +68,15 @@ def test_workers_that_outlive_their_driver_end_and_the_same_command_goes_on(
                 "three shards are finished",
             )
             before = workers(nodes)
+            if frozen:
+                processes.send(before, signal.SIGSTOP)
+            ended = pool.submit(gone, before, nodes)
             driver.send_signal(signal.SIGKILL)
             _, said = driver.communicate()
         assert driver.returncode == -signal.SIGKILL, said
         finished = len(storage.sizes("_state/shards"))
         assert len(before) == 4
         assert 3 <= finished < 12
-        ended = pool.submit(gone, before, nodes)
         # At once: the machines may still be full of the workers of the dead driver.
         code, said = slow_runs.run(place, *words)
         assert code == 0, said
