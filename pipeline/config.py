@@ -65,7 +65,10 @@ class Config(BaseModel):
         60, gt=0, description="seconds after which a silent driver on an object store is replaced"
     )
     image_timeout: float | None = Field(
-        1800.0, gt=0, description="seconds an image may take before it is quarantined; null: no end"
+        1800.0,
+        gt=0,
+        description="seconds an image may take before it is quarantined; null: no end, and a disk "
+        "that never answers is waited for without end as well",
     )
     wait_timeout: float = Field(
         1800.0, gt=0, description="seconds to wait for a first free GPU or CPU core"

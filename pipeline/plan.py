@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dhr_batch
-from dhr_batch.pipeline import models
+from dhr_batch.pipeline import code, models
 from dhr_batch.pipeline.config import RUN_ONLY, Config, ConfigError
 from dhr_batch.pipeline.datasets import Dataset
 from dhr_batch.pipeline.model_spec import LocalFile
@@ -124,6 +124,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
     return {
         "version": dhr_batch.__version__,
+        "code": code.digest(plan.config),
         "aligned": plan.dataset.aligned,
         "split": plan.dataset.split,
         "config": settings,

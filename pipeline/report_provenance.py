@@ -17,7 +17,8 @@ _MAX_HOSTS = 10
 def settings(data: RunData) -> Section | None:
     plan = data.plan
     config, fingerprint = plan.get("config") or {}, plan.get("fingerprint") or {}
-    facts = {"dhr-batch": fingerprint.get("version"), **(plan.get("versions") or {})}
+    facts = {"dhr-batch": fingerprint.get("version"), "code of the stages": fingerprint.get("code")}
+    facts |= plan.get("versions") or {}
     facts |= {"dataset": plan.get("dataset"), "seed": config.get("seed")}
     hosts = sorted({shard["worker"]["host"] for shard in data.shards.values() if "worker" in shard})
     facts["workers ran on"] = ", ".join(hosts[:_MAX_HOSTS])

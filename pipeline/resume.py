@@ -11,6 +11,10 @@ from dhr_batch.pipeline.plan import SCHEMA, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.sources import Item
 
 _NAMED = 5
+_CODE = (
+    " (source of the stages was edited; go back to it as it was or, if no row depends on the edit, "
+    "write the new value of `code` into plan.json)"
+)
 
 
 def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -> Plan:
@@ -114,7 +118,8 @@ def _changes(
     new = flat({"schema": SCHEMA} | _with_models(now, known))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
-            yield f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
+            line = f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
+            yield line + (_CODE if key == "code" else "")
     if compared is not None:
         yield from _changed_images(compared, plan, extend)
 

@@ -112,6 +112,7 @@ def _process(
         split=plan.dataset.split,
         device=devices.torch_device(config),
         out=run_folder.storage.address,
+        code=fingerprint["code"],
         metadata={
             "version": fingerprint["version"],
             "generator": config.generator,

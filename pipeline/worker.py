@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import batches, codec, crash, devices, models, sources
+from dhr_batch.pipeline import batches, code, codec, crash, devices, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -40,13 +40,17 @@ class NoGPU(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch."""
+    """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch.
+
+    code: of the plan, which the worker's must equal; "": any will do.
+    """
 
     config: Config
     aligned: bool
     split: str
     device: Literal["cpu", "cuda"]
     out: str
+    code: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,9 +69,11 @@ class Worker:
     def setup(self) -> dict[str, Any]:
         """Load all networks. Returns facts about the generator that the driver plans with.
 
-        Raises NoGPU, and whatever a stage raises for a missing model or a wrong option.
+        Raises NoGPU, OtherCode, and whatever a stage raises for a missing model or a wrong option.
         """
         config = self.settings.config
+        if self.settings.code:
+            code.check(config, self.settings.code)
         self.stages = list(_build(config))
         device = _prepare_torch(self.settings.device, config.threads)
         context = Context(

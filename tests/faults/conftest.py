@@ -29,6 +29,7 @@ from dhr_batch.tests.faults.stages import NAMES
 # Ray runs workers at the lowest priority: beside other work the tests would take minutes each.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+BARE = [f"{k}={v}" if k == "generator" else f"{k}.name={v}" for k, v in NAMES.items()]
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
 # What a call may meet instead of its answer: status and code, and whether the server did its part.
 FAULTS: dict[str, tuple[int, str, bool]] = {
@@ -50,15 +51,23 @@ CONDITIONAL: dict[str, tuple[int, str, bool]] = {
 class Faults:
     """Settings and counts of the proxy. rate: share of calls that fail; stall: s of a timeout.
 
-    requests: how many came, by the name S3 has for them.
+    silent: writes to keys with this part are neither read nor answered, until `over`. requests: how
+    many came, by the name S3 has for them.
     """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
-        self.rate, self.stall = 0.0, 7.0
+        self.rate, self.stall, self.silent = 0.0, 7.0, ""
+        self.over = threading.Event()
         self.injected: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.random, self.lock = random.Random(0), threading.Lock()
+
+    def is_silent(self, command: str, path: str) -> bool:
+        with self.lock:
+            silent = command in ("PUT", "POST") and self.silent != "" and self.silent in path
+            self.injected["silence"] += silent
+            return silent
 
     def draw(self, conditional: bool) -> str | None:
         with self.lock:
@@ -78,6 +87,10 @@ class _Proxy(BaseHTTPRequestHandler):
     faults: Faults
 
     def _serve(self) -> None:
+        if self.faults.is_silent(self.command, self.path):
+            self.faults.over.wait()
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.faults.requests[self._name()] += 1
         conditional = bool(self.headers.get("If-None-Match") or self.headers.get("If-Match"))
@@ -138,6 +151,7 @@ def faults(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     yield faults
+    faults.over.set()
     server.shutdown()
     server.server_close()
 
@@ -203,8 +217,13 @@ def runs(make_runs: Callable[..., Runs]) -> Runs:
 @pytest.fixture(scope="session")
 def bare_runs(make_runs: Callable[..., Runs]) -> Runs:
     """Six pictures in three shards, with stages that only take the names of images."""
-    names = [f"{k}={v}" if k == "generator" else f"{k}.name={v}" for k, v in NAMES.items()]
-    return make_runs(6, 2, *names)
+    return make_runs(6, 2, *BARE)
+
+
+@pytest.fixture(scope="session")
+def slow_runs(make_runs: Callable[..., Runs]) -> Runs:
+    """The same with four workers, 24 pictures in twelve shards, and half a second for each."""
+    return make_runs(24, 2, *BARE, "embed.seconds=0.5", "batch_size=1", "workers=4")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ The machines are raylets with logical GPUs on this one.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
@@ -24,10 +23,10 @@ from ray.cluster_utils import Cluster
 from dhr_batch.pipeline.progress import Progress
 from dhr_batch.pipeline.storage import connect
 from dhr_batch.tests.faults import harness, processes
+from dhr_batch.tests.faults.machines import SMALL, end, machine, members
 from dhr_batch.tests.faults.stages import NAMES
 
 pytestmark = pytest.mark.slow
-SMALL = {"object_store_memory": 80 * 2**20}
 NOTICED_SECONDS = 10.0
 # Tables of an attempt that an object store holds when its worker stands at the point.
 POINTS = {"mid-shard": 0, "staged-one-table": 1, "before-receipt": 7}
@@ -50,34 +49,6 @@ def cluster() -> Iterator[Cluster]:
     yield made
     ray.shutdown()
     made.shutdown()
-
-
-@contextlib.contextmanager
-def machine(cluster: Cluster, gpus: int, **env: str) -> Iterator[Any]:
-    """One more raylet, whose workers see the variables; gone at the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in env.items():
-            patch.setenv(name, value)
-        node = cluster.add_node(num_cpus=4, num_gpus=gpus, **SMALL)
-    try:
-        yield node
-    finally:
-        if node in cluster.worker_nodes:
-            end(cluster, node)
-        # Else Ray would offer its GPUs to the next test.
-        cluster.wait_for_nodes(timeout=120)
-
-
-def members(node: Any) -> list[int]:
-    """The raylet of a machine and its processes, among them the workers; none once it is gone."""
-    raylets = node.all_processes.get("raylet", [])
-    return [pid for raylet in raylets for pid in processes.family(raylet.process.pid)]
-
-
-def end(cluster: Cluster, node: Any) -> None:
-    """A machine without power: all its processes at once, so that none of them can say so."""
-    processes.send(members(node), signal.SIGKILL)
-    cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture

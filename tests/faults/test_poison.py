@@ -72,6 +72,32 @@ def test_images_that_end_workers_are_the_only_ones_quarantined(
     )
 
 
+def test_three_kinds_in_a_shard_of_64_cost_none_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An exit, a segmentation fault and a loop; the rest has the bytes of an undisturbed run."""
+    bad = {"exit-1.png": "crash", "segv-1.png": "crash", "loop-1.png": "timeout"}
+    mates = [f"good-{i:02}.png" for i in range(61)]
+    names = [*mates[:9], "exit-1.png", *mates[9:31], "segv-1.png", *mates[31:50], "loop-1.png"]
+    items = harness.photographs(tmp_path / "in", [*names, *mates[50:]])
+    assert len(items) == 64
+    settings: dict[str, Any] = {"shard_size": 64, "batch_size": 4, "image_timeout": 1.5}
+    harness.run(harness.make(items, **settings), tmp_path / "out")
+    lost = deaths(capsys.readouterr().err)
+    quiet = [item for item in items if item.image_id not in bad]
+    harness.run(harness.make(quiet, **settings), tmp_path / "quiet")
+    assert harness.classes(tmp_path / "out") == bad
+    files, expected = harness.published(tmp_path / "out"), harness.published(tmp_path / "quiet")
+    assert list(harness.table(tmp_path / "quiet", "latents")["image_id"]) == mates
+    assert files.keys() == expected.keys()
+    differ = {name.partition("/")[0] for name in files if files[name] != expected[name]}
+    assert differ == {"quarantine"}
+    # Two that tell that images have to be computed one by one, and one for each of them.
+    assert lost == 2 + len(bad)
+    with capsys.disabled():
+        print(f"\n{len(bad)} of 64 images quarantined, {lost} workers lost")
+
+
 @pytest.mark.parametrize(
     "bad", ["cuda-1.png", pytest.param("reader-exit-1.png", marks=pytest.mark.slow)]
 )
@@ -115,9 +141,13 @@ def test_memory_that_suffices_for_fewer_images_loses_none(tmp_path: Path) -> Non
     items = harness.photographs(tmp_path / "in", names)
     made = harness.make(items, shard_size=16, batch_size=8, embed=faulty(memory=2))
     outcome = harness.run(made, tmp_path / "out")
+    harness.run(harness.make(items, shard_size=16, batch_size=1), tmp_path / "alone")
     assert (outcome.done, outcome.quarantined) == (15, 1)
     assert harness.classes(tmp_path / "out") == {"oom-1.png": "oom"}
     assert harness.finished(tmp_path / "out") == [n for n in names if n != "oom-1.png"]
+    for name in ("images", "latents", "metrics"):
+        rows, expected = (harness.table(tmp_path / d, name).astype(str) for d in ("out", "alone"))
+        assert rows.equals(expected), name
 
 
 def test_image_errors_cost_no_worker_and_are_logged(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dhr_batch.pipeline.commit import RunFolder, staging
+from dhr_batch.pipeline.object_storage import ObjectStorage
 from dhr_batch.pipeline.storage import StorageError, connect
 
 slow = pytest.mark.slow
@@ -77,6 +78,65 @@ def test_a_store_that_never_answers_is_given_up(
     commit(again, 1)
     assert list(again.committed()) == [0, 1]
     again.unlock()
+
+
+@pytest.mark.parametrize(
+    ("silent", "size"),
+    [
+        ("_staging/", 1000),
+        pytest.param("_staging/", 12 * 2**20, marks=slow),
+        pytest.param("partNumber=2", 12 * 2**20, marks=slow),
+    ],
+)
+def test_an_upload_that_nobody_takes_or_answers_is_given_up(
+    bucket: str, faults: Any, silent: str, size: int
+) -> None:
+    """The client's limit for a request ends it: no call hangs much longer than it is repeated."""
+    storage = ObjectStorage(f"{bucket}/run", patience=1)
+    faults.silent = silent
+    began = time.monotonic()
+    refused = pytest.raises(StorageError, match="cannot upload _staging/x/images")
+    with refused, storage.stage("_staging/x") as folder:
+        (folder / "images.parquet").write_bytes(bytes(size))
+    seconds = time.monotonic() - began
+    print(f"\ngiven up after {seconds:.1f} s")
+    assert faults.injected["silence"] > 0
+    assert seconds < 60
+    faults.silent = ""
+    assert connect(f"{bucket}/run").sizes() == {}
+
+
+@slow
+@pytest.mark.parametrize("patience", [3, None])
+def test_a_run_whose_uploads_hang_stops_and_goes_on_later(
+    bare_runs: Any,
+    bare_reference: Any,
+    same: Callable[..., None],
+    bucket: str,
+    faults: Any,
+    patience: int | None,
+) -> None:
+    """Everything else is answered: the driver has its lease, and hears from its workers."""
+    place = f"{bucket}/run"
+    options = {} if patience is None else {"DHR_BATCH_STORAGE_PATIENCE": patience}
+    faults.silent = "_staging/"
+    with bare_runs.start(place, **options) as process:
+        while not faults.injected["silence"]:
+            assert process.poll() is None
+            time.sleep(0.1)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=300)
+        seconds = time.monotonic() - began
+    print(f"\nstopped {seconds:.0f} s after the first upload")
+    assert process.returncode == 1, said
+    assert "cannot upload _staging/" in said
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert seconds < 120
+    faults.silent = ""
+    code, said = bare_runs.run(place)
+    assert code == 0, said
+    same(place, bare_reference)
 
 
 @slow

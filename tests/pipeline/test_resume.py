@@ -74,12 +74,13 @@ def test_changed_code_weights_and_directions_are_named(photographs: Path, run: R
     assert stored is not None
     name = next(iter(stored["fingerprint"]["models"]))
     stored["fingerprint"]["models"] |= {name: "0" * 16, "a-model-of-before": "1" * 16}
-    stored["fingerprint"] |= {"directions": {"smile": "2" * 16}, "version": "0.0.9"}
+    stored["fingerprint"] |= {"directions": {"smile": "2" * 16}, "version": "0.0.9", "code": "3"}
     run.replace_plan(stored)
     said = refused(run, made(photographs, "shard_size=2"))
     assert f"models.{name}: {'0' * 16} -> " in said
     assert f"directions.smile: {'2' * 16} -> " in said
     assert "version: 0.0.9 -> " in said
+    assert "code: 3 -> " in said
     assert "a-model-of-before" not in said
 
 

@@ -1,0 +1,49 @@
+"""Which code makes the rows of a run, so that a run is not finished by another one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+from dhr_batch.pipeline.config import Config
+from dhr_batch.stages import registry
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class OtherCode(RuntimeError):
+    """This process would make other rows than the run was started with."""
+
+
+def check(config: Config, expected: str) -> None:
+    """Raises OtherCode where the digest here is not that of the driver."""
+    if digest(config) != expected:
+        raise OtherCode(
+            f"the stages on {os.uname().nodename} differ from those that the run was started "
+            "with: install the same on all machines, and edit none while a run goes on"
+        )
+
+
+def digest(config: Config) -> str:
+    """Start of the sha256 of the files that rows depend on: all stages with their networks, the
+    codec of the deltas, and the module of each stage or generator from another package.
+    """
+    found = hashlib.sha256()
+    for name, path in _files(config):
+        content = path.read_bytes()
+        found.update(f"{name} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:16]
+
+
+def _files(config: Config) -> Iterator[tuple[str, Path]]:
+    for path in (*sorted(_PACKAGE.glob("stages/**/*.py")), _PACKAGE / "pipeline" / "codec.py"):
+        yield path.relative_to(_PACKAGE).as_posix(), path
+    members = {getattr(config, family)["name"] for family in registry.STAGES}
+    if not config.generator.endswith(registry.GENERATOR_FILE):
+        members.add(config.generator)
+    for module in sorted({name.partition(":")[0] for name in members if ":" in name}):
+        if file := import_module(module).__file__:
+            yield module, Path(file)
