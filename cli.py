@@ -17,6 +17,7 @@ from dhr_batch.pipeline.cli_output import fail, refusals
 
 # Other commands live beside what they do and are imported only when one of them is called.
 _ELSEWHERE = {
+    "bench": ("dhr_batch.pipeline.cli_bench", "Compare methods on datasets: runs and a table."),
     "plan": ("dhr_batch.pipeline.cli_runs", "Print what `run` would do."),
     "status": ("dhr_batch.pipeline.cli_runs", "Show how far a run is."),
     "render": ("dhr_batch.pipeline.cli_runs", "Render images of a run again, or edit them."),

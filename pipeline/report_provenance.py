@@ -24,7 +24,7 @@ def settings(data: RunData) -> Section | None:
     rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]
     tables = [Table("Made with", [Column("what"), Column("version or value", code=True)], rows)]
     if data.models:
-        tables.append(_models(data.models, fingerprint.get("models") or {}))
+        tables.append(models_table(data.models, fingerprint.get("models") or {}))
     if not (config or rows or data.models):
         return None
     text, code = [], None
@@ -37,7 +37,7 @@ def settings(data: RunData) -> Section | None:
     return Section("settings", "Settings and provenance", text, tables=tables, code=code)
 
 
-def _models(names: Sequence[str], digests: dict[str, str]) -> Table:
+def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
     """Models with their checksums as they were when the run was planned."""
     heads = ["model", "role", "sha256 begins", "source", "commercial use", "licence"]
     return Table(

@@ -1,0 +1,293 @@
+"""A benchmark as text: Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from dhr_batch import __version__
+from dhr_batch.pipeline.bench import Benchmark
+from dhr_batch.pipeline.bench_data import EXCLUDED
+from dhr_batch.pipeline.bench_table import GROUPS, Board, Column, Group, marks
+from dhr_batch.pipeline.bootstrap import LEVEL, Estimate
+from dhr_batch.pipeline.model_spec import Strict
+from dhr_batch.pipeline.report_tables import number, title
+
+MAIN: tuple[Group, ...] = ("reconstruction", "parts", "editing", "cost")
+INTERVALS = (
+    f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
+    "Bold: best, underlined: second, by the figures as shown; effects and costs are not ranked."
+)
+EDITING = (
+    "At equal effect: for each image and direction of an edit, the strength of each method is "
+    "interpolated such that all change the score by as much against the source, by the most that "
+    "all of them achieve. “Largest effect” is what a method achieves by itself there."
+)
+COSTS = (
+    "Seconds are of embed, segment and refine, as the median over shards of one worker's time per "
+    "image; what a run takes over from another counts. Memory is the most that a worker's process "
+    "held, with all networks and stages."
+)
+OTHER_MASKS = (
+    "The in-domain masks of these methods differ: figures of parts are of each method's own part, "
+    "and not ranked."
+)
+
+
+class Published(Strict):
+    """A table that somebody has published. columns: metrics by the names of this project where they
+    are defined alike. rows: in the order of the columns."""
+
+    source: str
+    protocol: str
+    differs: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+
+
+def published() -> list[Published]:
+    """The shipped tables, `configs/published.yaml`."""
+    text = (resources.files("dhr_batch.configs") / "published.yaml").read_text("utf-8")
+    return TypeAdapter(list[Published]).validate_python(yaml.safe_load(text))
+
+
+def about(board: Board) -> list[str]:
+    """Which images the figures are of, in sentences."""
+    compared = board.compared
+    lines = [
+        f"Means over the {len(compared.counted)} of {compared.planned} images that all "
+        f"{len(compared.methods)} methods have."
+    ]
+    if compared.failed:
+        names = ", ".join(f"{i} ({_who(why)})" for i, why in compared.failed.items())
+        lines.append(f"Left out, since they failed: {len(compared.failed)}: {names}.")
+    if compared.excluded:
+        names = ", ".join(f"{i} ({', '.join(who)})" for i, who in compared.excluded.items())
+        lines.append(f"Left out, with {EXCLUDED}: {len(compared.excluded)}: {names}.")
+    for edited in board.edits:
+        full = edited.full
+        both = len(full.matches) - len(full.images)
+        lines.append(
+            f"{edited.name}: {len(full.images)} of {full.compared} images have an effect that all "
+            f"methods achieve, {both} of them in both directions."
+        )
+    if not compared.same_masks:
+        lines.append(OTHER_MASKS)
+    return lines
+
+
+def _who(why: Mapping[str, str]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for method, reason in why.items():
+        reasons.setdefault(reason, []).append(method)
+    return "; ".join(f"{reason} in {', '.join(who)}" for reason, who in reasons.items())
+
+
+def table(board: Board, group: Group) -> tuple[list[Column], dict[str, list[tuple[str, str]]]]:
+    """The columns of a group, and method -> text and mark of each cell."""
+    columns = board.of(group)
+    rows: dict[str, list[tuple[str, str]]] = {method: [] for method in board.cells}
+    for column in columns:
+        found = {m: own[column.key] for m, own in board.cells.items() if column.key in own}
+        marked = marks({m: e.value for m, e in found.items()}, column.better)
+        for method, cells in rows.items():
+            cells.append((interval(found.get(method)), marked.get(method, "")))
+    return columns, rows
+
+
+def interval(estimate: Estimate | None) -> str:
+    """`33.68 [32.10, 35.20]`; without brackets where there is no interval, – for nothing."""
+    if estimate is None or math.isnan(estimate.value):
+        return number(None)
+    text = number(estimate.value)
+    if math.isnan(estimate.low):
+        return text
+    return f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
+    """The tables of all datasets, their runs, and published figures."""
+    lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
+    lines += [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
+    for board in boards:
+        lines += [f"## {board.compared.dataset}", "", *about(board), ""]
+        for group in MAIN:
+            columns, rows = table(board, group)
+            if columns:
+                lines += [f"### {GROUPS[group]}", ""]
+                lines += {"editing": [EDITING, ""], "cost": [COSTS, ""]}.get(group, [])
+                lines += _md_table(
+                    ["method", *(c.title for c in columns)],
+                    ([m, *(_md_mark(*cell) for cell in cells)] for m, cells in rows.items()),
+                )
+        lines += _md_differences(board)
+        lines += ["### Runs", ""]
+        heads = ["method", "run", "fingerprint", "models"]
+        lines += _md_table(heads, ([*row[:3], ", ".join(row[3])] for row in runs(board)))
+    lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
+    for found in published():
+        lines += [f"### {found.source}", "", f"{found.protocol} {found.differs}".strip(), ""]
+        lines += _md_table([heading(c) for c in found.columns], _texts(found))
+    return "\n".join(lines)
+
+
+def heading(column: str) -> str:
+    """A column of a published table for readers."""
+    return "s per image" if column == "seconds" else title(column)
+
+
+def _texts(found: Published) -> Iterator[list[str]]:
+    for row in found.rows:
+        yield ["–" if cell is None else f"{cell}" for cell in row]
+
+
+def runs(board: Board) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Method, run, fingerprint and models of every run."""
+    for method in board.compared.methods:
+        for run in method.runs:
+            yield method.name, run.cell.name, run.fingerprint, list(run.models)
+
+
+def _md_differences(board: Board) -> list[str]:
+    if not board.differences:
+        return []
+    columns = [c for c in board.columns if c.better and c.group != "more"]
+    columns = [c for c in columns if any(c.key in own for own in board.differences.values())]
+    lines = ["### Paired differences", "", "Per image, the method minus the one it is held to.", ""]
+    rows = (
+        [f"{m} − {board.against[m]}", *(interval(own.get(c.key)) for c in columns)]
+        for m, own in board.differences.items()
+    )
+    return lines + _md_table(["difference", *(c.title for c in columns)], rows)
+
+
+def _md_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(map(_md, heads))} |", "|---" * len(heads) + "|"]
+    return [*lines, *(f"| {' | '.join(map(_md, row))} |" for row in rows), ""]
+
+
+def _md(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _md_mark(text: str, mark: str) -> str:
+    value, space, rest = text.partition(" ")
+    marked = {"best": f"**{value}**", "second": f"<u>{value}</u>"}.get(mark, value)
+    return f"{marked}{space}{rest}"
+
+
+def latex(benchmark: Benchmark, boards: Sequence[Board]) -> str:
+    """A table per dataset and group, for `booktabs`."""
+    lines = [f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}", f"% {INTERVALS}", ""]
+    for board in boards:
+        for group in MAIN:
+            columns, rows = table(board, group)
+            if not columns:
+                continue
+            caption = (
+                f"{GROUPS[group]}, {board.compared.dataset}, n = {len(board.compared.counted)}"
+            )
+            lines += [
+                r"\begin{table}",
+                rf"\caption{{{_tex(caption)}}}",
+                rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+                r"\toprule",
+                " & ".join(["method", *(_tex(c.title) for c in columns)]) + r" \\",
+                r"\midrule",
+                *(
+                    " & ".join([_tex(m), *(_tex_mark(*cell) for cell in cells)]) + r" \\"
+                    for m, cells in rows.items()
+                ),
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+    lines.append(
+        "% Published figures, for orientation only: other protocols, never ranked with these."
+    )
+    for found in published():
+        lines += [
+            r"\begin{table}",
+            rf"\caption{{Published: {_tex(found.source)}. {_tex(found.protocol)} "
+            rf"{_tex(found.differs)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(found.columns)}}}",
+            r"\toprule",
+            " & ".join(_tex(heading(c)) for c in found.columns) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(_tex, row)) + r" \\" for row in _texts(found)),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "−": "$-$",
+    "·": r"$\cdot$",
+    "∞": r"$\infty$",
+    "é": r"\'e",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def _tex_mark(text: str, mark: str) -> str:
+    value, _, rest = text.partition(" ")
+    command = {"best": "textbf", "second": "underline"}.get(mark)
+    marked = f"\\{command}{{{_tex(value)}}}" if command else _tex(value)
+    return f"{marked} {{\\scriptsize {_tex(rest)}}}" if rest else marked
+
+
+def csv_table(boards: Sequence[Board]) -> str:
+    """A row per dataset, method and column: estimate, interval, n, direction and mark."""
+    heads = ["dataset", "embedder", "refiner", "column", "value", "low", "high", "n", "better"]
+    rows: list[Sequence[Any]] = [[*heads, "mark"]]
+    for board in boards:
+        for column in board.columns:
+            found = {m: own.get(column.key) for m, own in board.cells.items()}
+            marked = marks({m: e.value for m, e in found.items() if e}, column.better)
+            for method in board.compared.methods:
+                if estimate := found[method.name]:
+                    numbers = [finite(v) for v in (estimate.value, estimate.low, estimate.high)]
+                    named = [board.compared.dataset, method.embedder, method.refiner, column.key]
+                    tail = [estimate.n, column.better, marked.get(method.name, "")]
+                    rows.append([*named, *numbers, *tail])
+    return _csv(rows)
+
+
+def csv_images(boards: Sequence[Board]) -> str:
+    """A row per dataset, method, column and image: the numbers that the means are of."""
+    rows: list[Sequence[Any]] = [["dataset", "method", "column", "image_id", "value"]]
+    for board in boards:
+        for method, columns in board.values.items():
+            for column, images in columns.items():
+                rows += [[board.compared.dataset, method, column, i, v] for i, v in images.items()]
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def finite(value: float) -> float | None:
+    """JSON and spreadsheets know neither infinity nor nan."""
+    return value if math.isfinite(value) else None
