@@ -17,7 +17,13 @@ _PLAN = (
     click.option(
         "--dataset",
         metavar="NAME|PLACE",
-        help="Configured dataset, folder, .tar, .parquet, or URL.",
+        help="Configured dataset, folder, .tar, .parquet, or URL; with --from, a finished run.",
+    ),
+    click.option(
+        "--from",
+        "first_stage",
+        metavar="STAGE",
+        help="Begin at this stage, from what the run that --dataset names has of the earlier ones.",
     ),
     click.option("--preset", metavar="NAME", help="Named settings; they override the defaults."),
     click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]"),
@@ -55,7 +61,7 @@ _PLAN = (
         "--extend", is_flag=True, help="Add images that are new since the run was started."
     ),
 )
-_SETTINGS = ("dataset", "preset", "gpus", "workers_per_gpu", "limit", "seed")
+_SETTINGS = ("dataset", "first_stage", "preset", "gpus", "workers_per_gpu", "limit", "seed")
 
 
 def plan_options(command: Command) -> Command:
