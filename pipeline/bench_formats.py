@@ -1,8 +1,9 @@
-"""A benchmark as text: Markdown, LaTeX, CSV and JSON."""
+"""A benchmark as Markdown and CSV, and what its texts have in common."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,15 +13,13 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from dhr_batch import __version__
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import EXCLUDED
-from dhr_batch.pipeline.bench_table import GROUPS, Board, Column, Group, marks
+from dhr_batch.pipeline.bench_table import COST, FURTHER, Board, Column
 from dhr_batch.pipeline.bootstrap import LEVEL, Estimate
 from dhr_batch.pipeline.model_spec import Strict
 from dhr_batch.pipeline.report_tables import number, title
 
-MAIN: tuple[Group, ...] = ("reconstruction", "parts", "editing", "cost")
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
     "Bold: best, underlined: second, by the figures as shown; effects and costs are not ranked."
@@ -78,6 +77,8 @@ def about(board: Board) -> list[str]:
             f"{edited.name}: {len(full.images)} of {full.compared} images have an effect that all "
             f"methods achieve, {both} of them in both directions."
         )
+    if board.edits:
+        lines.append(EDITING)
     if not compared.same_masks:
         lines.append(OTHER_MASKS)
     return lines
@@ -90,16 +91,15 @@ def _who(why: Mapping[str, str]) -> str:
     return "; ".join(f"{reason} in {', '.join(who)}" for reason, who in reasons.items())
 
 
-def table(board: Board, group: Group) -> tuple[list[Column], dict[str, list[tuple[str, str]]]]:
-    """The columns of a group, and method -> text and mark of each cell."""
-    columns = board.of(group)
+def rows_of(board: Board, columns: Sequence[Column]) -> dict[str, list[tuple[str, str]]]:
+    """Method -> text and mark of each cell."""
     rows: dict[str, list[tuple[str, str]]] = {method: [] for method in board.cells}
     for column in columns:
-        found = {m: own[column.key] for m, own in board.cells.items() if column.key in own}
-        marked = marks({m: e.value for m, e in found.items()}, column.better)
+        marked = board.marks(column)
         for method, cells in rows.items():
-            cells.append((interval(found.get(method)), marked.get(method, "")))
-    return columns, rows
+            text = interval(board.cells[method].get(column.key))
+            cells.append((text, marked.get(method, "")))
+    return rows
 
 
 def interval(estimate: Estimate | None) -> str:
@@ -115,27 +115,32 @@ def interval(estimate: Estimate | None) -> str:
 def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
     """The tables of all datasets, their runs, and published figures."""
     lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
-    lines += [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
+    lines += [f"{name} has failed and is left out: {_md(why)}" for name, why in failed.items()]
     for board in boards:
-        lines += [f"## {board.compared.dataset}", "", *about(board), ""]
-        for group in MAIN:
-            columns, rows = table(board, group)
-            if columns:
-                lines += [f"### {GROUPS[group]}", ""]
-                lines += {"editing": [EDITING, ""], "cost": [COSTS, ""]}.get(group, [])
-                lines += _md_table(
-                    ["method", *(c.title for c in columns)],
-                    ([m, *(_md_mark(*cell) for cell in cells)] for m, cells in rows.items()),
-                )
+        lines += [f"## {board.compared.dataset}", "", *map(_md, about(board)), ""]
+        for sheet, columns in sheets(board):
+            lines += [f"### {_md(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
+            found = rows_of(board, columns).items()
+            lines += _md_table(
+                ["method", *(c.title for c in columns)],
+                ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
+            )
         lines += _md_differences(board)
         lines += ["### Runs", ""]
-        heads = ["method", "run", "fingerprint", "models"]
-        lines += _md_table(heads, ([*row[:3], ", ".join(row[3])] for row in runs(board)))
+        rows = ([_md(cell) for cell in row] for row in runs(board))
+        lines += _md_table(["method", "about", "run", "fingerprint"], rows)
+        lines += ["### Models", ""]
+        lines += _md_table(["model", "sha256 begins"], models(board).items())
     lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
     for found in published():
         lines += [f"### {found.source}", "", f"{found.protocol} {found.differs}".strip(), ""]
-        lines += _md_table([heading(c) for c in found.columns], _texts(found))
+        lines += _md_table([heading(c) for c in found.columns], texts(found))
     return "\n".join(lines)
+
+
+def sheets(board: Board) -> Iterator[tuple[str, list[Column]]]:
+    """The tables that papers print: all but further metrics."""
+    return ((sheet, columns) for sheet, columns in board.sheets.items() if sheet != FURTHER)
 
 
 def heading(column: str) -> str:
@@ -143,38 +148,55 @@ def heading(column: str) -> str:
     return "s per image" if column == "seconds" else title(column)
 
 
-def _texts(found: Published) -> Iterator[list[str]]:
+def texts(found: Published) -> Iterator[list[str]]:
+    """The rows of a published table as text."""
     for row in found.rows:
         yield ["–" if cell is None else f"{cell}" for cell in row]
 
 
-def runs(board: Board) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Method, run, fingerprint and models of every run."""
+def long_title(column: Column) -> str:
+    """The name of a column outside its table."""
+    edit, at, _ = column.key.rpartition("@")
+    return f"{edit}{at and ': '}{column.title}"
+
+
+def runs(board: Board) -> Iterator[tuple[str, str, str, str]]:
+    """Method, what it is, run and fingerprint of every run."""
     for method in board.compared.methods:
         for run in method.runs:
-            yield method.name, run.cell.name, run.fingerprint, list(run.models)
+            yield method.name, run.cell.about, run.cell.name, run.fingerprint
+
+
+def models(board: Board) -> dict[str, str]:
+    """Every model that a run used -> the beginning of its checksum."""
+    found: dict[str, str] = {}
+    for method in board.compared.methods:
+        for run in method.runs:
+            found |= run.models
+    return dict(sorted(found.items()))
 
 
 def _md_differences(board: Board) -> list[str]:
     if not board.differences:
         return []
-    columns = [c for c in board.columns if c.better and c.group != "more"]
-    columns = [c for c in columns if any(c.key in own for own in board.differences.values())]
+    columns = board.compared_columns
     lines = ["### Paired differences", "", "Per image, the method minus the one it is held to.", ""]
     rows = (
         [f"{m} − {board.against[m]}", *(interval(own.get(c.key)) for c in columns)]
         for m, own in board.differences.items()
     )
-    return lines + _md_table(["difference", *(c.title for c in columns)], rows)
+    return lines + _md_table(["difference", *(_md(long_title(c)) for c in columns)], rows)
 
 
 def _md_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(map(_md, heads))} |", "|---" * len(heads) + "|"]
-    return [*lines, *(f"| {' | '.join(map(_md, row))} |" for row in rows), ""]
+    """Cells are Markdown already."""
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    escaped = html.escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|")
+    return escaped.replace("\n", " ").replace("*", "\\*").replace("`", "\\`")
 
 
 def _md_mark(text: str, mark: str) -> str:
@@ -183,88 +205,15 @@ def _md_mark(text: str, mark: str) -> str:
     return f"{marked}{space}{rest}"
 
 
-def latex(benchmark: Benchmark, boards: Sequence[Board]) -> str:
-    """A table per dataset and group, for `booktabs`."""
-    lines = [f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}", f"% {INTERVALS}", ""]
-    for board in boards:
-        for group in MAIN:
-            columns, rows = table(board, group)
-            if not columns:
-                continue
-            caption = (
-                f"{GROUPS[group]}, {board.compared.dataset}, n = {len(board.compared.counted)}"
-            )
-            lines += [
-                r"\begin{table}",
-                rf"\caption{{{_tex(caption)}}}",
-                rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
-                r"\toprule",
-                " & ".join(["method", *(_tex(c.title) for c in columns)]) + r" \\",
-                r"\midrule",
-                *(
-                    " & ".join([_tex(m), *(_tex_mark(*cell) for cell in cells)]) + r" \\"
-                    for m, cells in rows.items()
-                ),
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-    lines.append(
-        "% Published figures, for orientation only: other protocols, never ranked with these."
-    )
-    for found in published():
-        lines += [
-            r"\begin{table}",
-            rf"\caption{{Published: {_tex(found.source)}. {_tex(found.protocol)} "
-            rf"{_tex(found.differs)}}}",
-            rf"\begin{{tabular}}{{{'l' * len(found.columns)}}}",
-            r"\toprule",
-            " & ".join(_tex(heading(c)) for c in found.columns) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(_tex, row)) + r" \\" for row in _texts(found)),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    return "\n".join(lines)
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "−": "$-$",
-    "·": r"$\cdot$",
-    "∞": r"$\infty$",
-    "é": r"\'e",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in text)
-
-
-def _tex_mark(text: str, mark: str) -> str:
-    value, _, rest = text.partition(" ")
-    command = {"best": "textbf", "second": "underline"}.get(mark)
-    marked = f"\\{command}{{{_tex(value)}}}" if command else _tex(value)
-    return f"{marked} {{\\scriptsize {_tex(rest)}}}" if rest else marked
-
-
 def csv_table(boards: Sequence[Board]) -> str:
     """A row per dataset, method and column: estimate, interval, n, direction and mark."""
     heads = ["dataset", "embedder", "refiner", "column", "value", "low", "high", "n", "better"]
     rows: list[Sequence[Any]] = [[*heads, "mark"]]
     for board in boards:
         for column in board.columns:
-            found = {m: own.get(column.key) for m, own in board.cells.items()}
-            marked = marks({m: e.value for m, e in found.items() if e}, column.better)
+            marked = board.marks(column)
             for method in board.compared.methods:
-                if estimate := found[method.name]:
+                if estimate := board.cells[method.name].get(column.key):
                     numbers = [finite(v) for v in (estimate.value, estimate.low, estimate.high)]
                     named = [board.compared.dataset, method.embedder, method.refiner, column.key]
                     tail = [estimate.n, column.better, marked.get(method.name, "")]

@@ -10,7 +10,7 @@ from dhr_batch import __version__
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import Method
 from dhr_batch.pipeline.bench_formats import finite, published
-from dhr_batch.pipeline.bench_table import Board, marks
+from dhr_batch.pipeline.bench_table import Board
 from dhr_batch.pipeline.bootstrap import DRAWS, LEVEL, Estimate
 
 
@@ -29,10 +29,7 @@ def to_json(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, 
 
 def _board(board: Board) -> dict[str, Any]:
     compared = board.compared
-    marked = {
-        c.key: marks({m: o[c.key].value for m, o in board.cells.items() if c.key in o}, c.better)
-        for c in board.columns
-    }
+    marked = {c.key: board.marks(c) for c in board.columns}
     return {
         "dataset": compared.dataset,
         "planned": compared.planned,
@@ -41,7 +38,7 @@ def _board(board: Board) -> dict[str, Any]:
         "excluded": {i: list(who) for i, who in compared.excluded.items()},
         "same_masks": compared.same_masks,
         "columns": {
-            c.key: {"title": c.title, "group": c.group, "better": c.better} for c in board.columns
+            c.key: {"title": c.title, "table": c.sheet, "better": c.better} for c in board.columns
         },
         "made_by": compared.made_by,
         "edits": {

@@ -101,6 +101,7 @@ class Cell:
     settings: Mapping[str, Any]
     base: str = ""
     begins_at: str = ""
+    about: str = ""
 
 
 def presets() -> list[str]:
@@ -155,17 +156,17 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
                 stem = f"{names[dataset]}-{embedder}"
                 base = f"{stem}-{BASE}{tail}"
                 plain = configs.merge([settings, {"refine": {"name": "none"}}])
-                cells.append(Cell(base, dataset, embedder, BASE, seed, plain))
+                cells.append(
+                    Cell(base, dataset, embedder, BASE, seed, plain, about=described.about)
+                )
                 for name, refiner in matrix.refiners.items():
                     if refiner.embedders is not None and embedder not in refiner.embedders:
                         continue
                     own = configs.merge([settings, refiner.settings])
                     begins = first_stage(refiner.settings)
-                    cells.append(
-                        Cell(
-                            f"{stem}-{name}{tail}", dataset, embedder, name, seed, own, base, begins
-                        )
-                    )
+                    about = "; ".join(filter(None, (described.about, refiner.about)))
+                    run = f"{stem}-{name}{tail}"
+                    cells.append(Cell(run, dataset, embedder, name, seed, own, base, begins, about))
     return cells
 
 

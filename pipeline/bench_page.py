@@ -18,17 +18,18 @@ from dhr_batch.pipeline import (
     report_tables,
 )
 from dhr_batch.pipeline.bench import Benchmark
-from dhr_batch.pipeline.bench_data import Made, Method
+from dhr_batch.pipeline.bench_data import Made
 from dhr_batch.pipeline.bench_formats import (
     COSTS,
-    EDITING,
     INTERVALS,
     about,
     heading,
+    long_title,
+    models,
     published,
     runs,
 )
-from dhr_batch.pipeline.bench_table import GROUPS, Board, Edited, Group, marks
+from dhr_batch.pipeline.bench_table import FURTHER, Board, Edited
 from dhr_batch.pipeline.report_page import (
     Cell,
     Column,
@@ -45,8 +46,9 @@ from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import title
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
-_TEXTS: dict[Group, str] = {"editing": EDITING, "cost": COSTS}
 _SIDE = 192
+# As many as the style sheet has colours for.
+_MAX_LINES = 12
 
 
 def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> Page:
@@ -66,40 +68,35 @@ def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str
 
 
 def _figures(board: Board, number: int, intro: str) -> Section:
-    tables = [_table(board, group) for group in GROUPS if board.of(group)]
+    tables = [_table(board, sheet) for sheet in board.sheets]
     if board.differences:
         tables.insert(-1, _differences(board))
     plots = [p for edited in board.edits for p in _curves(board, edited)]
     if (speed := _speed(board)) is not None:
         plots.append(speed)
-    text = [intro, *about(board), INTERVALS]
-    text += [words for group, words in _TEXTS.items() if board.of(group)]
+    text = [intro, *about(board), INTERVALS, COSTS]
     key = f"figures{number or ''}"
     return Section(key, board.compared.dataset, [t for t in text if t], plots, tables=tables)
 
 
-def _table(board: Board, group: Group) -> Table:
-    columns = board.of(group)
-    marked = {
-        c.key: marks({m: o[c.key].value for m, o in board.cells.items() if c.key in o}, c.better)
-        for c in columns
-    }
+def _table(board: Board, sheet: str) -> Table:
+    columns = board.sheets[sheet]
+    marked = {c.key: board.marks(c) for c in columns}
     rows: list[list[Cell]] = [
         [method, *(shown(own.get(c.key), marked[c.key].get(method, "")) for c in columns)]
         for method, own in board.cells.items()
     ]
     heads = [Column("method"), *(Column(c.title, number=True) for c in columns)]
-    return Table(GROUPS[group], heads, rows, folded=group == "more")
+    return Table(sheet, heads, rows, folded=sheet == FURTHER)
 
 
 def _differences(board: Board) -> Table:
-    columns = [c for c in board.columns if c.better and c.group != "more"]
-    columns = [c for c in columns if any(c.key in own for own in board.differences.values())]
+    columns = board.compared_columns
     rows: list[list[Cell]] = [
         [f"{method} − {board.against[method]}", *(shown(own.get(c.key)) for c in columns)]
         for method, own in board.differences.items()
     ]
-    heads = [Column("difference"), *(Column(c.title, number=True) for c in columns)]
+    heads = [Column("difference"), *(Column(long_title(c), number=True) for c in columns)]
     return Table("Paired differences, per image", heads, rows)
 
 
@@ -112,27 +109,30 @@ def _curves(board: Board, edited: Edited) -> Iterator[Plot]:
     for cost in [*identity[:1], *(c for c in wanted if c == "psnr_out")]:
         found = {share: equal.costs(cost) for share, equal in edited.shares.items()}
         series = []
-        for method in board.cells:
+        for method in list(board.cells)[:_MAX_LINES]:
             points = [(s, own[method]) for s, own in found.items() if own.get(method)]
             x = [edited.shares[s].effect().value for s, _ in points]
             y = [float(np.mean(list(values.values()))) for _, values in points]
-            series.append(Series(method, x, y, [method if s == 1 else "" for s, _ in points]))
-        series = [s for s in series if s.x]
+            series.append(Series(method, x, y))
         svg = report_plots.curves(series, f"change of the {edited.name} score", title(cost))
         better = report_tables.better(cost)
         hint = f"at equal effect, {better} is better; n = {len(edited.full.images)}"
         if svg is not None:
-            yield Plot(f"{edited.name}: {title(cost)}", svg, hint)
+            means = {s.name: report_tables.number(s.y[-1] if s.y else None) for s in series}
+            yield Plot(f"{edited.name}: {title(cost)}", svg, hint, means)
 
 
 def _speed(board: Board) -> Plot | None:
     points = [
-        Series(m, [own["seconds"].value], [own["psnr"].value], [m])
-        for m, own in board.cells.items()
+        Series(m, [own["seconds"].value], [own["psnr"].value])
+        for m, own in list(board.cells.items())[:_MAX_LINES]
         if "seconds" in own and "psnr" in own
     ]
     svg = report_plots.curves(points, "seconds per image", "PSNR [dB]")
-    return None if svg is None else Plot("PSNR against seconds", svg, "embed, segment and refine")
+    if svg is None:
+        return None
+    means = {s.name: report_tables.number(s.y[0]) for s in points}
+    return Plot("PSNR against seconds", svg, "embed, segment and refine", means)
 
 
 @dataclass(frozen=True)
@@ -218,19 +218,18 @@ def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:
 
 def _provenance(boards: Sequence[Board]) -> Section:
     rows: list[list[Cell]] = []
-    models: dict[str, str] = {}
+    used: dict[str, str] = {}
     makers: list[list[Cell]] = []
     for board in boards:
-        for method, name, fingerprint, _ in runs(board):
-            rows.append([board.compared.dataset, method, f"runs/{name}", fingerprint])
-        for found in _made(board.compared.methods):
-            models |= found.models
+        for method, what, name, fingerprint in runs(board):
+            rows.append([board.compared.dataset, method, what, f"runs/{name}", fingerprint])
+        used |= models(board)
         for metric, by in board.compared.made_by.items():
             makers.append([board.compared.dataset, title(metric), "; ".join(by)])
-    heads = [Column("dataset"), Column("method"), Column("run", code=True)]
+    heads = [Column("dataset"), Column("method"), Column("about"), Column("run", code=True)]
     tables = [
         Table("Runs", [*heads, Column("fingerprint", code=True)], rows),
-        report_provenance.models_table(sorted(models), models),
+        report_provenance.models_table(sorted(used), used),
         Table(
             "What made each metric",
             [Column("dataset"), Column("metric"), Column("models")],
@@ -244,11 +243,6 @@ def _provenance(boards: Sequence[Board]) -> Section:
         "images.csv the number of every image.",
     )
     return Section("provenance", "Runs and models", text, tables=tables)
-
-
-def _made(methods: Sequence[Method]) -> Iterator[Made]:
-    for method in methods:
-        yield from method.runs
 
 
 def _published() -> Section:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -16,27 +15,25 @@ from dhr_batch.pipeline.editing import EqualEffect
 from dhr_batch.pipeline.report_tables import number, split, title
 from dhr_batch.stages.registry import STAGES
 
-Group = Literal["reconstruction", "parts", "editing", "cost", "more"]
-GROUPS: dict[Group, str] = {
-    "reconstruction": "Reconstruction",
-    "parts": "In-domain and out-of-domain",
-    "editing": "Editing at equal effect",
-    "cost": "Cost",
-    "more": "Further metrics of the reconstruction",
-}
+# Headings of the tables; each edit has one of its own.
+RECONSTRUCTION = "Reconstruction"
+PARTS = "In-domain and out-of-domain"
+COST = "Cost"
+FURTHER = "Further metrics of the reconstruction"
 _MAIN = ("psnr", "ssim", "ms_ssim")
-_PARTS = ("psnr", "ssim")
+_IN_PARTS = ("psnr", "ssim")
 # What an edit costs at equal effect; masks of one's own make the second one another question.
 _BACKGROUND = "psnr_out"
 
 
 @dataclass(frozen=True)
 class Column:
-    """better: `higher`, `lower`, or `` for what is not ranked."""
+    """sheet: heading of the table that it is part of. better: `higher`, `lower`, or `` for what is
+    not ranked."""
 
     key: str
     title: str
-    group: Group
+    sheet: str
     better: str = ""
 
 
@@ -51,7 +48,7 @@ class Edited:
 
 @dataclass(frozen=True)
 class Board:
-    """The table of one dataset.
+    """The tables of one dataset.
 
     cells: method -> column -> estimate. values: method -> column -> image -> number. differences:
     method -> column -> estimate of the paired difference to the method that it is compared to.
@@ -65,8 +62,25 @@ class Board:
     against: Mapping[str, str]
     edits: Sequence[Edited] = field(default_factory=tuple)
 
-    def of(self, *groups: Group) -> list[Column]:
-        return [column for column in self.columns if column.group in groups]
+    @property
+    def sheets(self) -> dict[str, list[Column]]:
+        """The columns of each table, the most important table first."""
+        first = [RECONSTRUCTION, PARTS]
+        between = [c.sheet for c in self.columns if c.sheet not in (*first, COST, FURTHER)]
+        order = dict.fromkeys([*first, *between, COST, FURTHER])
+        found = {sheet: [c for c in self.columns if c.sheet == sheet] for sheet in order}
+        return {sheet: columns for sheet, columns in found.items() if columns}
+
+    def marks(self, column: Column) -> dict[str, str]:
+        """Method -> mark."""
+        found = {m: own[column.key].value for m, own in self.cells.items() if column.key in own}
+        return marks(found, column.better)
+
+    @property
+    def compared_columns(self) -> list[Column]:
+        """Those with paired differences."""
+        keys = {key for own in self.differences.values() for key in own}
+        return [c for c in self.columns if c.better and c.sheet != FURTHER and c.key in keys]
 
 
 def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
@@ -96,10 +110,10 @@ def board(compared: Compared, compare_to: str) -> Board:
         for method, found in values.items()
     }
     for edited in edits:
-        for method in cells:
-            cells[method][f"{edited.name}@effect"] = edited.full.effect()
-            cells[method][f"{edited.name}@reach"] = edited.full.reach(method)
-            cells[method][f"{edited.name}@strength"] = edited.full.strength(method)
+        for name, own in cells.items():
+            own[f"{edited.name}@effect"] = edited.full.effect()
+            own[f"{edited.name}@reach"] = edited.full.reach(name)
+            own[f"{edited.name}@strength"] = edited.full.strength(name)
     for method in compared.methods:
         cells[method.name] |= _set_distances(compared, method) | _costs(method)
     columns += _further(cells)
@@ -109,12 +123,11 @@ def board(compared: Compared, compare_to: str) -> Board:
         for m in compared.methods
         if (other := f"{m.embedder} / {compare_to}") in names and other != m.name
     }
-    ranked = [column.key for column in columns if column.group != "more"]
     differences = {
         name: {
-            key: editing.difference(values[name][key], values[other][key])
-            for key in ranked
-            if key in values[name] and key in values[other]
+            key: editing.difference(own, values[other][key])
+            for key, own in values[name].items()
+            if key in values[other]
         }
         for name, other in against.items()
     }
@@ -138,20 +151,20 @@ def _reconstruction(
         shared = [i for i in compared.counted if all(i in own for own in by_method.values())]
         for method_name, own in by_method.items():
             values[method_name][metric] = {i: own[i] for i in shared}
-        group = _group(metric)
         ranked = compared.same_masks or not split(metric)[2]
         better = report_tables.better(metric) if ranked else ""
-        yield Column(metric, title(metric), group, better)
+        yield Column(metric, title(metric), _sheet(metric), better)
 
 
-def _group(metric: str) -> Group:
+def _sheet(metric: str) -> str:
     base, size, part = split(metric)
     if size:
-        return "more"
+        return FURTHER
     perceptual = "lpips" in base
     if part:
-        return "parts" if base in _PARTS or perceptual else "more"
-    return "reconstruction" if base in _MAIN or perceptual or "identity" in base else "more"
+        return PARTS if base in _IN_PARTS or perceptual else FURTHER
+    known = base in _MAIN or perceptual or base.startswith("identity_")
+    return RECONSTRUCTION if known else FURTHER
 
 
 def _edits(
@@ -172,16 +185,17 @@ def _edits(
         full = editing.equal_effect(curves)
         if not full.matches:
             continue
-        columns.append(Column(f"{name}@effect", f"{name}: effect", "editing"))
-        columns.append(Column(f"{name}@reach", f"{name}: largest effect", "editing"))
-        columns.append(Column(f"{name}@strength", f"{name}: strength needed", "editing"))
+        sheet = f"Edit {name} at equal effect"
+        columns.append(Column(f"{name}@effect", "effect", sheet))
+        columns.append(Column(f"{name}@reach", "largest effect", sheet))
+        columns.append(Column(f"{name}@strength", "strength needed", sheet))
         for cost in costs:
             key = f"{name}@{cost}"
             for method, own in full.costs(cost).items():
                 values[method][key] = own
             ranked = compared.same_masks or cost != _BACKGROUND
             better = report_tables.better(cost) if ranked else ""
-            columns.append(Column(key, f"{name}: {title(cost)}", "editing", better))
+            columns.append(Column(key, title(cost), sheet, better))
         shares = {share: editing.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
         yield Edited(name, full, shares | {1.0: full})
 
@@ -237,5 +251,5 @@ def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[Column]:
     """Columns of distances between sets and of costs, which are not per image."""
     keys = dict.fromkeys(key for own in cells.values() for key in own)
     sets = [key for key in keys if key in ("fid", "kid") or key.startswith("frechet_")]
-    found = [Column(key, title(key), "reconstruction", "lower") for key in sets]
-    return found + [Column(key, _COST_TITLES[key], "cost") for key in _COST_TITLES if key in keys]
+    found = [Column(key, title(key), RECONSTRUCTION, "lower") for key in sets]
+    return found + [Column(key, _COST_TITLES[key], COST) for key in _COST_TITLES if key in keys]

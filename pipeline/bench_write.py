@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 
-from dhr_batch.pipeline import bench_formats, bench_json, bench_page, report_page
+from dhr_batch.pipeline import bench_formats, bench_json, bench_latex, bench_page, report_page
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import load
 from dhr_batch.pipeline.bench_table import board
@@ -22,7 +22,7 @@ def write(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
     target = connect(benchmark.out)
     texts = {
         "benchmark.md": bench_formats.markdown(benchmark, boards, failed),
-        "benchmark.tex": bench_formats.latex(benchmark, boards),
+        "benchmark.tex": bench_latex.latex(boards),
         "benchmark.csv": bench_formats.csv_table(boards),
         "images.csv": bench_formats.csv_images(boards),
         "benchmark.json": bench_json.to_json(benchmark, boards, failed),

@@ -48,10 +48,11 @@ def estimate(
     if n < 2:
         return Estimate(float(known[0]) if n else math.nan, math.nan, math.nan, n)
     random = np.random.default_rng(seed)
-    drawn = []
-    while sum(map(len, drawn)) < draws:
-        count = min(draws - sum(map(len, drawn)), max(1, _CHUNK // n))
-        drawn.append(function(known[random.integers(0, n, (count, n))], axis=1))
+    chunk = max(1, _CHUNK // n)
+    drawn = [
+        function(known[random.integers(0, n, (min(chunk, draws - first), n))], axis=1)
+        for first in range(0, draws, chunk)
+    ]
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
     return Estimate(float(function(known)), float(low), float(high), n)

@@ -18,7 +18,7 @@ from dhr_batch.tests.faults import harness
 
 ROOT = Path(__file__).resolve().parent.parent
 # Downloads, and fits that take minutes and need real models; tests of their own run these.
-ONLY_HELP = ("models pull", "edits fit", "edits sefa", "edits ganspace")
+ONLY_HELP = ("models pull", "edits fit", "edits sefa", "edits ganspace", "bench")
 TINY = ["--preset", "tiny", "--set", "edit.edits=[]"]
 
 

@@ -300,7 +300,12 @@ def test_markdown_marks_the_best(finished, figures):
     values = {m: own["psnr"].value for m, own in figures.cells.items()}
     best = max(values, key=values.__getitem__)
     assert rows[best][column].startswith(f"**{bench_formats.number(values[best])}** [")
-    for heading in ("Editing at equal effect", "Cost", "Paired differences", "Published figures"):
+    for heading in (
+        "Edit darkness at equal effect",
+        "Cost",
+        "Paired differences",
+        "Published figures",
+    ):
         assert f"# {heading}" in text
     assert text.index("Published figures") > text.index("### Runs")
 
