@@ -140,6 +140,11 @@ class Compared:
     excluded: Mapping[str, Sequence[str]]
 
     @property
+    def random_weights(self) -> bool:
+        """Whether a network of any run is untrained."""
+        return any(run.data.random_weights for method in self.methods for run in method.runs)
+
+    @property
     def made_by(self) -> dict[str, list[str]]:
         """Metric of the refined pictures -> the models that made it, as the tables name them."""
         found: dict[str, dict[str, None]] = {}

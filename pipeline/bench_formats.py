@@ -34,6 +34,7 @@ COSTS = (
     "image; what a run takes over from another counts. Memory is the most that a worker's process "
     "held, with all networks and stages."
 )
+RANDOM = "random weights: no figure here says anything about a trained model."
 OTHER_MASKS = (
     "The in-domain masks of these methods differ: figures of parts are of each method's own part, "
     "and not ranked."
@@ -115,6 +116,8 @@ def interval(estimate: Estimate | None) -> str:
 def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
     """The tables of all datasets, their runs, and published figures."""
     lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
+    if any(board.compared.random_weights for board in boards):
+        lines += [RANDOM, ""]
     lines += [f"{name} has failed and is left out: {_md(why)}" for name, why in failed.items()]
     for board in boards:
         lines += [f"## {board.compared.dataset}", "", *map(_md, about(board)), ""]
@@ -122,7 +125,7 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
             lines += [f"### {_md(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
             found = rows_of(board, columns).items()
             lines += _md_table(
-                ["method", *(c.title for c in columns)],
+                ["method", *(_md(head(board, c)) for c in columns)],
                 ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
             )
         lines += _md_differences(board)
@@ -152,6 +155,13 @@ def texts(found: Published) -> Iterator[list[str]]:
     """The rows of a published table as text."""
     for row in found.rows:
         yield ["–" if cell is None else f"{cell}" for cell in row]
+
+
+def head(board: Board, column: Column) -> str:
+    """A column's title, with the number of its images where these are not all that count."""
+    images = {len(own[column.key]) for own in board.values.values() if column.key in own}
+    few = images - {len(board.compared.counted)}
+    return column.title + (f" (n = {few.pop()})" if few else "")
 
 
 def long_title(column: Column) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dhr_batch import __version__
 from dhr_batch.pipeline.bench_formats import (
     INTERVALS,
+    head,
     heading,
     published,
     rows_of,
@@ -28,7 +29,7 @@ def latex(boards: Sequence[Board]) -> str:
                 rf"\caption{{{_tex(caption)}}}",
                 rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
                 r"\toprule",
-                " & ".join(["method", *(_tex(c.title) for c in columns)]) + r" \\",
+                " & ".join(["method", *(_tex(head(board, c)) for c in columns)]) + r" \\",
                 r"\midrule",
                 *(
                     " & ".join([_tex(m), *(_tex_mark(*cell) for cell in cells)]) + r" \\"

@@ -22,7 +22,9 @@ from dhr_batch.pipeline.bench_data import Made
 from dhr_batch.pipeline.bench_formats import (
     COSTS,
     INTERVALS,
+    RANDOM,
     about,
+    head,
     heading,
     long_title,
     models,
@@ -63,7 +65,10 @@ def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str
             Section("images", "Images", (_shown(boards[0]),), gallery=_gallery(boards[0]))
         )
     sections += [_provenance(boards), _published(), report_provenance.rights()]
-    warning = "; ".join(f"{name} has failed and is left out: {why}" for name, why in failed.items())
+    said = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
+    if any(board.compared.random_weights for board in boards):
+        said.insert(0, RANDOM)
+    warning = " ".join(said)
     return Page("Benchmark", subtitle, sections, warning, FILES)
 
 
@@ -86,7 +91,7 @@ def _table(board: Board, sheet: str) -> Table:
         [method, *(shown(own.get(c.key), marked[c.key].get(method, "")) for c in columns)]
         for method, own in board.cells.items()
     ]
-    heads = [Column("method"), *(Column(c.title, number=True) for c in columns)]
+    heads = [Column("method"), *(Column(head(board, c), number=True) for c in columns)]
     return Table(sheet, heads, rows, folded=sheet == FURTHER)
 
 

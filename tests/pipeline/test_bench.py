@@ -24,6 +24,7 @@ from dhr_batch.pipeline.bench_write import write
 from dhr_batch.pipeline.config import ConfigError
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.tests.faults import harness
+from dhr_batch.tests.pipeline.chromium import Chromium
 
 MACHINE = Machine(gpus=0, progress="none")
 TINY: dict[str, Any] = {
@@ -351,6 +352,29 @@ def test_the_page_is_one_file_with_the_pictures_of_all_methods(finished):
     gallery = json.loads(re.search(r'id="gallery-data">(.*?)</script>', text)[1])
     assert gallery["columns"][:2] == ["source", "w+ / none"]
     assert len(gallery["columns"]) == 1 + 4 + 4
+
+
+def test_chromium_shows_and_sorts_the_tables(finished):
+    with Chromium() as browser:
+        browser.open(str(finished[2]))
+        browser.settle()
+        tables = "[...document.querySelectorAll('table')]"
+        table = f"{tables}.find(t => t.tHead.textContent.includes('PSNR'))"
+        names = f"[...{table}.tBodies[0].rows].map(r => r.cells[0].textContent)"
+        before = browser.run(names)
+        values = browser.run(
+            f"[...{table}.tBodies[0].rows].map(r => Number(r.cells[1].dataset.value))"
+        )
+        browser.run(f"{table}.tHead.rows[0].cells[1].querySelector('button').click()")
+        order = sorted(range(len(values)), key=values.__getitem__)
+        assert browser.run(names) in ([before[i] for i in order], [before[i] for i in order[::-1]])
+        best = browser.run(f"[...{table}.querySelectorAll('td.best')].map(c => c.textContent)")
+        assert len(best) >= 3
+        assert browser.run("document.querySelectorAll('.banner')[0].textContent").startswith(
+            "random weights"
+        )
+        assert browser.run("document.querySelectorAll('#gallery .rows > *').length") == 4
+        assert browser.errors == []
 
 
 def test_a_run_that_fails_leaves_the_others(finished, monkeypatch):
