@@ -23,7 +23,7 @@ from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.config import ConfigError
 from dhr_batch.pipeline.plan import Plan
 from dhr_batch.pipeline.prepare import Request, describe, place, prepare
-from dhr_batch.pipeline.storage import Refused, StorageError
+from dhr_batch.pipeline.storage import Refused, StorageError, connect
 from dhr_batch.pipeline.verify import verify
 from dhr_batch.pipeline.worker import Settings, Worker
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
@@ -161,6 +161,17 @@ def test_edits_are_those_that_the_tables_give(source: Path, tmp_path: Path) -> N
         # What a reader of the new run renders is what one of the old run renders.
         np.testing.assert_array_equal(run.render(image_id).refined, then.render(image_id).refined)
         assert not np.array_equal(again.edits[0].image, refined)
+
+
+def test_the_run_begun_from_may_lie_in_an_object_store(
+    source: Path, bucket: str, tmp_path: Path
+) -> None:
+    url = f"{bucket}/source"
+    store = connect(url)
+    for path in (path for path in source.rglob("*") if path.is_file()):
+        store.replace(path.relative_to(source).as_posix(), path.read_bytes())
+    out = made(tmp_path / "out", dataset=url, first_stage="measure")
+    assert_same(out, source)
 
 
 def test_one_forward_pass_per_picture(
@@ -332,7 +343,7 @@ def test_the_command_sweeps_and_goes_on(copy: Path) -> None:
     stages = {"inverted", "refined", "edit:smile:-1", "edit:smile:0", "edit:smile:1", "edit:yaw:2"}
     assert set(run.metrics["stage"]) == stages
     page = (out / "report" / "index.html").read_text("utf-8")
-    assert all(name in page for name in IDS)
+    assert all(name in page for name in [*IDS, "begins at"])
     assert verify(out).problems == []
     for command in ("status", "verify"):
         assert call(command, out).exit_code == 0
@@ -370,7 +381,10 @@ def test_strengths_are_read(texts: list[str], edits: dict[str, list[float]]) -> 
 
 @pytest.mark.parametrize(
     "text",
-    ["smile", "=1", "smile=", "smile=x", "smile=1,", "smile=nan", "smile=1:2", "smile=1:2:1"],
+    [
+        *("smile", "=1", "smile=", "smile=x", "smile=1,", "smile=nan", "smile=1:2", "smile=1:2:1"),
+        *("smile=1:2:2.5", "smile=1:2:3:4", "smile=0:inf:3"),
+    ],
 )
 def test_other_strengths_are_refused(text: str) -> None:
     done = call("edits", "sweep", "nowhere", "--edit", text)
