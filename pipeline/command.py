@@ -45,6 +45,8 @@ def goes_on(plan: dict[str, Any], place: str) -> str:
         value = settings[flag]
         if value is not None and (flag in _ALWAYS or value != defaults[flag]):
             words += [f"--{flag}", str(value)]
+    if settings.get("first_stage", STAGES[0]) != STAGES[0]:
+        words += ["--from", settings["first_stage"]]
     for key, value in flat(settings).items():
         if key not in _FLAGS and (key not in defaults or defaults[key] != value):
             words += ["--set", f"{key}={_text(value)}"]

@@ -52,11 +52,8 @@ def prepare(request: Request) -> plan.Plan:
         raise configs.ConfigError(f"no dataset: give --dataset with a folder or one of: {names}")
     dataset, begun, layers = origin.start(asked)
     config = configs.build([*layers, *given])
-    if begun is None:
-        items = datasets.list_images(dataset)
-    else:
-        items = begun.items(config)
-    items = items[: config.limit]
+    listed = datasets.list_images(dataset) if begun is None else begun.items(config)
+    items = listed[: config.limit]
     gpus = config.gpus
     if gpus is None:
         gpus = 0 if request.address else devices.physical_gpus()

@@ -19,6 +19,8 @@ def settings(data: RunData) -> Section | None:
     config, fingerprint = plan.get("config") or {}, plan.get("fingerprint") or {}
     facts = {"dhr-batch": fingerprint.get("version"), **(plan.get("versions") or {})}
     facts |= {"dataset": plan.get("dataset"), "seed": config.get("seed")}
+    if "origin" in fingerprint:
+        facts["begins at"] = f"{config.get('first_stage')}; the dataset is the run it begins from"
     hosts = sorted({shard["worker"]["host"] for shard in data.shards.values() if "worker" in shard})
     facts["workers ran on"] = ", ".join(hosts[:_MAX_HOSTS])
     rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]

@@ -51,7 +51,8 @@ def _left(stage: str, what: int) -> tuple[str, ...]:
 def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
     """What the rows of one image tell, by table; those of other tables are left out.
 
-    Lossless for all but deltas (see `codec`). Raises ValueError and OSError for damaged rows.
+    Lossless for all but deltas (see `codec`). Raises LookupError, ValueError or OSError for damaged
+    rows.
     """
     fields: dict[str, Any] = {"source": image_id}
     pictures = {}
