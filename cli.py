@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
-import signal
-import sys
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from dhr_batch import __version__
-from dhr_batch.pipeline import cli_options
-from dhr_batch.pipeline.cli_output import fail, refusals
+from dhr_batch.pipeline import cli_options, cli_start
 
 # Other commands live beside what they do and are imported only when one of them is called.
 _ELSEWHERE = {
+    "bench": ("dhr_batch.pipeline.cli_bench", "Compare methods on datasets: runs and a table."),
     "plan": ("dhr_batch.pipeline.cli_runs", "Print what `run` would do."),
     "status": ("dhr_batch.pipeline.cli_runs", "Show how far a run is."),
     "render": ("dhr_batch.pipeline.cli_runs", "Render images of a run again, or edit them."),
@@ -26,7 +22,10 @@ _ELSEWHERE = {
     "models": ("dhr_batch.pipeline.cli_models", "List, download and check models."),
     "datasets": ("dhr_batch.pipeline.cli_datasets", "List and check datasets."),
     "doctor": ("dhr_batch.pipeline.cli_models", "Check what this machine offers."),
-    "edits": ("dhr_batch.fitting.cli_edits", "List and fit edit directions."),
+    "edits": (
+        "dhr_batch.fitting.cli_edits",
+        "List and fit edit directions, sweep edits over a run.",
+    ),
 }
 
 
@@ -68,80 +67,15 @@ def main() -> None:
 
 @main.command()
 @cli_options.plan_options
-@click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop; touches nothing.")
-@click.option("--fresh", is_flag=True, help="Delete what the run folder holds and start over.")
-@click.option("--yes", is_flag=True, help="Do not ask before --fresh deletes.")
-@click.option("--force", is_flag=True, help="Start even if the disk looks too small.")
-@click.option("--report/--no-report", default=True, show_default=True, help="Make the HTML report.")
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "rich", "plain", "none"]),
-    default="auto",
-    show_default=True,
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-@click.option("-v", "--verbose", is_flag=True, help="Also print settings and workers' logs.")
-@click.option("-q", "--quiet", is_flag=True, help="Print only errors and the result.")
-def run(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
+@cli_options.start_options
+def run(**options: Any) -> None:
     """Run all stages on a dataset. The same command again finishes an interrupted run.
 
     \b
     Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
     130 interrupted (state is safe).
     """
-    from dhr_batch.pipeline.models import RegistryError
-    from dhr_batch.pipeline.prepare import place, prepare
-    from dhr_batch.pipeline.storage import Refused
-
-    if options["fresh"] and options["extend"]:
-        raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
-    logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
-    with refusals():
-        request = cli_options.request(options | {"confirmed": yes})
-        plan = prepare(request)
-        if options["verbose"]:
-            click.echo(plan.config.to_yaml(), err=True)
-        if dry_run:
-            from dhr_batch.pipeline.cli_runs import print_plan
-
-            print_plan(plan, request, as_json)
-            return
-        if request.fresh and not yes:
-            request = replace(request, confirmed=_confirm(place(plan, request)))
-        from dhr_batch.pipeline.driver import RunFailed
-        from dhr_batch.pipeline.runner import run as run_plan
-    try:
-        outcome = run_plan(plan, request)
-    except Refused as error:
-        fail(str(error), 2)
-    except (RunFailed, RegistryError, OSError) as error:
-        fail(str(error), 1)
-    except KeyboardInterrupt:
-        # One more would end the interpreter on its way out, with another exit code.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        fail("interrupted; the same command goes on from here", 130)
-    if as_json:
-        click.echo(json.dumps(outcome.to_json(), indent=2))
-    else:
-        click.echo(outcome.report or outcome.out)
-    sys.exit(outcome.exit_code)
-
-
-def _has_terminal() -> bool:
-    return sys.stdin.isatty()
-
-
-def _confirm(out: Any) -> bool:
-    """Ask before work is deleted; False, without asking, where nobody can answer."""
-    from dhr_batch.pipeline.commit import RunFolder
-    from dhr_batch.pipeline.resume import question
-
-    if not _has_terminal():
-        return False
-    asked = question(RunFolder(out), out.place)
-    if asked is None or click.confirm(asked, err=True):
-        return True
-    fail("nothing was deleted", 2)
+    cli_start.start(**options)
 
 
 @main.command()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from dhr_batch.pipeline.editing import at, crossing
 from dhr_batch.stages.base import Metric
 
 STRENGTHS = (0.0, 1.0, 2.0)
@@ -36,13 +37,9 @@ class Curve:
         0 where the picture without the edit is already further away.
         """
         known = self.rising()
-        last = max((i for i, d in enumerate(known) if d <= distance), default=None)
-        if last is None:
+        if distance < known[0]:
             return 0.0
-        if last == len(known) - 1:
-            return self.effects[-1]
-        share = (distance - known[last]) / (known[last + 1] - known[last])
-        return self.effects[last] + share * (self.effects[last + 1] - self.effects[last])
+        return at(self.effects, crossing(known, min(distance, known[-1]), last=True))
 
 
 def compare(one: Curve, other: Curve) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""`dhr-batch edits`: list the shipped directions, and make new ones."""
+"""`dhr-batch edits`: list the shipped directions, make new ones, sweep them over a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dhr_batch.pipeline.cli_sweep import sweep
 from dhr_batch.stages import registry
 from dhr_batch.stages.direction_files import DirectionError, describe_set, sets_folder, shipped
 
@@ -64,7 +65,10 @@ def _command() -> str:
 
 @click.group()
 def edits() -> None:
-    """Edit directions: list the shipped ones, fit new ones."""
+    """Edit directions: list the shipped ones, fit new ones, sweep them over a run."""
+
+
+edits.add_command(sweep)
 
 
 @edits.command("list")

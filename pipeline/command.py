@@ -9,10 +9,13 @@ from typing import Any
 import yaml
 
 from dhr_batch.pipeline import config as configs
-from dhr_batch.pipeline.datasets import DatasetError, find
+from dhr_batch.pipeline import origin
+from dhr_batch.pipeline.datasets import DatasetError
 from dhr_batch.pipeline.resume import flat
+from dhr_batch.pipeline.storage import Refused
 from dhr_batch.stages.registry import STAGES
 
+_START = ("dataset", "preset", "first_stage")
 _ALWAYS = ("dataset", "preset", "gpus")
 _FLAGS = (*_ALWAYS, "limit", "seed")
 
@@ -23,19 +26,18 @@ def goes_on(plan: dict[str, Any], place: str) -> str:
     Raises ConfigError for a preset or a stage that is not there any more.
     """
     settings = plan["config"]
-    given = {key: settings[key] for key in ("dataset", "preset") if settings[key] is not None}
-    preset = [configs.preset(given["preset"])] if "preset" in given else []
+    given = {key: settings[key] for key in _START if settings.get(key) is not None}
     try:
-        own = [find(given["dataset"]).config]
-    except DatasetError:
+        layers = origin.start(given)[2]
+    except (DatasetError, Refused):
         # It lies elsewhere now; its settings are then given one by one.
-        own = []
-    base = configs.build([*preset, *own, given])
+        layers = [configs.preset(given["preset"])] if "preset" in given else []
+    base = configs.build([*layers, given])
     # An option of another member of a family is compared with the defaults of that member.
     names = {family: {"name": settings[family]["name"]} for family in STAGES}
     images = sum(map(len, plan["shards"]))
     plain = configs.resolve(
-        configs.build([*preset, *own, given, names]), settings["gpus"], images
+        configs.build([*layers, given, names]), settings["gpus"], images
     ).model_dump()
     defaults = flat(plain | {f: plain[f] | {"name": getattr(base, f)["name"]} for f in STAGES})
     words = ["dhr-batch", "run"]
@@ -43,6 +45,8 @@ def goes_on(plan: dict[str, Any], place: str) -> str:
         value = settings[flag]
         if value is not None and (flag in _ALWAYS or value != defaults[flag]):
             words += [f"--{flag}", str(value)]
+    if settings.get("first_stage", STAGES[0]) != STAGES[0]:
+        words += ["--from", settings["first_stage"]]
     for key, value in flat(settings).items():
         if key not in _FLAGS and (key not in defaults or defaults[key] != value):
             words += ["--set", f"{key}={_text(value)}"]

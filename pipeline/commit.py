@@ -194,13 +194,13 @@ class RunFolder:
     def committed(self) -> dict[int, Finished]:
         """What is known of the committed shards, by shard number."""
         alike = Alike()
-        return {shard: alike.finished(manifest) for shard, manifest in self._each_manifest()}
+        return {shard: alike.finished(manifest) for shard, manifest in self.each_manifest()}
 
     def manifests(self) -> dict[int, dict[str, Any]]:
         """All that is known of the committed shards, by shard number: a few kilobytes each."""
-        return dict(self._each_manifest())
+        return dict(self.each_manifest())
 
-    def _each_manifest(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def each_manifest(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Shards and manifests, of which some are read at once."""
         keys = sorted(key for key in self.storage.sizes(_SHARDS) if key.endswith(".json"))
         for first in range(0, len(keys), _MANIFESTS):
@@ -324,7 +324,7 @@ class RunFolder:
         Returns what is known of the committed shards.
         """
         sizes, found, alike = self.storage.sizes(), {}, Alike()
-        for shard, manifest in self._each_manifest():
+        for shard, manifest in self.each_manifest():
             done = all(
                 sizes.get(part(table, shard)) == facts["bytes"]
                 and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes

@@ -38,6 +38,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str = Field(description="configured name or folder of photographs")
+    first_stage: Literal["align", "embed", "segment", "refine", "edit", "measure"] = Field(
+        "align", description="a later one takes what the earlier ones left from a run as dataset"
+    )
     preset: str | None = Field(None, description="named set of settings")
     generator: str = Field(
         "auto", description="name, or converted .safetensors; auto: 256 px on CPUs, 1024 on GPUs"
@@ -87,6 +90,11 @@ class Config(BaseModel):
     @classmethod
     def _level(cls, value: Any) -> Any:
         return ("small" if value else "none") if isinstance(value, bool) else value
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Families of the stages that a run consists of, in order."""
+        return registry.STAGES[registry.STAGES.index(self.first_stage) :]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

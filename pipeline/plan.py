@@ -35,7 +35,8 @@ class Plan:
     """All shards of a run and the resolved settings that fill them.
 
     sized: `shard_size` was chosen by the user, not by the number of images. directions: sha256 of
-    each edit direction.
+    each edit direction. origin: fingerprint of the run that this one begins from; left_out: images
+    that are in quarantine there.
     """
 
     dataset: Dataset
@@ -43,6 +44,8 @@ class Plan:
     shards: tuple[Shard, ...]
     sized: bool = True
     directions: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
     @property
     def images(self) -> int:
@@ -97,7 +100,8 @@ def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]
 
 def digests(config: Config) -> dict[str, str]:
     """Start of the sha256 of each direction that the edits name. Raises ConfigError."""
-    names = [edit["direction"] for edit in config.edit.get("edits", ())]
+    used = config.edit.get("edits", ()) if "edit" in config.stages else ()
+    names = [edit["direction"] for edit in used]
     try:
         return {name: direction_files.resolve(name).sha256[:16] for name in names}
     except direction_files.DirectionError as error:
@@ -122,7 +126,7 @@ def check_stages(config: Config) -> None:
 def fingerprint(plan: Plan) -> dict[str, Any]:
     """What every row of a run depends on, apart from the images; they are in `contents`."""
     settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
-    return {
+    content = {
         "version": dhr_batch.__version__,
         "code": code.digest(plan.config),
         "aligned": plan.dataset.aligned,
@@ -131,6 +135,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         "models": weights_of(plan.config.generator),
         "directions": plan.directions,
     }
+    return content | ({"origin": plan.origin} if plan.origin else {})
 
 
 def weights_of(generator: str) -> dict[str, str]:

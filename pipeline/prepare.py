@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import config as configs
-from dhr_batch.pipeline import datasets, devices, models, plan
+from dhr_batch.pipeline import datasets, devices, models, origin, plan
 from dhr_batch.pipeline.progress import Mode
 from dhr_batch.pipeline.storage import Refused, Storage, connect
 from dhr_batch.stages import registry
@@ -41,8 +41,8 @@ class Request:
 def prepare(request: Request) -> plan.Plan:
     """Merge the settings, find the images and cut them into shards. Starts and writes nothing.
 
-    Raises ConfigError, DatasetError, StorageError and ModelMissing (an embedded dataset that was
-    not pulled).
+    Raises ConfigError, DatasetError, Refused, StorageError and ModelMissing (an embedded dataset
+    that was not pulled).
     """
     files = [configs.read_file(path) for path in request.files]
     given = [*files, configs.assignments(request.sets), request.settings]
@@ -50,15 +50,19 @@ def prepare(request: Request) -> plan.Plan:
     if not asked.get("dataset"):
         names = ", ".join(datasets.datasets())
         raise configs.ConfigError(f"no dataset: give --dataset with a folder or one of: {names}")
-    dataset = datasets.find(asked["dataset"])
-    preset = [configs.preset(asked["preset"])] if asked.get("preset") else []
-    config = configs.build([*preset, dataset.config, *given])
-    items = datasets.list_images(dataset)[: config.limit]
+    dataset, begun, layers = origin.start(asked)
+    config = configs.build([*layers, *given])
+    listed = datasets.list_images(dataset) if begun is None else begun.items(config)
+    items = listed[: config.limit]
     gpus = config.gpus
     if gpus is None:
         gpus = 0 if request.address else devices.physical_gpus()
     resolved = configs.resolve(config, gpus, len(items))
-    return plan.make(resolved, dataset, items, sized=config.shard_size is not None)
+    made = plan.make(resolved, dataset, items, sized=config.shard_size is not None)
+    if begun is None:
+        return made
+    begun.check(resolved)
+    return replace(made, origin=begun.fingerprint, left_out=begun.left_out)
 
 
 def check_gpus(made: plan.Plan, request: Request) -> None:
@@ -79,7 +83,7 @@ def check_models(made: plan.Plan, request: Request) -> None:
         return
     config = made.config
     names = set(plan.registry.MODELS.get(("generator", config.generator), ()))
-    for family in plan.registry.STAGES:
+    for family in config.stages:
         section = getattr(config, family)
         member = plan.registry.lookup(family, section["name"])
         names |= member(member.Options(**section)).models(made.dataset.aligned)
@@ -89,8 +93,13 @@ def check_models(made: plan.Plan, request: Request) -> None:
 
 def place(made: plan.Plan, request: Request) -> Storage:
     """Where the run lies. Raises Refused where that can be no run."""
-    generator = registry.label(made.config.generator)
-    return connect(request.out or f"runs/{made.dataset.name}-{generator}")
+    first, name = made.config.first_stage, made.dataset.name
+    begun = first != registry.STAGES[0]
+    how = f"from-{first}" if begun else registry.label(made.config.generator)
+    out = connect(request.out or f"runs/{name}-{how}")
+    if begun and out.address == connect(made.dataset.location).address:
+        raise Refused(f"{out.place} is the run to begin from: choose another folder with --out")
+    return out
 
 
 def describe(made: plan.Plan, out: str) -> str:
@@ -100,8 +109,9 @@ def describe(made: plan.Plan, out: str) -> str:
     workers = devices.worker_count(config, len(made.shards))
     lines = [
         f"dataset    {made.dataset.name}: {made.images} images, {len(made.shards)} shards of up to "
-        f"{config.shard_size}",
-        f"stages     {' -> '.join(_stage(config, name) for name in registry.STAGES)}",
+        f"{config.shard_size}"
+        + (f"; {made.left_out} in quarantine there are left out" if made.left_out else ""),
+        f"stages     {' -> '.join(_stage(config, name) for name in config.stages)}",
         f"generator  {registry.label(config.generator)}"
         + (", random weights" if config.generator == "tiny" else ""),
         f"device     {device}, {workers} worker{'s' if workers != 1 else ''}",

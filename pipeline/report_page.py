@@ -12,8 +12,20 @@ from importlib import resources
 
 from dhr_batch import __version__
 from dhr_batch.pipeline import report_tables
+from dhr_batch.pipeline.bootstrap import Estimate
 
-Cell = str | int | float | None
+
+@dataclass(frozen=True)
+class Shown:
+    """A number that stands in a table as `text` and is sorted by its value. mark: `best`, `second`
+    or none."""
+
+    value: float | None
+    text: str
+    mark: str = ""
+
+
+Cell = str | int | float | Shown | None
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,17 @@ class Page:
     sections: Sequence[Section]
     warning: str = ""
     files: Sequence[str] = ()
+
+
+def shown(estimate: Estimate | None, mark: str = "") -> Shown:
+    """An estimate with its confidence interval; a dash for none."""
+    if estimate is None or math.isnan(estimate.value):
+        return Shown(None, report_tables.number(None))
+    text = report_tables.number(estimate.value)
+    if not math.isnan(estimate.low):
+        low, high = report_tables.number(estimate.low), report_tables.number(estimate.high)
+        text += f" [{low}, {high}]"
+    return Shown(estimate.value, text, mark)
 
 
 def render(page: Page, pictures: Iterable[Sequence[str | None]] = ()) -> Iterator[str]:

@@ -20,12 +20,14 @@ def settings(data: RunData) -> Section | None:
     facts = {"dhr-batch": fingerprint.get("version"), "code of the stages": fingerprint.get("code")}
     facts |= plan.get("versions") or {}
     facts |= {"dataset": plan.get("dataset"), "seed": config.get("seed")}
+    if "origin" in fingerprint:
+        facts["begins at"] = f"{config.get('first_stage')}; the dataset is the run it begins from"
     hosts = sorted({shard["worker"]["host"] for shard in data.shards.values() if "worker" in shard})
     facts["workers ran on"] = ", ".join(hosts[:_MAX_HOSTS])
     rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]
     tables = [Table("Made with", [Column("what"), Column("version or value", code=True)], rows)]
     if data.models:
-        tables.append(_models(data.models, fingerprint.get("models") or {}))
+        tables.append(models_table(data.models, fingerprint.get("models") or {}))
     if not (config or rows or data.models):
         return None
     text, code = [], None
@@ -38,7 +40,7 @@ def settings(data: RunData) -> Section | None:
     return Section("settings", "Settings and provenance", text, tables=tables, code=code)
 
 
-def _models(names: Sequence[str], digests: dict[str, str]) -> Table:
+def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
     """Models with their checksums as they were when the run was planned."""
     heads = ["model", "role", "sha256 begins", "source", "commercial use", "licence"]
     return Table(

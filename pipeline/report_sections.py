@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dhr_batch.pipeline import report_plots, report_provenance, report_tables
+from dhr_batch.pipeline import editing, report_plots, report_provenance, report_tables
 from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
-from dhr_batch.pipeline.report_page import Cell, Column, Gallery, Page, Plot, Section, Table
+from dhr_batch.pipeline.report_page import (
+    Cell,
+    Column,
+    Gallery,
+    Page,
+    Plot,
+    Section,
+    Table,
+    shown,
+)
 from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import number, title
 
@@ -139,10 +148,30 @@ def _edits(data: RunData) -> Section | None:
         return None
     what = f"{title(chosen)} to the source, {report_tables.better(chosen)} is better"
     text = (
-        f"What an edit costs: {what}, against what it did to the score it was made for. Numbers at "
-        "the points are strengths, 0 is the refined picture; faint dots are single images.",
+        f"What an edit costs: {what}, over its effect: the change of the score it was made for "
+        "against the source. Numbers at the points are strengths, 0 is the refined picture; faint "
+        "dots are single images.",
     )
-    return Section("edits", "Identity against effect", text, plots)
+    return Section("edits", "Identity against effect", text, plots, tables=[strengths(data)])
+
+
+def strengths(data: RunData) -> Table:
+    """Effect and costs of every edit at every strength, with confidence intervals."""
+    long = data.metrics[~data.metrics["image_id"].isin(data.excluded())]
+    costs = editing.costs_of(long["metric"].unique())
+    rows: list[list[Cell]] = [
+        [
+            row.edit,
+            row.strength,
+            max((e.n for e in (row.effect, *row.costs.values())), default=0),
+            shown(row.effect),
+            *(shown(row.costs.get(name)) for name in costs),
+        ]
+        for row in editing.by_strength(long, costs)
+    ]
+    numbers = ("strength", "images", "effect", *map(title, costs))
+    heads = [Column("edit"), *(Column(name, number=True) for name in numbers)]
+    return Table("Effect and cost of every edit, with 95 % intervals over images", heads, rows)
 
 
 def _identity_plot(data: RunData, edit: str, identity: str) -> Plot | None:

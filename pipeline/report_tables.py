@@ -216,13 +216,13 @@ def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
 def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
     """One row per image and strength of an edit: image_id, strength, effect, identity.
 
-    effect: what the edit did to the score of its name (`score_smile` for `smile`), against the
-    refined picture; nan where there is no such score. identity: that metric of the edited picture.
-    The refined picture is strength 0. Images that do not count are left out.
+    effect: change of the score of its name (`score_smile` for `smile`) against the source; nan
+    where there is no such score. identity: that metric of the edited picture. The refined picture
+    is strength 0. Images that do not count are left out.
     """
     import pandas as pd
 
-    stages = {"refined": 0.0}
+    stages = {"source": math.nan, "refined": 0.0}
     stages |= {edit_stage(edit, s): s for name, s in data.edits if name == edit}
     score = f"score_{edit}"
     long = data.metrics
@@ -239,7 +239,7 @@ def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
             "identity": table.get(identity, np.nan),
         }
     )
-    before = found[found["strength"] == 0].set_index("image_id")["effect"]
+    before = found[found["strength"].isna()].set_index("image_id")["effect"]
     found["effect"] = found["effect"] - found["image_id"].map(before).astype("float64")
     return found.dropna(subset=["identity"]).sort_values(["image_id", "strength"])
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dhr_batch.pipeline import models
-from dhr_batch.pipeline.plan import weights_of
+from dhr_batch.pipeline.origin import check_weights
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.pipeline.tables import edit_text, png
-from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record
 
 if TYPE_CHECKING:
@@ -41,16 +40,9 @@ def context(run: Run) -> Context:
     """
     import torch
 
-    generator = run.plan["config"]["generator"]
-    then, now = run.plan["fingerprint"]["models"], weights_of(generator)
-    names = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
-    for name in sorted(names & then.keys() & now.keys()):
-        if then[name] != now[name]:
-            raise Refused(
-                f"{run.storage.place} was made with other weights of {name} ({then[name]}, here "
-                f"{now[name]}): its refinements fit those only"
-            )
-    return Context("cuda" if torch.cuda.is_available() else "cpu", generator, models.path)
+    check_weights(run.plan, run.storage.place)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Context(device, run.plan["config"]["generator"], models.path)
 
 
 def renderer(run: Run, networks: Context, edits: Iterable[EditChoice]) -> Rerender:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from PIL import Image
 
-from dhr_batch.pipeline import codec
+from dhr_batch.pipeline import stored
 from dhr_batch.pipeline.commit import RunFolder, part
 from dhr_batch.pipeline.storage import Storage, connect
 from dhr_batch.stages.base import Record
@@ -95,7 +94,7 @@ class Run:
 
     def _masks(self, kind: str) -> dict[str, np.ndarray]:
         table = self.table("masks", ["image_id", "mask"], kind=kind)
-        return {row["image_id"]: _picture(row["mask"]) for row in table.to_pylist()}
+        return {row["image_id"]: stored.picture(row["mask"]) for row in table.to_pylist()}
 
     def images(
         self, kind: str = "refined", ids: Sequence[str] | None = None
@@ -104,7 +103,7 @@ class Run:
         rows = self.table("images", ["image_id", "image"], kind=kind).to_pylist()
         wanted = None if ids is None else set(ids)
         return {
-            row["image_id"]: _picture(row["image"])
+            row["image_id"]: stored.picture(row["image"])
             for row in rows
             if wanted is None or row["image_id"] in wanted
         }
@@ -112,7 +111,7 @@ class Run:
     def edited(self, name: str, strength: float) -> dict[str, np.ndarray]:
         """Image id -> picture of one edit, uint8 [R, R, 3]."""
         table = self.table("images", ["image_id", "image"], edit_name=name, edit_strength=strength)
-        return {row["image_id"]: _picture(row["image"]) for row in table.to_pylist()}
+        return {row["image_id"]: stored.picture(row["image"]) for row in table.to_pylist()}
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -153,13 +152,7 @@ class Run:
             kept_none = self.plan["config"].get("store_deltas") in ("none", False)
             why = ": it was made with store_deltas=none" if kept_none else ""
             raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
-        found = {}
-        for row in rows:
-            try:
-                found[row["tensor"]] = codec.decode(codec.Encoded.of(row), tuple(row["shape"]))
-            except ValueError as error:
-                raise ValueError(f"{row['tensor']} of {image_id!r}: {error}") from error
-        return found
+        return stored.tensors(image_id, rows)
 
     def record(self, image_id: str) -> Record:
         """What is stored of an image's embedding and refinement: `latent`, `mask`, `delta` and
@@ -171,14 +164,8 @@ class Run:
         delta: dict[str, np.ndarray] = {}
         if self.plan["config"]["refine"]["name"] != "none":
             delta = self.delta(image_id)
-        return Record(
-            image_id,
-            image_id,
-            latent=np.array(codes[0]["latent"], np.float32),
-            mask=_picture(masks[0]["mask"]) if masks else None,
-            feature=delta.pop("feature", None),
-            delta=delta,
-        )
+        record = stored.record_of(image_id, {"latents": codes, "masks": masks})
+        return replace(record, feature=delta.pop("feature", None), delta=delta)
 
     @cached_property
     def networks(self) -> Context:
@@ -219,8 +206,3 @@ def _vectors(column: pa.ChunkedArray) -> np.ndarray:
     flat = [np.asarray(chunk.flatten().flatten()) for chunk in column.chunks]
     joined = np.concatenate(flat) if flat else np.empty(0, np.float32)
     return joined.reshape(-1, length, width)
-
-
-def _picture(value: dict[str, Any]) -> np.ndarray:
-    with Image.open(io.BytesIO(value["bytes"]), formats=("PNG",)) as image:
-        return np.asarray(image)

@@ -25,6 +25,7 @@ from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.schemas import RunInfo
 from dhr_batch.pipeline.sources import Item
 from dhr_batch.pipeline.storage import LocalStorage, connect
+from dhr_batch.pipeline.stored import Reader
 from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.pipeline.waits import Waits
 from dhr_batch.stages import registry
@@ -60,6 +61,8 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._out = connect(settings.out)
+        begins = settings.config.first_stage == registry.STAGES[0]
+        self._stored = None if begins else Reader(settings.config)
         self._events: deque[dict[str, Any]] = deque()
         self._busy: dict[str, tuple[float, int]] = {}
         self._waits = Waits(settings.config.image_timeout)
@@ -219,19 +222,25 @@ class Worker:
     def _align(self, items: Sequence[Item]) -> list[Record]:
         records = [self._read(item) for item in items]
         with self._timed("reader", len(records)):
-            records = self._run(self.stages[0], records)
+            for stage in self.stages[: self._ahead]:
+                records = self._run(stage, records)
         # The encoded file is not needed again, and large photographs add up.
         return [replace(record, data=None) for record in records]
 
     def _read(self, item: Item) -> Record:
         with self._waits.reading(item.location):
-            return read(item, self.settings.split)
+            return read(item, self.settings.split, self._stored)
+
+    @property
+    def _ahead(self) -> int:
+        """How many stages the reader thread runs: aligning, where the run begins with it."""
+        return 1 if self._stored is None else 0
 
     def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
         last = first + len(records)
         count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
         with self._timed("stages", len(records)):
-            for stage in self.stages[1:]:
+            for stage in self.stages[self._ahead :]:
                 what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
                 self._events.append({"what": what})
                 records = self._run(stage, records)
@@ -252,13 +261,16 @@ class Worker:
             del self._busy[who]
 
 
-def read(item: Item, split: str) -> Record:
+def read(item: Item, split: str, stored: Reader | None = None) -> Record:
     """The record of an image with its file's bytes, or with a failure where it is unreadable.
 
-    Raises StorageError where the fault is not the image's.
+    stored: reads what earlier stages left, where a run begins from another. Raises StorageError
+    where the fault is not the image's.
     """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
+        if stored is not None:
+            return stored.record(item)
         return replace(record, data=sources.read(item))
     except sources.Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
@@ -297,7 +309,7 @@ def _prepare_torch(device: str, threads: int) -> str:
 
 
 def _build(config: Config) -> Iterator[Stage]:
-    for family in registry.STAGES:
+    for family in config.stages:
         section = getattr(config, family)
         member = registry.lookup(family, section["name"])
         yield member(member.Options(**section))

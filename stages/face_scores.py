@@ -1,4 +1,4 @@
-"""Scores of a face from its 68 landmarks: pure geometry, no network.
+"""Scores of a face, which tell how strong an edit is; here from its 68 landmarks, by geometry.
 
 Point numbers are iBUG 300-W's, counted from 0: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47,
 mouth 48-67; "left" is the left of the image. All lengths are measured along the axes of the face
@@ -10,8 +10,14 @@ or rotated.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.networks.identity import Portrait
 
 NAMES = (
     "smile",
@@ -89,3 +95,32 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
         "pitch": float((y[51] - y[30]) / y[51]),
         "roll": math.degrees(math.atan2(sin, cos)),
     }
+
+
+class Scorer(Protocol):
+    """Measures attributes of a face in numbers that grow with them.
+
+    The effect of an edit is the score of its own name: `smile` is judged by the score `smile`.
+    label: the model, for tables. names: the keys of every answer.
+    """
+
+    label: str
+    names: Sequence[str]
+
+    def score(self, portrait: Portrait) -> dict[str, float] | None:
+        """Scores of the face in a picture, or None where none is found."""
+        ...
+
+
+class LandmarkScores:
+    """`landmarks`: `scores` of the landmarks that `measure` has found."""
+
+    label = "dlib-landmarks68"
+    names = NAMES
+
+    def __init__(self, context: Context) -> None:
+        pass
+
+    def score(self, portrait: Portrait) -> dict[str, float] | None:
+        """See `Scorer`."""
+        return None if portrait.landmarks is None else scores(portrait.landmarks)

@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Edit, Feature, Metric, Record, Stage, StageOptions, some
-from dhr_batch.stages.face_scores import scores
 from dhr_batch.stages.metrics import (
     Part,
     change,
@@ -27,12 +26,12 @@ from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
 
 if TYPE_CHECKING:
+    from dhr_batch.stages.face_scores import Scorer
     from dhr_batch.stages.networks.dlib_face import Landmarks68
     from dhr_batch.stages.networks.features import Extractor
     from dhr_batch.stages.networks.identity import Identity
     from dhr_batch.stages.networks.perceptual import Perceptual
 
-LANDMARK_MODEL = "dlib-landmarks68"
 RECONSTRUCTIONS = ("inverted", "refined")
 
 
@@ -67,8 +66,8 @@ class Standard(Stage):
     ``_in`` and ``_out``, for the in-domain and out-of-domain part. They compare at `size` px;
     reconstructions of larger pictures are compared at full size as well, e.g. ``psnr_1024`` and
     ``psnr_1024_in``. ``change_in`` and ``change_out`` compare an edit with the refined picture.
-    ``score_<name>`` rows (`face_scores`) exist for the stage ``source`` too, and `Edit.effect`
-    holds those of the edited picture.
+    ``score_<name>`` rows (`face_scores.Scorer`) exist for the stage ``source`` too, and
+    `Edit.effect` holds those of the edited picture.
 
     ``identity_<network>_cosine``: cosine of the descriptors of source and render, each cut out by
     the network's own rule (`networks.identity`). For dlib also ``identity_dlib_distance``, the
@@ -87,14 +86,16 @@ class Standard(Stage):
 
     class Options(StageOptions):
         """perceptual, identity, features: networks by name, or `none`; each needs its own weights,
-        none is ever replaced. landmarks: the network, or `none`. size: pixel and perceptual metrics
-        compare larger pictures at this many px, as the published tables do.
+        none is ever replaced. scores: what tells how strong an edit is, by name, or `none`.
+        landmarks: the network, or `none`. size: pixel and perceptual metrics compare larger
+        pictures at this many px, as the published tables do.
         """
 
         name: str = "standard"
         perceptual: Names = ("st_lpips_alex",)
         identity: Names = ("dlib",)
         features: Names = ()
+        scores: Names = ("landmarks",)
         landmarks: Literal["dlib68", "none"] = "dlib68"
         size: int = Field(default=256, ge=32)
 
@@ -105,7 +106,10 @@ class Standard(Stage):
             return self
 
     def setup(self, context: Context) -> None:
-        """Load the networks. The model registry's error names a model that is missing."""
+        """Load the networks. The model registry's error names a model that is missing.
+
+        Raises ValueError for two scorers that give scores of one name.
+        """
         super().setup(context)
         options = self.options
         self.perceptual: list[Perceptual] = [
@@ -120,6 +124,10 @@ class Standard(Stage):
         self.landmarks: Landmarks68 | None = None
         if options.landmarks != "none":
             self.landmarks = context.network("landmarks", options.landmarks)
+        # Without landmarks their scores are not missing from a picture, they are not asked for.
+        asked = [n for n in options.scores if n != "landmarks" or self.landmarks is not None]
+        self.scorers: dict[str, Scorer] = {n: context.network("scores", n) for n in asked}
+        _check_names(self.scorers)
         self.maker = f"generator={_honest(registry.label(context.generator))}"
 
     def process(self, records: Sequence[Record]) -> list[Record]:
@@ -134,10 +142,12 @@ class Standard(Stage):
         missing: dict[str, list[str]] = {}
         pictures = {"source": source, **renders}
         portraits = self._portraits(pictures)
-        scored = self._scores(portraits, missing)
-        for stage, values in scored.items():
-            named = {f"score_{name}": value for name, value in values.items()}
-            rows += _rows(stage, named, LANDMARK_MODEL + self._of(stage))
+        effects: dict[str, dict[str, float]] = {}
+        for name, scorer in self.scorers.items():
+            for stage, values in _scores(name, scorer, portraits, missing).items():
+                named = {f"score_{score}": value for score, value in values.items()}
+                rows += _rows(stage, named, scorer.label + self._of(stage))
+                effects.setdefault(stage, {}).update(values)
         for name, network in self.identity.items():
             rows += self._identity_rows(name, network, portraits, missing)
         notes = [
@@ -149,7 +159,7 @@ class Standard(Stage):
             metrics=(*record.metrics, *rows),
             features=(*record.features, *self._features(pictures)),
             edits=tuple(
-                replace(e, effect=scored.get(edit_stage(e), e.effect)) for e in record.edits
+                replace(e, effect=effects.get(edit_stage(e), e.effect)) for e in record.edits
             ),
             notes=(*record.notes, *notes),
         )
@@ -230,18 +240,6 @@ class Standard(Stage):
             portraits[stage] = Portrait(image, self.landmarks.find(image, box) if seen else None)
         return portraits
 
-    def _scores(
-        self, portraits: Mapping[str, Portrait], missing: dict[str, list[str]]
-    ) -> dict[str, dict[str, float]]:
-        """Stage -> scores of its face. What a picture lacks is added to `missing`."""
-        found = {}
-        for stage, portrait in portraits.items():
-            if portrait.landmarks is not None:
-                found[stage] = scores(portrait.landmarks)
-            elif self.landmarks is not None:
-                missing.setdefault(stage, []).append("scores")
-        return found
-
     def _identity_rows(
         self,
         name: str,
@@ -271,6 +269,34 @@ class Standard(Stage):
             for name, extractor in self.extractors.items()
             for stage, image in pictures.items()
         ]
+
+
+def _scores(
+    name: str,
+    scorer: Scorer,
+    portraits: Mapping[str, Portrait],
+    missing: dict[str, list[str]],
+) -> dict[str, dict[str, float]]:
+    """Stage -> scores of its face. A picture that has none is added to `missing`."""
+    found = {}
+    for stage, portrait in portraits.items():
+        values = scorer.score(portrait)
+        if values is not None:
+            found[stage] = values
+        else:
+            missing.setdefault(stage, []).append(f"scores_{name}")
+    return found
+
+
+def _check_names(scorers: Mapping[str, Scorer]) -> None:
+    owners: dict[str, str] = {}
+    for scorer, made in scorers.items():
+        for name in made.names:
+            if owners.setdefault(name, scorer) != scorer:
+                raise ValueError(
+                    f"measure.scores: {owners[name]!r} and {scorer!r} both give a score {name!r}; "
+                    "leave one of them out"
+                )
 
 
 def _honest(name: str) -> str:

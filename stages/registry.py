@@ -63,6 +63,7 @@ TABLE: dict[str, dict[str, str]] = {
         "curricularface": _N + "identity:curricularface",
         "facenet": _N + "identity:facenet",
     },
+    "scores": {"landmarks": _S + "face_scores:LandmarkScores"},
     "features": {
         "inception": _N + "features:inception",
         "st_alex": _N + "features:st_alex",

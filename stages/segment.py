@@ -30,7 +30,7 @@ from dhr_batch.stages.tensors import downsample, images_to_tensor
 FOREIGN_CLASSES = tuple(INDEX[n] for n in ("background", "cloth", "hat", "earring", "necklace"))
 FACE_CLASS = INDEX["face"]
 PART_CLASSES = tuple(range(INDEX["right_ear"], INDEX["upper_lip"] + 1))
-NO_FACE_NOTE = "segment: no face found by the parser; the mask comes from the error alone"
+NO_FACE_NOTE = "segment: no face found by the parser, so the mask comes from the error alone"
 
 
 class Thresholds(BaseModel):

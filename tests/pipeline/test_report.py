@@ -23,7 +23,9 @@ from dhr_batch.pipeline import (
     report,
     report_data,
     report_gallery,
+    report_page,
     report_provenance,
+    report_sections,
     report_tables,
     schemas,
     tables,
@@ -111,6 +113,15 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             for kind, data in (("in_domain", tables.png(mask)), ("labels", tables.png(_labels()))):
                 row = {"image_id": image_id, "kind": kind, "mask": {"bytes": data, "path": kind}}
                 masks.append({**row, "area_fraction": float(mask.mean())})
+            metrics.append(
+                {
+                    "image_id": image_id,
+                    "stage": "source",
+                    "metric": "score_smile",
+                    "value": 0.45,
+                    "model": "dlib-landmarks68",
+                }
+            )
             stages = ["inverted", "refined"] + [f"edit:{name}:{s:g}" for name, s in edits]
             for k, stage in enumerate(stages):
                 values = {"psnr": 18.0 + 10 * (k == 1) + n, "psnr_in": 20.0, "ssim": 0.5 + k / 9}
@@ -218,8 +229,8 @@ def test_hostile_ids_are_escaped_everywhere(make_run: Callable[..., Path]) -> No
 def test_csv_is_wide_and_marks_almost_all_out_masks(make_run: Callable[..., Path]) -> None:
     run = make_run()
     table = pd.read_csv(write(run).parent / "metrics.csv", keep_default_na=False)
-    assert len(table) == len(IDS) * (2 + len(EDITS))
-    assert list(table["stage"][:3]) == ["inverted", "refined", "edit:smile:-2"]
+    assert len(table) == len(IDS) * (3 + len(EDITS))
+    assert list(table["stage"][:3]) == ["source", "inverted", "refined"]
     assert list(table.columns[4:6]) == ["psnr", "psnr_in"]
     shares = table.groupby("image_id")["in_domain_face"].first()
     np.testing.assert_allclose([shares[i] for i in IDS], [1.0, 0.75, 0.0], atol=1e-9)
@@ -562,15 +573,32 @@ def test_seconds_are_those_of_the_shard(make_run: Callable[..., Path]) -> None:
     assert report_tables.seconds_per_image(data, "edit") == {}
 
 
-def test_the_effect_of_an_edit_is_its_change_of_the_score(make_run: Callable[..., Path]) -> None:
+def test_the_effect_of_an_edit_is_against_the_source(
+    make_run: Callable[..., Path],
+) -> None:
     data = report_data.load(connect(make_run()))
     table = report_tables.edit_effects(data, "smile", "identity_dlib_distance")
     # The third image does not count.
     assert list(table["image_id"]) == [IDS[0]] * 3 + [IDS[1]] * 3
     assert list(table["strength"]) == [-2, 0, 2] * 2
-    np.testing.assert_allclose(table["effect"], [-0.1, 0, 0.3] * 2)
+    np.testing.assert_allclose(table["effect"], [-0.05, 0.05, 0.35] * 2)
     np.testing.assert_allclose(table["identity"], [0.3] * 3 + [0.4] * 3)
     assert report_tables.edit_effects(data, "yaw", "identity_dlib_distance")["effect"].isna().all()
+
+
+def test_every_strength_has_its_effect_and_its_cost(
+    make_run: Callable[..., Path],
+) -> None:
+    data = report_data.load(connect(make_run()))
+    nothing = report_page.Gallery("", [], [], [])
+    section = next(s for s in report_sections.page(data, nothing).sections if s.key == "edits")
+    (table,) = section.tables
+    assert [c.title for c in table.columns[:4]] == ["edit", "strength", "images", "effect"]
+    rows = {(row[0], row[1]): row for row in table.rows}
+    assert rows["smile", 2.0][2] == 2
+    assert rows["smile", 2.0][3] == report_page.Shown(pytest.approx(0.35), "0.350 [0.350, 0.350]")
+    assert rows["smile", 2.0][4].text.startswith("0.350 [0.300, 0.400]")
+    assert rows["yaw", 1.5][3].text == "–"
 
 
 def test_the_settings_make_the_run_again(tmp_path: Path) -> None:
@@ -604,7 +632,7 @@ def test_chromium_shows_the_report_of_a_run(make_run: Callable[..., Path]) -> No
         found = dict(plots)
         assert {"PSNR [dB]", "SSIM", "Identity distance (dlib)"} <= found.keys()
         # Means of the two images that count: effects and identity, seconds and dB.
-        assert "-2 -0.100, 0.350, 0 0.000, 0.350, +2 0.300, 0.350" in found["smile"]
+        assert "-2 -0.050, 0.350, 0 0.050, 0.350, +2 0.350, 0.350" in found["smile"]
         assert "inverted 11.00, 18.50, refined 33.00, 28.50" in found["PSNR against seconds"]
         assert found["yaw"].startswith("Identity distance (dlib) against strength")
         assert found["Failures by class"] == "Failures by class. no_face: 1"

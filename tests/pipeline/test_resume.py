@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch import cli
-from dhr_batch.pipeline import resume
+from dhr_batch.pipeline import cli_start, resume
 from dhr_batch.pipeline.commit import Refused, RunFolder
 from dhr_batch.pipeline.plan import Plan
 from dhr_batch.pipeline.prepare import Request, prepare
@@ -203,7 +203,7 @@ def test_refusals_on_the_command_line_leave_everything(
 def test_the_question_can_be_declined(
     photographs: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_has_terminal", lambda: True)
+    monkeypatch.setattr(cli_start, "_has_terminal", lambda: True)
     run.unlock()
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--fresh"]
     done = CliRunner().invoke(cli.main, ["run", *options, "--out", run.storage.place], input="n\n")

@@ -368,11 +368,54 @@ def test_identity_scores_and_effect(with_faces):
 def test_a_render_without_a_face_is_noted(with_faces):
     (done,) = with_faces.run([face_record(51, 0)])
     assert done.failure is None
-    assert done.notes == ("measure: no face found in edit:smile:2: no scores, identity_dlib",)
+    assert done.notes == (
+        "measure: no face found in edit:smile:2: no scores_landmarks, identity_dlib",
+    )
     assert done.edits[0].effect == {}
     edited = {m.metric for m in done.metrics if m.stage == "edit:smile:2"}
     assert "psnr" in edited
     assert not any(name.startswith(("identity", "score")) for name in edited)
+
+
+class Redness:
+    """Scores what landmarks do not; sees no face in black."""
+
+    label = "redness, whole picture"
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def score(self, portrait):
+        level = float(portrait.rgb.mean())
+        return dict.fromkeys(self.names, level) if level else None
+
+
+def with_scorer(*names: str) -> Standard:
+    stage = Standard(Standard.Options(perceptual=(), scores=("landmarks", "a.b:Redness")))
+    context = Context("cpu", "mobilestylegan-256", no_models)
+    context._networks[("landmarks", "dlib68")] = Faces()
+    context._networks[("identity", "dlib")] = Descriptions()
+    context._networks[("scores", "a.b:Redness")] = Redness(*names)
+    stage.setup(context)
+    return stage
+
+
+def test_a_scorer_of_ones_own_has_rows_and_effects():
+    (done,) = with_scorer("red").run([face_record(51, 204)])
+    rows = {(m.stage, m.metric): m for m in done.metrics}
+    assert rows["source", "score_red"].value == 51
+    assert rows["source", "score_red"].model == "redness, whole picture"
+    assert rows["edit:smile:2", "score_red"].value == 204
+    assert rows["edit:smile:2", "score_red"].model.endswith("; generator=mobilestylegan-256")
+    assert done.edits[0].effect["red"] == 204
+    assert done.edits[0].effect["smile"] == rows["edit:smile:2", "score_smile"].value
+    (done,) = with_scorer("red").run([face_record(51, 0)])
+    assert "no scores_landmarks, scores_a.b:Redness, identity_dlib" in done.notes[0]
+
+
+def test_two_scorers_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"'landmarks' and 'a\.b:Redness' both give a score 'yaw'"):
+        with_scorer("red", "yaw")
 
 
 @pytest.fixture
@@ -417,7 +460,7 @@ def test_a_face_that_one_network_misses_is_noted_for_it(with_two):
 
 
 def test_unknown_networks_are_refused_by_name():
-    for family in ("perceptual", "identity", "features"):
+    for family in ("perceptual", "identity", "features", "scores"):
         with pytest.raises(ValidationError, match=f"unknown {family} 'nothing'; choose from: "):
             Standard.Options(**{family: ["nothing"]})
 

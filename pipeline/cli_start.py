@@ -1,0 +1,75 @@
+"""Starting a run from a command: plan, ask, run, and end with its exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from dhr_batch.pipeline import cli_options
+from dhr_batch.pipeline.cli_output import fail, refusals
+
+
+def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
+    """Plan and run. options: as `cli_options.request` takes them.
+
+    Ends the process with the exit code of `run`, unless it is a dry run.
+    """
+    from dhr_batch.pipeline.models import RegistryError
+    from dhr_batch.pipeline.prepare import place, prepare
+    from dhr_batch.pipeline.storage import Refused
+
+    if options["fresh"] and options["extend"]:
+        raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
+    logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
+    with refusals():
+        request = cli_options.request(options | {"confirmed": yes})
+        plan = prepare(request)
+        if options["verbose"]:
+            click.echo(plan.config.to_yaml(), err=True)
+        if dry_run:
+            from dhr_batch.pipeline.cli_runs import print_plan
+
+            print_plan(plan, request, as_json)
+            return
+        if request.fresh and not yes:
+            request = replace(request, confirmed=_confirm(place(plan, request)))
+        from dhr_batch.pipeline.driver import RunFailed
+        from dhr_batch.pipeline.runner import run
+    try:
+        outcome = run(plan, request)
+    except Refused as error:
+        fail(str(error), 2)
+    except (RunFailed, RegistryError, OSError) as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        # One more would end the interpreter on its way out, with another exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        fail("interrupted; the same command goes on from here", 130)
+    if as_json:
+        click.echo(json.dumps(outcome.to_json(), indent=2))
+    else:
+        click.echo(outcome.report or outcome.out)
+    sys.exit(outcome.exit_code)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _confirm(out: Any) -> bool:
+    """Ask before work is deleted; False, without asking, where nobody can answer."""
+    from dhr_batch.pipeline.commit import RunFolder
+    from dhr_batch.pipeline.resume import question
+
+    if not _has_terminal():
+        return False
+    asked = question(RunFolder(out), out.place)
+    if asked is None or click.confirm(asked, err=True):
+        return True
+    fail("nothing was deleted", 2)

@@ -1,0 +1,410 @@
+"""A benchmark of random weights, from its matrix to its tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dhr_batch.cli import main
+from dhr_batch.pipeline import bench, bench_formats, bench_matrix, runner
+from dhr_batch.pipeline.bench import Machine
+from dhr_batch.pipeline.bench_data import load
+from dhr_batch.pipeline.bench_matrix import Matrix, matrix
+from dhr_batch.pipeline.bench_table import Board, board, marks
+from dhr_batch.pipeline.bench_write import write
+from dhr_batch.pipeline.config import ConfigError
+from dhr_batch.pipeline.storage import Refused
+from dhr_batch.tests.faults import harness
+from dhr_batch.tests.pipeline.chromium import Chromium
+
+MACHINE = Machine(gpus=0, progress="none")
+TINY: dict[str, Any] = {
+    "generator": "tiny",
+    "shard_size": 2,
+    "workers": 1,
+    "segment": {"name": "dhr", "parser": "none", "perceptual": "tiny"},
+    "measure": {
+        "name": "standard",
+        "perceptual": ["tiny"],
+        "identity": "none",
+        "landmarks": "none",
+        "scores": ["dhr_batch.tests.pipeline.scorers:Darkness"],
+        "features": ["tiny"],
+    },
+}
+REFINE = {"name": "dhr", "steps": 2, "perceptual": "tiny"}
+
+
+def tiny(dataset: Path | str, **more: Any) -> Matrix:
+    content: dict[str, Any] = {
+        "about": "Random weights.",
+        "datasets": [str(dataset)],
+        "settings": TINY,
+        "embedders": {
+            "w+": {"settings": {"embed": {"name": "w+", "steps": 2, "perceptual": "tiny"}}}
+        },
+        "refiners": {
+            "dhr": {"settings": {"refine": REFINE}},
+            "no_mask": {"settings": {"refine": REFINE, "segment": {"name": "dhr", "error": False}}},
+            "fails": {"settings": {"refine": "dhr_batch.tests.pipeline.scorers:FailsOnDark"}},
+        },
+        "edits": [{"direction": "smile", "strengths": [-2, 2], "label": "darkness"}],
+        "compare_to": "dhr",
+    }
+    return matrix(content | more, "test")
+
+
+def test_a_matrix_becomes_runs_with_names():
+    found = tiny("photos", seeds=[0, 3], refiners={"dhr": {"settings": {"refine": "dhr"}}})
+    cells = bench_matrix.expand(found, {"photos": "photos"})
+    assert [c.name for c in cells] == [
+        "photos-w+-none",
+        "photos-w+-dhr",
+        "photos-w+-none-seed3",
+        "photos-w+-dhr-seed3",
+    ]
+    assert [c.base for c in cells] == ["", "photos-w+-none", "", "photos-w+-none-seed3"]
+    assert cells[0].settings["refine"] == {"name": "none"}
+    assert cells[1].begins_at == "refine"
+    assert cells[3].settings["seed"] == 3
+    assert cells[3].settings["edit"]["edits"][0]["label"] == "darkness"
+
+
+def test_a_refiner_begins_where_its_settings_do_and_may_choose_embedders():
+    embedders = {"a": {"settings": {"embed": "w"}}, "b": {"settings": {"embed": "w+"}}}
+    refiners = {
+        "masked": {"settings": {"segment": {"error": False}, "refine": "dhr"}},
+        "only_b": {"settings": {"refine": "pti"}, "embedders": ["b"]},
+    }
+    cells = bench_matrix.expand(
+        tiny("d", embedders=embedders, refiners=refiners, compare_to="none"), {"d": "d"}
+    )
+    assert [c.name for c in cells] == [
+        "d-a-none",
+        "d-a-masked",
+        "d-b-none",
+        "d-b-masked",
+        "d-b-only_b",
+    ]
+    assert cells[1].begins_at == "segment"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"refiner": {}}, "test: refiner: unknown key"),
+        ({"refiners": {"a b": {}}}, "'a b' cannot be part of a folder's name"),
+        ({"refiners": {"none": {}}}, "'none' is part of every benchmark"),
+        ({"compare_to": "pti"}, "compare_to: 'pti' is none of: none, dhr, no_mask, fails"),
+        ({"refiners": {"dhr": {"embedders": ["e4e"]}}}, "refiners.dhr.embedders: 'e4e' is none"),
+        ({"refiners": {"dhr": {"settings": {"embed": "w"}}}}, "embed would change the embedding"),
+        ({"settings": {"limit": 3}}, "settings: limit is no setting of all runs"),
+        ({"seeds": [1, 1]}, "given twice"),
+        ({"datasets": []}, "datasets"),
+        ({"edits": []}, "edits"),
+    ],
+)  # fmt: skip
+def test_a_wrong_matrix_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny("photos", **change)
+
+
+def test_shipped_benchmarks_are_valid():
+    assert bench_matrix.presets() == ["ablations", "published", "smoke"]
+    for name in bench_matrix.presets():
+        found = bench_matrix.preset(name)
+        cells = bench_matrix.expand(found, {d: d for d in found.datasets})
+        assert len({c.name for c in cells}) == len(cells)
+    with pytest.raises(ConfigError, match="choose from: ablations, published, smoke"):
+        bench_matrix.preset("all")
+
+
+def test_published_tables_are_complete():
+    found = bench_formats.published()
+    assert len(found) >= 4
+    for table in found:
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+        assert all((table.source, table.protocol, table.differs))
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "expected"),
+    [
+        ((1.0, 3.0, 2.0), "higher", {1: "best", 2: "second"}),
+        ((1.0, 3.0, 2.0), "lower", {0: "best", 2: "second"}),
+        # Equal as they are shown.
+        ((33.684, 33.681, 20.0), "higher", {0: "best", 1: "best", 2: "second"}),
+        ((1.0, math.nan, 2.0), "higher", {0: "second", 2: "best"}),
+        ((1.0, 1.0), "higher", {0: "best", 1: "best"}),
+        ((1.0, 2.0), "", {}),
+        ((1.0, math.nan), "lower", {}),
+    ],
+)
+def test_best_and_second(values, better, expected):
+    names = [f"m{i}" for i in range(len(values))]
+    found = marks(dict(zip(names, values, strict=True)), better)
+    assert found == {f"m{i}": mark for i, mark in expected.items()}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five that can be used, of which one is dark, and one that cannot."""
+    folder = tmp_path_factory.mktemp("bench") / "photos"
+    folder.mkdir()
+    for seed in range(5):
+        draw = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+        draw = draw // 8 if seed == 3 else draw
+        picture = Image.fromarray(draw).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{seed}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder.parent / "photos.yaml").write_text(f"name: photos\nroot: {folder}\naligned: true\n")
+    return folder.parent / "photos.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A benchmark that ran, and how it ended."""
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    with harness.session():
+        planned = bench.plan(tiny(photographs), out, machine=MACHINE, random_weights=True)
+        done = bench.run(planned, MACHINE)
+        page = write(planned, done.failed)
+    return planned, done, Path(page)
+
+
+@pytest.fixture(scope="module")
+def figures(finished) -> Board:
+    (compared,) = load(finished[0], {})
+    return board(compared, "dhr")
+
+
+def test_the_runs_share_their_embedding(finished):
+    planned, done, page = finished
+    assert done.exit_code == runner.DONE
+    assert done.computed == [c.name for c in planned.cells]
+    runs = page.parent / "runs"
+    assert sorted(p.name for p in runs.iterdir()) == sorted(done.computed)
+    base, dhr, no_mask, _ = (
+        json.loads((runs / n / "plan.json").read_text()) for n in done.computed
+    )
+    assert base["config"]["first_stage"] == "align"
+    assert dhr["config"]["first_stage"] == "refine"
+    assert no_mask["config"]["first_stage"] == "segment"
+    assert dhr["fingerprint"]["origin"] == base["fingerprint"]
+
+
+def test_a_second_call_computes_nothing(finished, monkeypatch):
+    planned, _, page = finished
+    before = {p: p.stat().st_mtime_ns for p in page.parent.rglob("part-*.parquet")}
+    monkeypatch.setattr(runner, "_process", lambda *_: pytest.fail("something was computed"))
+    again = bench.plan(planned.matrix, planned.out, machine=MACHINE, random_weights=True)
+    done = bench.run(again, MACHINE)
+    assert (done.computed, done.failed, done.exit_code) == ([], {}, runner.DONE)
+    assert {p: p.stat().st_mtime_ns for p in page.parent.rglob("part-*.parquet")} == before
+
+
+def test_other_settings_in_the_same_place_are_refused(finished, photographs):
+    planned, _, _ = finished
+    changed = tiny(photographs, settings=TINY | {"store_deltas": "none"})
+    other = bench.plan(changed, planned.out, machine=MACHINE, random_weights=True)
+    with pytest.raises(
+        Refused, match=r"run photos-w\+-none of this benchmark: (.|\n)*store_deltas"
+    ):
+        bench.run(other, MACHINE)
+
+
+def test_random_weights_are_refused(photographs, tmp_path):
+    with pytest.raises(Refused, match="generator=tiny has random weights"):
+        bench.plan(tiny(photographs), tmp_path, machine=MACHINE)
+
+
+def test_means_are_of_the_images_that_all_methods_have(figures):
+    compared = figures.compared
+    assert compared.planned == 6
+    assert compared.counted == ["0.png", "1.png", "2.png", "4.png"]
+    assert set(compared.failed) == {"broken.png", "3.png"}
+    assert list(compared.failed["3.png"]) == ["w+ / fails"]
+    assert set(compared.failed["broken.png"]) == {m.name for m in compared.methods}
+    psnr = figures.cells["w+ / dhr"]["psnr"]
+    run = compared.methods[1].runs[0]
+    rows = run.data.metrics.query("stage == 'refined' and metric == 'psnr'").set_index("image_id")
+    assert psnr.value == pytest.approx(rows.loc[compared.counted, "value"].mean())
+    assert psnr.n == 4
+    assert psnr.low < psnr.value < psnr.high
+    assert figures.cells["w+ / dhr"]["frechet_tiny"].n == 4
+
+
+def test_differences_are_paired(figures):
+    found = figures.differences["w+ / none"]["psnr"]
+    own = [figures.values[m]["psnr"] for m in ("w+ / none", "w+ / dhr")]
+    each = [own[0][i] - own[1][i] for i in figures.compared.counted]
+    assert found.value == pytest.approx(np.mean(each))
+    assert min(each) <= found.low <= found.value <= found.high <= max(each)
+    assert "w+ / dhr" not in figures.differences
+
+
+def test_parts_are_not_ranked_where_masks_differ(figures):
+    assert not figures.compared.same_masks
+    ranked = {column.key: column.better for column in figures.columns}
+    assert ranked["psnr"] == "higher"
+    assert ranked["psnr_in"] == ""
+    # Everything is in-domain there.
+    assert "psnr_out" not in figures.cells["w+ / no_mask"]
+
+
+def test_edits_are_compared_at_equal_effect(figures):
+    (edited,) = figures.edits
+    effects = [own["darkness@effect"] for own in figures.cells.values()]
+    assert len(set(effects)) == 1
+    # Renders are darker than the sources already; only the stronger edits go on from there.
+    assert edited.full.images == figures.compared.counted
+    assert all(m.effect > 0 for m in edited.full.matches)
+    for method in figures.cells:
+        assert figures.cells[method]["darkness@reach"].value >= effects[0].value - 1e-9
+
+
+def test_costs_include_what_was_taken_over(figures):
+    own, base = figures.cells["w+ / dhr"], figures.cells["w+ / none"]
+    assert own["seconds_embed"] == base["seconds_embed"]
+    parts = ("seconds_embed", "seconds_segment", "seconds_refine")
+    assert own["seconds"].value == pytest.approx(sum(own[p].value for p in parts), rel=0.6)
+    run = figures.compared.methods[1].runs[0]
+    files = [m["files"] for m in run.data.shards.values() if m["ok"]]
+    sizes = [sum(f[t]["bytes"] for t in ("latents", "masks", "deltas")) for f in files]
+    oks = [m["ok"] for m in run.data.shards.values() if m["ok"]]
+    per = [s / n / 1e6 for s, n in zip(sizes, oks, strict=True)]
+    assert own["bytes"].value == pytest.approx(np.mean(per))
+    assert own["memory_host"].value > 0.1
+
+
+def test_markdown_marks_the_best(finished, figures):
+    text = (finished[2].parent / "benchmark.md").read_text("utf-8")
+    assert "Means over the 4 of 6 images that all 4 methods have." in text
+    assert "3.png (refine: dark in w+ / fails)" in text
+    table = text.partition("### Reconstruction")[2].partition("###")[0]
+    rows = {
+        r[0]: r[1:]
+        for r in (
+            re.split(r" *\| *", line)[1:-1] for line in table.splitlines() if line.startswith("|")
+        )
+    }
+    column = rows["method"].index("PSNR [dB]")
+    values = {m: own["psnr"].value for m, own in figures.cells.items()}
+    best = max(values, key=values.__getitem__)
+    assert rows[best][column].startswith(f"**{bench_formats.number(values[best])}** [")
+    for heading in (
+        "Edit darkness at equal effect",
+        "Cost",
+        "Paired differences",
+        "Published figures",
+    ):
+        assert f"# {heading}" in text
+    assert text.index("Published figures") > text.index("### Runs")
+
+
+def test_latex_is_balanced_and_escaped(finished):
+    text = (finished[2].parent / "benchmark.tex").read_text("utf-8")
+    for word in ("table", "tabular"):
+        assert text.count(f"\\begin{{{word}}}") == text.count(f"\\end{{{word}}}") > 4
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert body.count("{") - body.count("\\{") == body.count("}") - body.count("\\}")
+    assert not re.search(r"(?<!\\)[_#%]", body)
+    assert "\\textbf{" in body
+    assert "\\underline{" in body
+    for tabular in re.findall(r"\\begin\{tabular\}\{(l[rl]*)\}(.*?)\\end\{tabular\}", body, re.S):
+        rows = [line for line in tabular[1].splitlines() if line.endswith("\\\\")]
+        assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(tabular[0])}
+
+
+def test_csv_and_json_have_every_figure_and_its_origin(finished, figures):
+    folder = finished[2].parent
+    rows = list(csv.DictReader((folder / "benchmark.csv").open()))
+    assert len(rows) == sum(len(own) for own in figures.cells.values())
+    found = {(r["refiner"], r["column"]): r for r in rows}
+    assert float(found["dhr", "psnr"]["value"]) == figures.cells["w+ / dhr"]["psnr"].value
+    images = list(csv.DictReader((folder / "images.csv").open()))
+    own = [r for r in images if (r["method"], r["column"]) == ("w+ / dhr", "psnr")]
+    assert [r["image_id"] for r in own] == figures.compared.counted
+    content = json.loads((folder / "benchmark.json").read_text())
+    (dataset,) = content["datasets"]
+    assert dataset["images"] == figures.compared.counted
+    method = dataset["methods"][1]
+    assert method["figures"]["psnr"]["n"] == 4
+    assert method["runs"][0]["settings"]["refine"]["steps"] == 2
+    assert method["runs"][0]["begins_from"] == "photos-w+-none"
+    assert dataset["made_by"]["psnr"] == ["generator=tiny (random weights)"]
+
+
+def test_the_page_is_one_file_with_the_pictures_of_all_methods(finished):
+    text = finished[2].read_text("utf-8")
+    assert not re.search(r"<(?:img|script|link|iframe)[^>]* (?:src|href)=", text)
+    assert text.count('type="application/json" id="p') == 4
+    assert 'class="n best"' in text
+    gallery = json.loads(re.search(r'id="gallery-data">(.*?)</script>', text)[1])
+    assert gallery["columns"][:2] == ["source", "w+ / none"]
+    assert len(gallery["columns"]) == 1 + 4 + 4
+
+
+def test_chromium_shows_and_sorts_the_tables(finished):
+    with Chromium() as browser:
+        browser.open(str(finished[2]))
+        browser.settle()
+        tables = "[...document.querySelectorAll('table')]"
+        table = f"{tables}.find(t => t.tHead.textContent.includes('PSNR'))"
+        names = f"[...{table}.tBodies[0].rows].map(r => r.cells[0].textContent)"
+        before = browser.run(names)
+        values = browser.run(
+            f"[...{table}.tBodies[0].rows].map(r => Number(r.cells[1].dataset.value))"
+        )
+        browser.run(f"{table}.tHead.rows[0].cells[1].querySelector('button').click()")
+        order = sorted(range(len(values)), key=values.__getitem__)
+        assert browser.run(names) in ([before[i] for i in order], [before[i] for i in order[::-1]])
+        best = browser.run(f"[...{table}.querySelectorAll('td.best')].map(c => c.textContent)")
+        assert len(best) >= 3
+        assert browser.run("document.querySelectorAll('.banner')[0].textContent").startswith(
+            "random weights"
+        )
+        assert browser.run("document.querySelectorAll('#gallery .rows > *').length") == 4
+        assert browser.errors == []
+
+
+def test_a_run_that_fails_leaves_the_others(finished, monkeypatch):
+    planned, _, _ = finished
+    real = runner.run
+
+    def failing(plan, request):
+        if str(request.out).endswith("no_mask"):
+            raise OSError("the disk is gone")
+        return real(plan, request)
+
+    monkeypatch.setattr(runner, "run", failing)
+    done = bench.run(planned, MACHINE)
+    assert done.failed == {"photos-w+-no_mask": "the disk is gone"}
+    assert done.exit_code == runner.ERROR
+    (compared,) = load(planned, done.failed)
+    assert [m.refiner for m in compared.methods] == ["none", "dhr", "fails"]
+
+
+def test_the_command_needs_one_benchmark(tmp_path):
+    result = CliRunner().invoke(main, ["bench", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "ablations, published, smoke" in result.output
+
+
+def test_the_command_lists_its_runs(photographs, tmp_path):
+    words = ["bench", "--preset", "smoke", "--dataset", str(photographs), "--gpus", "0"]
+    result = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == str(tmp_path / "out" / "runs" / "photos-w+-none")
+    assert lines[-1].endswith("photos-w+-dhr  (from refine of photos-w+-none)")
+    assert not (tmp_path / "out").exists()
