@@ -33,8 +33,8 @@ TUNED = {
     "pixel_weight": 10.0,
     "perceptual_weight": 1.0,
 }
-# Of the baseline's mask: 90 % of clean pixels of the portraits in-domain, as for the default, but of
-# a coarse inversion. Its code has no rule of medians.
+# Of the baseline's mask: 90 % of clean pixels of the portraits in-domain, as for the default, but
+# of a coarse inversion. Its code has no rule of medians.
 COARSE_THRESHOLDS = {"face": 0.2606, "parts": 0.2626, "other": 0.3035, "relative": None}
 
 

@@ -356,7 +356,7 @@ def test_the_page_is_one_file_with_the_pictures_of_all_methods(finished):
 
 def test_chromium_shows_and_sorts_the_tables(finished):
     with Chromium() as browser:
-        browser.open(str(finished[2]))
+        browser.open(Path(finished[2]))
         browser.settle()
         tables = "[...document.querySelectorAll('table')]"
         table = f"{tables}.find(t => t.tHead.textContent.includes('PSNR'))"
