@@ -6,8 +6,7 @@ against the source photograph, so that pictures of equal effect look equally smi
 were made from. The strength that achieves an effect is found for each image and method by
 interpolation, and what the edit costs there is compared on images where all methods achieve it.
 
-Scores are in the units of `stages.face_scores`; there is no conversion of `yaw` into degrees, which
-would need a three-dimensional model of the head.
+Scores are in the units of `stages.face_scores`, `yaw` in degrees.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.bootstrap import Estimate, estimate
+from dhr_batch.stages.face_scores import effect_score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,7 @@ def curves(metrics: pd.DataFrame, edit: str, costs: Iterable[str]) -> dict[str, 
     metrics: columns image_id, stage, metric, value. costs: metrics to keep. A strength of an image
     without a score is left out of its curve; the refined picture must have one.
     """
-    score, kept = f"score_{edit}", list(costs)
+    score, kept = f"score_{effect_score(edit)}", list(costs)
     stages = {f"{_PREFIX}{edit}:{s:g}": s for s in strengths_of(metrics).get(edit, ())}
     stages = {stage: s for stage, s in stages.items() if s != 0} | {"refined": 0.0}
     rows = metrics[
@@ -262,7 +262,7 @@ def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
     stages = table.index.get_level_values("stage")
     empty: list[float] = []
     for edit, strengths in strengths_of(metrics).items():
-        score = f"score_{edit}"
+        score = f"score_{effect_score(edit)}"
         for strength in sorted({0.0, *strengths}):
             stage = f"{_PREFIX}{edit}:{strength:g}" if strength else "refined"
             rows = table.xs(stage, level="stage") if stage in stages else table.iloc[:0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData, edit_stage
+from dhr_batch.stages.face_scores import effect_score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,7 +225,7 @@ def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
 
     stages = {"source": math.nan, "refined": 0.0}
     stages |= {edit_stage(edit, s): s for name, s in data.edits if name == edit}
-    score = f"score_{edit}"
+    score = f"score_{effect_score(edit)}"
     long = data.metrics
     long = long[long["stage"].isin(stages) & long["metric"].isin([score, identity])]
     long = long[~long["image_id"].isin(data.excluded())]

@@ -27,9 +27,19 @@ NAMES = (
     "brow_raise",
     "face_width",
     "yaw",
+    "yaw_degrees",
     "pitch",
     "roll",
 )
+
+# Of the nose tip before the eye centres, in units of their distance: 27 and 60 mm in the widely
+# used head model whose outer eye corners lie 90 mm apart.
+NOSE_DEPTH = 0.45
+
+
+def effect_score(edit: str) -> str:
+    """The score that tells how strong an edit is: the one of its name, for `yaw` in degrees."""
+    return "yaw_degrees" if edit == "yaw" else edit
 
 
 def scores(landmarks: np.ndarray) -> dict[str, float]:
@@ -50,6 +60,8 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
       unit.
     - ``yaw``: offset of the nose tip (30) from the middle between the eyes, along x. Positive:
       the nose points to the right of the image. Mirroring the picture flips the sign.
+    - ``yaw_degrees``: the same as the angle of a head whose nose tip lies `NOSE_DEPTH` before its
+      eyes, seen from afar; the nose of a person makes it larger or smaller.
     - ``pitch``: distance of the nose tip (30) from the upper lip (51) along y, as a share of the
       distance of the eyes from it; no unit. More is face up. It depends on the person as well:
       compare it within one face only.
@@ -92,6 +104,7 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
         "brow_raise": float(brows / 2),
         "face_width": span(4, 12) / span(27, 8),
         "yaw": float(x[30]),
+        "yaw_degrees": math.degrees(math.atan(float(x[30]) / NOSE_DEPTH)),
         "pitch": float((y[51] - y[30]) / y[51]),
         "roll": math.degrees(math.atan2(sin, cos)),
     }
@@ -100,7 +113,7 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
 class Scorer(Protocol):
     """Measures attributes of a face in numbers that grow with them.
 
-    The effect of an edit is the score of its own name: `smile` is judged by the score `smile`.
+    The effect of an edit is judged by `effect_score` of its name: `smile` by the score `smile`.
     label: the model, for tables. names: the keys of every answer.
     """
 

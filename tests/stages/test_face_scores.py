@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.face_scores import NAMES, scores
+from dhr_batch.stages.face_scores import NAMES, NOSE_DEPTH, scores
 from dhr_batch.stages.tensors import tensor_to_images
 
 
@@ -69,7 +69,7 @@ def test_mirroring_flips_yaw_and_roll_only(face):
     turned = turned @ np.array([[0.995, 0.0998], [-0.0998, 0.995]])
     before, after = scores(turned), scores(mirrored(turned))
     assert before["yaw"] == pytest.approx(9 / 60, abs=1e-3)
-    for name in ("yaw", "roll"):
+    for name in ("yaw", "yaw_degrees", "roll"):
         assert after.pop(name) == pytest.approx(-before.pop(name))
     assert after == pytest.approx(before)
 
@@ -116,3 +116,13 @@ def test_a_published_smile_direction_raises_the_smile_step_by_step(models, share
     smiles = [scores(landmarks.find(image, box))["smile"] for image in renders]
     assert smiles == sorted(set(smiles))
     assert smiles[-1] - smiles[0] > 0.3
+
+
+@pytest.mark.parametrize("degrees", [-35.0, -5.0, 20.0])
+def test_yaw_in_degrees_is_the_angle_of_a_turned_head(face, degrees):
+    depth = np.zeros(68)
+    depth[30] = NOSE_DEPTH * 60
+    angle = np.radians(degrees)
+    turned = face.copy()
+    turned[:, 0] = 128 + (face[:, 0] - 128) * np.cos(angle) + depth * np.sin(angle)
+    assert scores(turned)["yaw_degrees"] == pytest.approx(degrees)
