@@ -28,6 +28,12 @@ def _pattern(_context: object, _parameter: object, value: str | None) -> str | N
     return value
 
 
+def _folder(_context: object, _parameter: object, value: str) -> Path:
+    if "://" in value:
+        raise click.BadParameter("exports are written to a folder: upload it afterwards")
+    return Path(value)
+
+
 def _kinds(_context: object, _parameter: object, value: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     for name in kinds:
@@ -50,7 +56,8 @@ def _share(_context: object, _parameter: object, value: float) -> float:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--out", required=True, type=click.Path(file_okay=False), callback=_folder,
+              help="Folder that is made.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(_FORMATS), default="imagefolder",
               show_default=True)  # fmt: skip
 @click.option("--include", callback=_kinds, default="", metavar="KINDS",

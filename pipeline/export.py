@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def write(
     if options.paste_back and options.format == "stylegan-zip":
         raise Refused("--paste-back makes photographs of many sizes, StyleGAN reads squares of one")
     run = results.open(run_place)
+    options = _fitting(options, run)
     _check_target(out, run, options.fresh)
     photographs = Photographs(run, options.dataset) if options.paste_back else None
     gathered = export_rows.gather(run, ("edit", *options.include), options.filters)
@@ -119,6 +120,13 @@ def write(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return outcome
+
+
+def _fitting(options: Options, run: Run) -> Options:
+    """Without landmarks, nothing is known about faces, and no picture is dropped for it."""
+    if run.plan["config"]["measure"].get("landmarks", "none") != "none":
+        return options
+    return replace(options, filters=replace(options.filters, faces=False))
 
 
 def _check_target(out: Path, run: Run, fresh: bool) -> None:
@@ -237,7 +245,14 @@ def _encoded(
         elif encoding == "png":
             yield picture, export_marks.as_stored(data, picture)
         else:
-            yield picture, export_marks.encode(_pixels(data), encoding, picture)
+            yield picture, _encode_stored(picture, data, encoding)
+
+
+def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes | str:
+    try:
+        return export_marks.encode(_pixels(data), encoding, picture)
+    except Lost as error:
+        return str(error)
 
 
 def _stream(run: Run, key: str) -> Iterator[dict[str, Any]]:
@@ -256,20 +271,24 @@ def _pasted(
 ) -> bytes | str:
     if row["quad"] is None:
         return "place in the photograph not stored"
+    if refined is None and picture.kind == "edit":
+        return "no refined picture to compare with"
+    size = (row["source_width"], row["source_height"])
     try:
-        size = (row["source_width"], row["source_height"])
         photograph = photographs.read(picture.source, size)
+        if refined is not None and picture.kind == "edit":
+            quad = np.array(row["quad"]).reshape(4, 2)
+            before, after = _pixels(refined["image"]["bytes"]), _pixels(row["image"]["bytes"])
+            photograph = paste_back(photograph, quad, before, after)
     except Lost as error:
         return str(error)
-    if picture.kind == "edit":
-        if refined is None:
-            return "no refined picture to compare with"
-        quad = np.array(row["quad"]).reshape(4, 2)
-        before, after = _pixels(refined["image"]["bytes"]), _pixels(row["image"]["bytes"])
-        photograph = paste_back(photograph, quad, before, after)
     return export_marks.encode(photograph, encoding, picture)
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        return np.asarray(image)
+    """Raises Lost for a damaged picture, which costs itself alone."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Lost("stored picture cannot be read") from error

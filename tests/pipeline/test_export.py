@@ -339,6 +339,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
         (["--balance", "effect"], "effect:4"),
         (["--balance", "score_age:3"], "no picture has this label"),
         (["--include", "masks"], "choose from refined, source"),
+        (["--out", "s3://bucket/set"], "upload it afterwards"),
         (["--person", "("], "no regular expression"),
         (["--val", "nan"], "between 0 and 1"),
         (["--format", "zip"], "is not one of"),
@@ -363,6 +364,32 @@ def test_identity_that_was_not_measured_is_no_filter(run: Path, tmp_path: Path) 
     result = dhr(blind, "--out", tmp_path / "out", "--min-identity", "0.5")
     assert result.exit_code == 2
     assert "measured no identity" in result.stderr
+
+
+def test_a_run_without_landmarks_drops_nothing_for_faces(run: Path, tmp_path: Path) -> None:
+    blind = tmp_path / "blind"
+    shutil.copytree(run, blind)
+    plan = json.loads((blind / "plan.json").read_text())
+    plan["config"]["measure"]["landmarks"] = "none"
+    (blind / "plan.json").write_text(json.dumps(plan))
+    outcome = exported(blind, tmp_path / "out")
+    assert outcome["pictures"] == ALL
+    assert outcome["dropped"] == {}
+
+
+@pytest.mark.parametrize("words", [["--encoding", "jpeg"], ["--paste-back"]])
+def test_a_damaged_picture_costs_itself_alone(run: Path, tmp_path: Path, words: list[str]) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    path = next((broken / "images").iterdir())
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    bad = next(row for row in rows if row["kind"] == "edit")
+    bad["image"]["bytes"] = bad["image"]["bytes"][:60]
+    pq.write_table(table.from_pylist(rows, table.schema), path)
+    outcome = exported(broken, tmp_path / "out", "--keep-faceless", *words)
+    assert outcome["dropped"] == {"stored picture cannot be read": 1}
+    assert outcome["pictures"] == ALL - 1
 
 
 def test_no_run_is_named(tmp_path: Path) -> None:
