@@ -63,9 +63,10 @@ def examples(run: str, folder: Path, person: str | None = None) -> Iterator[Exam
         if row.get(SCORE) is None:
             continue
         with Image.open(folder / "train" / row["file_name"]) as image:
-            sides = (image.width, image.height) * 2
-            box = tuple(round(at * side) for at, side in zip(_MOUTH, sides, strict=True))
-            mouth = image.convert("L").crop(box).resize(_SIZE, Image.Resampling.BOX)
+            left, top, right, bottom = _MOUTH
+            width, height = image.size
+            box = (left * width, top * height, right * width, bottom * height)
+            mouth = image.convert("L").resize(_SIZE, Image.Resampling.BOX, box)
         who = export_choice.person(row["image_id"], person)
         pixels = np.asarray(mouth, np.float64).ravel() / 255
         yield Example(who, row["kind"] == "edit", pixels, row[SCORE])

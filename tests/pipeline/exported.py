@@ -89,7 +89,7 @@ def record(image_id: str, number: int) -> Record:
         quad=QUAD,
         source_size=(source.shape[1], source.shape[0]),
         latent=code,
-        inverted=aligned,
+        inverted=255 - aligned,
         refined=aligned,
         edits=tuple(edits),
         metrics=tuple(found),
