@@ -16,6 +16,7 @@ _ELSEWHERE = {
     "bench": ("dhr_batch.pipeline.cli_bench", "Compare methods on datasets: runs and a table."),
     "plan": ("dhr_batch.pipeline.cli_runs", "Print what `run` would do."),
     "status": ("dhr_batch.pipeline.cli_runs", "Show how far a run is."),
+    "export": ("dhr_batch.pipeline.cli_export", "Make a labelled dataset of a run's pictures."),
     "render": ("dhr_batch.pipeline.cli_runs", "Render images of a run again, or edit them."),
     "verify": ("dhr_batch.pipeline.cli_runs", "Check the files and rows of a run."),
     "quarantine": ("dhr_batch.pipeline.cli_runs", "List failed images, try them again."),

@@ -97,11 +97,9 @@ def warp_source(image: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.
     Returns the image and the quad in its pixels.
     """
     quad = np.asarray(quad, np.float64)
-    side = quad_side(quad)
-    shrink = int(side / size * 0.5)
+    side, shrink = quad_side(quad), _shrink(quad, size)
     if shrink > 1:
-        width, height = (max(1, round(s / shrink)) for s in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        image = image.resize(_shrunk(image.size, shrink), Image.Resampling.LANCZOS)
         quad, side = quad / shrink, side / shrink
 
     border = max(round(side * 0.1), 3)
@@ -121,6 +119,40 @@ def warp_source(image: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.
     least = round(side * 0.3)
     before, after = np.maximum(before, least), np.maximum(after, least)
     return Image.fromarray(_pad(np.array(image), before, after, side * 0.02)), quad + before
+
+
+def _shrink(quad: np.ndarray, size: int) -> int:
+    return max(1, int(quad_side(quad) / size * 0.5))
+
+
+def _shrunk(size: tuple[int, int], shrink: int) -> tuple[int, int]:
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
+
+
+def crop_of_photograph(quad: np.ndarray, photograph: tuple[int, int], size: int) -> np.ndarray:
+    """Where a photograph's pixels lie in the crop: the inverse of `crop`, without its filling.
+
+    photograph: width and height. size: of the crop. Returns float64 [3, 3]; it maps (x, y, 1), the
+    index of a pixel of the photograph, to an index in the crop.
+    """
+    quad = np.asarray(quad, np.float64)
+    if np.array_equal(quad, full_quad(*photograph)):
+        # Aligned photographs are resized, and a resize counts from the corners of pixels.
+        scale = size / np.array(photograph)
+        return np.array(
+            [[scale[0], 0, 0.5 * (scale[0] - 1)], [0, scale[1], 0.5 * (scale[1] - 1)], [0, 0, 1]]
+        )
+    right, down = quad[3] - quad[0], quad[1] - quad[0]
+    axes = size * np.stack([right / (right @ right), down / (down @ down)])
+    to_crop = np.eye(3)
+    to_crop[:2, :2], to_crop[:2, 2] = axes, -axes @ quad[0] - 0.5
+    shrink = _shrink(quad, size)
+    if shrink == 1:
+        return to_crop
+    # A shrunk photograph counts pixels of its own, while the quad is only divided.
+    scale = shrink * np.array(_shrunk(photograph, shrink)) / np.array(photograph)
+    shift = 0.5 * (scale - shrink)
+    return to_crop @ np.array([[scale[0], 0, shift[0]], [0, scale[1], shift[1]], [0, 0, 1]])
 
 
 def _pad(pixels: np.ndarray, before: np.ndarray, after: np.ndarray, sigma: float) -> np.ndarray:

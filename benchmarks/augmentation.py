@@ -1,0 +1,135 @@
+"""A small classifier of smiles, trained with and without the edited pictures of a run.
+
+python -m dhr_batch.benchmarks.augmentation RUN... [--person REGEX] [--json FILE]
+
+An illustration of `dhr-batch export`, not a measurement: its photographs are few, and the labels
+are landmark scores (`score_smile` above the median photograph's), not a person's judgement. Each
+photograph is classified by a logistic regression of the mouth's pixels that saw neither it nor
+edits of it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from dhr_batch.pipeline import export, export_choice
+from dhr_batch.pipeline.export_rows import Filters
+from dhr_batch.pipeline.storage import Refused
+
+SCORE = "score_smile"
+# Left, top, right and bottom of the mouth in an FFHQ crop, and its size for the classifier.
+_MOUTH, _SIZE = (0.32, 0.6, 0.68, 0.84), (24, 16)
+_LEAST = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """who: the photograph, or person, it shows. pixels: float [N]. score: of its smile."""
+
+    who: str
+    edited: bool
+    pixels: np.ndarray
+    score: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """trained_on: examples, in the mean over the classifiers. correct: of the photographs.
+
+    auc: area under the ROC curve of the photographs, which the threshold does not change.
+    """
+
+    name: str
+    trained_on: float
+    correct: int
+    photographs: int
+    auc: float
+
+
+def examples(run: str, folder: Path, person: str | None = None) -> Iterator[Example]:
+    """Edits and photographs of a run with a smile score, exported to `folder`."""
+    options = export.Options("imagefolder", include=("source",), filters=Filters(), person=person)
+    export.write(run, folder, options)
+    for line in (folder / "train" / "metadata.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row.get(SCORE) is None:
+            continue
+        with Image.open(folder / "train" / row["file_name"]) as image:
+            left, top, right, bottom = _MOUTH
+            width, height = image.size
+            box = (left * width, top * height, right * width, bottom * height)
+            mouth = image.convert("L").resize(_SIZE, Image.Resampling.BOX, box)
+        who = export_choice.person(row["image_id"], person)
+        pixels = np.asarray(mouth, np.float64).ravel() / 255
+        yield Example(who, row["kind"] == "edit", pixels, row[SCORE])
+
+
+def compare(found: Sequence[Example]) -> list[Result]:
+    """The classifier without and with edits. Raises Refused for too few photographs."""
+    photographs = [e for e in found if not e.edited]
+    if len({e.who for e in photographs}) < _LEAST:
+        raise Refused(f"{len(photographs)} photographs with a smile score: {_LEAST} are needed")
+    threshold = float(np.median([e.score for e in photographs]))
+    sets = {"photographs": photographs, "photographs and edits": found}
+    return [_leave_one_out(name, photographs, seen, threshold) for name, seen in sets.items()]
+
+
+def _leave_one_out(
+    name: str, photographs: Sequence[Example], found: Sequence[Example], threshold: float
+) -> Result:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    truth, sure, sizes = [], [], []
+    for held_out in photographs:
+        seen = training(found, held_out)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        model.fit([e.pixels for e in seen], [e.score > threshold for e in seen])
+        truth.append(held_out.score > threshold)
+        sure.append(float(model.decision_function([held_out.pixels])[0]))
+        sizes.append(len(seen))
+    correct = sum((s > 0) == t for s, t in zip(sure, truth, strict=True))
+    auc = float(roc_auc_score(truth, sure))
+    return Result(name, float(np.mean(sizes)), correct, len(photographs), auc)
+
+
+def training(found: Sequence[Example], held_out: Example) -> list[Example]:
+    """Everything that does not show whom the held-out photograph shows."""
+    return [e for e in found if e.who != held_out.who]
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--person", metavar="REGEX", help="As of `dhr-batch export`.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def main(runs: tuple[str, ...], person: str | None, json_file: Path | None) -> None:
+    """Train a small classifier of smiles with and without edits, and print both."""
+    found: list[Example] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for number, run in enumerate(runs):
+                found += examples(run, Path(folder, str(number)), person)
+        rows = compare(found)
+    except (Refused, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    click.echo("An illustration: few photographs, labels from landmarks.")
+    click.echo("| trained on | examples | correct | AUC |\n|---|---|---|---|")
+    for row in rows:
+        share = f"{row.correct} of {row.photographs}"
+        click.echo(f"| {row.name} | {row.trained_on:.0f} | {share} | {row.auc:.2f} |")
+    if json_file:
+        json_file.write_text(json.dumps({"rows": [vars(row) for row in rows]}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

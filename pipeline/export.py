@@ -1,0 +1,294 @@
+"""Pictures of a run as a labelled dataset that trainers read."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dhr_batch.pipeline import export_card, export_choice, export_marks, export_rows, results
+from dhr_batch.pipeline.export_files import FORMATS, Sample, Writer
+from dhr_batch.pipeline.export_marks import Encoding
+from dhr_batch.pipeline.export_rows import Filters, Gathered, Picture
+from dhr_batch.pipeline.photographs import Lost, Photographs
+from dhr_batch.pipeline.results import Run
+from dhr_batch.pipeline.storage import Refused, full_disk
+from dhr_batch.stages.paste_back import paste_back
+
+_COLUMNS = ["image_id", "kind", "edit_name", "edit_strength", "image", "quad"]
+# Rows of the table `images` that are in memory at a time.
+_ROWS = 32
+
+Splits = dict[Picture, str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is exported, and how.
+
+    format: a key of `export_files.FORMATS`. include: kinds besides `edit`. balance: as
+    `export_choice.parse_balance` reads it. validation: its share of the photographs. person: a
+    regular expression for the part of an id that names the person. dataset: where the photographs
+    are now, for paste_back. fresh: an earlier export of this run may be replaced.
+    """
+
+    format: str
+    include: tuple[str, ...] = ()
+    filters: Filters = field(default_factory=Filters)
+    balance: str | None = None
+    validation: float = 0.0
+    person: str | None = None
+    seed: int = 0
+    paste_back: bool = False
+    dataset: str | None = None
+    encoding: Encoding = "png"
+    fresh: bool = False
+
+
+@dataclass
+class Outcome:
+    """What was exported. counts: split -> label -> pictures. dropped: reason -> pictures.
+
+    images: of the run, with rows; used: of which there is a picture; planned: in the run's plan.
+    """
+
+    out: str
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    images: int = 0
+    used: int = 0
+    planned: int = 0
+
+    @property
+    def pictures(self) -> int:
+        return sum(counts.total() for counts in self.counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "out": self.out,
+            "pictures": self.pictures,
+            "images": {"planned": self.planned, "with_rows": self.images, "used": self.used},
+            "counts": {split: dict(counts) for split, counts in self.counts.items()},
+            "dropped": dict(self.dropped.most_common()),
+        }
+
+
+def write(
+    run_place: str | Path,
+    out: Path,
+    options: Options,
+    tick: Callable[[int, int], object] = lambda done, of: None,
+) -> Outcome:
+    """Export pictures of a run to the folder `out`, which appears complete or not at all.
+
+    tick: told how many of how many pictures are done.
+    Raises Refused for what cannot be exported as asked, NoRun, and StorageError.
+    """
+    if options.paste_back and "refined" in options.include:
+        raise Refused("--paste-back puts edits back: leave refined out of --include")
+    if options.paste_back and options.format == "stylegan-zip":
+        raise Refused("--paste-back makes photographs of many sizes, StyleGAN reads squares of one")
+    run = results.open(run_place)
+    options = _fitting(options, run)
+    _check_target(out, run, options.fresh)
+    photographs = Photographs(run, options.dataset) if options.paste_back else None
+    gathered = export_rows.gather(run, ("edit", *options.include), options.filters)
+    if photographs:
+        _drop_lost(gathered, photographs)
+    splits = _choose(gathered, options)
+    if not splits:
+        why = ", ".join(f"{count} {reason}" for reason, count in gathered.dropped.most_common())
+        raise Refused(f"nothing is left to export: {why or 'the run has no edited pictures'}")
+    planned = sum(map(len, run.plan["shards"]))
+    outcome = Outcome(str(out), dropped=gathered.dropped, images=gathered.images, planned=planned)
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with full_disk(out.parent):
+        try:
+            partial.mkdir(parents=True)
+            _fill(partial, run, gathered, splits, photographs, options, outcome, tick)
+            _replace(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return outcome
+
+
+def _fitting(options: Options, run: Run) -> Options:
+    """Without landmarks, nothing is known about faces, and no picture is dropped for it."""
+    if run.plan["config"]["measure"].get("landmarks", "none") != "none":
+        return options
+    return replace(options, filters=replace(options.filters, faces=False))
+
+
+def _check_target(out: Path, run: Run, fresh: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if export_card.run_of(out) != export_card.identity(run.plan):
+        raise Refused(
+            f"{out} holds something else than an export of this run: choose another --out"
+        )
+    if not fresh:
+        raise Refused(f"{out} holds an export of this run: replace it with --fresh")
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Between the two moves a kill leaves the earlier export under its temporary name."""
+    old = out.parent / f".{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _drop_lost(gathered: Gathered, photographs: Photographs) -> None:
+    kept = set()
+    for picture in gathered.pictures():
+        try:
+            photographs.item(picture.source)
+        except Lost as error:
+            gathered.dropped[str(error)] += 1
+        else:
+            kept.add(picture)
+    gathered.keep(kept)
+
+
+def _choose(gathered: Gathered, options: Options) -> Splits:
+    """The chosen pictures with their split; what balancing leaves out is counted."""
+    splits = {}
+    for picture in gathered.pictures():
+        who = export_choice.person(picture.source, options.person)
+        splits[picture] = export_choice.side(who, options.validation, options.seed)
+    if options.balance and splits:
+        by = export_choice.parse_balance(options.balance)
+        chosen, unknown = export_choice.balance(splits, by, options.seed)
+        gathered.dropped[f"{by[0]} not measured"] += unknown
+        gathered.dropped[f"balancing {options.balance}"] += len(splits) - unknown - len(chosen)
+        gathered.dropped = +gathered.dropped
+        gathered.keep(chosen)
+        splits = {picture: split for picture, split in splits.items() if picture in chosen}
+    return splits
+
+
+def _fill(
+    folder: Path,
+    run: Run,
+    gathered: Gathered,
+    splits: Splits,
+    photographs: Photographs | None,
+    options: Options,
+    outcome: Outcome,
+    tick: Callable[[int, int], object],
+) -> None:
+    scores = sorted({name for picture in splits for name in picture.scores})
+    classes = export_choice.classes(splits)
+    names = [*next(iter(splits)).labels(), *scores]
+    format_ = FORMATS[options.format]
+    writers: dict[str, Writer] = {}
+    extension = export_marks.EXTENSIONS[options.encoding]
+    used, done = set(), 0
+    for key, pictures in gathered.parts.items():
+        for picture, data in _encoded(run, key, pictures, photographs, options.encoding):
+            done += 1
+            tick(done, len(splits))
+            if isinstance(data, str):
+                outcome.dropped[data] += 1
+                continue
+            split, label = splits[picture], picture.label
+            labels = picture.labels() | {name: picture.scores.get(name) for name in scores}
+            if split not in writers:
+                writers[split] = format_(folder, split, classes, names)
+            writers[split].add(Sample(picture.key, extension, data, label, labels))
+            outcome.counts.setdefault(split, Counter())[label] += 1
+            used.add(picture.image_id)
+    for writer in writers.values():
+        writer.close()
+    outcome.used = len(used)
+    if not outcome.counts:
+        raise Refused(f"no picture could be exported: {dict(outcome.dropped)}")
+    card = export_card.text(run, options, outcome, classes, names, format_.data_files)
+    (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def _encoded(
+    run: Run,
+    key: str,
+    pictures: list[Picture],
+    photographs: Photographs | None,
+    encoding: Encoding,
+) -> Iterator[tuple[Picture, bytes | str]]:
+    """Each picture as a file, or the reason why there is none."""
+    wanted = {(p.image_id, export_rows.KINDS[p.kind], p.edit, p.strength): p for p in pictures}
+    if not wanted:
+        return
+    refined: dict[str, Any] | None = None
+    for row in _stream(run, key):
+        if row["kind"] == "refined":
+            refined = row
+        name = (row["image_id"], row["kind"], row["edit_name"] or "", row["edit_strength"] or 0.0)
+        picture = wanted.get(name)
+        if picture is None:
+            continue
+        data = row["image"]["bytes"]
+        if photographs:
+            before = refined if refined and refined["image_id"] == picture.image_id else None
+            yield picture, _pasted(picture, row, before, photographs, encoding)
+        elif encoding == "png":
+            yield picture, export_marks.as_stored(data, picture)
+        else:
+            yield picture, _encode_stored(picture, data, encoding)
+
+
+def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes | str:
+    try:
+        return export_marks.encode(_pixels(data), encoding, picture)
+    except Lost as error:
+        return str(error)
+
+
+def _stream(run: Run, key: str) -> Iterator[dict[str, Any]]:
+    with run.storage.files.open_input_file(key) as stream:
+        columns = [*_COLUMNS, "source_width", "source_height"]
+        for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _pasted(
+    picture: Picture,
+    row: dict[str, Any],
+    refined: dict[str, Any] | None,
+    photographs: Photographs,
+    encoding: Encoding,
+) -> bytes | str:
+    if row["quad"] is None:
+        return "place in the photograph not stored"
+    if refined is None and picture.kind == "edit":
+        return "no refined picture to compare with"
+    size = (row["source_width"], row["source_height"])
+    try:
+        photograph = photographs.read(picture.source, size)
+        if refined is not None and picture.kind == "edit":
+            quad = np.array(row["quad"]).reshape(4, 2)
+            before, after = _pixels(refined["image"]["bytes"]), _pixels(row["image"]["bytes"])
+            photograph = paste_back(photograph, quad, before, after)
+    except Lost as error:
+        return str(error)
+    return export_marks.encode(photograph, encoding, picture)
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    """Raises Lost for a damaged picture, which costs itself alone."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Lost("stored picture cannot be read") from error

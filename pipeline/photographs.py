@@ -1,0 +1,72 @@
+"""The photographs of a run, read again from its dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dhr_batch.pipeline import datasets, sources
+from dhr_batch.pipeline.datasets import DatasetError
+from dhr_batch.pipeline.results import Run
+from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.storage import Refused
+from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.decode import decode
+
+
+class Lost(Exception):
+    """One photograph cannot be had; the message is a class of reasons, not a sentence."""
+
+
+class Photographs:
+    """Photographs by image id, decoded as the run decoded them; the last one is kept.
+
+    place: name, folder or URL of the dataset, if it is not where the run had it. Raises Refused
+    where there is none.
+    """
+
+    def __init__(self, run: Run, place: str | None = None) -> None:
+        config = run.plan["config"]
+        self._megapixels = float(config["align"].get("max_megapixels", 64))
+        place = place or config["dataset"]
+        try:
+            items = datasets.list_images(datasets.find(place))
+        except DatasetError as error:
+            raise Refused(
+                f"the photographs of {run.storage.place} are not at {place!r}: {error}. Say where "
+                "they are with --dataset"
+            ) from error
+        self._items = {item.image_id: item for item in items}
+        self._marks = _marks(run.plan)
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def item(self, image_id: str) -> Item:
+        """Where it is. Raises Lost for one that is missing or has changed since the run."""
+        item = self._items.get(image_id)
+        if item is None:
+            raise Lost("photograph missing")
+        before = self._marks.get(image_id)
+        # A copy in a store has an etag where the original has none.
+        if type(before) is type(item.mark) and before != item.mark:
+            raise Lost("photograph changed since the run")
+        return item
+
+    def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
+        """Its upright pixels, uint8 [H, W, 3]. size: width and height it had. Raises Lost."""
+        if self._last and self._last[0] == image_id:
+            return self._last[1]
+        try:
+            pixels, _ = decode(sources.read(self.item(image_id)), self._megapixels)
+        except (sources.Unreadable, ImageError) as error:
+            raise Lost("photograph cannot be read") from error
+        if pixels.shape[1::-1] != size:
+            raise Lost("photograph changed since the run")
+        self._last = (image_id, pixels)
+        return pixels
+
+
+def _marks(plan: dict[str, Any]) -> dict[str, Any]:
+    """Image id -> what a changed file would change; empty for plans that do not say."""
+    pairs = zip(plan["shards"], plan.get("contents", ()), strict=False)
+    return {i: mark for ids, marks in pairs for i, mark in zip(ids, marks, strict=True)}
