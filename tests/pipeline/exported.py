@@ -56,7 +56,7 @@ def metrics(stage: str, draw: np.random.Generator) -> Iterator[Metric]:
 
 
 def scores(stage: str, draw: np.random.Generator) -> Iterator[Metric]:
-    for name in ("smile", "yaw"):
+    for name in ("smile", "yaw", "yaw_degrees"):
         yield Metric(stage, f"score_{name}", float(draw.uniform(-0.5, 1)), "dlib")
 
 

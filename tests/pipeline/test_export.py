@@ -91,7 +91,7 @@ def test_labels_are_those_of_the_tables(run: Path, tmp_path: Path) -> None:
         assert row["score_smile"] == now["score_smile"]
         if row["kind"] == "edit":
             before = wide.loc[(row["image_id"], "refined")]
-            name = f"score_{row['edit']}"
+            name = {"smile": "score_smile", "yaw": "score_yaw_degrees"}[row["edit"]]
             assert row["effect"] == pytest.approx(now[name] - before[name])
             assert row["label"] == f"{row['edit']}{row['strength']:+g}".replace(".", "_")
             nan = row["image_id"] == IDS[0] and row["label"] == "smile+1"
