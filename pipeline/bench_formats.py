@@ -16,9 +16,10 @@ from pydantic import TypeAdapter
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import EXCLUDED
 from dhr_batch.pipeline.bench_table import COST, FURTHER, Board, Column
-from dhr_batch.pipeline.bootstrap import LEVEL, Estimate
+from dhr_batch.pipeline.bootstrap import LEVEL
 from dhr_batch.pipeline.model_spec import Strict
-from dhr_batch.pipeline.report_tables import number, title
+from dhr_batch.pipeline.report_page import shown
+from dhr_batch.pipeline.report_tables import title
 
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
@@ -98,19 +99,9 @@ def rows_of(board: Board, columns: Sequence[Column]) -> dict[str, list[tuple[str
     for column in columns:
         marked = board.marks(column)
         for method, cells in rows.items():
-            text = interval(board.cells[method].get(column.key))
+            text = shown(board.cells[method].get(column.key)).text
             cells.append((text, marked.get(method, "")))
     return rows
-
-
-def interval(estimate: Estimate | None) -> str:
-    """`33.68 [32.10, 35.20]`; without brackets where there is no interval, – for nothing."""
-    if estimate is None or math.isnan(estimate.value):
-        return number(None)
-    text = number(estimate.value)
-    if math.isnan(estimate.low):
-        return text
-    return f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
@@ -135,9 +126,9 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
         lines += ["### Models", ""]
         lines += _md_table(["model", "sha256 begins"], models(board).items())
     lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
-    for found in published():
-        lines += [f"### {found.source}", "", f"{found.protocol} {found.differs}".strip(), ""]
-        lines += _md_table([heading(c) for c in found.columns], texts(found))
+    for known in published():
+        lines += [f"### {known.source}", "", f"{known.protocol} {known.differs}".strip(), ""]
+        lines += _md_table([heading(c) for c in known.columns], texts(known))
     return "\n".join(lines)
 
 
@@ -192,7 +183,7 @@ def _md_differences(board: Board) -> list[str]:
     columns = board.compared_columns
     lines = ["### Paired differences", "", "Per image, the method minus the one it is held to.", ""]
     rows = (
-        [f"{m} − {board.against[m]}", *(interval(own.get(c.key)) for c in columns)]
+        [f"{m} − {board.against[m]}", *(shown(own.get(c.key)).text for c in columns)]
         for m, own in board.differences.items()
     )
     return lines + _md_table(["difference", *(_md(long_title(c)) for c in columns)], rows)

@@ -98,4 +98,4 @@ def test_all_run_one_after_the_other(place: Path, bucket: str) -> None:
             assert "Traceback" not in output
             ran += 1
     print(f"\n{ran} commands")
-    assert ran == len([c for c in commands() if not c.startswith(ONLY_HELP)]) > 10
+    assert ran == sum(not command.startswith(ONLY_HELP) for command in commands()) > 10

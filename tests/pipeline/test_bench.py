@@ -22,6 +22,7 @@ from dhr_batch.pipeline.bench_matrix import Matrix, matrix
 from dhr_batch.pipeline.bench_table import Board, board, marks
 from dhr_batch.pipeline.bench_write import write
 from dhr_batch.pipeline.config import ConfigError
+from dhr_batch.pipeline.report_tables import number
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.chromium import Chromium
@@ -300,7 +301,7 @@ def test_markdown_marks_the_best(finished, figures):
     column = rows["method"].index("PSNR [dB]")
     values = {m: own["psnr"].value for m, own in figures.cells.items()}
     best = max(values, key=values.__getitem__)
-    assert rows[best][column].startswith(f"**{bench_formats.number(values[best])}** [")
+    assert rows[best][column].startswith(f"**{number(values[best])}** [")
     for heading in (
         "Edit darkness at equal effect",
         "Cost",
