@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import codec, crash, devices, models, sources
+from dhr_batch.pipeline import codec, crash, devices, ground_truth, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -245,7 +245,7 @@ def read(item: Item, split: str) -> Record:
     """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
-        return replace(record, data=sources.read(item))
+        return replace(record, data=sources.read(item), truth=ground_truth.read(item))
     except sources.Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
         return record.failed("read", "unreadable", message)
