@@ -98,7 +98,7 @@ def optimise(
     decay: share of the steps, the last, over which the rate falls to 0. keep: share of the picture
     that counts, where it is fitted best at the moment (least trimmed squares, Rousseeuw 1984), so
     that what the generator cannot render does not draw the code away; the first quarter of the
-    steps counts all of it, the face alone is never trimmed.
+    steps counts all of it. The face alone is trimmed by itself.
     Every term is a sum of per-image terms, so an image's code does not depend on its batch mates.
     Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
     that do, so that the code also renders on a larger cut of the same network.
@@ -115,11 +115,11 @@ def optimise(
             group["lr"] = rate * ramp(step, steps, 0.05, decay)
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
         small = downsample(render, perceptual_size)
-        maps = perceptual.maps(small, target_features)
-        kept = _best(maps, keep if step >= steps / 4 else 1.0)
-        loss = perceptual_distance(maps, kept).sum()
+        share = keep if step >= steps / 4 else 1.0
+        distance, kept = _distance(perceptual, small, target_features, share)
+        loss = distance.sum()
         if face_features is not None:
-            face = perceptual.distance(face_region(render), face_features)
+            face, _ = _distance(perceptual, face_region(render), face_features, share)
             loss = loss + face_weight * face.sum()
         squares = (render - target).square()
         if kept is not None:
@@ -133,15 +133,24 @@ def optimise(
     return _codes(generator, rows).detach()
 
 
-def _best(maps: Sequence[Tensor], keep: float) -> Tensor | None:
-    """Where the error maps [B, 1, h_l, w_l] add up to least, as 0 and 1 [B, 1, h_1, w_1]."""
+def _distance(
+    perceptual: Perceptual, x: Tensor, features: Sequence[Tensor], keep: float
+) -> tuple[Tensor, Tensor | None]:
+    """Perceptual distance [B] of x [B, 3, R, R] in its `keep` best fitted share, and that share."""
     if keep == 1:
-        return None
+        return perceptual.distance(x, features), None
+    maps = perceptual.maps(x, features)
+    kept = _best(maps, keep)
+    return perceptual_distance(maps, kept), kept
+
+
+def _best(maps: Sequence[Tensor], keep: float) -> Tensor:
+    """Where the error maps [B, 1, h_l, w_l] add up to least, as 0 and 1 [B, 1, h_1, w_1]."""
     size = maps[0].shape[2:]
-    total = sum(F.interpolate(m.detach(), size, mode="bilinear") for m in maps)
-    assert isinstance(total, Tensor)
+    grown = [F.interpolate(m.detach(), size, mode="bilinear") for m in maps]
+    total = torch.stack(grown).sum(0)
     most = torch.quantile(total.flatten(1), keep, dim=1)
-    return (total <= most[:, None, None, None]).float()
+    return (total <= most[:, None, None, None]).to(total)
 
 
 def _codes(generator: Generator, rows: Tensor) -> Tensor:

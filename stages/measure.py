@@ -25,7 +25,7 @@ from dhr_batch.stages.metrics import (
 )
 from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
-from dhr_batch.stages.truth import PREFIX, latent_values, mask_values, resized, to_compare
+from dhr_batch.stages.truth import PREFIX, latent_values, mask_values, resized, to_compare, unhidden
 
 if TYPE_CHECKING:
     from dhr_batch.stages.networks.dlib_face import Landmarks68
@@ -164,7 +164,7 @@ class Standard(Stage):
         values = mask_values(shrink_mask(some(record.mask), len(truth.face)), truth)
         generator = self.context.network("generator", self.context.generator)
         values |= latent_values(some(record.latent), truth, generator)
-        renders = {s: shrink(some(getattr(record, s)), len(truth.clean)) for s in RECONSTRUCTIONS}
+        renders = {s: unhidden(some(getattr(record, s)), truth) for s in RECONSTRUCTIONS}
         rows = self._rows_at(truth.clean, renders, to_compare(truth), False)
         kept = ("psnr", *(net.name for net in self.perceptual))
         rows = [row for row in rows if row.metric in kept]

@@ -29,6 +29,15 @@ def uncovered(truth: Truth) -> np.ndarray:
     return truth.face & ~truth.occluder
 
 
+def unhidden(image: np.ndarray, truth: Truth) -> np.ndarray:
+    """A render at the truth's size with the clean picture where the occluder is.
+
+    Perceptual networks look beyond a pixel: what a render has under the occluder would count as an
+    error of the face beside it.
+    """
+    return np.where(truth.occluder[..., None], truth.clean, shrink(image, len(truth.clean)))
+
+
 def to_compare(truth: Truth) -> dict[str, Part]:
     """What `measure` compares a reconstruction in: `uncovered`, or nothing if that is too small."""
     part = uncovered(truth)

@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def adapted(command: str, home: Path, bucket: str) -> list[str]:
-    """The words as a shell passes them on, for a machine without GPUs, named datasets and buckets."""
+    """The words as a shell passes them on, without GPUs, named datasets and buckets."""
     words = shlex.split(command.replace("~", str(home)).replace("s3://bucket", bucket))
     named = ("celebahq", "synthetic")
     words = [str(home / "photos") if word in named else word for word in words]

@@ -134,3 +134,26 @@ def test_the_rate_falls_over_the_share_of_the_steps_that_is_set(context, monkeyp
     stage.setup(context)
     stage.embed(targets(context, 1))
     assert shares == [0.25, 0.25]
+
+
+def test_the_best_fitted_share_is_where_the_errors_add_up_to_least():
+    fine = torch.arange(16.0).reshape(1, 1, 4, 4)
+    coarse = torch.zeros(1, 1, 2, 2)
+    kept = embed._best([fine, coarse], 0.5)
+    assert torch.equal(kept, (fine < 8).float())
+    upside_down = embed._best([fine, coarse + torch.tensor([100.0, 0.0])[:, None]], 0.5)
+    assert upside_down[..., 2:, :].all()
+
+
+def test_what_the_generator_cannot_render_does_not_draw_a_trimmed_code_away(context):
+    """A quarter of the picture is hidden; the code that ignores it renders the rest better."""
+    images = targets(context, 2)
+    hidden = images.clone()
+    hidden[:, :, :16, :16] = torch.tensor([1.0, -1.0]).repeat(8)
+    errors = []
+    for keep in (1.0, 0.7):
+        stage = OptimiseW(OptimiseW.Options(steps=60, perceptual="tiny", face_weight=0, keep=keep))
+        stage.setup(context)
+        render = context.network("generator", "tiny").synthesize(stage.embed(hidden))
+        errors.append((render - images)[:, :, 16:].square().mean((1, 2, 3)))
+    assert (errors[1] < 0.8 * errors[0]).all()
