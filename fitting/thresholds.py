@@ -5,10 +5,10 @@
 The published thresholds belong to VGG16-LPIPS at 1024 px and a 40-step W inversion; another
 perceptual network, resolution or inversion has another scale of error. The rule used here: invert
 clean portraits, and per group of classes take the threshold that leaves the share ``--keep`` of
-their pixels in-domain. How much it finds is printed beside it: textured shapes are pasted over
-faces and hair, half of them in the colour of the face (as a hand would be), and the occluded
-picture is measured against the render of the clean one. An embedding of the occluded picture
-imitates some of the shape, so that figure is optimistic.
+their pixels in-domain. How much it finds is printed beside it: occluders (`stages.occluders`) are
+put over faces and hair, and the occluded picture is measured against the render of the clean one.
+An embedding of the occluded picture imitates some of the occluder, so that figure is optimistic;
+``dhr_batch.benchmarks.synthetic_masks`` embeds the occluded pictures.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-import cv2
 import numpy as np
-import skimage.data
 
 GROUPS = ("face", "parts", "other")
-TEXTURES = ("coffee", "chelsea", "brick", "gravel", "immunohistochemistry")
+# Of face and hair, under an occluder.
+SHARES = (0.05, 0.4)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -47,46 +46,6 @@ class Row:
     occluded_out: float
     clean_pixels: int
     occluded_pixels: int
-
-
-def occluder(rng: np.random.Generator, image: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Mask of a random rotated ellipse or rectangle around one of the pixels where `at` is true.
-
-    Its sides are 20 to 45 % of the picture's. image: uint8 [H, W, 3]. Returns bool [H, W].
-    """
-    rows, columns = np.nonzero(at)
-    pick = int(rng.integers(len(rows)))
-    size = (rng.uniform(0.2, 0.45, 2) * image.shape[0]).tolist()
-    box = (
-        (float(columns[pick]), float(rows[pick])),
-        (size[0], size[1]),
-        float(rng.uniform(0, 180)),
-    )
-    mask = np.zeros(image.shape[:2], np.uint8)
-    if rng.random() < 0.5:
-        cv2.ellipse(mask, box, 1, -1)
-    else:
-        cv2.fillPoly(mask, [np.round(cv2.boxPoints(box)).astype(np.int32)], 1)
-    return mask.astype(bool)
-
-
-def paste(
-    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, own_colour: bool
-) -> np.ndarray:
-    """The picture with a texture under `mask`; in the colour beneath it unless `own_colour`."""
-    texture = np.asarray(getattr(skimage.data, str(rng.choice(TEXTURES)))())
-    if texture.ndim == 2:
-        texture = texture[..., None].repeat(3, 2)
-    side = int(rng.uniform(0.5, 1.0) * min(texture.shape[:2]))
-    top = int(rng.integers(texture.shape[0] - side + 1))
-    left = int(rng.integers(texture.shape[1] - side + 1))
-    patch = cv2.resize(texture[top : top + side, left : left + side, :3], image.shape[1::-1])
-    values = patch[mask].astype(np.float64)
-    if not own_colour:
-        values += image[mask].mean(0) - values.mean(0)
-    out = image.copy()
-    out[mask] = np.clip(np.round(values), 0, 255).astype(np.uint8)
-    return out
 
 
 def class_groups() -> np.ndarray:
@@ -143,6 +102,7 @@ def measure(
     portraits and their inversions. Portraits in which the parser finds no face are left out.
     """
     from dhr_batch.stages import segment
+    from dhr_batch.stages.occluders import KINDS, occlude
     from dhr_batch.stages.tensors import images_to_tensor
 
     table = class_groups()
@@ -169,9 +129,8 @@ def measure(
         rng = np.random.Generator(np.random.PCG64([0, number]))
         pasted = []
         for k in range(occluders):
-            mask = occluder(rng, image, classes >= 0)
-            changed = paste(rng, image, mask, own_colour=k % 2 == 0)
-            pasted.append(sample(changed, render, classes, mask))
+            made = occlude(rng, image, classes >= 0, rng.uniform(*SHARES), KINDS[k % len(KINDS)])
+            pasted.append(sample(made.image, render, classes, made.mask))
         yield sample(image, render, classes, everywhere), pasted
 
 
@@ -196,7 +155,7 @@ def _records(folders: Sequence[Path]):
 @click.option("--steps", type=int, help="Its steps; its own default if not given.")
 @click.option("--parser", default="landmarks", show_default=True)
 @click.option("--segments", default=200, show_default=True)
-@click.option("--occluders", default=6, show_default=True, help="Shapes per portrait.")
+@click.option("--occluders", default=8, show_default=True, help="Occluders per portrait.")
 @click.option("--keep", default=0.9, show_default=True, help="Share of clean pixels in-domain.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the table.")
 def main(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -52,12 +55,33 @@ def _index(
 
 def read(location: str, leaf: str, row: int) -> bytes:
     """The encoded image of a row. Raises Unreadable for a damaged or empty row, StorageError."""
+    # One thread decodes the row group, the others find it decoded.
+    with _lock, _blamed(location, row):
+        group, first = _group_of(_kept(location), row)
+        value = _values(location, leaf, group)[row - first].as_py()
+    if value is None:
+        raise Unreadable(f"{location}: row {row} holds no image")
+    return value
+
+
+def values(location: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Further columns of a row. Raises Unreadable for a damaged row, StorageError."""
+    with _lock, _blamed(location, row):
+        group, first = _group_of(_kept(location), row)
+        return _table(location, columns, group).slice(row - first, 1).to_pylist()[0]
+
+
+def marked(location: str, key: bytes) -> bool:
+    """Whether a file has this key in its metadata. Raises Unreadable, StorageError."""
+    with _lock, _blamed(location, 0):
+        return key in (_kept(location).schema_arrow.metadata or {})
+
+
+@contextmanager
+def _blamed(location: str, row: int) -> Iterator[None]:
+    """Whether an error is the fault of a row or of the place."""
     try:
-        # One thread decodes the row group, the others find it decoded.
-        with _lock:
-            parquet = _kept(location)
-            group, first = _group_of(parquet, row)
-            value = _values(location, leaf, group)[row - first].as_py()
+        yield
     except StorageError:
         raise
     except (pa.ArrowException, OSError, IndexError) as error:
@@ -65,9 +89,6 @@ def read(location: str, leaf: str, row: int) -> bytes:
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"{location}: {error.strerror or error}") from error
         raise Unreadable(f"{location}: row {row} cannot be read: {error}") from error
-    if value is None:
-        raise Unreadable(f"{location}: row {row} holds no image")
-    return value
 
 
 def _open(location: str) -> pq.ParquetFile:
@@ -94,6 +115,11 @@ def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
 def _values(location: str, leaf: str, group: int) -> pa.ChunkedArray:
     values = _kept(location).read_row_group(group, columns=[leaf]).column(0)
     return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+
+
+@lru_cache(maxsize=1)
+def _table(location: str, columns: tuple[str, ...], group: int) -> pa.Table:
+    return _kept(location).read_row_group(group, columns=list(columns))
 
 
 def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:

@@ -18,6 +18,7 @@ from dhr_batch.pipeline import (
     report_page,
     report_sections,
     report_tables,
+    report_truth,
 )
 from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, ReportError, RunData, load, rows
@@ -74,6 +75,7 @@ def markdown(data: RunData) -> str:
         limit = f"{MIN_IN_DOMAIN_FACE:.0%}"
         lines += [f"Not counted, less than {limit} of the face is in-domain: {names}.", ""]
     lines += [_md_table(report_tables.summary(data)), ""]
+    lines += report_truth.markdown(data.metrics)
     if data.distances:
         lines += ["## Distances between sets of pictures", "", report_tables.SETS, ""]
         lines += ["| stage | metric | value | n | model |", "|---|---|---|---|---|"]

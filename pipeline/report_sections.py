@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dhr_batch.pipeline import editing, report_plots, report_provenance, report_tables
+from dhr_batch.pipeline import editing, report_plots, report_provenance, report_tables, report_truth
 from dhr_batch.pipeline.progress import duration
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report_page import (
@@ -52,6 +52,7 @@ def page(data: RunData, gallery: Gallery) -> Page:
         warning += "only show that the pipeline works."
     sections = (
         _metrics(data),
+        report_truth.section(data),
         _images(gallery),
         _edits(data),
         _speed(data),
@@ -66,6 +67,7 @@ def page(data: RunData, gallery: Gallery) -> Page:
 def _metrics(data: RunData) -> Section | None:
     long = data.metrics[~data.metrics["image_id"].isin(data.excluded())]
     long = long[long["stage"].isin(report_tables.STAGES[1:])]
+    long = report_tables.of_truth(long, False)
     plots: list[Plot] = []
     more: list[Plot] = []
     for metric in sorted(long["metric"].unique(), key=report_tables.metric_key):

@@ -28,9 +28,11 @@ _MAX_INTERVALS = 60
 STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
-HIGHER_IS_BETTER = ("psnr", "ssim", "cosine")
-# What an edit changes on purpose.
-NEITHER_IS_BETTER = ("score_", "change_")
+HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
+# What an edit changes on purpose, and what an occluder hides.
+NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded")
+# Rows against the ground truth, which have a section of their own.
+TRUTH = "truth_"
 TITLES = {
     "psnr": "PSNR [dB]",
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
@@ -50,6 +52,13 @@ TITLES = {
     "kid": "KID",
     "frechet_st_alex": "Fréchet distance (ST-LPIPS AlexNet)",
     "change": "Change from the refined picture",
+    "truth_mask_iou": "Occluder found: IoU",
+    "truth_mask_precision": "Occluder found: precision",
+    "truth_mask_recall": "Occluder found: recall",
+    "truth_mask_false": "Uncovered face out-of-domain",
+    "truth_latent_w": "Error of the code, W",
+    "truth_latent_w_plus": "Error of the code, W+",
+    "truth_occluded": "Occluded share of the face",
 }
 
 
@@ -58,6 +67,8 @@ def title(metric: str) -> str:
     base, size, part = split(metric)
     if metric.startswith("score_"):
         return f"Score: {metric.removeprefix('score_').replace('_', ' ')}"
+    if metric.startswith(TRUTH) and metric not in TITLES:
+        return f"{title(metric.removeprefix(TRUTH))}, uncovered face"
     if base not in TITLES:
         return metric
     words = {"": "", "_in": ", in-domain", "_out": ", out-of-domain"}
@@ -135,7 +146,7 @@ def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
 
     Images with less than 40 % of their face in-domain are left out unless `everything`.
     """
-    long = data.metrics
+    long = of_truth(data.metrics, False)
     if not everything:
         long = long[~long["image_id"].isin(data.excluded())]
     table = (
@@ -151,6 +162,12 @@ def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
         )
     ]
     return table.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
+
+
+def of_truth(metrics: pd.DataFrame, wanted: bool = True) -> pd.DataFrame:
+    """The rows of a metrics table that are against the ground truth, or all others."""
+    names = [name for name in metrics["metric"].unique() if name.startswith(TRUTH)]
+    return metrics[metrics["metric"].isin(names) == wanted]
 
 
 def number(value: float | None) -> str:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from dhr_batch.pipeline import batches, code, codec, crash, devices, models, sources
+from dhr_batch.pipeline import batches, code, codec, crash, devices, ground_truth, models, sources
 from dhr_batch.pipeline.attempt import Attempt
 from dhr_batch.pipeline.commit import staging
 from dhr_batch.pipeline.config import Config
@@ -271,7 +271,7 @@ def read(item: Item, split: str, stored: Reader | None = None) -> Record:
     try:
         if stored is not None:
             return stored.record(item)
-        return replace(record, data=sources.read(item))
+        return replace(record, data=sources.read(item), truth=ground_truth.read(item))
     except sources.Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
         return record.failed("read", "unreadable", message)

@@ -68,10 +68,30 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """What is known of a synthetic picture. Pictures and masks are T px.
+
+    clean: the face without an occluder, uint8 [T, T, 3]. face: its region by its own parse, bool
+    [T, T]. occluder: bool [T, T]; in the twin of an occluded picture, where that has it. occluded:
+    false in such a twin. latent: W code of the clean face, float32 [512], the generator's
+    `map(z, truncation)`.
+    """
+
+    clean: np.ndarray
+    face: np.ndarray
+    occluder: np.ndarray
+    occluded: bool
+    z: np.ndarray
+    truncation: float
+    latent: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One face on its way through the pipeline. Arrays are read-only by convention.
 
-    data: encoded bytes of the source file (until `align` has decoded them).
+    data: encoded bytes of the source file (until `align` has decoded them). truth: what is known
+    of a synthetic picture.
     image: aligned source, uint8 [R, R, 3]. quad: [4, 2] corners of the crop in pixels of the
     upright source, order top-left, bottom-left, bottom-right, top-right.
     latent: W+ code, float32 [L, 512]. inverted, refined: renders, uint8 [R, R, 3].
@@ -84,6 +104,7 @@ class Record:
     source: str
     split: str = ""
     data: bytes | None = None
+    truth: Truth | None = None
     image: np.ndarray | None = None
     quad: np.ndarray | None = None
     source_size: tuple[int, int] | None = None

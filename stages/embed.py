@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
+from dhr_batch.stages.metrics import perceptual_distance
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
@@ -86,13 +88,17 @@ def optimise(
     perceptual_size: int = 256,
     face_weight: float = 0.0,
     decay: float = 0.5,
+    keep: float = 1.0,
 ) -> Tensor:
     """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
 
     images: [B, 3, R, R] in [-1, 1]; pixels are compared at 256 px or below, features at
     `perceptual_size`, and once more on the face alone with `face_weight`. start: [B, 512]. pull:
     weight of the mean squared distance of the rows from their mean, which keeps W+ codes editable.
-    decay: share of the steps, the last, over which the rate falls to 0.
+    decay: share of the steps, the last, over which the rate falls to 0. keep: share of the picture
+    that counts, where it is fitted best at the moment (least trimmed squares, Rousseeuw 1984), so
+    that what the generator cannot render does not draw the code away; the first quarter of the
+    steps counts all of it. The face alone is trimmed by itself.
     Every term is a sum of per-image terms, so an image's code does not depend on its batch mates.
     Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
     that do, so that the code also renders on a larger cut of the same network.
@@ -109,17 +115,42 @@ def optimise(
             group["lr"] = rate * ramp(step, steps, 0.05, decay)
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
         small = downsample(render, perceptual_size)
-        loss = perceptual.distance(small, target_features).sum()
+        share = keep if step >= steps / 4 else 1.0
+        distance, kept = _distance(perceptual, small, target_features, share)
+        loss = distance.sum()
         if face_features is not None:
-            face = perceptual.distance(face_region(render), face_features)
+            face, _ = _distance(perceptual, face_region(render), face_features, share)
             loss = loss + face_weight * face.sum()
-        loss = loss + pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
+        squares = (render - target).square()
+        if kept is not None:
+            squares = squares * F.interpolate(kept, squares.shape[2:]) / keep
+        loss = loss + pixel_weight * squares.mean((1, 2, 3)).sum()
         if pull and space == "w+":
             spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
             loss = loss + pull * spread.sum()
         (rows.grad,) = torch.autograd.grad(loss, [rows])
         adam.step()
     return _codes(generator, rows).detach()
+
+
+def _distance(
+    perceptual: Perceptual, x: Tensor, features: Sequence[Tensor], keep: float
+) -> tuple[Tensor, Tensor | None]:
+    """Perceptual distance [B] of x [B, 3, R, R] in its `keep` best fitted share, and that share."""
+    if keep == 1:
+        return perceptual.distance(x, features), None
+    maps = perceptual.maps(x, features)
+    kept = _best(maps, keep)
+    return perceptual_distance(maps, kept), kept
+
+
+def _best(maps: Sequence[Tensor], keep: float) -> Tensor:
+    """Where the error maps [B, 1, h_l, w_l] add up to least, as 0 and 1 [B, 1, h_1, w_1]."""
+    size = maps[0].shape[2:]
+    grown = [F.interpolate(m.detach(), size, mode="bilinear") for m in maps]
+    total = torch.stack(grown).sum(0)
+    most = torch.quantile(total.flatten(1), keep, dim=1)
+    return (total <= most[:, None, None, None]).to(total)
 
 
 def _codes(generator: Generator, rows: Tensor) -> Tensor:
@@ -140,6 +171,9 @@ class _Optimise(Embedder):
             1.0, ge=0, description="weight of the features of eyes, nose and mouth, at full size"
         )
         pixel_weight: float = Field(3.0, ge=0, description="weight of the mean squared error")
+        keep: float = Field(
+            1.0, gt=0, le=1, description="share of the picture, fitted best, that counts"
+        )
         decay: float = Field(
             0.5, ge=0, le=1, description="share of the steps over which the rate falls to 0"
         )
@@ -170,6 +204,7 @@ class _Optimise(Embedder):
             perceptual_size=self.options.perceptual_size,
             face_weight=self.options.face_weight,
             decay=self.options.decay,
+            keep=self.options.keep,
         )
 
 

@@ -24,6 +24,7 @@ from dhr_batch.stages.metrics import (
 )
 from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
+from dhr_batch.stages.truth import PREFIX, latent_values, mask_values, resized, to_compare, unhidden
 
 if TYPE_CHECKING:
     from dhr_batch.stages.face_scores import Scorer
@@ -75,6 +76,8 @@ class Standard(Stage):
     are looked for in the face box of the source: they are aligned alike, and a box of its own would
     move the landmarks. A picture in which a network finds no face has no row of it, and the record
     a note.
+
+    ``truth_<name>`` rows are against what is known of a synthetic picture (`truth`).
 
     Features are vectors of whole pictures at full size; they are compared as sets when the report
     is made.
@@ -137,7 +140,7 @@ class Standard(Stage):
         source = some(record.image)
         renders = {"inverted": some(record.inverted), "refined": some(record.refined)}
         renders |= {edit_stage(edit): edit.image for edit in record.edits}
-        rows = self._image_rows(source, renders, some(record.mask))
+        rows = self._image_rows(source, renders, some(record.mask)) + self._truth_rows(record)
 
         missing: dict[str, list[str]] = {}
         pictures = {"source": source, **renders}
@@ -163,6 +166,20 @@ class Standard(Stage):
             ),
             notes=(*record.notes, *notes),
         )
+
+    def _truth_rows(self, record: Record) -> list[Metric]:
+        if record.truth is None:
+            return []
+        truth = resized(record.truth, min(self.options.size, len(some(record.mask))))
+        values = mask_values(shrink_mask(some(record.mask), len(truth.face)), truth)
+        generator = self.context.network("generator", self.context.generator)
+        values |= latent_values(some(record.latent), truth, generator)
+        renders = {s: unhidden(some(getattr(record, s)), truth) for s in RECONSTRUCTIONS}
+        rows = self._rows_at(truth.clean, renders, to_compare(truth), False)
+        kept = ("psnr", *(net.name for net in self.perceptual))
+        rows = [row for row in rows if row.metric in kept]
+        rows += _rows("inverted", values, self.maker)
+        return [replace(row, metric=PREFIX + row.metric) for row in rows]
 
     def _of(self, stage: str) -> str:
         return "" if stage == "source" else f"; {self.maker}"

@@ -17,9 +17,12 @@ from dhr_batch.cli import main
 from dhr_batch.tests.faults import harness
 
 ROOT = Path(__file__).resolve().parent.parent
-# Downloads, fits and benchmarks that take minutes and need real models, and exports of edits and
-# identities, which the runs here have not; tests of their own run these.
-ONLY_HELP = ("models pull", "edits fit", "edits sefa", "edits ganspace", "bench", "export")
+# Downloads, samples, fits and benchmarks that take minutes and need real models, and exports of edits
+# and identities, which the runs here have not; tests of their own run these.
+ONLY_HELP = (
+    *("models pull", "datasets synthesize", "edits fit", "edits sefa", "edits ganspace"),
+    *("bench", "export"),
+)
 TINY = ["--preset", "tiny", "--set", "edit.edits=[]"]
 
 
@@ -44,9 +47,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def adapted(command: str, home: Path, bucket: str) -> list[str]:
-    """The words as a shell passes them on, for a machine without GPUs, CelebA-HQ and buckets."""
+    """The words as a shell passes them on, without GPUs, named datasets and buckets."""
     words = shlex.split(command.replace("~", str(home)).replace("s3://bucket", bucket))
-    words = [str(home / "photos") if word == "celebahq" else word for word in words]
+    named = ("celebahq", "synthetic")
+    words = [str(home / "photos") if word in named else word for word in words]
     words = [word.replace("runs/faces", "runs/photos") for word in words]
     for position, word in enumerate(words):
         if word == "--gpus":

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, occluder, paste
+from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups
 from dhr_batch.stages.networks.parsing import INDEX
 
 
@@ -38,20 +38,3 @@ def test_class_groups() -> None:
     assert groups[INDEX["nose"]] == groups[INDEX["left_ear"]] == 1
     assert groups[INDEX["hair"]] == groups[INDEX["glasses"]] == 2
     assert groups[INDEX["background"]] == groups[INDEX["hat"]] == -1
-
-
-@pytest.mark.parametrize("own_colour", [True, False])
-def test_occluder_is_pasted_where_asked(own_colour: bool) -> None:
-    image = np.full((128, 128, 3), (200, 150, 120), np.uint8)
-    at = np.zeros((128, 128), bool)
-    at[40:90, 40:90] = True
-    for seed in range(10):
-        rng = np.random.default_rng(seed)
-        mask = occluder(rng, image, at)
-        assert 0.01 < mask.mean() < 0.25
-        assert (mask & at).any()
-        out = paste(rng, image, mask, own_colour)
-        np.testing.assert_array_equal(out[~mask], image[~mask])
-        assert out[mask].std() > 3
-        if not own_colour:
-            np.testing.assert_allclose(out[mask].mean(0), image[mask].mean(0), atol=25)

@@ -176,6 +176,6 @@ def test_list_command() -> None:
     result = CliRunner().invoke(command, ["list", "--json"])
     assert result.exit_code == 0
     rows = {row["name"]: row for row in json.loads(result.output)}
-    assert set(rows) == {"celebahq", "ffhq", "portraits"}
+    assert set(rows) == {"celebahq", "ffhq", "portraits", "synthetic"}
     assert rows["celebahq"]["state"] == "missing"
     assert CliRunner().invoke(command, ["list"]).exit_code == 0

@@ -1,0 +1,87 @@
+"""How well masks find occluders that are known, and whether these hurt the face beside them.
+
+python -m dhr_batch.benchmarks.synthetic_masks [--images N] [--refined N] [--out DIR] [--json]
+
+Two runs on generated faces of which occluders hide 5 to 40 %: the preset `masks` on all of them,
+and the default refinement on the first few, each with and without its occluder. Intervals are 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from dhr_batch.pipeline.report_tables import number, title
+from dhr_batch.pipeline.report_truth import Figure, bin_names, figures
+
+GENERATOR = "mobilestylegan-256"
+
+
+def measured(
+    out: Path,
+    images: int,
+    seed: int,
+    pairs: bool,
+    settings: dict[str, object],
+    sets: tuple[str, ...],
+) -> list[Figure]:
+    """Make pictures in `out`, run on them, and compare. The same call finishes a run."""
+    from dhr_batch.pipeline import runner, synthetic
+    from dhr_batch.pipeline.prepare import Request, prepare
+    from dhr_batch.pipeline.results import open as open_run
+
+    described = synthetic.write(
+        out / "pictures", images, seed=seed, generator=GENERATOR, pairs=pairs
+    )
+    asked = {"dataset": str(described), "generator": GENERATOR, **settings}
+    request = Request(settings=asked, sets=sets, out=out / "run")
+    outcome = runner.run(prepare(request), request)
+    if outcome.done < outcome.images:
+        raise click.ClickException(
+            f"{outcome.images - outcome.done} images failed: see {outcome.out}"
+        )
+    return figures(open_run(outcome.out).metrics)
+
+
+def text(figure: Figure) -> str:
+    """A line: the mean, its interval, and the means by occluded share."""
+    name = f"{title(figure.metric)} ({figure.stage})"
+    mean = f"{number(figure.mean)} ({number(figure.low)} to {number(figure.high)})"
+    shares = "  ".join(number(value) for value in figure.by_share)
+    return f"{figure.picture:28}{name:44}{mean:28}{shares}"
+
+
+@click.command(help=__doc__)
+@click.option("--images", type=click.IntRange(0), default=64, show_default=True)
+@click.option("--refined", type=click.IntRange(0), default=8, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/synthetic"),
+    show_default=True, help="Folder of the pictures and runs.",
+)  # fmt: skip
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in `run`.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+def main(
+    images: int, refined: int, seed: int, out: Path, sets: tuple[str, ...], as_json: bool
+) -> None:
+    runs = []
+    if images:
+        settings: dict[str, object] = {"preset": "masks"}
+        runs.append(("masks", measured(out / "masks", images, seed, False, settings, sets)))
+    if refined:
+        settings = {"edit": {"name": "directions", "edits": []}}
+        runs.append(("refined", measured(out / "refined", refined, seed, True, settings, sets)))
+    if as_json:
+        click.echo(json.dumps({name: [asdict(f) for f in found] for name, found in runs}, indent=1))
+        return
+    for name, found in runs:
+        click.echo(f"{name}: {found[0].n} pictures; by occluded share: {', '.join(bin_names())}")
+        for figure in found:
+            click.echo(text(figure))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Figures against the ground truth, from metrics of which the test knows the means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dhr_batch.pipeline import report_tables, report_truth
+from dhr_batch.pipeline.report_data import RunData
+
+SHARES = {"0.png": 0.06, "1.png": 0.15, "2.png": 0.25, "3.png": 0.4}
+
+
+def rows(pairs: bool = True) -> pd.DataFrame:
+    found = []
+    for n, (name, share) in enumerate(SHARES.items()):
+        found += [
+            (name, "inverted", "truth_occluded", share),
+            (name, "inverted", "truth_mask_iou", n / 4),
+            (name, "inverted", "truth_psnr", 20.0),
+            (name, "refined", "truth_psnr", 30.0 + n),
+            (name, "refined", "psnr", 99.0),
+        ]
+        if pairs:
+            twin = name.replace(".png", "-clean.png")
+            found += [
+                (twin, "inverted", "truth_occluded", 0.0),
+                (twin, "inverted", "truth_psnr", 20.0),
+                (twin, "refined", "truth_psnr", 32.0),
+            ]
+    table = pd.DataFrame(found, columns=["image_id", "stage", "metric", "value"])
+    return table.assign(model="m").astype({"stage": "category", "metric": "category"})
+
+
+def find(figures: list[report_truth.Figure], *key: str) -> report_truth.Figure:
+    (found,) = [f for f in figures if (f.picture, f.stage, f.metric) == key]
+    return found
+
+
+def test_means_and_means_by_share() -> None:
+    found = report_truth.figures(rows())
+    iou = find(found, "occluded", "inverted", "truth_mask_iou")
+    assert iou.mean == pytest.approx(0.375)
+    assert iou.by_share == (0, 0.25, 0.5, 0.75)
+    assert iou.n == 4
+    assert iou.low < iou.mean < iou.high
+    assert {f.metric for f in found} == {"truth_mask_iou", "truth_psnr"}
+
+
+def test_the_difference_is_of_the_same_face() -> None:
+    found = report_truth.figures(rows())
+    both = find(found, "difference", "refined", "truth_psnr")
+    assert both.by_share == (-2, -1, 0, 1)
+    assert both.mean == pytest.approx(-0.5)
+    nothing = find(found, "difference", "inverted", "truth_psnr")
+    assert (nothing.mean, nothing.low, nothing.high) == (0, 0, 0)
+    assert find(found, report_truth.CLEAN, "refined", "truth_psnr").mean == 32
+    assert {f.picture for f in report_truth.figures(rows(pairs=False))} == {"occluded"}
+
+
+def test_an_interval_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    low, high = report_truth.interval(values.tolist())
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
+    assert report_truth.interval([3.0]) == (3, 3)
+
+
+def data(metrics: pd.DataFrame) -> RunData:
+    return RunData("run", {}, list(SHARES), metrics, [], {})
+
+
+def test_the_report_has_a_section_where_there_is_a_truth() -> None:
+    section = report_truth.section(data(rows()))
+    assert section is not None
+    assert [plot.title for plot in section.plots] == [
+        "Occluder found: IoU",
+        "PSNR [dB], uncovered face",
+    ]
+    (table,) = section.tables
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert report_truth.CLEAN in section.plots[1].svg
+    lines = report_truth.markdown(rows())
+    assert any("Occluder found: IoU | 0.375 (" in line for line in lines)
+    plain = report_tables.of_truth(rows(), False)
+    assert report_truth.section(data(plain)) is None
+    assert report_truth.markdown(plain) == []
+
+
+def test_the_averages_of_all_runs_are_without_it() -> None:
+    assert report_tables.summary(data(rows()))["metric"].tolist() == ["psnr"]

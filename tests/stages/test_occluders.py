@@ -1,0 +1,50 @@
+"""Occluders: of the size asked for, of known masks, the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dhr_batch.stages.occluders import KINDS, occlude
+
+SIZE = 128
+Y, X = np.mgrid[:SIZE, :SIZE]
+FACE = ((X - 64) / 38) ** 2 + ((Y - 70) / 48) ** 2 < 1
+COLOUR = np.array([200, 150, 120])
+PICTURE = np.where(FACE[..., None], COLOUR, 90).astype(np.uint8)
+
+
+def draw(*seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_share_asked_for_is_hidden_and_nothing_else_changes(kind: str) -> None:
+    for seed in range(12):
+        for share in (0.05, 0.2, 0.4):
+            made = occlude(draw(seed), PICTURE, FACE, share, kind)
+            # A step of an edge by one pixel is a few hundredths of a small face.
+            assert made.mask[FACE].mean() == pytest.approx(share, abs=0.025)
+            np.testing.assert_array_equal(made.image[~made.mask], PICTURE[~made.mask])
+            assert made.image[made.mask].std(0).max() > 3
+            assert made.kind == kind
+
+
+def test_a_seed_makes_one_picture() -> None:
+    for kind in KINDS:
+        one, same, other = (occlude(draw(s), PICTURE, FACE, 0.3, kind) for s in (1, 1, 2))
+        np.testing.assert_array_equal(one.image, same.image)
+        assert (one.image != other.image).any()
+
+
+def test_half_of_them_have_the_colour_of_the_face() -> None:
+    own = 0
+    for seed in range(60):
+        made = occlude(draw(seed), PICTURE, FACE, 0.3, KINDS[seed % 4])
+        own += np.abs(made.image[made.mask].mean(0) - COLOUR).max() < 12
+    assert 20 <= own <= 40
+
+
+def test_a_picture_without_a_face_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to hide"):
+        occlude(draw(0), PICTURE, np.zeros_like(FACE), 0.3, "hand")
