@@ -60,7 +60,7 @@ def row(image_id: str, image: np.ndarray, kind: str, truth: Truth) -> dict[str, 
 
 def write(path: Path, rows: Iterable[dict[str, Any]], about: dict[str, str]) -> None:
     """Write rows of `SCHEMA` to a Parquet file. about: goes into its metadata."""
-    schema = SCHEMA.with_metadata({MARK: b"1", **about})
+    schema = SCHEMA.with_metadata({MARK.decode(): "1", **about})
     waiting: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as file:
         for made in rows:

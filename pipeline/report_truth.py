@@ -101,8 +101,8 @@ def _key(column: tuple[str, str]) -> tuple[int, str, int]:
 
 
 def _figures(picture: str, table: pd.DataFrame, shares: pd.Series) -> Iterator[Figure]:
-    for column in sorted(table.columns, key=_key):
-        values = table[column].replace([np.inf, -np.inf], np.nan).dropna()
+    for stage, metric in sorted(table.columns, key=_key):
+        values = table[stage, metric].replace([np.inf, -np.inf], np.nan).dropna()
         if len(values):
             low, high = interval(values.tolist())
             where = _bins(shares.reindex(values.index))
@@ -111,7 +111,7 @@ def _figures(picture: str, table: pd.DataFrame, shares: pd.Series) -> Iterator[F
                 for n in range(len(BINS) - 1)
             )
             mean = float(values.mean())
-            yield Figure(picture, *column, mean, low, high, len(values), means)
+            yield Figure(picture, stage, metric, mean, low, high, len(values), means)
 
 
 def _bins(shares: pd.Series) -> np.ndarray:

@@ -30,7 +30,7 @@ _ATTEMPTS = 20
 class Sample(NamedTuple):
     """A generated face and its occluder. truth: with `occluded` true."""
 
-    index: int
+    number: int
     occluded: Occluded
     truth: Truth
 
@@ -90,10 +90,10 @@ def rows(samples: Iterator[Sample], pairs: bool) -> Iterator[dict[str, Any]]:
     """Rows of `ground_truth.SCHEMA`; with `pairs`, that of the clean twin behind each."""
     for made in samples:
         picture, truth = made.occluded, made.truth
-        yield ground_truth.row(image_id(made.index), picture.image, picture.kind, truth)
+        yield ground_truth.row(image_id(made.number), picture.image, picture.kind, truth)
         if pairs:
             twin = replace(truth, occluded=False)
-            name = image_id(made.index, occluded=False)
+            name = image_id(made.number, occluded=False)
             yield ground_truth.row(name, truth.clean, ground_truth.NONE, twin)
 
 
