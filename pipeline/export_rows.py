@@ -28,7 +28,7 @@ class Picture:
     """A picture and its labels.
 
     kind: a key of `KINDS`. effect: what the edit changed in the score of its name (`score_smile`
-    for `smile`), against the refined picture. identity: cosine of the face descriptors of it and
+    for `smile`), against the photograph. identity: cosine of the face descriptors of it and
     the aligned photograph. Both are None where they were not measured; scores lacks such values.
     """
 
@@ -213,7 +213,7 @@ def _picture(
     metrics = values.get((image_id, stage), {})
     effect = 0.0 if kind != "edit" else None
     score = f"score_{effect_score(edit)}"
-    now, before = metrics.get(score), values.get((image_id, "refined"), {}).get(score)
+    now, before = metrics.get(score), values.get((image_id, "source"), {}).get(score)
     if now is not None and before is not None:
         effect = now - before
     picture = Picture(

@@ -60,7 +60,7 @@ def test_filters_are_honoured(run: Path, tmp_path: Path) -> None:
     for image_id in IDS:
         for edit, strength in EDITS:
             row = wide.loc[(image_id, f"edit:{edit}:{strength:g}")]
-            effect = row["score_smile"] - wide.loc[(image_id, "refined")]["score_smile"]
+            effect = row["score_smile"] - wide.loc[(image_id, "source")]["score_smile"]
             if (
                 row["identity_dlib_cosine"] >= 0.88
                 and (edit != "smile" or -0.3 <= effect <= 0.6)
@@ -90,7 +90,7 @@ def test_labels_are_those_of_the_tables(run: Path, tmp_path: Path) -> None:
         now = wide.loc[(row["image_id"], stage)]
         assert row["score_smile"] == now["score_smile"]
         if row["kind"] == "edit":
-            before = wide.loc[(row["image_id"], "refined")]
+            before = wide.loc[(row["image_id"], "source")]
             name = {"smile": "score_smile", "yaw": "score_yaw_degrees"}[row["edit"]]
             assert row["effect"] == pytest.approx(now[name] - before[name])
             assert row["label"] == f"{row['edit']}{row['strength']:+g}".replace(".", "_")
