@@ -55,7 +55,7 @@ with IPTC's digital source type.
 | `label` | the class: edit and strength, `refined`, or `source` (the photograph) |
 | `image_id` | the photograph in its dataset |
 | `kind`, `edit`, `strength` | `edit`, `refined` or `source`; multiples of the direction |
-| `effect` | change of the landmark score of the edit's name (`yaw` in degrees), against the photograph |
+| `effect` | change of the edit's landmark score against the photograph; `yaw` in degrees |
 | `identity` | {identity} |
 | `score_*` | landmark scores of this picture (`stages/face_scores.py`) |
 

@@ -17,8 +17,8 @@ from dhr_batch.cli import main
 from dhr_batch.tests.faults import harness
 
 ROOT = Path(__file__).resolve().parent.parent
-# Downloads, samples, fits and benchmarks that take minutes and need real models, and exports of edits
-# and identities, which the runs here have not; tests of their own run these.
+# Downloads, samples, fits and benchmarks that take minutes and need real models, and exports of
+# edits and identities, which the runs here have not; tests of their own run these.
 ONLY_HELP = (
     *("models pull", "datasets synthesize", "edits fit", "edits sefa", "edits ganspace"),
     *("bench", "export"),
