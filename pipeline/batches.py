@@ -29,11 +29,15 @@ def fitting(work: Callable[[], Any], workers: int, gpu: Any) -> int:
     image = max(1, gpu.max_memory_allocated() - before)
     total = gpu.mem_get_info()[1]
     room = int((total * _SHARE / workers - before) // image)
-    return 1 << max(0, min(room, MOST).bit_length() - 1)
+    return 1 << max(1, min(room, MOST)).bit_length() - 1
 
 
 def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int:
-    """`fitting` for these stages, tried on a picture that the generator makes of a random code."""
+    """`fitting` for these stages, tried on a picture that the generator makes of a random code.
+
+    The record has what stages before the first of these would have left: a run may begin late.
+    """
+    import numpy as np
     import torch
 
     from dhr_batch.stages.networks.generator import STYLE_WIDTH
@@ -43,9 +47,24 @@ def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int
     with torch.no_grad():
         code = generator.broadcast(generator.map(z.to(generator.w_mean)))
         (picture,) = tensor_to_images(generator.synthesize(code))
+        feature = generator.to_feature(code)[0].cpu().numpy()
+    mask = np.zeros(picture.shape[:2], bool)
+    mask[: len(mask) // 2] = True
+    probe = Record(
+        "probe",
+        "probe",
+        image=picture,
+        latent=code[0].cpu().numpy(),
+        inverted=picture,
+        labels=np.zeros(mask.shape, np.uint8),
+        mask=mask,
+        refined=picture,
+        delta={},
+        feature=feature,
+    )
 
     def work() -> None:
-        records = [Record("probe", "probe", image=picture)]
+        records = [probe]
         for stage in stages:
             records = stage.run(records)
         if records[0].failure is not None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from dhr_batch.pipeline.config import Config
 from dhr_batch.stages import registry
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+# A member from another package, as `registry.lookup` takes it.
+_MEMBER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class OtherCode(RuntimeError):
@@ -29,7 +33,8 @@ def check(config: Config, expected: str) -> None:
 
 def digest(config: Config) -> str:
     """Start of the sha256 of the files that rows depend on: all stages with their networks, the
-    codec of the deltas, and the module of each stage or generator from another package.
+    codec of the deltas and what reads tables of an earlier run, and the module of each stage,
+    scorer or network from another package.
     """
     found = hashlib.sha256()
     for name, path in _files(config):
@@ -39,11 +44,24 @@ def digest(config: Config) -> str:
 
 
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
-    for path in (*sorted(_PACKAGE.glob("stages/**/*.py")), _PACKAGE / "pipeline" / "codec.py"):
+    own = (_PACKAGE / "pipeline" / name for name in ("codec.py", "stored.py"))
+    for path in (*sorted(_PACKAGE.glob("stages/**/*.py")), *own):
         yield path.relative_to(_PACKAGE).as_posix(), path
-    members = {getattr(config, family)["name"] for family in registry.STAGES}
+    members = set(_names(list(map(config.model_dump().get, registry.STAGES))))
     if not config.generator.endswith(registry.GENERATOR_FILE):
         members.add(config.generator)
-    for module in sorted({name.partition(":")[0] for name in members if ":" in name}):
+    for module in sorted({name.partition(":")[0] for name in members if _MEMBER.fullmatch(name)}):
         if file := import_module(module).__file__:
             yield module, Path(file)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """All texts in the settings of stages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _names(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _names(part)

@@ -9,19 +9,19 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
-from dhr_batch.stages.metrics import perceptual_distance
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
 PIXEL_SIZE = 256
 # Eyes, nose and mouth of an FFHQ crop, in 256ths of its side: rows, columns.
 FACE = (72, 200), (64, 192)
+# Codes from which the axes of the prior are taken.
+_SAMPLES = 8192
 
 
 class Embedder(Stage):
@@ -88,17 +88,16 @@ def optimise(
     perceptual_size: int = 256,
     face_weight: float = 0.0,
     decay: float = 0.5,
-    keep: float = 1.0,
+    prior: float = 0.0,
+    basis: Tensor | None = None,
 ) -> Tensor:
     """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
 
     images: [B, 3, R, R] in [-1, 1]; pixels are compared at 256 px or below, features at
     `perceptual_size`, and once more on the face alone with `face_weight`. start: [B, 512]. pull:
     weight of the mean squared distance of the rows from their mean, which keeps W+ codes editable.
-    decay: share of the steps, the last, over which the rate falls to 0. keep: share of the picture
-    that counts, where it is fitted best at the moment (least trimmed squares, Rousseeuw 1984), so
-    that what the generator cannot render does not draw the code away; the first quarter of the
-    steps counts all of it. The face alone is trimmed by itself.
+    decay: share of the steps, the last, over which the rate falls to 0. basis: [512, 512]; a code
+    in W is then ``start + basis u``; u moves, pulled to 0 by its mean square times `prior`.
     Every term is a sum of per-image terms, so an image's code does not depend on its batch mates.
     Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
     that do, so that the code also renders on a larger cut of the same network.
@@ -107,50 +106,43 @@ def optimise(
     target_features = perceptual.features(downsample(target, perceptual_size))
     face_features = perceptual.features(face_region(target)) if face_weight else None
     live = generator.live_rows
-    rows = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
-    rows = rows.clone().requires_grad_()
-    adam = torch.optim.Adam([rows], lr=rate)
+    start = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
+    moved = (start if basis is None else torch.zeros_like(start)).clone().requires_grad_()
+    adam = torch.optim.Adam([moved], lr=rate)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = rate * ramp(step, steps, 0.05, decay)
+        rows = moved if basis is None else start + moved @ basis.T
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
         small = downsample(render, perceptual_size)
-        share = keep if step >= steps / 4 else 1.0
-        distance, kept = _distance(perceptual, small, target_features, share)
-        loss = distance.sum()
+        loss = perceptual.distance(small, target_features).sum()
         if face_features is not None:
-            face, _ = _distance(perceptual, face_region(render), face_features, share)
+            face = perceptual.distance(face_region(render), face_features)
             loss = loss + face_weight * face.sum()
-        squares = (render - target).square()
-        if kept is not None:
-            squares = squares * F.interpolate(kept, squares.shape[2:]) / keep
-        loss = loss + pixel_weight * squares.mean((1, 2, 3)).sum()
+        loss = loss + pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
         if pull and space == "w+":
             spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
             loss = loss + pull * spread.sum()
-        (rows.grad,) = torch.autograd.grad(loss, [rows])
+        if basis is not None:
+            loss = loss + prior * moved.square().mean(1).sum()
+        (moved.grad,) = torch.autograd.grad(loss, [moved])
         adam.step()
-    return _codes(generator, rows).detach()
+    moved = moved.detach()
+    return _codes(generator, moved if basis is None else start + moved @ basis.T)
 
 
-def _distance(
-    perceptual: Perceptual, x: Tensor, features: Sequence[Tensor], keep: float
-) -> tuple[Tensor, Tensor | None]:
-    """Perceptual distance [B] of x [B, 3, R, R] in its `keep` best fitted share, and that share."""
-    if keep == 1:
-        return perceptual.distance(x, features), None
-    maps = perceptual.maps(x, features)
-    kept = _best(maps, keep)
-    return perceptual_distance(maps, kept), kept
+def whitening(generator: Generator) -> Tensor:
+    """[512, 512] A: codes ``w_mean + A u`` of the generator have u of mean 0 and unit covariance.
 
-
-def _best(maps: Sequence[Tensor], keep: float) -> Tensor:
-    """Where the error maps [B, 1, h_l, w_l] add up to least, as 0 and 1 [B, 1, h_1, w_1]."""
-    size = maps[0].shape[2:]
-    grown = [F.interpolate(m.detach(), size, mode="bilinear") for m in maps]
-    total = torch.stack(grown).sum(0)
-    most = torch.quantile(total.flatten(1), keep, dim=1)
-    return (total <= most[:, None, None, None]).to(total)
+    As in Wulff and Torralba, "Improving Inversion and Generation Diversity in StyleGAN using a
+    Gaussianized Latent Space" (2020), section 3, without their leaky ReLU. From fixed samples.
+    """
+    fixed = torch.Generator().manual_seed(0)
+    z = torch.randn(_SAMPLES, STYLE_WIDTH, generator=fixed).to(generator.w_mean)
+    with torch.no_grad():
+        centred = generator.map(z) - generator.w_mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+        return vectors * values.clamp_min(0).sqrt()
 
 
 def _codes(generator: Generator, rows: Tensor) -> Tensor:
@@ -171,9 +163,6 @@ class _Optimise(Embedder):
             1.0, ge=0, description="weight of the features of eyes, nose and mouth, at full size"
         )
         pixel_weight: float = Field(3.0, ge=0, description="weight of the mean squared error")
-        keep: float = Field(
-            1.0, gt=0, le=1, description="share of the picture, fitted best, that counts"
-        )
         decay: float = Field(
             0.5, ge=0, le=1, description="share of the steps over which the rate falls to 0"
         )
@@ -190,6 +179,8 @@ class _Optimise(Embedder):
         steps: int,
         rate: float,
         pull: float = 0.0,
+        prior: float = 0.0,
+        basis: Tensor | None = None,
     ) -> Tensor:
         return optimise(
             self.generator,
@@ -204,20 +195,35 @@ class _Optimise(Embedder):
             perceptual_size=self.options.perceptual_size,
             face_weight=self.options.face_weight,
             decay=self.options.decay,
-            keep=self.options.keep,
+            prior=prior,
+            basis=basis,
         )
 
 
 class OptimiseW(_Optimise):
-    """`w`: one 512-vector for all layers (StyleGAN2's projector, without noise optimisation)."""
+    """`w`: one 512-vector for all layers (StyleGAN2's projector, without noise optimisation).
+
+    With a `prior`, the code moves along the axes on which the generator's own codes vary, each in
+    units of its deviation, and is pulled towards the mean. It then cannot imitate what is no face.
+    """
 
     class Options(_Optimise.Options):
         name: str = "w"
         rate: float = Field(0.1, gt=0, description="Adam learning rate")
+        prior: float = Field(
+            0.0, ge=0, description="weight of the mean square of the whitened code; 0: not whitened"
+        )
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self._basis = whitening(self.generator) if self.options.prior else None
 
     def embed(self, images: Tensor) -> Tensor:
         start = self.generator.w_mean.expand(len(images), -1)
-        return self._fit(images, start, "w", self.options.steps, self.options.rate)
+        options = self.options
+        return self._fit(
+            images, start, "w", options.steps, options.rate, prior=options.prior, basis=self._basis
+        )
 
 
 class OptimiseWPlus(_Optimise):

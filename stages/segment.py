@@ -184,6 +184,12 @@ class DomainSpecific(Stage):
         source: Literal["coarse", "embedding", "projection"] = "embedding"
         coarse_steps: int = Field(40, ge=1)
         coarse_rate: float = Field(0.1, gt=0)
+        error_layers: int | None = Field(
+            None,
+            ge=1,
+            description="error of the finest layers only, which see less of what lies beside a "
+            "superpixel; by default of all",
+        )
         error_size: int = Field(256, ge=32, description="errors are measured at this size")
         bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
         error: bool = Field(True, description="use the error term; false leaves parsing only")
@@ -217,7 +223,8 @@ class DomainSpecific(Stage):
             renders = images_to_tensor([some(r.inverted) for r in records], self.context.device)
         # The thresholds belong to one size, whatever the generator's.
         size = self.options.error_size
-        return error_maps(self.perceptual, downsample(renders, size), downsample(images, size))
+        found = error_maps(self.perceptual, downsample(renders, size), downsample(images, size))
+        return [maps[: self.options.error_layers] for maps in found]
 
     def _set_up_projection(self) -> None:
         if not isinstance(self.generator, StyleGAN2):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dhr_batch.pipeline import batches, config
+from dhr_batch.pipeline import batches, config, models
 from dhr_batch.pipeline.worker import Settings, Worker
+from dhr_batch.stages.base import Context
 
 GB = 10**9
+COMPUTED = ("embed", "segment", "refine", "edit")
 
 
 class Memory:
@@ -42,6 +44,8 @@ class Memory:
         (24 * GB, 2 * GB, 1, 8),
         (24 * GB, 2 * GB, 2, 4),
         (8 * GB, 9 * GB, 1, 1),
+        # The networks of eight workers leave nothing.
+        (24 * GB, GB // 4, 24, 1),
         (80 * GB, GB, 1, batches.MOST),
         (80 * GB, 0, 1, batches.MOST),
     ],
@@ -51,10 +55,12 @@ def test_as_many_images_as_memory_holds(total: int, image: int, workers: int, si
     assert batches.fitting(gpu.work, workers, gpu) == size
 
 
+@pytest.mark.parametrize("first", ["align", "embed", "segment", "refine", "edit"])
 def test_a_gpu_worker_tries_one_image_of_all_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config.build([config.preset("tiny"), {"dataset": "-", "batch_size": None}])
+    chosen = {"dataset": "-", "batch_size": None, "first_stage": first}
+    settings = config.build([config.preset("tiny"), chosen])
     worker = Worker(Settings(config.resolve(settings, 0, 1), False, "", "cpu", str(tmp_path)))
     assert worker.setup()["batch_size"] == batches.ON_CPU
 
@@ -73,6 +79,6 @@ def test_a_gpu_worker_tries_one_image_of_all_stages(
 
         monkeypatch.setattr(stage, "run", noted)
     monkeypatch.setattr(worker, "settings", Settings(worker.settings.config, False, "", "cuda", ""))
-    generator = next(s.generator for s in worker.stages if s.stage == "refine")  # type: ignore[attr-defined]
-    assert worker._fitting_batch(generator) == 8
-    assert ran == ["embed", "segment", "refine", "edit"]
+    net = Context("cpu", "tiny", models.path).network("generator", "tiny")
+    assert worker._fitting_batch(net) == 8
+    assert ran == [stage for stage in worker.settings.config.stages if stage in COMPUTED]

@@ -13,11 +13,13 @@ from dhr_batch.pipeline.plan import Plan
 from dhr_batch.pipeline.worker import Settings, Worker
 from dhr_batch.tests.faults import harness
 
+READERS = ("pipeline/codec.py", "pipeline/stored.py")
+
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of a few files in the place of this one."""
-    for name in ("stages/embed.py", "stages/networks/tiny.py", "pipeline/codec.py"):
+    for name in ("stages/embed.py", "stages/networks/tiny.py", *READERS):
         path = tmp_path / "package" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {name}\n")
@@ -31,7 +33,7 @@ def made(tmp_path: Path, **settings: object) -> Plan:
 
 
 @pytest.mark.parametrize(
-    "edited", ["stages/embed.py", "stages/networks/tiny.py", "stages/new.py", "pipeline/codec.py"]
+    "edited", ["stages/embed.py", "stages/networks/tiny.py", "stages/new.py", *READERS]
 )
 def test_edited_and_new_files_count(package: Path, tmp_path: Path, edited: str) -> None:
     config = made(tmp_path).config

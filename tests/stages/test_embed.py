@@ -102,11 +102,8 @@ class Pixels:
     def features(self, x):
         return x
 
-    def maps(self, x, features):
-        return [(x - features).square().mean(1, keepdim=True)]
-
     def distance(self, x, features):
-        return self.maps(x, features)[0].mean((1, 2, 3))
+        return (x - features).square().mean((1, 2, 3))
 
 
 def test_the_face_weight_counts_the_face_more_than_the_rest():
@@ -139,27 +136,23 @@ def test_the_rate_falls_over_the_share_of_the_steps_that_is_set(context, monkeyp
     assert shares == [0.25, 0.25]
 
 
-def test_the_best_fitted_share_is_where_the_errors_add_up_to_least():
-    fine = torch.arange(16.0).reshape(1, 1, 4, 4)
-    coarse = torch.zeros(1, 1, 2, 2)
-    kept = embed._best([fine, coarse], 0.5)
-    assert torch.equal(kept, (fine < 8).float())
-    upside_down = embed._best([fine, coarse + torch.tensor([100.0, 0.0])[:, None]], 0.5)
-    assert upside_down[..., 2:, :].all()
+def test_whitened_codes_have_unit_covariance(context):
+    net = context.network("generator", "tiny")
+    basis = embed.whitening(net)
+    z = torch.randn(8192, 512, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        codes = net.map(z) - net.w_mean
+    torch.testing.assert_close(basis @ basis.T, codes.T @ codes / len(codes), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("space", ["w", "w+"])
-def test_what_cannot_be_rendered_does_not_draw_a_trimmed_code_away(space):
-    """A quarter of the picture has another colour: all of it would give a mean of 0.75."""
-    image = torch.full((2, 3, 64, 64), 1.0)
-    image[0, :, :32, :32] = 0.0
-    found = []
-    for keep in (1.0, 0.7):
-        ws = optimise(
-            OneColour(), Pixels(), image, torch.zeros(2, 512), space=space, steps=200, rate=0.1,
-            pixel_weight=1.0, keep=keep,
-        )  # fmt: skip
-        found.append(ws[:, 0, :3])
-    expected = torch.tensor([[0.75], [1.0]]).expand(2, 3)
-    torch.testing.assert_close(found[0], expected, atol=0.01, rtol=0)
-    torch.testing.assert_close(found[1], torch.ones(2, 3), atol=0.01, rtol=0)
+def test_a_strong_prior_keeps_the_code_at_the_mean(context):
+    net = context.network("generator", "tiny")
+    images = targets(context, 2)
+    distances = []
+    for prior in (1e-6, 0.1, 1e3):
+        stage = OptimiseW(OptimiseW.Options(steps=20, perceptual="tiny", prior=prior))
+        stage.setup(context)
+        codes = stage.embed(images)[:, 0]
+        distances.append(float((codes - net.w_mean).norm(dim=1).mean()))
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[2] < 0.2 * distances[0]
