@@ -16,8 +16,8 @@ _METRIC = 12
 _FEATURE = 2048 * 4 * 0.9
 # Bytes per weight of the generator and value of its feature layer.
 _DELTA = {"small": 0.13, "fine": 0.27}
-# Times as much where a refiner moves all weights, also those of the smallest layers.
-_ALL_WEIGHTS = {"pti": 2.4, "dhr-published": 2.4}
+# Times as much as `dhr`: refiners that move all weights, by their full schedules, and its halves.
+_REFINERS = {"pti": 2.4, "dhr-published": 2.4, "weights": 0.5, "feature": 0.6}
 # A file of a table without rows: schema and metadata.
 _EMPTY_FILE = 6000
 
@@ -43,7 +43,7 @@ def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, floa
     }
     if config.store_deltas != "none" and config.refine["name"] != "none":
         values = generator["weights"] + generator["feature"]
-        more = _ALL_WEIGHTS.get(config.refine["name"], 1)
+        more = _REFINERS.get(config.refine["name"], 1)
         tables["deltas"] = _DELTA[config.store_deltas] * more * values
     if extractors := config.measure.get("features"):
         tables["features"] = (3 + edits) * len(extractors) * _FEATURE
