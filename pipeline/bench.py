@@ -13,7 +13,9 @@ from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.locations import is_url, join
 from dhr_batch.pipeline.prepare import Request
 from dhr_batch.pipeline.progress import Mode
+from dhr_batch.pipeline.resume import OtherRun
 from dhr_batch.pipeline.storage import Refused
+from dhr_batch.stages.registry import STAGES
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.plan import Plan
@@ -38,7 +40,7 @@ class Machine:
 class Benchmark:
     """A matrix, the place of its runs and its table, and the runs in the order of their making.
 
-    sizes: images of each dataset, as planned.
+    sizes: images of each dataset, as planned within the limit.
     """
 
     matrix: Matrix
@@ -82,7 +84,8 @@ def plan(
             _refuse_random(cell, made)
         prepare.check_gpus(made, request)
         prepare.check_models(made, request)
-        sizes[cell.dataset] = made.images
+        if not cell.base:
+            sizes[cell.dataset] = made.images
     return Benchmark(matrix, place, cells, names, sizes)
 
 
@@ -92,8 +95,9 @@ def _limited(cell: Cell, limit: int) -> Cell:
 
 def _refuse_random(cell: Cell, made: Plan) -> None:
     config = made.config
-    used = {"generator": config.generator, **config.measure}
-    for key, value in used.items():
+    sections = {stage: getattr(config, stage) for stage in STAGES}
+    used = {f"{stage}.{key}": v for stage, own in sections.items() for key, v in own.items()}
+    for key, value in ({"generator": config.generator} | used).items():
         if "tiny" in (value if isinstance(value, list | tuple) else [value]):
             raise Refused(
                 f"{cell.name}: {key}=tiny has random weights, so that its figures mean nothing: "
@@ -118,7 +122,8 @@ def run(
     """Finish every run of a benchmark. A run that fails does not keep the others from being made.
 
     computed: runs that were not finished before. Raises Refused where the folder holds a run with
-    other settings, images or weights, and KeyboardInterrupt; both leave a state to go on from.
+    other settings, images or weights, and KeyboardInterrupt; both leave a state to go on from. What
+    is refused for another reason, such as a run in use or a full disk, has failed.
     """
     from dhr_batch.pipeline import runner
     from dhr_batch.pipeline.driver import RunFailed
@@ -135,11 +140,14 @@ def run(
             made = prepare.prepare(request)
             before = len(RunFolder(benchmark.place(cell.name)).committed())
             done = runner.run(made, request)
-        except Refused as error:
+        except OtherRun as error:
             raise Refused(
-                f"run {cell.name} of this benchmark: {error}. To make it again, delete that folder"
+                f"run {cell.name} of this benchmark was made with other settings or images; "
+                f"changed:\n  {error.changed}\n"
+                "Choose another folder for the benchmark with --out, go on with what it was made "
+                f"with, or delete {request.out} to make this run again"
             ) from error
-        except (RunFailed, prepare.models.RegistryError, OSError) as error:
+        except (Refused, RunFailed, prepare.models.RegistryError, OSError) as error:
             say(f"{cell.name} has failed: {error}")
             failed[cell.name] = str(error)
             continue

@@ -85,15 +85,20 @@ class Made:
         peaks = [m.get("memory_peak", {}).get(where) for d in runs for m in d.shards.values()]
         return max((p for p in peaks if p), default=None)
 
-    def bytes_per_image(self, tables: Sequence[str] | None = None) -> list[float]:
-        """Of each shard with images: bytes of its files, of these tables or of all."""
+    def bytes_of(self, tables: Sequence[str] | None = None) -> list[tuple[int, int]]:
+        """Of each shard with images: bytes of its files, of these tables or of all, and images."""
         found = []
         for manifest in self.data.shards.values():
             files = manifest.get("files", {})
             sizes = [f["bytes"] for table, f in files.items() if tables is None or table in tables]
             if manifest.get("ok", 0):
-                found.append(sum(sizes) / manifest["ok"])
+                found.append((sum(sizes), manifest["ok"]))
         return found
+
+
+def method_name(embedder: str, refiner: str) -> str:
+    """A method in tables."""
+    return f"{embedder} / {refiner}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        return f"{self.embedder} / {self.refiner}"
+        return method_name(self.embedder, self.refiner)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:

@@ -44,13 +44,13 @@ OTHER_MASKS = (
 
 class Published(Strict):
     """A table that somebody has published. columns: metrics by the names of this project where they
-    are defined alike. rows: in the order of the columns."""
+    are defined alike. rows: in the order of the columns, with the digits as published."""
 
     source: str
     protocol: str
     differs: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | None, ...], ...]
+    rows: tuple[tuple[str | None, ...], ...]
 
 
 def published() -> list[Published]:
@@ -74,12 +74,19 @@ def about(board: Board) -> list[str]:
         lines.append(f"Left out, with {EXCLUDED}: {len(compared.excluded)}: {names}.")
     for edited in board.edits:
         full = edited.full
+        if not edited.measured:
+            lines.append(f"{edited.name}: no score `{edited.score}` was measured.")
+            continue
+        if not full.matches:
+            none = f"0 of {full.compared} images have an effect that all methods achieve"
+            lines.append(f"{edited.name}: {none}.")
+            continue
         both = len(full.matches) - len(full.images)
         lines.append(
             f"{edited.name}: {len(full.images)} of {full.compared} images have an effect that all "
             f"methods achieve, {both} of them in both directions."
         )
-    if board.edits:
+    if board.compared_edits:
         lines.append(EDITING)
     if not compared.same_masks:
         lines.append(OTHER_MASKS)
@@ -145,7 +152,7 @@ def heading(column: str) -> str:
 def texts(found: Published) -> Iterator[list[str]]:
     """The rows of a published table as text."""
     for row in found.rows:
-        yield ["–" if cell is None else f"{cell}" for cell in row]
+        yield ["–" if cell is None else cell for cell in row]
 
 
 def head(board: Board, column: Column) -> str:
@@ -207,9 +214,10 @@ def _md_mark(text: str, mark: str) -> str:
 
 
 def csv_table(boards: Sequence[Board]) -> str:
-    """A row per dataset, method and column: estimate, interval, n, direction and mark."""
+    """A row per dataset, method and column: estimate, interval, n, direction, mark, and the runs
+    of the method with their fingerprints, one per seed."""
     heads = ["dataset", "embedder", "refiner", "column", "value", "low", "high", "n", "better"]
-    rows: list[Sequence[Any]] = [[*heads, "mark"]]
+    rows: list[Sequence[Any]] = [[*heads, "mark", "run", "fingerprint"]]
     for board in boards:
         for column in board.columns:
             marked = board.marks(column)
@@ -217,7 +225,9 @@ def csv_table(boards: Sequence[Board]) -> str:
                 if estimate := board.cells[method.name].get(column.key):
                     numbers = [finite(v) for v in (estimate.value, estimate.low, estimate.high)]
                     named = [board.compared.dataset, method.embedder, method.refiner, column.key]
-                    tail = [estimate.n, column.better, marked.get(method.name, "")]
+                    made = ((run.cell.name, run.fingerprint) for run in method.runs)
+                    origin = ["; ".join(words) for words in zip(*made, strict=True)]
+                    tail = [estimate.n, column.better, marked.get(method.name, ""), *origin]
                     rows.append([*named, *numbers, *tail])
     return _csv(rows)
 

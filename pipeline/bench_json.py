@@ -43,6 +43,8 @@ def _board(board: Board) -> dict[str, Any]:
         "made_by": compared.made_by,
         "edits": {
             edited.name: {
+                "score": edited.score,
+                "measured": edited.measured,
                 "compared": edited.full.compared,
                 "images": edited.full.images,
                 "matches": [

@@ -39,8 +39,9 @@ class Embedder(Strict):
 
 
 class Matrix(Strict):
-    """A benchmark. settings: of every run. edits: as in `edit.edits`. compare_to: the refiner that
-    paired differences are against.
+    """A benchmark. settings: of every run. edits: as in `edit.edits`. compare_to: what paired
+    differences are against: a refiner, on the embedder of each method, or one method for all of
+    them as `EMBEDDER/REFINER`.
     """
 
     about: str = ""
@@ -64,8 +65,11 @@ class Matrix(Strict):
         if BASE in self.refiners:
             raise ValueError(f"refiners: {BASE!r} is part of every benchmark; leave it out")
         known = [BASE, *self.refiners]
-        if self.compare_to not in known:
-            raise ValueError(f"compare_to: {self.compare_to!r} is none of: {', '.join(known)}")
+        methods = [f"{e}/{r}" for e in self.embedders for r in known if self.has(e, r)]
+        if self.compare_to not in (*known, *methods):
+            raise ValueError(
+                f"compare_to: {self.compare_to!r} is none of: {', '.join([*known, *methods])}"
+            )
         for name, refiner in self.refiners.items():
             for embedder in refiner.embedders or ():
                 if embedder not in self.embedders:
@@ -85,6 +89,13 @@ class Matrix(Strict):
         if len(set(self.seeds)) != len(self.seeds) or len(set(self.datasets)) != len(self.datasets):
             raise ValueError("a seed or dataset is given twice")
         return self
+
+    def has(self, embedder: str, refiner: str) -> bool:
+        """Whether a refiner is applied to what this embedder gives."""
+        if refiner == BASE:
+            return True
+        chosen = self.refiners[refiner].embedders
+        return chosen is None or embedder in chosen
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
                     Cell(base, dataset, embedder, BASE, seed, plain, about=described.about)
                 )
                 for name, refiner in matrix.refiners.items():
-                    if refiner.embedders is not None and embedder not in refiner.embedders:
+                    if not matrix.has(embedder, name):
                         continue
                     own = configs.merge([settings, refiner.settings])
                     begins = first_stage(refiner.settings)
@@ -168,6 +179,12 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
                     run = f"{stem}-{name}{tail}"
                     cells.append(Cell(run, dataset, embedder, name, seed, own, base, begins, about))
     return cells
+
+
+def reference(compare_to: str, embedder: str) -> tuple[str, str]:
+    """Embedder and refiner that the methods of an embedder are compared to: see `Matrix`."""
+    first, slash, second = compare_to.partition("/")
+    return (first, second) if slash else (embedder, first)
 
 
 def first_stage(settings: Mapping[str, Any]) -> str:

@@ -41,11 +41,13 @@ from dhr_batch.pipeline.report_page import (
     Plot,
     Score,
     Section,
+    Shown,
     Table,
     shown,
 )
 from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import title
+from dhr_batch.stages.face_scores import effect_unit
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
 _SIDE = 192
@@ -76,7 +78,7 @@ def _figures(board: Board, number: int, intro: str) -> Section:
     tables = [_table(board, sheet) for sheet in board.sheets]
     if board.differences:
         tables.insert(-1, _differences(board))
-    plots = [p for edited in board.edits for p in _curves(board, edited)]
+    plots = [p for edited in board.compared_edits for p in _curves(board, edited)]
     if (speed := _speed(board)) is not None:
         plots.append(speed)
     text = [intro, *about(board), INTERVALS, COSTS]
@@ -111,6 +113,7 @@ def _curves(board: Board, edited: Edited) -> Iterator[Plot]:
     wanted = [c for c in dict.fromkeys(costs) if c.startswith("identity_") or c == "psnr_out"]
     # One network per family of scales, as in the report of a run.
     identity = [c for c in wanted if c.endswith("_distance")] or [c for c in wanted if "ident" in c]
+    axis = f"change of the {edited.name} score{effect_unit(edited.score)}"
     for cost in [*identity[:1], *(c for c in wanted if c == "psnr_out")]:
         found = {share: equal.costs(cost) for share, equal in edited.shares.items()}
         series = []
@@ -119,7 +122,7 @@ def _curves(board: Board, edited: Edited) -> Iterator[Plot]:
             x = [edited.shares[s].effect().value for s, _ in points]
             y = [float(np.mean(list(values.values()))) for _, values in points]
             series.append(Series(method, x, y))
-        svg = report_plots.curves(series, f"change of the {edited.name} score", title(cost))
+        svg = report_plots.curves(series, axis, title(cost))
         better = report_tables.better(cost)
         hint = f"at equal effect, {better} is better; n = {len(edited.full.images)}"
         if svg is not None:
@@ -255,10 +258,22 @@ def _published() -> Section:
     text = ["Figures that others have published, for orientation: other weights, images and rules."]
     for found in published():
         text.append(f"{found.source}. {found.protocol} {found.differs}")
-        numeric = [
-            all(not isinstance(row[i], str) for row in found.rows)
-            for i in range(len(found.columns))
+        columns = zip(*found.rows, strict=True)
+        numeric = [all(_value(cell) is not None for cell in c if cell) for c in columns]
+        rows: list[list[Cell]] = [
+            [
+                Shown(_value(cell), cell or "–") if n else cell
+                for cell, n in zip(row, numeric, strict=True)
+            ]
+            for row in found.rows
         ]
         heads = [Column(heading(c), number=n) for c, n in zip(found.columns, numeric, strict=True)]
-        tables.append(Table(found.source, heads, [list(row) for row in found.rows], folded=True))
+        tables.append(Table(found.source, heads, rows, folded=True))
     return Section("published", "Published figures", text, tables=tables)
+
+
+def _value(cell: str | None) -> float | None:
+    try:
+        return float(cell or "")
+    except ValueError:
+        return None

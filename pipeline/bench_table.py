@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dhr_batch.pipeline import editing, report_tables, set_distances
-from dhr_batch.pipeline.bench_data import RENDERED_FROM, Compared, Method
-from dhr_batch.pipeline.bootstrap import Estimate, estimate
+from dhr_batch.pipeline.bench_data import RENDERED_FROM, Compared, Method, method_name
+from dhr_batch.pipeline.bench_matrix import reference
+from dhr_batch.pipeline.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.editing import EqualEffect
 from dhr_batch.pipeline.report_tables import number, split, title
+from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
 
 # Headings of the tables; each edit has one of its own.
@@ -39,9 +41,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Edited:
-    """One edit: at the full common effect, and at shares of it for a plot."""
+    """One edit: at the full common effect, and at shares of it for a plot.
+
+    score: the metric of its effect. measured: whether all methods have it.
+    """
 
     name: str
+    score: str
+    measured: bool
     full: EqualEffect
     shares: Mapping[float, EqualEffect]
 
@@ -61,6 +68,11 @@ class Board:
     differences: Mapping[str, Mapping[str, Estimate]]
     against: Mapping[str, str]
     edits: Sequence[Edited] = field(default_factory=tuple)
+
+    @property
+    def compared_edits(self) -> list[Edited]:
+        """Those that have an equal effect on some image."""
+        return [edited for edited in self.edits if edited.full.matches]
 
     @property
     def sheets(self) -> dict[str, list[Column]]:
@@ -100,8 +112,7 @@ def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
 
 
 def board(compared: Compared, compare_to: str) -> Board:
-    """All figures of one dataset. compare_to: the refiner that others are compared to, where it
-    exists for their embedder."""
+    """All figures of one dataset. compare_to: as in `Matrix`."""
     values: dict[str, dict[str, dict[str, float]]] = {m.name: {} for m in compared.methods}
     columns = [*_reconstruction(compared, values)]
     edits = [*_edits(compared, values, columns)]
@@ -110,7 +121,7 @@ def board(compared: Compared, compare_to: str) -> Board:
         for method, found in values.items()
     }
     for edited in edits:
-        for name, own in cells.items():
+        for name, own in cells.items() if edited.full.matches else ():
             own[f"{edited.name}@effect"] = edited.full.effect()
             own[f"{edited.name}@reach"] = edited.full.reach(name)
             own[f"{edited.name}@strength"] = edited.full.strength(name)
@@ -121,7 +132,7 @@ def board(compared: Compared, compare_to: str) -> Board:
     against = {
         m.name: other
         for m in compared.methods
-        if (other := f"{m.embedder} / {compare_to}") in names and other != m.name
+        if (other := method_name(*reference(compare_to, m.embedder))) in names and other != m.name
     }
     differences = {
         name: {
@@ -149,8 +160,8 @@ def _reconstruction(
     for metric in sorted(found, key=report_tables.metric_key):
         by_method = found[metric]
         shared = [i for i in compared.counted if all(i in own for own in by_method.values())]
-        for method_name, own in by_method.items():
-            values[method_name][metric] = {i: own[i] for i in shared}
+        for name, own in by_method.items():
+            values[name][metric] = {i: own[i] for i in shared}
         ranked = compared.same_masks or not split(metric)[2]
         better = report_tables.better(metric) if ranked else ""
         yield Column(metric, title(metric), _sheet(metric), better)
@@ -176,18 +187,25 @@ def _edits(
     metrics = {m.name: compared.metrics(m) for m in compared.methods}
     names: dict[str, None] = {}
     kinds: dict[str, None] = {}
+    # Methods may measure differently; an effect has one unit for all.
+    shared: set[str] | None = None
     for frame in metrics.values():
+        own_kinds = list(map(str, frame["metric"].unique()))
         names |= dict.fromkeys(editing.strengths_of(frame))
-        kinds |= dict.fromkeys(map(str, frame["metric"].unique()))
+        kinds |= dict.fromkeys(own_kinds)
+        shared = set(own_kinds) if shared is None else shared & set(own_kinds)
     costs = [c for c in editing.costs_of(kinds) if not c.startswith("change_")]
     for name in names:
-        curves = {m: editing.curves(frame, name, costs) for m, frame in metrics.items()}
+        score = effect_score(name, shared or ())
+        curves = {m: editing.curves(frame, name, costs, score) for m, frame in metrics.items()}
         full = editing.equal_effect(curves)
+        measured = score in (shared or ())
         if not full.matches:
+            yield Edited(name, score, measured, full, {})
             continue
-        sheet = f"Edit {name} at equal effect"
-        columns.append(Column(f"{name}@effect", "effect", sheet))
-        columns.append(Column(f"{name}@reach", "largest effect", sheet))
+        sheet, unit = f"Edit {name} at equal effect", effect_unit(score)
+        columns.append(Column(f"{name}@effect", f"effect{unit}", sheet))
+        columns.append(Column(f"{name}@reach", f"largest effect{unit}", sheet))
         columns.append(Column(f"{name}@strength", "strength needed", sheet))
         for cost in costs:
             key = f"{name}@{cost}"
@@ -197,7 +215,7 @@ def _edits(
             better = report_tables.better(cost) if ranked else ""
             columns.append(Column(key, title(cost), sheet, better))
         shares = {share: editing.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
-        yield Edited(name, full, shares | {1.0: full})
+        yield Edited(name, score, measured, full, shares | {1.0: full})
 
 
 def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
@@ -214,7 +232,7 @@ def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
 
 
 def _costs(method: Method) -> dict[str, Estimate]:
-    """Seconds are medians over shards, bytes means over shards, memory is the most of all."""
+    """Seconds are medians over shards, bytes means over images, memory is the most of all."""
     found = {}
     stages: dict[str, dict[tuple[int, int], float]] = {}
     for seed, run in enumerate(method.runs):
@@ -232,8 +250,8 @@ def _costs(method: Method) -> dict[str, Estimate]:
             value = max(peaks) / 2**30
             found[f"memory_{where}"] = Estimate(value, math.nan, math.nan, len(peaks))
     for key, tables in (("bytes", RENDERED_FROM), ("bytes_all", None)):
-        sizes = [size / 1e6 for run in method.runs for size in run.bytes_per_image(tables)]
-        found[key] = estimate(sizes)
+        sizes = [pair for run in method.runs for pair in run.bytes_of(tables)]
+        found[key] = ratio([size / 1e6 for size, _ in sizes], [images for _, images in sizes])
     return found
 
 

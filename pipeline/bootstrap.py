@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,16 +43,32 @@ def estimate(
     would hold the mean in 80 % of cases only. The same values give the same interval.
     """
     known = np.asarray(values, np.float64)
-    n = len(known)
     function = np.mean if statistic == "mean" else np.median
+    return _interval(lambda rows: function(known[rows], axis=-1), len(known), level, draws, seed)
+
+
+def ratio(parts: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """Sum of the parts over the sum of their counts, such as bytes per image over shards that hold
+    more or fewer images. Pairs are drawn; counts above 0. Intervals as of `estimate`."""
+    above, below = np.asarray(parts, np.float64), np.asarray(counts, np.float64)
+    return _interval(
+        lambda rows: above[rows].sum(-1) / below[rows].sum(-1), len(above), LEVEL, DRAWS, 0
+    )
+
+
+def _interval(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, level: float, draws: int, seed: int
+) -> Estimate:
+    """statistic: of rows [..., n], given by their numbers."""
     if n < 2:
-        return Estimate(float(known[0]) if n else math.nan, math.nan, math.nan, n)
+        value = float(statistic(np.arange(n))) if n else math.nan
+        return Estimate(value, math.nan, math.nan, n)
     random = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // n)
     drawn = [
-        function(known[random.integers(0, n, (min(chunk, draws - first), n))], axis=1)
+        statistic(random.integers(0, n, (min(chunk, draws - first), n)))
         for first in range(0, draws, chunk)
     ]
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return Estimate(float(function(known)), float(low), float(high), n)
+    return Estimate(float(statistic(np.arange(n))), float(low), float(high), n)

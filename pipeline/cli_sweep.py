@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import click
 
 from dhr_batch.pipeline import cli_options, cli_start
 from dhr_batch.pipeline.cli_output import refusals
+from dhr_batch.pipeline.locations import is_url
 from dhr_batch.pipeline.storage import Refused
 
 
@@ -38,10 +40,10 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
     """
     with refusals():
         chosen = {"name": "directions", "edits": parse(edits)}
-    # A configured dataset may be called like the folder.
-    place = run if "/" in run else f"./{run}"
+    # A configured dataset may be called like the folder, and `.` has no name to add to.
+    place = run.rstrip("/") if is_url(run) else str(Path(run).expanduser().resolve())
     settings = {"dataset": place, "first_stage": "edit", "edit": chosen}
-    target = out or f"{run.rstrip('/')}-sweep"
+    target = out or f"{place}-sweep"
     cli_start.start(files=(), settings=settings, out=target, **options)
 
 

@@ -106,13 +106,16 @@ def strengths_of(metrics: pd.DataFrame) -> dict[str, list[float]]:
     return {name: sorted(strengths) for name, strengths in found.items()}
 
 
-def curves(metrics: pd.DataFrame, edit: str, costs: Iterable[str]) -> dict[str, Curve]:
+def curves(
+    metrics: pd.DataFrame, edit: str, costs: Iterable[str], score: str = ""
+) -> dict[str, Curve]:
     """Image id -> curve, of the images whose source, refined picture and edits all have the score.
 
-    metrics: columns image_id, stage, metric, value. costs: metrics to keep. A strength of an image
-    without a score is left out of its curve; the refined picture must have one.
+    metrics: columns image_id, stage, metric, value. costs: metrics to keep. score: by default what
+    `effect_score` chooses. A strength of an image without a score is left out of its curve; the
+    refined picture must have one.
     """
-    score, kept = f"score_{effect_score(edit)}", list(costs)
+    score, kept = score or effect_score(edit, set(metrics["metric"].unique())), list(costs)
     stages = {f"{_PREFIX}{edit}:{s:g}": s for s in strengths_of(metrics).get(edit, ())}
     stages = {stage: s for stage, s in stages.items() if s != 0} | {"refined": 0.0}
     rows = metrics[
@@ -187,19 +190,25 @@ class EqualEffect:
     def costs(self, metric: str) -> dict[str, dict[str, float]]:
         """Method -> image -> value at the equal effect, the mean of both directions.
 
-        Of the images of which every method has it; a method that never has it is left out.
+        Of the images and directions in which every method has it: the mean of one direction is no
+        match for that of two. A method that never has it is left out.
         """
         found = {}
         for method, own in self.curves.items():
             values = [
-                (m.image_id, at(own[m.image_id].costs[metric], m.places[method]))
-                for m in self.matches
+                at(own[m.image_id].costs[metric], m.places[method])
                 if metric in own[m.image_id].costs
+                else math.nan
+                for m in self.matches
             ]
-            found[method] = dict(_images(pair for pair in values if math.isfinite(pair[1])))
-        found = {method: values for method, values in found.items() if values}
-        shared = [i for i in self.images if all(i in values for values in found.values())]
-        return {method: {i: values[i] for i in shared} for method, values in found.items()}
+            if np.isfinite(values).any():
+                found[method] = values
+        finite = [all(map(math.isfinite, row)) for row in zip(*found.values(), strict=True)]
+        ids = [match.image_id for match in self.matches]
+        return {
+            method: dict(_images((i, v) for i, v, ok in zip(ids, own, finite, strict=True) if ok))
+            for method, own in found.items()
+        }
 
 
 def equal_effect(methods: Mapping[str, Mapping[str, Curve]], share: float = 1.0) -> EqualEffect:
@@ -262,7 +271,7 @@ def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
     stages = table.index.get_level_values("stage")
     empty: list[float] = []
     for edit, strengths in strengths_of(metrics).items():
-        score = f"score_{effect_score(edit)}"
+        score = effect_score(edit, table.columns)
         for strength in sorted({0.0, *strengths}):
             stage = f"{_PREFIX}{edit}:{strength:g}" if strength else "refined"
             rows = table.xs(stage, level="stage") if stage in stages else table.iloc[:0]

@@ -155,7 +155,7 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
         passed = []
         rows = _rows(run, key, stored)
         for row in rows:
-            picture, known = _picture(row, values, identity)
+            picture, known = _picture(row, values, identity, metrics)
             edits.add(picture.edit)
             reason = filters.reason(picture, known)
             if reason is None:
@@ -173,7 +173,7 @@ def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
         if name not in edits:
             there = ", ".join(sorted(edits)) or "none"
             raise Refused(f"--effect {name}: the run has no such edit; it has: {there}")
-        score = f"score_{effect_score(name)}"
+        score = effect_score(name, metrics)
         if score not in metrics:
             raise Refused(f"--effect {name}: the run measured no {score}, so no effect of it")
     for name in filters.most:
@@ -204,15 +204,16 @@ def _picture(
     row: Mapping[str, Any],
     values: Mapping[tuple[str, str], Mapping[str, float]],
     identity: str,
+    measured: set[str],
 ) -> tuple[Picture, Mapping[str, float]]:
-    """A picture and its metrics."""
+    """A picture and its metrics. measured: names of all metrics."""
     image_id = row["image_id"]
     kind = next(kind for kind, stored in KINDS.items() if stored == row["kind"])
     edit, strength = row["edit_name"] or "", row["edit_strength"] or 0.0
     stage = f"edit:{edit}:{strength:g}" if kind == "edit" else kind
     metrics = values.get((image_id, stage), {})
     effect = 0.0 if kind != "edit" else None
-    score = f"score_{effect_score(edit)}"
+    score = effect_score(edit, measured)
     now, before = metrics.get(score), values.get((image_id, "source"), {}).get(score)
     if now is not None and before is not None:
         effect = now - before

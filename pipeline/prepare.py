@@ -97,8 +97,15 @@ def place(made: plan.Plan, request: Request) -> Storage:
     begun = first != registry.STAGES[0]
     how = f"from-{first}" if begun else registry.label(made.config.generator)
     out = connect(request.out or f"runs/{name}-{how}")
-    if begun and out.address == connect(made.dataset.location).address:
-        raise Refused(f"{out.place} is the run to begin from: choose another folder with --out")
+    if begun:
+        source = connect(made.dataset.location).address.rstrip("/")
+        if out.address.rstrip("/") == source:
+            raise Refused(f"{out.place} is the run to begin from: choose another folder with --out")
+        if out.address.startswith(f"{source}/"):
+            raise Refused(
+                f"{out.place} lies in the run to begin from, {source}: choose a folder outside of "
+                "it with --out"
+            )
     return out
 
 

@@ -242,8 +242,8 @@ def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
 
     stages = {"source": math.nan, "refined": 0.0}
     stages |= {edit_stage(edit, s): s for name, s in data.edits if name == edit}
-    score = f"score_{effect_score(edit)}"
     long = data.metrics
+    score = effect_score(edit, set(long["metric"].unique()))
     long = long[long["stage"].isin(stages) & long["metric"].isin([score, identity])]
     long = long[~long["image_id"].isin(data.excluded())]
     table = long.pivot_table(

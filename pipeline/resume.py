@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,23 @@ _CODE = (
 )
 
 
+class OtherRun(Refused):
+    """The folder holds a run with other settings or images. changed: a line for each difference."""
+
+    def __init__(self, where: object, changed: Sequence[str]) -> None:
+        self.changed = "\n  ".join(changed)
+        super().__init__(
+            f"{where} holds a run with other settings or images; changed:\n  {self.changed}\n"
+            "Use the same ones to go on with it, choose another folder with --out, or delete the "
+            "run and start over with --fresh"
+        )
+
+
 def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -> Plan:
     """The plan of this start in the shards of the stored one; new images in shards behind them.
 
     where: the run folder's name for people. Raises Refused, naming everything that differs and
-    what to do; new images are refused unless `extend`.
+    what to do: OtherRun for other settings or images; new images are refused unless `extend`.
     """
     stored = _stored(run, where)
     if stored is None:
@@ -33,12 +45,7 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
         return plan
     compared = _Compared(stored, plan) if stored["schema"] == SCHEMA else None
     if lines := [*_changes(stored, plan, compared, extend)]:
-        listed = "\n  ".join(lines)
-        raise Refused(
-            f"{where} holds a run with other settings or images; changed:\n  {listed}\n"
-            "Use the same ones to go on with it, choose another folder with --out, or delete the "
-            "run and start over with --fresh"
-        )
+        raise OtherRun(where, lines)
     assert compared is not None
     size = stored["config"]["shard_size"]
     added = cut(compared.added, size, len(compared.shards))

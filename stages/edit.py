@@ -33,8 +33,11 @@ class EditOptions(BaseModel):
     @field_validator("strengths")
     @classmethod
     def _distinct(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(strengths)) != len(strengths):
-            raise ValueError(f"strengths are given twice: {list(strengths)}")
+        # Stages of metrics are named by what is printed; -0 is 0.
+        if len({f"{strength + 0.0:g}" for strength in strengths}) != len(strengths):
+            raise ValueError(
+                f"strengths are given twice, to the six digits that name them: {list(strengths)}"
+            )
         return strengths
 
 

@@ -10,7 +10,7 @@ or rotated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -37,9 +37,18 @@ NAMES = (
 NOSE_DEPTH = 0.45
 
 
-def effect_score(edit: str) -> str:
-    """The score that tells how strong an edit is: the one of its name, for `yaw` in degrees."""
-    return "yaw_degrees" if edit == "yaw" else edit
+_DEGREES = "score_yaw_degrees"
+
+
+def effect_score(edit: str, metrics: Container[str]) -> str:
+    """The metric that tells how strong an edit is: the score of its name, for `yaw` the one in
+    degrees where that is among the metrics. The answer need not be among them."""
+    return _DEGREES if edit == "yaw" and _DEGREES in metrics else f"score_{edit}"
+
+
+def effect_unit(score: str) -> str:
+    """What follows the name of an effect that is judged by this metric: ` [°]`, or nothing."""
+    return " [°]" if score == _DEGREES else ""
 
 
 def scores(landmarks: np.ndarray) -> dict[str, float]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline import bench, bench_formats, bench_matrix, runner
+from dhr_batch.pipeline import bench, bench_formats, bench_matrix, bench_page, runner
 from dhr_batch.pipeline.bench import Machine
 from dhr_batch.pipeline.bench_data import load
 from dhr_batch.pipeline.bench_matrix import Matrix, matrix
@@ -105,7 +106,15 @@ def test_a_refiner_begins_where_its_settings_do_and_may_choose_embedders():
         ({"refiner": {}}, "test: refiner: unknown key"),
         ({"refiners": {"a b": {}}}, "'a b' cannot be part of a folder's name"),
         ({"refiners": {"none": {}}}, "'none' is part of every benchmark"),
-        ({"compare_to": "pti"}, "compare_to: 'pti' is none of: none, dhr, no_mask, fails"),
+        (
+            {"compare_to": "pti"},
+            r"compare_to: 'pti' is none of: none, dhr, no_mask, fails, w\+/none, w\+/dhr",
+        ),
+        ({"compare_to": "w/dhr"}, "compare_to: 'w/dhr' is none of"),
+        (
+            {"compare_to": "w+/dhr", "refiners": {"dhr": {"embedders": []}}},
+            r"compare_to: 'w\+/dhr' is none of: none, dhr, w\+/none$",
+        ),
         ({"refiners": {"dhr": {"embedders": ["e4e"]}}}, "refiners.dhr.embedders: 'e4e' is none"),
         ({"refiners": {"dhr": {"settings": {"embed": "w"}}}}, "embed would change the embedding"),
         ({"settings": {"limit": 3}}, "settings: limit is no setting of all runs"),
@@ -125,6 +134,11 @@ def test_shipped_benchmarks_are_valid():
         found = bench_matrix.preset(name)
         cells = bench_matrix.expand(found, {d: d for d in found.datasets})
         assert len({c.name for c in cells}) == len(cells)
+        methods = {(c.embedder, c.refiner) for c in cells}
+        held_to = {m: bench_matrix.reference(found.compare_to, m[0]) for m in methods}
+        # Every method has a difference, and there is one reference.
+        assert set(held_to.values()) <= methods
+        assert [m for m in methods if held_to[m] == m] == [*set(held_to.values())]
     with pytest.raises(ConfigError, match="choose from: ablations, published, smoke"):
         bench_matrix.preset("all")
 
@@ -135,6 +149,14 @@ def test_published_tables_are_complete():
     for table in found:
         assert {len(row) for row in table.rows} == {len(table.columns)}
         assert all((table.source, table.protocol, table.differs))
+
+
+def test_published_figures_keep_their_digits():
+    table = bench_formats.published()[0]
+    (e4e,) = (row for row in bench_formats.texts(table) if row[1] == "e4e" and row[0] == "–")
+    assert dict(zip(table.columns, e4e, strict=True))["identity_curricularface_cosine"] == "0.50"
+    (psp,) = (row for row in bench_formats.texts(table) if row[1] == "pSp")
+    assert psp[-2:] == ["25.2540", "0.041"]
 
 
 @pytest.mark.parametrize(
@@ -218,14 +240,50 @@ def test_other_settings_in_the_same_place_are_refused(finished, photographs):
     changed = tiny(photographs, settings=TINY | {"store_deltas": "none"})
     other = bench.plan(changed, planned.out, machine=MACHINE, random_weights=True)
     with pytest.raises(
-        Refused, match=r"run photos-w\+-none of this benchmark: (.|\n)*store_deltas"
-    ):
+        Refused,
+        match=r"run photos-w\+-none of this benchmark was made with (.|\n)*store_deltas(.|\n)*"
+        r"delete .*/out/runs/photos-w\+-none to make this run again",
+    ) as refusal:
         bench.run(other, MACHINE)
+    assert "--fresh" not in str(refusal.value)
+
+
+def test_a_run_in_use_does_not_keep_the_others(finished, monkeypatch):
+    planned, _, _ = finished
+    real = runner.run
+
+    def held(plan, request):
+        if str(request.out).endswith("no_mask"):
+            raise Refused("no_mask is in use by process 1")
+        return real(plan, request)
+
+    monkeypatch.setattr(runner, "run", held)
+    done = bench.run(planned, MACHINE)
+    assert done.failed == {"photos-w+-no_mask": "no_mask is in use by process 1"}
+    assert done.exit_code == runner.ERROR
+
+
+def test_planned_images_are_those_within_the_limit(photographs, tmp_path):
+    planned = bench.plan(tiny(photographs), tmp_path, limit=3, machine=MACHINE, random_weights=True)
+    assert planned.sizes == {str(photographs): 3}
 
 
 def test_random_weights_are_refused(photographs, tmp_path):
     with pytest.raises(Refused, match="generator=tiny has random weights"):
         bench.plan(tiny(photographs), tmp_path, machine=MACHINE)
+
+
+@pytest.mark.parametrize("stage", ["embed", "segment", "refine"])
+def test_random_losses_are_refused(photographs, tmp_path, stage):
+    names = {"embed": "w+", "segment": "dhr", "refine": "dhr"}
+    settings = {"refine": "none", stage: {"name": names[stage], "perceptual": "tiny"}}
+    found = matrix({"datasets": [str(photographs)], "embedders": {"a": {"settings": settings}}}, "")
+    if stage == "refine":
+        found = found.model_copy(
+            update={"refiners": {"r": bench_matrix.Refiner(settings=settings)}}
+        )
+    with pytest.raises(Refused, match=f"{stage}.perceptual=tiny has random weights"):
+        bench.plan(found, tmp_path, machine=MACHINE)
 
 
 def test_means_are_of_the_images_that_all_methods_have(figures):
@@ -263,7 +321,7 @@ def test_parts_are_not_ranked_where_masks_differ(figures):
 
 
 def test_edits_are_compared_at_equal_effect(figures):
-    (edited,) = figures.edits
+    (edited,) = figures.compared_edits
     effects = [own["darkness@effect"] for own in figures.cells.values()]
     assert len(set(effects)) == 1
     # Renders are darker than the sources already; only the stronger edits go on from there.
@@ -282,9 +340,47 @@ def test_costs_include_what_was_taken_over(figures):
     files = [m["files"] for m in run.data.shards.values() if m["ok"]]
     sizes = [sum(f[t]["bytes"] for t in ("latents", "masks", "deltas")) for f in files]
     oks = [m["ok"] for m in run.data.shards.values() if m["ok"]]
-    per = [s / n / 1e6 for s, n in zip(sizes, oks, strict=True)]
-    assert own["bytes"].value == pytest.approx(np.mean(per))
+    assert oks == [2, 2, 1]
+    assert own["bytes"].value == pytest.approx(sum(sizes) / sum(oks) / 1e6)
     assert own["memory_host"].value > 0.1
+
+
+def test_an_edit_that_cannot_be_compared_is_named(finished):
+    (compared,) = load(finished[0], {})
+    for method in compared.methods:
+        frame = method.metrics
+        score = frame["metric"] == "score_darkness"
+        edited = score & frame["stage"].str.startswith("edit:")
+        moved = frame.assign(stage=frame["stage"].astype(str).str.replace("darkness", "yaw"))
+        # No render gets darker than its source: no effect in either direction.
+        worse = frame["value"].where(~(score & (frame["stage"] != "source")), -1.0)
+        worse = worse.where(~(edited & frame["stage"].str.endswith(":-2")), 2.0)
+        method.__dict__["metrics"] = pd.concat([frame.assign(value=worse), moved])
+    found = board(compared, "dhr")
+    assert [edited.name for edited in found.edits] == ["darkness", "yaw"]
+    assert found.compared_edits == []
+    lines = bench_formats.about(found)
+    assert "darkness: 0 of 4 images have an effect that all methods achieve." in lines
+    assert "yaw: no score `score_yaw` was measured." in lines
+    assert not [column for column in found.columns if "@" in column.key]
+    page = bench_page.page(finished[0], [found], {})
+    assert page.sections
+
+
+def test_effects_of_yaw_have_their_unit(finished):
+    (compared,) = load(finished[0], {})
+    for method in compared.methods:
+        frame = method.metrics
+        renamed = {"stage": "darkness", "metric": "score_darkness"}
+        method.__dict__["metrics"] = frame.assign(
+            stage=frame["stage"].astype(str).str.replace(renamed["stage"], "yaw"),
+            metric=frame["metric"].astype(str).str.replace(renamed["metric"], "score_yaw_degrees"),
+        )
+    found = board(compared, "dhr")
+    titles = {c.key: c.title for c in found.columns}
+    assert titles["yaw@effect"] == "effect [°]"
+    assert titles["yaw@reach"] == "largest effect [°]"
+    assert titles["yaw@strength"] == "strength needed"
 
 
 def test_markdown_marks_the_best(finished, figures):
@@ -331,6 +427,9 @@ def test_csv_and_json_have_every_figure_and_its_origin(finished, figures):
     rows = list(csv.DictReader((folder / "benchmark.csv").open()))
     assert len(rows) == sum(len(own) for own in figures.cells.values())
     found = {(r["refiner"], r["column"]): r for r in rows}
+    run = figures.compared.methods[1].runs[0]
+    assert found["dhr", "psnr"]["run"] == "photos-w+-dhr"
+    assert found["dhr", "psnr"]["fingerprint"] == run.fingerprint
     assert float(found["dhr", "psnr"]["value"]) == figures.cells["w+ / dhr"]["psnr"].value
     images = list(csv.DictReader((folder / "images.csv").open()))
     own = [r for r in images if (r["method"], r["column"]) == ("w+ / dhr", "psnr")]

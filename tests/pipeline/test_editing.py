@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dhr_batch.pipeline import editing
-from dhr_batch.pipeline.bootstrap import estimate
+from dhr_batch.pipeline.bootstrap import estimate, ratio
 from dhr_batch.pipeline.editing import Curve, crossing, equal_effect
 
 IDENTITY = "identity_dlib_distance"
@@ -117,6 +117,18 @@ def test_costs_are_of_images_that_every_method_has():
     assert equal_effect(methods).costs(IDENTITY) == {"a": {"x": 1.0}, "b": {"x": 1.0}}
 
 
+def test_a_cost_that_is_missed_in_one_direction_is_of_the_other_for_all():
+    """Down costs 1, up costs 3. `a` saw no face in its edit up, and is else the same as `b`."""
+    s, effects = np.array([-1.0, 0, 1]), np.array([-0.1, 0, 0.1])
+    whole = Curve(s, effects, {IDENTITY: np.array([1, 0, 3.0])})
+    half = Curve(s, effects, {IDENTITY: np.array([1, 0, math.nan])})
+    found = equal_effect({"a": {"x": half, "y": whole}, "b": {"x": whole, "y": whole}})
+    assert len(found.matches) == 4
+    costs = found.costs(IDENTITY)
+    assert costs == {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 1.0, "y": 2.0}}
+    assert editing.difference(costs["a"], costs["b"]).value == 0
+
+
 def test_intervals_hold_the_mean_of_a_skewed_distribution():
     """Exponential with mean 1: of 400 intervals of 95 %, about 380 must hold it."""
     draw = np.random.default_rng(0)
@@ -137,6 +149,20 @@ def test_an_interval_of_many_is_that_of_the_normal_approximation():
     middle = estimate(values, "median")
     assert middle.value == pytest.approx(np.median(values))
     assert middle.low < middle.value < middle.high
+
+
+def test_a_ratio_weighs_by_the_counts():
+    """(60 + 10) / (3 + 1); the mean of 20 and 10 would be 15."""
+    found = ratio([60, 10], [3, 1])
+    assert (found.value, found.n) == (17.5, 2)
+    # A draw has both shards, or one of them twice.
+    assert (found.low, found.high) == (10, 20)
+    one = ratio([60], [3])
+    assert (one.value, one.n) == (20, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(ratio([], []).value)
+    parts = [3.0, 1, 4, 1, 5]
+    assert ratio(parts, [1] * 5) == estimate(parts)
 
 
 def test_intervals_of_nearly_nothing():
@@ -175,3 +201,27 @@ def test_curves_and_strengths_are_read_from_the_metrics():
     assert [s.costs[IDENTITY].value for s in smile] == pytest.approx([0.2, 0.1, 0.3])
     (nothing, aged) = [s for s in editing.by_strength(metrics, [IDENTITY]) if s.edit == "age"]
     assert (nothing.strength, aged.effect.n, aged.costs[IDENTITY].n) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "effect"),
+    [(["yaw", "yaw_degrees"], 20.0), (["yaw"], 0.25), (["yaw_degrees"], 20.0), (["smile"], None)],
+)
+def test_yaw_is_judged_in_degrees_where_these_were_measured(scores, effect):
+    values = {"yaw": 0.25, "yaw_degrees": 20.0, "smile": 3.0}
+    stages = ("source", "refined", "edit:yaw:1")
+    metrics = table(
+        *(
+            ("x", stage, f"score_{s}", values[s] * (n == 2))
+            for s in scores
+            for n, stage in enumerate(stages)
+        )
+    )
+    found = editing.curves(metrics, "yaw", [])
+    (_, edited) = editing.by_strength(metrics, [])
+    if effect is None:
+        assert found == {}
+        assert edited.effect.n == 0
+    else:
+        assert found["x"].effects[-1] == effect
+        assert edited.effect.value == effect

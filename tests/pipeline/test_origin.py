@@ -17,7 +17,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
-from dhr_batch.pipeline import cli_sweep, resume
+from dhr_batch.pipeline import cli_start, cli_sweep, resume
 from dhr_batch.pipeline.command import goes_on
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.config import ConfigError
@@ -347,6 +347,21 @@ def test_the_command_sweeps_and_goes_on(copy: Path) -> None:
     assert verify(out).problems == []
     for command in ("status", "verify"):
         assert call(command, out).exit_code == 0
+
+
+def test_a_sweep_in_its_run_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["edits", "sweep", copy, "--edit", "smile=1", "--gpus", "0"]
+    for out in (copy, copy / "sweep"):
+        done = call(*words, "--out", out)
+        assert done.exit_code == 2
+        assert "choose a" in done.output
+    assert not (copy / "sweep").exists()
+    monkeypatch.chdir(copy)
+    started = {}
+    monkeypatch.setattr(cli_start, "start", lambda **asked: started.update(asked))
+    assert call("edits", "sweep", ".", "--edit", "smile=1").exit_code == 0
+    assert started["out"] == str(copy.with_name("copy-sweep"))
+    assert started["settings"]["dataset"] == str(copy)
 
 
 def test_the_command_that_goes_on_names_what_differs(source: Path, tmp_path: Path) -> None:

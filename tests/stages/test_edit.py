@@ -184,7 +184,7 @@ def test_one_name_for_two_edits_is_refused(context, direction):
     assert {m.name for m in two.moves} == {"push", "again"}
 
 
-@pytest.mark.parametrize("strengths", [(), (1, 1), (float("nan"),)])
+@pytest.mark.parametrize("strengths", [(), (1, 1), (1, 1.0000001), (0.0, -0.0), (float("nan"),)])
 def test_strengths_are_checked(strengths):
     with pytest.raises(ValidationError):
         Directions.Options(edits=({"direction": "smile", "strengths": strengths},))
