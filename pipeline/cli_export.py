@@ -15,7 +15,7 @@ import click
 from dhr_batch.pipeline.cli_output import refusals
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.export import Outcome
+    from dhr_batch.pipeline.export_outcome import Outcome
 
 T = TypeVar("T")
 

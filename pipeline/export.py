@@ -24,7 +24,8 @@ from dhr_batch.pipeline import (
 )
 from dhr_batch.pipeline.export_files import FORMATS, Sample, Writer
 from dhr_batch.pipeline.export_marks import Encoding
-from dhr_batch.pipeline.export_rows import NO_FACE, Filters, Gathered, Picture
+from dhr_batch.pipeline.export_outcome import Outcome, why_nothing
+from dhr_batch.pipeline.export_rows import Filters, Gathered, Picture
 from dhr_batch.pipeline.photographs import Lost, Photographs
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.storage import Refused, full_disk
@@ -60,49 +61,6 @@ class Options:
     fresh: bool = False
 
 
-@dataclass
-class Outcome:
-    """What was exported. counts: split -> label -> pictures. dropped: reason -> pictures.
-
-    images: of the run, with rows; used: split -> those of which there is a picture; planned: in the
-    run's plan. validation: its share of the photographs, as asked for.
-    """
-
-    out: str
-    validation: float = 0.0
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
-    images: int = 0
-    used: dict[str, int] = field(default_factory=dict)
-    planned: int = 0
-
-    @property
-    def pictures(self) -> int:
-        return sum(counts.total() for counts in self.counts.values())
-
-    @property
-    def photographs(self) -> int:
-        return sum(self.used.values())
-
-    @property
-    def note(self) -> str:
-        """What is not as asked for; "" where nothing is."""
-        if not self.validation or export_choice.VALIDATION in self.counts:
-            return ""
-        return "no photograph falls into validation: raise --val or change --seed"
-
-    def to_json(self) -> dict[str, Any]:
-        images = {"planned": self.planned, "with_rows": self.images, "used": self.photographs}
-        return {
-            "out": self.out,
-            "pictures": self.pictures,
-            "images": images,
-            "note": self.note,
-            "counts": {split: dict(counts) for split, counts in self.counts.items()},
-            "dropped": dict(self.dropped.most_common()),
-        }
-
-
 def write(
     run_place: str | Path,
     out: Path,
@@ -127,7 +85,7 @@ def write(
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
     if not splits:
-        raise Refused(f"nothing is left to export: {_why_nothing(gathered.dropped)}")
+        raise Refused(f"nothing is left to export: {why_nothing(gathered.dropped)}")
     planned = sum(map(len, run.plan["shards"]))
     outcome = Outcome(str(out), options.validation)
     outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
@@ -141,16 +99,6 @@ def write(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return outcome
-
-
-def _why_nothing(dropped: Counter[str]) -> str:
-    """The reasons, and the options that change them."""
-    why = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    if NO_FACE in dropped:
-        why += "; --keep-faceless keeps pictures without a face"
-    if any(reason.startswith("photograph ") for reason in dropped):
-        why += "; say where the photographs are with --dataset"
-    return why or "the run has no edited pictures"
 
 
 def _fitting(options: Options, run: Run) -> Options:
@@ -228,7 +176,7 @@ def _fill(
         writer.close()
     outcome.used = {split: len(ids) for split, ids in used.items()}
     if not outcome.counts:
-        raise Refused(f"no picture could be exported: {_why_nothing(outcome.dropped)}")
+        raise Refused(f"no picture could be exported: {why_nothing(outcome.dropped)}")
     card = export_card.text(run, options, outcome, classes, names, format_.data_files)
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 

@@ -19,7 +19,8 @@ from dhr_batch.pipeline.storage import Refused, StorageError
 from dhr_batch.stages import registry
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.export import Options, Outcome
+    from dhr_batch.pipeline.export import Options
+    from dhr_batch.pipeline.export_outcome import Outcome
 
 _LOAD = {
     "webdataset": 'import webdataset\n\ntrain = webdataset.WebDataset("train-00000.tar")'
