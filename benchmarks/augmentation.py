@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dhr_batch.pipeline import export, export_choice
+from dhr_batch.pipeline.cli_export import pattern
 from dhr_batch.pipeline.export_rows import Filters
 from dhr_batch.pipeline.storage import Refused
 
@@ -32,8 +33,12 @@ _LEAST = 4
 
 @dataclass(frozen=True)
 class Example:
-    """who: the photograph, or person, it shows. pixels: float [N]. score: of its smile."""
+    """image_id: its photograph. who: the photograph, or person, it shows. pixels: float [N].
 
+    score: of its smile.
+    """
+
+    image_id: str
     who: str
     edited: bool
     pixels: np.ndarray
@@ -67,16 +72,26 @@ def examples(run: str, folder: Path, person: str | None = None) -> Iterator[Exam
             width, height = image.size
             box = (left * width, top * height, right * width, bottom * height)
             mouth = image.convert("L").resize(_SIZE, Image.Resampling.BOX, box)
-        who = export_choice.person(row["image_id"], person)
+        image_id = row["image_id"]
+        who = export_choice.person(image_id, person)
         pixels = np.asarray(mouth, np.float64).ravel() / 255
-        yield Example(who, row["kind"] == "edit", pixels, row[SCORE])
+        yield Example(image_id, who, row["kind"] == "edit", pixels, row[SCORE])
+
+
+def distinct(found: Sequence[Example]) -> list[Example]:
+    """Each photograph once, also where several runs have it; all edits."""
+    photographs = {e.image_id: e for e in reversed(found) if not e.edited}
+    return [e for e in found if e.edited or photographs[e.image_id] is e]
 
 
 def compare(found: Sequence[Example]) -> list[Result]:
     """The classifier without and with edits. Raises Refused for too few photographs."""
     photographs = [e for e in found if not e.edited]
-    if len({e.who for e in photographs}) < _LEAST:
-        raise Refused(f"{len(photographs)} photographs with a smile score: {_LEAST} are needed")
+    if (shown := len({e.who for e in photographs})) < _LEAST:
+        raise Refused(
+            f"the {len(photographs)} photographs with a smile score show {shown} persons: "
+            f"{_LEAST} are needed"
+        )
     threshold = float(np.median([e.score for e in photographs]))
     sets = {"photographs": photographs, "photographs and edits": found}
     return [_leave_one_out(name, photographs, seen, threshold) for name, seen in sets.items()]
@@ -110,7 +125,7 @@ def training(found: Sequence[Example], held_out: Example) -> list[Example]:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--person", metavar="REGEX", help="As of `dhr-batch export`.")
+@click.option("--person", metavar="REGEX", callback=pattern, help="As of `dhr-batch export`.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(runs: tuple[str, ...], person: str | None, json_file: Path | None) -> None:
     """Train a small classifier of smiles with and without edits, and print both."""
@@ -119,7 +134,7 @@ def main(runs: tuple[str, ...], person: str | None, json_file: Path | None) -> N
         with tempfile.TemporaryDirectory() as folder:
             for number, run in enumerate(runs):
                 found += examples(run, Path(folder, str(number)), person)
-        rows = compare(found)
+        rows = compare(distinct(found))
     except (Refused, ValueError) as error:
         raise click.UsageError(str(error)) from error
     click.echo("An illustration: few photographs, labels from landmarks.")

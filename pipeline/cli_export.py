@@ -6,21 +6,23 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dhr_batch.pipeline.cli_output import refusals
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.export import Outcome
+    from dhr_batch.pipeline.export_outcome import Outcome
+
+T = TypeVar("T")
 
 _FORMATS = ("imagefolder", "webdataset", "parquet", "hf", "stylegan-zip")
 
 
-def _pattern(_context: object, _parameter: object, value: str | None) -> str | None:
+def pattern(_context: object, _parameter: object, value: str | None) -> str | None:
     try:
         re.compile(value or "")
     except re.error as error:
@@ -54,6 +56,15 @@ def _share(_context: object, _parameter: object, value: float) -> float:
     return value
 
 
+def _once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise click.UsageError(f"{option} {name} is given twice: put both limits into one")
+        found[name] = value
+    return found
+
+
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, type=click.Path(file_okay=False), callback=_folder,
@@ -78,7 +89,7 @@ def _share(_context: object, _parameter: object, value: float) -> float:
               "score_NAME:BINS, in each split.")  # fmt: skip
 @click.option("--val", type=click.FloatRange(0, 1), callback=_share, default=0.0,
               show_default=True, help="Share of the photographs for validation.")  # fmt: skip
-@click.option("--person", callback=_pattern, metavar="REGEX",
+@click.option("--person", callback=pattern, metavar="REGEX",
               help="Part of an image's id that names the person, so that several photographs of "
               "one are on one side.  [default: all of it]")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of split and balance.")
@@ -114,8 +125,8 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
             include=options["include"],
             filters=export_rows.Filters(
                 min_identity=options["min_identity"],
-                effects=dict(map(export_rows.parse_effect, options["effects"])),
-                most=dict(map(export_rows.parse_limit, options["most"])),
+                effects=_once("--effect", map(export_rows.parse_effect, options["effects"])),
+                most=_once("--max", map(export_rows.parse_limit, options["most"])),
                 faces=not options["keep_faceless"],
             ),
             balance=options["balance"],
@@ -156,10 +167,12 @@ def lines(outcome: Outcome) -> list[str]:
         f"{name} {counts.total()}" for name, counts in sorted(outcome.counts.items())
     )
     found = [
-        f"exported   {outcome.pictures} pictures of {outcome.used} photographs: {splits}",
+        f"exported   {outcome.pictures} pictures of {outcome.photographs} photographs: {splits}",
         *(f"dropped    {count}: {reason}" for reason, count in outcome.dropped.most_common()),
     ]
     missing = outcome.planned - outcome.images
     if missing:
         found.append(f"missing    {missing} of {outcome.planned} photographs of the run: no rows")
+    if outcome.note:
+        found.append(f"note       {outcome.note}")
     return [*found, f"output     {outcome.out}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,9 +14,17 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dhr_batch.pipeline import export_card, export_choice, export_marks, export_rows, results
+from dhr_batch.pipeline import (
+    export_card,
+    export_choice,
+    export_marks,
+    export_rows,
+    export_target,
+    results,
+)
 from dhr_batch.pipeline.export_files import FORMATS, Sample, Writer
 from dhr_batch.pipeline.export_marks import Encoding
+from dhr_batch.pipeline.export_outcome import Outcome, why_nothing
 from dhr_batch.pipeline.export_rows import Filters, Gathered, Picture
 from dhr_batch.pipeline.photographs import Lost, Photographs
 from dhr_batch.pipeline.results import Run
@@ -54,34 +61,6 @@ class Options:
     fresh: bool = False
 
 
-@dataclass
-class Outcome:
-    """What was exported. counts: split -> label -> pictures. dropped: reason -> pictures.
-
-    images: of the run, with rows; used: of which there is a picture; planned: in the run's plan.
-    """
-
-    out: str
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
-    images: int = 0
-    used: int = 0
-    planned: int = 0
-
-    @property
-    def pictures(self) -> int:
-        return sum(counts.total() for counts in self.counts.values())
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "out": self.out,
-            "pictures": self.pictures,
-            "images": {"planned": self.planned, "with_rows": self.images, "used": self.used},
-            "counts": {split: dict(counts) for split, counts in self.counts.items()},
-            "dropped": dict(self.dropped.most_common()),
-        }
-
-
 def write(
     run_place: str | Path,
     out: Path,
@@ -99,55 +78,37 @@ def write(
         raise Refused("--paste-back makes photographs of many sizes, StyleGAN reads squares of one")
     run = results.open(run_place)
     options = _fitting(options, run)
-    _check_target(out, run, options.fresh)
+    out = export_target.resolved(out, run, options.fresh)
     photographs = Photographs(run, options.dataset) if options.paste_back else None
     gathered = export_rows.gather(run, ("edit", *options.include), options.filters)
     if photographs:
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
     if not splits:
-        why = ", ".join(f"{count} {reason}" for reason, count in gathered.dropped.most_common())
-        raise Refused(f"nothing is left to export: {why or 'the run has no edited pictures'}")
+        raise Refused(f"nothing is left to export: {why_nothing(gathered.dropped)}")
     planned = sum(map(len, run.plan["shards"]))
-    outcome = Outcome(str(out), dropped=gathered.dropped, images=gathered.images, planned=planned)
+    outcome = Outcome(str(out), options.validation)
+    outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     with full_disk(out.parent):
         try:
             partial.mkdir(parents=True)
             _fill(partial, run, gathered, splits, photographs, options, outcome, tick)
-            _replace(partial, out)
+            export_target.replace(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return outcome
 
 
 def _fitting(options: Options, run: Run) -> Options:
-    """Without landmarks, nothing is known about faces, and no picture is dropped for it."""
-    if run.plan["config"]["measure"].get("landmarks", "none") != "none":
+    """Without landmark scores, nothing is known of faces, and no picture is dropped for it."""
+    measure = run.plan["config"]["measure"]
+    scores = measure.get("scores", "landmarks")
+    asked = [scores] if isinstance(scores, str) else scores
+    if measure.get("landmarks", "none") != "none" and "landmarks" in asked:
         return options
     return replace(options, filters=replace(options.filters, faces=False))
-
-
-def _check_target(out: Path, run: Run, fresh: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if export_card.run_of(out) != export_card.identity(run.plan):
-        raise Refused(
-            f"{out} holds something else than an export of this run: choose another --out"
-        )
-    if not fresh:
-        raise Refused(f"{out} holds an export of this run: replace it with --fresh")
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Between the two moves a kill leaves the earlier export under its temporary name."""
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _drop_lost(gathered: Gathered, photographs: Photographs) -> None:
@@ -195,7 +156,8 @@ def _fill(
     format_ = FORMATS[options.format]
     writers: dict[str, Writer] = {}
     extension = export_marks.EXTENSIONS[options.encoding]
-    used, done = set(), 0
+    used: dict[str, set[str]] = {}
+    done = 0
     for key, pictures in gathered.parts.items():
         for picture, data in _encoded(run, key, pictures, photographs, options.encoding):
             done += 1
@@ -209,12 +171,12 @@ def _fill(
                 writers[split] = format_(folder, split, classes, names)
             writers[split].add(Sample(picture.key, extension, data, label, labels))
             outcome.counts.setdefault(split, Counter())[label] += 1
-            used.add(picture.image_id)
+            used.setdefault(split, set()).add(picture.image_id)
     for writer in writers.values():
         writer.close()
-    outcome.used = len(used)
+    outcome.used = {split: len(ids) for split, ids in used.items()}
     if not outcome.counts:
-        raise Refused(f"no picture could be exported: {dict(outcome.dropped)}")
+        raise Refused(f"no picture could be exported: {why_nothing(outcome.dropped)}")
     card = export_card.text(run, options, outcome, classes, names, format_.data_files)
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
@@ -242,14 +204,15 @@ def _encoded(
         if photographs:
             before = refined if refined and refined["image_id"] == picture.image_id else None
             yield picture, _pasted(picture, row, before, photographs, encoding)
-        elif encoding == "png":
-            yield picture, export_marks.as_stored(data, picture)
         else:
             yield picture, _encode_stored(picture, data, encoding)
 
 
 def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes | str:
     try:
+        if encoding == "png":
+            _read(data, lambda image: image.verify())
+            return export_marks.as_stored(data, picture)
         return export_marks.encode(_pixels(data), encoding, picture)
     except Lost as error:
         return str(error)
@@ -282,13 +245,19 @@ def _pasted(
             photograph = paste_back(photograph, quad, before, after)
     except Lost as error:
         return str(error)
+    except ValueError:
+        return "stored place and pictures do not fit together"
     return export_marks.encode(photograph, encoding, picture)
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    """Raises Lost for a damaged picture, which costs itself alone."""
+    return _read(data, np.asarray)
+
+
+def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
+    """What `use` makes of a picture. Raises Lost for a damaged one, which costs itself alone."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return np.asarray(image)
+            return use(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise Lost("stored picture cannot be read") from error

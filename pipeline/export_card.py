@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dhr_batch.pipeline import datasets, models
+from dhr_batch.pipeline import datasets, models, origin
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.export_choice import TRAIN, VALIDATION
 from dhr_batch.pipeline.export_rows import measured_identity
 from dhr_batch.pipeline.results import Run
+from dhr_batch.pipeline.storage import Refused, StorageError
 from dhr_batch.stages import registry
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.export import Options, Outcome
+    from dhr_batch.pipeline.export import Options
+    from dhr_batch.pipeline.export_outcome import Outcome
 
 _LOAD = {
     "webdataset": 'import webdataset\n\ntrain = webdataset.WebDataset("train-00000.tar")'
@@ -55,7 +57,8 @@ with IPTC's digital source type.
 | `label` | the class: edit and strength, `refined`, or `source` (the photograph) |
 | `image_id` | the photograph in its dataset |
 | `kind`, `edit`, `strength` | `edit`, `refined` or `source`; multiples of the direction |
-| `effect` | change of the edit's landmark score against the photograph; `yaw` in degrees |
+| `effect` | change of the edit's landmark score against the photograph; `yaw` in degrees; 0 for \
+`source`, missing for `refined` |
 | `identity` | {identity} |
 | `score_*` | landmark scores of this picture (`stages/face_scores.py`) |
 
@@ -110,7 +113,7 @@ def text(
     plan = run.plan
     generator = registry.label(plan["config"]["generator"])
     known = models.models().get(generator)
-    licence = _dataset_licence(plan)
+    dataset, licence = _photographs(plan)
     splits = [name for name in (TRAIN, VALIDATION) if name in outcome.counts]
     head: dict[str, Any] = {
         "pretty_name": Path(outcome.out).name,
@@ -126,7 +129,7 @@ def text(
     head["dhr_batch"] = {
         "run": identity(plan),
         "version": plan["fingerprint"]["version"],
-        "dataset": plan["dataset"],
+        "dataset": dataset,
         "photograph_licence": licence,
         "generator": generator,
         "generator_licence": " ".join(known.licence.split()) if known else "not stated",
@@ -140,19 +143,20 @@ def text(
     body = _TEXT.format(
         name=Path(outcome.out).name,
         pictures=outcome.pictures,
-        used=outcome.used,
+        used=outcome.photographs,
         version=plan["fingerprint"]["version"],
         run=run.storage.name,
-        dataset=plan["dataset"],
+        dataset=dataset,
         generator=generator,
         warning=" **Random weights: no picture means anything.**" if generator == "tiny" else "",
-        what="Edits were put back into the uncropped photographs."
+        what="Edits were put back into the uncropped photographs; `identity`, `effect` and "
+        "`score_*` are those of the crop before it was blended in."
         if options.paste_back
         else "Pictures are FFHQ crops, made by a generator unless they are of kind `source`.",
         load=_load(options),
         counts="\n".join(_counts(outcome, classes, splits)),
         identity=_identity(run),
-        split=_split(options),
+        split=_split(options, outcome),
         dropped="\n".join(_dropped(outcome)),
         models="\n".join(_models(run)),
         licence=licence,
@@ -171,11 +175,15 @@ def _load(options: Options) -> str:
     return _LOAD.get(options.format, _DATASETS)
 
 
-def _dataset_licence(plan: dict[str, Any]) -> str:
+def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
+    """Name and licence of the dataset; for a run that began from another one, of the first's."""
+    name = plan["dataset"]
     try:
-        return " ".join(datasets.find(plan["config"]["dataset"]).licence.split())
-    except datasets.DatasetError:
-        return "not stated"
+        plan = origin.first_plan(plan)
+        name = plan["dataset"]
+        return name, " ".join(datasets.find(plan["config"]["dataset"]).licence.split())
+    except (datasets.DatasetError, Refused, StorageError):
+        return name, "not stated"
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
@@ -222,13 +230,15 @@ def _identity(run: Run) -> str:
     )
 
 
-def _split(options: Options) -> str:
+def _split(options: Options, outcome: Outcome) -> str:
     if not options.validation:
         return "All pictures are in one split."
     who = "photograph" if options.person is None else "person"
+    there = outcome.used.get(VALIDATION, 0)
     return (
-        f"All pictures of one {who} are in one split, chosen by a hash of its name: about "
-        f"{options.validation:.0%} are for validation."
+        f"All pictures of one {who} are in one split, chosen by a hash of its name. For validation "
+        f"are {there} of {outcome.photographs} photographs ({there / outcome.photographs:.1%}; "
+        f"{options.validation:.1%} was asked for)."
     )
 
 

@@ -31,9 +31,11 @@ def person(source: str, pattern: str | None) -> str:
     if pattern is None:
         return source
     found = re.search(pattern, source)
-    if found is None:
+    name = found and found.group(found.re.groups and 1)
+    # A group may take no part in a match.
+    if name is None:
         raise Refused(f"--person {pattern!r} matches nothing in the id {source!r}")
-    return found.group(found.re.groups and 1)
+    return str(name)
 
 
 def parse_balance(text: str) -> tuple[str, int]:
@@ -56,9 +58,10 @@ def balance(
     """As many pictures of each value as the rarest one has, in each split.
 
     pictures: with their split. by: a label and its bins, 0 where each value counts; bins are
-    equally wide from the least to the greatest value of all, and those without pictures are no
-    values. Returns the chosen pictures, and how many have no such number and are left out.
-    Which ones are chosen depends on a hash of each picture and the seed.
+    equally wide from the least to the greatest value of all, for effects of each edit, whose units
+    differ; and those without pictures are no values. Returns the chosen pictures, and how many have
+    no such number and are left out. Which ones are chosen depends on a hash of each picture and the
+    seed.
     Raises Refused where no picture has a value.
     """
     name, bins = by
@@ -67,7 +70,7 @@ def balance(
     if not known:
         raise Refused(f"--balance {name}: no picture has this label")
     if bins:
-        known = _binned(known, bins)
+        known = _binned(known, bins, apart=name == "effect")
     groups: dict[str, dict[Any, list[Picture]]] = defaultdict(lambda: defaultdict(list))
     for picture, value in known.items():
         groups[pictures[picture]][value].append(picture)
@@ -85,10 +88,20 @@ def _value(picture: Picture, name: str) -> Any:
     return getattr(picture, name)
 
 
-def _binned(values: Mapping[Picture, float], bins: int) -> dict[Picture, int]:
-    low, high = min(values.values()), max(values.values())
-    width = (high - low) / bins or 1.0
-    return {picture: min(int((v - low) / width), bins - 1) for picture, v in values.items()}
+def _binned(
+    values: Mapping[Picture, float], bins: int, apart: bool
+) -> dict[Picture, tuple[str, int]]:
+    """apart: bins of each edit, not of all pictures."""
+    groups: dict[str, dict[Picture, float]] = defaultdict(dict)
+    for picture, value in values.items():
+        groups[picture.edit if apart else ""][picture] = value
+    found = {}
+    for edit, group in groups.items():
+        low, high = min(group.values()), max(group.values())
+        width = (high - low) / bins or 1.0
+        for picture, value in group.items():
+            found[picture] = edit, min(int((value - low) / width), bins - 1)
+    return found
 
 
 def classes(pictures: Iterable[Picture]) -> list[str]:

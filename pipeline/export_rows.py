@@ -16,10 +16,12 @@ import pyarrow.dataset as ds
 
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.storage import Refused
-from dhr_batch.stages.face_scores import effect_score
+from dhr_batch.stages.face_scores import NAMES, effect_score
 
 # Kind of an exported picture -> its kind in the table `images`.
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}
+NO_FACE = "no face found"
+_LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_+-]+")
 
 
@@ -29,7 +31,8 @@ class Picture:
 
     kind: a key of `KINDS`. effect: what the edit changed in the score of its name (`score_smile`
     for `smile`), against the photograph. identity: cosine of the face descriptors of it and
-    the aligned photograph. Both are None where they were not measured; scores lacks such values.
+    the aligned photograph. Both are None where they were not measured, and effect is for `refined`;
+    scores lacks such values.
     """
 
     image_id: str
@@ -73,7 +76,7 @@ class Filters:
 
     min_identity: least cosine. effects: edit -> least and greatest effect, for pictures of that
     edit. most: metric -> greatest value, in the table `metrics`. faces: a picture passes only if
-    landmarks were found in it.
+    landmarks were found in it, as its landmark scores tell.
     """
 
     min_identity: float | None = None
@@ -88,8 +91,8 @@ class Filters:
         """
         if picture.kind == "source":
             return None
-        if self.faces and not picture.scores:
-            return "no face found"
+        if self.faces and _LANDMARK_SCORES.isdisjoint(picture.scores):
+            return NO_FACE
         if self.min_identity is not None:
             if picture.identity is None:
                 return "identity not measured"
@@ -212,7 +215,7 @@ def _picture(
     edit, strength = row["edit_name"] or "", row["edit_strength"] or 0.0
     stage = f"edit:{edit}:{strength:g}" if kind == "edit" else kind
     metrics = values.get((image_id, stage), {})
-    effect = 0.0 if kind != "edit" else None
+    effect = 0.0 if kind == "source" else None
     score = effect_score(edit, measured)
     now, before = metrics.get(score), values.get((image_id, "source"), {}).get(score)
     if now is not None and before is not None:

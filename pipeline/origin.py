@@ -38,6 +38,21 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
     return dataset, None, [*preset, dataset.config]
 
 
+def first_plan(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the run that read the photographs, which a run of this plan goes back to.
+
+    Raises Refused where a run in between is gone or another one, DatasetError and StorageError.
+    """
+    while plan["config"].get("first_stage", registry.STAGES[0]) != registry.STAGES[0]:
+        place = plan["config"]["dataset"]
+        earlier = RunFolder(datasets.find(place).location).plan()
+        # Equal to a part of itself is no fingerprint, so this ends.
+        if earlier is None or earlier["fingerprint"] != plan["fingerprint"].get("origin"):
+            raise Refused(f"{place} is not the run any more that this one began from")
+        plan = earlier
+    return plan
+
+
 def check_weights(plan: Mapping[str, Any], place: str) -> None:
     """Raises Refused where a run was made with other weights of its generator than there are now.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dhr_batch.pipeline import datasets, sources
+from dhr_batch.pipeline import datasets, origin, sources
 from dhr_batch.pipeline.datasets import DatasetError
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.sources import Item
@@ -22,23 +22,26 @@ class Lost(Exception):
 class Photographs:
     """Photographs by image id, decoded as the run decoded them; the last one is kept.
 
-    place: name, folder or URL of the dataset, if it is not where the run had it. Raises Refused
-    where there is none.
+    place: name, folder or URL of the dataset, if it is not where the run had it. Those of a run
+    that began from another one are the photographs of the first; where that is gone and `place` is
+    given, nobody can tell changed ones. Raises Refused where there is no dataset.
     """
 
     def __init__(self, run: Run, place: str | None = None) -> None:
         config = run.plan["config"]
         self._megapixels = float(config["align"].get("max_megapixels", 64))
-        place = place or config["dataset"]
         try:
+            plan = _first(run.plan, known=place is not None)
+            place = place or plan["config"]["dataset"]
             items = datasets.list_images(datasets.find(place))
-        except DatasetError as error:
+        except (DatasetError, Refused) as error:
+            where = f"at {place!r}" if place else "to be found"
             raise Refused(
-                f"the photographs of {run.storage.place} are not at {place!r}: {error}. Say where "
+                f"the photographs of {run.storage.place} are not {where}: {error}. Say where "
                 "they are with --dataset"
             ) from error
         self._items = {item.image_id: item for item in items}
-        self._marks = _marks(run.plan)
+        self._marks = _marks(plan)
         self._last: tuple[str, np.ndarray] | None = None
 
     def item(self, image_id: str) -> Item:
@@ -64,6 +67,16 @@ class Photographs:
             raise Lost("photograph changed since the run")
         self._last = (image_id, pixels)
         return pixels
+
+
+def _first(plan: dict[str, Any], known: bool) -> dict[str, Any]:
+    """The plan with the dataset and its marks; without marks where it is gone but not needed."""
+    try:
+        return origin.first_plan(plan)
+    except (DatasetError, Refused):
+        if not known:
+            raise
+        return plan | {"contents": ()}
 
 
 def _marks(plan: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch.benchmarks import augmentation
-from dhr_batch.benchmarks.augmentation import Example, compare, training
+from dhr_batch.benchmarks.augmentation import Example, compare, distinct, training
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.tests.pipeline.exported import IDS, write_photographs, write_run
 
@@ -24,7 +25,7 @@ def faces(edits: int) -> list[Example]:
         scores = [float(number % 2), *draw.uniform(-1, 2, edits)]
         for index, score in enumerate(scores):
             pixels = look + score * np.eye(20)[3]
-            found.append(Example(str(number), index > 0, pixels, float(score)))
+            found.append(Example(f"{number}.png", str(number), index > 0, pixels, float(score)))
     return found
 
 
@@ -56,5 +57,21 @@ def test_the_command_on_a_small_run(tmp_path: Path) -> None:
 
 
 def test_too_few_photographs_are_refused() -> None:
-    with pytest.raises(Refused, match="4 are needed"):
+    with pytest.raises(Refused, match=r"3 photographs .* show 3 persons: 4 are needed"):
         compare(faces(0)[:3])
+    of_one = [replace(face, who="ann") for face in faces(0)]
+    with pytest.raises(Refused, match=r"8 photographs .* show 1 persons"):
+        compare(of_one)
+
+
+def test_a_photograph_of_two_runs_counts_once() -> None:
+    found = faces(2)
+    both = distinct([*found, *faces(2)])
+    assert [e.image_id for e in both if not e.edited] == [f"{n}.png" for n in range(8)]
+    assert sum(e.edited for e in both) == 2 * 8 * 2
+
+
+def test_a_wrong_pattern_is_refused() -> None:
+    result = CliRunner().invoke(augmentation.main, ["run", "--person", "("])
+    assert result.exit_code == 2
+    assert "no regular expression" in result.output

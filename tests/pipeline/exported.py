@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,18 @@ def write_run(root: Path, photographs: Path, seed: int = 0) -> Path:
                 files[table].append(rows)
         for file in files.values():
             file.close()
+    return root
+
+
+def write_later_run(root: Path, first: Path) -> Path:
+    """As `run --dataset FIRST --from edit`: its dataset is the first run, marked by its tables."""
+    shutil.copytree(first, root)
+    plan = json.loads((root / "plan.json").read_text())
+    plan["fingerprint"]["origin"] = json.loads((first / "plan.json").read_text())["fingerprint"]
+    plan["dataset"] = first.name
+    plan["config"] |= {"dataset": str(first), "first_stage": "edit"}
+    plan["contents"] = [["99:ab"] * len(ids) for ids in plan["shards"]]
+    (root / "plan.json").write_text(json.dumps(plan))
     return root
 
 

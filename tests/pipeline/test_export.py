@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,9 +19,17 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
-from dhr_batch.pipeline import export, export_card, export_choice, export_files
+from dhr_batch.pipeline import datasets, export, export_card, export_choice, export_files
 from dhr_batch.pipeline.export import Options
-from dhr_batch.tests.pipeline.exported import EDITS, IDS, listed, write_photographs, write_run
+from dhr_batch.pipeline.export_rows import Filters, Picture
+from dhr_batch.tests.pipeline.exported import (
+    EDITS,
+    IDS,
+    listed,
+    write_later_run,
+    write_photographs,
+    write_run,
+)
 
 ALL = len(IDS) * len(EDITS)
 FACELESS = 3
@@ -97,7 +106,8 @@ def test_labels_are_those_of_the_tables(run: Path, tmp_path: Path) -> None:
             nan = row["image_id"] == IDS[0] and row["label"] == "smile+1"
             assert row["identity"] == (None if nan else now["identity_dlib_cosine"])
         else:
-            assert (row["effect"], row["strength"], row["label"]) == (0, 0, row["kind"])
+            assert (row["strength"], row["label"]) == (0, row["kind"])
+            assert row["effect"] == (0 if row["kind"] == "source" else None)
 
 
 def test_pictures_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
@@ -169,6 +179,69 @@ def test_bins_of_a_score_are_balanced(run: Path, tmp_path: Path) -> None:
     assert counts[0] == np.histogram(everything, edges)[0].min() > 1
 
 
+def test_only_a_landmark_score_tells_of_a_face() -> None:
+    picture = Picture("a", "a", "edit", "smile", 1.0, None, None, {"score_age": 30.0})
+    assert Filters().reason(picture, {}) == "no face found"
+    assert Filters().reason(replace(picture, scores={"score_smile": 0.1}), {}) is None
+
+
+def test_effects_have_bins_of_their_own_edit() -> None:
+    """Those of yaw, in degrees, would leave all smiles in one bin."""
+    effects = {"smile": (0.0, 0.1, 0.3, 0.4), "yaw": (0.0, 1.0, 30.0, 40.0)}
+    pictures = [
+        Picture(str(n), str(n), "edit", edit, 1.0, effect, None, {})
+        for edit, values in effects.items()
+        for n, effect in enumerate((*values, values[-1]))
+    ]
+    chosen, unknown = export_choice.balance(dict.fromkeys(pictures, "train"), ("effect", 2), seed=0)
+    assert unknown == 0
+    low = {edit: sum(p.edit == edit and p.effect <= values[1] for p in chosen)
+           for edit, values in effects.items()}  # fmt: skip
+    assert low == {"smile": 2, "yaw": 2}
+    assert Counter(p.edit for p in chosen) == {"smile": 4, "yaw": 4}
+
+
+def test_a_validation_split_without_photographs_is_said(run: Path, tmp_path: Path) -> None:
+    result = dhr(run, "--out", tmp_path / "out", "--val", 1e-9)
+    assert result.exit_code == 0
+    assert "no photograph falls into validation: raise --val or change --seed" in result.stdout
+    assert exported(run, tmp_path / "none")["note"] == ""
+    exported(run, tmp_path / "some", "--val", 0.4)
+    there = {r["image_id"] for r in listed(tmp_path / "some") if r["split"] == "validation"}
+    card = (tmp_path / "some" / "README.md").read_text("utf-8")
+    share = f"{len(there)} of 9 photographs ({len(there) / 9:.1%}; 40.0% was asked for)"
+    assert share in " ".join(card.split())
+
+
+def test_the_folder_lies_outside_run_and_current_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = dhr(run, "--out", run / "images" / ".." / "set")
+    assert result.exit_code == 2
+    assert "lies in the run" in result.stderr
+    assert not (run / "set").exists()
+    monkeypatch.chdir(tmp_path)
+    for out in (".", ".."):
+        result = dhr(run, "--out", out)
+        assert result.exit_code == 2
+        assert "current folder" in result.stderr
+    assert not list(tmp_path.iterdir())
+    assert exported(run, Path("set"))["out"] == str(tmp_path / "set")
+
+
+def test_a_run_from_a_run_names_the_first_dataset(run: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(run, first)
+    plan = json.loads((first / "plan.json").read_text())
+    plan["dataset"] = plan["config"]["dataset"] = "portraits"
+    (first / "plan.json").write_text(json.dumps(plan))
+    exported(write_later_run(tmp_path / "sweep", first), tmp_path / "out")
+    head = yaml.safe_load((tmp_path / "out" / "README.md").read_text("utf-8").split("---\n")[1])
+    assert head["dhr_batch"]["dataset"] == "portraits"
+    licence = " ".join(datasets.find("portraits").licence.split())
+    assert head["dhr_batch"]["photograph_licence"] == licence != "not stated"
+
+
 def test_a_photograph_is_on_one_side(run: Path, tmp_path: Path) -> None:
     exported(run, tmp_path / "out", "--val", 0.4, "--include", "source")
     sides: dict[str, set[str]] = {}
@@ -183,9 +256,10 @@ def test_a_person_is_on_one_side(run: Path, tmp_path: Path) -> None:
         exported(run, tmp_path / str(seed), "--val", 0.5, "--person", "^([a-z]+)/", "--seed", seed)
         pairs = {(r["image_id"].split("/")[0], r["split"]) for r in listed(tmp_path / str(seed))}
         assert len(pairs) == 3
-    result = dhr(run, "--out", tmp_path / "no", "--person", "^x")
-    assert result.exit_code == 2
-    assert "matches nothing" in result.stderr
+    for pattern in ("^x", "^(x)?"):
+        result = dhr(run, "--out", tmp_path / "no", "--person", pattern)
+        assert result.exit_code == 2
+        assert "matches nothing" in result.stderr
 
 
 def test_the_split_depends_on_nothing_else() -> None:
@@ -343,7 +417,9 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
         (["--person", "("], "no regular expression"),
         (["--val", "nan"], "between 0 and 1"),
         (["--format", "zip"], "is not one of"),
-        (["--min-identity", "1"], "nothing is left"),
+        (["--min-identity", "1"], "--keep-faceless keeps"),
+        (["--effect", "smile=0:", "--effect", "smile=:1"], "--effect smile is given twice"),
+        (["--max", "change_out=1", "--max", "change_out=2"], "--max change_out is given twice"),
         (["--paste-back", "--include", "refined"], "leave refined out"),
         (["--paste-back", "--format", "stylegan-zip"], "squares of one"),
     ],
@@ -366,26 +442,34 @@ def test_identity_that_was_not_measured_is_no_filter(run: Path, tmp_path: Path) 
     assert "measured no identity" in result.stderr
 
 
-def test_a_run_without_landmarks_drops_nothing_for_faces(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [{"landmarks": "none"}, {"scores": []}, {"scores": ["a:B"]}])
+def test_a_run_without_landmarks_drops_nothing_for_faces(
+    run: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
     blind = tmp_path / "blind"
     shutil.copytree(run, blind)
     plan = json.loads((blind / "plan.json").read_text())
-    plan["config"]["measure"]["landmarks"] = "none"
+    plan["config"]["measure"] |= setting
     (blind / "plan.json").write_text(json.dumps(plan))
     outcome = exported(blind, tmp_path / "out")
     assert outcome["pictures"] == ALL
     assert outcome["dropped"] == {}
 
 
-@pytest.mark.parametrize("words", [["--encoding", "jpeg"], ["--paste-back"]])
-def test_a_damaged_picture_costs_itself_alone(run: Path, tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("left", [60, 0.7])
+@pytest.mark.parametrize("words", [[], ["--encoding", "jpeg"], ["--paste-back"]])
+def test_a_damaged_picture_costs_itself_alone(
+    run: Path, tmp_path: Path, words: list[str], left: float
+) -> None:
+    """left: bytes of it, or their share."""
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)
     path = next((broken / "images").iterdir())
     table = pq.read_table(path)
     rows = table.to_pylist()
     bad = next(row for row in rows if row["kind"] == "edit")
-    bad["image"]["bytes"] = bad["image"]["bytes"][:60]
+    data = bad["image"]["bytes"]
+    bad["image"]["bytes"] = data[: left if isinstance(left, int) else int(left * len(data))]
     pq.write_table(table.from_pylist(rows, table.schema), path)
     outcome = exported(broken, tmp_path / "out", "--keep-faceless", *words)
     assert outcome["dropped"] == {"stored picture cannot be read": 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -21,6 +22,7 @@ from dhr_batch.tests.pipeline.exported import (
     QUAD,
     listed,
     photograph,
+    write_later_run,
     write_photographs,
     write_run,
 )
@@ -126,3 +128,47 @@ def test_no_photograph_at_all_is_refused(run: Path, photographs: Path) -> None:
     assert result.exit_code == 2
     assert f"{len(IDS) * len(EDITS)} photograph missing" in result.stderr
     assert not (run.parent / "out").exists()
+    assert "--dataset" in result.stderr
+
+
+def test_a_run_from_a_run_has_the_photographs_of_the_first(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    _, before = pasted(run)
+    shutil.rmtree(run.parent / "out")
+    sweep = write_later_run(tmp_path / "sweep", write_later_run(tmp_path / "second", run))
+    (photographs / IDS[1]).write_bytes((photographs / IDS[2]).read_bytes() + b"more")
+    outcome, found = pasted(sweep)
+    assert outcome["dropped"] == {"photograph changed since the run": len(EDITS)}
+    assert set(found) == {key for key in before if key[0] != IDS[1]}
+    assert all((before[key] == image).all() for key, image in found.items())
+
+
+def test_a_run_from_a_run_that_is_gone_needs_a_dataset(
+    run: Path, photographs: Path, tmp_path: Path
+) -> None:
+    sweep = write_later_run(tmp_path / "sweep", run)
+    shutil.rmtree(run)
+    result = dhr(sweep)
+    assert result.exit_code == 2
+    assert "--dataset" in result.stderr
+    outcome, _ = pasted(sweep, "--dataset", photographs)
+    assert outcome["pictures"] == len(IDS) * len(EDITS)
+    assert outcome["dropped"] == {}
+
+
+def test_a_place_that_fits_no_photograph_costs_its_pictures_alone(run: Path) -> None:
+    path = next((run / "images").iterdir())
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for row in rows:
+        if row["image_id"] == rows[0]["image_id"] and row["kind"] == "edit":
+            row["quad"] = [number + 10_000 for number in row["quad"]]
+    pq.write_table(table.from_pylist(rows, table.schema), path)
+    outcome, _ = pasted(run)
+    assert outcome["dropped"] == {"stored place and pictures do not fit together": len(EDITS)}
+
+
+def test_the_card_says_that_numbers_are_of_the_crop(run: Path) -> None:
+    pasted(run)
+    assert "of the crop before it was blended in" in (run.parent / "out/README.md").read_text()
