@@ -13,7 +13,7 @@ from dhr_batch.tests.faults import harness
 
 
 def test_masks_find_occluders(tmp_path: Path, models: Callable[[str], Path]) -> None:
-    for name in ("mobilestylegan-256", "stlpips-alex", "dlib-landmarks68", "mtcnn"):
+    for name in ("mobilestylegan-256", "stlpips-alex", "stlpips-vgg", "dlib-landmarks68", "mtcnn"):
         models(name)
     words = ["--images", "2", "--refined", "0", "--out", str(tmp_path), "--json"]
     with harness.session():
