@@ -9,6 +9,7 @@ other numbers. dlib's descriptor is in `dlib_face`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -145,33 +146,35 @@ class ArcFace(_Network):
         return self._descriptor(loss_crop(_unit(np.asarray(image))))
 
 
-class CurricularFace(_Network):
+class _Detected(_Network, ABC):
+    """Describes a crop of the face that MTCNN finds."""
+
+    def __init__(self, net: nn.Module, context: Context) -> None:
+        super().__init__(net, context)
+        self.detector: Detector = context.network("detector", "mtcnn")
+
+    def describe(self, portrait: Portrait) -> np.ndarray | None:
+        face = portrait.face(self.detector)
+        return None if face is None else self._descriptor(self._crop(portrait.rgb, face))
+
+    @abstractmethod
+    def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
+        """uint8 [H, W, 3] -> the network's input, float32 [1, 3, S, S]."""
+
+
+class CurricularFace(_Detected):
     label = "curricularface-ir101, 112 px aligned by 5 points of MTCNN"
 
-    def __init__(self, net: nn.Module, context: Context) -> None:
-        super().__init__(net, context)
-        self.detector: Detector = context.network("detector", "mtcnn")
-
-    def describe(self, portrait: Portrait) -> np.ndarray | None:
-        face = portrait.face(self.detector)
-        if face is None:
-            return None
-        return self._descriptor(_unit(aligned_crop(portrait.rgb, face.points)))
+    def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
+        return _unit(aligned_crop(rgb, face.points))
 
 
-class FaceNet(_Network):
+class FaceNet(_Detected):
     label = "facenet-vggface2, 160 px of MTCNN's box"
 
-    def __init__(self, net: nn.Module, context: Context) -> None:
-        super().__init__(net, context)
-        self.detector: Detector = context.network("detector", "mtcnn")
-
-    def describe(self, portrait: Portrait) -> np.ndarray | None:
-        face = portrait.face(self.detector)
-        if face is None:
-            return None
+    def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
         # Its pictures are (v - 127.5) / 128.
-        return self._descriptor(_unit(box_crop(portrait.rgb, face.box)) * (127.5 / 128))
+        return _unit(box_crop(rgb, face.box)) * (127.5 / 128)
 
 
 def arcface(context: Context) -> ArcFace:
