@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline import report_plots, report_tables
+from dhr_batch.pipeline.bootstrap import estimate
 from dhr_batch.pipeline.report_page import Cell, Column, Plot, Section, Table
 from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import TRUTH, number, title
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 BINS = (SHARES[0], 0.1, 0.2, 0.3, SHARES[1])
 _SHARE = TRUTH + "occluded"
 _ORDER = ("mask_iou", "mask_precision", "mask_recall", "mask_false", "latent_w", "latent_w_plus")
-_RESAMPLES = 2000
 CLEAN = "same without its occluder"
 _TEXT = (
     "These pictures are faces of a generator under occluders, so the truth is known. The mask is "
@@ -56,11 +56,11 @@ class Figure:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap of a mean (Efron 1979), 2,000 resamples of seed 0."""
-    pool = np.asarray(values, np.float64)
-    draws = np.random.default_rng(0).integers(len(pool), size=(_RESAMPLES, len(pool)))
-    low, high = np.percentile(pool[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    """95 % interval of a mean, as of `bootstrap.estimate`; a single value is its own."""
+    if len(values) == 1:
+        return values[0], values[0]
+    found = estimate(values)
+    return found.low, found.high
 
 
 def figures(metrics: pd.DataFrame) -> list[Figure]:
