@@ -106,6 +106,19 @@ def test_an_upload_that_nobody_takes_or_answers_is_given_up(
     assert connect(f"{bucket}/run").sizes() == {}
 
 
+def stopped(process: Any, what: str) -> str:
+    """What a run says that gives its store up, soon after `what`, and can go on later."""
+    began = time.monotonic()
+    _, said = process.communicate(timeout=300)
+    seconds = time.monotonic() - began
+    print(f"\nstopped {seconds:.0f} s after {what}")
+    assert process.returncode == 1, said
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert seconds < 120
+    return str(said)
+
+
 @slow
 @pytest.mark.parametrize("patience", [3, None])
 def test_a_run_whose_uploads_hang_stops_and_goes_on_later(
@@ -124,15 +137,8 @@ def test_a_run_whose_uploads_hang_stops_and_goes_on_later(
         while not faults.injected["silence"]:
             assert process.poll() is None
             time.sleep(0.1)
-        began = time.monotonic()
-        _, said = process.communicate(timeout=300)
-        seconds = time.monotonic() - began
-    print(f"\nstopped {seconds:.0f} s after the first upload")
-    assert process.returncode == 1, said
+        said = stopped(process, "the first upload")
     assert "cannot upload _staging/" in said
-    assert "the same command goes on from here" in said
-    assert "Traceback" not in said
-    assert seconds < 120
     faults.silent = ""
     code, said = bare_runs.run(place)
     assert code == 0, said
@@ -169,14 +175,7 @@ def test_a_run_without_its_store_stops_and_goes_on_later(
             assert process.poll() is None
             time.sleep(0.2)
         faults.rate = 1.0
-        began = time.monotonic()
-        _, said = process.communicate(timeout=300)
-        seconds = time.monotonic() - began
-    print(f"\nstopped {seconds:.0f} s after the store did")
-    assert process.returncode == 1, said
-    assert "the same command goes on from here" in said
-    assert "Traceback" not in said
-    assert seconds < 120
+        stopped(process, "the store did")
     faults.rate = 0.0
     code, said = runs.run(place)
     assert code == 0, said

@@ -248,19 +248,24 @@ def test_other_settings_in_the_same_place_are_refused(finished, photographs):
     assert "--fresh" not in str(refusal.value)
 
 
-def test_a_run_in_use_does_not_keep_the_others(finished, monkeypatch):
-    planned, _, _ = finished
+def no_mask_fails(finished, monkeypatch, error):
+    """The outcome where the run of that method raises an error."""
     real = runner.run
 
-    def held(plan, request):
+    def failing(plan, request):
         if str(request.out).endswith("no_mask"):
-            raise Refused("no_mask is in use by process 1")
+            raise error
         return real(plan, request)
 
-    monkeypatch.setattr(runner, "run", held)
-    done = bench.run(planned, MACHINE)
-    assert done.failed == {"photos-w+-no_mask": "no_mask is in use by process 1"}
+    monkeypatch.setattr(runner, "run", failing)
+    done = bench.run(finished[0], MACHINE)
+    assert done.failed == {"photos-w+-no_mask": str(error)}
     assert done.exit_code == runner.ERROR
+    return done
+
+
+def test_a_run_in_use_does_not_keep_the_others(finished, monkeypatch):
+    no_mask_fails(finished, monkeypatch, Refused("no_mask is in use by process 1"))
 
 
 def test_planned_images_are_those_within_the_limit(photographs, tmp_path):
@@ -478,19 +483,8 @@ def test_chromium_shows_and_sorts_the_tables(finished):
 
 
 def test_a_run_that_fails_leaves_the_others(finished, monkeypatch):
-    planned, _, _ = finished
-    real = runner.run
-
-    def failing(plan, request):
-        if str(request.out).endswith("no_mask"):
-            raise OSError("the disk is gone")
-        return real(plan, request)
-
-    monkeypatch.setattr(runner, "run", failing)
-    done = bench.run(planned, MACHINE)
-    assert done.failed == {"photos-w+-no_mask": "the disk is gone"}
-    assert done.exit_code == runner.ERROR
-    (compared,) = load(planned, done.failed)
+    done = no_mask_fails(finished, monkeypatch, OSError("the disk is gone"))
+    (compared,) = load(finished[0], done.failed)
     assert [m.refiner for m in compared.methods] == ["none", "dhr", "fails"]
 
 
