@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dhr_batch.pipeline.schemas import PICTURE
+
 # Of a tar or Parquet file, where no picture is larger; the Hub splits at this size as well.
 FILE_BYTES = 500 * 10**6
 _GROUP_BYTES, _GROUP_ROWS = 64 * 2**20, 1000
@@ -191,8 +193,7 @@ class HuggingFace(Parquet):
 
 
 def _schema(classes: list[str], columns: Sequence[str]) -> pa.Schema:
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [("image", image), ("label", pa.int64())]
+    fields = [("image", PICTURE), ("label", pa.int64())]
     features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"_type": "ClassLabel", "names": classes},

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from dhr_batch.pipeline import export_card
-from dhr_batch.pipeline.locations import is_url
+from dhr_batch.pipeline.locations import lies_in
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.storage import Refused
 
@@ -17,7 +17,7 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
     out = out.expanduser().resolve()
     if Path.cwd().is_relative_to(out):
         raise Refused(f"{out} is the current folder or holds it: choose a folder in it with --out")
-    if not is_url(run.storage.address) and out.is_relative_to(run.storage.address):
+    if lies_in(str(out), run.storage.address):
         raise Refused(f"{out} lies in the run, which holds tables only: choose another --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out

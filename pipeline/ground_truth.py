@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from dhr_batch.pipeline import parquet_rows
+from dhr_batch.pipeline.schemas import PICTURE
 from dhr_batch.pipeline.sources import Item, Unreadable
+from dhr_batch.pipeline.stored import picture
 from dhr_batch.pipeline.tables import png
 from dhr_batch.stages.base import Truth
 
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _CODE = pa.list_(pa.float32(), 512)
 # Tells such a file from others that happen to have columns of these names.
 MARK = b"dhr_batch.truth"
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image", _PICTURE, nullable=False),
-        pa.field("clean", _PICTURE, nullable=False),
-        pa.field("face", _PICTURE, nullable=False),
-        pa.field("occluder", _PICTURE, nullable=False),
+        pa.field("image", PICTURE, nullable=False),
+        pa.field("clean", PICTURE, nullable=False),
+        pa.field("face", PICTURE, nullable=False),
+        pa.field("occluder", PICTURE, nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("share", pa.float64(), nullable=False),
         pa.field("z", _CODE, nullable=False),
@@ -82,9 +82,9 @@ def read(item: Item) -> Truth | None:
     found = parquet_rows.values(item.location, item.at, _TRUTH)
     try:
         return Truth(
-            clean=_decode(found["clean"], "RGB"),
-            face=_decode(found["face"], "1"),
-            occluder=_decode(found["occluder"], "1"),
+            clean=picture(found["clean"]),
+            face=picture(found["face"]),
+            occluder=picture(found["occluder"]),
             occluded=found["kind"] != NONE,
             z=np.array(found["z"], np.float32),
             truncation=found["truncation"],
@@ -93,8 +93,3 @@ def read(item: Item) -> Truth | None:
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         message = f"{item.location}: the ground truth of row {item.at} cannot be read: {error}"
         raise Unreadable(message) from error
-
-
-def _decode(picture: dict[str, Any], mode: str) -> np.ndarray:
-    with Image.open(io.BytesIO(picture["bytes"]), formats=("PNG",)) as image:
-        return np.asarray(image.convert(mode))

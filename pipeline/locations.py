@@ -55,6 +55,11 @@ def join(location: str, name: str) -> str:
     return f"{location.rstrip('/')}/{name}"
 
 
+def lies_in(location: str, folder: str) -> bool:
+    """Whether a place is a folder or below it; absolute paths or URLs, as storages have them."""
+    return f"{location.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def exists(location: str) -> bool:
     """Whether there is a file or object of this name."""
     if not is_url(location):

@@ -157,19 +157,14 @@ class Origin:
 
     def _check_same(self, config: Config) -> None:
         """Settings of the stages that have run are facts."""
-        from dhr_batch.pipeline.resume import flat
+        from dhr_batch.pipeline.resume import differences, flat
 
         earlier = [stage for stage in registry.STAGES if stage not in config.stages]
         fixed = ("generator", "seed", *earlier)
         made = configs.build([self.settings, {"dataset": config.dataset}])
         then = configs.resolve(made, 0, 1).model_dump(include=set(fixed))
         now = config.model_dump(include=set(fixed))
-        old, new = flat(then), flat(now)
-        changed = [
-            f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
+        changed = [line for _, line in differences(flat(then), flat(now))]
         if changed:
             listed = "\n  ".join(changed)
             raise Refused(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import config as configs
-from dhr_batch.pipeline import datasets, devices, models, origin, plan
+from dhr_batch.pipeline import datasets, devices, locations, models, origin, plan
 from dhr_batch.pipeline.progress import Mode
 from dhr_batch.pipeline.storage import Refused, Storage, connect
 from dhr_batch.stages import registry
@@ -101,7 +101,7 @@ def place(made: plan.Plan, request: Request) -> Storage:
         source = connect(made.dataset.location).address.rstrip("/")
         if out.address.rstrip("/") == source:
             raise Refused(f"{out.place} is the run to begin from: choose another folder with --out")
-        if out.address.startswith(f"{source}/"):
+        if locations.lies_in(out.address, source):
             raise Refused(
                 f"{out.place} lies in the run to begin from, {source}: choose a folder outside of "
                 "it with --out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,12 +123,17 @@ def _changes(
     known = before["models"].keys() & now["models"].keys()
     old = flat({"schema": stored["schema"]} | _with_models(before, known))
     new = flat({"schema": SCHEMA} | _with_models(now, known))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            line = f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-            yield line + (_CODE if key == "code" else "")
+    for key, line in differences(old, new):
+        yield line + (_CODE if key == "code" else "")
     if compared is not None:
         yield from _changed_images(compared, plan, extend)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys of flat settings that differ, each with its `key: old -> new` line."""
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield key, f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
 
 
 def _with_models(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

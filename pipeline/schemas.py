@@ -17,7 +17,7 @@ from dhr_batch.pipeline.codec import LEVELS, Steps
 SCHEMA_VERSION = 2
 TABLES = ("images", "latents", "masks", "edits", "metrics", "quarantine", "deltas", "features")
 
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _KEY_VALUES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.float64())]))
 
 
@@ -55,7 +55,7 @@ def schema(table: str, rows: int) -> pa.Schema:
             ("split", pa.string()),
             ("source", pa.string()),
             ("face_index", pa.int32()),
-            ("image", _PICTURE),
+            ("image", PICTURE),
             ("kind", pa.string()),
             ("edit_name", pa.string()),
             ("edit_strength", pa.float64()),
@@ -68,7 +68,7 @@ def schema(table: str, rows: int) -> pa.Schema:
         ],
         "latents": [("embedder", pa.string()), ("space", pa.string()), ("latent", latent)],
         "masks": [
-            ("mask", _PICTURE),
+            ("mask", PICTURE),
             ("kind", pa.string()),
             ("theta", _KEY_VALUES),
             ("area_fraction", pa.float64()),
@@ -129,7 +129,7 @@ def described(table: str, info: RunInfo) -> pa.Schema:
 
 
 def _hugging_face(kind: pa.DataType) -> Any:
-    if kind == _PICTURE:
+    if kind == PICTURE:
         return {"_type": "Image"}
     if pa.types.is_fixed_size_list(kind):
         return {
