@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from dhr_batch.pipeline.editing import at, crossing
-from dhr_batch.stages.base import Metric
+from dhr_batch.stages.base import Metric, edit_stage
 
 STRENGTHS = (0.0, 1.0, 2.0)
 
@@ -53,7 +53,7 @@ def curves(metrics: Iterable[Metric], edit: str = "smile") -> dict[int, Curve]:
     values = {(row.stage, row.metric): row.value for row in metrics}
     found = {}
     for sign in (-1, 1):
-        stages = [f"edit:{edit}:{sign * s:g}" if s else "refined" for s in STRENGTHS]
+        stages = [edit_stage(edit, sign * s) if s else "refined" for s in STRENGTHS]
         distances = [values.get((stage, "identity_dlib_distance")) for stage in stages]
         scores = [values.get((stage, f"score_{edit}")) for stage in stages]
         if None not in distances and None not in scores:

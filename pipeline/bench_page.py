@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from dhr_batch.pipeline import (
-    contact_sheet,
     report_data,
     report_gallery,
     report_plots,
@@ -47,6 +45,7 @@ from dhr_batch.pipeline.report_page import (
 )
 from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import title
+from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.face_scores import effect_unit
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
@@ -161,7 +160,7 @@ def _columns(board: Board) -> list[_Picture]:
     if edits:
         name = edits[0][0]
         strength = max(s for edit, s in edits if edit == name)
-        stage = report_data.edit_stage(name, strength)
+        stage = edit_stage(name, strength)
         label = f"{name} {report_tables.signed(strength)}"
         found += [_Picture(f"{m.name}, {label}", m.runs[0], stage) for m in methods]
     return found
@@ -212,16 +211,10 @@ def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:
     made = {id(c.run): report_data.rows(c.run.storage, ids) for c in columns}
     for _ in ids:
         row = {run: next(rows) for run, rows in made.items()}
-        found: list[str | None] = []
-        for column in columns:
-            image: Image.Image | None = contact_sheet.picture(
-                row[id(column.run)], column.stage, _SIDE
-            )
-            mark = column.stage.removeprefix("edit:") if column.stage.startswith("edit:") else ""
-            found.append(
-                None if image is None else report_gallery.webp(image, _SIDE, allowed, mark)
-            )
-        yield found
+        yield [
+            report_gallery.thumbnail(row[id(column.run)], column.stage, _SIDE, allowed)
+            for column in columns
+        ]
 
 
 def _provenance(boards: Sequence[Board]) -> Section:

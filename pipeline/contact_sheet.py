@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dhr_batch.pipeline.report_data import Row, RunData, decode, edit_stage, overlay
+from dhr_batch.pipeline.report_data import Row, RunData, decode, overlay
 from dhr_batch.pipeline.report_tables import number, signed
+from dhr_batch.stages.base import EDIT_STAGE, edit_stage
 
 MAX_ROWS = 12
 CELL = 192
@@ -134,7 +135,7 @@ def _caption(
     parts = []
     psnr = values.get((row.image_id, stage, "psnr"))
     distance = values.get((row.image_id, stage, "identity_dlib_distance"))
-    if psnr is not None and not stage.startswith("edit:"):
+    if psnr is not None and not stage.startswith(EDIT_STAGE):
         parts.append(f"{number(psnr)} dB")
     if distance is not None:
         parts.append(f"id {distance:.2f}")

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.bootstrap import Estimate, estimate
+from dhr_batch.stages.base import edit_of, edit_stage
 from dhr_batch.stages.face_scores import effect_score
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PREFIX = "edit:"
 SIGNS = (-1, 1)
 
 
@@ -100,9 +100,9 @@ def strengths_of(metrics: pd.DataFrame) -> dict[str, list[float]]:
     """Edit -> its strengths in increasing order, by the stages of a metrics table."""
     found: dict[str, set[float]] = {}
     for stage in metrics["stage"].unique():
-        if str(stage).startswith(_PREFIX):
-            name, _, strength = str(stage).removeprefix(_PREFIX).rpartition(":")
-            found.setdefault(name, set()).add(float(strength))
+        if (edit := edit_of(str(stage))) is not None:
+            name, strength = edit
+            found.setdefault(name, set()).add(strength)
     return {name: sorted(strengths) for name, strengths in found.items()}
 
 
@@ -116,7 +116,7 @@ def curves(
     refined picture must have one.
     """
     score, kept = score or effect_score(edit, set(metrics["metric"].unique())), list(costs)
-    stages = {f"{_PREFIX}{edit}:{s:g}": s for s in strengths_of(metrics).get(edit, ())}
+    stages = {edit_stage(edit, s): s for s in strengths_of(metrics).get(edit, ())}
     stages = {stage: s for stage, s in stages.items() if s != 0} | {"refined": 0.0}
     rows = metrics[
         metrics["stage"].isin([*stages, "source"]) & metrics["metric"].isin([score, *kept])
@@ -273,7 +273,7 @@ def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
     for edit, strengths in strengths_of(metrics).items():
         score = effect_score(edit, table.columns)
         for strength in sorted({0.0, *strengths}):
-            stage = f"{_PREFIX}{edit}:{strength:g}" if strength else "refined"
+            stage = edit_stage(edit, strength) if strength else "refined"
             rows = table.xs(stage, level="stage") if stage in stages else table.iloc[:0]
             effect = np.array(empty)
             if score in table and "source" in stages:

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.storage import Refused
+from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.face_scores import NAMES, effect_score
 
 # Kind of an exported picture -> its kind in the table `images`.
@@ -213,7 +214,7 @@ def _picture(
     image_id = row["image_id"]
     kind = next(kind for kind, stored in KINDS.items() if stored == row["kind"])
     edit, strength = row["edit_name"] or "", row["edit_strength"] or 0.0
-    stage = f"edit:{edit}:{strength:g}" if kind == "edit" else kind
+    stage = edit_stage(edit, strength) if kind == "edit" else kind
     metrics = values.get((image_id, stage), {})
     effect = 0.0 if kind == "source" else None
     score = effect_score(edit, measured)

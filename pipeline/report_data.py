@@ -17,6 +17,7 @@ from dhr_batch.pipeline import set_distances, status_file
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.set_distances import SetDistance
 from dhr_batch.pipeline.storage import Storage
+from dhr_batch.stages.base import edit_stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +31,6 @@ MIN_IN_DOMAIN_FACE = 0.4
 
 class ReportError(RuntimeError):
     """A report cannot be made; the message says why and what to do."""
-
-
-def edit_stage(name: str, strength: float) -> str:
-    """What the metrics table calls an edit."""
-    return f"edit:{name}:{strength:g}"
 
 
 @dataclass(frozen=True)

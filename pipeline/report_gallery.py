@@ -17,6 +17,7 @@ from dhr_batch.pipeline import contact_sheet, report_data, report_tables
 from dhr_batch.pipeline.report_data import Row, RunData
 from dhr_batch.pipeline.report_page import Gallery, Item, Score
 from dhr_batch.pipeline.storage import Storage
+from dhr_batch.stages.base import EDIT_STAGE
 
 MAX_IMAGES = 3000
 # Base64 of all pictures of a page. A browser opens such a file from disk within seconds.
@@ -96,7 +97,7 @@ def _scores(data: RunData, image_ids: Sequence[str], labels: dict[str, str]) -> 
         group = groups[stage, metric]
         values = dict(zip(group["image_id"], group["value"].tolist(), strict=True))
         caption = _CAPTIONS.get(metric, "")
-        if stage.startswith("edit:") and not metric.startswith("identity"):
+        if stage.startswith(EDIT_STAGE) and not metric.startswith("identity"):
             # PSNR of an edit, for one, would only say how much it changed.
             caption = ""
         yield Score(
@@ -133,12 +134,14 @@ def pictures(
 
 def thumbnails(row: Row, stages: Sequence[str], side: int, most: int) -> list[str | None]:
     """Pictures of one image at `side` px; each takes at most `most` bytes."""
-    found: list[str | None] = []
-    for stage in stages:
-        image = contact_sheet.picture(row, stage, side)
-        mark = stage.removeprefix("edit:") if stage.startswith("edit:") else ""
-        found.append(None if image is None else webp(image, side, most, mark))
-    return found
+    return [thumbnail(row, stage, side, most) for stage in stages]
+
+
+def thumbnail(row: Row, stage: str, side: int, most: int) -> str | None:
+    """One of them; None where the image has no such picture."""
+    image = contact_sheet.picture(row, stage, side)
+    mark = stage.removeprefix(EDIT_STAGE) if stage.startswith(EDIT_STAGE) else ""
+    return None if image is None else webp(image, side, most, mark)
 
 
 def webp(image: Image.Image, side: int, most: int, edit: str = "") -> str:

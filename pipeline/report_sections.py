@@ -22,6 +22,7 @@ from dhr_batch.pipeline.report_page import (
 )
 from dhr_batch.pipeline.report_plots import Series
 from dhr_batch.pipeline.report_tables import number, title
+from dhr_batch.stages.base import EDIT_STAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +81,7 @@ def _metrics(data: RunData) -> Section | None:
         hint = f"mean of {len(shares)}, 1 is all of it"
         plots.append(Plot("In-domain share of the face", svg, hint, means))
     summary = report_tables.summary(data)
-    edits = summary["stage"].astype(str).str.startswith("edit:")
+    edits = summary["stage"].astype(str).str.startswith(EDIT_STAGE)
     tables = [
         _summary("All metrics of inversion and refinement", summary[~edits]),
         _summary("All metrics of the edits", summary[edits]),

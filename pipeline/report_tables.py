@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData, edit_stage
+from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
+from dhr_batch.stages.base import edit_of, edit_stage
 from dhr_batch.stages.face_scores import effect_score
 
 if TYPE_CHECKING:
@@ -94,11 +95,8 @@ def stage_key(stage: str) -> tuple[int, str, float]:
     """Sort key: source, inverted, refined, then edits by name and strength."""
     if stage in STAGES:
         return (STAGES.index(stage), "", 0.0)
-    name, _, strength = stage.removeprefix("edit:").rpartition(":")
-    try:
-        return (len(STAGES), name, float(strength))
-    except ValueError:
-        return (len(STAGES) + 1, stage, 0.0)
+    edit = edit_of(stage)
+    return (len(STAGES) + 1, stage, 0.0) if edit is None else (len(STAGES), *edit)
 
 
 def metric_key(metric: str) -> tuple[int, int, int, str]:

@@ -42,6 +42,23 @@ class Edit:
     effect: dict[str, float] = field(default_factory=dict)
 
 
+EDIT_STAGE = "edit:"
+
+
+def edit_stage(name: str, strength: float) -> str:
+    """What the metrics table calls an edit, e.g. ``edit:smile:-1.5``."""
+    return f"{EDIT_STAGE}{name}:{strength:g}"
+
+
+def edit_of(stage: str) -> tuple[str, float] | None:
+    """Name and strength of a stage of the metrics table; None for one that is no edit."""
+    name, _, strength = stage.removeprefix(EDIT_STAGE).rpartition(":")
+    try:
+        return (name, float(strength)) if stage.startswith(EDIT_STAGE) else None
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One number. stage: `inverted`, `refined`, `edit:<name>:<strength>` or `source` (scores only).

@@ -11,7 +11,16 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Edit, Feature, Metric, Record, Stage, StageOptions, some
+from dhr_batch.stages.base import (
+    Context,
+    Feature,
+    Metric,
+    Record,
+    Stage,
+    StageOptions,
+    edit_stage,
+    some,
+)
 from dhr_batch.stages.metrics import (
     Part,
     change,
@@ -34,11 +43,6 @@ if TYPE_CHECKING:
     from dhr_batch.stages.networks.perceptual import Perceptual
 
 RECONSTRUCTIONS = ("inverted", "refined")
-
-
-def edit_stage(edit: Edit) -> str:
-    """What the metrics table calls an edit, e.g. ``edit:smile:-1.5``."""
-    return f"edit:{edit.name}:{edit.strength:g}"
 
 
 def _names(value: Any) -> Any:
@@ -139,7 +143,7 @@ class Standard(Stage):
     def _measure(self, record: Record) -> Record:
         source = some(record.image)
         renders = {"inverted": some(record.inverted), "refined": some(record.refined)}
-        renders |= {edit_stage(edit): edit.image for edit in record.edits}
+        renders |= {edit_stage(edit.name, edit.strength): edit.image for edit in record.edits}
         rows = self._image_rows(source, renders, some(record.mask)) + self._truth_rows(record)
 
         missing: dict[str, list[str]] = {}
@@ -162,7 +166,8 @@ class Standard(Stage):
             metrics=(*record.metrics, *rows),
             features=(*record.features, *self._features(pictures)),
             edits=tuple(
-                replace(e, effect=effects.get(edit_stage(e), e.effect)) for e in record.edits
+                replace(e, effect=effects.get(edit_stage(e.name, e.strength), e.effect))
+                for e in record.edits
             ),
             notes=(*record.notes, *notes),
         )
