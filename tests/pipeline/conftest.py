@@ -97,3 +97,11 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     done = made.run(made.out)
     assert done.returncode == 0, done.stderr
     return made
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a run may lie: a folder, and a prefix of a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "run")
+    return str(request.getfixturevalue("bucket")) + "/run"

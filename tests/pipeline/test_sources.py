@@ -9,7 +9,6 @@ import random
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from hypothesis import strategies as st
 
 from dhr_batch.pipeline import celebahq, datasets, locations, parquet_rows, sources
 from dhr_batch.pipeline.locations import StorageError
-from dhr_batch.pipeline.sources import DatasetError, Item, Unreadable
+from dhr_batch.pipeline.sources import DatasetError, Unreadable
+from dhr_batch.tests.pipeline.listed import content, listed, unpack
 
 # In plan order: code point by code point.
 FILES = {
@@ -38,15 +38,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))
 
 
-def listed(place: object, **settings: Any) -> list[Item]:
-    dataset = datasets.find(str(place)).model_copy(update=settings)
-    return datasets.list_images(dataset)
-
-
-def content(items: list[Item]) -> dict[str, bytes]:
-    return {item.image_id: sources.read(item) for item in items}
-
-
 def pack(path: Path, files: dict[str, bytes], prefix: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
@@ -61,13 +52,6 @@ def write_table(path: Path, column: list[Any], group: int = 2, **others: list[An
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": column, **others}), path, row_group_size=group)
     return path
-
-
-def unpack(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 @pytest.fixture
@@ -448,62 +432,3 @@ def test_pipes_are_no_images_and_broken_links_are_unreadable(tmp_path: Path) -> 
     assert [(item.image_id, item.size) for item in items] == [("a.jpg", 1), ("z.jpg", -1)]
     with pytest.raises(Unreadable):
         sources.read(items[1])
-
-
-# ----------------------------------------------------------------------------- CelebA-HQ
-
-
-def celeba(root: Path, originals: list[int]) -> Path:
-    lines = [f"{n}\t{original}\t{original:06d}.jpg" for n, original in enumerate(originals)]
-    unpack(root, {f"CelebA-HQ-img/{n}.jpg": bytes([n]) for n in range(len(originals))})
-    unpack(root, {"CelebAMask-HQ-mask-anno/0/00000_hair.png": b"mask"})
-    (root / celebahq.MAPPING).write_text("\n".join(["idx orig_idx orig_file", *lines]))
-    return root
-
-
-def test_the_test_split_is_computed_from_the_mapping(tmp_path: Path) -> None:
-    root = celeba(tmp_path / "CelebAMask-HQ", [182_637, 182_638, 5, 202_598, 182_639])
-    for place in (root, root / "CelebA-HQ-img"):
-        found = content(listed("celebahq", root=str(place)))
-        assert found == {"1.jpg": b"\1", "3.jpg": b"\3", "4.jpg": b"\4"}
-    (root / "CelebA-HQ-img" / "77.jpg").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="no line for an image '77'"):
-        listed("celebahq", root=str(root))
-
-
-def test_all_images_without_the_mapping_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(celebahq, "TEST_IMAGES", 2)
-    root = celeba(tmp_path / "CelebAMask-HQ", [1, 2, 3])
-    (root / celebahq.MAPPING).unlink()
-    with pytest.raises(DatasetError, match=r"holds 3 images.*2: put CelebA-HQ-to-CelebA-mapping"):
-        listed("celebahq", root=str(root))
-    (root / "CelebA-HQ-img" / "2.jpg").unlink()
-    assert list(content(listed("celebahq", root=str(root)))) == ["0.jpg", "1.jpg"]
-
-
-_blank = st.sampled_from([" ", "\t", "   ", "\t \t"])
-
-
-@given(
-    st.dictionaries(st.integers(0, 40_000), st.integers(0, 202_599)),
-    _blank,
-    st.booleans(),
-    st.sampled_from(["\n", "\r\n"]),
-)
-def test_mapping_is_read_back(table: dict[int, int], blank: str, head: bool, end: str) -> None:
-    lines = [f"{n}{blank}{original}{blank}{original:06d}.jpg" for n, original in table.items()]
-    text = end.join(["idx     orig_idx  orig_file"] * head + lines + [""])
-    assert celebahq.parse_mapping(text, "mapping") == table
-
-
-@given(st.text())
-def test_mapping_raises_nothing_but_its_own_error(text: str) -> None:
-    with suppress(DatasetError):
-        celebahq.parse_mapping(text, "mapping")
-
-
-def test_two_lines_for_an_image_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"m\.txt, line 3: a second line for image 7"):
-        celebahq.parse_mapping("idx orig_idx\n7 1\n7 2", "m.txt")

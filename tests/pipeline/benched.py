@@ -1,0 +1,45 @@
+"""A small benchmark of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline.bench import Machine
+from dhr_batch.pipeline.bench_matrix import Matrix, matrix
+
+MACHINE = Machine(gpus=0, progress="none")
+TINY: dict[str, Any] = {
+    "generator": "tiny",
+    "shard_size": 2,
+    "workers": 1,
+    "segment": {"name": "dhr", "parser": "none", "perceptual": "tiny"},
+    "measure": {
+        "name": "standard",
+        "perceptual": ["tiny"],
+        "identity": "none",
+        "landmarks": "none",
+        "scores": ["dhr_batch.tests.pipeline.scorers:Darkness"],
+        "features": ["tiny"],
+    },
+}
+REFINE = {"name": "dhr", "steps": 2, "perceptual": "tiny"}
+
+
+def tiny(dataset: Path | str, **more: Any) -> Matrix:
+    content: dict[str, Any] = {
+        "about": "Random weights.",
+        "datasets": [str(dataset)],
+        "settings": TINY,
+        "embedders": {
+            "w+": {"settings": {"embed": {"name": "w+", "steps": 2, "perceptual": "tiny"}}}
+        },
+        "refiners": {
+            "dhr": {"settings": {"refine": REFINE}},
+            "no_mask": {"settings": {"refine": REFINE, "segment": {"name": "dhr", "error": False}}},
+            "fails": {"settings": {"refine": "dhr_batch.tests.pipeline.scorers:FailsOnDark"}},
+        },
+        "edits": [{"direction": "smile", "strengths": [-2, 2], "label": "darkness"}],
+        "compare_to": "dhr",
+    }
+    return matrix(content | more, "test")
