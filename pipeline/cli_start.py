@@ -40,7 +40,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
         if request.fresh and not yes:
             request = replace(request, confirmed=_confirm(place(plan, request)))
         from dhr_batch.pipeline.driver import RunFailed
-        from dhr_batch.pipeline.runner import run
+        from dhr_batch.pipeline.runner import INTERRUPTED, run
     try:
         outcome = run(plan, request)
     except Refused as error:
@@ -48,14 +48,20 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     except (RunFailed, RegistryError, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        # One more would end the interpreter on its way out, with another exit code.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        fail("interrupted; the same command goes on from here", 130)
+        _deaf()
+        fail("interrupted; the same command goes on from here", INTERRUPTED)
+    if outcome.exit_code == INTERRUPTED:
+        _deaf()
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:
         click.echo(outcome.report or outcome.out)
     sys.exit(outcome.exit_code)
+
+
+def _deaf() -> None:
+    """One more Ctrl-C would end the interpreter on its way out, with another exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _has_terminal() -> bool:

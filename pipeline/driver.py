@@ -13,13 +13,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from dhr_batch.pipeline import members, stopping
+from dhr_batch.pipeline import members
 from dhr_batch.pipeline.blame import ATTEMPTS, Blame, Death, Place
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.members import Member
 from dhr_batch.pipeline.plan import Shard
 from dhr_batch.pipeline.progress import Progress, duration
 from dhr_batch.pipeline.status import Status
+from dhr_batch.pipeline.stopping import Interrupted, Stopper
 from dhr_batch.pipeline.storage import LocalStorage, StorageError
 from dhr_batch.pipeline.tasks import Queue, Task, describe
 from dhr_batch.pipeline.worker import Settings
@@ -40,6 +41,7 @@ class Driver:
     """Assigns shards, watches workers, replaces dead ones, commits receipts.
 
     on_ready: called with the facts of the first worker that is set up, before any shard starts.
+    stopper: told by whoever listens to signals.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class Driver:
         workers: int,
         on_ready: Callable[[dict[str, Any]], None],
         status: Status,
+        stopper: Stopper,
     ) -> None:
         self.run, self.settings, self.progress, self.workers = run, settings, progress, workers
         self.on_ready: Callable[[dict[str, Any]], None] | None = on_ready
         self.status = status
-        self.stopper = stopping.Stopper()
+        self.stopper = stopper
         self._members: dict[int, Member] = {}
         self._tasks: dict[Any, Task] = {}
         self._idle: list[int] = []
@@ -68,14 +71,13 @@ class Driver:
     def process(self, shards: Iterable[Shard]) -> bool:
         """Run shards until all are committed; False where the user stopped before.
 
-        Raises RunFailed, stopping.Interrupted, and what `on_ready` raises.
+        Raises RunFailed, Interrupted, and what `on_ready` raises.
         """
         self._queue = Queue(shards, self._blame)
         try:
-            with stopping.signals(self.stopper):
-                for number in range(self.workers):
-                    self._start(number)
-                self._loop()
+            for number in range(self.workers):
+                self._start(number)
+            self._loop()
         finally:
             # In a folder they are where they belong.
             away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.now
@@ -88,7 +90,7 @@ class Driver:
         while self._busy() or (self._queue and not self.stopper.asked):
             self.stopper.tell(self.progress.say)
             if self.stopper.now:
-                raise stopping.Interrupted
+                raise Interrupted
             self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_WAKE_SECONDS)
             for future in ready:

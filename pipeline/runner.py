@@ -121,11 +121,12 @@ def _process(
             "models": fingerprint["models"],
         },
     )
-    with _ray(request, plan, workers) as dashboard:
+    stopper = stopping.Stopper()
+    with _ray(request, plan, workers, stopper) as dashboard:
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")
         status = _status(state, run_folder.storage)
-        driver = Driver(run_folder, settings, progress, workers, on_ready, status)
+        driver = Driver(run_folder, settings, progress, workers, on_ready, status, stopper)
         try:
             return driver.process(todo)
         except stopping.Interrupted:
@@ -140,13 +141,15 @@ def _status(state: State, out: Storage) -> Status:
 
 
 @contextmanager
-def _ray(request: Request, plan: Plan, workers: int) -> Iterator[str]:
+def _ray(request: Request, plan: Plan, workers: int, stopper: stopping.Stopper) -> Iterator[str]:
     """A Ray session: the one that is there, the cluster at `address`, or a local one.
 
-    Yields the address of its dashboard, empty where there is none.
+    Yields the address of its dashboard, empty where there is none. Signals tell the stopper until
+    the session has ended: Ray that is interrupted while it ends takes the process with it.
     """
     if ray.is_initialized():
-        yield ""
+        with stopping.signals(stopper):
+            yield ""
         return
     # Read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone; the last
     # keeps control codes out of what Ray prints about dead workers.
@@ -176,10 +179,11 @@ def _ray(request: Request, plan: Plan, workers: int) -> Iterator[str]:
             object_store_memory=_OBJECT_STORE,
             **quiet,
         )
-    try:
-        yield session.dashboard_url or ""
-    finally:
-        ray.shutdown()
+    with stopping.signals(stopper):
+        try:
+            yield session.dashboard_url or ""
+        finally:
+            ray.shutdown()
 
 
 def _outcome(

@@ -120,6 +120,22 @@ def test_ctrl_c_twice_stops_at_once(command: Command) -> None:
     assert command.committed() < 8
 
 
+def test_ctrl_c_held_down_changes_no_exit_code(command: Command) -> None:
+    """It arrives while workers are ended and Ray is, and once more on the way out."""
+    command.start()
+    command.until(lambda: (command.out / "_state" / "status.json").exists())
+    command.process.send_signal(signal.SIGINT)
+    # By then the loop has ended, where it had nothing in flight.
+    time.sleep(0.2)
+    while command.process.poll() is None:
+        command.process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    said = command.end()
+    assert command.process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "goes on from here" in said
+
+
 PATIENCE = 300
 
 
