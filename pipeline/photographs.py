@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from dhr_batch.pipeline.datasets import DatasetError
 from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.sources import Item
 from dhr_batch.pipeline.storage import Refused
-from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.base import TRUTH, ImageError
 from dhr_batch.stages.decode import decode
+
+log = logging.getLogger(__name__)
 
 
 class Lost(Exception):
@@ -67,6 +71,29 @@ class Photographs:
             raise Lost("photograph changed since the run")
         self._last = (image_id, pixels)
         return pixels
+
+
+def truths(run: Run) -> dict[str, Item]:
+    """Image id -> where the ground truth of a synthetic picture is; {} for a run on others.
+
+    What is gone or has changed since the run is left out with a warning.
+    """
+    if not any(name.startswith(TRUTH) for name in run.metric_names()):
+        return {}
+    found, reasons, place = {}, Counter[str](), run.storage.place
+    try:
+        pictures = Photographs(run)
+        for image_id in (image_id for ids in run.plan["shards"] for image_id in ids):
+            try:
+                found[image_id] = pictures.item(image_id)
+            except Lost as error:
+                reasons[str(error)] += 1
+    except Refused as error:
+        reasons[str(error.__cause__)] += 1
+    if reasons:
+        why = ", ".join(f"{reason} ({count}x)" for reason, count in reasons.items())
+        log.warning("%s: some images get no metrics against the ground truth: %s", place, why)
+    return found
 
 
 def _first(plan: dict[str, Any], known: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Plan:
 
     sized: `shard_size` was chosen by the user, not by the number of images. directions: sha256 of
     each edit direction. origin: fingerprint of the run that this one begins from; left_out: images
-    that are in quarantine there.
+    that are in quarantine there; truths: by image id, where the ground truth of its pictures is.
     """
 
     dataset: Dataset
@@ -46,6 +46,7 @@ class Plan:
     directions: dict[str, str] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     left_out: int = 0
+    truths: dict[str, Item] = field(default_factory=dict)
 
     @property
     def images(self) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import config as configs
-from dhr_batch.pipeline import datasets, devices, locations, models, origin, plan
+from dhr_batch.pipeline import datasets, devices, locations, models, origin, photographs, plan
 from dhr_batch.pipeline.progress import Mode
+from dhr_batch.pipeline.results import Run
 from dhr_batch.pipeline.storage import Refused, Storage, connect
 from dhr_batch.stages import registry
 
@@ -62,7 +63,12 @@ def prepare(request: Request) -> plan.Plan:
     if begun is None:
         return made
     begun.check(resolved)
-    return replace(made, origin=begun.fingerprint, left_out=begun.left_out)
+    return replace(
+        made,
+        origin=begun.fingerprint,
+        left_out=begun.left_out,
+        truths=photographs.truths(Run(begun.storage, begun.plan)),
+    )
 
 
 def check_gpus(made: plan.Plan, request: Request) -> None:

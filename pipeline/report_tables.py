@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.report_data import MIN_IN_DOMAIN_FACE, RunData
-from dhr_batch.stages.base import edit_of, edit_stage
+from dhr_batch.stages.base import TRUTH, edit_of, edit_stage
 from dhr_batch.stages.face_scores import effect_score
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_dista
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
 # What an edit changes on purpose, and what an occluder hides.
 NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded")
-# Rows against the ground truth, which have a section of their own.
-TRUTH = "truth_"
 TITLES = {
     "psnr": "PSNR [dB]",
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",

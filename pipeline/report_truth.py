@@ -16,8 +16,9 @@ from dhr_batch.pipeline import report_plots, report_tables
 from dhr_batch.pipeline.bootstrap import estimate
 from dhr_batch.pipeline.report_page import Cell, Column, Plot, Section, Table
 from dhr_batch.pipeline.report_plots import Series
-from dhr_batch.pipeline.report_tables import TRUTH, number, title
+from dhr_batch.pipeline.report_tables import number, title
 from dhr_batch.pipeline.synthetic import SHARES, TWIN
+from dhr_batch.stages.base import TRUTH
 
 if TYPE_CHECKING:
     import pandas as pd

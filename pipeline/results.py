@@ -113,6 +113,13 @@ class Run:
         table = self.table("images", ["image_id", "image"], edit_name=name, edit_strength=strength)
         return {row["image_id"]: stored.picture(row["image"]) for row in table.to_pylist()}
 
+    def metric_names(self) -> set[str]:
+        """Names of the metrics of the first shard that has rows."""
+        for shard in self.storage.parts("metrics"):
+            if names := set(self._read([shard], ["metric"], {})["metric"].to_pylist()):
+                return names
+        return set()
+
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """All metrics, long: image_id, stage, metric, value, model."""

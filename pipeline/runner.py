@@ -113,6 +113,7 @@ def _process(
         device=devices.torch_device(config),
         out=run_folder.storage.address,
         code=fingerprint["code"],
+        truths=plan.truths,
         metadata={
             "version": fingerprint["version"],
             "generator": config.generator,

@@ -43,7 +43,8 @@ class NoGPU(RuntimeError):
 class Settings:
     """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch.
 
-    code: of the plan, which the worker's must equal; "": any will do.
+    code: of the plan, which the worker's must equal; "": any will do. truths: by image id, where
+    the ground truth is, in a run that begins from another.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class Settings:
     out: str
     code: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    truths: dict[str, Item] = field(default_factory=dict)
 
 
 class Worker:
@@ -229,7 +231,8 @@ class Worker:
 
     def _read(self, item: Item) -> Record:
         with self._waits.reading(item.location):
-            return read(item, self.settings.split, self._stored)
+            truth = self.settings.truths.get(item.image_id)
+            return read(item, self.settings.split, self._stored, truth)
 
     @property
     def _ahead(self) -> int:
@@ -261,16 +264,18 @@ class Worker:
             del self._busy[who]
 
 
-def read(item: Item, split: str, stored: Reader | None = None) -> Record:
+def read(item: Item, split: str, stored: Reader | None = None, truth: Item | None = None) -> Record:
     """The record of an image with its file's bytes, or with a failure where it is unreadable.
 
-    stored: reads what earlier stages left, where a run begins from another. Raises StorageError
+    stored: reads what earlier stages left, where a run begins from another; truth: where the ground
+    truth of such an image is, if it has one. Raises StorageError
     where the fault is not the image's.
     """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
         if stored is not None:
-            return stored.record(item)
+            known = ground_truth.read(truth) if truth else None
+            return replace(stored.record(item), truth=known)
         return replace(record, data=sources.read(item), truth=ground_truth.read(item))
     except sources.Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"

@@ -43,6 +43,8 @@ class Edit:
 
 
 EDIT_STAGE = "edit:"
+# Metrics against the ground truth of a synthetic picture begin with this.
+TRUTH = "truth_"
 
 
 def edit_stage(name: str, strength: float) -> str:

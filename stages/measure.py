@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import (
+    TRUTH,
     Context,
     Feature,
     Metric,
@@ -33,7 +34,7 @@ from dhr_batch.stages.metrics import (
 )
 from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
-from dhr_batch.stages.truth import PREFIX, latent_values, mask_values, resized, to_compare, unhidden
+from dhr_batch.stages.truth import latent_values, mask_values, resized, to_compare, unhidden
 
 if TYPE_CHECKING:
     from dhr_batch.stages.face_scores import Scorer
@@ -184,7 +185,7 @@ class Standard(Stage):
         kept = ("psnr", *(net.name for net in self.perceptual))
         rows = [row for row in rows if row.metric in kept]
         rows += _rows("inverted", values, self.maker)
-        return [replace(row, metric=PREFIX + row.metric) for row in rows]
+        return [replace(row, metric=TRUTH + row.metric) for row in rows]
 
     def _of(self, stage: str) -> str:
         return "" if stage == "source" else f"; {self.maker}"

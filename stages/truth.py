@@ -11,8 +11,6 @@ from dhr_batch.stages.base import Truth
 from dhr_batch.stages.metrics import MIN_SHARE, Part, shrink, shrink_mask
 from dhr_batch.stages.networks.generator import Generator
 
-PREFIX = "truth_"
-
 
 def resized(truth: Truth, size: int) -> Truth:
     """The same at `size` px, if it is larger."""

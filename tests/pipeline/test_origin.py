@@ -17,7 +17,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
-from dhr_batch.pipeline import cli_start, cli_sweep, resume
+from dhr_batch.pipeline import cli_start, cli_sweep, parquet_rows, resume, synthetic
 from dhr_batch.pipeline.command import goes_on
 from dhr_batch.pipeline.commit import RunFolder
 from dhr_batch.pipeline.config import ConfigError
@@ -26,8 +26,10 @@ from dhr_batch.pipeline.prepare import Request, describe, place, prepare
 from dhr_batch.pipeline.storage import Refused, StorageError, connect
 from dhr_batch.pipeline.verify import verify
 from dhr_batch.pipeline.worker import Settings, Worker
+from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.tests.faults import harness
+from dhr_batch.tests.pipeline import discs
 
 IDS = ["a.png", "b.png", "c.png", "sub/d.png", "sub/e.png"]
 BROKEN = "z.png"
@@ -50,9 +52,8 @@ def made(out: Path, **settings: Any) -> Path:
 
 
 def compute(planned: Plan, folder: RunFolder) -> None:
-    worker = Worker(
-        Settings(planned.config, planned.dataset.aligned, "", "cpu", folder.storage.address)
-    )
+    aligned, out = planned.dataset.aligned, folder.storage.address
+    worker = Worker(Settings(planned.config, aligned, "", "cpu", out, truths=planned.truths))
     worker.setup()
     done = folder.recover()
     for shard in planned.shards:
@@ -140,6 +141,27 @@ def test_another_refiner_gives_the_rows_of_its_own_whole_run(
         "edit",
         "measure",
     }
+
+
+def test_synthetic_pictures_keep_their_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
+    described = synthetic.write(tmp_path / "pictures", 3, generator="tiny")
+    base = whole(str(described), tmp_path / "base")
+    for first, begins in (("refine", base), ("measure", tmp_path / "refine")):
+        made(tmp_path / first, dataset=str(begins), first_stage=first, shard_size=2)
+        assert_same(tmp_path / first, base)
+    names = [row["metric"] for row in rows(tmp_path / "measure", "metrics")]
+    assert names.count("truth_psnr") == 3 * 2
+    assert not caplog.records
+
+    # Pictures of another seed under the same names.
+    synthetic.write(tmp_path / "pictures", 3, seed=1, generator="tiny")
+    parquet_rows._kept.cache_clear()
+    other = made(tmp_path / "other", dataset=str(base), first_stage="measure")
+    assert not [row for row in rows(other, "metrics") if row["metric"].startswith(TRUTH)]
+    assert "changed since the run (3x)" in caplog.text
 
 
 def test_edits_are_those_that_the_tables_give(source: Path, tmp_path: Path) -> None:

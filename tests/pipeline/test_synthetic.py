@@ -11,32 +11,9 @@ from click.testing import CliRunner
 
 from dhr_batch.cli import main
 from dhr_batch.pipeline import datasets, ground_truth, parquet_rows, sources, synthetic, worker
-from dhr_batch.stages.base import Context, some
-from dhr_batch.stages.networks.parsing import CLASSES, INDEX
+from dhr_batch.stages.base import some
 from dhr_batch.stages.occluders import KINDS
-
-
-class Disc:
-    """Sees a face in all pictures but every third one that it is asked about."""
-
-    def __init__(self, blind: int = 3) -> None:
-        self.asked, self.blind = 0, blind
-
-    def parse(self, image: np.ndarray) -> np.ndarray | None:
-        self.asked += 1
-        if self.asked % self.blind == 0:
-            return None
-        y, x = np.mgrid[: image.shape[0], : image.shape[1]] / image.shape[0] - 0.5
-        face = x**2 + y**2 < 0.1
-        probs = np.zeros((len(CLASSES), *face.shape), np.float32)
-        probs[INDEX["face"]], probs[INDEX["background"]] = face, ~face
-        return probs
-
-
-def context(parser: Disc | None = None) -> Context:
-    made = Context("cpu", "tiny", models=lambda name: Path(), aligned=True)
-    made._networks["parser", "landmarks"] = parser or Disc(blind=10**6)
-    return made
+from dhr_batch.tests.pipeline.discs import Disc, context
 
 
 @pytest.fixture
