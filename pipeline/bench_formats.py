@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from dhr_batch.pipeline import report_truth
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import EXCLUDED
 from dhr_batch.pipeline.bench_table import COST, FURTHER, Board, Column
 from dhr_batch.pipeline.bootstrap import LEVEL
 from dhr_batch.pipeline.model_spec import Strict
-from dhr_batch.pipeline.report_page import shown
-from dhr_batch.pipeline.report_tables import title
+from dhr_batch.pipeline.report_page import Cell, shown
+from dhr_batch.pipeline.report_tables import number, title
 
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
@@ -127,6 +128,10 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
                 ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
             )
         lines += _md_differences(board)
+        if (truth := report_truth.compared(board.compared.all_metrics)) is not None:
+            lines += [f"### {truth.title}", ""]
+            rows = ([_md(_plain(cell)) for cell in row] for row in truth.rows)
+            lines += _md_table([_md(column.title) for column in truth.columns], rows)
         lines += ["### Runs", ""]
         rows = ([_md(cell) for cell in row] for row in runs(board))
         lines += _md_table(["method", "about", "run", "fingerprint"], rows)
@@ -182,6 +187,10 @@ def models(board: Board) -> dict[str, str]:
         for run in method.runs:
             found |= run.models
     return dict(sorted(found.items()))
+
+
+def _plain(cell: Cell) -> str:
+    return number(cell) if cell is None or isinstance(cell, float) else str(cell)
 
 
 def _md_differences(board: Board) -> list[str]:

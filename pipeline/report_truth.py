@@ -5,7 +5,7 @@ Every picture counts, also one of which little is in-domain: what occluders do i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -125,20 +125,46 @@ def bin_names() -> list[str]:
     return [f"{100 * a:.0f}-{100 * b:.0f} %" for a, b in pairwise(BINS)]
 
 
+_NUMBERS = ("mean", "from", "to", *bin_names(), "n")
+
+
 def section(data: RunData) -> Section | None:
     """The section of a report; None for a run whose pictures have no ground truth."""
     found = figures(data.metrics)
     if not found:
         return None
     heads = [Column("picture"), Column("stage"), Column("metric")]
-    numbers = ["mean", "from", "to", *bin_names(), "n"]
     rows: list[list[Cell]] = [
         [f.picture, f.stage, title(f.metric), f.mean, f.low, f.high, *f.by_share, f.n]
         for f in found
     ]
-    columns = [*heads, *(Column(name, number=True) for name in numbers)]
+    columns = [*heads, *(Column(name, number=True) for name in _NUMBERS)]
     table = Table("Means, and means by occluded share of the face", columns, rows)
     return Section("truth", "Ground truth", (_TEXT,), list(_plots(data.metrics)), tables=[table])
+
+
+def compared(methods: Mapping[str, pd.DataFrame]) -> Table | None:
+    """Refined pictures of several methods by occluded share; None without a ground truth.
+
+    methods: metrics tables by name, of the same pictures.
+    """
+    found = [
+        (figure, name)
+        for name, metrics in methods.items()
+        for figure in figures(metrics)
+        if figure.stage == "refined"
+    ]
+    if not found:
+        return None
+    order = list(dict.fromkeys((f.metric, f.picture) for f, _ in found))
+    found.sort(key=lambda pair: order.index((pair[0].metric, pair[0].picture)))
+    heads = [Column("metric"), Column("picture"), Column("method")]
+    rows: list[list[Cell]] = [
+        [title(f.metric), f.picture, name, f.mean, f.low, f.high, *f.by_share, f.n]
+        for f, name in found
+    ]
+    columns = [*heads, *(Column(name, number=True) for name in _NUMBERS)]
+    return Table("Against the ground truth, by occluded share of the face", columns, rows)
 
 
 def _plots(metrics: pd.DataFrame) -> Iterator[Plot]:

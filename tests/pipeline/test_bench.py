@@ -14,14 +14,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline import bench, bench_formats, bench_matrix, bench_page, runner
-from dhr_batch.pipeline.bench_data import load
+from dhr_batch.pipeline import bench, bench_formats, bench_matrix, bench_page, runner, synthetic
+from dhr_batch.pipeline.bench_data import load, method_name
 from dhr_batch.pipeline.bench_matrix import matrix
 from dhr_batch.pipeline.bench_table import Board, board
 from dhr_batch.pipeline.bench_write import write
 from dhr_batch.pipeline.report_tables import number
+from dhr_batch.pipeline.results import open as open_run
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.tests.faults import harness
+from dhr_batch.tests.pipeline import discs
 from dhr_batch.tests.pipeline.benched import MACHINE, TINY, tiny
 from dhr_batch.tests.pipeline.chromium import Chromium
 
@@ -81,6 +83,27 @@ def test_a_second_call_computes_nothing(finished, monkeypatch):
     done = bench.run(again, MACHINE)
     assert (done.computed, done.failed, done.exit_code) == ([], {}, runner.DONE)
     assert {p: p.stat().st_mtime_ns for p in page.parent.rglob("part-*.parquet")} == before
+
+
+def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
+    described = synthetic.write(tmp_path / "synthetic", 3, generator="tiny")
+    found = tiny(described)
+    refiners = {name: found.refiners[name] for name in ("dhr", "no_mask")}
+    found = found.model_copy(update={"refiners": refiners})
+    with harness.session():
+        planned = bench.plan(found, tmp_path / "out", machine=MACHINE, random_weights=True)
+        assert bench.run(planned, MACHINE).exit_code == runner.DONE
+    lines = Path(write(planned, {})).with_name("benchmark.md").read_text().splitlines()
+    begin = "| PSNR [dB], uncovered face | occluded | "
+    shown = {line.removeprefix(begin).split(" | ")[0]: line for line in lines if begin in line}
+    assert list(shown) == ["w+ / none", "w+ / dhr", "w+ / no_mask"]
+    for cell in planned.cells:
+        own = open_run(planned.place(cell.name)).metrics
+        psnr = own[(own["metric"] == "truth_psnr") & (own["stage"] == "refined")]["value"]
+        line = shown[method_name(cell.embedder, cell.refiner)]
+        assert f" | {number(psnr.mean())} | " in line
+        assert len(psnr) == 3
 
 
 def test_other_settings_in_the_same_place_are_refused(finished, photographs):

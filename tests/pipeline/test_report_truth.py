@@ -89,5 +89,24 @@ def test_the_report_has_a_section_where_there_is_a_truth() -> None:
     assert report_truth.markdown(plain) == []
 
 
+def test_methods_are_compared_by_share() -> None:
+    better = rows()
+    better.loc[better["stage"] == "refined", "value"] += 1
+    table = report_truth.compared({"a": rows(), "b": better})
+    assert table is not None
+    means = {tuple(row[:3]): row[3] for row in table.rows}
+    psnr = "PSNR [dB], uncovered face"
+    assert means == {
+        (psnr, "occluded", "a"): 31.5,
+        (psnr, "occluded", "b"): 32.5,
+        (psnr, report_truth.CLEAN, "a"): 32,
+        (psnr, report_truth.CLEAN, "b"): 33,
+        (psnr, "difference", "a"): -0.5,
+        (psnr, "difference", "b"): -0.5,
+    }
+    assert [row[2] for row in table.rows] == ["a", "b"] * 3
+    assert report_truth.compared({"a": report_tables.of_truth(rows(), False)}) is None
+
+
 def test_the_averages_of_all_runs_are_without_it() -> None:
     assert report_tables.summary(data(rows()))["metric"].tolist() == ["psnr"]
