@@ -151,7 +151,7 @@ def _reconstruction(
     """Fills values. Each column is of the images that every method with that metric has."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for method in compared.methods:
-        rows = compared.metrics(method)
+        rows = report_tables.of_truth(compared.metrics(method), False)
         rows = rows[(rows["stage"] == "refined") & np.isfinite(rows["value"])]
         for metric, group in rows.groupby("metric", observed=True):
             if not str(metric).startswith("score_"):

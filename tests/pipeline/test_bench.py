@@ -104,6 +104,8 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
         line = shown[method_name(cell.embedder, cell.refiner)]
         assert f" | {number(psnr.mean())} | " in line
         assert len(psnr) == 3
+    # There, and not among the figures of the reconstruction.
+    assert sum("uncovered face" in line for line in lines) == 2 * 3
 
 
 def test_other_settings_in_the_same_place_are_refused(finished, photographs):
