@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dhr_batch.pipeline.cli_output import fail, refusals
+from dhr_batch.pipeline.cli_output import fail, interrupted, refusals
 
 
 @click.command()
@@ -87,7 +87,7 @@ def bench(
     except (ReportError, ImportError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from here", 130)
+        interrupted()
     if as_json:
         result = {"report": page, "computed": list(done.computed), "failed": dict(done.failed)}
         click.echo(json.dumps(result, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,3 +71,14 @@ def refusals() -> Iterator[None]:
 def fail(message: str, code: int) -> NoReturn:
     click.echo(f"Error: {message}", err=True)
     sys.exit(code)
+
+
+def interrupted() -> NoReturn:
+    """Exit code 130, whatever signals follow."""
+    ignore_ctrl_c()
+    fail("interrupted; the same command goes on from here", 130)
+
+
+def ignore_ctrl_c() -> None:
+    """For what is about to exit: one more would end it on its way out, with another code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import click
 
 from dhr_batch.pipeline import cli_options
-from dhr_batch.pipeline.cli_output import fail, refusals
+from dhr_batch.pipeline.cli_output import fail, ignore_ctrl_c, interrupted, refusals
 
 
 def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
@@ -48,20 +47,14 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     except (RunFailed, RegistryError, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        _deaf()
-        fail("interrupted; the same command goes on from here", INTERRUPTED)
+        interrupted()
     if outcome.exit_code == INTERRUPTED:
-        _deaf()
+        ignore_ctrl_c()
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:
         click.echo(outcome.report or outcome.out)
     sys.exit(outcome.exit_code)
-
-
-def _deaf() -> None:
-    """One more Ctrl-C would end the interpreter on its way out, with another exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _has_terminal() -> bool:

@@ -148,10 +148,18 @@ def _ray(request: Request, plan: Plan, workers: int, stopper: stopping.Stopper) 
     Yields the address of its dashboard, empty where there is none. Signals tell the stopper until
     the session has ended: Ray that is interrupted while it ends takes the process with it.
     """
-    if ray.is_initialized():
-        with stopping.signals(stopper):
-            yield ""
-        return
+    already = ray.is_initialized()
+    dashboard = "" if already else _joined(request, plan, workers)
+    with stopping.signals(stopper):
+        try:
+            yield dashboard
+        finally:
+            if not already:
+                ray.shutdown()
+
+
+def _joined(request: Request, plan: Plan, workers: int) -> str:
+    """Start Ray or join it; the address of its dashboard. Raises Refused."""
     # Read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone; the last
     # keeps control codes out of what Ray prints about dead workers.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -180,11 +188,7 @@ def _ray(request: Request, plan: Plan, workers: int, stopper: stopping.Stopper) 
             object_store_memory=_OBJECT_STORE,
             **quiet,
         )
-    with stopping.signals(stopper):
-        try:
-            yield session.dashboard_url or ""
-        finally:
-            ray.shutdown()
+    return session.dashboard_url or ""
 
 
 def _outcome(
