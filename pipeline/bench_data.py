@@ -169,13 +169,6 @@ class Compared:
             run.masks.get(i) == runs[0].masks.get(i) for run in runs[1:] for i in self.counted
         )
 
-    @cached_property
-    def all_metrics(self) -> dict[str, pd.DataFrame]:
-        """By method, of every image that no method failed on."""
-        frames = {method.name: method.metrics for method in self.methods}
-        everywhere = set.intersection(*(set(frame["image_id"]) for frame in frames.values()))
-        return {n: frame[frame["image_id"].isin(everywhere)] for n, frame in frames.items()}
-
     def metrics(self, method: Method) -> pd.DataFrame:
         """Of the images that count."""
         return method.metrics[method.metrics["image_id"].isin(self.counted)]

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from dhr_batch.pipeline import report_truth
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import EXCLUDED
 from dhr_batch.pipeline.bench_table import COST, FURTHER, Board, Column
@@ -128,10 +127,10 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
                 ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
             )
         lines += _md_differences(board)
-        if (truth := report_truth.compared(board.compared.all_metrics)) is not None:
-            lines += [f"### {truth.title}", ""]
-            rows = ([_md(_plain(cell)) for cell in row] for row in truth.rows)
-            lines += _md_table([_md(column.title) for column in truth.columns], rows)
+        if board.truth is not None:
+            lines += [f"### {board.truth.title}", ""]
+            rows = ([_md(_plain(cell)) for cell in row] for row in board.truth.rows)
+            lines += _md_table([_md(column.title) for column in board.truth.columns], rows)
         lines += ["### Runs", ""]
         rows = ([_md(cell) for cell in row] for row in runs(board))
         lines += _md_table(["method", "about", "run", "fingerprint"], rows)

@@ -14,7 +14,6 @@ from dhr_batch.pipeline import (
     report_plots,
     report_provenance,
     report_tables,
-    report_truth,
 )
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import Made
@@ -78,8 +77,8 @@ def _figures(board: Board, number: int, intro: str) -> Section:
     tables = [_table(board, sheet) for sheet in board.sheets]
     if board.differences:
         tables.insert(-1, _differences(board))
-    if (truth := report_truth.compared(board.compared.all_metrics)) is not None:
-        tables.insert(-1, truth)
+    if board.truth is not None:
+        tables.insert(-1, board.truth)
     plots = [p for edited in board.compared_edits for p in _curves(board, edited)]
     if (speed := _speed(board)) is not None:
         plots.append(speed)

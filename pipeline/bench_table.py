@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from dhr_batch.pipeline import editing, report_tables, set_distances
+from dhr_batch.pipeline import editing, report_tables, report_truth, set_distances
 from dhr_batch.pipeline.bench_data import RENDERED_FROM, Compared, Method, method_name
 from dhr_batch.pipeline.bench_matrix import reference
 from dhr_batch.pipeline.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.editing import EqualEffect
+from dhr_batch.pipeline.report_page import Table
 from dhr_batch.pipeline.report_tables import number, split, title
 from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
@@ -68,6 +70,15 @@ class Board:
     differences: Mapping[str, Mapping[str, Estimate]]
     against: Mapping[str, str]
     edits: Sequence[Edited] = field(default_factory=tuple)
+
+    @cached_property
+    def truth(self) -> Table | None:
+        """All methods against the ground truth, on every image that none of them failed on."""
+        frames = {method.name: method.metrics for method in self.compared.methods}
+        everywhere = set.intersection(*(set(frame["image_id"]) for frame in frames.values()))
+        return report_truth.compared(
+            {name: frame[frame["image_id"].isin(everywhere)] for name, frame in frames.items()}
+        )
 
     @property
     def compared_edits(self) -> list[Edited]:

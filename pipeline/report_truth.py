@@ -125,21 +125,16 @@ def bin_names() -> list[str]:
     return [f"{100 * a:.0f}-{100 * b:.0f} %" for a, b in pairwise(BINS)]
 
 
-_NUMBERS = ("mean", "from", "to", *bin_names(), "n")
-
-
 def section(data: RunData) -> Section | None:
     """The section of a report; None for a run whose pictures have no ground truth."""
     found = figures(data.metrics)
     if not found:
         return None
-    heads = [Column("picture"), Column("stage"), Column("metric")]
-    rows: list[list[Cell]] = [
-        [f.picture, f.stage, title(f.metric), f.mean, f.low, f.high, *f.by_share, f.n]
-        for f in found
-    ]
-    columns = [*heads, *(Column(name, number=True) for name in _NUMBERS)]
-    table = Table("Means, and means by occluded share of the face", columns, rows)
+    table = _table(
+        "Means, and means by occluded share of the face",
+        ("picture", "stage", "metric"),
+        [((f.picture, f.stage, title(f.metric)), f) for f in found],
+    )
     return Section("truth", "Ground truth", (_TEXT,), list(_plots(data.metrics)), tables=[table])
 
 
@@ -158,13 +153,23 @@ def compared(methods: Mapping[str, pd.DataFrame]) -> Table | None:
         return None
     order = list(dict.fromkeys((f.metric, f.picture) for f, _ in found))
     found.sort(key=lambda pair: order.index((pair[0].metric, pair[0].picture)))
-    heads = [Column("metric"), Column("picture"), Column("method")]
+    return _table(
+        "Against the ground truth, by occluded share of the face",
+        ("metric", "picture", "method"),
+        [((title(f.metric), f.picture, name), f) for f, name in found],
+    )
+
+
+def _table(
+    headline: str, heads: Sequence[str], found: Sequence[tuple[Sequence[str], Figure]]
+) -> Table:
+    """found: the texts under `heads`, and the figure behind them, row by row."""
+    numbers = ("mean", "from", "to", *bin_names(), "n")
+    columns = [*map(Column, heads), *(Column(name, number=True) for name in numbers)]
     rows: list[list[Cell]] = [
-        [title(f.metric), f.picture, name, f.mean, f.low, f.high, *f.by_share, f.n]
-        for f, name in found
+        [*texts, f.mean, f.low, f.high, *f.by_share, f.n] for texts, f in found
     ]
-    columns = [*heads, *(Column(name, number=True) for name in _NUMBERS)]
-    return Table("Against the ground truth, by occluded share of the face", columns, rows)
+    return Table(headline, columns, rows)
 
 
 def _plots(metrics: pd.DataFrame) -> Iterator[Plot]:
