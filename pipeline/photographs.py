@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from dhr_batch.pipeline.sources import Item
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.stages.base import TRUTH, ImageError
 from dhr_batch.stages.decode import decode
+
+_NO_TRUTH = "%s: %s images get no metrics against the ground truth: %s"
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +83,20 @@ def truths(run: Run) -> dict[str, Item]:
     """
     if not any(name.startswith(TRUTH) for name in run.metric_names()):
         return {}
-    found, reasons, place = {}, Counter[str](), run.storage.place
     try:
         pictures = Photographs(run)
-        for image_id in (image_id for ids in run.plan["shards"] for image_id in ids):
-            try:
-                found[image_id] = pictures.item(image_id)
-            except Lost as error:
-                reasons[str(error)] += 1
     except Refused as error:
-        reasons[str(error.__cause__)] += 1
-    if reasons:
-        why = ", ".join(f"{reason} ({count}x)" for reason, count in reasons.items())
-        log.warning("%s: some images get no metrics against the ground truth: %s", place, why)
+        log.warning(_NO_TRUTH, run.storage.place, "all", error.__cause__)
+        return {}
+    found, lost = {}, Counter[str]()
+    for image_id in chain.from_iterable(run.plan["shards"]):
+        try:
+            found[image_id] = pictures.item(image_id)
+        except Lost as error:
+            lost[str(error)] += 1
+    if lost:
+        why = ", ".join(f"{reason} ({count}x)" for reason, count in lost.items())
+        log.warning(_NO_TRUTH, run.storage.place, "some", why)
     return found
 
 

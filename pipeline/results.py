@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from dhr_batch.pipeline import stored
@@ -116,8 +117,9 @@ class Run:
     def metric_names(self) -> set[str]:
         """Names of the metrics of the first shard that has rows."""
         for shard in self.storage.parts("metrics"):
-            if names := set(self._read([shard], ["metric"], {})["metric"].to_pylist()):
-                return names
+            metrics = self._read([shard], ["metric"], {})["metric"]
+            if names := pc.unique(metrics).to_pylist():
+                return set(names)
         return set()
 
     @cached_property

@@ -267,9 +267,9 @@ class Worker:
 def read(item: Item, split: str, stored: Reader | None = None, truth: Item | None = None) -> Record:
     """The record of an image with its file's bytes, or with a failure where it is unreadable.
 
-    stored: reads what earlier stages left, where a run begins from another; truth: where the ground
-    truth of such an image is, if it has one. Raises StorageError
-    where the fault is not the image's.
+    stored: reads what earlier stages left, where a run begins from another. truth: where the ground
+    truth of such an image is, if it has one. Raises StorageError where the fault is not that of
+    the image.
     """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
