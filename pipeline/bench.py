@@ -151,7 +151,7 @@ def run(
             say(f"{cell.name} has failed: {error}")
             failed[cell.name] = str(error)
             continue
-        if done.exit_code == runner.INTERRUPTED:
+        if done.stopped or done.exit_code == runner.INTERRUPTED:
             raise KeyboardInterrupt
         if before < len(made.shards):
             computed.append(cell.name)

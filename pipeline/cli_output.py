@@ -75,10 +75,11 @@ def fail(message: str, code: int) -> NoReturn:
 
 def interrupted() -> NoReturn:
     """Exit code 130, whatever signals follow."""
-    ignore_ctrl_c()
+    ignore_signals()
     fail("interrupted; the same command goes on from here", 130)
 
 
-def ignore_ctrl_c() -> None:
+def ignore_signals() -> None:
     """For what is about to exit: one more would end it on its way out, with another code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

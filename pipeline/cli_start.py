@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dhr_batch.pipeline import cli_options
-from dhr_batch.pipeline.cli_output import fail, ignore_ctrl_c, interrupted, refusals
+from dhr_batch.pipeline.cli_output import fail, ignore_signals, interrupted, refusals
 
 
 def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
@@ -49,7 +49,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     except KeyboardInterrupt:
         interrupted()
     if outcome.exit_code == INTERRUPTED:
-        ignore_ctrl_c()
+        ignore_signals()
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. images: planned; done: in committed rows; seconds: of this start."""
+    """How a run ended. images: planned; done: in committed rows; seconds: of this start.
+
+    stopped: the user asked for it, perhaps when nothing was left to do.
+    """
 
     out: str
     images: int
@@ -41,6 +44,7 @@ class Outcome:
     exit_code: int
     seconds: float = 0.0
     report: str | None = None
+    stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,7 +61,7 @@ def run(plan: Plan, request: Request) -> Outcome:
     check_gpus(plan, request)
     out = place(plan, request)
     run_folder = RunFolder(out, plan.config.lease_timeout)
-    state = State(total=0, shards=0)
+    state, stopper = State(total=0, shards=0), stopping.Stopper()
     with stopping.forgotten(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
@@ -76,14 +80,20 @@ def run(plan: Plan, request: Request) -> Outcome:
                 finished = True
             else:
                 todo = (shard for shard in plan.shards if shard.index not in before)
-                finished = _process(plan, request, run_folder, progress, todo)
-            return _outcome(plan, request, run_folder, progress, finished, started)
+                finished = _process(plan, request, run_folder, progress, todo, stopper)
+            ended = _outcome(plan, request, run_folder, progress, finished, started)
+            return replace(ended, stopped=stopper.asked)
         finally:
             run_folder.unlock()
 
 
 def _process(
-    plan: Plan, request: Request, run_folder: RunFolder, progress: Progress, todo: Iterator[Shard]
+    plan: Plan,
+    request: Request,
+    run_folder: RunFolder,
+    progress: Progress,
+    todo: Iterator[Shard],
+    stopper: stopping.Stopper,
 ) -> bool:
     check_models(plan, request)
     config, state = plan.config, progress.state
@@ -122,7 +132,6 @@ def _process(
             "models": fingerprint["models"],
         },
     )
-    stopper = stopping.Stopper()
     with _ray(request, plan, workers, stopper) as dashboard:
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")

@@ -137,6 +137,21 @@ def no_mask_fails(finished, monkeypatch, error):
     return done
 
 
+@pytest.mark.parametrize("code", [runner.DONE, runner.INTERRUPTED])
+def test_a_stop_that_is_asked_for_ends_the_benchmark(finished, monkeypatch, code):
+    """Also in the last shards of a run, which is finished then."""
+    calls = []
+
+    def stopped(plan, request):
+        calls.append(request.out)
+        return runner.Outcome(str(request.out), 5, 5, 0, code, stopped=True)
+
+    monkeypatch.setattr(runner, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(finished[0], MACHINE)
+    assert len(calls) == 1
+
+
 def test_a_run_in_use_does_not_keep_the_others(finished, monkeypatch):
     no_mask_fails(finished, monkeypatch, Refused("no_mask is in use by process 1"))
 

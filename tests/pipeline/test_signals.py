@@ -12,12 +12,14 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from obstore import exceptions
 
-from dhr_batch.pipeline import object_storage, stopping
+from dhr_batch.pipeline import object_storage, runner, stopping
+from dhr_batch.pipeline.prepare import Request
 from dhr_batch.pipeline.storage import connect
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import NAMES
@@ -125,8 +127,8 @@ def test_ctrl_c_held_down_changes_no_exit_code(command: Command) -> None:
     command.start()
     command.until(lambda: (command.out / "_state" / "status.json").exists())
     command.process.send_signal(signal.SIGINT)
-    # By then the loop has ended, where it had nothing in flight.
-    time.sleep(0.2)
+    # Long enough for a loop with nothing in flight to end.
+    time.sleep(0.3)
     while command.process.poll() is None:
         command.process.send_signal(signal.SIGINT)
         time.sleep(0.02)
@@ -134,6 +136,26 @@ def test_ctrl_c_held_down_changes_no_exit_code(command: Command) -> None:
     assert command.process.returncode == 130, said
     assert "Traceback" not in said
     assert "goes on from here" in said
+
+
+def test_ray_is_not_interrupted_while_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def shutdown() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        ended.append(True)
+
+    monkeypatch.setattr(runner.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(runner.ray, "shutdown", shutdown)
+    monkeypatch.setattr(runner, "_joined", lambda *_: "")
+    stopper = stopping.Stopper()
+    before = signal.getsignal(signal.SIGINT)
+    with stopping.forgotten(), runner._ray(Request(), Mock(), 1, stopper):
+        pass
+    assert ended
+    assert stopper.now
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 PATIENCE = 300
