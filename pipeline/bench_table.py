@@ -16,6 +16,7 @@ from dhr_batch.pipeline.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.editing import EqualEffect
 from dhr_batch.pipeline.report_page import Table
 from dhr_batch.pipeline.report_tables import number, split, title
+from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
 
@@ -73,12 +74,8 @@ class Board:
 
     @cached_property
     def truth(self) -> Table | None:
-        """All methods against the ground truth, on every image that none of them failed on."""
-        frames = {method.name: method.metrics for method in self.compared.methods}
-        everywhere = set.intersection(*(set(frame["image_id"]) for frame in frames.values()))
-        return report_truth.compared(
-            {name: frame[frame["image_id"].isin(everywhere)] for name, frame in frames.items()}
-        )
+        """All methods against the ground truth, also on images that do not count elsewhere."""
+        return report_truth.compared({m.name: m.metrics for m in self.compared.methods})
 
     @property
     def compared_edits(self) -> list[Edited]:
@@ -162,7 +159,7 @@ def _reconstruction(
     """Fills values. Each column is of the images that every method with that metric has."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for method in compared.methods:
-        rows = report_tables.of_truth(compared.metrics(method), False)
+        rows = compared.metrics(method)
         rows = rows[(rows["stage"] == "refined") & np.isfinite(rows["value"])]
         for metric, group in rows.groupby("metric", observed=True):
             if not str(metric).startswith("score_"):
@@ -180,7 +177,7 @@ def _reconstruction(
 
 def _sheet(metric: str) -> str:
     base, size, part = split(metric)
-    if size:
+    if size or metric.startswith(TRUTH):
         return FURTHER
     perceptual = "lpips" in base
     if part:

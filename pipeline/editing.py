@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.bootstrap import Estimate, estimate
-from dhr_batch.stages.base import edit_of, edit_stage
+from dhr_batch.stages.base import TRUTH, edit_of, edit_stage
 from dhr_batch.stages.face_scores import effect_score
 
 if TYPE_CHECKING:
@@ -293,6 +293,7 @@ def costs_of(metrics: Iterable[str]) -> list[str]:
     """What an edit may cost, of the metrics there are: identity, perceptual distance to the source,
     the PSNR of what lies out-of-domain, and what changed in either part."""
     chosen = ("psnr_out", "change_in", "change_out")
+    metrics = [m for m in metrics if not m.startswith(TRUTH)]
     perceptual = [m for m in metrics if "lpips" in m and not m.endswith(("_in", "_out"))]
     identity = [m for m in metrics if m.startswith("identity_")]
     return [*sorted(identity), *sorted(perceptual), *(m for m in chosen if m in set(metrics))]

@@ -81,7 +81,12 @@ def truths(run: Run) -> dict[str, Item]:
 
     What is gone or has changed since the run is left out with a warning.
     """
-    if not any(name.startswith(TRUTH) for name in run.metric_names()):
+    try:
+        if not any(name.startswith(TRUTH) for name in run.metric_names()):
+            return {}
+    except (ValueError, OSError) as error:
+        # What is to be measured anew need not be whole; a truth that might be there is missed.
+        log.warning(_NO_TRUTH, run.storage.place, "any", f"its metrics cannot be read: {error}")
         return {}
     try:
         pictures = Photographs(run)

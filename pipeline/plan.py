@@ -136,7 +136,12 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
         "models": weights_of(plan.config.generator),
         "directions": plan.directions,
     }
-    return content | ({"origin": plan.origin} if plan.origin else {})
+    if plan.origin:
+        content["origin"] = plan.origin
+    if plan.truths:
+        # Another start that finds fewer would fill the rest of the run with other rows.
+        content["truths"] = len(plan.truths)
+    return content
 
 
 def weights_of(generator: str) -> dict[str, str]:

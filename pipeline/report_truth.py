@@ -141,11 +141,11 @@ def section(data: RunData) -> Section | None:
 def compared(methods: Mapping[str, pd.DataFrame]) -> Table | None:
     """Refined pictures of several methods by occluded share; None without a ground truth.
 
-    methods: metrics tables by name, of the same pictures.
+    methods: metrics tables by name. Each metric is of the pictures that every method with it has.
     """
     found = [
         (figure, name)
-        for name, metrics in methods.items()
+        for name, metrics in _shared(methods).items()
         for figure in figures(metrics)
         if figure.stage == "refined"
     ]
@@ -158,6 +158,23 @@ def compared(methods: Mapping[str, pd.DataFrame]) -> Table | None:
         ("metric", "picture", "method"),
         [((title(f.metric), f.picture, name), f) for f, name in found],
     )
+
+
+def _shared(methods: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rows against the ground truth, without those that a method with their metric lacks."""
+    keys = {}
+    for name, metrics in methods.items():
+        rows = report_tables.of_truth(metrics)
+        rows = rows[np.isfinite(rows["value"])].astype({"stage": str, "metric": str})
+        keys[name] = rows.set_index(["stage", "metric", "image_id"])
+    kinds = {name: set(rows.index.droplevel("image_id")) for name, rows in keys.items()}
+    found = {}
+    for name, rows in keys.items():
+        for other, theirs in keys.items():
+            lacking = ~rows.index.isin(theirs.index)
+            rows = rows[~(lacking & rows.index.droplevel("image_id").isin(kinds[other]))]
+        found[name] = rows.reset_index()
+    return found
 
 
 def _table(

@@ -225,3 +225,8 @@ def test_yaw_is_judged_in_degrees_where_these_were_measured(scores, effect):
     else:
         assert found["x"].effects[-1] == effect
         assert edited.effect.value == effect
+
+
+def test_the_ground_truth_is_no_cost_of_an_edit() -> None:
+    names = ["st_lpips_alex", "truth_st_lpips_alex", "truth_psnr", "psnr_out"]
+    assert editing.costs_of(iter(names)) == ["st_lpips_alex", "psnr_out"]

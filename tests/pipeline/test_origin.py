@@ -156,12 +156,29 @@ def test_synthetic_pictures_keep_their_truth(
     assert names.count("truth_psnr") == 3 * 2
     assert not caplog.records
 
+    # One that was begun goes on with the same truth only.
+    files = tmp_path / "pictures"
+    files.rename(tmp_path / "away")
+    with pytest.raises(Refused, match="truths: 3 -> not set"):
+        made(tmp_path / "measure", dataset=str(base), first_stage="measure", shard_size=2)
+    assert "all images get no metrics against the ground truth: there is no folder" in caplog.text
+    (tmp_path / "away").rename(files)
+
     # Pictures of another seed under the same names.
     synthetic.write(tmp_path / "pictures", 3, seed=1, generator="tiny")
     parquet_rows._kept.cache_clear()
     other = made(tmp_path / "other", dataset=str(base), first_stage="measure")
     assert not [row for row in rows(other, "metrics") if row["metric"].startswith(TRUTH)]
     assert "changed since the run (3x)" in caplog.text
+
+
+def test_damaged_metrics_do_not_matter_where_they_are_made_anew(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "metrics" / "part-00000.parquet").write_bytes(b"damaged")
+    made(tmp_path / "out", dataset=str(copy), first_stage="measure", shard_size=2)
+    assert "its metrics cannot be read" in caplog.text
+    assert len(rows(tmp_path / "out", "latents")) == len(IDS)
 
 
 def test_edits_are_those_that_the_tables_give(source: Path, tmp_path: Path) -> None:

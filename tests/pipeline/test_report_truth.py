@@ -108,5 +108,22 @@ def test_methods_are_compared_by_share() -> None:
     assert report_truth.compared({"a": report_tables.of_truth(rows(), False)}) is None
 
 
+def test_methods_are_compared_on_the_pictures_that_all_have() -> None:
+    plain = rows(pairs=False)
+    refined, psnr = plain["stage"] == "refined", plain["metric"] == "truth_psnr"
+    lacks = plain[~(refined & psnr & (plain["image_id"] == "3.png"))]
+    endless = plain.copy()
+    endless.loc[refined & psnr & (plain["image_id"] == "0.png"), "value"] = np.inf
+    table = report_truth.compared({"a": plain, "b": lacks, "c": endless})
+    assert table is not None
+    assert [(row[2], row[3], row[-1]) for row in table.rows] == [
+        (name, 31.5, 2) for name in ("a", "b", "c")
+    ]
+    without = plain[~(refined & psnr)]
+    table = report_truth.compared({"a": plain, "measured otherwise": without})
+    assert table is not None
+    assert [(row[2], row[-1]) for row in table.rows] == [("a", 4)]
+
+
 def test_the_averages_of_all_runs_are_without_it() -> None:
     assert report_tables.summary(data(rows()))["metric"].tolist() == ["psnr"]
