@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from dhr_batch.pipeline.storage import connect
+from dhr_batch.tests.pipeline import reported
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +107,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "run")
     return str(request.getfixturevalue("bucket")) + "/run"
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`reported.made` in a folder of the test's own."""
+    return partial(reported.made, tmp_path)
