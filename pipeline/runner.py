@@ -47,7 +47,10 @@ class Outcome:
     stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What `--json` prints: without `stopped`, which only a benchmark acts upon."""
+        content = asdict(self)
+        del content["stopped"]
+        return content
 
 
 def run(plan: Plan, request: Request) -> Outcome:
