@@ -99,12 +99,14 @@ def default(config: Config, context: Context, steps: Steps | None = None) -> Met
     """The stages of the settings. steps: other than theirs."""
     total = config.refine["steps"]
     weights = round(total * config.refine["weight_share"])
-    steps = steps or Steps(0, weights, total - weights)
-    segment = stage_of("segment", config.segment, context)
+    coarse = 0 if config.segment["source"] == "embedding" else config.segment["coarse_steps"]
+    steps = steps or Steps(coarse, weights, total - weights)
+    options = config.segment | ({"coarse_steps": steps.coarse} if coarse else {})
+    segment = stage_of("segment", options, context)
     refine = stage_of("refine", config.refine | _split(steps), context)
     assert isinstance(segment, DomainSpecific)
     assert isinstance(refine, Refiner)
-    return Method("default", steps, segment, refine, renders=True)
+    return Method("default", steps, segment, refine, renders=not coarse)
 
 
 def baseline(config: Config, context: Context, steps: Steps | None = None) -> Method:

@@ -164,10 +164,11 @@ def domain_mask(
 class DomainSpecific(Stage):
     """`dhr`: labels and in-domain mask of each record.
 
-    source `embedding` takes the error of the record's own render. `coarse` optimises a separate
-    W code for `coarse_steps` steps: a W code cannot imitate what a face generator does not know,
-    which a long W+ optimisation partly can. `projection` does it as published, with optimised
-    noise maps, which needs StyleGAN2.
+    source `embedding` takes the error of the record's own render. `coarse` takes that of a W code,
+    optimised for `coarse_steps` steps: it cannot imitate what a face generator does not know,
+    which a long W+ optimisation partly can. It starts from the generator's mean code, or from the
+    mean of the rows of the record's own code (`coarse_start: code`), which saves most of the steps.
+    `projection` does it as published, with optimised noise maps, which needs StyleGAN2.
     """
 
     stage = "segment"
@@ -182,7 +183,8 @@ class DomainSpecific(Stage):
         compactness: float = Field(30.0, gt=0)
         thresholds: Thresholds = Thresholds()
         source: Literal["coarse", "embedding", "projection"] = "embedding"
-        coarse_steps: int = Field(40, ge=1)
+        coarse_start: Literal["mean", "code"] = "mean"
+        coarse_steps: int = Field(40, ge=0)
         coarse_rate: float = Field(0.1, gt=0)
         error_layers: int | None = Field(
             None,
@@ -216,7 +218,8 @@ class DomainSpecific(Stage):
         """Error maps of each record, finest first, float32 [h_l, w_l]."""
         images = images_to_tensor([some(r.image) for r in records], self.context.device)
         if self.options.source == "coarse":
-            renders = self._coarse(images)
+            codes = torch.stack([torch.from_numpy(some(r.latent)) for r in records])
+            renders = self._coarse(images, codes.to(images.device))
         elif self.options.source == "projection":
             renders = self._project(images, [r.image_id for r in records])
         else:
@@ -259,12 +262,16 @@ class DomainSpecific(Stage):
             run.step()
         return run.render
 
-    def _coarse(self, images: torch.Tensor) -> torch.Tensor:
+    def _coarse(self, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Renders of W codes. codes: the embedding, [B, L, 512]."""
+        start = self.generator.w_mean.expand(len(images), -1)
+        if self.options.coarse_start == "code":
+            start = codes[:, self.generator.live_rows].mean(1)
         ws = optimise(
             self.generator,
             self.perceptual,
             images,
-            self.generator.w_mean.expand(len(images), -1),
+            start,
             space="w",
             steps=self.options.coarse_steps,
             rate=self.options.coarse_rate,

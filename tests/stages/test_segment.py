@@ -22,6 +22,7 @@ from dhr_batch.stages.segment import (
     superpixel_errors,
     superpixels,
 )
+from dhr_batch.stages.tensors import images_to_tensor
 
 CASES = ("face", "all_in", "all_out", "no_face")
 FOREIGN = [0, 3, 16, 17, 18]
@@ -219,6 +220,38 @@ def test_result_does_not_depend_on_batch_mates() -> None:
     together = stage(segments=16).run(records)
     for one, done in zip(records, together, strict=True):
         np.testing.assert_array_equal(stage(segments=16).run([one])[0].mask, done.mask)
+
+
+def coarse(image: np.ndarray, latent: np.ndarray, **options) -> list[np.ndarray]:
+    """Error maps of a coarse inversion on the generator with random weights."""
+    made = stage(source="coarse", **options)
+    context = Context("cpu", "tiny", models=lambda name: Path(name))
+    made.generator = context.network("generator", "tiny")
+    made.perceptual = MeanSquares()
+    record = Record("a", "", image=image, inverted=image, latent=latent)
+    return made.errors([record])[0]
+
+
+class MeanSquares(Squares):
+    def distance(self, x, features):
+        return (x - features[0]).square().mean((1, 2, 3))
+
+
+def test_a_coarse_inversion_starts_from_the_mean_of_the_rows_of_the_code_or_of_all_codes() -> None:
+    generator = Context("cpu", "tiny", models=lambda name: Path(name)).network("generator", "tiny")
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    latent = rng.standard_normal((generator.num_ws, 512)).astype(np.float32)
+    rows = torch.from_numpy(latent)[generator.live_rows].mean(0, keepdim=True)
+    target = images_to_tensor([image], "cpu")
+    for start, w in (("code", rows), ("mean", generator.w_mean[None])):
+        with torch.no_grad():
+            render = generator.synthesize(generator.broadcast(w))
+        want = (render - target).square().mean(1)[0].numpy()
+        (found,) = coarse(image, latent, coarse_start=start, coarse_steps=0)
+        np.testing.assert_allclose(found, want, atol=1e-5)
+        (later,) = coarse(image, latent, coarse_start=start, coarse_steps=8, coarse_rate=0.05)
+        assert later.mean() < found.mean()
 
 
 def test_unknown_option_is_rejected() -> None:
