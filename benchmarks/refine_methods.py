@@ -99,14 +99,12 @@ def default(config: Config, context: Context, steps: Steps | None = None) -> Met
     """The stages of the settings. steps: other than theirs."""
     total = config.refine["steps"]
     weights = round(total * config.refine["weight_share"])
-    coarse = 0 if config.segment["source"] == "embedding" else config.segment["coarse_steps"]
-    steps = steps or Steps(coarse, weights, total - weights)
-    options = config.segment | ({"coarse_steps": steps.coarse} if coarse else {})
-    segment = stage_of("segment", options, context)
+    steps = steps or Steps(0, weights, total - weights)
+    segment = stage_of("segment", config.segment, context)
     refine = stage_of("refine", config.refine | _split(steps), context)
     assert isinstance(segment, DomainSpecific)
     assert isinstance(refine, Refiner)
-    return Method("default", steps, segment, refine, renders=not coarse)
+    return Method("default", steps, segment, refine, renders=True)
 
 
 def baseline(config: Config, context: Context, steps: Steps | None = None) -> Method:
