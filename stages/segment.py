@@ -184,7 +184,7 @@ class DomainSpecific(Stage):
         thresholds: Thresholds = Thresholds()
         source: Literal["coarse", "embedding", "projection"] = "embedding"
         coarse_start: Literal["mean", "code"] = "mean"
-        coarse_steps: int = Field(40, ge=0)
+        coarse_steps: int = Field(40, ge=1)
         coarse_rate: float = Field(0.1, gt=0)
         error_layers: int | None = Field(
             None,
@@ -218,8 +218,7 @@ class DomainSpecific(Stage):
         """Error maps of each record, finest first, float32 [h_l, w_l]."""
         images = images_to_tensor([some(r.image) for r in records], self.context.device)
         if self.options.source == "coarse":
-            codes = torch.stack([torch.from_numpy(some(r.latent)) for r in records])
-            renders = self._coarse(images, codes.to(images.device))
+            renders = self._coarse(images, records)
         elif self.options.source == "projection":
             renders = self._project(images, [r.image_id for r in records])
         else:
@@ -262,11 +261,12 @@ class DomainSpecific(Stage):
             run.step()
         return run.render
 
-    def _coarse(self, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Renders of W codes. codes: the embedding, [B, L, 512]."""
-        start = self.generator.w_mean.expand(len(images), -1)
+    def _coarse(self, images: torch.Tensor, records: Sequence[Record]) -> torch.Tensor:
         if self.options.coarse_start == "code":
+            codes = torch.from_numpy(np.stack([some(r.latent) for r in records])).to(images.device)
             start = codes[:, self.generator.live_rows].mean(1)
+        else:
+            start = self.generator.w_mean.expand(len(images), -1)
         ws = optimise(
             self.generator,
             self.perceptual,

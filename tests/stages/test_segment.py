@@ -168,6 +168,9 @@ class Squares:
     def maps(self, x, features):
         return [(x - features[0]).square().mean(1, keepdim=True)]
 
+    def distance(self, x, features):
+        return self.maps(x, features)[0].mean((1, 2, 3))
+
 
 def stage(**options) -> DomainSpecific:
     context = Context("cpu", "none", models=lambda name: Path(name))
@@ -222,21 +225,6 @@ def test_result_does_not_depend_on_batch_mates() -> None:
         np.testing.assert_array_equal(stage(segments=16).run([one])[0].mask, done.mask)
 
 
-def coarse(image: np.ndarray, latent: np.ndarray, **options) -> list[np.ndarray]:
-    """Error maps of a coarse inversion on the generator with random weights."""
-    made = stage(source="coarse", **options)
-    context = Context("cpu", "tiny", models=lambda name: Path(name))
-    made.generator = context.network("generator", "tiny")
-    made.perceptual = MeanSquares()
-    record = Record("a", "", image=image, inverted=image, latent=latent)
-    return made.errors([record])[0]
-
-
-class MeanSquares(Squares):
-    def distance(self, x, features):
-        return (x - features[0]).square().mean((1, 2, 3))
-
-
 def test_a_coarse_inversion_starts_from_the_mean_of_the_rows_of_the_code_or_of_all_codes() -> None:
     generator = Context("cpu", "tiny", models=lambda name: Path(name)).network("generator", "tiny")
     rng = np.random.default_rng(3)
@@ -244,14 +232,27 @@ def test_a_coarse_inversion_starts_from_the_mean_of_the_rows_of_the_code_or_of_a
     latent = rng.standard_normal((generator.num_ws, 512)).astype(np.float32)
     rows = torch.from_numpy(latent)[generator.live_rows].mean(0, keepdim=True)
     target = images_to_tensor([image], "cpu")
+
+    def errors(**options) -> np.ndarray:
+        made = stage(source="coarse", **options)
+        made.generator = generator
+        ((found,),) = made.errors([Record("a", "", image=image, inverted=image, latent=latent)])
+        return found
+
     for start, w in (("code", rows), ("mean", generator.w_mean[None])):
         with torch.no_grad():
             render = generator.synthesize(generator.broadcast(w))
         want = (render - target).square().mean(1)[0].numpy()
-        (found,) = coarse(image, latent, coarse_start=start, coarse_steps=0)
+        found = errors(coarse_start=start, coarse_steps=1, coarse_rate=1e-9)
         np.testing.assert_allclose(found, want, atol=1e-5)
-        (later,) = coarse(image, latent, coarse_start=start, coarse_steps=8, coarse_rate=0.05)
+        later = errors(coarse_start=start, coarse_steps=8, coarse_rate=0.05)
         assert later.mean() < found.mean()
+
+
+@pytest.mark.parametrize("source", ["coarse", "projection"])
+def test_an_inversion_has_steps(source: str) -> None:
+    with pytest.raises(ValueError, match="coarse_steps"):
+        DomainSpecific.Options(source=source, coarse_steps=0)
 
 
 def test_unknown_option_is_rejected() -> None:
