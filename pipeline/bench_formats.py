@@ -129,7 +129,7 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
         lines += _md_differences(board)
         if board.truth is not None:
             lines += [f"### {board.truth.title}", ""]
-            rows = ([_md(_plain(cell)) for cell in row] for row in board.truth.rows)
+            rows = ([_md(plain(cell)) for cell in row] for row in board.truth.rows)
             lines += _md_table([_md(column.title) for column in board.truth.columns], rows)
         lines += ["### Runs", ""]
         rows = ([_md(cell) for cell in row] for row in runs(board))
@@ -188,7 +188,8 @@ def models(board: Board) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _plain(cell: Cell) -> str:
+def plain(cell: Cell) -> str:
+    """A cell of a page's table as text."""
     return number(cell) if cell is None or isinstance(cell, float) else str(cell)
 
 

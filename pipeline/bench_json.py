@@ -54,7 +54,17 @@ def _board(board: Board) -> dict[str, Any]:
             for edited in board.edits
         },
         "methods": [_method(method, board, marked) for method in compared.methods],
+        "truth": _truth(board),
     }
+
+
+def _truth(board: Board) -> list[dict[str, Any]]:
+    """A row per metric, kind of picture and method; no row without a ground truth."""
+    if board.truth is None:
+        return []
+    heads = [column.title for column in board.truth.columns]
+    cells = ([finite(c) if isinstance(c, float) else c for c in row] for row in board.truth.rows)
+    return [dict(zip(heads, row, strict=True)) for row in cells]
 
 
 def _method(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dhr_batch import __version__
 from dhr_batch.pipeline.bench_formats import (
     INTERVALS,
     head,
     heading,
+    plain,
     published,
     rows_of,
     sheets,
@@ -18,47 +19,55 @@ from dhr_batch.pipeline.bench_table import Board
 
 
 def latex(boards: Sequence[Board]) -> str:
-    """A table per dataset and sheet, then the published ones."""
+    """The tables of each dataset, then the published ones."""
     lines = [f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}", f"% {INTERVALS}", ""]
     for board in boards:
         for sheet, columns in sheets(board):
-            rows = rows_of(board, columns)
             caption = f"{sheet}, {board.compared.dataset}, n = {len(board.compared.counted)}"
-            lines += [
-                r"\begin{table}",
-                rf"\caption{{{_tex(caption)}}}",
-                rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
-                r"\toprule",
-                " & ".join(["method", *(_tex(head(board, c)) for c in columns)]) + r" \\",
-                r"\midrule",
-                *(
-                    " & ".join([_tex(m), *(_tex_mark(*cell) for cell in cells)]) + r" \\"
-                    for m, cells in rows.items()
-                ),
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
-            ]
+            rows = (
+                [_tex(method), *(_tex_mark(*cell) for cell in cells)]
+                for method, cells in rows_of(board, columns).items()
+            )
+            heads = ["method", *(head(board, c) for c in columns)]
+            lines += _table(caption, "l" + "r" * len(columns), heads, rows)
+        if (truth := board.truth) is not None:
+            rows = ([_tex(plain(cell)) for cell in row] for row in truth.rows)
+            lines += _table(
+                f"{truth.title}, {board.compared.dataset}",
+                "".join("r" if column.number else "l" for column in truth.columns),
+                [column.title for column in truth.columns],
+                rows,
+            )
     lines.append(
         "% Published figures, for orientation only: other protocols, never ranked with these."
     )
     for found in published():
-        lines += [
-            r"\begin{table}",
-            rf"\caption{{Published: {_tex(found.source)}. {_tex(found.protocol)} "
-            rf"{_tex(found.differs)}}}",
-            rf"\begin{{tabular}}{{{'l' * len(found.columns)}}}",
-            r"\toprule",
-            " & ".join(_tex(heading(c)) for c in found.columns) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(_tex, row)) + r" \\" for row in texts(found)),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
+        lines += _table(
+            f"Published: {found.source}. {found.protocol} {found.differs}",
+            "l" * len(found.columns),
+            [heading(c) for c in found.columns],
+            (map(_tex, row) for row in texts(found)),
+        )
     return "\n".join(lines)
+
+
+def _table(
+    caption: str, alignment: str, heads: Sequence[str], rows: Iterable[Iterable[str]]
+) -> list[str]:
+    """Cells are LaTeX already."""
+    return [
+        r"\begin{table}",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(map(_tex, heads)) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        "",
+    ]
 
 
 _TEX = {

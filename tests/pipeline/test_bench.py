@@ -94,7 +94,15 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
     with harness.session():
         planned = bench.plan(found, tmp_path / "out", machine=MACHINE, random_weights=True)
         assert bench.run(planned, MACHINE).exit_code == runner.DONE
-    lines = Path(write(planned, {})).with_name("benchmark.md").read_text().splitlines()
+    page = Path(write(planned, {}))
+    lines = page.with_name("benchmark.md").read_text().splitlines()
+    (board,) = json.loads(page.with_name("benchmark.json").read_text())["datasets"]
+    kept = {
+        row["method"]: row
+        for row in board["truth"]
+        if (row["metric"], row["picture"]) == ("PSNR [dB], uncovered face", "occluded")
+    }
+    tex = page.with_name("benchmark.tex").read_text().splitlines()
     begin = "| PSNR [dB], uncovered face | occluded | "
     shown = {line.removeprefix(begin).split(" | ")[0]: line for line in lines if begin in line}
     assert list(shown) == ["w+ / none", "w+ / dhr", "w+ / no_mask"]
@@ -103,6 +111,9 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
         psnr = own[(own["metric"] == "truth_psnr") & (own["stage"] == "refined")]["value"]
         line = shown[method_name(cell.embedder, cell.refiner)]
         assert f" | {number(psnr.mean())} | " in line
+        assert kept[method_name(cell.embedder, cell.refiner)]["mean"] == pytest.approx(psnr.mean())
+        row = line.strip("| ").replace(" | ", " & ").replace("–", "--").replace("_", r"\_")
+        assert row + r" \\" in tex
         assert len(psnr) == 3
     # There, and not among the figures of the reconstruction.
     assert sum("uncovered face" in line for line in lines) == 2 * 3
