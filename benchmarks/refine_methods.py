@@ -53,7 +53,7 @@ PUBLISHED = Steps(40, 50, 50)
 class Method:
     """Mask and refinement of a batch of records that have an image and a code.
 
-    renders: the mask is made from a render of the code, which is part of the work.
+    renders: the mask is made from the code's own render, which is part of the work.
     """
 
     name: str
@@ -104,7 +104,7 @@ def default(config: Config, context: Context, steps: Steps | None = None) -> Met
     refine = stage_of("refine", config.refine | _split(steps), context)
     assert isinstance(segment, DomainSpecific)
     assert isinstance(refine, Refiner)
-    return Method("default", steps, segment, refine, renders=True)
+    return Method("default", steps, segment, refine, config.segment["source"] == "embedding")
 
 
 def baseline(config: Config, context: Context, steps: Steps | None = None) -> Method:
@@ -204,7 +204,7 @@ def extrapolated(result: Trial, done: Steps, wanted: Steps) -> Clocks:
 
 
 def _longer(seconds: float, calls: Sequence[float], done: Steps, wanted: Steps) -> float:
-    # Calls in order: a render of the code or the coarse steps and their render, then the
+    # Calls in order: the coarse steps, if any, and the render that the mask is made from, then the
     # refinement, whose last call is the render of the result.
     first = len(calls) - 1 - done.weights - done.feature
     starts = {"coarse": 0, "weights": first, "feature": first + done.weights}

@@ -2,6 +2,9 @@
 
     python -m dhr_batch.fitting.thresholds --images FOLDER [--images FOLDER ...]
 
+The renders are those of the default segmentation: of the mean row of the embedding, or, with
+``--source embedding``, of the embedding itself.
+
 The published thresholds belong to VGG16-LPIPS at 1024 px and a 40-step W inversion; another
 perceptual network, resolution or inversion has another scale of error. The rule used here: invert
 clean portraits, and per group of classes take the threshold that leaves the share ``--keep`` of
@@ -94,12 +97,19 @@ def _pool(samples: Sequence[Sample], index: int) -> tuple[np.ndarray, np.ndarray
 
 
 def measure(
-    perceptual, parser, images: np.ndarray, renders: np.ndarray, segments: int, occluders: int
+    perceptual,
+    parser,
+    images: np.ndarray,
+    renders: np.ndarray,
+    segments: int,
+    occluders: int,
+    error_layers: int | None = None,
 ) -> Iterator[tuple[Sample, list[Sample]]]:
     """Superpixel errors of each clean portrait and of its occluded copies.
 
     perceptual, parser: networks of those families. images, renders: uint8 [N, R, R, 3], aligned
-    portraits and their inversions. Portraits in which the parser finds no face are left out.
+    portraits and their inversions. error_layers: how many of the finest layers count; None: all.
+    Portraits in which the parser finds no face are left out.
     """
     from dhr_batch.stages import segment
     from dhr_batch.stages.occluders import KINDS, occlude
@@ -117,7 +127,9 @@ def measure(
         counts = [np.bincount(labels[classes == g], minlength=len(sizes)) for g in (-1, 0, 1, 2)]
         groups = np.argmax(counts, axis=0) - 1
         return Sample(
-            segment.superpixel_errors(deltas, labels), np.where(share > 0.5, groups, -1), sizes
+            segment.superpixel_errors(deltas[:error_layers], labels),
+            np.where(share > 0.5, groups, -1),
+            sizes,
         )
 
     for number, (image, render) in enumerate(zip(images, renders, strict=True)):
@@ -132,6 +144,17 @@ def measure(
             made = occlude(rng, image, classes >= 0, rng.uniform(*SHARES), KINDS[k % len(KINDS)])
             pasted.append(sample(made.image, render, classes, made.mask))
         yield sample(image, render, classes, everywhere), pasted
+
+
+def _render(record, source: str, context) -> np.ndarray:
+    from dhr_batch.stages.segment import mean_row_render
+    from dhr_batch.stages.tensors import tensor_to_images
+
+    if source == "embedding":
+        return record.inverted
+    net = context.network("generator", context.generator)
+    code = net.w_mean.new_tensor(record.latent)[None]
+    return tensor_to_images(mean_row_render(net, code))[0]
 
 
 def _records(folders: Sequence[Path]):
@@ -153,6 +176,20 @@ def _records(folders: Sequence[Path]):
 @click.option("--perceptual", default="st_lpips_alex", show_default=True)
 @click.option("--embed", default="w+", show_default=True, help="Name of the embedder.")
 @click.option("--steps", type=int, help="Its steps; its own default if not given.")
+@click.option(
+    "--source",
+    type=click.Choice(["mean_row", "embedding"]),
+    default="mean_row",
+    show_default=True,
+    help="What the errors are of.",
+)
+@click.option(
+    "--error-layers",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How many of the finest layers; 0: all.",
+)
 @click.option("--parser", default="landmarks", show_default=True)
 @click.option("--segments", default=200, show_default=True)
 @click.option("--occluders", default=8, show_default=True, help="Occluders per portrait.")
@@ -160,8 +197,8 @@ def _records(folders: Sequence[Path]):
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the table.")
 def main(
     folders: tuple[Path, ...], aligned: bool, generator: str, perceptual: str, embed: str,
-    steps: int | None, parser: str, segments: int, occluders: int, keep: float,
-    out: Path | None,
+    steps: int | None, source: str, error_layers: int, parser: str, segments: int,
+    occluders: int, keep: float, out: Path | None,
 ) -> None:  # fmt: skip
     """Print thresholds for the preset's `segment.thresholds`."""
     import torch
@@ -192,13 +229,14 @@ def main(
             context.network("perceptual", perceptual),
             context.network("parser", parser),
             np.stack([r.image for r in good if r.image is not None]),
-            np.stack([r.inverted for r in good if r.inverted is not None]),
+            np.stack([_render(r, source, context) for r in good]),
             segments,
             occluders,
+            error_layers or None,
         )
     )
     rows = choose([c for c, _ in measured], [o for _, many in measured for o in many], keep)
-    click.echo(f"{perceptual}, {generator}, {embed}, {len(measured)} portraits")
+    click.echo(f"{perceptual}, {generator}, {embed}, {source}, {len(measured)} portraits")
     click.echo(f"{'group':8}{'threshold':>10}{'clean in':>10}{'occluded out':>14}")
     for row in rows:
         click.echo(

@@ -29,7 +29,7 @@ class WeightModulation(Refiner):
 
     class Options(WeightOptions):
         name: str = "weights"
-        steps: int = Field(26, ge=0, description="optimisation steps")
+        steps: int = Field(30, ge=0, description="optimisation steps")
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -54,7 +54,7 @@ class FeatureModulation(Refiner):
 
     class Options(LossOptions):
         name: str = "feature"
-        steps: int = Field(32, ge=0, description="optimisation steps")
+        steps: int = Field(38, ge=0, description="optimisation steps")
         feature_rate: float = Field(0.06, gt=0, description="step of a feature, at most")
 
     def setup(self, context: Context) -> None:

@@ -61,7 +61,7 @@ class HybridRefinement(Refiner):
 
     class Options(WeightOptions):
         name: str = "dhr"
-        steps: int = Field(32, ge=0, description="optimisation steps")
+        steps: int = Field(38, ge=0, description="optimisation steps")
         weight_share: float = Field(0.8, ge=0, le=1, description="share of steps that move weights")
         feature_rate: float = Field(0.06, gt=0, description="step of a feature, at most")
 

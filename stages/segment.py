@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from scipy import ndimage
 from skimage.segmentation import slic
 
 from dhr_batch.stages import projection, registry
@@ -30,6 +31,9 @@ from dhr_batch.stages.tensors import downsample, images_to_tensor
 FOREIGN_CLASSES = tuple(INDEX[n] for n in ("background", "cloth", "hat", "earring", "necklace"))
 FACE_CLASS = INDEX["face"]
 PART_CLASSES = tuple(range(INDEX["right_ear"], INDEX["upper_lip"] + 1))
+MOUTH_CLASSES = tuple(INDEX[n] for n in ("inner_mouth", "lower_lip", "upper_lip"))
+# How far from the lips a superpixel still is at the mouth, as a share of the picture's side.
+MOUTH_REACH = 0.04
 NO_FACE_NOTE = "segment: no face found by the parser, so the mask comes from the error alone"
 
 
@@ -52,6 +56,11 @@ class Thresholds(BaseModel):
         default=None,
         gt=0,
         description="an error above this many medians of the face is out-of-domain as well",
+    )
+    mouth: float = Field(
+        default=1.0,
+        ge=1,
+        description="superpixels at the mouth have thresholds this many times as large",
     )
 
     def of_class(self) -> np.ndarray:
@@ -131,6 +140,16 @@ def superpixel_classes(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.argmax(sums, axis=0)
 
 
+def at_mouth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which superpixels have a pixel within `MOUTH_REACH` of the lips. Returns bool [K + 1]."""
+    lips = np.isin(probs.argmax(0), MOUTH_CLASSES)
+    found = np.zeros(int(labels.max()) + 1, bool)
+    if lips.any():
+        reach = MOUTH_REACH * labels.shape[0]
+        found[labels[ndimage.distance_transform_edt(~lips) <= reach]] = True
+    return found
+
+
 def domain_mask(
     deltas: Sequence[np.ndarray] | None,
     labels: np.ndarray,
@@ -139,8 +158,9 @@ def domain_mask(
 ) -> np.ndarray:
     """In-domain mask m = A * B, bool [H, W].
 
-    A: the superpixel's error is below the threshold of its class. A superpixel so small that it
-    vanishes at some layer has no error (NaN) and is out-of-domain. B: the pixel is more likely
+    A: the superpixel's error is below the threshold of its class, `thresholds.mouth` times as large
+    at the mouth. A superpixel so small that it vanishes at some layer has no error (NaN) and is
+    out-of-domain. B: the pixel is more likely
     part of a face, neck or hair than background, cloth, hat, earring or necklace.
 
     deltas: error maps, finest first, any sizes; None leaves out A. labels: superpixels, int [H, W].
@@ -154,8 +174,10 @@ def domain_mask(
             classes = np.zeros(len(errors), np.int64)
         else:
             classes = superpixel_classes(probs, labels)
-        sizes = np.bincount(labels.ravel())
-        inside &= (errors < thresholds.of_superpixels(errors, classes, sizes))[labels]
+        limits = thresholds.of_superpixels(errors, classes, np.bincount(labels.ravel()))
+        if probs is not None:
+            limits = np.where(at_mouth(probs, labels), limits * thresholds.mouth, limits)
+        inside &= (errors < limits)[labels]
     if probs is not None:
         inside &= probs[list(FOREIGN_CLASSES)].sum(0) < 0.5
     return inside
@@ -164,11 +186,11 @@ def domain_mask(
 class DomainSpecific(Stage):
     """`dhr`: labels and in-domain mask of each record.
 
-    source `embedding` takes the error of the record's own render. `coarse` takes that of a W code,
-    optimised for `coarse_steps` steps: it cannot imitate what a face generator does not know,
-    which a long W+ optimisation partly can. It starts from the generator's mean code, or from the
-    mean of the rows of the record's own code (`coarse_start: code`), which saves most of the steps.
-    `projection` does it as published, with optimised noise maps, which needs StyleGAN2.
+    source `embedding` takes the error of the record's own render. `mean_row` takes that of a W
+    code, the mean of the rows of the record's own: it shows what a face generator knows, without
+    the occluders and glasses that a long W+ optimisation imitates, and costs one render. `coarse`
+    optimises a W code for `coarse_steps` steps, from the generator's mean code on. `projection`
+    does it as published, with optimised noise maps, which needs StyleGAN2.
     """
 
     stage = "segment"
@@ -182,8 +204,7 @@ class DomainSpecific(Stage):
         segments: int = Field(200, ge=1, description="superpixels asked for")
         compactness: float = Field(30.0, gt=0)
         thresholds: Thresholds = Thresholds()
-        source: Literal["coarse", "embedding", "projection"] = "embedding"
-        coarse_start: Literal["mean", "code"] = "mean"
+        source: Literal["coarse", "embedding", "mean_row", "projection"] = "embedding"
         coarse_steps: int = Field(40, ge=1)
         coarse_rate: float = Field(0.1, gt=0)
         error_layers: int | None = Field(
@@ -218,7 +239,10 @@ class DomainSpecific(Stage):
         """Error maps of each record, finest first, float32 [h_l, w_l]."""
         images = images_to_tensor([some(r.image) for r in records], self.context.device)
         if self.options.source == "coarse":
-            renders = self._coarse(images, records)
+            renders = self._coarse(images)
+        elif self.options.source == "mean_row":
+            codes = torch.from_numpy(np.stack([some(r.latent) for r in records])).to(images.device)
+            renders = mean_row_render(self.generator, codes)
         elif self.options.source == "projection":
             renders = self._project(images, [r.image_id for r in records])
         else:
@@ -261,17 +285,12 @@ class DomainSpecific(Stage):
             run.step()
         return run.render
 
-    def _coarse(self, images: torch.Tensor, records: Sequence[Record]) -> torch.Tensor:
-        if self.options.coarse_start == "code":
-            codes = torch.from_numpy(np.stack([some(r.latent) for r in records])).to(images.device)
-            start = codes[:, self.generator.live_rows].mean(1)
-        else:
-            start = self.generator.w_mean.expand(len(images), -1)
+    def _coarse(self, images: torch.Tensor) -> torch.Tensor:
         ws = optimise(
             self.generator,
             self.perceptual,
             images,
-            start,
+            self.generator.w_mean.expand(len(images), -1),
             space="w",
             steps=self.options.coarse_steps,
             rate=self.options.coarse_rate,
@@ -291,6 +310,12 @@ class DomainSpecific(Stage):
             classes = np.zeros(image.shape[:2], np.uint8)
             return replace(record, labels=classes, mask=mask, notes=(*record.notes, NO_FACE_NOTE))
         return replace(record, labels=probs.argmax(0).astype(np.uint8), mask=mask)
+
+
+@torch.no_grad()
+def mean_row_render(generator: Generator, codes: torch.Tensor) -> torch.Tensor:
+    """Renders [B, 3, R, R] of the mean of the rows of W+ codes [B, L, 512] that reach the image."""
+    return generator.synthesize(generator.broadcast(codes[:, generator.live_rows].mean(1)))
 
 
 @torch.no_grad()

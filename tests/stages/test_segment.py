@@ -135,6 +135,23 @@ def test_a_well_inverted_face_has_smaller_thresholds_and_a_bad_one_the_given_one
     assert domain_mask([well], labels, hair, limits).all(), "no face to compare with"
 
 
+def test_thresholds_are_larger_at_the_mouth() -> None:
+    labels = 1 + np.arange(64).repeat(64).reshape(64, 64) // 4
+    probs = np.zeros((19, 64, 64), np.float32)
+    probs[INDEX["face"]] = 1
+    probs[:, 32:36] = np.eye(19, dtype=np.float32)[INDEX["upper_lip"]][:, None, None]
+    error = np.full((64, 64), 0.5, np.float32)
+    limits = Thresholds(face=0.4, parts=0.4, other=0.4, mouth=1.5)
+    rows = domain_mask([error], labels, probs, limits).all(1)
+    # A reach of 2.56 px: two rows above the lips and two below, and the superpixels they are of.
+    np.testing.assert_array_equal(np.flatnonzero(rows), np.arange(28, 40))
+    assert not domain_mask([error * 1.3], labels, probs, limits).any()
+    assert not domain_mask([error], labels, probs, limits.model_copy(update={"mouth": 1.0})).any()
+    probs[INDEX["face"]] = 2
+    assert not domain_mask([error], labels, probs, limits).any(), "no lips"
+    assert not domain_mask([error], labels, None, limits).any(), "no face"
+
+
 def test_foreign_classes_are_out_whatever_the_error() -> None:
     labels, delta = two_halves()
     for name in ("background", "cloth", "hat", "earring", "necklace"):
@@ -225,7 +242,7 @@ def test_result_does_not_depend_on_batch_mates() -> None:
         np.testing.assert_array_equal(stage(segments=16).run([one])[0].mask, done.mask)
 
 
-def test_a_coarse_inversion_starts_from_the_mean_of_the_rows_of_the_code_or_of_all_codes() -> None:
+def test_errors_are_those_of_the_source() -> None:
     generator = Context("cpu", "tiny", models=lambda name: Path(name)).network("generator", "tiny")
     rng = np.random.default_rng(3)
     image = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
@@ -234,19 +251,22 @@ def test_a_coarse_inversion_starts_from_the_mean_of_the_rows_of_the_code_or_of_a
     target = images_to_tensor([image], "cpu")
 
     def errors(**options) -> np.ndarray:
-        made = stage(source="coarse", **options)
+        made = stage(**options)
         made.generator = generator
         ((found,),) = made.errors([Record("a", "", image=image, inverted=image, latent=latent)])
         return found
 
-    for start, w in (("code", rows), ("mean", generator.w_mean[None])):
+    def of(w: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
             render = generator.synthesize(generator.broadcast(w))
-        want = (render - target).square().mean(1)[0].numpy()
-        found = errors(coarse_start=start, coarse_steps=1, coarse_rate=1e-9)
-        np.testing.assert_allclose(found, want, atol=1e-5)
-        later = errors(coarse_start=start, coarse_steps=8, coarse_rate=0.05)
-        assert later.mean() < found.mean()
+        return (render - target).square().mean(1)[0].numpy()
+
+    assert not errors(source="embedding").any()
+    np.testing.assert_allclose(errors(source="mean_row"), of(rows), atol=1e-5)
+    mean = of(generator.w_mean[None])
+    one = errors(source="coarse", coarse_steps=1, coarse_rate=1e-9)
+    np.testing.assert_allclose(one, mean, atol=1e-5)
+    assert errors(source="coarse", coarse_steps=8, coarse_rate=0.05).mean() < mean.mean()
 
 
 @pytest.mark.parametrize("source", ["coarse", "projection"])
