@@ -33,9 +33,13 @@ TUNED = {
     "pixel_weight": 10.0,
     "perceptual_weight": 1.0,
 }
-# Of the baseline's mask: 90 % of clean pixels of the portraits in-domain, as for the default, but
-# of a coarse inversion. Its code has no rule of medians.
-COARSE_THRESHOLDS = {"face": 0.2606, "parts": 0.2626, "other": 0.3035, "relative": None}
+# The baseline's mask, whatever the default's is: of a coarse inversion, by all layers, with 90 % of
+# clean pixels of the portraits in-domain.
+COARSE = {
+    "source": "coarse",
+    "error_layers": None,
+    "thresholds": {"face": 0.2606, "parts": 0.2626, "other": 0.3035},
+}
 
 
 class Steps(NamedTuple):
@@ -110,11 +114,7 @@ def default(config: Config, context: Context, steps: Steps | None = None) -> Met
 def baseline(config: Config, context: Context, steps: Steps | None = None) -> Method:
     """The published schedule with its waste, at rates tuned for it. steps: other than published."""
     steps = steps or PUBLISHED
-    options = config.segment | {
-        "source": "coarse",
-        "coarse_steps": steps.coarse,
-        "thresholds": COARSE_THRESHOLDS,
-    }
+    options = config.segment | COARSE | {"coarse_steps": steps.coarse}
     segment = DomainSpecific(DomainSpecific.Options(**options))
     segment.setup(context)
     segment.perceptual = RecomputedTargets(segment.perceptual)

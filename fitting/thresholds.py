@@ -8,10 +8,11 @@ The renders are those of the default segmentation: of the mean row of the embedd
 The published thresholds belong to VGG16-LPIPS at 1024 px and a 40-step W inversion; another
 perceptual network, resolution or inversion has another scale of error. The rule used here: invert
 clean portraits, and per group of classes take the threshold that leaves the share ``--keep`` of
-their pixels in-domain. How much it finds is printed beside it: occluders (`stages.occluders`) are
-put over faces and hair, and the occluded picture is measured against the render of the clean one.
-An embedding of the occluded picture imitates some of the occluder, so that figure is optimistic;
-``dhr_batch.benchmarks.synthetic_masks`` embeds the occluded pictures.
+their pixels in-domain, at the mouth as elsewhere. How much it finds is printed beside it:
+occluders (`stages.occluders`) are put over faces and hair, and the occluded picture is measured
+against the render of the clean one. An embedding of the occluded picture imitates some of the
+occluder, so that figure is optimistic; ``dhr_batch.benchmarks.synthetic_masks`` embeds the occluded
+pictures.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -27,6 +29,8 @@ import numpy as np
 GROUPS = ("face", "parts", "other")
 # Of face and hair, under an occluder.
 SHARES = (0.05, 0.4)
+# Of the segmentation, in px.
+ERROR_SIZE = 256
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -100,27 +104,27 @@ def measure(
     perceptual,
     parser,
     images: np.ndarray,
-    renders: np.ndarray,
+    renders: Sequence[Any],
     segments: int,
     occluders: int,
     error_layers: int | None = None,
 ) -> Iterator[tuple[Sample, list[Sample]]]:
     """Superpixel errors of each clean portrait and of its occluded copies.
 
-    perceptual, parser: networks of those families. images, renders: uint8 [N, R, R, 3], aligned
-    portraits and their inversions. error_layers: how many of the finest layers count; None: all.
-    Portraits in which the parser finds no face are left out.
+    perceptual, parser: networks of those families. images: uint8 [N, R, R, 3], aligned portraits.
+    renders: what each is held against, tensors [1, 3, R, R] in about [-1, 1], not clamped, since
+    the segmentation does not clamp either. error_layers: how many of the finest layers count; None:
+    all. Portraits in which the parser finds no face are left out.
     """
     from dhr_batch.stages import segment
     from dhr_batch.stages.occluders import KINDS, occlude
-    from dhr_batch.stages.tensors import images_to_tensor
+    from dhr_batch.stages.tensors import downsample, images_to_tensor
 
     table = class_groups()
 
-    def sample(image: np.ndarray, render: np.ndarray, classes: np.ndarray, covered: np.ndarray):
-        device = perceptual.shift.device
-        pair = images_to_tensor([render], device), images_to_tensor([image], device)
-        (deltas,) = segment.error_maps(perceptual, *pair)
+    def sample(image: np.ndarray, render: Any, classes: np.ndarray, covered: np.ndarray):
+        pair = render, images_to_tensor([image], render.device)
+        (deltas,) = segment.error_maps(perceptual, *(downsample(t, ERROR_SIZE) for t in pair))
         labels = segment.superpixels(image, segments)
         sizes = np.bincount(labels.ravel())
         share = np.bincount(labels.ravel(), covered.ravel()) / np.maximum(sizes, 1)
@@ -146,15 +150,14 @@ def measure(
         yield sample(image, render, classes, everywhere), pasted
 
 
-def _render(record, source: str, context) -> np.ndarray:
+def _render(record, source: str, context) -> Any:
     from dhr_batch.stages.segment import mean_row_render
-    from dhr_batch.stages.tensors import tensor_to_images
+    from dhr_batch.stages.tensors import images_to_tensor
 
     if source == "embedding":
-        return record.inverted
+        return images_to_tensor([record.inverted], context.device)
     net = context.network("generator", context.generator)
-    code = net.w_mean.new_tensor(record.latent)[None]
-    return tensor_to_images(mean_row_render(net, code))[0]
+    return mean_row_render(net, net.w_mean.new_tensor(record.latent)[None])
 
 
 def _records(folders: Sequence[Path]):
@@ -229,7 +232,7 @@ def main(
             context.network("perceptual", perceptual),
             context.network("parser", parser),
             np.stack([r.image for r in good if r.image is not None]),
-            np.stack([_render(r, source, context) for r in good]),
+            [_render(r, source, context) for r in good],
             segments,
             occluders,
             error_layers or None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dhr_batch import __version__
+from dhr_batch.pipeline import report_truth
 from dhr_batch.pipeline.bench import Benchmark
 from dhr_batch.pipeline.bench_data import Method
 from dhr_batch.pipeline.bench_formats import finite, published
@@ -54,17 +56,11 @@ def _board(board: Board) -> dict[str, Any]:
             for edited in board.edits
         },
         "methods": [_method(method, board, marked) for method in compared.methods],
-        "truth": _truth(board),
+        "truth": {
+            "occluded_shares": report_truth.BINS,
+            "figures": [{"method": name} | asdict(found) for name, found in board.truths],
+        },
     }
-
-
-def _truth(board: Board) -> list[dict[str, Any]]:
-    """A row per metric, kind of picture and method; no row without a ground truth."""
-    if board.truth is None:
-        return []
-    heads = [column.title for column in board.truth.columns]
-    cells = ([finite(c) if isinstance(c, float) else c for c in row] for row in board.truth.rows)
-    return [dict(zip(heads, row, strict=True)) for row in cells]
 
 
 def _method(

@@ -54,7 +54,7 @@ def latex(boards: Sequence[Board]) -> str:
 def _table(
     caption: str, alignment: str, heads: Sequence[str], rows: Iterable[Iterable[str]]
 ) -> list[str]:
-    """Cells are LaTeX already."""
+    """A floating table. Cells are LaTeX already, caption and heads are plain text."""
     return [
         r"\begin{table}",
         rf"\caption{{{_tex(caption)}}}",

@@ -16,6 +16,7 @@ from dhr_batch.pipeline.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.editing import EqualEffect
 from dhr_batch.pipeline.report_page import Table
 from dhr_batch.pipeline.report_tables import number, split, title
+from dhr_batch.pipeline.report_truth import Figure
 from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
@@ -73,9 +74,14 @@ class Board:
     edits: Sequence[Edited] = field(default_factory=tuple)
 
     @cached_property
-    def truth(self) -> Table | None:
-        """All methods against the ground truth, also on images that do not count elsewhere."""
+    def truths(self) -> list[tuple[str, Figure]]:
+        """Methods against the ground truth, also on images that do not count elsewhere."""
         return report_truth.compared({m.name: m.metrics for m in self.compared.methods})
+
+    @cached_property
+    def truth(self) -> Table | None:
+        """`truths` as a table."""
+        return report_truth.table(self.truths)
 
     @property
     def compared_edits(self) -> list[Edited]:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from dhr_batch.pipeline import config as configs
 from dhr_batch.pipeline import datasets, locations, quarantine, sources, stored
 from dhr_batch.pipeline.commit import RunFolder, part
@@ -69,6 +71,18 @@ def check_weights(plan: Mapping[str, Any], place: str) -> None:
             )
 
 
+def _completed(family: str, section: dict[str, Any]) -> dict[str, Any]:
+    """A stage's stored settings with the options that it has got since the run was made.
+
+    They were as if at their own defaults then, which those of today's presets may not be. Settings
+    that the stage does not take any more stay, to be refused by name later.
+    """
+    try:
+        return configs.options_class(family, section["name"])(**section).model_dump(mode="json")
+    except ValidationError:
+        return section
+
+
 class Origin:
     """A run that holds what the stages before the first one of a new run have left.
 
@@ -89,7 +103,11 @@ class Origin:
         self.plan = plan
         self.fingerprint: dict[str, Any] = plan["fingerprint"]
         dropped = RUN_ONLY | {"first_stage"}
-        self.settings = {k: v for k, v in plan["config"].items() if k not in dropped}
+        self.settings = {
+            key: _completed(key, value) if key in registry.STAGES else value
+            for key, value in plan["config"].items()
+            if key not in dropped
+        }
         self.left_out = 0
 
     def dataset(self, found: Dataset) -> Dataset:

@@ -138,25 +138,29 @@ def section(data: RunData) -> Section | None:
     return Section("truth", "Ground truth", (_TEXT,), list(_plots(data.metrics)), tables=[table])
 
 
-def compared(methods: Mapping[str, pd.DataFrame]) -> Table | None:
-    """Refined pictures of several methods by occluded share; None without a ground truth.
+def compared(methods: Mapping[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
+    """Method and figure of refined pictures, by metric; none without a ground truth.
 
     methods: metrics tables by name. Each metric is of the pictures that every method with it has.
     """
     found = [
-        (figure, name)
+        (name, figure)
         for name, metrics in _shared(methods).items()
         for figure in figures(metrics)
         if figure.stage == "refined"
     ]
+    order = list(dict.fromkeys((f.metric, f.picture) for _, f in found))
+    return sorted(found, key=lambda pair: order.index((pair[1].metric, pair[1].picture)))
+
+
+def table(found: Sequence[tuple[str, Figure]]) -> Table | None:
+    """What `compared` has found, to be read; None where that is nothing."""
     if not found:
         return None
-    order = list(dict.fromkeys((f.metric, f.picture) for f, _ in found))
-    found.sort(key=lambda pair: order.index((pair[0].metric, pair[0].picture)))
     return _table(
         "Against the ground truth, by occluded share of the face",
         ("metric", "picture", "method"),
-        [((title(f.metric), f.picture, name), f) for f, name in found],
+        [((title(f.metric), f.picture, name), f) for name, f in found],
     )
 
 

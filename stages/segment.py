@@ -38,7 +38,7 @@ NO_FACE_NOTE = "segment: no face found by the parser, so the mask comes from the
 
 
 class Thresholds(BaseModel):
-    """Largest error of an in-domain superpixel, by its class; sums of five layer means.
+    """Largest error of an in-domain superpixel, by its class; sums of layer means.
 
     They belong to one perceptual network, resolution and inversion: see
     ``dhr_batch.fitting.thresholds``. The published values are 0.7, 0.8 and 0.6 for VGG16-LPIPS at
@@ -141,7 +141,10 @@ def superpixel_classes(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def at_mouth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which superpixels have a pixel within `MOUTH_REACH` of the lips. Returns bool [K + 1]."""
+    """Which superpixels have a pixel within `MOUTH_REACH` of the lips.
+
+    probs: [19, H, W]; labels: int [H, W] in 0..K. Returns bool [K + 1].
+    """
     lips = np.isin(probs.argmax(0), MOUTH_CLASSES)
     found = np.zeros(int(labels.max()) + 1, bool)
     if lips.any():
@@ -210,8 +213,8 @@ class DomainSpecific(Stage):
         error_layers: int | None = Field(
             None,
             ge=1,
-            description="error of the finest layers only, which see less of what lies beside a "
-            "superpixel; by default of all",
+            description="error of this many of the finest layers only, which see less of what lies "
+            "beside a superpixel; null: of all",
         )
         error_size: int = Field(256, ge=32, description="errors are measured at this size")
         bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
@@ -256,7 +259,7 @@ class DomainSpecific(Stage):
         if not isinstance(self.generator, StyleGAN2):
             raise ValueError(
                 "segment.source=projection optimises noise maps, which only StyleGAN2 has: choose "
-                "such a generator, or segment.source=coarse"
+                "such a generator, or segment.source=mean_row"
             )
         fixed = torch.Generator().manual_seed(self.context.seed)
         z = torch.randn(projection.SAMPLES, projection.STYLE_WIDTH, generator=fixed)

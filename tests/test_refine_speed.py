@@ -111,10 +111,22 @@ def test_targets_computed_again_give_the_same_mask(context):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_the_baseline_keeps_its_mask_whatever_the_default_is(context):
+    config = methods.configured("tiny")
+    other = {"source": "mean_row", "error_layers": 1, "thresholds": {"other": 0.1, "mouth": 3.0}}
+    changed = config.model_copy(update={"segment": config.segment | other})
+    one, two = (methods.baseline(c, context, FEW).segment.options for c in (config, changed))
+    assert one == two
+    assert (one.source, one.error_layers, one.thresholds.mouth) == ("coarse", None, 1)
+
+
 @pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("source", ["embedding", "mean_row"])
 @pytest.mark.parametrize(("name", "calls"), [("default", 1 + 3 + 1), ("baseline", (2 + 1) + 3 + 1)])
-def test_one_call_of_the_generator_per_step_for_the_whole_batch(context, size, name, calls):
-    tried = methods.METHODS[name](methods.configured("tiny"), context, FEW)
+def test_one_call_of_the_generator_per_step_for_the_whole_batch(context, size, source, name, calls):
+    config = methods.configured("tiny")
+    config = config.model_copy(update={"segment": config.segment | {"source": source}})
+    tried = methods.METHODS[name](config, context, FEW)
     result = methods.trial(tried, methods.synthetic(context, size))
     assert len(result.calls) == calls
     assert [r.failure for r in result.records] == [None] * size

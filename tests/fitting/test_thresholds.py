@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups
+from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, measure
 from dhr_batch.stages.networks.parsing import INDEX
+from dhr_batch.stages.tensors import images_to_tensor
 
 
 def sample(errors: np.ndarray, group: int) -> Sample:
@@ -38,3 +40,30 @@ def test_class_groups() -> None:
     assert groups[INDEX["nose"]] == groups[INDEX["left_ear"]] == 1
     assert groups[INDEX["hair"]] == groups[INDEX["glasses"]] == 2
     assert groups[INDEX["background"]] == groups[INDEX["hat"]] == -1
+
+
+class Face:
+    def parse(self, image: np.ndarray) -> np.ndarray:
+        probs = np.zeros((19, *image.shape[:2]), np.float32)
+        probs[INDEX["face"]] = 1
+        return probs
+
+
+class TwoLayers:
+    def features(self, x):
+        return [x]
+
+    def maps(self, x, features):
+        squares = (x - features[0]).square().mean(1, keepdim=True)
+        return [squares, torch.full_like(squares[..., ::2, ::2], 0.5)]
+
+
+def test_errors_are_those_of_the_segmentation() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
+    # Not clamped: 1 above a picture that is white in places.
+    render = images_to_tensor(list(image), "cpu") + 1
+    for layers, error in ((1, 1.0), (2, 1.5), (None, 1.5)):
+        ((clean, _),) = measure(TwoLayers(), Face(), image, [render], 16, 0, layers)
+        there = clean.sizes > 0
+        np.testing.assert_allclose(clean.errors[there], error, atol=1e-5)
+        assert set(clean.groups[there]) == {0}

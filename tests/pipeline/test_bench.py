@@ -99,8 +99,8 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
     (board,) = json.loads(page.with_name("benchmark.json").read_text())["datasets"]
     kept = {
         row["method"]: row
-        for row in board["truth"]
-        if (row["metric"], row["picture"]) == ("PSNR [dB], uncovered face", "occluded")
+        for row in board["truth"]["figures"]
+        if (row["metric"], row["picture"]) == ("truth_psnr", "occluded")
     }
     tex = page.with_name("benchmark.tex").read_text().splitlines()
     begin = "| PSNR [dB], uncovered face | occluded | "
@@ -111,7 +111,9 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
         psnr = own[(own["metric"] == "truth_psnr") & (own["stage"] == "refined")]["value"]
         line = shown[method_name(cell.embedder, cell.refiner)]
         assert f" | {number(psnr.mean())} | " in line
-        assert kept[method_name(cell.embedder, cell.refiner)]["mean"] == pytest.approx(psnr.mean())
+        row = kept[method_name(cell.embedder, cell.refiner)]
+        assert (row["mean"], row["n"]) == (pytest.approx(psnr.mean()), 3)
+        assert len(row["by_share"]) == len(board["truth"]["occluded_shares"]) - 1
         row = line.strip("| ").replace(" | ", " & ").replace("–", "--").replace("_", r"\_")
         assert row + r" \\" in tex
         assert len(psnr) == 3

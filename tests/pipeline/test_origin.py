@@ -304,6 +304,17 @@ def test_a_run_that_went_away_stops_the_new_one(copy: Path, tmp_path: Path) -> N
     folder.unlock()
 
 
+def test_settings_that_a_run_is_too_old_for_are_at_their_own_defaults(copy: Path) -> None:
+    stored = json.loads((copy / "plan.json").read_text())
+    del stored["config"]["segment"]["source"], stored["config"]["segment"]["error_layers"]
+    del stored["config"]["segment"]["thresholds"]["mouth"]
+    (copy / "plan.json").write_text(json.dumps(stored))
+    planned = prepare(Request(settings={"dataset": str(copy), "first_stage": "segment"}))
+    segment = planned.config.segment
+    assert (segment["source"], segment["error_layers"]) == ("embedding", None)
+    assert segment["thresholds"]["mouth"] == 1
+
+
 def test_what_cannot_be_begun_from_is_refused(
     source: Path, copy: Path, photographs: str, tmp_path: Path
 ) -> None:

@@ -92,7 +92,7 @@ def test_the_report_has_a_section_where_there_is_a_truth() -> None:
 def test_methods_are_compared_by_share() -> None:
     better = rows()
     better.loc[better["stage"] == "refined", "value"] += 1
-    table = report_truth.compared({"a": rows(), "b": better})
+    table = report_truth.table(report_truth.compared({"a": rows(), "b": better}))
     assert table is not None
     means = {tuple(row[:3]): row[3] for row in table.rows}
     psnr = "PSNR [dB], uncovered face"
@@ -105,7 +105,8 @@ def test_methods_are_compared_by_share() -> None:
         (psnr, "difference", "b"): -0.5,
     }
     assert [row[2] for row in table.rows] == ["a", "b"] * 3
-    assert report_truth.compared({"a": report_tables.of_truth(rows(), False)}) is None
+    nothing = report_truth.compared({"a": report_tables.of_truth(rows(), False)})
+    assert (nothing, report_truth.table(nothing)) == ([], None)
 
 
 def test_methods_are_compared_on_the_pictures_that_all_have() -> None:
@@ -114,13 +115,13 @@ def test_methods_are_compared_on_the_pictures_that_all_have() -> None:
     lacks = plain[~(refined & psnr & (plain["image_id"] == "3.png"))]
     endless = plain.copy()
     endless.loc[refined & psnr & (plain["image_id"] == "0.png"), "value"] = np.inf
-    table = report_truth.compared({"a": plain, "b": lacks, "c": endless})
+    table = report_truth.table(report_truth.compared({"a": plain, "b": lacks, "c": endless}))
     assert table is not None
     assert [(row[2], row[3], row[-1]) for row in table.rows] == [
         (name, 31.5, 2) for name in ("a", "b", "c")
     ]
     without = plain[~(refined & psnr)]
-    table = report_truth.compared({"a": plain, "measured otherwise": without})
+    table = report_truth.table(report_truth.compared({"a": plain, "measured otherwise": without}))
     assert table is not None
     assert [(row[2], row[-1]) for row in table.rows] == [("a", 4)]
 

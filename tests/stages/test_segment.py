@@ -16,6 +16,7 @@ from dhr_batch.stages.segment import (
     NO_FACE_NOTE,
     DomainSpecific,
     Thresholds,
+    at_mouth,
     domain_mask,
     nearest,
     superpixel_classes,
@@ -135,6 +136,21 @@ def test_a_well_inverted_face_has_smaller_thresholds_and_a_bad_one_the_given_one
     assert domain_mask([well], labels, hair, limits).all(), "no face to compare with"
 
 
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("lip", ["inner_mouth", "lower_lip", "upper_lip"])
+def test_the_mouth_reaches_a_share_of_the_side_beyond_the_lips(size: int, lip: str) -> None:
+    labels = 1 + np.arange(size).repeat(size).reshape(size, size)
+    probs = np.zeros((19, size, size), np.float32)
+    probs[INDEX["face"]] = 1
+    probs[INDEX[lip], 30:34, : size // 2] = 2
+    reach = int(0.04 * size)
+    np.testing.assert_array_equal(
+        np.flatnonzero(at_mouth(probs, labels)) - 1, np.arange(30 - reach, 34 + reach)
+    )
+    columns = at_mouth(probs, np.ascontiguousarray(labels.T))
+    np.testing.assert_array_equal(np.flatnonzero(columns) - 1, np.arange(size // 2 + reach))
+
+
 def test_thresholds_are_larger_at_the_mouth() -> None:
     labels = 1 + np.arange(64).repeat(64).reshape(64, 64) // 4
     probs = np.zeros((19, 64, 64), np.float32)
@@ -142,13 +158,17 @@ def test_thresholds_are_larger_at_the_mouth() -> None:
     probs[:, 32:36] = np.eye(19, dtype=np.float32)[INDEX["upper_lip"]][:, None, None]
     error = np.full((64, 64), 0.5, np.float32)
     limits = Thresholds(face=0.4, parts=0.4, other=0.4, mouth=1.5)
-    rows = domain_mask([error], labels, probs, limits).all(1)
-    # A reach of 2.56 px: two rows above the lips and two below, and the superpixels they are of.
-    np.testing.assert_array_equal(np.flatnonzero(rows), np.arange(28, 40))
+    inside = domain_mask([error], labels, probs, limits).all(1)
+    np.testing.assert_array_equal(np.flatnonzero(inside), np.arange(28, 40))
     assert not domain_mask([error * 1.3], labels, probs, limits).any()
     assert not domain_mask([error], labels, probs, limits.model_copy(update={"mouth": 1.0})).any()
+    # Limits relative to the face, here 0.9 medians, are enlarged as well.
+    limits = Thresholds(face=0.7, parts=0.7, other=0.7, mouth=1.5, relative=0.9)
+    inside = domain_mask([error], labels, probs, limits).all(1)
+    np.testing.assert_array_equal(np.flatnonzero(inside), np.arange(28, 40))
     probs[INDEX["face"]] = 2
     assert not domain_mask([error], labels, probs, limits).any(), "no lips"
+    limits = Thresholds(face=0.4, parts=0.4, other=0.4, mouth=1.5)
     assert not domain_mask([error], labels, None, limits).any(), "no face"
 
 
@@ -177,13 +197,14 @@ class HalfFace:
 
 
 class Squares:
-    """A perceptual network whose only layer is the picture itself."""
+    """A perceptual network of two layers: the picture itself, and a constant."""
 
     def features(self, x):
         return [x]
 
     def maps(self, x, features):
-        return [(x - features[0]).square().mean(1, keepdim=True)]
+        squares = (x - features[0]).square().mean(1, keepdim=True)
+        return [squares, torch.full_like(squares[..., ::2, ::2], 0.01)]
 
     def distance(self, x, features):
         return self.maps(x, features)[0].mean((1, 2, 3))
@@ -245,28 +266,39 @@ def test_result_does_not_depend_on_batch_mates() -> None:
 def test_errors_are_those_of_the_source() -> None:
     generator = Context("cpu", "tiny", models=lambda name: Path(name)).network("generator", "tiny")
     rng = np.random.default_rng(3)
-    image = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
-    latent = rng.standard_normal((generator.num_ws, 512)).astype(np.float32)
-    rows = torch.from_numpy(latent)[generator.live_rows].mean(0, keepdim=True)
-    target = images_to_tensor([image], "cpu")
+    images = rng.integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
+    latents = rng.standard_normal((2, generator.num_ws, 512)).astype(np.float32)
+    rows = torch.from_numpy(latents)[:, generator.live_rows].mean(1)
+    target = images_to_tensor(list(images), "cpu")
+    records = [
+        Record(f"{i}", "", image=image, inverted=image, latent=latent)
+        for i, (image, latent) in enumerate(zip(images, latents, strict=True))
+    ]
 
     def errors(**options) -> np.ndarray:
         made = stage(**options)
         made.generator = generator
-        ((found,),) = made.errors([Record("a", "", image=image, inverted=image, latent=latent)])
-        return found
+        return np.stack([finest for finest, _ in made.errors(records)])
 
     def of(w: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
             render = generator.synthesize(generator.broadcast(w))
-        return (render - target).square().mean(1)[0].numpy()
+        return (render - target).square().mean(1).numpy()
 
     assert not errors(source="embedding").any()
     np.testing.assert_allclose(errors(source="mean_row"), of(rows), atol=1e-5)
-    mean = of(generator.w_mean[None])
+    mean = of(generator.w_mean.expand(2, -1))
     one = errors(source="coarse", coarse_steps=1, coarse_rate=1e-9)
     np.testing.assert_allclose(one, mean, atol=1e-5)
     assert errors(source="coarse", coarse_steps=8, coarse_rate=0.05).mean() < mean.mean()
+
+
+def test_the_finest_layers_alone_may_count() -> None:
+    black = np.zeros((64, 64, 3), np.uint8)
+    for layers, kept in ((None, 2), (2, 2), (1, 1)):
+        made = stage(error_layers=layers)
+        (found,) = made.errors([record(black, black)])
+        assert [delta.shape for delta in found] == [(64, 64), (32, 32)][:kept]
 
 
 @pytest.mark.parametrize("source", ["coarse", "projection"])
