@@ -33,8 +33,8 @@ TUNED = {
     "pixel_weight": 10.0,
     "perceptual_weight": 1.0,
 }
-# The baseline's mask, whatever the default's is: of a coarse inversion, by all layers, with 90 % of
-# clean pixels of the portraits in-domain.
+# Of the baseline's mask: of a coarse inversion, by all layers, with 90 % of clean pixels of the
+# portraits in-domain. Superpixels, parser and perceptual network are the default's.
 COARSE = {
     "source": "coarse",
     "error_layers": None,

@@ -163,8 +163,8 @@ def domain_mask(
 
     A: the superpixel's error is below the threshold of its class, `thresholds.mouth` times as large
     at the mouth. A superpixel so small that it vanishes at some layer has no error (NaN) and is
-    out-of-domain. B: the pixel is more likely
-    part of a face, neck or hair than background, cloth, hat, earring or necklace.
+    out-of-domain. B: the pixel is more likely part of a face, neck or hair than background, cloth,
+    hat, earring or necklace.
 
     deltas: error maps, finest first, any sizes; None leaves out A. labels: superpixels, int [H, W].
     probs: [19, H, W], or None where no face was found: then every superpixel has class 0 and B is

@@ -123,12 +123,16 @@ def test_the_baseline_keeps_its_mask_whatever_the_default_is(context):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("source", ["embedding", "mean_row"])
 @pytest.mark.parametrize(("name", "calls"), [("default", 1 + 3 + 1), ("baseline", (2 + 1) + 3 + 1)])
-def test_one_call_of_the_generator_per_step_for_the_whole_batch(context, size, source, name, calls):
+def test_one_call_of_the_generator_per_step_for_the_whole_batch(
+    context, monkeypatch, size, source, name, calls
+):
     config = methods.configured("tiny")
     config = config.model_copy(update={"segment": config.segment | {"source": source}})
     tried = methods.METHODS[name](config, context, FEW)
+    trunks = counted(monkeypatch, tried.refine.generator, "trunk")
     result = methods.trial(tried, methods.synthetic(context, size))
     assert len(result.calls) == calls
+    assert len(trunks) == {"default": 8, "baseline": 10}[name]
     assert [r.failure for r in result.records] == [None] * size
     assert all(r.refined is not None and r.mask is not None for r in result.records)
     assert "from_feature" not in vars(tried.refine.generator)

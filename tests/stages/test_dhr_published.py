@@ -19,6 +19,7 @@ from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import Refinement, render
 from dhr_batch.stages.refine_published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
+from dhr_batch.stages.tensors import feature_mask
 
 Case = Callable[[str], Any]
 
@@ -56,7 +57,7 @@ def refine(
 
 @pytest.mark.parametrize(
     ("steps", "dtype"),
-    [(2, torch.float32), pytest.param(6, torch.float64, marks=pytest.mark.slow)],
+    [(2, torch.float32), (6, torch.float64)],
 )
 def test_hybrid_refinement_equals_published(
     golden_case: Case, monkeypatch: pytest.MonkeyPatch, steps: int, dtype: torch.dtype
@@ -196,3 +197,36 @@ def test_a_projection_does_not_depend_on_batch_mates(monkeypatch: pytest.MonkeyP
 def test_a_projection_needs_noise_maps() -> None:
     with pytest.raises(ValueError, match="only StyleGAN2 has"):
         projecting(None)
+
+
+def test_masks_of_perceptual_layers_are_as_published_or_areas() -> None:
+    draw = torch.Generator().manual_seed(2)
+    images = torch.rand(1, 3, 32, 32, generator=draw, dtype=torch.float64) * 2 - 1
+    masks = (torch.rand(1, 1, 32, 32, generator=draw) > 0.5).double()
+    net = random_generator()
+    context = Context("cpu", "net", lambda name: None)
+    perceptual = tiny.perceptual(context).double()
+    context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
+    ws = net.broadcast(net.w_mean[None])
+    features = {}
+    for layers in ("nearest", "area"):
+        options = {"layer_masks": layers, "steps": 1, "weight_share": 0.0, "perceptual_size": 32}
+        stage = PublishedRefinement(PublishedRefinement.Options(perceptual="p", **options))
+        stage.setup(context)
+        features[layers] = stage.refine(images, ws, masks).feature
+    soft = feature_mask(masks, features["area"].shape[2:])
+    start = net.to_feature(ws)
+    for layers, at_layers in (("nearest", soft), ("area", None)):
+        feature = start.detach().requires_grad_()
+        inside, skip = net.trunk(ws)
+        image = net.from_feature(torch.lerp(feature, inside, soft), ws, None, skip)
+        options = PublishedRefinement.Options(perceptual="p", perceptual_size=32)
+        _, outer = refine_dhr.MaskedLoss(options, perceptual, images, masks, at_layers)(image)
+        (grad,) = torch.autograd.grad(outer, [feature])
+        # The first step of Adam goes a whole rate against the sign of the gradient.
+        moved = features[layers] - start
+        there = grad.abs() > 1e-6
+        torch.testing.assert_close(
+            moved[there], -options.feature_rate * grad[there].sign(), rtol=1e-3, atol=0
+        )
+    assert not torch.equal(features["nearest"], features["area"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,12 +136,18 @@ def test_the_only_head_is_moved_at_any_size(context):
     assert moved_weights(net, 1024) == ["to_img.weight"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 2, "weight_share": 1.0}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=["short", "full"],
+)
 def test_batched_equals_single_in_single_precision(
-    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """The first losses within rounding; Adam amplifies that, so pictures are compared by PSNR."""
+    """The first losses and gradients within rounding; Adam amplifies that, so pictures are compared
+    by PSNR."""
     context = Context("cpu", "mobilestylegan-256", models)
-    stage = HybridRefinement(HybridRefinement.Options(steps=2, weight_share=1.0))
+    stage = HybridRefinement(HybridRefinement.Options(**options))
     stage.setup(context)
     net, draw = stage.generator, torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -156,19 +163,31 @@ def test_batched_equals_single_in_single_precision(
         return terms[-1]
 
     monkeypatch.setattr(refine_dhr, "_part_mean", kept)
+    gradients: list[tuple[torch.Tensor, ...]] = []
+    grad = torch.autograd.grad
 
-    def run(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def noted(*arguments: Any, **others: Any) -> tuple[torch.Tensor, ...]:
+        gradients.append(grad(*arguments, **others))
+        return gradients[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", noted)
+
+    def run(part: slice) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
         terms.clear()
+        gradients.clear()
         result = stage.refine(images[part], ws[part], masks[part])
-        first = torch.stack(terms[: len(terms) // 2]).sum(0).detach()
+        first = torch.stack(terms[: len(terms) // stage.options.steps]).sum(0).detach()
         with torch.no_grad():
             error = render(net, ws[part], result, masks[part]) - images[part]
-        return first, -10 * torch.log10(error.square().mean((1, 2, 3)))
+        return first, gradients[0], -10 * torch.log10(error.square().mean((1, 2, 3)))
 
-    losses, psnr = run(slice(0, 2))
+    losses, both, psnr = run(slice(0, 2))
     for i in range(2):
-        loss, alone = run(slice(i, i + 1))
+        loss, own, alone = run(slice(i, i + 1))
         torch.testing.assert_close(losses[i : i + 1], loss, rtol=1e-5, atol=0)
+        for together, single in zip(both, own, strict=True):
+            # Rounding takes units of the perceptual network across the kinks of ReLU and pooling.
+            assert (together[i] - single[0]).norm() <= 1e-3 * single.norm()
         assert (psnr[i] - alone[0]).abs() < 0.1
 
 

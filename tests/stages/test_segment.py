@@ -293,6 +293,26 @@ def test_errors_are_those_of_the_source() -> None:
     assert errors(source="coarse", coarse_steps=8, coarse_rate=0.05).mean() < mean.mean()
 
 
+@pytest.mark.parametrize("bgr", [False, True])
+def test_superpixels_may_be_of_swapped_colours_as_published(bgr: bool) -> None:
+    draw = np.random.default_rng(5).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+    image = draw.repeat(8, 0).repeat(8, 1)
+    inverted = image.copy()
+    inverted[20:50, 10:40] ^= 255
+    (done,) = stage(segments=30, bgr=bgr, thresholds={"face": 0.1}).run([record(image, inverted)])
+    masks = [
+        domain_mask(
+            stage().errors([record(image, inverted)])[0],
+            superpixels(image, 30, bgr=swapped),
+            HalfFace().parse(image),
+            Thresholds(face=0.1),
+        )
+        for swapped in (False, True)
+    ]
+    assert not np.array_equal(*masks)
+    np.testing.assert_array_equal(done.mask, masks[bgr])
+
+
 def test_the_finest_layers_alone_may_count() -> None:
     black = np.zeros((64, 64, 3), np.uint8)
     for layers, kept in ((None, 2), (2, 2), (1, 1)):
