@@ -336,7 +336,7 @@ def test_the_embedded_generator_repeats_its_pictures(
     models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     context = Context("cpu", "mobilestylegan-256", models=models)
-    # As large as 50 steps of refinement make them.
+    # Of the order of what refinement makes them.
     record = refined(context, IDS[0], 0, 0.025)
     write(tmp_path / "run", "mobilestylegan-256", context, [record])
     run = dhr_batch.open(tmp_path / "run")
