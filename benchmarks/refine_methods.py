@@ -108,7 +108,8 @@ def default(config: Config, context: Context, steps: Steps | None = None) -> Met
     refine = stage_of("refine", config.refine | _split(steps), context)
     assert isinstance(segment, DomainSpecific)
     assert isinstance(refine, Refiner)
-    return Method("default", steps, segment, refine, config.segment["source"] == "embedding")
+    renders = config.segment["source"] == "embedding"
+    return Method("default", steps, segment, refine, renders=renders)
 
 
 def baseline(config: Config, context: Context, steps: Steps | None = None) -> Method:

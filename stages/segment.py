@@ -178,7 +178,7 @@ def domain_mask(
         else:
             classes = superpixel_classes(probs, labels)
         limits = thresholds.of_superpixels(errors, classes, np.bincount(labels.ravel()))
-        if probs is not None:
+        if probs is not None and thresholds.mouth != 1:
             limits = np.where(at_mouth(probs, labels), limits * thresholds.mouth, limits)
         inside &= (errors < limits)[labels]
     if probs is not None:
