@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ import numpy as np
 GROUPS = ("face", "parts", "other")
 # Of face and hair, under an occluder.
 SHARES = (0.05, 0.4)
-# Of the segmentation, in px.
-ERROR_SIZE = 256
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -100,44 +98,31 @@ def _pool(samples: Sequence[Sample], index: int) -> tuple[np.ndarray, np.ndarray
     return errors[member], sizes[member]
 
 
-def measure(
-    perceptual,
-    parser,
-    images: np.ndarray,
-    renders: Sequence[Any],
-    segments: int,
-    occluders: int,
-    error_layers: int | None = None,
-) -> Iterator[tuple[Sample, list[Sample]]]:
+def measure(stage, records: Sequence, occluders: int) -> Iterator[tuple[Sample, list[Sample]]]:
     """Superpixel errors of each clean portrait and of its occluded copies.
 
-    perceptual, parser: networks of those families. images: uint8 [N, R, R, 3], aligned portraits.
-    renders: what each is held against, tensors [1, 3, R, R] in about [-1, 1], not clamped, since
-    the segmentation does not clamp either. error_layers: how many of the finest layers count; None:
-    all. Portraits in which the parser finds no face are left out.
+    stage: a `DomainSpecific`, set up, with source `mean_row` or `embedding`: occluded copies keep
+    their portrait's inversion. records: with image, latent and inverted. Portraits in which the
+    parser finds no face are left out.
     """
     from dhr_batch.stages import segment
     from dhr_batch.stages.occluders import KINDS, occlude
-    from dhr_batch.stages.tensors import downsample, images_to_tensor
 
     table = class_groups()
 
-    def sample(image: np.ndarray, render: Any, classes: np.ndarray, covered: np.ndarray):
-        pair = render, images_to_tensor([image], render.device)
-        (deltas,) = segment.error_maps(perceptual, *(downsample(t, ERROR_SIZE) for t in pair))
-        labels = segment.superpixels(image, segments)
+    def sample(record, classes: np.ndarray, covered: np.ndarray) -> Sample:
+        (deltas,) = stage.errors([record])
+        labels = segment.superpixels(record.image, stage.options.segments)
         sizes = np.bincount(labels.ravel())
         share = np.bincount(labels.ravel(), covered.ravel()) / np.maximum(sizes, 1)
         counts = [np.bincount(labels[classes == g], minlength=len(sizes)) for g in (-1, 0, 1, 2)]
         groups = np.argmax(counts, axis=0) - 1
         return Sample(
-            segment.superpixel_errors(deltas[:error_layers], labels),
-            np.where(share > 0.5, groups, -1),
-            sizes,
+            segment.superpixel_errors(deltas, labels), np.where(share > 0.5, groups, -1), sizes
         )
 
-    for number, (image, render) in enumerate(zip(images, renders, strict=True)):
-        probs = parser.parse(image)
+    for number, record in enumerate(records):
+        probs = stage.parser.parse(record.image)
         if probs is None:
             continue
         classes = table[probs.argmax(0)]
@@ -145,19 +130,10 @@ def measure(
         rng = np.random.Generator(np.random.PCG64([0, number]))
         pasted = []
         for k in range(occluders):
-            made = occlude(rng, image, classes >= 0, rng.uniform(*SHARES), KINDS[k % len(KINDS)])
-            pasted.append(sample(made.image, render, classes, made.mask))
-        yield sample(image, render, classes, everywhere), pasted
-
-
-def _render(record, source: str, context) -> Any:
-    from dhr_batch.stages.segment import mean_row_render
-    from dhr_batch.stages.tensors import images_to_tensor
-
-    if source == "embedding":
-        return images_to_tensor([record.inverted], context.device)
-    net = context.network("generator", context.generator)
-    return mean_row_render(net, net.w_mean.new_tensor(record.latent)[None])
+            share, kind = rng.uniform(*SHARES), KINDS[k % len(KINDS)]
+            made = occlude(rng, record.image, classes >= 0, share, kind)
+            pasted.append(sample(replace(record, image=made.image), classes, made.mask))
+        yield sample(record, classes, everywhere), pasted
 
 
 def _records(folders: Sequence[Path]):
@@ -212,14 +188,16 @@ def main(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     context = Context(device=device, generator=generator, models=models.path, aligned=aligned)
-    options: dict[str, dict] = {"align": {"name": "ffhq"}, "embed": {"name": embed}}
-    if steps is not None:
-        options["embed"]["steps"] = steps
-    records = list(_records(folders))
-    for family, chosen in options.items():
+
+    def made(family: str, **chosen: Any) -> Any:
         kind = registry.lookup(family, chosen["name"])
         stage = kind(kind.Options(**chosen))
         stage.setup(context)
+        return stage
+
+    more = {} if steps is None else {"steps": steps}
+    records = list(_records(folders))
+    for stage in (made("align", name="ffhq"), made("embed", name=embed, **more)):
         records = [stage.run([record])[0] for record in records]
     for record in records:
         if record.failure is not None:
@@ -227,17 +205,11 @@ def main(
     good = [r for r in records if r.image is not None and r.inverted is not None]
     if not good:
         raise click.ClickException("no portrait could be aligned and inverted")
-    measured = list(
-        measure(
-            context.network("perceptual", perceptual),
-            context.network("parser", parser),
-            np.stack([r.image for r in good if r.image is not None]),
-            [_render(r, source, context) for r in good],
-            segments,
-            occluders,
-            error_layers or None,
-        )
-    )
+    segment = made(
+        "segment", name="dhr", source=source, error_layers=error_layers or None,
+        perceptual=perceptual, parser=parser, segments=segments,
+    )  # fmt: skip
+    measured = list(measure(segment, good, occluders))
     rows = choose([c for c, _ in measured], [o for _, many in measured for o in many], keep)
     click.echo(f"{perceptual}, {generator}, {embed}, {source}, {len(measured)} portraits")
     click.echo(f"{'group':8}{'threshold':>10}{'clean in':>10}{'occluded out':>14}")

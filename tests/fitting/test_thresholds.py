@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, measure
+from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks.parsing import INDEX
+from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import images_to_tensor
+from dhr_batch.tests.stages.squares import Squares
 
 
 def sample(errors: np.ndarray, group: int) -> Sample:
@@ -49,21 +54,56 @@ class Face:
         return probs
 
 
-class TwoLayers:
-    def features(self, x):
-        return [x]
+class Brighter:
+    """A generator whose every render is the picture and 1, not clamped."""
 
-    def maps(self, x, features):
-        squares = (x - features[0]).square().mean(1, keepdim=True)
-        return [squares, torch.full_like(squares[..., ::2, ::2], 0.5)]
+    live_rows = (0,)
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.render = images_to_tensor([image], "cpu") + 1
+
+    def broadcast(self, w: torch.Tensor) -> torch.Tensor:
+        return w[:, None]
+
+    def synthesize(self, ws: torch.Tensor) -> torch.Tensor:
+        return self.render
 
 
 def test_errors_are_those_of_the_segmentation() -> None:
-    image = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
-    # Not clamped: 1 above a picture that is white in places.
-    render = images_to_tensor(list(image), "cpu") + 1
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    context = Context("cpu", "brighter", models=lambda name: Path(name))
+    context._networks |= {
+        ("parser", "face"): Face(),
+        ("perceptual", "squares"): Squares(0.5),
+        ("generator", "brighter"): Brighter(image),
+    }
+    record = Record("a", "", image=image, inverted=image, latent=np.zeros((1, 512), np.float32))
     for layers, error in ((1, 1.0), (2, 1.5), (None, 1.5)):
-        ((clean, _),) = measure(TwoLayers(), Face(), image, [render], 16, 0, layers)
+        options = {"source": "mean_row", "error_layers": layers, "segments": 16}
+        stage = DomainSpecific(
+            DomainSpecific.Options(parser="face", perceptual="squares", **options)
+        )
+        stage.setup(context)
+        ((clean, _),) = measure(stage, [record], 0)
         there = clean.sizes > 0
         np.testing.assert_allclose(clean.errors[there], error, atol=1e-5)
         assert set(clean.groups[there]) == {0}
+
+
+def test_an_occluded_copy_is_held_against_its_portraits_inversion() -> None:
+    image = np.full((64, 64, 3), 90, np.uint8)
+    context = Context("cpu", "none", models=lambda name: Path(name))
+    context._networks |= {
+        ("parser", "face"): Face(),
+        ("perceptual", "squares"): Squares(0.0),
+        ("generator", "none"): None,
+    }
+    stage = DomainSpecific(DomainSpecific.Options(parser="face", perceptual="squares", segments=16))
+    stage.setup(context)
+    ((clean, copies),) = measure(stage, [Record("a", "", image=image, inverted=image)], 4)
+    assert np.nanmax(clean.errors) == 0
+    assert len(copies) == 4
+    for copy in copies:
+        covered = (copy.groups == 0) & (copy.sizes > 0)
+        assert covered.any()
+        assert (copy.errors[covered] > 0).all()

@@ -32,6 +32,17 @@ def enlarged(image: Tensor, factor: int) -> Tensor:
     return image.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
+def context_of(net: Any, seed: int = 0) -> Context:
+    """A context with that generator, which loads no model."""
+
+    def no_models(name: str) -> Any:
+        raise AssertionError(f"asked for {name}")
+
+    context = Context("cpu", "net", no_models, seed=seed)
+    context._networks["generator", "net"] = net
+    return context
+
+
 def refine(
     case: Any, dtype: torch.dtype, **options: Any
 ) -> tuple[StyleGAN2, Tensor, Tensor, Refinement]:
@@ -39,12 +50,8 @@ def refine(
     net = generator(case).to(dtype)
     assert net.feature_layer == 7
 
-    def no_models(name: str) -> Any:
-        raise AssertionError(f"asked for {name}")
-
-    context = Context("cpu", "net", no_models)
-    perceptual = case.perceptual().to(dtype)
-    context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
+    context = context_of(net)
+    context._networks["perceptual", "p"] = case.perceptual().to(dtype)
     stage = PublishedRefinement(
         PublishedRefinement.Options(perceptual="p", perceptual_size=128, **options)
     )
@@ -167,12 +174,8 @@ def random_generator() -> StyleGAN2:
 
 
 def projecting(net: Any, seed: int = 0) -> DomainSpecific:
-    def no_models(name: str) -> Any:
-        raise AssertionError(f"asked for {name}")
-
-    context = Context("cpu", "net", no_models, seed=seed)
-    perceptual = tiny.perceptual(context).double()
-    context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
+    context = context_of(net, seed)
+    context._networks["perceptual", "p"] = tiny.perceptual(context).double()
     options = DomainSpecific.Options(
         source="projection", coarse_steps=5, parser="none", perceptual="p"
     )
@@ -204,9 +207,8 @@ def test_masks_of_perceptual_layers_are_as_published_or_areas() -> None:
     images = torch.rand(1, 3, 32, 32, generator=draw, dtype=torch.float64) * 2 - 1
     masks = (torch.rand(1, 1, 32, 32, generator=draw) > 0.5).double()
     net = random_generator()
-    context = Context("cpu", "net", lambda name: None)
-    perceptual = tiny.perceptual(context).double()
-    context._networks |= {("generator", "net"): net, ("perceptual", "p"): perceptual}
+    context = context_of(net)
+    perceptual = context._networks["perceptual", "p"] = tiny.perceptual(context).double()
     ws = net.broadcast(net.w_mean[None])
     features = {}
     for layers in ("nearest", "area"):

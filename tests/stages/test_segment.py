@@ -24,6 +24,7 @@ from dhr_batch.stages.segment import (
     superpixels,
 )
 from dhr_batch.stages.tensors import images_to_tensor
+from dhr_batch.tests.stages.squares import Squares
 
 CASES = ("face", "all_in", "all_out", "no_face")
 FOREIGN = [0, 3, 16, 17, 18]
@@ -194,20 +195,6 @@ class HalfFace:
         probs[INDEX["face"], :half] = 1
         probs[INDEX["background"], half:] = 1
         return probs
-
-
-class Squares:
-    """A perceptual network of two layers: the picture itself, and a constant."""
-
-    def features(self, x):
-        return [x]
-
-    def maps(self, x, features):
-        squares = (x - features[0]).square().mean(1, keepdim=True)
-        return [squares, torch.full_like(squares[..., ::2, ::2], 0.01)]
-
-    def distance(self, x, features):
-        return self.maps(x, features)[0].mean((1, 2, 3))
 
 
 def stage(**options) -> DomainSpecific:
