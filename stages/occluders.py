@@ -2,6 +2,7 @@
 
 Four kinds: a `hand`, a face `mask` that reaches up from the chin, a `frame` around the middle of
 the face, and a plate with `text`. Half of them have the mean colour of the face, as a hand would.
+Their edges are three pixels wide: no camera sees an edge that is sharper than its pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _THUMB = (1.15, 1.3, 0.45)
 
 @dataclass(frozen=True, slots=True)
 class Occluded:
-    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], where it is."""
+    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], what it hides at least
+    in part."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -44,26 +46,33 @@ def occlude(
     if not face.any():
         raise ValueError("no pixel belongs to the face: there is nothing to hide")
     shape = {"hand": _hand, "mask": _mask, "frame": _frame, "text": _plate}[kind](rng, face)
-    mask = _sized(shape, face, share)
+    cover = _sized(shape, face, share)
+    mask = cover > 0
     surface = _texture(rng, image.shape[0]) if kind != "text" else _print(rng, image.shape[0])
     values = surface[: image.shape[0], : image.shape[1]][mask] * _shade(mask)[mask][:, None]
     if rng.random() < 0.5:
         middle = values.mean(0)
         values = (values - middle) * rng.uniform(0.7, 1.0) + image[face].mean(0)
-    out = image.copy()
-    out[mask] = np.clip(np.round(values), 0, 255).astype(np.uint8)
+    out, opaque = image.copy(), cover[mask][:, None]
+    mixed = opaque * values.clip(0, 255) + (1 - opaque) * image[mask]
+    out[mask] = np.round(mixed).astype(np.uint8)
     return Occluded(out, mask, kind)
 
 
 def _sized(shape: Shape, face: np.ndarray, share: float) -> np.ndarray:
+    """How much of each pixel the shape hides that touches `share` of the face; float32 in 0..1."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if shape(middle)[face].mean() < share:
+        if (_soft(shape(middle))[face] > 0).mean() < share:
             low = middle
         else:
             high = middle
-    return shape(high)
+    return _soft(shape(high))
+
+
+def _soft(mask: np.ndarray) -> np.ndarray:
+    return cv2.blur(mask.astype(np.float32), (3, 3))
 
 
 def _shade(mask: np.ndarray) -> np.ndarray:

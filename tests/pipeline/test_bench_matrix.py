@@ -76,7 +76,7 @@ def test_a_wrong_matrix_is_refused(change, message):
 
 
 def test_shipped_benchmarks_are_valid():
-    assert bench_matrix.presets() == ["ablations", "published", "smoke"]
+    assert bench_matrix.presets() == ["ablations", "occluders", "published", "smoke"]
     for name in bench_matrix.presets():
         found = bench_matrix.preset(name)
         cells = bench_matrix.expand(found, {d: d for d in found.datasets})
@@ -86,7 +86,7 @@ def test_shipped_benchmarks_are_valid():
         # Every method has a difference, and there is one reference.
         assert set(held_to.values()) <= methods
         assert [m for m in methods if held_to[m] == m] == [*set(held_to.values())]
-    with pytest.raises(ConfigError, match="choose from: ablations, published, smoke"):
+    with pytest.raises(ConfigError, match="choose from: ablations, occluders, published, smoke"):
         bench_matrix.preset("all")
 
 

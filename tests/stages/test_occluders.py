@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dhr_batch.stages.occluders import KINDS, occlude
 
@@ -28,6 +29,25 @@ def test_the_share_asked_for_is_hidden_and_nothing_else_changes(kind: str) -> No
             np.testing.assert_array_equal(made.image[~made.mask], PICTURE[~made.mask])
             assert made.image[made.mask].std(0).max() > 3
             assert made.kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edge_is_a_mixture_with_what_lies_behind(kind: str) -> None:
+    black, grey = np.zeros_like(PICTURE), np.full_like(PICTURE, 180)
+    judged = 0
+    for seed in range(8):
+        one, two = (occlude(draw(seed), picture, FACE, 0.3, kind) for picture in (black, grey))
+        inner = ndimage.binary_erosion(one.mask, np.ones((3, 3)), iterations=2, border_value=1)
+        edge = one.mask & ~ndimage.binary_erosion(one.mask, np.ones((3, 3)), border_value=1)
+        shows = two.image.astype(int) - one.image
+        if np.median(shows[inner]):
+            continue  # It has the colour of the face.
+        judged += 1
+        assert shows[edge].min() >= 19
+        assert shows[edge].max() <= 161
+        # Between fingers there may be no room for anything but edges.
+        assert (shows[inner] == 0).mean() > 0.95
+    assert judged
 
 
 def test_a_seed_makes_one_picture() -> None:
