@@ -2,7 +2,7 @@
 
 Four kinds: a `hand`, a face `mask` that reaches up from the chin, a `frame` around the middle of
 the face, and a plate with `text`. Half of them have the mean colour of the face, as a hand would.
-Their edges are three pixels wide: no camera sees an edge that is sharper than its pixels.
+Edges are soft, by a mean over 3x3 pixels: no camera sees an edge that is sharper than its pixels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _THUMB = (1.15, 1.3, 0.45)
 
 @dataclass(frozen=True, slots=True)
 class Occluded:
-    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], what it hides at least
-    in part."""
+    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], where it is; the pixels
+    next to the mask show it in part."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -41,38 +41,32 @@ def occlude(
     """Hide about `share` of the face under an occluder of `kind`, one of `KINDS`.
 
     image: uint8 [H, W, 3]. face: bool [H, W]. share: in (0, 1); it is met within the steps by which
-    pixels allow. Outside of the mask the picture is unchanged. Raises ValueError for an empty face.
+    pixels allow. Beyond the pixels next to the mask the picture is unchanged. Raises ValueError for
+    an empty face.
     """
     if not face.any():
         raise ValueError("no pixel belongs to the face: there is nothing to hide")
     shape = {"hand": _hand, "mask": _mask, "frame": _frame, "text": _plate}[kind](rng, face)
-    cover = _sized(shape, face, share)
-    mask = cover > 0
+    mask = _sized(shape, face, share)
     surface = _texture(rng, image.shape[0]) if kind != "text" else _print(rng, image.shape[0])
-    values = surface[: image.shape[0], : image.shape[1]][mask] * _shade(mask)[mask][:, None]
+    values = surface[: image.shape[0], : image.shape[1]] * _shade(mask)[..., None]
     if rng.random() < 0.5:
-        middle = values.mean(0)
+        middle = values[mask].mean(0)
         values = (values - middle) * rng.uniform(0.7, 1.0) + image[face].mean(0)
-    out, opaque = image.copy(), cover[mask][:, None]
-    mixed = opaque * values.clip(0, 255) + (1 - opaque) * image[mask]
-    out[mask] = np.round(mixed).astype(np.uint8)
+    opaque = cv2.blur(mask.astype(np.float32), (3, 3))[..., None]
+    out = np.round(opaque * values.clip(0, 255) + (1 - opaque) * image).astype(np.uint8)
     return Occluded(out, mask, kind)
 
 
 def _sized(shape: Shape, face: np.ndarray, share: float) -> np.ndarray:
-    """How much of each pixel the shape hides that touches `share` of the face; float32 in 0..1."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if (_soft(shape(middle))[face] > 0).mean() < share:
+        if shape(middle)[face].mean() < share:
             low = middle
         else:
             high = middle
-    return _soft(shape(high))
-
-
-def _soft(mask: np.ndarray) -> np.ndarray:
-    return cv2.blur(mask.astype(np.float32), (3, 3))
+    return shape(high)
 
 
 def _shade(mask: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from dhr_batch.stages.base import Truth
 from dhr_batch.stages.metrics import MIN_SHARE, Part, shrink, shrink_mask
@@ -23,17 +24,24 @@ def resized(truth: Truth, size: int) -> Truth:
 
 
 def uncovered(truth: Truth) -> np.ndarray:
-    """The face beside the occluder, bool [T, T]; for a picture without one, beside its twin's."""
-    return truth.face & ~truth.occluder
+    """The face beside the occluder, bool [T, T]; for a picture without one, beside its twin's.
+
+    Pixels next to the occluder, which show it in part, belong to neither.
+    """
+    return truth.face & ~_touched(truth)
+
+
+def _touched(truth: Truth) -> np.ndarray:
+    return ndimage.binary_dilation(truth.occluder, np.ones((3, 3), bool))
 
 
 def unhidden(image: np.ndarray, truth: Truth) -> np.ndarray:
-    """A render at the truth's size with the clean picture where the occluder is.
+    """A render at the truth's size with the clean picture where the occluder is seen.
 
     Perceptual networks look beyond a pixel: what a render has under the occluder would count as an
     error of the face beside it.
     """
-    return np.where(truth.occluder[..., None], truth.clean, shrink(image, len(truth.clean)))
+    return np.where(_touched(truth)[..., None], truth.clean, shrink(image, len(truth.clean)))
 
 
 def to_compare(truth: Truth) -> dict[str, Part]:
@@ -52,7 +60,7 @@ def mask_values(mask: np.ndarray, truth: Truth) -> dict[str, float]:
     found = ~mask & truth.face
     hidden = truth.occluder & truth.face
     values = {"occluded": 0.0}
-    free = uncovered(truth)
+    free = truth.face & ~truth.occluder
     if free.any():
         values["mask_false"] = float(found[free].mean())
     if truth.occluded and hidden.any():

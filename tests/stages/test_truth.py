@@ -13,7 +13,14 @@ import torch
 from dhr_batch.stages.base import Context, Metric, Record, Truth
 from dhr_batch.stages.measure import Standard
 from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.truth import latent_values, mask_values, resized, to_compare, uncovered
+from dhr_batch.stages.truth import (
+    latent_values,
+    mask_values,
+    resized,
+    to_compare,
+    uncovered,
+    unhidden,
+)
 
 SIZE = 32
 
@@ -60,6 +67,17 @@ def test_masks_are_compared_within_the_face(truth: Truth) -> None:
     assert values["mask_precision"] == 0.5
     assert values["mask_iou"] == pytest.approx(1 / 3)
     assert values["mask_false"] == pytest.approx(40 / 240)
+
+
+def test_pixels_next_to_the_occluder_are_not_judged(truth: Truth) -> None:
+    """The occluder ends at column 8, so column 9 shows it in part."""
+    expected = truth.face.copy()
+    expected[:, :10] = False
+    np.testing.assert_array_equal(uncovered(truth), expected)
+    grey = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    shown = unhidden(grey, truth)
+    np.testing.assert_array_equal(shown[:, :10], truth.clean[:, :10])
+    assert (shown[:, 10:] == 90).all()
 
 
 def test_a_mask_without_an_out_of_domain_part_finds_nothing(truth: Truth) -> None:
