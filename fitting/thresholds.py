@@ -27,8 +27,6 @@ import click
 import numpy as np
 
 GROUPS = ("face", "parts", "other")
-# Of face and hair, under an occluder.
-SHARES = (0.05, 0.4)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -105,6 +103,7 @@ def measure(stage, records: Sequence, occluders: int) -> Iterator[tuple[Sample, 
     their portrait's inversion. records: with image, latent and inverted. Portraits in which the
     parser finds no face are left out.
     """
+    from dhr_batch.pipeline.synthetic import SHARES
     from dhr_batch.stages import segment
     from dhr_batch.stages.occluders import KINDS, occlude
 
@@ -195,6 +194,8 @@ def main(
         stage.setup(context)
         return stage
 
+    if parser == "none":
+        raise click.BadParameter("thresholds belong to parts of a face: choose one that finds them")
     more = {} if steps is None else {"steps": steps}
     records = list(_records(folders))
     for stage in (made("align", name="ffhq"), made("embed", name=embed, **more)):

@@ -161,7 +161,10 @@ def texts(found: Published) -> Iterator[list[str]]:
 
 def head(board: Board, column: Column) -> str:
     """A column's title, with the number of its images where these are not all that count."""
-    images = {len(own[column.key]) for own in board.values.values() if column.key in own}
+    if "@" in column.key:
+        images = {own[column.key].n for own in board.cells.values() if column.key in own} - {0}
+    else:
+        images = {len(own[column.key]) for own in board.values.values() if column.key in own}
     few = images - {len(board.compared.counted)}
     return column.title + (f" (n = {few.pop()})" if few else "")
 

@@ -62,9 +62,7 @@ def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str
     for number, board in enumerate(boards):
         sections.append(_figures(board, number, benchmark.matrix.about if not number else ""))
     if boards:
-        sections.append(
-            Section("images", "Images", (_shown(boards[0]),), gallery=_gallery(boards[0]))
-        )
+        sections.append(Section("images", "Images", _shown(boards), gallery=_gallery(boards[0])))
     sections += [_provenance(boards), _published(), report_provenance.rights()]
     said = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
     if any(board.compared.random_weights for board in boards):
@@ -168,10 +166,16 @@ def _columns(board: Board) -> list[_Picture]:
     return found
 
 
-def _shown(board: Board) -> str:
-    ids = _ids(board)
-    total = len(board.compared.counted)
-    return "" if len(ids) == total else f"{len(ids)} of the {total} images that count."
+def _shown(boards: Sequence[Board]) -> Sequence[str]:
+    first = boards[0]
+    shown, total = len(_ids(first)), len(first.compared.counted)
+    text = []
+    if len(boards) > 1:
+        rest = "those of the other datasets are in the reports of their runs"
+        text.append(f"Images of {first.compared.dataset}; {rest}.")
+    if shown < total:
+        text.append(f"{shown} of the {total} images that count.")
+    return text
 
 
 def _ids(board: Board) -> list[str]:

@@ -14,7 +14,7 @@ from dhr_batch.pipeline.cli_output import fail, interrupted, refusals
 
 
 @click.command()
-@click.option("--preset", metavar="NAME", help="smoke, ablations or published.")
+@click.option("--preset", metavar="NAME", help="smoke, ablations, occluders or published.")
 @click.option(
     "-c",
     "--config",

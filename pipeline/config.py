@@ -77,7 +77,7 @@ class Config(BaseModel):
         1800.0, gt=0, description="seconds to wait for a first free GPU or CPU core"
     )
     store_deltas: Literal["none", "small", "fine"] = Field(
-        "small", description="refined weights and features: 1.2 MB an image, 2 MB, or none"
+        "small", description="refined weights and features: 1.2 MB an image, 1.6 MB, or none"
     )
     align: dict[str, Any]
     embed: dict[str, Any]

@@ -108,15 +108,16 @@ def _distribution(metric: str, values: pd.DataFrame) -> Plot | None:
         stage: values[values["stage"] == stage]["value"].to_numpy()
         for stage in report_tables.STAGES[1:]
     }
+    finite = {stage: v[np.isfinite(v)] for stage, v in series.items()}
     svg = report_plots.distribution(series, title(metric))
     if svg is None:
         return None
     makers = ", ".join(dict.fromkeys(values["model"].dropna().astype(str)))
     way = report_tables.better(metric)
     hint = (
-        f"mean of {max(map(len, series.values()))}, {f'{way} is better · ' if way else ''}{makers}"
+        f"mean of {max(map(len, finite.values()))}, {f'{way} is better · ' if way else ''}{makers}"
     )
-    means = {stage: number(float(np.mean(v))) for stage, v in series.items() if len(v)}
+    means = {stage: number(float(np.mean(v))) for stage, v in finite.items() if len(v)}
     return Plot(title(metric), svg, hint, means)
 
 
@@ -143,8 +144,9 @@ def _edits(data: RunData) -> Section | None:
     metrics = sorted(m for m in data.metrics["metric"].unique() if m.startswith("identity_"))
     # One network: two scales of identity in one row of plots cannot be compared.
     chosen = next((m for m in metrics if m.endswith("_distance")), next(iter(metrics), None))
+    table = strengths(data)
     if chosen is None:
-        return None
+        return Section("edits", "Edits", (), tables=[table]) if table.rows else None
     names = dict.fromkeys(name for name, _ in data.edits)
     plots = [p for name in names if (p := _identity_plot(data, name, chosen)) is not None]
     if not plots:
@@ -155,7 +157,7 @@ def _edits(data: RunData) -> Section | None:
         "against the source. Numbers at the points are strengths, 0 is the refined picture; faint "
         "dots are single images.",
     )
-    return Section("edits", "Identity against effect", text, plots, tables=[strengths(data)])
+    return Section("edits", "Identity against effect", text, plots, tables=[table])
 
 
 def strengths(data: RunData) -> Table:

@@ -140,11 +140,13 @@ def _counted(share: float) -> str:
 def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
     """Mean, median, min, max and n per stage, metric and model.
 
-    Images with less than 40 % of their face in-domain are left out unless `everything`.
+    Images with less than 40 % of their face in-domain are left out unless `everything`. Infinite
+    values, the PSNR of an exact copy, do not count.
     """
     long = of_truth(data.metrics, False)
     if not everything:
         long = long[~long["image_id"].isin(data.excluded())]
+    long = long.assign(value=long["value"].replace([np.inf, -np.inf], np.nan))
     table = (
         long.groupby(["stage", "metric", "model"], sort=False, observed=True)["value"]
         .agg(["mean", "median", "min", "max", "count"])

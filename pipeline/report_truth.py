@@ -44,24 +44,17 @@ class Figure:
     """A mean over pictures with its 95 % interval. n: pictures; by_share: means in `BINS`.
 
     picture: `occluded`, CLEAN, or `difference` (with minus without the occluder, the same face).
+    A single picture has no interval.
     """
 
     picture: str
     stage: str
     metric: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     by_share: tuple[float | None, ...]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean, as of `bootstrap.estimate`; a single value is its own."""
-    if len(values) == 1:
-        return values[0], values[0]
-    found = estimate(values)
-    return found.low, found.high
 
 
 def figures(metrics: pd.DataFrame) -> list[Figure]:
@@ -84,6 +77,7 @@ def _wide(metrics: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame, pd.DataFrame]
     Columns are (stage, metric).
     """
     long = report_tables.of_truth(metrics).astype({"stage": str, "metric": str, "image_id": str})
+    long = long[np.isfinite(long["value"])]
     if long.empty:
         return None
     table = long.pivot_table(index="image_id", columns=["stage", "metric"], values="value")
@@ -103,16 +97,16 @@ def _key(column: tuple[str, str]) -> tuple[int, str, int]:
 
 def _figures(picture: str, table: pd.DataFrame, shares: pd.Series) -> Iterator[Figure]:
     for stage, metric in sorted(table.columns, key=_key):
-        values = table[stage, metric].replace([np.inf, -np.inf], np.nan).dropna()
+        values = table[stage, metric].dropna()
         if len(values):
-            low, high = interval(values.tolist())
+            mean = estimate(values)
             where = _bins(shares.reindex(values.index))
             means = tuple(
                 float(values[where == n].mean()) if (where == n).any() else None
                 for n in range(len(BINS) - 1)
             )
-            mean = float(values.mean())
-            yield Figure(picture, stage, metric, mean, low, high, len(values), means)
+            low, high = (None, None) if mean.n < 2 else (mean.low, mean.high)
+            yield Figure(picture, stage, metric, mean.value, low, high, mean.n, means)
 
 
 def _bins(shares: pd.Series) -> np.ndarray:

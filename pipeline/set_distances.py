@@ -83,6 +83,8 @@ def kid(a: np.ndarray, b: np.ndarray) -> float:
     Of all pairs of up to 5,000 pictures, which torch-fidelity estimates from random subsets; of
     more pictures the mean over blocks of the plan's order, so that the time grows with N only.
     """
+    if len(a) != len(b):
+        raise ValueError(f"KID is of sets of one size, not of {len(a)} and {len(b)} pictures")
     blocks = -(-len(a) // _KID_BLOCK)
     pairs = zip(np.array_split(a, blocks), np.array_split(b, blocks), strict=True)
     return float(np.mean([_mmd(x.astype(np.float64), y.astype(np.float64)) for x, y in pairs]))

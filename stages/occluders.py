@@ -27,8 +27,10 @@ _THUMB = (1.15, 1.3, 0.45)
 
 @dataclass(frozen=True, slots=True)
 class Occluded:
-    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], where it is; the pixels
-    next to the mask show it in part."""
+    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], where it is.
+
+    Pixels next to the mask show the occluder in part.
+    """
 
     image: np.ndarray
     mask: np.ndarray

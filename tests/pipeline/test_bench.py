@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from dhr_batch.pipeline.results import open as open_run
 from dhr_batch.pipeline.storage import Refused
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline import discs
-from dhr_batch.tests.pipeline.benched import MACHINE, TINY, tiny
+from dhr_batch.tests.pipeline.benched import MACHINE, REFINE, TINY, tiny
 from dhr_batch.tests.pipeline.chromium import Chromium
 
 
@@ -119,6 +120,26 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
         assert len(psnr) == 3
     # There, and not among the figures of the reconstruction.
     assert sum("uncovered face" in line for line in lines) == 2 * 3
+
+
+def test_more_images_go_through_the_same_runs_and_seeds_are_averaged(photographs, tmp_path):
+    found = tiny(photographs, seeds=[0, 3], refiners={"dhr": {"settings": {"refine": REFINE}}})
+    images = []
+    with harness.session():
+        for limit in (2, 3):
+            planned = bench.plan(found, tmp_path, limit, MACHINE, random_weights=True)
+            done = bench.run(planned, MACHINE)
+            assert (done.failed, done.exit_code) == ({}, runner.DONE)
+            images.append([open_run(planned.place(c.name)).ids for c in planned.cells])
+    assert [set(map(len, ids)) for ids in images] == [{2}, {3}]
+    (compared,) = load(planned, {})
+    for method in compared.methods:
+        one, other = (run.data.metrics for run in method.runs)
+        other["value"] += 1
+        key = ["image_id", "stage", "metric"]
+        means = dict(method.metrics.set_index(key)["value"])
+        assert means == pytest.approx(dict(one.set_index(key)["value"] + 0.5))
+        assert len(means) == len(method.metrics)
 
 
 def test_other_settings_in_the_same_place_are_refused(finished, photographs):
@@ -240,15 +261,39 @@ def test_edits_are_compared_at_equal_effect(figures):
 def test_costs_include_what_was_taken_over(figures):
     own, base = figures.cells["w+ / dhr"], figures.cells["w+ / none"]
     assert own["seconds_embed"] == base["seconds_embed"]
-    parts = ("seconds_embed", "seconds_segment", "seconds_refine")
-    assert own["seconds"].value == pytest.approx(sum(own[p].value for p in parts), rel=0.6)
     run = figures.compared.methods[1].runs[0]
+    assert run.base is not None
+    spent = [
+        sum(
+            manifests[shard]["stage_seconds"][stage]
+            / (manifests[shard]["ok"] + manifests[shard]["quarantined"])
+            for manifests, stages in (
+                (run.base.data.shards, ("embed", "segment")),
+                (run.data.shards, ("refine",)),
+            )
+            for stage in stages
+        )
+        for shard in run.data.shards
+    ]
+    assert own["seconds"].value == pytest.approx(np.median(spent))
     files = [m["files"] for m in run.data.shards.values() if m["ok"]]
     sizes = [sum(f[t]["bytes"] for t in ("latents", "masks", "deltas")) for f in files]
     oks = [m["ok"] for m in run.data.shards.values() if m["ok"]]
     assert oks == [2, 2, 1]
     assert own["bytes"].value == pytest.approx(sum(sizes) / sum(oks) / 1e6)
     assert own["memory_host"].value > 0.1
+
+
+def test_a_column_of_fewer_images_says_so(figures):
+    counted = len(figures.compared.counted)
+    key = next(key for key in figures.cells["w+ / dhr"] if key.endswith("@effect"))
+    column = next(c for c in figures.columns if c.key == key)
+    for n, expected in ((counted, column.title), (2, f"{column.title} (n = 2)")):
+        cells = {
+            name: own | {key: replace(own[key], n=n)} if key in own else own
+            for name, own in figures.cells.items()
+        }
+        assert bench_formats.head(replace(figures, cells=cells), column) == expected
 
 
 def test_an_edit_that_cannot_be_compared_is_named(finished):

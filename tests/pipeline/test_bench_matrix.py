@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dhr_batch.pipeline import bench_formats, bench_matrix
+from dhr_batch.pipeline import bench_formats, bench_matrix, config
 from dhr_batch.pipeline.bench_table import marks
 from dhr_batch.pipeline.config import ConfigError
 from dhr_batch.tests.pipeline.benched import tiny
@@ -80,6 +80,8 @@ def test_shipped_benchmarks_are_valid():
     for name in bench_matrix.presets():
         found = bench_matrix.preset(name)
         cells = bench_matrix.expand(found, {d: d for d in found.datasets})
+        for cell in cells:
+            config.resolve(config.build([{"dataset": cell.dataset}, cell.settings]), 0, 1)
         assert len({c.name for c in cells}) == len(cells)
         methods = {(c.embedder, c.refiner) for c in cells}
         held_to = {m: bench_matrix.reference(found.compare_to, m[0]) for m in methods}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,30 @@ def test_every_strength_has_its_effect_and_its_cost(
     assert rows["smile", 2.0][3] == report_page.Shown(pytest.approx(0.35), "0.350 [0.350, 0.350]")
     assert rows["smile", 2.0][4].text.startswith("0.350 [0.300, 0.400]")
     assert rows["yaw", 1.5][3].text == "–"
+
+
+def test_costs_of_edits_are_told_without_identity(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+    without = data.metrics[~data.metrics["metric"].astype(str).str.startswith("identity_")]
+    nothing = report_page.Gallery("", [], [], [])
+    page = report_sections.page(replace(data, metrics=without), nothing)
+    (section,) = [s for s in page.sections if s.key == "edits"]
+    (table,) = section.tables
+    assert {(row[0], row[1]) for row in table.rows} >= {("smile", 2.0), ("yaw", 1.5)}
+    assert not section.plots
+
+
+def test_an_exact_copy_does_not_make_a_mean_infinite(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+
+    def refined(table: pd.DataFrame) -> pd.DataFrame:
+        return table[(table["stage"] == "refined") & (table["metric"] == "psnr")]
+
+    first = refined(data.metrics).index[0]
+    others = refined(data.metrics).drop(first)
+    counted = others[~others["image_id"].isin(data.excluded())]
+    metrics = data.metrics.copy()
+    metrics.loc[first, "value"] = np.inf
+    (row,) = refined(report_tables.summary(replace(data, metrics=metrics))).to_dict("records")
+    assert row["mean"] == pytest.approx(counted["value"].mean())
+    assert row["n"] == len(counted)

@@ -59,13 +59,23 @@ def test_the_difference_is_of_the_same_face() -> None:
     assert {f.picture for f in report_truth.figures(rows(pairs=False))} == {"occluded"}
 
 
-def test_an_interval_is_that_of_a_mean() -> None:
-    values = np.random.default_rng(1).normal(5, 2, 400)
-    low, high = report_truth.interval(values.tolist())
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
-    assert report_truth.interval([3.0]) == (3, 3)
+def test_a_single_picture_has_no_interval() -> None:
+    plain = rows()
+    one = report_truth.figures(plain[plain["image_id"].isin(["0.png", "0-clean.png"])])
+    assert {f.n for f in one} == {1}
+    assert {(f.low, f.high) for f in one} == {(None, None)}
+
+
+def test_an_exact_copy_counts_neither_in_figures_nor_in_plots() -> None:
+    plain = rows(pairs=False)
+    copied = (plain["metric"] == "truth_psnr") & (plain["stage"] == "refined")
+    plain.loc[copied & (plain["image_id"] == "0.png"), "value"] = np.inf
+    found = find(report_truth.figures(plain), "occluded", "refined", "truth_psnr")
+    assert (found.mean, found.n) == (32, 3)
+    section = report_truth.section(data(plain))
+    assert section is not None
+    (plot,) = [p for p in section.plots if p.title.startswith("PSNR")]
+    assert plot.means["refined"] == "32.00"
 
 
 def data(metrics: pd.DataFrame) -> RunData:

@@ -105,6 +105,11 @@ def test_kid_is_unbiased_over_all_pairs():
     assert kid(a, b) == pytest.approx(exact, rel=1e-9)
 
 
+def test_kid_of_sets_of_two_sizes_is_refused():
+    with pytest.raises(ValueError, match="not of 40 and 55 pictures"):
+        kid(draws(0, 40, 8), draws(1, 55, 8))
+
+
 def test_kid_equals_torch_fidelity():
     a, b = draws(0, 1100, 24), draws(1, 1100, 24, 0.1)
     assert kid(a, b) == pytest.approx(fidelity_kid(a, b), rel=1e-9)
