@@ -195,7 +195,10 @@ def main(
         return stage
 
     if parser == "none":
-        raise click.BadParameter("thresholds belong to parts of a face: choose one that finds them")
+        raise click.BadParameter(
+            "thresholds belong to parts of a face: choose one that finds them",
+            param_hint="--parser",
+        )
     more = {} if steps is None else {"steps": steps}
     records = list(_records(folders))
     for stage in (made("align", name="ffhq"), made("embed", name=embed, **more)):

@@ -161,12 +161,11 @@ def texts(found: Published) -> Iterator[list[str]]:
 
 def head(board: Board, column: Column) -> str:
     """A column's title, with the number of its images where these are not all that count."""
-    if "@" in column.key:
-        images = {own[column.key].n for own in board.cells.values() if column.key in own} - {0}
-    else:
-        images = {len(own[column.key]) for own in board.values.values() if column.key in own}
-    few = images - {len(board.compared.counted)}
-    return column.title + (f" (n = {few.pop()})" if few else "")
+    if column.sheet == COST:
+        return column.title
+    images = {own[column.key].n for own in board.cells.values() if column.key in own}
+    few = images - {0, len(board.compared.counted)}
+    return column.title + (f" (n = {min(few)})" if few else "")
 
 
 def long_title(column: Column) -> str:

@@ -145,12 +145,10 @@ def _edits(data: RunData) -> Section | None:
     # One network: two scales of identity in one row of plots cannot be compared.
     chosen = next((m for m in metrics if m.endswith("_distance")), next(iter(metrics), None))
     table = strengths(data)
-    if chosen is None:
-        return Section("edits", "Edits", (), tables=[table]) if table.rows else None
     names = dict.fromkeys(name for name, _ in data.edits)
-    plots = [p for name in names if (p := _identity_plot(data, name, chosen)) is not None]
-    if not plots:
-        return None
+    plots = [p for name in names if chosen and (p := _identity_plot(data, name, chosen))]
+    if not (chosen and plots):
+        return Section("edits", "Edits", (), tables=[table]) if table.rows else None
     what = f"{title(chosen)} to the source, {report_tables.better(chosen)} is better"
     text = (
         f"What an edit costs: {what}, over its effect: the change of the score it was made for "

@@ -29,7 +29,8 @@ _THUMB = (1.15, 1.3, 0.45)
 class Occluded:
     """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], where it is.
 
-    Pixels next to the mask show the occluder in part.
+    The picture shows through its edge: pixels next to the mask show the occluder in part, and
+    those along its inside the picture.
     """
 
     image: np.ndarray

@@ -26,7 +26,7 @@ def resized(truth: Truth, size: int) -> Truth:
 def uncovered(truth: Truth) -> np.ndarray:
     """The face beside the occluder, bool [T, T]; for a picture without one, beside its twin's.
 
-    Pixels next to the occluder, which show it in part, belong to neither.
+    Pixels next to the occluder, which show it in part, are left out.
     """
     return truth.face & ~_touched(truth)
 
@@ -55,7 +55,7 @@ def mask_values(mask: np.ndarray, truth: Truth) -> dict[str, float]:
 
     Within the face F of the clean picture, out-of-domain pixels are compared with occluded ones:
     ``mask_iou``, ``mask_precision`` (none where nothing is out-of-domain) and ``mask_recall``.
-    ``mask_false``: out-of-domain share of the uncovered face. ``occluded``: occluded share of F.
+    ``mask_false``: out-of-domain share of the rest of the face. ``occluded``: occluded share of F.
     """
     found = ~mask & truth.face
     hidden = truth.occluder & truth.face

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
-from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, measure
+from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, main, measure
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks.parsing import INDEX
 from dhr_batch.stages.segment import DomainSpecific
@@ -107,3 +108,9 @@ def test_an_occluded_copy_is_held_against_its_portraits_inversion() -> None:
         covered = (copy.groups == 0) & (copy.sizes > 0)
         assert covered.any()
         assert (copy.errors[covered] > 0).all()
+
+
+def test_a_parser_that_finds_nothing_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--images", str(tmp_path), "--parser", "none"])
+    assert result.exit_code == 2
+    assert "--parser: thresholds belong to parts of a face" in result.output

@@ -124,14 +124,16 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
 
 def test_more_images_go_through_the_same_runs_and_seeds_are_averaged(photographs, tmp_path):
     found = tiny(photographs, seeds=[0, 3], refiners={"dhr": {"settings": {"refine": REFINE}}})
-    images = []
+    images, written = [], {}
     with harness.session():
         for limit in (2, 3):
             planned = bench.plan(found, tmp_path, limit, MACHINE, random_weights=True)
             done = bench.run(planned, MACHINE)
             assert (done.failed, done.exit_code) == ({}, runner.DONE)
             images.append([open_run(planned.place(c.name)).ids for c in planned.cells])
+            written = written or {p: p.stat().st_mtime_ns for p in tmp_path.rglob("part-*")}
     assert [set(map(len, ids)) for ids in images] == [{2}, {3}]
+    assert written == {p: p.stat().st_mtime_ns for p in written}
     (compared,) = load(planned, {})
     for method in compared.methods:
         one, other = (run.data.metrics for run in method.runs)
@@ -282,6 +284,13 @@ def test_costs_include_what_was_taken_over(figures):
     assert oks == [2, 2, 1]
     assert own["bytes"].value == pytest.approx(sum(sizes) / sum(oks) / 1e6)
     assert own["memory_host"].value > 0.1
+
+
+def test_a_page_of_two_datasets_says_whose_images_it_shows(finished, figures):
+    for boards, said in (([figures], 0), ([figures, figures], 1)):
+        sections = bench_page.page(finished[0], boards, {}).sections
+        (images,) = [s for s in sections if s.key == "images"]
+        assert sum("Images of photos; those of the other" in text for text in images.text) == said
 
 
 def test_a_column_of_fewer_images_says_so(figures):

@@ -221,6 +221,11 @@ def test_an_exact_copy_does_not_make_a_mean_infinite(make_run: Callable[..., Pat
     counted = others[~others["image_id"].isin(data.excluded())]
     metrics = data.metrics.copy()
     metrics.loc[first, "value"] = np.inf
-    (row,) = refined(report_tables.summary(replace(data, metrics=metrics))).to_dict("records")
+    data = replace(data, metrics=metrics)
+    (row,) = refined(report_tables.summary(data)).to_dict("records")
     assert row["mean"] == pytest.approx(counted["value"].mean())
     assert row["n"] == len(counted)
+    page = report_sections.page(data, report_page.Gallery("", [], [], []))
+    plots = [plot for s in page.sections if s.key == "metrics" for plot in s.plots]
+    (plot,) = [plot for plot in plots if plot.title == "PSNR [dB]"]
+    assert plot.means["refined"] == report_tables.number(row["mean"])

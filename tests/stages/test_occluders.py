@@ -61,6 +61,18 @@ def test_a_seed_makes_one_picture() -> None:
         assert (one.image != other.image).any()
 
 
+def test_what_is_brighter_than_white_is_white() -> None:
+    """Textures around the colour of a white face; a byte that overflows would be nearly black."""
+    white = np.full_like(PICTURE, 255)
+    for seed in range(8):
+        made = occlude(draw(seed), white, FACE, 0.3, "mask")
+        if made.image[made.mask].mean() > 200:
+            assert (made.image[made.mask] < 30).mean() < 0.02
+            break
+    else:
+        pytest.fail("none of these seeds takes the colour of the face")
+
+
 def test_half_of_them_have_the_colour_of_the_face() -> None:
     own = 0
     for seed in range(60):

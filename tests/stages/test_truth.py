@@ -70,14 +70,18 @@ def test_masks_are_compared_within_the_face(truth: Truth) -> None:
 
 
 def test_pixels_next_to_the_occluder_are_not_judged(truth: Truth) -> None:
-    """The occluder ends at column 8, so column 9 shows it in part."""
+    """Also those at its corners, which the blur of its edge reaches as well."""
+    occluder = np.zeros((SIZE, SIZE), bool)
+    occluder[12:16, 8:12] = True
+    truth = replace(truth, occluder=occluder)
     expected = truth.face.copy()
-    expected[:, :10] = False
+    expected[11:17, 7:13] = False
     np.testing.assert_array_equal(uncovered(truth), expected)
     grey = np.full((SIZE, SIZE, 3), 90, np.uint8)
     shown = unhidden(grey, truth)
-    np.testing.assert_array_equal(shown[:, :10], truth.clean[:, :10])
-    assert (shown[:, 10:] == 90).all()
+    np.testing.assert_array_equal(shown[11:17, 7:13], truth.clean[11:17, 7:13])
+    shown[11:17, 7:13] = 90
+    assert (shown == 90).all()
 
 
 def test_a_mask_without_an_out_of_domain_part_finds_nothing(truth: Truth) -> None:
