@@ -20,6 +20,8 @@ PHOTOGRAPHS = ("coffee", "chelsea", "brick", "gravel", "grass", "immunohistochem
 # Size t >= 0 of a shape -> its mask, bool [H, W]; nothing at 0, all of the face at 1.
 Shape = Callable[[float], np.ndarray]
 _HALVINGS = 24
+# Over which an edge is blurred, in pixels.
+_EDGE = (3, 3)
 # Fingers of a hand in units of its palm: angle from the middle finger, length, width.
 _FINGERS = ((-0.42, 1.8, 0.4), (-0.14, 2.1, 0.44), (0.14, 2.1, 0.44), (0.42, 1.8, 0.42))
 _THUMB = (1.15, 1.3, 0.45)
@@ -56,9 +58,14 @@ def occlude(
     if rng.random() < 0.5:
         middle = values[mask].mean(0)
         values = (values - middle) * rng.uniform(0.7, 1.0) + image[face].mean(0)
-    opaque = cv2.blur(mask.astype(np.float32), (3, 3))[..., None]
+    opaque = cv2.blur(mask.astype(np.float32), _EDGE)[..., None]
     out = np.round(opaque * values.clip(0, 255) + (1 - opaque) * image).astype(np.uint8)
     return Occluded(out, mask, kind)
+
+
+def touched(mask: np.ndarray) -> np.ndarray:
+    """Where an occluder of this mask is seen at all, its soft edge included; bool [H, W]."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones(_EDGE)).astype(bool)
 
 
 def _sized(shape: Shape, face: np.ndarray, share: float) -> np.ndarray:

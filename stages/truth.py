@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from dhr_batch.stages.base import Truth
 from dhr_batch.stages.metrics import MIN_SHARE, Part, shrink, shrink_mask
 from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.occluders import touched
 
 
 def resized(truth: Truth, size: int) -> Truth:
@@ -28,11 +28,7 @@ def uncovered(truth: Truth) -> np.ndarray:
 
     Pixels next to the occluder, which show it in part, are left out.
     """
-    return truth.face & ~_touched(truth)
-
-
-def _touched(truth: Truth) -> np.ndarray:
-    return ndimage.binary_dilation(truth.occluder, np.ones((3, 3), bool))
+    return truth.face & ~touched(truth.occluder)
 
 
 def unhidden(image: np.ndarray, truth: Truth) -> np.ndarray:
@@ -41,7 +37,9 @@ def unhidden(image: np.ndarray, truth: Truth) -> np.ndarray:
     Perceptual networks look beyond a pixel: what a render has under the occluder would count as an
     error of the face beside it.
     """
-    return np.where(_touched(truth)[..., None], truth.clean, shrink(image, len(truth.clean)))
+    return np.where(
+        touched(truth.occluder)[..., None], truth.clean, shrink(image, len(truth.clean))
+    )
 
 
 def to_compare(truth: Truth) -> dict[str, Part]:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from dhr_batch.pipeline import report_tables, report_truth
+from dhr_batch.pipeline.bootstrap import estimate
 from dhr_batch.pipeline.report_data import RunData
 
 SHARES = {"0.png": 0.06, "1.png": 0.15, "2.png": 0.25, "3.png": 0.4}
@@ -57,6 +58,12 @@ def test_the_difference_is_of_the_same_face() -> None:
     assert (nothing.mean, nothing.low, nothing.high) == (0, 0, 0)
     assert find(found, report_truth.CLEAN, "refined", "truth_psnr").mean == 32
     assert {f.picture for f in report_truth.figures(rows(pairs=False))} == {"occluded"}
+
+
+def test_an_interval_is_that_of_the_mean() -> None:
+    found = find(report_truth.figures(rows()), "occluded", "refined", "truth_psnr")
+    expected = estimate([30, 31, 32, 33])
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_single_picture_has_no_interval() -> None:
