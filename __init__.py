@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.results import open
+    from dhr_batch.pipeline.runs.results import open
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
@@ -14,7 +14,7 @@ __all__ = ["__version__", "open"]
 def __getattr__(name: str) -> object:
     # Reading Parquet is imported on first use, so that `import dhr_batch` takes no time.
     if name == "open":
-        from dhr_batch.pipeline.results import open
+        from dhr_batch.pipeline.runs.results import open
 
         return open
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,22 +9,23 @@ from typing import Any
 import click
 
 from dhr_batch import __version__
-from dhr_batch.pipeline import cli_options, cli_start
+from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli import start
 
 # Other commands live beside what they do and are imported only when one of them is called.
 _ELSEWHERE = {
-    "bench": ("dhr_batch.pipeline.cli_bench", "Compare methods on datasets: runs and a table."),
-    "plan": ("dhr_batch.pipeline.cli_runs", "Print what `run` would do."),
-    "status": ("dhr_batch.pipeline.cli_runs", "Show how far a run is."),
-    "export": ("dhr_batch.pipeline.cli_export", "Make a labelled dataset of a run's pictures."),
-    "render": ("dhr_batch.pipeline.cli_runs", "Render images of a run again, or edit them."),
-    "verify": ("dhr_batch.pipeline.cli_runs", "Check the files and rows of a run."),
-    "quarantine": ("dhr_batch.pipeline.cli_runs", "List failed images, try them again."),
-    "models": ("dhr_batch.pipeline.cli_models", "List, download and check models."),
-    "datasets": ("dhr_batch.pipeline.cli_datasets", "List and check datasets."),
-    "doctor": ("dhr_batch.pipeline.cli_models", "Check what this machine offers."),
+    "bench": ("dhr_batch.pipeline.cli.bench", "Compare methods on datasets: runs and a table."),
+    "plan": ("dhr_batch.pipeline.cli.runs", "Print what `run` would do."),
+    "status": ("dhr_batch.pipeline.cli.runs", "Show how far a run is."),
+    "export": ("dhr_batch.pipeline.cli.export", "Make a labelled dataset of a run's pictures."),
+    "render": ("dhr_batch.pipeline.cli.runs", "Render images of a run again, or edit them."),
+    "verify": ("dhr_batch.pipeline.cli.runs", "Check the files and rows of a run."),
+    "quarantine": ("dhr_batch.pipeline.cli.runs", "List failed images, try them again."),
+    "models": ("dhr_batch.pipeline.cli.models", "List, download and check models."),
+    "datasets": ("dhr_batch.pipeline.cli.datasets", "List and check datasets."),
+    "doctor": ("dhr_batch.pipeline.cli.models", "Check what this machine offers."),
     "edits": (
-        "dhr_batch.fitting.cli_edits",
+        "dhr_batch.pipeline.cli.edits",
         "List and fit edit directions, sweep edits over a run.",
     ),
 }
@@ -76,7 +77,7 @@ def run(**options: Any) -> None:
     Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
     130 interrupted (state is safe).
     """
-    cli_start.start(**options)
+    start.start(**options)
 
 
 @main.command()
@@ -85,8 +86,8 @@ def run(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(run_dir: str, out: str | None, as_json: bool) -> None:
     """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
-    from dhr_batch.pipeline.report import ReportError, write
-    from dhr_batch.pipeline.storage import Refused
+    from dhr_batch.pipeline.errors import Refused, ReportError
+    from dhr_batch.pipeline.report.write import write
 
     try:
         page = write(run_dir, out)

@@ -20,10 +20,12 @@ import click
 import numpy as np
 from PIL import Image
 
-from dhr_batch.pipeline import export, export_choice
-from dhr_batch.pipeline.cli_export import pattern
-from dhr_batch.pipeline.export_rows import Filters
-from dhr_batch.pipeline.storage import Refused
+from dhr_batch.pipeline.cli.export import pattern
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.export import choice
+from dhr_batch.pipeline.export import write as export
+from dhr_batch.pipeline.export.options import Options
+from dhr_batch.pipeline.export.pictures import Filters
 
 SCORE = "score_smile"
 # Left, top, right and bottom of the mouth in an FFHQ crop, and its size for the classifier.
@@ -61,7 +63,7 @@ class Result:
 
 def examples(run: str, folder: Path, person: str | None = None) -> Iterator[Example]:
     """Edits and photographs of a run with a smile score, exported to `folder`."""
-    options = export.Options("imagefolder", include=("source",), filters=Filters(), person=person)
+    options = Options("imagefolder", include=("source",), filters=Filters(), person=person)
     export.write(run, folder, options)
     for line in (folder / "train" / "metadata.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
@@ -73,7 +75,7 @@ def examples(run: str, folder: Path, person: str | None = None) -> Iterator[Exam
             box = (left * width, top * height, right * width, bottom * height)
             mouth = image.convert("L").resize(_SIZE, Image.Resampling.BOX, box)
         image_id = row["image_id"]
-        who = export_choice.person(image_id, person)
+        who = choice.person(image_id, person)
         pixels = np.asarray(mouth, np.float64).ravel() / 255
         yield Example(image_id, who, row["kind"] == "edit", pixels, row[SCORE])
 

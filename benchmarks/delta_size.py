@@ -22,12 +22,14 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
-from dhr_batch.pipeline import codec, devices, worker
-from dhr_batch.pipeline.codec import LEVELS, Steps
-from dhr_batch.pipeline.prepare import prepare
-from dhr_batch.pipeline.schemas import RunInfo
-from dhr_batch.pipeline.table_file import TableFile
-from dhr_batch.pipeline.tables import rows_of
+from dhr_batch.pipeline.engine import worker
+from dhr_batch.pipeline.planning import devices
+from dhr_batch.pipeline.planning.prepare import prepare
+from dhr_batch.pipeline.tables import codec
+from dhr_batch.pipeline.tables.codec import LEVELS, Steps
+from dhr_batch.pipeline.tables.files import TableFile
+from dhr_batch.pipeline.tables.rows import rows_of
+from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import Record, some
 
 DEFAULT = "small"
@@ -185,7 +187,7 @@ def text(row: Row) -> str:
 def main(
     images: int | None, dataset: str, generator: str, sets: tuple[str, ...], file: Path | None
 ) -> None:
-    from dhr_batch.pipeline.prepare import Request
+    from dhr_batch.pipeline.planning.request import Request
 
     asked = {"dataset": dataset, "generator": generator} | ({"limit": images} if images else {})
     rows: list[Row] = []

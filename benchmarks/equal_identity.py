@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from dhr_batch.pipeline.editing import at, crossing
+from dhr_batch.pipeline.stats.equal_effect import at, crossing
 from dhr_batch.stages.base import Metric, edit_stage
 
 STRENGTHS = (0.0, 1.0, 2.0)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions
 
 

@@ -26,13 +26,15 @@ import ray
 
 from dhr_batch.benchmarks.machine import held_mb, peak_mb
 from dhr_batch.benchmarks.no_op import NAMES, write_images
-from dhr_batch.pipeline import config, plan, resume, runner
-from dhr_batch.pipeline import driver as driver_module
-from dhr_batch.pipeline.commit import RunFolder, manifest_key, part
-from dhr_batch.pipeline.datasets import Dataset
-from dhr_batch.pipeline.prepare import Request
-from dhr_batch.pipeline.schemas import RunInfo
-from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.named import Dataset
+from dhr_batch.pipeline.engine import driver as driver_module
+from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.planning import config, plan, resume
+from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.names import manifest_key, part
+from dhr_batch.pipeline.tables.schemas import RunInfo
 
 # What each figure is held to: the least or the most.
 LIMITS: dict[str, tuple[str, float]] = {

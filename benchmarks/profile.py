@@ -262,8 +262,8 @@ def text(result: dict[str, Any]) -> str:
 @click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="of each kind")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 def main(generator: str, steps: int, file: Path | None) -> None:
-    from dhr_batch.pipeline.config import ConfigError
-    from dhr_batch.pipeline.models import ModelMissing
+    from dhr_batch.pipeline.models.catalogue import ModelMissing
+    from dhr_batch.pipeline.planning.config import ConfigError
 
     try:
         result = measure(FILLED.get(generator, generator), steps)

@@ -28,9 +28,9 @@ from dhr_batch.benchmarks.refine_methods import (
     trial,
 )
 from dhr_batch.benchmarks.refine_table import EFFECT, METRICS, Row, pair, row_of, summary, times
-from dhr_batch.pipeline import datasets
-from dhr_batch.pipeline.config import Config
-from dhr_batch.pipeline.worker import read
+from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.engine.worker import read
+from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages.base import Context, Record, some
 
 TUNED_ON = "portraits"

@@ -15,9 +15,10 @@ import torch
 
 from dhr_batch.benchmarks import machine
 from dhr_batch.benchmarks.published_waste import RecomputedTargets, WastefulRefinement
-from dhr_batch.pipeline import config as settings
-from dhr_batch.pipeline import devices, models
-from dhr_batch.pipeline.config import Config
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.planning import config as settings
+from dhr_batch.pipeline.planning import devices
+from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage, some
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator

@@ -45,9 +45,9 @@ def main(
 ) -> None:
     from dhr_batch.benchmarks import refine_measured as measured
     from dhr_batch.benchmarks.refine_table import text
-    from dhr_batch.pipeline.config import ConfigError
-    from dhr_batch.pipeline.models import ModelMissing
-    from dhr_batch.pipeline.sources import DatasetError
+    from dhr_batch.pipeline.datasets.items import DatasetError
+    from dhr_batch.pipeline.models.catalogue import ModelMissing
+    from dhr_batch.pipeline.planning.config import ConfigError
 
     try:
         batches = sorted({int(size) for size in batch.split(",")})

@@ -7,7 +7,7 @@ from typing import Any
 
 from dhr_batch.benchmarks import machine
 from dhr_batch.benchmarks.refine_methods import Steps, Trial
-from dhr_batch.pipeline.config import Config
+from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import registry
 
 Row = dict[str, Any]

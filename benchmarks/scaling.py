@@ -17,9 +17,10 @@ from pathlib import Path
 
 import click
 
-from dhr_batch.pipeline import config, estimate, members
-from dhr_batch.pipeline.progress import duration, size
-from dhr_batch.pipeline.schemas import RunInfo
+from dhr_batch.pipeline.engine import members
+from dhr_batch.pipeline.planning import config, estimate
+from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.units import duration, size
 
 # Driver time of a shard in a local folder, and of one question to a worker; seconds.
 COMMIT, QUESTION = 0.011, 0.00016

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from dhr_batch.pipeline.report_tables import number, title
-from dhr_batch.pipeline.report_truth import Figure, bin_names, figures
+from dhr_batch.pipeline.report.metrics import number, title
+from dhr_batch.pipeline.report.truth import Figure, bin_names, figures
 
 GENERATOR = "mobilestylegan-256"
 
@@ -29,9 +29,11 @@ def measured(
     sets: tuple[str, ...],
 ) -> list[Figure]:
     """Make pictures in `out`, run on them, and compare. The same call finishes a run."""
-    from dhr_batch.pipeline import runner, synthetic
-    from dhr_batch.pipeline.prepare import Request, prepare
-    from dhr_batch.pipeline.results import open as open_run
+    from dhr_batch.pipeline.datasets import synthetic
+    from dhr_batch.pipeline.engine import run as runner
+    from dhr_batch.pipeline.planning.prepare import prepare
+    from dhr_batch.pipeline.planning.request import Request
+    from dhr_batch.pipeline.runs.results import open as open_run
 
     described = synthetic.write(
         out / "pictures", images, seed=seed, generator=GENERATOR, pairs=pairs

@@ -35,7 +35,7 @@ from dhr_batch.fitting.distill_pairs import (
     summary,
     write_whole,
 )
-from dhr_batch.pipeline import models
+from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.generators import cut, distilled_tensors, load_distilled
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN

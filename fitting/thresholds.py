@@ -103,7 +103,7 @@ def measure(stage, records: Sequence, occluders: int) -> Iterator[tuple[Sample, 
     their portrait's inversion. records: with image, latent and inverted. Portraits in which the
     parser finds no face are left out.
     """
-    from dhr_batch.pipeline.synthetic import SHARES
+    from dhr_batch.pipeline.datasets.synthetic import SHARES
     from dhr_batch.stages import segment
     from dhr_batch.stages.occluders import KINDS, occlude
 
@@ -181,7 +181,7 @@ def main(
     """Print thresholds for the preset's `segment.thresholds`."""
     import torch
 
-    from dhr_batch.pipeline import models
+    from dhr_batch.pipeline.models import catalogue as models
     from dhr_batch.stages import registry
     from dhr_batch.stages.base import Context
 

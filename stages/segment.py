@@ -21,8 +21,9 @@ from skimage.segmentation import slic
 from dhr_batch.stages import projection, registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
 from dhr_batch.stages.embed import PIXEL_SIZE, optimise
+from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.networks.parsing import CLASSES, INDEX, Parser
+from dhr_batch.stages.networks.parsing import Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.tensors import downsample, images_to_tensor

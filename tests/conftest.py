@@ -45,7 +45,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def models() -> Callable[[str], Path]:
     """Path of a pulled model; skips where it is not in the cache."""
-    from dhr_batch.pipeline import models as registry
+    from dhr_batch.pipeline.models import catalogue as registry
 
     def find(name: str) -> Path:
         try:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from dhr_batch.benchmarks import augmentation
 from dhr_batch.benchmarks.augmentation import Example, compare, distinct, training
-from dhr_batch.pipeline.storage import Refused
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.tests.pipeline.exported import IDS, write_photographs, write_run
 
 

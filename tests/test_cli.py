@@ -75,7 +75,7 @@ def test_dry_run_prints_the_plan_and_touches_nothing(
 
 
 def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 1)
+    monkeypatch.setattr("dhr_batch.pipeline.planning.devices.physical_gpus", lambda: 1)
     words = ["--preset", "tiny", "--gpus", "1", "--workers-per-gpu", "2", "--dry-run"]
     result = dhr("run", "--dataset", str(photographs), *words)
     assert result.exit_code == 0, result.output
@@ -121,7 +121,7 @@ def test_absent_dataset_folder_says_what_to_do(
 
 
 def test_absent_gpus_say_what_to_do(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 0)
+    monkeypatch.setattr("dhr_batch.pipeline.planning.devices.physical_gpus", lambda: 0)
     result = dhr("run", "--dataset", str(photographs), "--preset", "tiny", "--gpus", "8")
     assert result.exit_code == 2
     assert "--gpus 0" in result.stderr

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from dhr_batch.pipeline import card, config, schemas, table_file, tables
+from dhr_batch.pipeline.planning import config
+from dhr_batch.pipeline.runs import card
+from dhr_batch.pipeline.tables import files, schemas
+from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.stages.base import Edit, Metric, Record
 
 
@@ -57,7 +60,7 @@ def portraits(tmp_path: Path) -> Path:
     for shard, image_id in enumerate(ids):
         rows = tables.rows_of(_record(image_id, shard), shard, info)
         for table in info.tables:
-            file = table_file.TableFile(run / table / f"part-{shard:05}.parquet", table, info)
+            file = files.TableFile(run / table / f"part-{shard:05}.parquet", table, info)
             file.append(rows.get(table, []))
             file.close()
             counts[table] += len(rows.get(table, []))

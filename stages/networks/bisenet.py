@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from dhr_batch.stages.networks import weight_files
-from dhr_batch.stages.networks.parsing import CLASSES, INDEX
+from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context

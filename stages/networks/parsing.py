@@ -15,33 +15,13 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
+
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
     from dhr_batch.stages.networks.detect import Detector
     from dhr_batch.stages.networks.dlib_face import Landmarks68
 
-CLASSES = (
-    "background",
-    "neck",
-    "face",
-    "cloth",
-    "right_ear",
-    "left_ear",
-    "right_brow",
-    "left_brow",
-    "right_eye",
-    "left_eye",
-    "nose",
-    "inner_mouth",
-    "lower_lip",
-    "upper_lip",
-    "hair",
-    "glasses",
-    "hat",
-    "earring",
-    "necklace",
-)
-INDEX = {name: i for i, name in enumerate(CLASSES)}
 
 WORK_SIZE = 256
 # Human skin in CIE a*, b* under photographic light, and its spread; only breaks ties between

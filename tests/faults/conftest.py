@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import dhr_batch
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.faults.harness import Reader, Reference, tables
 from dhr_batch.tests.faults.stages import NAMES
 

@@ -14,11 +14,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import ray
 
-from dhr_batch.pipeline import config, plan, runner
-from dhr_batch.pipeline.datasets import Dataset
-from dhr_batch.pipeline.prepare import Request
-from dhr_batch.pipeline.sources import Item
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.named import Dataset
+from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.planning import config, plan
+from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.faults.stages import NAMES
 
 

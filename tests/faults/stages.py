@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dhr_batch.benchmarks import no_op
-from dhr_batch.pipeline import waits
+from dhr_batch.pipeline.engine import waits
 from dhr_batch.stages.base import Context, ImageError, Metric, Record
 
 

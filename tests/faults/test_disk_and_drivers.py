@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.storage.connect import connect
 
 pytestmark = pytest.mark.slow
 

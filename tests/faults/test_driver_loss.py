@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.faults import processes
 from dhr_batch.tests.faults.machines import SMALL, machine, members
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.tests.faults import harness
 
 SHARD = 4

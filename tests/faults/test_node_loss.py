@@ -20,8 +20,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from dhr_batch.pipeline.progress import Progress
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.engine.progress import Progress
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.faults import harness, processes
 from dhr_batch.tests.faults.machines import SMALL, end, machine, members
 from dhr_batch.tests.faults.stages import NAMES
@@ -36,8 +36,8 @@ REASONS = {"worker": "the worker's process died", "node": "the node of the worke
 @pytest.fixture(scope="module", autouse=True)
 def logical_gpus() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dhr_batch.pipeline.devices.torch_device", lambda _config: "cpu")
-        patch.setattr("dhr_batch.pipeline.devices.physical_gpus", lambda: 8)
+        patch.setattr("dhr_batch.pipeline.planning.devices.torch_device", lambda _config: "cpu")
+        patch.setattr("dhr_batch.pipeline.planning.devices.physical_gpus", lambda: 8)
         yield
 
 

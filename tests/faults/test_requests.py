@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from dhr_batch.benchmarks import no_op, overhead, scaling
-from dhr_batch.pipeline import resume
-from dhr_batch.pipeline.commit import RunFolder
-from dhr_batch.pipeline.object_storage import ObjectStorage
-from dhr_batch.pipeline.worker import Settings, Worker
+from dhr_batch.pipeline.engine.worker import Settings, Worker
+from dhr_batch.pipeline.planning import resume
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.storage.objects import ObjectStorage
 
 SHARDS = 3
 

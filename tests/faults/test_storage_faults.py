@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from dhr_batch.pipeline.commit import RunFolder, staging
-from dhr_batch.pipeline.object_storage import ObjectStorage
-from dhr_batch.pipeline.storage import StorageError, connect
+from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.objects import ObjectStorage
 
 slow = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, main, measure
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.networks.parsing import INDEX
+from dhr_batch.stages.networks.face_parts import INDEX
 from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import images_to_tensor
 from dhr_batch.tests.stages.squares import Squares

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dhr_batch.pipeline.commit import RunFolder, staging
-from dhr_batch.pipeline.storage import Storage
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.storage.base import Storage
 
 PLAN: dict[str, Any] = {"schema": 2, "shards": [["a", "b", "c"]], "contents": [[1, 2, 3]]}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline.bench import Machine
-from dhr_batch.pipeline.bench_matrix import Matrix, matrix
+from dhr_batch.pipeline.bench.matrix import Matrix, matrix
+from dhr_batch.pipeline.bench.run import Machine
 
 MACHINE = Machine(gpus=0, progress="none")
 TINY: dict[str, Any] = {

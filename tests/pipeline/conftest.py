@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline.storage import connect
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline import reported
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dhr_batch.pipeline import config, plan
-from dhr_batch.pipeline.datasets import find, list_images
-from dhr_batch.pipeline.schemas import RunInfo
-from dhr_batch.pipeline.table_file import TableFile
-from dhr_batch.pipeline.tables import rows_of
+from dhr_batch.pipeline.datasets.named import find, list_images
+from dhr_batch.pipeline.planning import config, plan
+from dhr_batch.pipeline.tables.files import TableFile
+from dhr_batch.pipeline.tables.rows import rows_of
+from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import Edit, Metric, Record
 from dhr_batch.stages.ffhq import crop
 

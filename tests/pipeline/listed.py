@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline import celebahq, datasets, sources
-from dhr_batch.pipeline.sources import Item
+from dhr_batch.pipeline.datasets import celebahq, listing
+from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets.items import Item
 
 
 def listed(place: object, **settings: Any) -> list[Item]:
@@ -15,7 +16,7 @@ def listed(place: object, **settings: Any) -> list[Item]:
 
 
 def content(items: list[Item]) -> dict[str, bytes]:
-    return {item.image_id: sources.read(item) for item in items}
+    return {item.image_id: listing.read(item) for item in items}
 
 
 def unpack(root: Path, files: dict[str, bytes]) -> Path:

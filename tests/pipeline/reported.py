@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dhr_batch.pipeline import (
-    report,
-    schemas,
-    tables,
-)
+from dhr_batch.pipeline.report import write as report
+from dhr_batch.pipeline.tables import rows as tables
+from dhr_batch.pipeline.tables import schemas
 
 HOSTILE = '<script>alert(1)</script>"|`.png'
 IDS = ["people/anna.jpg", "people/büşra 東.png", HOSTILE]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from dhr_batch.pipeline import config
+from dhr_batch.pipeline.planning import config
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.networks.parsing import INDEX
+from dhr_batch.stages.networks.face_parts import INDEX
 from dhr_batch.stages.segment import (
     NO_FACE_NOTE,
     DomainSpecific,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import bisenet
 from dhr_batch.stages.networks.bisenet import ORDER, BiSeNet, BiSeNetParser
-from dhr_batch.stages.networks.parsing import CLASSES, INDEX
+from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from dhr_batch.pipeline.cli_models import models as command
+from dhr_batch.pipeline.cli.models import models as command
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks.checkpoints import CheckpointError, read
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from dhr_batch.pipeline import models as registry
+from dhr_batch.pipeline.models import catalogue as registry
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import features
 

@@ -9,7 +9,7 @@ import torch
 from facenet_pytorch import InceptionResnetV1, extract_face, fixed_image_standardization
 from PIL import Image
 
-from dhr_batch.pipeline import models as registry
+from dhr_batch.pipeline.models import catalogue as registry
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import identity
 from dhr_batch.stages.networks.detect import Face

@@ -9,7 +9,8 @@ from PIL import Image
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import parsing
-from dhr_batch.stages.networks.parsing import CLASSES, INDEX, LandmarkParser, parse_face
+from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
+from dhr_batch.stages.networks.parsing import LandmarkParser, parse_face
 
 SKIN, HAIR, WALL, SHIRT = (205, 150, 120), (60, 40, 30), (120, 150, 190), (30, 60, 140)
 

@@ -1,0 +1,99 @@
+"""A benchmark as JSON: each figure with its images, settings, models and checksums."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dhr_batch import __version__
+from dhr_batch.pipeline.bench.board import Board
+from dhr_batch.pipeline.bench.data import Method
+from dhr_batch.pipeline.bench.run import Benchmark
+from dhr_batch.pipeline.bench.text import finite, published
+from dhr_batch.pipeline.report import truth
+from dhr_batch.pipeline.stats.bootstrap import DRAWS, LEVEL, Estimate
+
+
+def to_json(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
+    """The whole benchmark. Numbers per image are in `images.csv`."""
+    content = {
+        "version": __version__,
+        "matrix": benchmark.matrix.model_dump(mode="json"),
+        "intervals": {"level": LEVEL, "draws": DRAWS, "kind": "expanded percentile bootstrap"},
+        "failed_runs": dict(failed),
+        "datasets": [_board(board) for board in boards],
+        "published": [found.model_dump(mode="json") for found in published()],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _board(board: Board) -> dict[str, Any]:
+    compared = board.compared
+    marked = {c.key: board.marks(c) for c in board.columns}
+    return {
+        "dataset": compared.dataset,
+        "planned": compared.planned,
+        "images": list(compared.counted),
+        "failed": {i: dict(why) for i, why in compared.failed.items()},
+        "excluded": {i: list(who) for i, who in compared.excluded.items()},
+        "same_masks": compared.same_masks,
+        "columns": {
+            c.key: {"title": c.title, "table": c.sheet, "better": c.better} for c in board.columns
+        },
+        "made_by": compared.made_by,
+        "edits": {
+            edited.name: {
+                "score": edited.score,
+                "measured": edited.measured,
+                "compared": edited.full.compared,
+                "images": edited.full.images,
+                "matches": [
+                    {"image_id": m.image_id, "effect": m.effect} for m in edited.full.matches
+                ],
+            }
+            for edited in board.edits
+        },
+        "methods": [_method(method, board, marked) for method in compared.methods],
+        "truth": {
+            "occluded_shares": truth.BINS,
+            "figures": [{"method": name} | asdict(found) for name, found in board.truths],
+        },
+    }
+
+
+def _method(
+    method: Method, board: Board, marked: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    cells = board.cells[method.name]
+    return {
+        "method": method.name,
+        "embedder": method.embedder,
+        "refiner": method.refiner,
+        "figures": {
+            c.key: _estimate(cells[c.key]) | {"mark": marked[c.key].get(method.name, "")}
+            for c in board.columns
+            if c.key in cells
+        },
+        "compared_to": board.against.get(method.name),
+        "differences": {
+            key: _estimate(found) for key, found in board.differences.get(method.name, {}).items()
+        },
+        "runs": [
+            {
+                "name": run.cell.name,
+                "begins_from": run.cell.base or None,
+                "fingerprint": run.fingerprint,
+                "models": run.models,
+                "settings": run.data.plan["config"],
+                "versions": run.data.plan.get("versions", {}),
+            }
+            for run in method.runs
+        ],
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    value, low, high = map(finite, (estimate.value, estimate.low, estimate.high))
+    return {"value": value, "low": low, "high": high, "n": estimate.n}

@@ -1,0 +1,289 @@
+"""The figures of a benchmark: estimates by method and column, their order, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from dhr_batch.pipeline.bench.data import RENDERED_FROM, Compared, Method, method_name
+from dhr_batch.pipeline.bench.matrix import reference
+from dhr_batch.pipeline.report import metrics as metric_names
+from dhr_batch.pipeline.report import truth
+from dhr_batch.pipeline.report.metrics import number, split, title
+from dhr_batch.pipeline.report.page import Table
+from dhr_batch.pipeline.report.truth import Figure
+from dhr_batch.pipeline.stats import equal_effect, set_distances
+from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate, ratio
+from dhr_batch.pipeline.stats.equal_effect import EqualEffect
+from dhr_batch.stages.base import TRUTH
+from dhr_batch.stages.face_scores import effect_score, effect_unit
+from dhr_batch.stages.registry import STAGES
+
+# Headings of the tables; each edit has one of its own.
+RECONSTRUCTION = "Reconstruction"
+PARTS = "In-domain and out-of-domain"
+COST = "Cost"
+FURTHER = "Further metrics of the reconstruction"
+_MAIN = ("psnr", "ssim", "ms_ssim")
+_IN_PARTS = ("psnr", "ssim")
+# What an edit costs at equal effect; masks of one's own make the second one another question.
+_BACKGROUND = "psnr_out"
+
+
+@dataclass(frozen=True)
+class Column:
+    """sheet: heading of the table that it is part of. better: `higher`, `lower`, or `` for what is
+    not ranked."""
+
+    key: str
+    title: str
+    sheet: str
+    better: str = ""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One edit: at the full common effect, and at shares of it for a plot.
+
+    score: the metric of its effect. measured: whether all methods have it.
+    """
+
+    name: str
+    score: str
+    measured: bool
+    full: EqualEffect
+    shares: Mapping[float, EqualEffect]
+
+
+@dataclass(frozen=True)
+class Board:
+    """The tables of one dataset.
+
+    cells: method -> column -> estimate. values: method -> column -> image -> number. differences:
+    method -> column -> estimate of the paired difference to the method that it is compared to.
+    """
+
+    compared: Compared
+    columns: Sequence[Column]
+    cells: Mapping[str, Mapping[str, Estimate]]
+    values: Mapping[str, Mapping[str, Mapping[str, float]]]
+    differences: Mapping[str, Mapping[str, Estimate]]
+    against: Mapping[str, str]
+    edits: Sequence[Edited] = field(default_factory=tuple)
+
+    @cached_property
+    def truths(self) -> list[tuple[str, Figure]]:
+        """Methods against the ground truth, also on images that do not count elsewhere."""
+        return truth.compared({m.name: m.metrics for m in self.compared.methods})
+
+    @cached_property
+    def truth(self) -> Table | None:
+        """`truths` as a table."""
+        return truth.table(self.truths)
+
+    @property
+    def compared_edits(self) -> list[Edited]:
+        """Those that have an equal effect on some image."""
+        return [edited for edited in self.edits if edited.full.matches]
+
+    @property
+    def sheets(self) -> dict[str, list[Column]]:
+        """The columns of each table, the most important table first."""
+        first = [RECONSTRUCTION, PARTS]
+        between = [c.sheet for c in self.columns if c.sheet not in (*first, COST, FURTHER)]
+        order = dict.fromkeys([*first, *between, COST, FURTHER])
+        found = {sheet: [c for c in self.columns if c.sheet == sheet] for sheet in order}
+        return {sheet: columns for sheet, columns in found.items() if columns}
+
+    def marks(self, column: Column) -> dict[str, str]:
+        """Method -> mark."""
+        found = {m: own[column.key].value for m, own in self.cells.items() if column.key in own}
+        return marks(found, column.better)
+
+    @property
+    def compared_columns(self) -> list[Column]:
+        """Those with paired differences."""
+        keys = {key for own in self.differences.values() for key in own}
+        return [c for c in self.columns if c.better and c.sheet != FURTHER and c.key in keys]
+
+
+def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
+    """Name -> `best` or `second`, by the values as they are shown; equal ones share a mark.
+
+    No marks where nothing is better, and none for a single value. Only the best where all others
+    are equal to it.
+    """
+    shown = {name: value for name, value in values.items() if not math.isnan(value)}
+    if not better or len(shown) < 2:
+        return {}
+    texts = {name: number(value) for name, value in shown.items()}
+    order = sorted(shown, key=lambda name: shown[name], reverse=better == "higher")
+    ranks = list(dict.fromkeys(texts[name] for name in order))
+    words = dict(zip(ranks, ("best", "second"), strict=False))
+    return {name: words[text] for name, text in texts.items() if text in words}
+
+
+def board(compared: Compared, compare_to: str) -> Board:
+    """All figures of one dataset. compare_to: as in `Matrix`."""
+    values: dict[str, dict[str, dict[str, float]]] = {m.name: {} for m in compared.methods}
+    columns = [*_reconstruction(compared, values)]
+    edits = [*_edits(compared, values, columns)]
+    cells = {
+        method: {key: estimate(list(own.values())) for key, own in found.items()}
+        for method, found in values.items()
+    }
+    for edited in edits:
+        for name, own in cells.items() if edited.full.matches else ():
+            own[f"{edited.name}@effect"] = edited.full.effect()
+            own[f"{edited.name}@reach"] = edited.full.reach(name)
+            own[f"{edited.name}@strength"] = edited.full.strength(name)
+    for method in compared.methods:
+        cells[method.name] |= _set_distances(compared, method) | _costs(method)
+    columns += _further(cells)
+    names = {method.name for method in compared.methods}
+    against = {
+        m.name: other
+        for m in compared.methods
+        if (other := method_name(*reference(compare_to, m.embedder))) in names and other != m.name
+    }
+    differences = {
+        name: {
+            key: equal_effect.difference(own, values[other][key])
+            for key, own in values[name].items()
+            if key in values[other]
+        }
+        for name, other in against.items()
+    }
+    return Board(compared, columns, cells, values, differences, against, edits)
+
+
+def _reconstruction(
+    compared: Compared, values: Mapping[str, dict[str, dict[str, float]]]
+) -> Iterator[Column]:
+    """Fills values. Each column is of the images that every method with that metric has."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for method in compared.methods:
+        rows = compared.metrics(method)
+        rows = rows[(rows["stage"] == "refined") & np.isfinite(rows["value"])]
+        for metric, group in rows.groupby("metric", observed=True):
+            if not str(metric).startswith("score_"):
+                own = dict(zip(group["image_id"], group["value"], strict=True))
+                found.setdefault(str(metric), {})[method.name] = own
+    for metric in sorted(found, key=metric_names.metric_key):
+        by_method = found[metric]
+        shared = [i for i in compared.counted if all(i in own for own in by_method.values())]
+        for name, own in by_method.items():
+            values[name][metric] = {i: own[i] for i in shared}
+        ranked = compared.same_masks or not split(metric)[2]
+        better = metric_names.better(metric) if ranked else ""
+        yield Column(metric, title(metric), _sheet(metric), better)
+
+
+def _sheet(metric: str) -> str:
+    base, size, part = split(metric)
+    if size or metric.startswith(TRUTH):
+        return FURTHER
+    perceptual = "lpips" in base
+    if part:
+        return PARTS if base in _IN_PARTS or perceptual else FURTHER
+    known = base in _MAIN or perceptual or base.startswith("identity_")
+    return RECONSTRUCTION if known else FURTHER
+
+
+def _edits(
+    compared: Compared,
+    values: Mapping[str, dict[str, dict[str, float]]],
+    columns: list[Column],
+) -> Iterator[Edited]:
+    """Fills values and columns."""
+    metrics = {m.name: compared.metrics(m) for m in compared.methods}
+    names: dict[str, None] = {}
+    kinds: dict[str, None] = {}
+    # Methods may measure differently; an effect has one unit for all.
+    shared: set[str] | None = None
+    for frame in metrics.values():
+        own_kinds = list(map(str, frame["metric"].unique()))
+        names |= dict.fromkeys(equal_effect.strengths_of(frame))
+        kinds |= dict.fromkeys(own_kinds)
+        shared = set(own_kinds) if shared is None else shared & set(own_kinds)
+    costs = [c for c in equal_effect.costs_of(kinds) if not c.startswith("change_")]
+    for name in names:
+        score = effect_score(name, shared or ())
+        curves = {m: equal_effect.curves(frame, name, costs, score) for m, frame in metrics.items()}
+        full = equal_effect.equal_effect(curves)
+        measured = score in (shared or ())
+        if not full.matches:
+            yield Edited(name, score, measured, full, {})
+            continue
+        sheet, unit = f"Edit {name} at equal effect", effect_unit(score)
+        columns.append(Column(f"{name}@effect", f"effect{unit}", sheet))
+        columns.append(Column(f"{name}@reach", f"largest effect{unit}", sheet))
+        columns.append(Column(f"{name}@strength", "strength needed", sheet))
+        for cost in costs:
+            key = f"{name}@{cost}"
+            for method, own in full.costs(cost).items():
+                values[method][key] = own
+            ranked = compared.same_masks or cost != _BACKGROUND
+            better = metric_names.better(cost) if ranked else ""
+            columns.append(Column(key, title(cost), sheet, better))
+        shares = {share: equal_effect.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
+        yield Edited(name, score, measured, full, shares | {1.0: full})
+
+
+def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
+    """Distances between sets have no interval. Of the first seed."""
+    run = method.runs[0]
+    if not run.data.distances:
+        return {}
+    left_out = set(run.data.image_ids) - set(compared.counted)
+    return {
+        d.metric: Estimate(d.value, math.nan, math.nan, d.n)
+        for d in set_distances.distances(run.storage, run.data.plan, left_out)
+        if d.stage == "refined"
+    }
+
+
+def _costs(method: Method) -> dict[str, Estimate]:
+    """Seconds are medians over shards, bytes means over images, memory is the most of all."""
+    found = {}
+    stages: dict[str, dict[tuple[int, int], float]] = {}
+    for seed, run in enumerate(method.runs):
+        for stage, shards in run.seconds().items():
+            stages.setdefault(stage, {}).update({(seed, n): s for n, s in shards.items()})
+    for stage in [stage for stage in STAGES if stage in stages]:
+        found[f"seconds_{stage}"] = estimate(list(stages[stage].values()), "median")
+    made = [own for stage, own in stages.items() if stage in ("embed", "segment", "refine")]
+    if made:
+        shared = [n for n in made[0] if all(n in own for own in made)]
+        found["seconds"] = estimate([sum(own[n] for own in made) for n in shared], "median")
+    for where in ("host", "gpu"):
+        peaks = [p for run in method.runs if (p := run.peak(where)) is not None]
+        if peaks:
+            value = max(peaks) / 2**30
+            found[f"memory_{where}"] = Estimate(value, math.nan, math.nan, len(peaks))
+    for key, tables in (("bytes", RENDERED_FROM), ("bytes_all", None)):
+        sizes = [pair for run in method.runs for pair in run.bytes_of(tables)]
+        found[key] = ratio([size / 1e6 for size, _ in sizes], [images for _, images in sizes])
+    return found
+
+
+_COST_TITLES = {
+    "seconds": "s per image",
+    **{f"seconds_{stage}": f"{stage} [s]" for stage in STAGES},
+    "memory_host": "peak memory [GiB]",
+    "memory_gpu": "peak GPU memory [GiB]",
+    "bytes": "MB to render again",
+    "bytes_all": "MB of all tables",
+}
+
+
+def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[Column]:
+    """Columns of distances between sets and of costs, which are not per image."""
+    keys = dict.fromkeys(key for own in cells.values() for key in own)
+    sets = [key for key in keys if key in ("fid", "kid") or key.startswith("frechet_")]
+    found = [Column(key, title(key), RECONSTRUCTION, "lower") for key in sets]
+    return found + [Column(key, _COST_TITLES[key], COST) for key in _COST_TITLES if key in keys]

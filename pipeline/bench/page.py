@@ -1,0 +1,274 @@
+"""A benchmark as one HTML page: sortable tables, plots, and the pictures of all methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dhr_batch.pipeline.bench.board import FURTHER, Board, Edited
+from dhr_batch.pipeline.bench.data import Made
+from dhr_batch.pipeline.bench.run import Benchmark
+from dhr_batch.pipeline.bench.text import (
+    COSTS,
+    INTERVALS,
+    RANDOM,
+    about,
+    head,
+    heading,
+    long_title,
+    models,
+    published,
+    runs,
+)
+from dhr_batch.pipeline.report import data as report_data
+from dhr_batch.pipeline.report import gallery, plots, provenance
+from dhr_batch.pipeline.report import metrics as metric_names
+from dhr_batch.pipeline.report.metrics import title
+from dhr_batch.pipeline.report.page import (
+    Cell,
+    Column,
+    Gallery,
+    Item,
+    Page,
+    Plot,
+    Score,
+    Section,
+    Shown,
+    Table,
+    shown,
+)
+from dhr_batch.pipeline.report.plots import Series
+from dhr_batch.stages.base import edit_stage
+from dhr_batch.stages.face_scores import effect_unit
+
+FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
+_SIDE = 192
+# As many as the style sheet has colours for.
+_MAX_LINES = 12
+
+
+def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> Page:
+    """Everything but the pictures."""
+    methods = sum(len(board.compared.methods) for board in boards)
+    subtitle = f"{methods} methods on {', '.join(b.compared.dataset for b in boards)}"
+    sections: list[Section] = []
+    for number, board in enumerate(boards):
+        sections.append(_figures(board, number, benchmark.matrix.about if not number else ""))
+    if boards:
+        sections.append(Section("images", "Images", _shown(boards), gallery=_gallery(boards[0])))
+    sections += [_provenance(boards), _published(), provenance.rights()]
+    said = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
+    if any(board.compared.random_weights for board in boards):
+        said.insert(0, RANDOM)
+    warning = " ".join(said)
+    return Page("Benchmark", subtitle, sections, warning, FILES)
+
+
+def _figures(board: Board, number: int, intro: str) -> Section:
+    tables = [_table(board, sheet) for sheet in board.sheets]
+    if board.differences:
+        tables.insert(-1, _differences(board))
+    if board.truth is not None:
+        tables.insert(-1, board.truth)
+    plots = [p for edited in board.compared_edits for p in _curves(board, edited)]
+    if (speed := _speed(board)) is not None:
+        plots.append(speed)
+    text = [intro, *about(board), INTERVALS, COSTS]
+    key = f"figures{number or ''}"
+    return Section(key, board.compared.dataset, [t for t in text if t], plots, tables=tables)
+
+
+def _table(board: Board, sheet: str) -> Table:
+    columns = board.sheets[sheet]
+    marked = {c.key: board.marks(c) for c in columns}
+    rows: list[list[Cell]] = [
+        [method, *(shown(own.get(c.key), marked[c.key].get(method, "")) for c in columns)]
+        for method, own in board.cells.items()
+    ]
+    heads = [Column("method"), *(Column(head(board, c), number=True) for c in columns)]
+    return Table(sheet, heads, rows, folded=sheet == FURTHER)
+
+
+def _differences(board: Board) -> Table:
+    columns = board.compared_columns
+    rows: list[list[Cell]] = [
+        [f"{method} − {board.against[method]}", *(shown(own.get(c.key)) for c in columns)]
+        for method, own in board.differences.items()
+    ]
+    heads = [Column("difference"), *(Column(long_title(c), number=True) for c in columns)]
+    return Table("Paired differences, per image", heads, rows)
+
+
+def _curves(board: Board, edited: Edited) -> Iterator[Plot]:
+    """What the edit costs at shares of the common effect, on the images that have all of them."""
+    costs = [key.partition("@")[2] for own in board.values.values() for key in own if "@" in key]
+    wanted = [c for c in dict.fromkeys(costs) if c.startswith("identity_") or c == "psnr_out"]
+    # One network per family of scales, as in the report of a run.
+    identity = [c for c in wanted if c.endswith("_distance")] or [c for c in wanted if "ident" in c]
+    axis = f"change of the {edited.name} score{effect_unit(edited.score)}"
+    for cost in [*identity[:1], *(c for c in wanted if c == "psnr_out")]:
+        found = {share: equal.costs(cost) for share, equal in edited.shares.items()}
+        series = []
+        for method in list(board.cells)[:_MAX_LINES]:
+            points = [(s, own[method]) for s, own in found.items() if own.get(method)]
+            x = [edited.shares[s].effect().value for s, _ in points]
+            y = [float(np.mean(list(values.values()))) for _, values in points]
+            series.append(Series(method, x, y))
+        svg = plots.curves(series, axis, title(cost))
+        better = metric_names.better(cost)
+        hint = f"at equal effect, {better} is better; n = {len(edited.full.images)}"
+        if svg is not None:
+            means = {s.name: metric_names.number(s.y[-1] if s.y else None) for s in series}
+            yield Plot(f"{edited.name}: {title(cost)}", svg, hint, means)
+
+
+def _speed(board: Board) -> Plot | None:
+    points = [
+        Series(m, [own["seconds"].value], [own["psnr"].value])
+        for m, own in list(board.cells.items())[:_MAX_LINES]
+        if "seconds" in own and "psnr" in own
+    ]
+    svg = plots.curves(points, "seconds per image", "PSNR [dB]")
+    if svg is None:
+        return None
+    means = {s.name: metric_names.number(s.y[0]) for s in points}
+    return Plot("PSNR against seconds", svg, "embed, segment and refine", means)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A column of the gallery."""
+
+    title: str
+    run: Made
+    stage: str
+
+
+def _columns(board: Board) -> list[_Picture]:
+    """The source, then each method's refined picture and its strongest edit of the first name."""
+    methods = board.compared.methods
+    found = [_Picture("source", methods[0].runs[0], "aligned")]
+    found += [_Picture(m.name, m.runs[0], "refined") for m in methods]
+    edits = methods[0].runs[0].data.edits
+    if edits:
+        name = edits[0][0]
+        strength = max(s for edit, s in edits if edit == name)
+        stage = edit_stage(name, strength)
+        label = f"{name} {metric_names.signed(strength)}"
+        found += [_Picture(f"{m.name}, {label}", m.runs[0], stage) for m in methods]
+    return found
+
+
+def _shown(boards: Sequence[Board]) -> Sequence[str]:
+    first = boards[0]
+    shown, total = len(_ids(first)), len(first.compared.counted)
+    text = []
+    if len(boards) > 1:
+        rest = "those of the other datasets are in the reports of their runs"
+        text.append(f"Images of {first.compared.dataset}; {rest}.")
+    if shown < total:
+        text.append(f"{shown} of the {total} images that count.")
+    return text
+
+
+def _ids(board: Board) -> list[str]:
+    most = gallery.capacity(len(_columns(board)))
+    ids = list(board.compared.counted)
+    step = max(1, math.ceil(len(ids) / most))
+    return ids[::step]
+
+
+def _gallery(board: Board) -> Gallery:
+    ids = _ids(board)
+    scores = []
+    for column in _columns(board)[1:]:
+        long = column.run.data.metrics
+        rows = long[(long["stage"] == column.stage) & long["image_id"].isin(ids)]
+        for metric in sorted(map(str, rows["metric"].unique()), key=metric_names.metric_key):
+            own = rows[rows["metric"] == metric]
+            values = dict(zip(own["image_id"], own["value"].tolist(), strict=True))
+            caption = "{} dB" if metric == "psnr" and column.stage == "refined" else ""
+            scores.append(
+                Score(
+                    column.title,
+                    title(metric),
+                    [values.get(i) for i in ids],
+                    metric_names.better(metric),
+                    caption,
+                )
+            )
+    return Gallery("", [c.title for c in _columns(board)], [Item(i) for i in ids], scores)
+
+
+def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:
+    """The thumbnails of the gallery, image by image."""
+    if not boards:
+        return
+    board, ids = boards[0], _ids(boards[0])
+    columns = _columns(board)
+    allowed = gallery.PAGE_BYTES // max(len(ids) * len(columns), 1)
+    made = {id(c.run): report_data.rows(c.run.storage, ids) for c in columns}
+    for _ in ids:
+        row = {run: next(rows) for run, rows in made.items()}
+        yield [
+            gallery.thumbnail(row[id(column.run)], column.stage, _SIDE, allowed)
+            for column in columns
+        ]
+
+
+def _provenance(boards: Sequence[Board]) -> Section:
+    rows: list[list[Cell]] = []
+    used: dict[str, str] = {}
+    makers: list[list[Cell]] = []
+    for board in boards:
+        for method, what, name, fingerprint in runs(board):
+            rows.append([board.compared.dataset, method, what, f"runs/{name}", fingerprint])
+        used |= models(board)
+        for metric, by in board.compared.made_by.items():
+            makers.append([board.compared.dataset, title(metric), "; ".join(by)])
+    heads = [Column("dataset"), Column("method"), Column("about"), Column("run", code=True)]
+    tables = [
+        Table("Runs", [*heads, Column("fingerprint", code=True)], rows),
+        provenance.models_table(sorted(used), used),
+        Table(
+            "What made each metric",
+            [Column("dataset"), Column("metric"), Column("models")],
+            makers,
+            folded=True,
+        ),
+    ]
+    text = (
+        "A fingerprint is a digest of everything that the rows of a run depend on apart from the "
+        "images: settings, weights, edit directions and version. benchmark.json has all of it, and "
+        "images.csv the number of every image.",
+    )
+    return Section("provenance", "Runs and models", text, tables=tables)
+
+
+def _published() -> Section:
+    tables = []
+    text = ["Figures that others have published, for orientation: other weights, images and rules."]
+    for found in published():
+        text.append(f"{found.source}. {found.protocol} {found.differs}")
+        columns = zip(*found.rows, strict=True)
+        numeric = [all(_value(cell) is not None for cell in c if cell) for c in columns]
+        rows: list[list[Cell]] = [
+            [
+                Shown(_value(cell), cell or "–") if n else cell
+                for cell, n in zip(row, numeric, strict=True)
+            ]
+            for row in found.rows
+        ]
+        heads = [Column(heading(c), number=n) for c, n in zip(found.columns, numeric, strict=True)]
+        tables.append(Table(found.source, heads, rows, folded=True))
+    return Section("published", "Published figures", text, tables=tables)
+
+
+def _value(cell: str | None) -> float | None:
+    try:
+        return float(cell or "")
+    except ValueError:
+        return None

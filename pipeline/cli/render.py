@@ -1,0 +1,67 @@
+"""Writes pictures of a run that are rendered again from its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.runs.render import EditChoice, renderer
+from dhr_batch.pipeline.tables.rows import edit_text, png
+from dhr_batch.stages.base import Record
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.runs.results import Run
+
+
+def parse(text: str) -> EditChoice:
+    """`smile=2` as a direction and a strength. Raises Refused."""
+    name, equals, number = text.rpartition("=")
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+    if not (name and equals and math.isfinite(strength)):
+        raise Refused(f"--edit {text!r} is not of the form NAME=STRENGTH, for instance smile=2")
+    return name, strength
+
+
+def pictures(record: Record) -> dict[str, bytes]:
+    """PNG files of a rendered record by name, edits with the metadata that a run gives them."""
+    files = {
+        f"{record.image_id}.{edit.name}.{edit.strength:g}.png": png(edit.image, edit_text(edit))
+        for edit in record.edits
+    }
+    if not files and record.refined is not None:
+        files[f"{record.image_id}.refined.png"] = png(record.refined)
+    return files
+
+
+def write(
+    run: Run, images: Sequence[str], edits: Sequence[EditChoice], out: Path
+) -> Iterator[Path | str]:
+    """Write the pictures of images below `out`; yields their paths, and a message for an image
+    that could not be rendered. Raises Refused for what `renderer` refuses."""
+    make = renderer(run, run.networks, edits)
+    for image_id in images:
+        try:
+            files = pictures(make(run.record(image_id)))
+        except (ArithmeticError, LookupError, ValueError) as error:
+            yield f"{image_id}: {error.args[0]}"
+            continue
+        for name, content in files.items():
+            path = out / name
+            if not path.resolve().is_relative_to(out.resolve()):
+                yield f"{image_id}: leads out of {out}, so its pictures are not written"
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            yield path
+
+
+def beside(run: Run) -> Path:
+    """The default folder of pictures: next to a run on a disk, else in the current folder."""
+    name = f"{run.storage.name}-render"
+    return Path(name) if "://" in run.storage.place else Path(run.storage.place).parent / name

@@ -1,0 +1,221 @@
+"""Commands about one run: `plan`, `status`, `verify`, `render` and `quarantine`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli.output import as_json, print_json, refusals, show, table_of
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.planning.plan import Plan
+    from dhr_batch.pipeline.planning.request import Request
+
+_RUN = click.argument("run", metavar="RUN")
+_CLASS = click.option("--class", "error_class", metavar="NAME", help="Only this class of failure.")
+
+
+@click.command()
+@cli_options.plan_options
+@click.option("--show-config", is_flag=True, help="Print the resolved settings as YAML on stdout.")
+@as_json
+def plan(show_config: bool, as_json: bool, **options: Any) -> None:
+    """Print what `run` with the same options would do; touches nothing.
+
+    For a run that was started before: what is done, and what differs.
+
+    \b
+    Exit codes: 0 it would start, 1 error, 2 usage or refused.
+    """
+    from dhr_batch.pipeline.planning.prepare import prepare
+
+    with refusals():
+        request = cli_options.request(options)
+        made = prepare(request)
+        if show_config and not as_json:
+            click.echo(made.config.to_yaml(), nl=False)
+        print_plan(made, request, as_json, err=show_config)
+
+
+def print_plan(made: Plan, request: Request, as_json: bool, err: bool = False) -> None:
+    """Print a plan, and how far the run is that its folder holds.
+
+    err: text goes to stderr. Raises Refused, after that, where a start would be refused.
+    """
+    from dhr_batch.pipeline.planning import resume
+    from dhr_batch.pipeline.planning.prepare import check_gpus, describe, place
+    from dhr_batch.pipeline.runs.folder import RunFolder
+
+    run = RunFolder(place(made, request))
+    where = run.storage.place
+    there = resume.preview(run, made, request.extend)
+    if there and not there["changes"] and not request.fresh:
+        made = resume.continued(run, where, made, request.extend)
+    if as_json:
+        content = made.to_json() | {"out": where, "run": there}
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        click.echo(describe(made, where), err=err)
+        if there:
+            click.echo(_so_far(there, request.fresh), err=err)
+    if there and not request.fresh:
+        resume.continued(run, where, made, request.extend)
+    check_gpus(made, request)
+
+
+def _so_far(there: dict[str, Any], fresh: bool) -> str:
+    shards, images = there["shards"], there["images"]
+    return (
+        f"so far     {shards['done']} of {shards['total']} shards: {images['done']} images done, "
+        f"{images['quarantined']} quarantined" + ("; --fresh deletes them" if fresh else "")
+    )
+
+
+@click.command()
+@_RUN
+@as_json
+def status(run: str, as_json: bool) -> None:
+    """Show how far a run is, what its workers do, and whether a driver is there."""
+    from dhr_batch.pipeline.runs.overview import overview
+
+    with refusals():
+        found = overview(run)
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.lines()))
+
+
+@click.command()
+@_RUN
+@as_json
+def verify(run: str, as_json: bool) -> None:
+    """Compare the files of a run with its manifests, and its rows with the plan.
+
+    \b
+    Exit codes: 0 all finished shards are right, 1 problems, 2 no run.
+    """
+    from dhr_batch.pipeline.runs.verify import verify as examine
+
+    with refusals():
+        found = examine(run)
+    if as_json:
+        click.echo(json.dumps(found.model_dump() | {"complete": found.complete}, indent=2))
+    else:
+        click.echo(
+            f"{found.run}: {found.verified} of {found.shards} shards verified, {found.done} images "
+            f"done, {found.quarantined} quarantined, {len(found.problems)} problems"
+        )
+        for problem in found.problems:
+            click.echo(f"problem: {problem.file}: {problem.problem}; {problem.way_out}")
+        for note in found.notes:
+            click.echo(f"noted: {note}")
+    if found.problems:
+        sys.exit(1)
+
+
+@click.command()
+@_RUN
+@click.option("--image", "images", multiple=True, metavar="ID", help="An image; may be repeated.")
+@click.option("--all", "everything", is_flag=True, help="All images that have rows.")
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    metavar="NAME=STRENGTH",
+    help="A direction or its file, and how far: a picture of its own; may be repeated.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the pictures.  [default: RUN-render beside the run]",
+)
+def render(
+    run: str, images: tuple[str, ...], everything: bool, edits: tuple[str, ...], out: Path | None
+) -> None:
+    """Render images of a run again, or edit them, from its tables: nothing is refined again.
+
+    Without --edit, the refined picture. Prints the path of every picture.
+
+    \b
+    Exit codes: 0 done, 1 error or an image could not be rendered, 2 usage or refused.
+    """
+    from dhr_batch.pipeline.cli import render as cli_render
+    from dhr_batch.pipeline.runs import results
+
+    if bool(images) == everything:
+        raise click.UsageError("name the images with --image ID, or take them all with --all")
+    failed = False
+    with refusals():
+        choices = [cli_render.parse(text) for text in edits]
+        try:
+            opened = results.open(run)
+        except results.NoRun as error:
+            raise click.UsageError(str(error)) from error
+        ids = opened.ids if everything else results.chosen(opened, images)
+        for done in cli_render.write(opened, ids, choices, out or cli_render.beside(opened)):
+            if isinstance(done, str):
+                failed = True
+                click.echo(f"Error: {done}", err=True)
+            else:
+                click.echo(done)
+    sys.exit(1 if failed else 0)
+
+
+@click.group()
+def quarantine() -> None:
+    """The images of a run that failed: list them, try them again."""
+
+
+@quarantine.command("list")
+@_RUN
+@_CLASS
+@as_json
+def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
+    """Show every quarantined image: the stage, the class of the failure and the message."""
+    from dhr_batch.pipeline.runs.quarantine import listing
+
+    with refusals():
+        rows = listing(run, error_class)
+    if as_json:
+        return print_json(rows)
+    if not rows:
+        return click.echo("no image is in quarantine")
+    table = table_of("image", "stage", "class", "message")
+    for row in rows:
+        waiting = " (to be tried again)" if row.waiting else ""
+        table.add_row(row.image_id, row.stage, row.error_class, row.message + waiting)
+    return show(table)
+
+
+@quarantine.command()
+@_RUN
+@_CLASS
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def retry(run: str, error_class: str | None, yes: bool) -> None:
+    """Let the next start of a run try quarantined images again.
+
+    Their shards are made again as a whole. Files of these images may have changed, for instance
+    because they were repaired; all other images must be the same.
+    """
+    from dhr_batch.pipeline.planning.command import goes_on
+    from dhr_batch.pipeline.runs import quarantine as failures
+    from dhr_batch.pipeline.runs.folder import RunFolder
+
+    with refusals():
+        rows = failures.listing(run, error_class)
+        if not rows:
+            click.echo("no image is in quarantine")
+            return
+        shards = len({row.shard for row in rows})
+        question = f"Make {shards} shards of {run} again, for {len(rows)} quarantined images?"
+        if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
+            raise click.UsageError(f"nothing was changed. {question} Confirm with --yes")
+        rows = failures.retry(run, error_class)
+        folder = RunFolder(run)
+        stored = folder.plan()
+        click.echo(f"{len(rows)} images in {shards} shards are to be tried again; now run:")
+        assert stored is not None
+        click.echo(goes_on(stored, folder.storage.place))

@@ -1,0 +1,74 @@
+"""Starting a run from a command: plan, ask, run, and end with its exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli.output import fail, ignore_signals, interrupted, refusals
+
+
+def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
+    """Plan and run. options: as `cli_options.request` takes them.
+
+    Ends the process with the exit code of `run`, unless it is a dry run.
+    """
+    from dhr_batch.pipeline.errors import Refused
+    from dhr_batch.pipeline.models.catalogue import RegistryError
+    from dhr_batch.pipeline.planning.prepare import place, prepare
+
+    if options["fresh"] and options["extend"]:
+        raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
+    logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
+    with refusals():
+        request = cli_options.request(options | {"confirmed": yes})
+        plan = prepare(request)
+        if options["verbose"]:
+            click.echo(plan.config.to_yaml(), err=True)
+        if dry_run:
+            from dhr_batch.pipeline.cli.runs import print_plan
+
+            print_plan(plan, request, as_json)
+            return
+        if request.fresh and not yes:
+            request = replace(request, confirmed=_confirm(place(plan, request)))
+        from dhr_batch.pipeline.engine.driver import RunFailed
+        from dhr_batch.pipeline.engine.run import INTERRUPTED, run
+    try:
+        outcome = run(plan, request)
+    except Refused as error:
+        fail(str(error), 2)
+    except (RunFailed, RegistryError, OSError) as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        interrupted()
+    if outcome.exit_code == INTERRUPTED:
+        ignore_signals()
+    if as_json:
+        click.echo(json.dumps(outcome.to_json(), indent=2))
+    else:
+        click.echo(outcome.report or outcome.out)
+    sys.exit(outcome.exit_code)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _confirm(out: Any) -> bool:
+    """Ask before work is deleted; False, without asking, where nobody can answer."""
+    from dhr_batch.pipeline.planning.resume import question
+    from dhr_batch.pipeline.runs.folder import RunFolder
+
+    if not _has_terminal():
+        return False
+    asked = question(RunFolder(out), out.place)
+    if asked is None or click.confirm(asked, err=True):
+        return True
+    fail("nothing was deleted", 2)

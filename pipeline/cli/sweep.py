@@ -1,0 +1,84 @@
+"""`dhr-batch edits sweep`: edits over a finished run, without refining again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli import start
+from dhr_batch.pipeline.cli.output import refusals
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.storage.locations import is_url
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    required=True,
+    metavar="NAME=STRENGTHS",
+    help="A direction or its file, and how far: -1,0.5,1 or FIRST:LAST:COUNT; may be repeated.",
+)
+@click.option("--out", metavar="DIR|URL", help="Run folder of the result.  [default: RUN-sweep]")
+@cli_options.some_options("gpus", "workers_per_gpu", "sets", "limit", "address", "extend")
+@cli_options.start_options
+def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> None:
+    """Render edits over a finished run, from its codes and refined weights alone.
+
+    One forward pass per picture; nothing is embedded or refined again. The result is a run of its
+    own, with the pictures, codes, masks and refinements of RUN beside the new edits and their
+    metrics. The same command again finishes an interrupted one.
+
+    \b
+    Example:
+      dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit yaw=-1,1
+    """
+    with refusals():
+        chosen = {"name": "directions", "edits": parse(edits)}
+    # A configured dataset may be called like the folder, and `.` has no name to add to.
+    place = run.rstrip("/") if is_url(run) else str(Path(run).expanduser().resolve())
+    settings = {"dataset": place, "first_stage": "edit", "edit": chosen}
+    target = out or f"{place}-sweep"
+    start.start(files=(), settings=settings, out=target, **options)
+
+
+def parse(texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """`NAME=STRENGTHS` texts as edits of a configuration; those of one name are one edit.
+
+    Raises Refused for a text of another form.
+    """
+    found: dict[str, dict[float, None]] = {}
+    for text in texts:
+        name, _, numbers = text.rpartition("=")
+        try:
+            strengths = [s for part in numbers.split(",") for s in _strengths(part)]
+        except ValueError:
+            strengths = []
+        if not (name and strengths and all(map(math.isfinite, strengths))):
+            raise Refused(
+                f"--edit {text!r} is not of the form NAME=STRENGTHS, for instance smile=-1,0.5,1 "
+                "or smile=-2:2:5 (five from -2 to 2)"
+            )
+        found.setdefault(name, {}).update(dict.fromkeys(strengths))
+    return [{"direction": name, "strengths": list(s)} for name, s in found.items()]
+
+
+def _strengths(text: str) -> list[float]:
+    """One number, or evenly spaced ones with both ends. Raises ValueError for another text.
+
+    Rounded to 6 decimals, so that the middle of a symmetric range is 0.
+    """
+    if ":" not in text:
+        return [float(text)]
+    first, last, number = text.split(":")
+    begin, end, count = float(first), float(last), int(number)
+    if count < 2:
+        raise ValueError("a range has two ends")
+    step = (end - begin) / (count - 1)
+    return [round(begin + step * i, 6) + 0.0 for i in range(count)]

@@ -1,0 +1,167 @@
+"""The images of a folder, of tar archives or of Parquet files: listed once, read one by one."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from operator import itemgetter
+
+from dhr_batch.pipeline.datasets.items import (
+    DatasetError,
+    Item,
+    Listing,
+    Rules,
+    Unreadable,
+    each,
+    image_id,
+)
+from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.storage.locations import File
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def scan(root: str, rules: Rules) -> Listing:
+    """All images below a folder or URL, or in one .tar or .parquet file.
+
+    A folder that holds no images is read as a folder of archives, unless `rules.format` says
+    otherwise. Files and tar members are sorted by image_id, by code point; Parquet rows stay in
+    file and row order, since a row group is read as a whole. Raises DatasetError, StorageError.
+    """
+    items, ignored, archives = [], Counter[str](), []
+    try:
+        if is_archive(root):
+            return _archives([locations.describe(root)], extension(root)[1:], rules, ignored)
+        for file in locations.walk(root, rules.recursive):
+            kind = extension(file.relative)
+            if rules.format in ("auto", "files") and kind in rules.extensions:
+                items.append(_whole(file))
+            elif kind in (".tar", ".parquet"):
+                archives.append(file)
+            else:
+                ignored[kind or "no extension"] += 1
+    except StorageError:
+        raise
+    except OSError as error:
+        raise DatasetError(f"{root} cannot be listed: {error}") from error
+    for kind in ("tar", "parquet"):
+        chosen = [f for f in archives if extension(f.relative) == f".{kind}"]
+        if chosen and not items and rules.format in ("auto", kind):
+            return _archives(sorted(chosen), kind, rules, ignored)
+        ignored[f".{kind}"] += len(chosen)
+    items.sort(key=itemgetter(0))
+    _unique(items)
+    return Listing(items, +ignored)
+
+
+def _whole(file: File) -> Item:
+    name = file.relative
+    return Item(image_id(name), file.folder, name, file.size, -1, file.etag)
+
+
+def is_archive(root: str) -> bool:
+    """Whether the path or URL names one .tar or .parquet file."""
+    return extension(root) in (".tar", ".parquet") and not os.path.isdir(root)
+
+
+def extension(name: str) -> str:
+    """Lower case, with the dot; "" without one. `.tar.gz` and its like count as one."""
+    base = name.rpartition("/")[2].lstrip(".").lower()
+    if base.endswith(_COMPRESSED):
+        return next(suffix for suffix in _COMPRESSED if base.endswith(suffix))
+    return "." + base.rpartition(".")[2] if "." in base else ""
+
+
+def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str]) -> Listing:
+    if kind == "parquet":
+        from dhr_batch.pipeline.datasets import parquet as parquet_rows
+
+        items = parquet_rows.items(files, rules.column, rules.id_column)
+        _unique(sorted(items, key=itemgetter(0)))
+        return Listing(items, +ignored)
+    items = []
+    for file, members in zip(files, each(_members, files), strict=True):
+        prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
+        location = file.location
+        for name, size, offset in members:
+            if extension(name) in rules.extensions:
+                member_id = image_id(prefix + name)
+                items.append(Item(member_id, location, "", size, offset, file.etag))
+            else:
+                ignored[extension(name) or "no extension"] += 1
+    items.sort(key=itemgetter(0))
+    _unique(items)
+    return Listing(items, +ignored)
+
+
+def _members(file: File) -> list[tuple[str, int, int]]:
+    """Name, size and offset of each visible file in an archive. Raises DatasetError."""
+    try:
+        with (
+            locations.open_file(file.location) as handle,
+            tarfile.open(fileobj=handle, mode="r:") as archive,
+        ):
+            return list(_visible(archive))
+    except StorageError:
+        raise
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DatasetError(
+            f"{file.location} cannot be read as an uncompressed tar archive: {error}. Pack it "
+            "again without compression, or unpack it and give the folder"
+        ) from error
+
+
+def _visible(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
+    while (member := archive.next()) is not None:
+        # tarfile keeps a kilobyte per member otherwise.
+        archive.members.clear()  # type: ignore[attr-defined]
+        name = member.name.removeprefix("./")
+        if member.isreg() and not member.issparse() and "/." not in f"/{name}":
+            yield name, member.size, member.offset_data
+
+
+def _unique(items: list[Item]) -> None:
+    """Items are sorted by id. Raises DatasetError where two share one."""
+    for one, other in pairwise(items):
+        if one.image_id == other.image_id:
+            way_out = "rename one of them" if one.at < 0 else "set archive_in_id: true, or rename"
+            raise DatasetError(
+                f"{_where(one)} and {_where(other)} have the same id {one.image_id!r} "
+                f"(names are compared after Unicode normalisation); {way_out}"
+            )
+
+
+def _where(item: Item) -> str:
+    return item.location if item.at < 0 else f"{item.location} (at {item.at})"
+
+
+def read(item: Item) -> bytes:
+    """The encoded image. Open Parquet files are kept by the process.
+
+    Raises Unreadable where this image cannot be read, StorageError where nothing can be now.
+    """
+    if item.at < 0:
+        try:
+            return locations.fetch(item.location)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from error
+    if item.leaf:
+        from dhr_batch.pipeline.datasets import parquet as parquet_rows
+
+        return parquet_rows.read(item.location, item.leaf, item.at)
+    try:
+        data = locations.fetch(item.location, item.at, item.size)
+    except StorageError:
+        raise
+    except OSError as error:
+        # An archive holds many images; its absence must not be held against one of them.
+        raise StorageError(f"{item.location}: {error.strerror or error}") from error
+    if len(data) != item.size:
+        raise Unreadable(f"{item.location} ends inside of it: was it replaced since the start?")
+    return data

@@ -1,0 +1,226 @@
+"""Named datasets and places with photographs, and the list of their images."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from dhr_batch.pipeline.datasets import celebahq, portraits
+from dhr_batch.pipeline.datasets import listing as sources
+from dhr_batch.pipeline.datasets.items import DatasetError, Format, Item, Listing, Rules
+from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.storage.locations import is_url, join
+from dhr_batch.pipeline.strict import Strict
+
+EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+log = logging.getLogger(__name__)
+
+
+class UnknownDataset(DatasetError):
+    """Neither a configured name nor a folder; the message lists the valid names."""
+
+
+class Dataset(Strict):
+    """A place with photographs and what is known about it.
+
+    root: folder, .tar or .parquet file, or the URL of one. format: how a folder is read; `auto`
+    reads images, or archives where it has no images. column, id_column: of Parquet files.
+    archive_in_id: put the name of the tar before the member's. aligned: images are FFHQ crops
+    already. images: how many there should be, where known. config: settings of a run that this
+    dataset changes. prepare: `portraits` for the embedded photographs, which are put together in
+    the cache. select: `celebahq-test` takes the test split out of CelebAMask-HQ.
+    """
+
+    name: str
+    description: str = ""
+    root: str | None = None
+    aligned: bool = False
+    split: str = ""
+    extensions: tuple[str, ...] = EXTENSIONS
+    recursive: bool = True
+    format: Format = "auto"
+    column: str | None = None
+    id_column: str | None = None
+    archive_in_id: bool = False
+    images: int | None = None
+    licence: str = "not stated"
+    note: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    prepare: Literal["portraits"] | None = None
+    select: Literal["celebahq-test"] | None = None
+
+    @property
+    def location(self) -> str:
+        """`root`; for a dataset without one, where it is looked for."""
+        if self.root is not None:
+            return self.root
+        if self.prepare:
+            return str(models.home() / "datasets" / self.name)
+        data = os.environ.get("DHR_BATCH_DATA", str(models.home() / "data"))
+        return join(data if is_url(data) else os.path.expanduser(data), self.name)
+
+
+def _described(file: Path, before: dict[str, Any]) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = before | {"name": file.stem} | given
+        if settings.get("root"):
+            settings["root"] = _place(settings["root"], file.parent)
+        Dataset.model_validate(settings)
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        raise DatasetError(f"{file} does not describe a dataset: {error}") from error
+    return settings
+
+
+def _place(root: str, folder: Path) -> str:
+    return root if is_url(str(root)) else str(folder / Path(root).expanduser())
+
+
+def datasets() -> dict[str, Dataset]:
+    """Shipped datasets by name, changed and joined by `datasets.d/*.yaml` of the cache folder.
+
+    A file there named as a shipped dataset changes only the settings it has, for instance `root`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    shipped = Path(__file__).parent.parent.parent / "configs" / "datasets"
+    for folder in (shipped, models.home() / "datasets.d"):
+        for file in sorted(folder.glob("*.yaml")):
+            found[file.stem] = _described(file, found.get(file.stem, {}))
+    return {name: Dataset(**settings) for name, settings in sorted(found.items())}
+
+
+def find(name_or_path: str | Path) -> Dataset:
+    """A configured dataset, a folder, a .tar or .parquet file, a URL, or a YAML description.
+
+    A configured name wins over a folder of that name; write `./name` for the folder. Whether the
+    images are there is checked by `list_images`. Raises UnknownDataset.
+    """
+    text = str(name_or_path)
+    known = datasets()
+    if text in known:
+        return known[text]
+    if is_url(text):
+        return Dataset(name=_name(text), root=text)
+    path = Path(text).expanduser()
+    if path.is_dir() or (path.is_file() and sources.is_archive(text)):
+        return Dataset(name=_name(str(path.resolve())), root=str(path.resolve()))
+    if path.is_file() and path.suffix in {".yaml", ".yml"}:
+        return Dataset(**_described(path.resolve(), {}))
+    if path.is_file():
+        raise UnknownDataset(
+            f"{text} is a file; give the folder it lies in, a .tar, .parquet or .yaml file"
+        )
+    if path.is_absolute() or len(path.parts) > 1:
+        raise UnknownDataset(f"there is no folder {text}")
+    close = difflib.get_close_matches(text, known, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UnknownDataset(
+        f"unknown dataset {text!r}{hint}; choose from: {', '.join(known)}; or give a folder, a "
+        ".tar or .parquet file, or a URL"
+    )
+
+
+def _name(place: str) -> str:
+    last = place.rstrip("/").rpartition("/")[2]
+    return last.removesuffix(sources.extension(last)) if sources.is_archive(place) else last
+
+
+def list_images(dataset: Dataset) -> list[Item]:
+    """All images of a dataset in plan order (see `sources.scan`).
+
+    Raises DatasetError where the place is absent or has no images, StorageError where it does not
+    answer, and ModelMissing for embedded photographs that were not pulled.
+    """
+    listing = scan(dataset)
+    place = dataset.location
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.ignored.items()))
+    if not listing.items:
+        there = f"; other files there: {kinds}" if kinds else ""
+        allowed = " ".join(sorted(dataset.extensions))
+        raise DatasetError(f"no images in {place} (extensions {allowed}){there}")
+    if kinds:
+        log.info("%s: ignored files that are not images by extension: %s", place, kinds)
+    if dataset.images not in (None, len(listing.items)):
+        log.warning(
+            "%s: %d images in %s, expected %d",
+            dataset.name,
+            len(listing.items),
+            place,
+            dataset.images,
+        )
+    return listing.items
+
+
+def scan(dataset: Dataset) -> Listing:
+    """As `list_images`, with what was ignored, and without a complaint about an empty place."""
+    if dataset.prepare:
+        portraits.prepare(Path(dataset.location))
+    root = dataset.location
+    if not (is_url(root) or Path(root).is_dir() or sources.is_archive(root)):
+        raise DatasetError(_how_to_get(dataset))
+    rules = Rules(
+        extensions=frozenset(extension.lower() for extension in dataset.extensions),
+        format=dataset.format,
+        recursive=dataset.recursive,
+        column=dataset.column,
+        id_column=dataset.id_column,
+        archive_in_id=dataset.archive_in_id,
+    )
+    return celebahq.scan(root, rules) if dataset.select else sources.scan(root, rules)
+
+
+def _how_to_get(dataset: Dataset) -> str:
+    if dataset.root is not None:
+        return (
+            f"dataset {dataset.name!r}: there is no folder {dataset.root}. {dataset.note}".strip()
+        )
+    setting = models.home() / "datasets.d" / f"{dataset.name}.yaml"
+    return (
+        f"dataset {dataset.name!r}: there is no folder {dataset.location}. {dataset.note} "
+        f"Another place: set DHR_BATCH_DATA to the folder that contains {dataset.name}/, or write "
+        f"'root: FOLDER' into {setting}"
+    )
+
+
+class DatasetStatus(Strict):
+    """A dataset's line in `datasets list`. found: images now there, without a check of each."""
+
+    name: str
+    state: Literal["ready", "missing"]
+    found: int
+    images: int | None
+    aligned: bool
+    split: str
+    folder: str
+    licence: str
+    description: str
+    message: str = ""
+
+
+def listing() -> list[DatasetStatus]:
+    """Every configured dataset and whether it can be used, sorted by name."""
+    return [_status(dataset) for dataset in datasets().values()]
+
+
+def _status(dataset: Dataset) -> DatasetStatus:
+    state: Literal["ready", "missing"] = "ready"
+    found, message = 0, ""
+    try:
+        found = len(list_images(dataset))
+    except (DatasetError, StorageError, models.ModelMissing) as error:
+        state, message = "missing", str(error)
+    return DatasetStatus(
+        **dataset.model_dump(include=set(DatasetStatus.model_fields) - {"folder"}),
+        state=state,
+        found=found,
+        folder=dataset.location,
+        message=message,
+    )

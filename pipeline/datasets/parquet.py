@@ -1,0 +1,188 @@
+"""Images in Parquet: a column of encoded files, or Hugging Face's `struct<bytes, path>`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable, each, image_id
+from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.storage.locations import File
+
+_lock = threading.Lock()
+
+
+def items(files: list[File], column: str | None, id_column: str | None) -> list[Item]:
+    """One item per row, in file and row order.
+
+    Ids are the values of `id_column`; else the paths of the image column where every row has one
+    and no two are equal; else row numbers, behind the file's name where there are several.
+    Raises DatasetError for columns that do not exist or fit.
+    """
+    found: list[Item] = []
+    named: list[str | None] = []
+    for rows, paths in each(partial(_index, column=column, id_column=id_column), files):
+        found += rows
+        named += paths
+    names = [image_id(name) for name in named if name]
+    if id_column:
+        if len(names) != len(found):
+            raise DatasetError(f"column {id_column!r} is empty in some rows; ids are needed in all")
+    elif len(names) != len(found) or len(set(names)) != len(names):
+        return found
+    return [item._replace(image_id=name) for item, name in zip(found, names, strict=True)]
+
+
+def _index(
+    file: File, column: str | None, id_column: str | None
+) -> tuple[list[Item], list[str | None]]:
+    try:
+        parquet = _open(file.location)
+        leaf = _leaf(parquet, column, file.location)
+        return _rows(file, parquet, leaf), _names(parquet, leaf, id_column, file.location)
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{file.location} cannot be read as Parquet: {error}") from error
+
+
+def read(location: str, leaf: str, row: int) -> bytes:
+    """The encoded image of a row. Raises Unreadable for a damaged or empty row, StorageError."""
+    # One thread decodes the row group, the others find it decoded.
+    with _lock, _blamed(location, row):
+        group, first = _group_of(_kept(location), row)
+        value = _values(location, leaf, group)[row - first].as_py()
+    if value is None:
+        raise Unreadable(f"{location}: row {row} holds no image")
+    return value
+
+
+def values(location: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Further columns of a row. Raises Unreadable for a damaged row, StorageError."""
+    with _lock, _blamed(location, row):
+        group, first = _group_of(_kept(location), row)
+        return _table(location, columns, group).slice(row - first, 1).to_pylist()[0]
+
+
+def marked(location: str, key: bytes) -> bool:
+    """Whether a file has this key in its metadata. Raises Unreadable, StorageError."""
+    with _lock, _blamed(location, 0):
+        return key in (_kept(location).schema_arrow.metadata or {})
+
+
+@contextmanager
+def _blamed(location: str, row: int) -> Iterator[None]:
+    """Whether an error is the fault of a row or of the place."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, IndexError) as error:
+        # pyarrow's own errors about damage are OSErrors without a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(f"{location}: {error.strerror or error}") from error
+        raise Unreadable(f"{location}: row {row} cannot be read: {error}") from error
+
+
+def _open(location: str) -> pq.ParquetFile:
+    # Not by pyarrow itself: that would try nothing again where a mount is away for a moment.
+    return pq.ParquetFile(locations.ranges(location))
+
+
+_kept = lru_cache(maxsize=16)(_open)
+
+
+def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
+    """Number and first row of the row group that holds a row."""
+    first = 0
+    for number in range(parquet.metadata.num_row_groups):
+        count = parquet.metadata.row_group(number).num_rows
+        if row < first + count:
+            return number, first
+        first += count
+    raise IndexError(f"the file has {first} rows now")
+
+
+# Rows come in order, so one decoded row group serves many images.
+@lru_cache(maxsize=1)
+def _values(location: str, leaf: str, group: int) -> pa.ChunkedArray:
+    values = _kept(location).read_row_group(group, columns=[leaf]).column(0)
+    return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+
+
+@lru_cache(maxsize=1)
+def _table(location: str, columns: tuple[str, ...], group: int) -> pa.Table:
+    return _kept(location).read_row_group(group, columns=list(columns))
+
+
+def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
+    """Path of the leaf column with the encoded images. Raises DatasetError."""
+    schema = parquet.schema_arrow
+    fits = {name: leaf for name in schema.names if (leaf := _image_leaf(schema.field(name)))}
+    if column is not None and column not in fits:
+        raise DatasetError(
+            f"{location}: column {column!r} holds no encoded images (binary, or a struct with "
+            f"'bytes'); columns that do: {', '.join(fits) or 'none'}; all: {schema.names}"
+        )
+    if column is None and len(fits) != 1:
+        raise DatasetError(
+            f"{location}: {'several columns' if fits else 'no column'} could hold the images "
+            f"({', '.join(fits) or schema.names}); set 'column: NAME' in the dataset's YAML"
+        )
+    return fits[column or next(iter(fits))]
+
+
+def _image_leaf(field: pa.Field) -> str | None:
+    if pa.types.is_struct(field.type):
+        names = [child.name for child in field.type]
+        if "bytes" in names and _is_binary(field.type.field("bytes").type):
+            return f"{field.name}.bytes"
+        return None
+    return field.name if _is_binary(field.type) else None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
+    """Items with row numbers as ids; the etag is that of the row group, as sizes are not listed."""
+    metadata = parquet.metadata
+    prefix = f"{file.relative}/" if file.relative else ""
+    location = file.location
+    rows: list[Item] = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = (group.column(index) for index in range(group.num_columns))
+        size = next(c.total_compressed_size for c in chunks if c.path_in_schema == leaf)
+        etag = f"{size:x}.{file.etag}" if file.etag else f"{size:x}"
+        rows += (
+            Item(image_id(f"{prefix}{row:08d}"), location, "", -1, row, etag, leaf)
+            for row in range(len(rows), len(rows) + group.num_rows)
+        )
+    return rows
+
+
+def _names(
+    parquet: pq.ParquetFile, leaf: str, id_column: str | None, location: str
+) -> list[str | None]:
+    """What rows are called; empty where nothing names them. Raises DatasetError."""
+    schema = parquet.schema_arrow
+    if id_column is not None:
+        if id_column not in schema.names:
+            raise DatasetError(f"{location}: no column {id_column!r}; columns: {schema.names}")
+        values = parquet.read([id_column]).column(0).to_pylist()
+        return [None if value is None else str(value) for value in values]
+    name = leaf.removesuffix(".bytes")
+    kind = schema.field(name).type
+    if not pa.types.is_struct(kind) or "path" not in [child.name for child in kind]:
+        return []
+    return pc.struct_field(parquet.read([f"{name}.path"]).column(0), "path").to_pylist()

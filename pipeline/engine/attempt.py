@@ -1,0 +1,122 @@
+"""One attempt at a shard: the tables in the making, and the receipt that tells what is in them."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.planning.plan import Shard
+from dhr_batch.pipeline.runs.names import sha256
+from dhr_batch.pipeline.tables.files import TableFile
+from dhr_batch.pipeline.tables.rows import Row, rows_of
+from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.stages import failures
+from dhr_batch.stages.base import Record
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Tables of a shard in an empty `folder`. Records are added in plan order.
+
+    report: called with an event after each batch.
+    """
+
+    def __init__(
+        self, shard: Shard, folder: Path, info: RunInfo, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.shard, self.folder, self.info, self.report = shard, folder, info, report
+        self._files = {t: TableFile(folder / f"{t}.parquet", t, info) for t in info.tables}
+        self._started = self._before = time.monotonic()
+        self._done = 0
+        self._errors: Counter[str] = Counter()
+        self._failures: list[dict[str, str]] = []
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Write the rows of finished records. Raises OSError where the disk refuses them."""
+        failed = []
+        for record in records:
+            record, tables = self._rows(record)
+            for table, rows in tables.items():
+                self._files[table].append(rows)
+            if record.failure is not None:
+                failed.append(record.failure.error_class)
+                self._note(record)
+        self._done += len(records)
+        self._errors.update(failed)
+        now = time.monotonic()
+        self.report(
+            {
+                "what": f"shard {self.shard.index}: {self._done} of {len(self.shard.items)} done",
+                "done": len(records),
+                "failed": len(failed),
+                "errors": failed,
+                "seconds": now - self._before,
+            }
+        )
+        self._before = now
+        crash.at("mid-shard")
+
+    def _rows(self, record: Record) -> tuple[Record, dict[str, list[Row]]]:
+        try:
+            return record, rows_of(record, self.shard.index, self.info)
+        except Exception as error:
+            # Values that no table can hold (a refined weight that is NaN) are about this image.
+            if failures.kind_of(error) != "image":
+                raise
+            message = f"{record.image_id}: {failures.explain(error)}"
+            record = record.failed("write", type(error).__name__, message)
+            return record, rows_of(record, self.shard.index, self.info)
+
+    def _note(self, record: Record) -> None:
+        assert record.failure is not None
+        where, why = record.failure.stage, record.failure
+        text = f"{record.image_id} quarantined in {where} as {why.error_class}: {why.message}"
+        log.warning("%s\n%s", text, why.details.rstrip())
+        self._failures.append(
+            {
+                "image_id": record.image_id,
+                "stage": where,
+                "error_class": why.error_class,
+                "traceback": why.details,
+            }
+        )
+
+    def receipt(self, attempt: str, **facts: Any) -> dict[str, Any]:
+        """Close the files and describe them: rows, bytes and sha256, how many images ended where,
+        and `facts`."""
+        quarantined = self._errors.total()
+        return {
+            "attempt": attempt,
+            "files": {table: _finish(file) for table, file in self._files.items()},
+            "ok": self._done - quarantined,
+            "quarantined": quarantined,
+            "errors": dict(self._errors),
+            "failures": self._failures,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "memory_peak": memory_peak(),
+            **facts,
+        }
+
+
+def memory_peak() -> dict[str, int]:
+    """The most bytes this process has held so far, on the host and on its GPU."""
+    # Linux counts in kB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _finish(file: TableFile) -> dict[str, Any]:
+    file.close()
+    return {"rows": file.rows, "bytes": file.path.stat().st_size, "sha256": sha256(file.path)}

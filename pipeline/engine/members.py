@@ -1,0 +1,185 @@
+"""The workers of a run as the driver sees them: starting, watching and ending their actors."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from dhr_batch.pipeline.engine import actor
+from dhr_batch.pipeline.engine.blame import Place
+from dhr_batch.pipeline.engine.progress import Progress
+from dhr_batch.pipeline.engine.worker import Settings
+
+# Time to answer a question, on top of what an image may take.
+_GRACE_SECONDS = 5.0
+_CLOSING_SECONDS = 10.0
+# An answer is a few kilobytes: later than this, whoever holds it is gone.
+_ANSWER_SECONDS = 30.0
+# A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
+# from committing. The answer is taken in one poll later, so two polls must fit into the grace.
+_POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
+_WORKERS_PER_POLL = 100
+
+
+@dataclass
+class Member:
+    """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
+
+    asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
+    stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
+    GPU that is out of use.
+    done, failed, errors: images reported from the shard in hand, which is not committed yet.
+    noted: of these, the finished ones that the driver has acted upon.
+    """
+
+    handle: Any
+    what: str = "waits for resources"
+    shard: int | None = None
+    since: float = field(default_factory=time.time)
+    where: dict[str, Any] = field(default_factory=dict)
+    ready: bool = False
+    parked: bool = False
+    asked: float = 0.0
+    pace: float = 0.0
+    stuck: str = ""
+    pending: Any = None
+    done: int = 0
+    failed: int = 0
+    noted: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def place(self) -> Place | None:
+        """Its GPU; None on a CPU, or while it waits for resources."""
+        gpus = self.where.get("gpus")
+        return Place(self.where["node"], self.where["host"], tuple(gpus)) if gpus else None
+
+    def begin(self, shard: int | None) -> None:
+        """Note what is in hand now; whatever was reported before is settled."""
+        if shard != self.shard:
+            self.since = time.time()
+        self.shard, self.pace = shard, 0.0
+        self.done, self.failed, self.noted, self.errors = 0, 0, 0, Counter()
+
+    def has_progressed(self) -> bool:
+        """Whether an image was finished, and not only failed, since this was last asked."""
+        before, self.noted = self.noted, max(self.noted, self.done - self.failed)
+        return self.noted > before
+
+    def overdue(self, limit: float, images: int) -> bool:
+        """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""
+        # Not since it last answered: a driver that was busy itself has not asked either.
+        silent = time.monotonic() - self.asked if self.pending is not None else 0.0
+        return self.pace > limit or silent > limit * images + _GRACE_SECONDS
+
+    def to_json(self, number: int) -> dict[str, Any]:
+        known = {"worker": number, "what": self.what, "shard": self.shard, "since": self.since}
+        return known | self.where
+
+
+def poll_seconds(workers: int) -> float:
+    """How often each of so many workers is asked what it does."""
+    return min(_LONGEST_POLL, _POLL_SECONDS * max(1.0, workers / _WORKERS_PER_POLL))
+
+
+def start(settings: Settings, number: int) -> Member:
+    """Ask Ray for an actor; it may take long until there is room for it."""
+    config = settings.config
+    share = 1 / config.workers_per_gpu if config.gpus else 0
+    return Member(actor.remote(share, config.threads).remote(settings, number))
+
+
+def listen(member: Member, number: int, progress: Progress, wait: bool = False) -> None:
+    """Take in what a worker has reported, without waiting for it unless told to.
+
+    A dead worker is ignored: the future of its shard tells the same and is acted upon. Raises
+    GetTimeoutError where its answer does not come.
+    """
+    if member.pending is None:
+        if not wait:
+            member.pending, member.asked = member.handle.events.remote(), time.monotonic()
+        return
+    if not wait and not ray.wait([member.pending], timeout=0)[0]:
+        return
+    future, member.pending = member.pending, None
+    try:
+        hear(member, number, answer(future), progress)
+    except (RayTaskError, GetTimeoutError):
+        raise
+    except RayError:
+        return
+
+
+def answer(future: Any) -> Any:
+    """What a worker has answered, or is about to. Raises RayError; GetTimeoutError after a time."""
+    return ray.get(future, timeout=_ANSWER_SECONDS)
+
+
+def hear(member: Member, number: int, report: dict[str, Any], progress: Progress) -> None:
+    """Count what a worker reports."""
+    member.pace, member.stuck = report["pace"], report["stuck"]
+    for event in report["events"]:
+        member.what = event["what"]
+        member.done += event.get("done", 0)
+        member.failed += event.get("failed", 0)
+        member.errors.update(event.get("errors", ()))
+        progress.event(number, event)
+
+
+def take_back(member: Member, progress: Progress) -> None:
+    """The shard in hand is lost: its images will be reported again."""
+    progress.take_back(member.done, member.failed, member.errors)
+    member.begin(None)
+
+
+def short(error: RayError) -> str:
+    """The message without Ray's remote traceback and advice."""
+    if lost_node(error):
+        return "the node of the worker was lost"
+    if isinstance(error, RayActorError):
+        return "the worker's process died (killed, crashed or out of memory)"
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        own = type(cause).__module__.startswith("dhr_batch.")
+        return str(cause) if own else f"{type(cause).__name__}: {cause}"
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def lost_node(error: RayError) -> bool:
+    """Whether a whole machine went away, which says nothing about what its workers did."""
+    away = isinstance(error, ActorUnavailableError | GetTimeoutError)
+    return away or "node has died" in str(error)
+
+
+def end(workers: Iterable[Member], closing: bool) -> None:
+    """End the processes. closing: let those that run bring their logs away, for some seconds."""
+    workers = list(workers)
+    closed = [member.handle.close.remote() for member in workers if member.where and closing]
+    if closed:
+        ray.wait(closed, num_returns=len(closed), timeout=_CLOSING_SECONDS)
+    for member in workers:
+        ray.kill(member.handle)
+
+
+def slots(settings: Settings) -> int:
+    """How many workers have room on the GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0)) * settings.config.workers_per_gpu
+
+
+def room() -> str:
+    """What the cluster has and what of it is free."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
+    return ", ".join(parts)

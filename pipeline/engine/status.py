@@ -1,0 +1,93 @@
+"""What a run is doing, for others to look at: `_state/status.json` and Ray's metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ray.util import metrics
+
+from dhr_batch.pipeline.engine.progress import State
+
+_WINDOW = 300.0
+_MOST_POINTS = 500
+
+
+class Status:
+    """Writes the state of a run every few seconds.
+
+    write: stores the content of the file. every: seconds between two writes.
+    points: those of earlier starts, [Unix time, images finished in all].
+    """
+
+    def __init__(
+        self,
+        state: State,
+        write: Callable[[bytes], None],
+        every: float = 2.0,
+        points: list[list[float]] | None = None,
+    ) -> None:
+        self.state, self._write, self._every = state, write, every
+        self._points = list(points or [])
+        self._spacing = every
+        self._recent: deque[tuple[float, int]] = deque()
+        self._started = time.time()
+        self._written = 0.0
+        self._done = metrics.Counter("dhr_batch_images_done", "Images in finished shards")
+        self._bad = metrics.Counter("dhr_batch_images_quarantined", "Images that failed")
+        self._shard = metrics.Gauge("dhr_batch_shard_seconds", "Duration of the last shard")
+
+    def shard_done(self, receipt: dict[str, Any]) -> None:
+        """Count a committed shard."""
+        for counter, count in ((self._done, receipt["ok"]), (self._bad, receipt["quarantined"])):
+            # Ray refuses to count nothing.
+            if count:
+                counter.inc(count)
+        self._shard.set(receipt["seconds"])
+
+    def update(self, workers: Callable[[], list[dict[str, Any]]], now: bool = False) -> None:
+        """Write the file where it is due, or `now`. workers: asked only then."""
+        time_ = time.time()
+        if not now and time_ - self._written < self._every:
+            return
+        self._written = time_
+        self._sample(time_)
+        self._write(json.dumps(self._content(time_, workers()), ensure_ascii=False).encode())
+
+    def _sample(self, now: float) -> None:
+        done = self.state.done
+        self._recent.append((now, done))
+        while len(self._recent) > 1 and now - self._recent[1][0] >= _WINDOW:
+            self._recent.popleft()
+        if not self._points or now - self._points[-1][0] >= self._spacing:
+            self._points.append([round(now, 1), self.state.before + done])
+        if len(self._points) > _MOST_POINTS:
+            self._points = self._points[::2]
+            self._spacing *= 2
+
+    def _content(self, now: float, workers: list[dict[str, Any]]) -> dict[str, Any]:
+        state, (since, before) = self.state, self._recent[0]
+        recent = (state.done - before) / (now - since) if now > since else 0.0
+        overall = state.done / state.elapsed if state.elapsed > 0 else 0.0
+        rate = recent or overall
+        return {
+            "updated": now,
+            "started": self._started,
+            "driver": {"host": os.uname().nodename, "pid": os.getpid()},
+            "images": {
+                "total": state.total,
+                "done": state.done,
+                "quarantined": state.failed,
+                "before": state.before,
+            },
+            "shards": {"total": state.shards, "done": state.shards_done},
+            "images_per_second": {"overall": overall, "last_5_minutes": recent},
+            "seconds_left": (state.total - state.done) / rate if rate > 0 else None,
+            "errors": dict(state.failures),
+            "workers": workers,
+            "throughput": self._points,
+        }

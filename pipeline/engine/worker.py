@@ -1,0 +1,326 @@
+"""The work on one shard: read files, run the stages, write the tables. Knows nothing of Ray.
+
+A reader thread decodes and aligns the next batch and a writer thread encodes the one before, while
+the other stages work on one in between. Batches are cut in plan order and written in it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.datasets import ground_truth, listing
+from dhr_batch.pipeline.datasets.items import Item, Unreadable
+from dhr_batch.pipeline.engine import batches
+from dhr_batch.pipeline.engine.attempt import Attempt
+from dhr_batch.pipeline.engine.waits import Waits
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.planning import code, devices
+from dhr_batch.pipeline.planning.config import Config
+from dhr_batch.pipeline.planning.earlier_run import Reader
+from dhr_batch.pipeline.planning.plan import Shard
+from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.tables import codec
+from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.threads import Behind, ahead
+from dhr_batch.stages import registry
+from dhr_batch.stages.base import Context, Record, Stage
+
+# Class and message of images that ended a worker, by image id.
+Lost = Mapping[str, tuple[str, str]]
+
+
+class NoGPU(RuntimeError):
+    """A worker that was promised a GPU does not see one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch.
+
+    code: of the plan, which the worker's must equal; "": any will do. truths: by image id, where
+    the ground truth is, in a run that begins from another.
+    """
+
+    config: Config
+    aligned: bool
+    split: str
+    device: Literal["cpu", "cuda"]
+    out: str
+    code: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    truths: dict[str, Item] = field(default_factory=dict)
+
+
+class Worker:
+    """Builds the stages once, then runs shards. One per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._out = connect(settings.out)
+        begins = settings.config.first_stage == registry.STAGES[0]
+        self._stored = None if begins else Reader(settings.config)
+        self._events: deque[dict[str, Any]] = deque()
+        self._busy: dict[str, tuple[float, int]] = {}
+        self._waits = Waits(settings.config.image_timeout)
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._used: set[str] = set()
+
+    def setup(self) -> dict[str, Any]:
+        """Load all networks. Returns facts about the generator that the driver plans with.
+
+        Raises NoGPU, OtherCode, and whatever a stage raises for a missing model or a wrong option.
+        """
+        config = self.settings.config
+        if self.settings.code:
+            code.check(config, self.settings.code)
+        self.stages = list(_build(config))
+        device = _prepare_torch(self.settings.device, config.threads)
+        context = Context(
+            device=self.settings.device,
+            generator=config.generator,
+            models=self._model,
+            seed=config.seed,
+            aligned=self.settings.aligned,
+        )
+        for stage in self.stages:
+            stage.setup(context)
+        generator = context.network("generator", config.generator)
+        self.info = run_info(config, generator, self.settings.metadata)
+        self._batch = config.batch_size or self._fitting_batch(generator)
+        names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
+        return {
+            "device": device,
+            "batch_size": self._batch,
+            "resolution": generator.resolution,
+            "rows": generator.num_ws,
+            "weights": sum(generator.weight(name).numel() for name in names),
+            "feature": math.prod(generator.feature_shape),
+        }
+
+    def _fitting_batch(self, generator: Any) -> int:
+        if self.settings.device == "cpu":
+            return batches.ON_CPU
+        # Aligned already, and a sample need not be a face that can be measured.
+        stages = [stage for stage in self.stages if stage.stage not in ("align", "measure")]
+        return batches.measured(stages, generator, self.settings.config.workers_per_gpu)
+
+    def _model(self, name: str) -> Path:
+        self._used.add(name)
+        return models.path(name)
+
+    def events(self) -> dict[str, Any]:
+        """What has happened since the last call, and how long the slowest batch in progress takes.
+
+        pace: seconds per image so far, 0 while no stage runs. stuck: which image does not come
+        from its place within `image_timeout`, or that the folder of the run takes no table, ""
+        while all goes on; no image is to blame for it.
+        """
+        now = time.monotonic()
+        paces = [(now - since) / count for since, count in list(self._busy.values())]
+        return {
+            "events": list(self._taken()),
+            "pace": max(paces, default=0.0),
+            "stuck": self._waits.stuck(now),
+        }
+
+    def _taken(self) -> Iterator[dict[str, Any]]:
+        # Two threads take: the one that answers for progress and the one that ends a shard.
+        with suppress(IndexError):
+            while True:
+                yield self._events.popleft()
+
+    def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
+        """Run all stages on a shard and stage its tables under the name of `attempt`.
+
+        Batches are cut in plan order, so that every attempt forms the same ones. Returns the
+        receipt: files with rows, bytes and sha256, and how many images ended where. Raises
+        StorageError where the place of the run does not take the files.
+        """
+        first = 0
+        with self._stage(attempt) as folder:
+            tables = self._begin(shard, folder)
+            with (
+                Behind(partial(self._add, tables)) as behind,
+                closing(ahead(self._aligned(shard))) as batches,
+            ):
+                for records in batches:
+                    behind.put(self._computed(shard, first, records))
+                    first += len(records)
+            receipt = self._receipt(tables, attempt)
+        crash.at("before-receipt")
+        return receipt
+
+    def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:
+        """Begin a shard whose images are asked for one by one, with `next_image`.
+
+        An image of `lost` is not touched: it ended workers before and is quarantined.
+        """
+        self._images = self._one_by_one(shard, attempt, lost)
+
+    def next_image(self) -> dict[str, Any] | None:
+        """One image, and nothing beside it, so that the driver knows which one ends the process.
+
+        Returns None after each image, and the receipt of the closed tables at one more call, so
+        that what happens there is held against none.
+        """
+        return next(self._images)
+
+    def _one_by_one(
+        self, shard: Shard, attempt: str, lost: Lost
+    ) -> Iterator[dict[str, Any] | None]:
+        with self._stage(attempt) as folder:
+            tables = self._begin(shard, folder)
+            for position, item in enumerate(shard.items):
+                if item.image_id in lost:
+                    record = Record(item.image_id, item.image_id, self.settings.split)
+                    self._add(tables, [record.failed("worker", *lost[item.image_id])])
+                else:
+                    self._add(tables, self._computed(shard, position, self._align([item])))
+                yield None
+            receipt = self._receipt(tables, attempt)
+        yield receipt
+
+    def _begin(self, shard: Shard, folder: Path) -> Attempt:
+        self._seconds.clear()
+        with self._writing():
+            return Attempt(shard, folder, self.info, self._events.append)
+
+    @contextmanager
+    def _stage(self, attempt: str) -> Iterator[Path]:
+        with ExitStack() as stack:
+            with self._writing():
+                folder = stack.enter_context(self._out.stage(staging(attempt)))
+            yield folder
+            with self._writing():
+                stack.close()
+
+    def _add(self, tables: Attempt, records: Sequence[Record]) -> None:
+        with self._writing():
+            tables.add(records)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if isinstance(self._out, LocalStorage):
+            with self._waits.writing(self._out.place):
+                yield
+        else:
+            yield
+
+    def _receipt(self, tables: Attempt, attempt: str) -> dict[str, Any]:
+        seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
+        with self._writing():
+            return tables.receipt(attempt, stage_seconds=seconds, models=sorted(self._used))
+
+    def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
+        for first in range(0, len(shard.items), self._batch):
+            yield self._align(shard.items[first : first + self._batch])
+
+    def _align(self, items: Sequence[Item]) -> list[Record]:
+        records = [self._read(item) for item in items]
+        with self._timed("reader", len(records)):
+            for stage in self.stages[: self._ahead]:
+                records = self._run(stage, records)
+        # The encoded file is not needed again, and large photographs add up.
+        return [replace(record, data=None) for record in records]
+
+    def _read(self, item: Item) -> Record:
+        with self._waits.reading(item.location):
+            truth = self.settings.truths.get(item.image_id)
+            return read(item, self.settings.split, self._stored, truth)
+
+    @property
+    def _ahead(self) -> int:
+        """How many stages the reader thread runs: aligning, where the run begins with it."""
+        return 1 if self._stored is None else 0
+
+    def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
+        last = first + len(records)
+        count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
+        with self._timed("stages", len(records)):
+            for stage in self.stages[self._ahead :]:
+                what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
+                self._events.append({"what": what})
+                records = self._run(stage, records)
+        return records
+
+    def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
+        began = time.monotonic()
+        records = stage.run(records)
+        self._seconds[stage.stage] += time.monotonic() - began
+        return records
+
+    @contextmanager
+    def _timed(self, who: str, images: int) -> Iterator[None]:
+        self._busy[who] = (time.monotonic(), images)
+        try:
+            yield
+        finally:
+            del self._busy[who]
+
+
+def read(item: Item, split: str, stored: Reader | None = None, truth: Item | None = None) -> Record:
+    """The record of an image with its file's bytes, or with a failure where it is unreadable.
+
+    stored: reads what earlier stages left, where a run begins from another. truth: where the ground
+    truth of such an image is, if it has one. Raises StorageError where the fault is not that of
+    the image.
+    """
+    record = Record(image_id=item.image_id, source=item.image_id, split=split)
+    try:
+        if stored is not None:
+            known = ground_truth.read(truth) if truth else None
+            return replace(stored.record(item), truth=known)
+        return replace(record, data=listing.read(item), truth=ground_truth.read(item))
+    except Unreadable as error:
+        message = f"{item.image_id} cannot be read: {error}"
+        return record.failed("read", "unreadable", message)
+
+
+def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInfo:
+    """What the tables record about a run. generator: the network, or what stands for it."""
+    thresholds = config.segment.get("thresholds", {})
+    return RunInfo(
+        rows=generator.num_ws,
+        embedder=config.embed["name"],
+        thresholds={key: value for key, value in thresholds.items() if value is not None},
+        deltas=codec.LEVELS.get(config.store_deltas),
+        magnitudes=generator.magnitudes(),
+        store_features=bool(config.measure.get("features")),
+        random_weights=config.generator == "tiny",
+        metadata=metadata,
+    )
+
+
+def _prepare_torch(device: str, threads: int) -> str:
+    """Set torch's threads; the name of the device. Raises NoGPU."""
+    if device == "cpu" and "torch" not in sys.modules:
+        # No stage uses it, and importing it takes longer than anything else here.
+        return "CPU"
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cpu":
+        devices.keep_freed_memory()
+        return "CPU"
+    if not torch.cuda.is_available():
+        raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
+    return torch.cuda.get_device_name()
+
+
+def _build(config: Config) -> Iterator[Stage]:
+    for family in config.stages:
+        section = getattr(config, family)
+        member = registry.lookup(family, section["name"])
+        yield member(member.Options(**section))

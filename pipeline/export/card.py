@@ -1,0 +1,261 @@
+"""The dataset card of an export: how to load it, what it holds, where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets.items import DatasetError
+from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
+from dhr_batch.pipeline.export.pictures import measured_identity
+from dhr_batch.pipeline.export.target import identity
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.stages import registry
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.export.options import Options, Outcome
+
+_LOAD = {
+    "webdataset": 'import webdataset\n\ntrain = webdataset.WebDataset("train-00000.tar")'
+    '.decode("pil").to_tuple("png", "cls", "json")',
+    "stylegan-zip": "# python train.py --data=train.zip --cond=1   (StyleGAN2-ADA, StyleGAN3)",
+}
+_FOLDER = (
+    "from torchvision.datasets import ImageFolder\n\n"
+    'train = ImageFolder("train", allow_empty=True)  # the folders are the classes'
+)
+_DATASETS = 'from datasets import load_dataset\n\ntrain = load_dataset(".", split="train")'
+
+_TEXT = """
+# {name}
+
+{pictures} pictures of {used} photographs, exported by dhr-batch {version} from its run `{run}`:
+photographs of the dataset `{dataset}`, inverted, refined and edited with the generator
+`{generator}`.{warning}
+
+**{what}**
+Every edited picture says so in its metadata, with its edit and strength: PNG text or EXIF, and XMP
+with IPTC's digital source type.
+
+```python
+{load}
+```
+
+## Pictures
+
+{counts}
+
+| label | meaning |
+|---|---|
+| `label` | the class: edit and strength, `refined`, or `source` (the photograph) |
+| `image_id` | the photograph in its dataset |
+| `kind`, `edit`, `strength` | `edit`, `refined` or `source`; multiples of the direction |
+| `effect` | change of the edit's landmark score against the photograph; `yaw` in degrees; 0 for \
+`source`, missing for `refined` |
+| `identity` | {identity} |
+| `score_*` | landmark scores of this picture (`stages/face_scores.py`) |
+
+Missing values were not measured. Labels that come from measurements are as good as those.
+{split}
+
+## What was left out
+
+{dropped}
+
+## Provenance
+
+{models}
+
+Settings of the run and of this export are in the head of this file, under `dhr_batch`.
+
+## Rights
+
+- Photographs: {licence}
+- Generator `{generator}`: {generator_licence}
+
+Faces are personal data: the consent of the people shown and the licences of photographs and models
+bind whoever uses this dataset. The file NOTICE of dhr-batch names the licence of every model. Keep
+the marks of edited pictures when you pass them on.
+"""
+
+
+def text(
+    run: Run,
+    options: Options,
+    outcome: Outcome,
+    classes: Sequence[str],
+    columns: Sequence[str],
+    data_files: str,
+) -> str:
+    """README.md of an export. columns: labels beside the class."""
+    plan = run.plan
+    generator = registry.label(plan["config"]["generator"])
+    known = models.models().get(generator)
+    dataset, licence = _photographs(plan)
+    splits = [name for name in (TRAIN, VALIDATION) if name in outcome.counts]
+    head: dict[str, Any] = {
+        "pretty_name": Path(outcome.out).name,
+        "license": "other",
+        "license_name": "see-section-rights",
+        "task_categories": ["image-classification"],
+        "size_categories": [_size(outcome.pictures)],
+        "tags": ["faces", "edited", "synthetic", "dhr-batch"],
+    }
+    if data_files:
+        files = [{"split": s, "path": data_files.format(split=s)} for s in splits]
+        head["configs"] = [{"config_name": "default", "data_files": files}]
+    head["dhr_batch"] = {
+        "run": identity(plan),
+        "version": plan["fingerprint"]["version"],
+        "dataset": dataset,
+        "photograph_licence": licence,
+        "generator": generator,
+        "generator_licence": " ".join(known.licence.split()) if known else "not stated",
+        "commercial_use": known.commercial_use if known else "not stated",
+        "classes": list(classes),
+        "labels": list(columns),
+        "export": _settings(options),
+        "dropped": dict(outcome.dropped.most_common()),
+        "settings": _public(plan["fingerprint"]["config"]),
+    }
+    body = _TEXT.format(
+        name=Path(outcome.out).name,
+        pictures=outcome.pictures,
+        used=outcome.photographs,
+        version=plan["fingerprint"]["version"],
+        run=run.storage.name,
+        dataset=dataset,
+        generator=generator,
+        warning=" **Random weights: no picture means anything.**" if generator == "tiny" else "",
+        what="Edits were put back into the uncropped photographs; `identity`, `effect` and "
+        "`score_*` are those of the crop before it was blended in."
+        if options.paste_back
+        else "Pictures are FFHQ crops, made by a generator unless they are of kind `source`.",
+        load=_load(options),
+        counts="\n".join(_counts(outcome, classes, splits)),
+        identity=_identity(run),
+        split=_split(options, outcome),
+        dropped="\n".join(_dropped(outcome)),
+        models="\n".join(_models(run)),
+        licence=licence,
+        generator_licence=head["dhr_batch"]["generator_licence"],
+    )
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{front}---\n{body}"
+
+
+def _load(options: Options) -> str:
+    if options.format == "webdataset":
+        extension = "jpg" if options.encoding == "jpeg" else options.encoding
+        return _LOAD["webdataset"].replace('"png"', f'"{extension}"')
+    if options.format == "imagefolder":
+        return f"{_DATASETS}\n```\n\n```python\n{_FOLDER}"
+    return _LOAD.get(options.format, _DATASETS)
+
+
+def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
+    """Name and licence of the dataset; for a run that began from another one, of the first's."""
+    name = plan["dataset"]
+    try:
+        plan = origin.first_plan(plan)
+        name = plan["dataset"]
+        return name, " ".join(datasets.find(plan["config"]["dataset"]).licence.split())
+    except (DatasetError, Refused, StorageError):
+        return name, "not stated"
+
+
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without folders of the machine: an edit's file is known by its name."""
+    public = json.loads(json.dumps(settings))
+    for edit in public.get("edit", {}).get("edits", ()):
+        edit["direction"] = Path(edit["direction"]).name
+    public["generator"] = registry.label(public["generator"])
+    return public
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    filters = options.filters
+    return {
+        "format": options.format,
+        "include": list(options.include),
+        "min_identity": filters.min_identity,
+        "effect": {name: f"{low:g}:{high:g}" for name, (low, high) in filters.effects.items()},
+        "max": dict(filters.most),
+        "faces_only": filters.faces,
+        "balance": options.balance,
+        "val": options.validation,
+        "person": options.person,
+        "seed": options.seed,
+        "paste_back": options.paste_back,
+        "encoding": options.encoding,
+    }
+
+
+def _counts(outcome: Outcome, classes: Sequence[str], splits: Sequence[str]) -> Iterator[str]:
+    yield f"| class | number | {' | '.join(splits)} |"
+    yield "|---|---|" + "---|" * len(splits)
+    for number, label in enumerate(classes):
+        cells = [str(outcome.counts[split][label]) for split in splits]
+        yield f"| `{label}` | {number} | {' | '.join(cells)} |"
+
+
+def _identity(run: Run) -> str:
+    network = measured_identity(run)
+    if network is None:
+        return "not measured"
+    return (
+        f"cosine similarity to the photograph's face, by {network}: 1 is the same, higher is closer"
+    )
+
+
+def _split(options: Options, outcome: Outcome) -> str:
+    if not options.validation:
+        return "All pictures are in one split."
+    who = "photograph" if options.person is None else "person"
+    there = outcome.used.get(VALIDATION, 0)
+    return (
+        f"All pictures of one {who} are in one split, chosen by a hash of its name. For validation "
+        f"are {there} of {outcome.photographs} photographs ({there / outcome.photographs:.1%}; "
+        f"{options.validation:.1%} was asked for)."
+    )
+
+
+def _dropped(outcome: Outcome) -> Iterator[str]:
+    missing = outcome.planned - outcome.images
+    if missing:
+        yield f"- {missing} of {outcome.planned} photographs of the run have no rows"
+    for reason, count in outcome.dropped.most_common():
+        yield f"- {count} pictures: {reason}"
+    if not missing and not outcome.dropped:
+        yield "Nothing."
+
+
+def _models(run: Run) -> Iterator[str]:
+    shards = RunFolder(run.storage).manifests().values()
+    used = sorted({name for shard in shards for name in shard.get("models", ())})
+    digests, known = run.plan["fingerprint"]["models"], models.models()
+    yield "| model | role | sha256 begins | commercial use | licence |"
+    yield "|---|---|---|---|---|"
+    for name in used:
+        digest = digests.get(name, "not recorded").replace("+", " ")
+        if name in known:
+            m = known[name]
+            cells = [m.role, digest, m.commercial_use, " ".join(m.licence.split())]
+        else:
+            cells = ["", digest, "", "not in this version's registry"]
+        yield f"| `{name}` | {' | '.join(cells)} |"
+
+
+def _size(pictures: int) -> str:
+    """As the Hugging Face Hub names sizes."""
+    names = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+    return next((name for limit, name in names if pictures < limit), "1M<n<10M")

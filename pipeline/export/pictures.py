@@ -1,0 +1,263 @@
+"""The pictures of a run that may be exported, what is known of each, and which of them pass."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.stages.base import edit_stage
+from dhr_batch.stages.face_scores import NAMES, effect_score
+
+# Kind of an exported picture -> its kind in the table `images`.
+KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}
+NO_FACE = "no face found"
+_LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_+-]+")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A picture and its labels.
+
+    kind: a key of `KINDS`. effect: what the edit changed in the score of its name (`score_smile`
+    for `smile`), against the photograph. identity: cosine of the face descriptors of it and
+    the aligned photograph. Both are None where they were not measured, and effect is for `refined`;
+    scores lacks such values.
+    """
+
+    image_id: str
+    source: str
+    kind: str
+    edit: str
+    strength: float
+    effect: float | None
+    identity: float | None
+    scores: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """Its class: `smile+2`, `refined` or `source`."""
+        name = f"{self.edit}{self.strength:+g}" if self.kind == "edit" else self.kind
+        return _UNSAFE.sub("_", name)
+
+    @property
+    def digest(self) -> str:
+        """Tells it from all other pictures of its run and does not depend on them."""
+        return digest(f"{self.image_id}\n{self.kind}\n{self.edit}\n{self.strength:g}")
+
+    @property
+    def key(self) -> str:
+        """A file name without ending and without dots, which WebDataset takes for endings."""
+        return f"{_UNSAFE.sub('_', self.image_id)[:80]}-{self.label}-{self.digest[:8]}"
+
+    def labels(self) -> dict[str, Any]:
+        """What is exported beside the pixels, apart from `label` and the scores."""
+        names = ("image_id", "kind", "edit", "strength", "effect", "identity")
+        return {name: getattr(self, name) for name in names}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which pictures pass; photographs (kind `source`) always do.
+
+    min_identity: least cosine. effects: edit -> least and greatest effect, for pictures of that
+    edit. most: metric -> greatest value, in the table `metrics`. faces: a picture passes only if
+    landmarks were found in it, as its landmark scores tell.
+    """
+
+    min_identity: float | None = None
+    effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
+    faces: bool = True
+
+    def reason(self, picture: Picture, metrics: Mapping[str, float]) -> str | None:
+        """Why a picture is dropped, the first of several reasons; None where it passes.
+
+        metrics: those of `most` that were measured for it.
+        """
+        if picture.kind == "source":
+            return None
+        if self.faces and _LANDMARK_SCORES.isdisjoint(picture.scores):
+            return NO_FACE
+        if self.min_identity is not None:
+            if picture.identity is None:
+                return "identity not measured"
+            if picture.identity < self.min_identity:
+                return f"identity below {self.min_identity:g}"
+        if picture.edit in self.effects:
+            low, high = self.effects[picture.edit]
+            if picture.effect is None:
+                return f"effect of {picture.edit} not measured"
+            if not low <= picture.effect <= high:
+                return f"effect of {picture.edit} outside {low:g}:{high:g}"
+        for name, limit in self.most.items():
+            if picture.kind == "refined" and name.startswith("change_"):
+                continue  # A comparison with the refined picture.
+            if name not in metrics:
+                return f"{name} not measured"
+            if metrics[name] > limit:
+                return f"{name} above {limit:g}"
+        return None
+
+
+@dataclass
+class Gathered:
+    """Pictures that pass, by the file of the table `images` that holds them, in its order.
+
+    dropped: reason -> pictures. images: that have rows.
+    """
+
+    parts: dict[str, list[Picture]] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    images: int = 0
+
+    def pictures(self) -> Iterable[Picture]:
+        return (picture for part in self.parts.values() for picture in part)
+
+    def keep(self, passes: Mapping[Picture, Any] | set[Picture]) -> None:
+        self.parts = {k: [p for p in part if p in passes] for k, part in self.parts.items()}
+
+
+def measured_identity(run: Run) -> str | None:
+    """The network whose cosine is `identity`: the first that the run measured with."""
+    names = run.plan["config"]["measure"].get("identity") or ()
+    names = [names] if isinstance(names, str) else names
+    return next((name for name in names if name != "none"), None)
+
+
+def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
+    """All pictures of these kinds that pass. Reads no pixels.
+
+    Raises Refused for a filter on what the run does not have.
+    """
+    network = measured_identity(run)
+    if filters.min_identity is not None and network is None:
+        raise Refused(
+            f"{run.storage.place} measured no identity, so --min-identity drops everything: run "
+            "again with measure.identity=dlib, or leave it out"
+        )
+    identity = f"identity_{network}_cosine"
+    stored = [KINDS[kind] for kind in kinds]
+    found, edits, metrics = Gathered(), set[str](), set[str]()
+    for key in run.storage.parts("images"):
+        values = _metrics(run, key.replace("images/", "metrics/", 1), metrics)
+        passed = []
+        rows = _rows(run, key, stored)
+        for row in rows:
+            picture, known = _picture(row, values, identity, metrics)
+            edits.add(picture.edit)
+            reason = filters.reason(picture, known)
+            if reason is None:
+                passed.append(picture)
+            else:
+                found.dropped[reason] += 1
+        found.images += len({row["image_id"] for row in rows})
+        found.parts[key] = passed
+    _check(filters, edits - {""}, metrics)
+    return found
+
+
+def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
+    for name in filters.effects:
+        if name not in edits:
+            there = ", ".join(sorted(edits)) or "none"
+            raise Refused(f"--effect {name}: the run has no such edit; it has: {there}")
+        score = effect_score(name, metrics)
+        if score not in metrics:
+            raise Refused(f"--effect {name}: the run measured no {score}, so no effect of it")
+    for name in filters.most:
+        if name not in metrics:
+            there = ", ".join(sorted(metrics)) or "none"
+            raise Refused(f"--max {name}: the run has no such metric; it has: {there}")
+
+
+def _rows(run: Run, key: str, kinds: list[str]) -> list[dict[str, Any]]:
+    columns = ["image_id", "source", "kind", "edit_name", "edit_strength"]
+    data = ds.dataset([key], format="parquet", filesystem=run.storage.files)
+    return data.to_table(columns=columns, filter=ds.field("kind").isin(kinds)).to_pylist()
+
+
+def _metrics(run: Run, key: str, seen: set[str]) -> dict[tuple[str, str], dict[str, float]]:
+    """(image, stage) -> finite metrics of a file; their names are added to `seen`."""
+    data = ds.dataset([key], format="parquet", filesystem=run.storage.files)
+    table = data.to_table(columns=["image_id", "stage", "metric", "value"])
+    seen.update(pc.unique(table["metric"]).to_pylist())
+    found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for image_id, stage, metric, value in zip(*(c.to_pylist() for c in table.columns), strict=True):
+        if value is not None and math.isfinite(value):
+            found[image_id, stage][sys.intern(metric)] = value
+    return found
+
+
+def _picture(
+    row: Mapping[str, Any],
+    values: Mapping[tuple[str, str], Mapping[str, float]],
+    identity: str,
+    measured: set[str],
+) -> tuple[Picture, Mapping[str, float]]:
+    """A picture and its metrics. measured: names of all metrics."""
+    image_id = row["image_id"]
+    kind = next(kind for kind, stored in KINDS.items() if stored == row["kind"])
+    edit, strength = row["edit_name"] or "", row["edit_strength"] or 0.0
+    stage = edit_stage(edit, strength) if kind == "edit" else kind
+    metrics = values.get((image_id, stage), {})
+    effect = 0.0 if kind == "source" else None
+    score = effect_score(edit, measured)
+    now, before = metrics.get(score), values.get((image_id, "source"), {}).get(score)
+    if now is not None and before is not None:
+        effect = now - before
+    picture = Picture(
+        image_id=image_id,
+        source=row["source"],
+        kind=kind,
+        edit=sys.intern(edit),
+        strength=strength,
+        effect=effect,
+        identity=1.0 if kind == "source" else metrics.get(identity),
+        scores={name: value for name, value in metrics.items() if name.startswith("score_")},
+    )
+    return picture, metrics
+
+
+def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
+    """`smile=0.3:0.8`, either end of which may be left out. Raises Refused."""
+    name, _, span = text.partition("=")
+    low, colon, high = span.partition(":")
+    ends = _number(low or "-inf"), _number(high or "inf")
+    if not (name and colon) or None in ends:
+        raise Refused(f"--effect {text!r} is not of the form NAME=LOW:HIGH, such as smile=0.1:0.4")
+    if ends[0] > ends[1]:  # type: ignore[operator]
+        raise Refused(f"--effect {text!r}: nothing lies between {low} and {high}; exchange them")
+    return name, ends  # type: ignore[return-value]
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    """`st_lpips_alex=0.2` as a metric and its greatest value. Raises Refused."""
+    name, _, number = text.partition("=")
+    limit = _number(number)
+    if not name or limit is None:
+        raise Refused(f"--max {text!r} is not of the form METRIC=NUMBER, such as change_out=0.05")
+    return name, limit
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number

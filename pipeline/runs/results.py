@@ -1,0 +1,234 @@
+"""Reading a finished (or unfinished) run: ids, codes, pictures, masks, metrics, deltas."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.names import part
+from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.tables.records import picture, record_of, tensors
+from dhr_batch.stages.base import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dhr_batch.stages.base import Context
+
+
+class NoRun(ValueError):
+    """A folder that holds no run; the message says what was looked for."""
+
+
+def open(path: str | Path) -> Run:
+    """The run in a folder or at the URL of an object store. Raises NoRun where there is none."""
+    storage = connect(path)
+    plan = RunFolder(storage).plan()
+    if plan is None:
+        raise NoRun(f"{storage.place} is not a run folder: it has no plan.json")
+    return Run(storage, plan | {"shards": list(plan["shards"])})
+
+
+class Run:
+    """Committed rows of a run. Every attribute reads its table on first use.
+
+    Pictures and masks are read for the images asked for; all else is small.
+    plan: settings, fingerprint and image ids by shard, as planned.
+    """
+
+    def __init__(self, storage: Storage, plan: dict[str, Any]) -> None:
+        self.storage, self.plan = storage, plan
+
+    def __repr__(self) -> str:
+        return f"Run({self.storage.place!r}, {len(self.ids)} images)"
+
+    def table(self, name: str, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """A whole table, or its rows where each column in `equal` has that value.
+
+        Raises NoRun where the run has no such table.
+        """
+        parts = self.storage.parts(name)
+        if not parts:
+            there, place = ", ".join(self.storage.tables()) or "none", self.storage.place
+            raise NoRun(f"{place} has no table {name!r}; it has: {there}")
+        return self._read(parts, columns, equal)
+
+    def _read(
+        self, parts: list[str], columns: Sequence[str] | None, equal: Mapping[str, Any]
+    ) -> pa.Table:
+        data = ds.dataset(parts, format="parquet", filesystem=self.storage.files)
+        keep = None
+        for column, value in equal.items():
+            test = ds.field(column) == value
+            keep = test if keep is None else keep & test
+        return data.to_table(columns=list(columns) if columns else None, filter=keep)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Images with rows, in plan order; those in quarantine are not among them."""
+        return self.table("latents", ["image_id"])["image_id"].to_pylist()
+
+    @cached_property
+    def latents(self) -> dict[str, np.ndarray]:
+        """Image id -> W+ code, float32 [L, 512]."""
+        table = self.table("latents", ["image_id", "latent"])
+        codes = _vectors(table["latent"])
+        return dict(zip(table["image_id"].to_pylist(), codes, strict=True))
+
+    @cached_property
+    def masks(self) -> dict[str, np.ndarray]:
+        """Image id -> in-domain mask, bool [R, R]."""
+        return self._masks("in_domain")
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Image id -> CelebAMask-HQ class of each pixel, uint8 [R, R]."""
+        return self._masks("labels")
+
+    def _masks(self, kind: str) -> dict[str, np.ndarray]:
+        table = self.table("masks", ["image_id", "mask"], kind=kind)
+        return {row["image_id"]: picture(row["mask"]) for row in table.to_pylist()}
+
+    def images(
+        self, kind: str = "refined", ids: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Image id -> picture, uint8 [R, R, 3]. kind: aligned, inverted or refined."""
+        rows = self.table("images", ["image_id", "image"], kind=kind).to_pylist()
+        wanted = None if ids is None else set(ids)
+        return {
+            row["image_id"]: picture(row["image"])
+            for row in rows
+            if wanted is None or row["image_id"] in wanted
+        }
+
+    def edited(self, name: str, strength: float) -> dict[str, np.ndarray]:
+        """Image id -> picture of one edit, uint8 [R, R, 3]."""
+        table = self.table("images", ["image_id", "image"], edit_name=name, edit_strength=strength)
+        return {row["image_id"]: picture(row["image"]) for row in table.to_pylist()}
+
+    def metric_names(self) -> set[str]:
+        """Names of the metrics of the first shard that has rows."""
+        for shard in self.storage.parts("metrics"):
+            metrics = self._read([shard], ["metric"], {})["metric"]
+            if names := pc.unique(metrics).to_pylist():
+                return set(names)
+        return set()
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """All metrics, long: image_id, stage, metric, value, model."""
+        columns = ["image_id", "stage", "metric", "value", "model"]
+        return self.table("metrics", columns).to_pandas()
+
+    def metrics_wide(self) -> pd.DataFrame:
+        """One row per image and stage, one column per metric."""
+        return self.metrics.pivot_table(
+            index=["image_id", "stage"], columns="metric", values="value", sort=False
+        )
+
+    @cached_property
+    def edits(self) -> pd.DataFrame:
+        """One row per edited picture: edit, strength, latent float32 [L, 512], effect as a dict."""
+        table = self.table("edits")
+        frame = table.drop_columns(["latent", "effect"]).to_pandas()
+        frame["latent"] = list(_vectors(table["latent"]))
+        frame["effect"] = [{e["key"]: e["value"] for e in es} for es in table["effect"].to_pylist()]
+        return frame
+
+    @cached_property
+    def quarantine(self) -> pd.DataFrame:
+        """Images that failed: image_id, source, stage, error_class, message."""
+        return self.table("quarantine").to_pandas()
+
+    def delta(self, image_id: str) -> dict[str, np.ndarray]:
+        """Refined weights minus published ones, name -> float32; `feature` replaces the layer.
+
+        Decoded as `codec.decode` says: `feature` is 0 where the image does not depend on it.
+        Empty for an image whose refinement changed nothing. Raises KeyError where no deltas were
+        stored, and ValueError, naming the tensor, for a row that cannot be decoded.
+        """
+        rows = self._rows("deltas", image_id)
+        kept = part("deltas", self._shards.get(image_id, -1)) in self._files
+        if not rows and not (kept and self._rows("latents", image_id)):
+            kept_none = self.plan["config"].get("store_deltas") in ("none", False)
+            why = ": it was made with store_deltas=none" if kept_none else ""
+            raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
+        return tensors(image_id, rows)
+
+    def record(self, image_id: str) -> Record:
+        """What is stored of an image's embedding and refinement: `latent`, `mask`, `delta` and
+        `feature`. Raises KeyError, saying what is missing."""
+        codes = self._rows("latents", image_id)
+        if not codes:
+            raise KeyError(f"no rows of {image_id!r} in {self.storage.place}")
+        masks = self._rows("masks", image_id, kind="in_domain")
+        delta: dict[str, np.ndarray] = {}
+        if self.plan["config"]["refine"]["name"] != "none":
+            delta = self.delta(image_id)
+        record = record_of(image_id, {"latents": codes, "masks": masks})
+        return replace(record, feature=delta.pop("feature", None), delta=delta)
+
+    @cached_property
+    def networks(self) -> Context:
+        """The generator of the run, loaded on first use (see `rerender.context`)."""
+        from dhr_batch.pipeline.runs import render
+
+        return render.context(self)
+
+    def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
+        """The refined picture again, or edits of it: a forward pass each and no optimisation.
+
+        edits: direction (a shipped name or a file) -> strength; each makes a picture of its own.
+        Returns a record with `edits`, or without any with `refined`. Raises Refused, KeyError.
+        """
+        from dhr_batch.pipeline.runs import render, results
+
+        make = render.renderer(self, self.networks, (edits or {}).items())
+        return make(self.record(*results.chosen(self, [image_id])))
+
+    @cached_property
+    def _shards(self) -> dict[str, int]:
+        return {i: shard for shard, ids in enumerate(self.plan["shards"]) for i in ids}
+
+    def _rows(self, name: str, image_id: str, **equal: Any) -> list[dict[str, Any]]:
+        """Rows of one image, from the file of its shard; [] where there is none."""
+        key = part(name, self._shards.get(image_id, -1))
+        if key not in self._files:
+            return []
+        return self._read([key], None, {"image_id": image_id, **equal}).to_pylist()
+
+    @cached_property
+    def _files(self) -> set[str]:
+        return set(self.storage.sizes())
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray:
+    length, width = column.type.list_size, column.type.value_type.list_size
+    flat = [np.asarray(chunk.flatten().flatten()) for chunk in column.chunks]
+    joined = np.concatenate(flat) if flat else np.empty(0, np.float32)
+    return joined.reshape(-1, length, width)
+
+
+def chosen(run: Run, images: Sequence[str]) -> list[str]:
+    """The ids as given. Raises Refused for one that has no rows, naming near ones."""
+    known = set(run.ids)
+    for image_id in images:
+        if image_id not in known:
+            near = difflib.get_close_matches(image_id, run.ids, 3, 0.4) or run.ids[:5]
+            raise Refused(
+                f"{run.storage.place} has no rows of image {image_id!r}; {len(known)} images have, "
+                f"such as: {', '.join(near) or 'none'}"
+            )
+    return list(images)

@@ -1,0 +1,44 @@
+"""The file in which a driver says what it does, as others read it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.storage.base import Storage
+
+STATUS = "_state/status.json"
+
+log = logging.getLogger(__name__)
+
+
+class Damaged(StorageError):
+    """The file cannot be read; nothing depends on it."""
+
+
+def read(run: Storage) -> dict[str, Any]:
+    """What the last driver wrote, {} where none did. Raises Damaged."""
+    content = run.read(STATUS)
+    if content is None:
+        return {}
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        raise Damaged(
+            f"{run.locate(STATUS)} is damaged ({error}): delete it; only the speed of earlier "
+            "starts is lost"
+        ) from error
+    return found
+
+
+def throughput(run: Storage) -> list[list[float]]:
+    """Points [Unix time, images finished] of all starts so far; none where the file is damaged."""
+    try:
+        return read(run).get("throughput", [])
+    except Damaged as error:
+        log.warning("%s", error)
+        return []

@@ -1,0 +1,31 @@
+"""The storage of a place: a folder, or a prefix of an object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.storage.local import LocalStorage
+
+SCHEMES = ("s3", "s3a", "gs", "az")
+
+
+def connect(place: str | Path | Storage) -> Storage:
+    """The storage of a run: a folder, or a URL such as `s3://bucket/prefix`.
+
+    Touches nothing. Raises Refused for what is neither.
+    """
+    if isinstance(place, Storage):
+        return place
+    scheme, separator, rest = str(place).partition("://")
+    if not separator:
+        return LocalStorage(Path(place).expanduser())
+    if scheme == "file":
+        return LocalStorage(Path(rest))
+    if scheme not in SCHEMES:
+        schemes = ", ".join(f"{name}://" for name in SCHEMES)
+        raise Refused(f"{place} is neither a folder nor the URL of an object store ({schemes})")
+    from dhr_batch.pipeline.storage.objects import ObjectStorage
+
+    return ObjectStorage(str(place))

@@ -1,0 +1,160 @@
+"""A run folder on a disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.storage.base import Object, Storage, Version, full_disk, log
+
+
+class LocalStorage(Storage):
+    """A folder. Temporary names start with a dot, and table folders never hold any."""
+
+    def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise Refused(f"{root} is a file: choose a folder with --out")
+        self.root = root
+        self.place, self.address = str(root), str(root.resolve())
+
+    @property
+    def files(self) -> Any:
+        from pyarrow import fs
+
+        return fs.SubTreeFileSystem(self.address, fs.LocalFileSystem())
+
+    def free(self) -> int | None:
+        return shutil.disk_usage(self.root).free
+
+    def get(self, key: str) -> Object | None:
+        try:
+            with (self.root / key).open("rb") as file:
+                found = os.fstat(file.fileno())
+                # A changed key is a new file, so that these are of one content.
+                modified = datetime.fromtimestamp(found.st_mtime, UTC)
+                return Object(file.read(), _version(found), modified)
+        except FileNotFoundError:
+            return None
+
+    def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
+        path = self.root / key
+        if version is not None and not self._is_at(path, version):
+            return None
+        with self._written(path, content) as temporary:
+            try:
+                (os.link if version is None else os.replace)(temporary, path)
+            except FileExistsError:
+                return None
+        return _version(path.stat())
+
+    def withdraw(self, key: str, version: Version) -> bool:
+        path = self.root / key
+        if not self._is_at(path, version):
+            return False
+        path.unlink()
+        _sync(path.parent)
+        return True
+
+    def replace(self, key: str, content: bytes) -> None:
+        path = self.root / key
+        with self._written(path, content) as temporary:
+            os.replace(temporary, path)
+
+    @staticmethod
+    def _is_at(path: Path, version: Version) -> bool:
+        return path.exists() and _version(path.stat()) == version
+
+    @staticmethod
+    @contextmanager
+    def _written(path: Path, content: bytes) -> Iterator[Path]:
+        """A durable file with the content, to be given its name in the block."""
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        with full_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    # Else a power loss may leave the new name with no content.
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(path.parent)
+
+    @contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        path = self.root / key
+        if not path.is_file():
+            raise StorageError(f"{path} does not exist")
+        yield path
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found = {}
+        for folder, _, names in os.walk(self.root / prefix):
+            for name in names:
+                path = Path(folder, name)
+                # A file may be moved away while the others are listed.
+                with suppress(FileNotFoundError):
+                    if not name.startswith("."):
+                        found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return found
+
+    @contextmanager
+    def stage(self, prefix: str) -> Iterator[Path]:
+        folder = self.root / prefix
+        folder.mkdir(parents=True)
+        try:
+            with full_disk(folder):
+                yield folder
+                for path in sorted(folder.iterdir()):
+                    _sync(path)
+                    crash.at("staged-one-table")
+                _sync(folder)
+        except BaseException:
+            self.delete(prefix)
+            raise
+
+    def publish(self, staged: str, final: str) -> bool:
+        target = self.root / final
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(self.root / staged, target)
+        except FileNotFoundError:
+            return False
+        _sync(target.parent)
+        return True
+
+    def delete(self, prefix: str) -> None:
+        path = self.root / prefix
+        if path.is_dir():
+            shutil.rmtree(path, onerror=_not_deleted)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _version(found: os.stat_result) -> Version:
+    return {"file": f"{found.st_ino}", "time": f"{found.st_mtime_ns}", "size": f"{found.st_size}"}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _not_deleted(_function: object, path: str, reason: Any) -> None:
+    # A worker of a killed driver may still write into its own staging folder; the next start
+    # deletes what is left.
+    if not isinstance(reason[1], FileNotFoundError):
+        log.warning("%s is not deleted yet: %s", path, reason[1])

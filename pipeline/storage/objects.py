@@ -1,0 +1,203 @@
+"""A run in an object store (S3, Google Cloud Storage, Azure), through `obstore`.
+
+Every call is tried again after what may pass by itself: server errors, slow-down, conflicts, lost
+connections and timeouts. After `DHR_BATCH_STORAGE_PATIENCE` seconds (60) without success the store
+is given up: that call and, at once, all later failing ones raise StorageError. A second Ctrl-C ends
+the waiting, in the main thread also for an answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import obstore
+from obstore import exceptions
+from obstore.store import from_url
+
+from dhr_batch.pipeline import crash, stopping
+from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.storage import client
+from dhr_batch.pipeline.storage.base import Object, Storage, Version, full_disk
+from dhr_batch.pipeline.storage.client import message
+from dhr_batch.pipeline.storage.scratch import scratch
+
+T = TypeVar("T")
+
+# Trying these again cannot help. 404 stands for an absent bucket, 301 for another region.
+_FINAL = (
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.NotSupportedError,
+    exceptions.InvalidPathError,
+    exceptions.UnknownConfigurationKeyError,
+)
+_FINAL_STATUS = re.compile(r"status code: (301|401|403|404|405)\b")
+_LONGEST_PAUSE = 8.0
+
+log = logging.getLogger(__name__)
+
+
+class _Again(Exception):
+    """An answer that says nothing: the call has to be repeated."""
+
+
+class ObjectStorage(Storage):
+    """A prefix of a bucket. patience: seconds a call is tried again; None: as configured."""
+
+    def __init__(self, url: str, patience: float | None = None) -> None:
+        self.place = self.address = url.rstrip("/")
+        self._patience = client.patience() if patience is None else patience
+        # A call may be many requests (a listing, a large upload): a single lost one is repeated by
+        # itself, everything that lasts is left to `_call`.
+        timeout = min(30.0, max(5.0, self._patience))
+        self._options = client.options(timeout, retries=3, retry_seconds=10.0)
+        try:
+            self._store = from_url(self.place, **self._options)
+        except exceptions.BaseError as error:
+            raise Refused(f"{url} cannot be used as a place for a run: {message(error)}") from error
+
+    @cached_property
+    def files(self) -> Any:
+        from obstore.fsspec import FsspecStore
+        from pyarrow import fs
+
+        scheme, _, path = self.place.partition("://")
+        store = FsspecStore(scheme, **self._options)  # type: ignore[call-overload]
+        return fs.SubTreeFileSystem(path, fs.PyFileSystem(fs.FSSpecHandler(store)))
+
+    def free(self) -> int | None:
+        return None
+
+    def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
+        """As promised for all storages.
+
+        A write whose answer was lost looks refused when it is repeated; finding our own content
+        there tells that it had succeeded, so content must be unique to its writer.
+        """
+
+        def verb() -> Version | None:
+            try:
+                mode: Any = version or "create"
+                return _version(obstore.put(self._store, key, content, mode=mode))
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+                there = self._get(key)
+                unchanged = (there.version if there else None) == version
+                if unchanged:
+                    raise _Again(message(error)) from error
+                return there.version if there and there.content == content else None
+
+        return self._call(f"write {key}", verb)
+
+    def replace(self, key: str, content: bytes) -> None:
+        self._call(f"write {key}", lambda: obstore.put(self._store, key, content))
+
+    def withdraw(self, key: str, version: Version) -> bool:
+        # Deletions on a condition are not offered by all stores, writes are.
+        return self.swap(key, b"", version) is not None
+
+    def get(self, key: str) -> Object | None:
+        return self._call(f"read {key}", lambda: self._get(key))
+
+    def now(self) -> datetime:
+        """The time by the clock of the store, which is the only clock all hosts share."""
+        key = "_state/clock"
+        self.replace(key, b"")
+        return self._call(f"read {key}", lambda: obstore.head(self._store, key))["last_modified"]
+
+    @contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        with full_disk(tempfile.gettempdir()), scratch() as folder:
+            path = folder / "content"
+
+            def verb() -> None:
+                with path.open("wb") as file:
+                    for chunk in obstore.get(self._store, key).stream():
+                        file.write(chunk)
+
+            self._call(f"read {key}", verb)
+            yield path
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found = self._call(
+            f"list {prefix}", lambda: obstore.list(self._store, prefix or None).collect()
+        )
+        return {item["path"]: item["size"] for item in found}
+
+    @contextmanager
+    def stage(self, prefix: str) -> Iterator[Path]:
+        with full_disk(tempfile.gettempdir()), scratch() as folder:
+            yield folder
+            for path in sorted(folder.iterdir()):
+                self._upload(path, f"{prefix}/{path.name}")
+                crash.at("staged-one-table")
+
+    def _upload(self, path: Path, key: str) -> None:
+        self._call(f"upload {key}", lambda: obstore.put(self._store, key, path))
+
+    def publish(self, staged: str, final: str) -> bool:
+        def verb() -> bool:
+            try:
+                obstore.copy(self._store, staged, final)
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self._call(f"copy {staged} to {final}", verb)
+
+    def delete(self, prefix: str) -> None:
+        keys = list(self.sizes(prefix)) or [prefix]
+
+        def verb() -> None:
+            try:
+                obstore.delete(self._store, keys)
+            except FileNotFoundError:
+                # Some stores say so where S3 does not; the others of the batch may remain.
+                if left := [key for key in keys if key in self.sizes(prefix)]:
+                    keys[:] = left
+                    raise _Again(f"{len(left)} objects are left") from None
+
+        self._call(f"delete {prefix}", verb)
+
+    def _get(self, key: str) -> Object | None:
+        try:
+            answer = obstore.get(self._store, key)
+        except FileNotFoundError:
+            return None
+        meta = answer.meta
+        return Object(bytes(answer.bytes()), _version(meta), meta["last_modified"])
+
+    def _call(self, what: str, verb: Callable[[], T]) -> T:
+        give_up = time.monotonic() + self._patience
+        for attempt in itertools.count():
+            try:
+                return stopping.interruptible(verb)
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.place}: cannot {what}: {message(error)}") from error
+            except (exceptions.BaseError, _Again) as error:
+                pause = min(_LONGEST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1)
+                final = isinstance(error, _FINAL) or _FINAL_STATUS.search(str(error)) is not None
+                if final or time.monotonic() + pause > give_up:
+                    self._patience = 0.0
+                    raise StorageError(
+                        f"{self.place}: cannot {what}, tried {attempt + 1} times: "
+                        f"{message(error)}. Finished shards are kept; the same command goes on "
+                        "from here"
+                    ) from error
+                log.warning("%s: cannot %s yet: %s", self.place, what, message(error))
+            stopping.pause(pause)
+        raise AssertionError("unreachable")
+
+
+def _version(meta: Any) -> Version:
+    return {key: meta[key] for key in ("e_tag", "version") if meta[key]}

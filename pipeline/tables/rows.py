@@ -1,0 +1,162 @@
+"""From a Record to the rows of the tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dhr_batch.pipeline.tables import codec
+from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.stages.base import Edit, Record
+
+Row = dict[str, Any]
+
+
+def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+    """Encode uint8 [H, W, 3] or [H, W], or bool [H, W] (1 bit); `text` becomes tEXt chunks."""
+    notes = PngInfo()
+    for key, value in (text or {}).items():
+        notes.add_text(key, value)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", pnginfo=notes)
+    return stream.getvalue()
+
+
+def edit_text(edit: Edit) -> dict[str, str]:
+    """What every edited picture says about itself."""
+    return {
+        "Software": "dhr-batch",
+        "Comment": f"edited by dhr-batch: {edit.name} {edit.strength:+g}",
+        "dhr-batch:edit": edit.name,
+        "dhr-batch:strength": f"{edit.strength:g}",
+    }
+
+
+def rows_of(record: Record, shard: int, info: RunInfo) -> dict[str, list[Row]]:
+    """All rows of one image by table: quarantine only for a failed one, else everything else."""
+    if record.failure is not None:
+        failure = record.failure
+        tables: dict[str, list[Row]] = {
+            "quarantine": [
+                {
+                    "source": record.source,
+                    "stage": failure.stage,
+                    "error_class": failure.error_class,
+                    "message": failure.message,
+                }
+            ]
+        }
+    else:
+        tables = {
+            "images": list(_image_rows(record, info)),
+            "latents": list(_latent_rows(record, info)),
+            "masks": list(_mask_rows(record, info)),
+            "edits": [_edit_row(edit) for edit in record.edits],
+            "metrics": list(_metric_rows(record, info)),
+        }
+        if info.store_features:
+            tables["features"] = [
+                {"kind": f.kind, "extractor": f.extractor, "feature": f.vector}
+                for f in record.features
+            ]
+        if info.deltas is not None:
+            tables["deltas"] = list(_delta_rows(record, info.deltas, info.magnitudes))
+    key = {"image_id": record.image_id, "shard": shard}
+    return {table: [key | row for row in rows] for table, rows in tables.items()}
+
+
+def _image_rows(record: Record, info: RunInfo) -> Iterator[Row]:
+    width, height = record.source_size or (None, None)
+    notes = (*record.notes, "random weights") if info.random_weights else record.notes
+    common: Row = {
+        "split": record.split,
+        "source": record.source,
+        "face_index": record.face_index,
+        "source_width": width,
+        "source_height": height,
+        "quad": None if record.quad is None else record.quad.astype(np.float64).ravel().tolist(),
+        "note": "; ".join(notes),
+    }
+    kinds = (("aligned", record.image), ("inverted", record.inverted), ("refined", record.refined))
+    for kind, pixels in kinds:
+        if pixels is not None:
+            yield common | {"kind": kind} | _picture("image", record.image_id, kind, pixels)
+    for edit in record.edits:
+        name = f"{edit.name}.{edit.strength:g}"
+        picture = _picture("image", record.image_id, name, edit.image, edit_text(edit))
+        named = {"kind": "edit", "edit_name": edit.name, "edit_strength": edit.strength}
+        yield common | named | picture
+
+
+def _picture(
+    column: str, image_id: str, kind: str, pixels: np.ndarray, text: dict[str, str] | None = None
+) -> Row:
+    picture = {"bytes": png(pixels, text), "path": f"{image_id}.{kind}.png"}
+    return {column: picture, "width": pixels.shape[1], "height": pixels.shape[0]}
+
+
+def _latent_rows(record: Record, info: RunInfo) -> Iterator[Row]:
+    if record.latent is not None:
+        equal = bool((record.latent == record.latent[:1]).all())
+        space = "w" if equal else "w+"
+        yield {"embedder": info.embedder, "space": space, "latent": record.latent}
+
+
+def _mask_rows(record: Record, info: RunInfo) -> Iterator[Row]:
+    theta = _pairs(info.thresholds)
+    if record.mask is not None:
+        mask = _picture("mask", record.image_id, "in_domain", record.mask.astype(bool))
+        share = float(record.mask.mean())
+        yield {"mask": mask["mask"], "kind": "in_domain", "theta": theta, "area_fraction": share}
+    if record.labels is not None:
+        labels = _picture("mask", record.image_id, "labels", record.labels.astype(np.uint8))
+        yield {"mask": labels["mask"], "kind": "labels", "theta": [], "area_fraction": None}
+
+
+def _edit_row(edit: Edit) -> Row:
+    return {
+        "edit": edit.name,
+        "strength": edit.strength,
+        "direction_sha256": edit.direction_sha256,
+        "latent": edit.latent,
+        "effect": _pairs(edit.effect),
+    }
+
+
+def _metric_rows(record: Record, info: RunInfo) -> Iterator[Row]:
+    suffix = " (random weights)" if info.random_weights else ""
+    for metric in record.metrics:
+        yield {
+            "stage": metric.stage,
+            "metric": metric.metric,
+            "value": metric.value,
+            "model": metric.model if suffix in metric.model else metric.model + suffix,
+        }
+
+
+def _delta_rows(
+    record: Record, steps: codec.Steps, magnitudes: Mapping[str, float]
+) -> Iterator[Row]:
+    for name, offset in (record.delta or {}).items():
+        encoded = codec.encode_weight(offset, steps.weight * magnitudes.get(name, 0.0))
+        yield _delta_row(name, "weight", offset, encoded)
+    feature = record.feature
+    if feature is not None:
+        kept = codec.used_cells(record.mask, (feature.shape[1], feature.shape[2]))
+        wanted = steps.feature * magnitudes.get("feature", 0.0)
+        encoded = codec.encode_feature(feature, kept, wanted)
+        yield _delta_row("feature", "feature", feature, encoded)
+
+
+def _delta_row(name: str, kind: str, value: np.ndarray, encoded: codec.Encoded) -> Row:
+    about = {"tensor": name, "kind": kind, "shape": list(value.shape), "dtype": str(value.dtype)}
+    return about | encoded._asdict()
+
+
+def _pairs(values: Mapping[str, float]) -> list[Row]:
+    return [{"key": key, "value": float(value)} for key, value in values.items()]

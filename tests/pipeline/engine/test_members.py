@@ -1,0 +1,65 @@
+"""How often workers are asked what they do."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from dhr_batch.pipeline.engine import members
+from dhr_batch.pipeline.engine.progress import Progress, State
+
+
+def test_few_workers_are_asked_four_times_a_second() -> None:
+    assert members.poll_seconds(1) == members.poll_seconds(100) == 0.25
+
+
+@pytest.mark.parametrize("workers", [1, 100, 1_000, 10_000])
+def test_asking_takes_a_fraction_of_the_driver_and_no_worker_seems_silent(workers: int) -> None:
+    """0.16 ms a question; an answer is taken in at the next poll, asked for at the one after."""
+    pause = members.poll_seconds(workers)
+    assert workers > 1_000 or 0.00016 * workers / pause < 0.2
+    assert 2 * pause < members._GRACE_SECONDS
+
+
+def test_progress_counts_once() -> None:
+    member = members.Member(handle=None)
+    assert not member.has_progressed()
+    member.done, member.failed = 2, 1
+    assert [member.has_progressed() for _ in range(3)] == [True, False, False]
+    member.done, member.failed = 3, 2
+    assert not member.has_progressed(), "it failed"
+    member.done = 4
+    assert member.has_progressed()
+    member.begin(7)
+    member.done = 1
+    assert member.has_progressed(), "of another shard"
+
+
+def test_a_worker_whose_answer_does_not_come_is_lost_and_blamed_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(_: object, timeout: float) -> None:
+        raise GetTimeoutError(f"nothing in {timeout} s")
+
+    monkeypatch.setattr(members.ray, "get", get)
+    member = members.Member(handle=None, pending=object())
+    with pytest.raises(GetTimeoutError) as caught:
+        members.listen(member, 0, Progress(State(total=1, shards=1), "none", quiet=True), wait=True)
+    assert members.lost_node(caught.value)
+    assert member.pending is None
+
+
+def test_a_driver_that_was_busy_itself_calls_no_worker_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(members.time, "monotonic", lambda: now[0])
+    member = members.Member(handle=None)
+    now[0] += 500
+    assert not member.overdue(limit=10, images=4), "nobody has asked it"
+    member.pending, member.asked = object(), now[0]
+    assert not member.overdue(limit=10, images=4)
+    now[0] += 46
+    assert member.overdue(limit=10, images=4), "4 x 10 s and 5 s of grace without an answer"
+    member.pending, member.pace = None, 11.0
+    assert member.overdue(limit=10, images=4), "11 s for an image"

@@ -1,0 +1,122 @@
+"""What is shown while a run is going, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from dhr_batch.pipeline.engine.progress import Progress, State
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.planning import config, estimate
+from dhr_batch.pipeline.units import duration, size
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(stream: io.StringIO, mode: str = "auto", quiet: bool = False) -> str:
+    state = State(total=3, shards=1, parallel=2)
+    with Progress(state, mode, quiet, stream) as progress:  # type: ignore[arg-type]
+        progress.say("hello")
+        progress.event(0, {"what": "shard 0: embed 1-2 of 3"})
+        progress.update()
+        events = {"what": "shard 0: 2 of 3 done", "done": 2, "failed": 1, "errors": ["no_face"]}
+        progress.event(0, events | {"seconds": 30.0})
+        progress.update()
+        progress.update()
+    assert (state.done, state.failed, state.failures["no_face"]) == (2, 1, 1)
+    return stream.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    text = shown(io.StringIO())
+    assert "\x1b" not in text
+    assert "\r" not in text
+    lines = text.splitlines()
+    assert lines[0] == "hello"
+    assert lines[1] == "first image: 30 s; estimated time in all: 45 s"
+    assert lines[2].startswith("2/3 images, 0/1 shards, ")
+    assert "1 quarantined" in lines[2]
+    assert len(lines) == 3
+
+
+def test_live_table_on_a_terminal() -> None:
+    text = shown(Terminal())
+    assert "\x1b[" in text
+    assert "no_face 1" in text
+
+
+def test_a_thousand_workers_do_not_fill_the_screen() -> None:
+    state = State(total=3, shards=1, workers={number: "busy" for number in range(1000)})
+    stream = Terminal()
+    with Progress(state, "auto", False, stream):
+        pass
+    text = stream.getvalue()
+    assert "worker 29" in text
+    assert "worker 30" not in text
+    assert "970 more" in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "quiet", "expected"), [("plain", True, ""), ("none", False, None)]
+)
+def test_quiet(mode: str, quiet: bool, expected: str | None) -> None:
+    text = shown(io.StringIO(), mode, quiet)
+    assert text == expected if expected is not None else "2/3" not in text
+
+
+def test_a_failed_first_image_is_not_timed() -> None:
+    state = State(total=5, shards=1)
+    progress = Progress(state, "none", True, io.StringIO())
+    progress.event(0, {"what": "", "done": 1, "failed": 1, "errors": ["x"], "seconds": 0.1})
+    assert state.first_image_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (4.21, "4.2 s"), (42, "42 s"), (200, "3 min 20 s"), (18_420, "5 h 07 min")],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_size() -> None:
+    assert [size(n) for n in (12, 3200, 4.5e9, 7e12)] == ["12 B", "3.2 kB", "4.5 GB", "7.0 TB"]
+
+
+GENERATOR = {"resolution": 256, "rows": 23, "weights": 3_000_000, "feature": 4_194_304}
+
+
+def made(*sets: str) -> config.Config:
+    layers = [{"dataset": "portraits"}, config.assignments(sets)]
+    return config.resolve(config.build(layers), 0, 5)
+
+
+def test_expected_bytes_follow_what_is_stored() -> None:
+    edits = (
+        "edit.edits=[{direction: a.npy, strengths: [-1, 1]}, {direction: b.npy, strengths: [2]}]"
+    )
+    tables = estimate.bytes_per_image(made(edits), GENERATOR)
+    assert tables["images"] == pytest.approx(6 * 256**2 * 1.8)
+    assert tables["deltas"] == pytest.approx(0.13 * 7_194_304)
+    assert estimate.bytes_per_image(made("store_deltas=fine"), GENERATOR)["deltas"] > 1.5e6
+    all_weights = estimate.bytes_per_image(made("refine.name=pti"), GENERATOR)
+    assert all_weights["deltas"] > 2 * tables["deltas"]
+    assert "deltas" not in estimate.bytes_per_image(made("store_deltas=false"), GENERATOR)
+    assert "deltas" not in estimate.bytes_per_image(made("refine=none"), GENERATOR)
+
+
+def test_a_disk_that_cannot_suffice_is_refused_unless_forced() -> None:
+    asked = {"images": 1e6}
+    with pytest.raises(Refused, match=r"free space: 1\.0 MB.*--force"):
+        estimate.check_space(10**6, asked, images=2, shards=1, force=False)
+    line = estimate.check_space(10**6, asked, images=2, shards=1, force=True)
+    assert "images 2.0 MB" in line
+
+
+def test_unknown_space_is_said_and_refuses_nothing() -> None:
+    line = estimate.check_space(None, {"images": 1e15}, images=2, shards=1, force=False)
+    assert line.endswith("free space: unknown on an object store")
