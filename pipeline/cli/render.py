@@ -44,7 +44,7 @@ def write(
 ) -> Iterator[Path | str]:
     """Write the pictures of images below `out`; yields their paths, and a message for an image
     that could not be rendered. Raises Refused for what `renderer` refuses."""
-    make = renderer(run, run.networks, edits)
+    make = renderer(run.networks, edits)
     for image_id in images:
         try:
             files = pictures(make(run.record(image_id)))

@@ -154,7 +154,7 @@ def render(
             opened = results.open(run)
         except results.NoRun as error:
             raise click.UsageError(str(error)) from error
-        ids = opened.ids if everything else results.chosen(opened, images)
+        ids = opened.ids if everything else opened.select(images)
         for done in cli_render.write(opened, ids, choices, out or cli_render.beside(opened)):
             if isinstance(done, str):
                 failed = True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue as models
@@ -11,25 +11,24 @@ from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.stages.base import Context
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.runs.results import Run
     from dhr_batch.stages.rerender import Rerender
 
 EditChoice = tuple[str, float]
 
 
-def context(run: Run) -> Context:
+def context(plan: Mapping[str, Any], place: str) -> Context:
     """The generator that a run was made with, on a GPU if there is one; other networks not at all.
 
     Raises Refused where its weights are others now, and ModelMissing where they are not here.
     """
     import torch
 
-    check_weights(run.plan, run.storage.place)
+    check_weights(plan, place)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Context(device, run.plan["config"]["generator"], models.path)
+    return Context(device, plan["config"]["generator"], models.path)
 
 
-def renderer(run: Run, networks: Context, edits: Iterable[EditChoice]) -> Rerender:
+def renderer(networks: Context, edits: Iterable[EditChoice]) -> Rerender:
     """What makes the pictures of a run's records. Raises Refused for unknown directions."""
     from dhr_batch.stages.direction_files import DirectionError
     from dhr_batch.stages.rerender import Rerender

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.storage.base import Storage
@@ -182,10 +183,8 @@ class Run:
 
     @cached_property
     def networks(self) -> Context:
-        """The generator of the run, loaded on first use (see `rerender.context`)."""
-        from dhr_batch.pipeline.runs import render
-
-        return render.context(self)
+        """The generator of the run, loaded on first use (see `runs.render.context`)."""
+        return render.context(self.plan, self.storage.place)
 
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
         """The refined picture again, or edits of it: a forward pass each and no optimisation.
@@ -193,10 +192,20 @@ class Run:
         edits: direction (a shipped name or a file) -> strength; each makes a picture of its own.
         Returns a record with `edits`, or without any with `refined`. Raises Refused, KeyError.
         """
-        from dhr_batch.pipeline.runs import render, results
+        make = render.renderer(self.networks, (edits or {}).items())
+        return make(self.record(*self.select([image_id])))
 
-        make = render.renderer(self, self.networks, (edits or {}).items())
-        return make(self.record(*results.chosen(self, [image_id])))
+    def select(self, images: Sequence[str]) -> list[str]:
+        """The ids as given. Raises Refused for one without rows, naming similar ids."""
+        known = set(self.ids)
+        for image_id in images:
+            if image_id not in known:
+                near = difflib.get_close_matches(image_id, self.ids, 3, 0.4) or self.ids[:5]
+                raise Refused(
+                    f"{self.storage.place} has no rows of image {image_id!r}; "
+                    f"{len(known)} images have, such as: {', '.join(near) or 'none'}"
+                )
+        return list(images)
 
     @cached_property
     def _shards(self) -> dict[str, int]:
@@ -219,16 +228,3 @@ def _vectors(column: pa.ChunkedArray) -> np.ndarray:
     flat = [np.asarray(chunk.flatten().flatten()) for chunk in column.chunks]
     joined = np.concatenate(flat) if flat else np.empty(0, np.float32)
     return joined.reshape(-1, length, width)
-
-
-def chosen(run: Run, images: Sequence[str]) -> list[str]:
-    """The ids as given. Raises Refused for one that has no rows, naming near ones."""
-    known = set(run.ids)
-    for image_id in images:
-        if image_id not in known:
-            near = difflib.get_close_matches(image_id, run.ids, 3, 0.4) or run.ids[:5]
-            raise Refused(
-                f"{run.storage.place} has no rows of image {image_id!r}; {len(known)} images have, "
-                f"such as: {', '.join(near) or 'none'}"
-            )
-    return list(images)

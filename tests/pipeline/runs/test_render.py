@@ -24,7 +24,6 @@ from dhr_batch.pipeline.engine.worker import run_info
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.pipeline.runs import render as rerender
-from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
@@ -257,7 +256,7 @@ def test_other_weights_are_refused(made: tuple[Path, list[Record]], tmp_path: Pa
     settings = run.plan["config"] | {"generator": "mobilestylegan-256"}
     changed = run.plan | {"config": settings, "fingerprint": {"models": models}}
     with pytest.raises(Refused, match="made with other weights of mobilestylegan-ffhq"):
-        rerender.context(Run(run.storage, changed))
+        rerender.context(changed, run.storage.place)
 
 
 def test_a_run_without_deltas_says_why(made: tuple[Path, list[Record]], tmp_path: Path) -> None:
