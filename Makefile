@@ -39,7 +39,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/typed/dhr_batch
-	ln -sfn $(addprefix ../../../,__init__.py py.typed cli.py benchmarks configs fitting pipeline \
+	ln -sfn $(addprefix ../../../,__init__.py version.py py.typed cli.py benchmarks configs fitting pipeline \
 		stages) build/typed/dhr_batch/
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy -p dhr_batch
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dhr_batch.pipeline.runs.results import open
+from dhr_batch.version import __version__ as __version__
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "open"]
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.runs.results import open as open
 
 
 def __getattr__(name: str) -> object:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from dhr_batch import __version__
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli import start
+from dhr_batch.version import __version__
 
 # Other commands live beside what they do and are imported only when one of them is called.
 _ELSEWHERE = {

@@ -1,4 +1,5 @@
-"""Import direction cli -> pipeline -> stages -> stages.networks, and packaging of every package."""
+"""Import direction cli -> pipeline -> stages -> stages.networks, the order of the packages of
+pipeline/, and packaging of every package."""
 
 from __future__ import annotations
 
@@ -12,11 +13,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("benchmarks", "configs", "fitting", "pipeline", "stages")
 FORBIDDEN = {
     "stages/networks": ("ray", "dhr_batch.pipeline", "dhr_batch.fitting", "dhr_batch.cli"),
     "stages": ("ray", "dhr_batch.pipeline", "dhr_batch.fitting", "dhr_batch.cli"),
     "pipeline": ("dhr_batch.cli",),
 }
+# The packages of pipeline/: each may import the modules of pipeline/ itself and the packages before
+# it, never one behind it.
+ORDER = (
+    "storage",
+    "models",
+    "tables",
+    "datasets",
+    "runs",
+    "planning",
+    "stats",
+    "report",
+    "engine",
+    "bench",
+    "export",
+    "cli",
+)
 # What the networks may share of `stages`: the record and the registry.
 NETWORKS_MAY = ("dhr_batch.stages.networks", "dhr_batch.stages.base", "dhr_batch.stages.registry")
 HEAVY = ("torch", "torchvision", "ray", "skimage", "sklearn", "cv2", "facenet_pytorch", "dlib")
@@ -40,24 +58,74 @@ def inside(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
+def sources(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert len(found) > 1, f"{folder} holds no modules"
+    return found
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("dhr_batch", *parts)).removesuffix(".__init__")
+
+
+@pytest.fixture(scope="module")
+def arrows() -> dict[str, set[str]]:
+    """Module -> modules of the project that it imports anywhere: in functions and for types too."""
+    files = [*ROOT.glob("*.py"), *(file for top in TOPS for file in (ROOT / top).rglob("*.py"))]
+    modules = {module_of(file): file for file in files}
+    found: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        names = set(imports(ast.parse(file.read_text("utf-8"))))
+        # `from package import name`: the module `package.name`, or a name in the module `package`.
+        found[module] = {n if n in modules else n.rpartition(".")[0] for n in names} & {*modules}
+    return found
+
+
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_import_direction(folder: str) -> None:
-    files = sorted((ROOT / folder).glob("*.py"))
-    assert files
-    for file in files:
+    for file in sources(folder):
         for name in imports(ast.parse(file.read_text("utf-8"))):
             assert not inside(name, FORBIDDEN[folder]), f"{file.relative_to(ROOT)} imports {name}"
 
 
 def test_networks_do_not_import_stages() -> None:
-    for file in sorted((ROOT / "stages" / "networks").glob("*.py")):
+    for file in sources("stages/networks"):
         for name in imports(ast.parse(file.read_text("utf-8"))):
             if name.startswith("dhr_batch."):
                 assert inside(name, NETWORKS_MAY), f"{file.name} imports {name}"
 
 
+def test_packages_of_the_pipeline_import_only_those_before_them(
+    arrows: dict[str, set[str]],
+) -> None:
+    folders = {file.parent.name for file in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert folders == {*ORDER}
+    floors = {package: floor for floor, package in enumerate(ORDER, 1)}
+
+    def floor(module: str) -> int:
+        return floors.get(module.removeprefix("dhr_batch.pipeline.").partition(".")[0], 0)
+
+    upwards = [
+        f"{module} imports {target}"
+        for module, targets in arrows.items()
+        if module.startswith("dhr_batch.pipeline.")
+        for target in targets
+        if floor(target) > floor(module)
+    ]
+    assert upwards == []
+
+
+def test_no_modules_import_each_other_in_a_circle(arrows: dict[str, set[str]]) -> None:
+    left = dict(arrows)
+    while free := [module for module, targets in left.items() if not targets & left.keys()]:
+        for module in free:
+            del left[module]
+    assert sorted(left) == [], "in a circle, or imported by one"
+
+
 def test_pipeline_imports_no_torch_at_module_level() -> None:
-    for file in sorted((ROOT / "pipeline").glob("*.py")):
+    for file in sources("pipeline"):
         for name in imports(at_module_level(ast.parse(file.read_text("utf-8")))):
             assert not inside(name, ("torch", "torchvision")), f"{file.name} imports {name}"
 
@@ -66,14 +134,13 @@ def test_packages_are_listed() -> None:
     """A package missing from the list works in an editable install and is absent from the wheel."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     listed = set(project["tool"]["setuptools"]["packages"])
-    tops = ("benchmarks", "configs", "fitting", "pipeline", "stages")
     found = {"dhr_batch"} | {
         "dhr_batch." + ".".join(file.parent.relative_to(ROOT).parts)
-        for top in tops
+        for top in TOPS
         for file in (ROOT / top).rglob("__init__.py")
     }
     assert listed == found
-    for top in tops:
+    for top in TOPS:
         for file in (ROOT / top).rglob("*.py"):
             assert (file.parent / "__init__.py").exists(), f"{file} is in no package"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dhr_batch import __version__
 from dhr_batch.pipeline.bench.board import Board
 from dhr_batch.pipeline.bench.data import Method
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.bench.text import finite, published
 from dhr_batch.pipeline.report import truth
 from dhr_batch.pipeline.stats.bootstrap import DRAWS, LEVEL, Estimate
+from dhr_batch.version import __version__
 
 
 def to_json(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:

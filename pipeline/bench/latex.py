@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dhr_batch import __version__
 from dhr_batch.pipeline.bench.board import Board
 from dhr_batch.pipeline.bench.text import (
     INTERVALS,
@@ -16,6 +15,7 @@ from dhr_batch.pipeline.bench.text import (
     sheets,
     texts,
 )
+from dhr_batch.version import __version__
 
 
 def latex(boards: Sequence[Board]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.export import target
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.storage.locations import lies_in
 
@@ -26,7 +25,7 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
         raise Refused(f"{out} lies in the run, which holds tables only: choose another --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out
-    if target.run_of(out) != target.identity(run.plan):
+    if run_of(out) != identity(run.plan):
         raise Refused(
             f"{out} holds something else than an export of this run: choose another --out"
         )

@@ -341,10 +341,8 @@ def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
     Safe against other pullers and interruption: a model appears in the cache complete or not at
     all. Raises RegistryError with the reason, and UnknownModel before anything is downloaded.
     """
-    from dhr_batch.pipeline.models import pull as downloads
-
     found = wanted(names)
-    downloads.fetch(found, progress or (lambda what, done, total: None))
+    fetch(found, progress or (lambda what, done, total: None))
     return [path(model.name) for model in found]
 
 
@@ -355,7 +353,5 @@ def adopt(name: str, file: Path) -> Path:
     its sha256 is checked where the description has one.
     Raises RegistryError where it is another file, and UnknownModel.
     """
-    from dhr_batch.pipeline.models import pull as downloads
-
-    downloads._adopt(find(name), file)
+    _adopt(find(name), file)
     return path(name)

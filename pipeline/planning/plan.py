@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-import dhr_batch
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, ConfigError
 from dhr_batch.stages import direction_files, registry
+from dhr_batch.version import __version__
 
 SCHEMA = 2
 # Fields of a Record that exist before the first stage.
@@ -127,7 +127,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     """What every row of a run depends on, apart from the images; they are in `contents`."""
     settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
     content = {
-        "version": dhr_batch.__version__,
+        "version": __version__,
         "code": code.digest(plan.config),
         "aligned": plan.dataset.aligned,
         "split": plan.dataset.split,

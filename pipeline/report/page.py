@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-from dhr_batch import __version__
 from dhr_batch.pipeline.report.metrics import number
 from dhr_batch.pipeline.stats.bootstrap import Estimate
+from dhr_batch.version import __version__
 
 
 @dataclass(frozen=True)
