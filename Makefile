@@ -9,16 +9,16 @@ RUN ?= runs/portraits
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.report: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -e ".[report]"
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e .
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -e ".[test]"
-	touch $@ $(VENV)/.report
+	touch $@ $(VENV)/.installed
 
 # Aligns, inverts, segments, refines and edits five real portraits on the CPU.
-demo: $(VENV)/.report
+demo: $(VENV)/.installed
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/dhr-batch run --dataset portraits --gpus 0 --out $(RUN)
 
@@ -39,8 +39,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/typed/dhr_batch
-	ln -sfn $(addprefix ../../../,__init__.py version.py py.typed cli.py benchmarks configs fitting pipeline \
-		stages) build/typed/dhr_batch/
+	ln -sfn $(addprefix ../../../,__init__.py __main__.py version.py py.typed cli.py benchmarks configs \
+		fitting pipeline stages) build/typed/dhr_batch/
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy -p dhr_batch
 
 clean:

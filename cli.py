@@ -93,7 +93,7 @@ def report(run_dir: str, out: str | None, as_json: bool) -> None:
         page = write(run_dir, out)
     except Refused as error:
         raise click.UsageError(str(error)) from error
-    except (ReportError, ImportError, OSError) as error:
+    except (ReportError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps({"report": page}) if as_json else page)
 

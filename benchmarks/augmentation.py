@@ -26,6 +26,7 @@ from dhr_batch.pipeline.export import choice
 from dhr_batch.pipeline.export import write as export
 from dhr_batch.pipeline.export.options import Options
 from dhr_batch.pipeline.export.pictures import Filters
+from dhr_batch.pipeline.markdown import table_lines
 
 SCORE = "score_smile"
 # Left, top, right and bottom of the mouth in an FFHQ crop, and its size for the classifier.
@@ -140,10 +141,11 @@ def main(runs: tuple[str, ...], person: str | None, json_file: Path | None) -> N
     except (Refused, ValueError) as error:
         raise click.UsageError(str(error)) from error
     click.echo("An illustration: few photographs, labels from landmarks.")
-    click.echo("| trained on | examples | correct | AUC |\n|---|---|---|---|")
-    for row in rows:
-        share = f"{row.correct} of {row.photographs}"
-        click.echo(f"| {row.name} | {row.trained_on:.0f} | {share} | {row.auc:.2f} |")
+    cells = (
+        (r.name, f"{r.trained_on:.0f}", f"{r.correct} of {r.photographs}", f"{r.auc:.2f}")
+        for r in rows
+    )
+    click.echo("\n".join(table_lines(["trained on", "examples", "correct", "AUC"], cells)))
     if json_file:
         json_file.write_text(json.dumps({"rows": [vars(row) for row in rows]}, indent=2))
 

@@ -127,6 +127,24 @@ def test_absent_gpus_say_what_to_do(photographs: Path, monkeypatch: pytest.Monke
     assert "--gpus 0" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "Usage: dhr-batch [OPTIONS] COMMAND"),
+        (["--version"], 0, "dhr-batch, version"),
+        (["report", "."], 1, "is not a run"),
+        (["run", "--no-such-option"], 2, "Usage: dhr-batch run [OPTIONS]"),
+    ],
+)
+def test_the_module_is_run_as_the_command(
+    tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "dhr_batch", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in (done.stderr if code else done.stdout)
+
+
 def test_report_of_no_run_is_an_error(tmp_path: Path) -> None:
     result = dhr("report", str(tmp_path))
     assert result.exit_code == 1

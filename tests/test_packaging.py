@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 PACKAGES = ("benchmarks", "configs", "fitting", "pipeline", "stages")
-PROJECT = ("__init__.py", "cli.py", "py.typed", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+MODULES = ("__init__.py", "__main__.py", "cli.py", "py.typed")
+PROJECT = (*MODULES, "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(sources: Path, wheel: Path
         for path in (sources / package).rglob("*")
         if path.is_file() and (package == "configs" or path.suffix == ".py")
     }
-    expected = {f"dhr_batch/{name}" for name in files | {"__init__.py", "cli.py", "py.typed"}}
+    expected = {f"dhr_batch/{name}" for name in files | set(MODULES)}
     packed = {name for name in names if name.startswith("dhr_batch/")}
     megabytes = wheel.stat().st_size / 1e6
     print(f"\n{wheel.name}: {megabytes:.1f} MB, {len(packed)} files")

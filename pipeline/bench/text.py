@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter
 from dhr_batch.pipeline.bench.board import COST, FURTHER, Board, Column
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
+from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.report.metrics import number, title
 from dhr_batch.pipeline.report.page import Cell, shown
 from dhr_batch.pipeline.stats.bootstrap import LEVEL
@@ -116,30 +116,30 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
     lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
     if any(board.compared.random_weights for board in boards):
         lines += [RANDOM, ""]
-    lines += [f"{name} has failed and is left out: {_md(why)}" for name, why in failed.items()]
+    lines += [f"{name} has failed and is left out: {escaped(why)}" for name, why in failed.items()]
     for board in boards:
-        lines += [f"## {board.compared.dataset}", "", *map(_md, about(board)), ""]
+        lines += [f"## {board.compared.dataset}", "", *map(escaped, about(board)), ""]
         for sheet, columns in sheets(board):
-            lines += [f"### {_md(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
+            lines += [f"### {escaped(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
             found = rows_of(board, columns).items()
-            lines += _md_table(
-                ["method", *(_md(head(board, c)) for c in columns)],
+            lines += table_lines(
+                ["method", *(escaped(head(board, c)) for c in columns)],
                 ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
             )
         lines += _md_differences(board)
         if board.truth is not None:
             lines += [f"### {board.truth.title}", ""]
-            rows = ([_md(plain(cell)) for cell in row] for row in board.truth.rows)
-            lines += _md_table([_md(column.title) for column in board.truth.columns], rows)
+            rows = ([escaped(plain(cell)) for cell in row] for row in board.truth.rows)
+            lines += table_lines([escaped(column.title) for column in board.truth.columns], rows)
         lines += ["### Runs", ""]
-        rows = ([_md(cell) for cell in row] for row in runs(board))
-        lines += _md_table(["method", "about", "run", "fingerprint"], rows)
+        rows = ([escaped(cell) for cell in row] for row in runs(board))
+        lines += table_lines(["method", "about", "run", "fingerprint"], rows)
         lines += ["### Models", ""]
-        lines += _md_table(["model", "sha256 begins"], models(board).items())
+        lines += table_lines(["model", "sha256 begins"], models(board).items())
     lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
     for known in published():
         lines += [f"### {known.source}", "", f"{known.protocol} {known.differs}".strip(), ""]
-        lines += _md_table([heading(c) for c in known.columns], texts(known))
+        lines += table_lines([heading(c) for c in known.columns], texts(known))
     return "\n".join(lines)
 
 
@@ -204,18 +204,7 @@ def _md_differences(board: Board) -> list[str]:
         [f"{m} − {board.against[m]}", *(shown(own.get(c.key)).text for c in columns)]
         for m, own in board.differences.items()
     )
-    return lines + _md_table(["difference", *(_md(long_title(c)) for c in columns)], rows)
-
-
-def _md_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Cells are Markdown already."""
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def _md(text: str) -> str:
-    escaped = html.escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|")
-    return escaped.replace("\n", " ").replace("*", "\\*").replace("`", "\\`")
+    return lines + table_lines(["difference", *(escaped(long_title(c)) for c in columns)], rows)
 
 
 def _md_mark(text: str, mark: str) -> str:

@@ -84,7 +84,7 @@ def bench(
             from dhr_batch.pipeline.bench.write import write
 
             page = write(planned, done.failed)
-    except (ReportError, ImportError) as error:
+    except ReportError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
         interrupted()

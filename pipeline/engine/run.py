@@ -251,7 +251,7 @@ def _outcome(
 def _report(out: Storage, progress: Progress) -> str | None:
     try:
         return report.write(out)
-    except (ReportError, ImportError) as error:
+    except ReportError as error:
         progress.say(f"no report: {error}")
     except Exception as error:
         # The run is finished, whatever becomes of its report.

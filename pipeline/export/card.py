@@ -15,6 +15,7 @@ from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
 from dhr_batch.pipeline.export.pictures import measured_identity
 from dhr_batch.pipeline.export.target import identity
+from dhr_batch.pipeline.markdown import table_lines
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -53,7 +54,6 @@ with IPTC's digital source type.
 ## Pictures
 
 {counts}
-
 | label | meaning |
 |---|---|
 | `label` | the class: edit and strength, `refined`, or `source` (the photograph) |
@@ -74,7 +74,6 @@ Missing values were not measured. Labels that come from measurements are as good
 ## Provenance
 
 {models}
-
 Settings of the run and of this export are in the head of this file, under `dhr_batch`.
 
 ## Rights
@@ -200,12 +199,12 @@ def _settings(options: Options) -> dict[str, Any]:
     }
 
 
-def _counts(outcome: Outcome, classes: Sequence[str], splits: Sequence[str]) -> Iterator[str]:
-    yield f"| class | number | {' | '.join(splits)} |"
-    yield "|---|---|" + "---|" * len(splits)
-    for number, label in enumerate(classes):
-        cells = [str(outcome.counts[split][label]) for split in splits]
-        yield f"| `{label}` | {number} | {' | '.join(cells)} |"
+def _counts(outcome: Outcome, classes: Sequence[str], splits: Sequence[str]) -> list[str]:
+    rows = (
+        [f"`{label}`", str(number), *(str(outcome.counts[split][label]) for split in splits)]
+        for number, label in enumerate(classes)
+    )
+    return table_lines(["class", "number", *splits], rows)
 
 
 def _identity(run: Run) -> str:
@@ -239,12 +238,11 @@ def _dropped(outcome: Outcome) -> Iterator[str]:
         yield "Nothing."
 
 
-def _models(run: Run) -> Iterator[str]:
+def _models(run: Run) -> list[str]:
     shards = RunFolder(run.storage).manifests().values()
     used = sorted({name for shard in shards for name in shard.get("models", ())})
     digests, known = run.plan["fingerprint"]["models"], models.models()
-    yield "| model | role | sha256 begins | commercial use | licence |"
-    yield "|---|---|---|---|---|"
+    rows = []
     for name in used:
         digest = digests.get(name, "not recorded").replace("+", " ")
         if name in known:
@@ -252,7 +250,8 @@ def _models(run: Run) -> Iterator[str]:
             cells = [m.role, digest, m.commercial_use, " ".join(m.licence.split())]
         else:
             cells = ["", digest, "", "not in this version's registry"]
-        yield f"| `{name}` | {' | '.join(cells)} |"
+        rows.append([f"`{name}`", *cells])
+    return table_lines(["model", "role", "sha256 begins", "commercial use", "licence"], rows)
 
 
 def _size(pictures: int) -> str:

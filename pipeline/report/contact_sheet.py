@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import resources
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -160,7 +160,5 @@ def _middle_cut(text: str, keep: int) -> str:
 
 
 def _font(pixels: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    from matplotlib import get_data_path
-
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, pixels)
+    return ImageFont.truetype(str(resources.files("dhr_batch.configs") / "fonts" / name), pixels)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.datasets.synthetic import SHARES, TWIN
+from dhr_batch.pipeline.markdown import table_lines
 from dhr_batch.pipeline.report import plots
 from dhr_batch.pipeline.report.metrics import STAGES, better, number, of_truth, title
 from dhr_batch.pipeline.report.page import Cell, Column, Plot, Section, Table
@@ -222,13 +223,9 @@ def markdown(metrics: pd.DataFrame) -> list[str]:
     if not found:
         return []
     heads = ["picture", "stage", "metric", "mean (95 %)", *bin_names(), "n"]
-    lines = ["## Ground truth", "", _TEXT, "", _cells(heads), _cells(["---"] * len(heads))]
+    rows = []
     for f in found:
         mean = f"{number(f.mean)} ({number(f.low)} to {number(f.high)})"
         shares = [number(value) for value in f.by_share]
-        lines.append(_cells([f.picture, f.stage, title(f.metric), mean, *shares, str(f.n)]))
-    return [*lines, ""]
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        rows.append([f.picture, f.stage, title(f.metric), mean, *shares, str(f.n)])
+    return ["## Ground truth", "", _TEXT, "", *table_lines(heads, rows)]

@@ -5,14 +5,14 @@ Everything is made from the Parquet tables of the run and its plan.json, without
 
 from __future__ import annotations
 
-import html
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, PngImagePlugin
 
-from dhr_batch.pipeline.errors import ReportError
+from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.report import contact_sheet, gallery, sections, summaries, truth
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, rows
@@ -34,9 +34,8 @@ def write(
     run, out: folder or URL of the run, and to write to, by default `report/` in the run.
     max_images: the page shows the pictures of at most that many images, and of fewer where each
     has many edits; numbers and plots are always of all.
-    Raises ReportError where the run cannot be read or the `report` extra is missing.
+    Raises ReportError where the run cannot be read.
     """
-    _require_extra()
     source = connect(run)
     data = load(source)
     target, folder = (source, "report/") if out is None else (connect(out), "")
@@ -62,38 +61,31 @@ def _page(run: Storage, data: RunData, max_images: int) -> bytes:
 
 def markdown(data: RunData) -> str:
     """The summary of all metrics as a Markdown document."""
-    lines = [f"# Metrics of {_md(data.name)}", ""]
+    lines = [f"# Metrics of {escaped(data.name)}", ""]
     if data.random_weights:
         lines += ["**random weights**: no number here says anything about a trained model.", ""]
     excluded = data.excluded()
     lines += [f"{len(data.image_ids)} images, {len(data.quarantine)} quarantined.", ""]
     if excluded:
-        names = ", ".join(_md(image_id) for image_id in excluded)
+        names = ", ".join(escaped(image_id) for image_id in excluded)
         limit = f"{MIN_IN_DOMAIN_FACE:.0%}"
         lines += [f"Not counted, less than {limit} of the face is in-domain: {names}.", ""]
-    lines += [_md_table(summaries.summary(data)), ""]
+    lines += _summary(summaries.summary(data))
     lines += truth.markdown(data.metrics)
     if data.distances:
         lines += ["## Distances between sets of pictures", "", summaries.SETS, ""]
-        lines += ["| stage | metric | value | n | model |", "|---|---|---|---|---|"]
-        for d in data.distances:
-            cells = (d.stage, d.metric, f"{d.value:.4g}", d.n, d.model)
-            lines.append(f"| {' | '.join(_md(str(cell)) for cell in cells)} |")
-        lines.append("")
+        found = [(d.stage, d.metric, f"{d.value:.4g}", d.n, d.model) for d in data.distances]
+        lines += _table(["stage", "metric", "value", "n", "model"], found)
     if excluded:
         lines += ["## All images, those not counted included", ""]
-        lines += [_md_table(summaries.summary(data, everything=True)), ""]
+        lines += _summary(summaries.summary(data, everything=True))
     if data.quarantine:
-        lines += [
-            "## Failures",
-            "",
-            "| class | images | first one | message |",
-            "|---|---|---|---|",
-        ]
-        for found in summaries.failures(data):
-            words = (found.name, found.count, found.example["image_id"], found.example["message"])
-            lines.append(f"| {' | '.join(_md(str(word)) for word in words)} |")
-        lines.append("")
+        failures = (
+            (found.name, found.count, found.example["image_id"], found.example["message"])
+            for found in summaries.failures(data)
+        )
+        lines += ["## Failures", ""]
+        lines += _table(["class", "images", "first one", "message"], failures)
     if speed := summaries.throughput(data.throughput):
         mean, top = number(speed.mean), number(max(speed.rates))
         took = duration(speed.edges[-1])
@@ -101,18 +93,15 @@ def markdown(data: RunData) -> str:
     return "\n".join(lines)
 
 
-def _md_table(table: pd.DataFrame) -> str:
+def _summary(table: pd.DataFrame) -> list[str]:
     shown = table.copy()
-    for column in ("stage", "metric", "model"):
-        shown[column] = shown[column].map(_md)
     for column in ("mean", "median", "min", "max"):
         shown[column] = shown[column].map(number)
-    return str(shown.to_markdown(index=False, disable_numparse=True))
+    return _table(list(shown), shown.itertuples(index=False))
 
 
-def _md(text: str) -> str:
-    escaped = html.escape(str(text), quote=False).replace("\\", "\\\\").replace("|", "\\|")
-    return escaped.replace("\n", " ").replace("*", "\\*").replace("`", "\\`")
+def _table(heads: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    return table_lines(heads, ([escaped(cell) for cell in row] for row in rows))
 
 
 def _png(image: Image.Image) -> bytes:
@@ -121,15 +110,3 @@ def _png(image: Image.Image) -> bytes:
     text.add_text("Comment", "edited by dhr-batch: the columns name edits and strengths")
     image.save(buffer, "PNG", compress_level=6, pnginfo=text)
     return buffer.getvalue()
-
-
-def _require_extra() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
-        import tabulate  # noqa: F401
-    except ImportError as error:
-        raise ReportError(
-            f"the report needs the package {error.name}: pip install 'dhr-batch[report]'"
-        ) from error

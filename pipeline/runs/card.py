@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dhr_batch.pipeline.markdown import table_lines
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.schemas import TABLES
@@ -18,10 +19,7 @@ _TEXT = """
 
 Made by dhr-batch {version}: {images} images of `{dataset}`, generator `{generator}`.{warning}
 
-| table | rows |
-|---|---|
 {counts}
-
 ```python
 import dhr_batch
 run = dhr_batch.open("{folder}")
@@ -67,6 +65,8 @@ def write(
         warning=" **Random weights: no picture or number means anything.**"
         if generator == "tiny"
         else "",
-        counts="\n".join(f"| {table} | {count} |" for table, count in counts.items()),
+        counts="\n".join(
+            table_lines(["table", "rows"], ([name, str(n)] for name, n in counts.items()))
+        ),
     )
     run.replace("README.md", f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode())

@@ -111,12 +111,11 @@ def test_a_damaged_table_is_named(make_run: Callable[..., Path]) -> None:
         write(run)
 
 
-def test_missing_extra_says_what_to_install(
-    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(ReportError, match=r"pip install 'dhr-batch\[report\]'"):
-        write(make_run())
+def test_the_contact_sheet_has_letters_beyond_ascii() -> None:
+    for bold in (False, True):
+        font = contact_sheet._font(14, bold)
+        drawn = {bytes(font.getmask(letter)) for letter in "üşЖΩ∞–…·\U000f0000"}
+        assert len(drawn) == 9, "letters that a font lacks are drawn as one box"
 
 
 def test_the_settings_make_the_run_again(tmp_path: Path) -> None:

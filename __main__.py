@@ -1,0 +1,8 @@
+"""`python -m dhr_batch`: the command `dhr-batch`."""
+
+from __future__ import annotations
+
+from dhr_batch.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="dhr-batch")
