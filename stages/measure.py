@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dhr_batch.stages.networks.dlib_face import Landmarks68
     from dhr_batch.stages.networks.features import Extractor
     from dhr_batch.stages.networks.identity import Identity
-    from dhr_batch.stages.networks.perceptual import Perceptual
+    from dhr_batch.stages.networks.perceptual import PackageLPIPS, Perceptual
 
 RECONSTRUCTIONS = ("inverted", "refined")
 
@@ -120,8 +120,9 @@ class Standard(Stage):
         """
         super().setup(context)
         options = self.options
-        self.perceptual: list[Perceptual] = [
-            context.network("perceptual", name) for name in options.perceptual
+        self.perceptual: list[Perceptual | PackageLPIPS] = [
+            context.network("lpips" if name in registry.TABLE["lpips"] else "perceptual", name)
+            for name in options.perceptual
         ]
         self.identity: dict[str, Identity] = {
             name: context.network("identity", name) for name in options.identity
@@ -227,7 +228,7 @@ class Standard(Stage):
     @torch.inference_mode()
     def _perceptual(
         self,
-        net: Perceptual,
+        net: Perceptual | PackageLPIPS,
         source: np.ndarray,
         renders: Mapping[str, np.ndarray],
         parts: Mapping[str, Part],

@@ -55,6 +55,11 @@ TABLE: dict[str, dict[str, str]] = {
         "lpips_vgg": _N + "perceptual:lpips_vgg",
         "tiny": _N + "tiny:perceptual",
     },
+    # LPIPS as it is reported; `perceptual` has the same distances for losses and maps.
+    "lpips": {
+        "lpips_alex": _N + "perceptual:package_lpips_alex",
+        "lpips_vgg": _N + "perceptual:package_lpips_vgg",
+    },
     "detector": {"mtcnn": _N + "detect:mtcnn"},
     "landmarks": {"dlib68": _N + "dlib_face:landmarks68"},
     "identity": {
@@ -85,6 +90,8 @@ MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("perceptual", "st_lpips_vgg"): ("stlpips-vgg",),
     ("perceptual", "lpips_alex"): ("lpips-alex-backbone", "lpips-alex"),
     ("perceptual", "lpips_vgg"): ("lpips-vgg-backbone", "lpips-vgg"),
+    ("lpips", "lpips_alex"): ("lpips-alex-backbone", "lpips-alex"),
+    ("lpips", "lpips_vgg"): ("lpips-vgg-backbone", "lpips-vgg"),
     ("detector", "mtcnn"): ("mtcnn",),
     ("landmarks", "dlib68"): ("dlib-landmarks68",),
     ("identity", "dlib"): ("dlib-face-resnet",),

@@ -100,7 +100,7 @@ def test_a_fresh_environment_runs_the_command(
         Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(photographs / f"{number}.png")
     (tmp_path / "d.yaml").write_text(f"name: d\nroot: {photographs}\naligned: true\n")
     words = ["run", "--dataset", "d.yaml", "--preset", "tiny", "--gpus", "0", "--out", "out"]
-    words += ["--set", "edit.edits=[]", "--no-report", "--json"]
+    words += ["--set", "edit.edits=[]", "--json"]
     hidden = ("PYTHONPATH", "PYTHONHOME", "RAY_ADDRESS")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
 
@@ -116,6 +116,7 @@ def test_a_fresh_environment_runs_the_command(
     assert Path(where.strip()).is_relative_to(home)
     outcome = json.loads(call(str(environment.with_name("dhr-batch")), *words))
     assert (outcome["images"], outcome["done"]) == (2, 2)
+    assert Path(outcome["report"]).is_file()
     parts = sorted(path.name for path in (tmp_path / "out" / "latents").iterdir())
     assert all(re.fullmatch(r"part-\d{5}\.parquet", name) for name in parts)
     assert len(parts) == 2

@@ -7,11 +7,15 @@ each other: each reports its own `name`.
 
 Both compare, at five layers, channel-unit-normalised activations `f` of a classification network:
 ``map_l = sum_c lin_{l,c} (f_{l,c}(x) - f_{l,c}(y))^2`` and ``distance = sum_l mean(map_l)``.
+
+`Perceptual` computes all of them, for losses and error maps. LPIPS as it is reported comes from its
+authors' package (`PackageLPIPS`).
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -225,6 +229,55 @@ class Perceptual(nn.Module):
         return torch.stack(means).sum(0)
 
 
+class PackageLPIPS(nn.Module):
+    """LPIPS 0.1 as computed by its authors' package `lpips`.
+
+    It offers `features` and `maps` as `Perceptual` does, made by the package's networks, because
+    metrics of the in-domain and out-of-domain parts need the maps that `lpips.LPIPS` averages.
+
+    Args:
+        name: ``lpips_alex`` or ``lpips_vgg``.
+        weights: The backbone under torchvision's names (``features.<i>.weight`` and ``.bias``) and
+            the linear layers under ``lin<k>.model.1.weight``. Other keys are ignored.
+
+    Raises:
+        ValueError: A weight is missing.
+    """
+
+    def __init__(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        import lpips
+
+        self.name = name
+        self._normalised = lpips.normalize_tensor
+        # The package downloads a backbone unless it is told to begin with a random one, and the
+        # meta device spares drawing that. torchvision warns about how the package asks for it.
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            self.network = lpips.LPIPS(
+                net=name.rpartition("_")[2], pretrained=False, pnet_rand=True, verbose=False
+            )
+        names = {
+            key: re.sub(r"^net\.slice\d\.", "features.", key)
+            for key, _ in self.network.named_parameters()
+        }
+        if missing := [key for key in names.values() if key not in weights]:
+            raise ValueError(f"{name}: the weights {', '.join(missing)} are missing")
+        found = {key: weights[source] for key, source in names.items()}
+        # Not strict: the package lists its linear layers under a second name as well.
+        self.network.load_state_dict(found, strict=False, assign=True)
+        self.eval().requires_grad_(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] in [-1, 1] -> per layer [B, C, h, w], unit-normalised over channels."""
+        return [self._normalised(f) for f in self.network.net(self.network.scaling_layer(x))]
+
+    def maps(self, x: Tensor, target_features: Sequence[Tensor]) -> list[Tensor]:
+        """Error maps of [B, 3, H, W] against `features` of the target: per layer [B, 1, h, w]."""
+        layers = zip(self.network.lins, self.features(x), target_features, strict=True)
+        return [linear((a - b).square()) for linear, a, b in layers]
+
+
 def _convolutions(
     weights: Mapping[str, Tensor], count: int, name: str
 ) -> list[tuple[Tensor, Tensor]]:
@@ -275,7 +328,7 @@ def st_lpips_vgg(context: Context) -> Perceptual:
 
 
 def lpips_alex(context: Context) -> Perceptual:
-    """LPIPS 0.1, AlexNet.
+    """LPIPS 0.1, AlexNet, for losses and maps.
 
     Models: `lpips-alex-backbone`, torchvision's AlexNet (keys ``features.<i>.{weight,bias}`` with
     i = 0, 3, 6, 8, 10; its classifier is ignored), and `lpips-alex`, the linear layers of LPIPS
@@ -286,7 +339,7 @@ def lpips_alex(context: Context) -> Perceptual:
 
 
 def lpips_vgg(context: Context) -> Perceptual:
-    """LPIPS 0.1, VGG16.
+    """LPIPS 0.1, VGG16, for losses and maps.
 
     Models: `lpips-vgg-backbone`, torchvision's VGG16 (keys ``features.<i>.{weight,bias}`` with
     i = 0, 2, 5, ..., 28; its classifier is ignored), and `lpips-vgg`, the linear layers of LPIPS
@@ -294,3 +347,15 @@ def lpips_vgg(context: Context) -> Perceptual:
     """
     weights = _load(context, "lpips-vgg-backbone", "lpips-vgg")
     return Perceptual("lpips_vgg", weights).to(context.device)
+
+
+def package_lpips_alex(context: Context) -> PackageLPIPS:
+    """LPIPS 0.1, AlexNet, as it is reported. Models: those of `lpips_alex`."""
+    weights = _load(context, "lpips-alex-backbone", "lpips-alex")
+    return PackageLPIPS("lpips_alex", weights).to(context.device)
+
+
+def package_lpips_vgg(context: Context) -> PackageLPIPS:
+    """LPIPS 0.1, VGG16, as it is reported. Models: those of `lpips_vgg`."""
+    weights = _load(context, "lpips-vgg-backbone", "lpips-vgg")
+    return PackageLPIPS("lpips_vgg", weights).to(context.device)

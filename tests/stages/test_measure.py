@@ -131,11 +131,15 @@ def test_lpips_of_both_backbones_can_be_chosen(tmp_path):
     draw = torch.Generator().manual_seed(0)
     widths = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
     sizes = {"alex": (11, 5, 3, 3, 3), "vgg": (3,) * 13}
+    places = {
+        "alex": (0, 3, 6, 8, 10),
+        "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+    }
     counts = {"alex": (1,) * 5, "vgg": (2, 2, 3, 3, 3)}
     for net, outs in widths.items():
         convs = [out for out, n in zip(outs, counts[net], strict=True) for _ in range(n)]
         backbone: dict[str, torch.Tensor] = {}
-        for i, (out, inp, k) in enumerate(zip(convs, (3, *convs), sizes[net], strict=False)):
+        for i, out, inp, k in zip(places[net], convs, (3, *convs), sizes[net], strict=False):
             weight = torch.randn(out, inp, k, k, generator=draw) / (inp * k**2) ** 0.5
             backbone |= {f"features.{i}.weight": weight, f"features.{i}.bias": torch.zeros(out)}
         linear = {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(outs)}
@@ -145,9 +149,8 @@ def test_lpips_of_both_backbones_can_be_chosen(tmp_path):
     done = measured(record(0), tmp_path.joinpath, perceptual=names)
     context = Context("cpu", "tiny", tmp_path.joinpath)
     for name in names:
-        network = context.network("perceptual", name)
-        target = network.features(images_to_tensor([noise(0)]))
-        expected = network.distance(images_to_tensor([noise(2)]), target).item()
+        package = context.network("lpips", name).network
+        expected = package(images_to_tensor([noise(2)]), images_to_tensor([noise(0)])).item()
         (found,) = [m for m in done.metrics if (m.stage, m.metric) == ("refined", name)]
         assert found.value == pytest.approx(expected)
         assert found.model == f"{name}; generator=tiny (random weights)"

@@ -61,8 +61,15 @@ def test_stages_name_the_models_of_their_options() -> None:
     assert measured.models(aligned=True) == names
 
 
+@pytest.mark.parametrize(
+    ("setting", "model"),
+    [
+        ("embed.perceptual=st_lpips_alex", "stlpips-alex"),
+        ("measure.perceptual=lpips_vgg", "lpips-vgg-backbone"),
+    ],
+)
 def test_a_missing_model_ends_a_run_before_ray_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, model: str
 ) -> None:
     def started(*_: object, **__: object) -> None:
         raise AssertionError("Ray was started")
@@ -73,7 +80,7 @@ def test_a_missing_model_ends_a_run_before_ray_starts(
     faces.mkdir()
     Image.new("RGB", (64, 64)).save(faces / "a.png")
     words = ["run", "--dataset", str(faces), "--preset", "tiny", "--gpus", "0", "--out", str(out)]
-    done = CliRunner().invoke(main, [*words, "--set", "embed.perceptual=st_lpips_alex"])
+    done = CliRunner().invoke(main, [*words, "--set", setting])
     assert done.exit_code == 1, done.output
-    assert "dhr-batch models pull stlpips-alex" in done.output
+    assert f"dhr-batch models pull {model}" in done.output
     assert not (out / "plan.json").exists()

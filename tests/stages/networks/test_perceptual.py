@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 
+import lpips
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dhr_batch.pipeline.models.catalogue import path
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.metrics import perceptual_distance
 from dhr_batch.stages.networks import perceptual
-from dhr_batch.stages.networks.perceptual import BlurPool, BlurredConv, Perceptual
+from dhr_batch.stages.networks.perceptual import BlurPool, BlurredConv, PackageLPIPS, Perceptual
 
 
 def load(golden, name):
@@ -59,15 +63,36 @@ def filled_weights(facts, fill):
     return weights
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
-def test_lpips_equals_published(net, golden, fill, tmp_path):
-    arrays, facts = load(golden, f"lpips_{net}")
+@pytest.fixture
+def offline(monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("something was downloaded")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refused)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+
+
+def lpips_files(facts, fill, net, folder):
+    """A context whose models are files with the fixture's numbers."""
     weights = filled_weights(facts, fill)
     for model, start in ((f"lpips-{net}", "lin"), (f"lpips-{net}-backbone", "features")):
         part = {k: v for k, v in weights.items() if k.startswith(start)}
-        torch.save(part | {"classifier.1.weight": torch.zeros(2)}, tmp_path / model)
-    context = Context("cpu", "tiny", tmp_path.joinpath)
-    distance = getattr(perceptual, f"lpips_{net}")(context)
+        torch.save(part | {"classifier.1.weight": torch.zeros(2)}, folder / model)
+    return Context("cpu", "tiny", folder.joinpath)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("family", ["perceptual", "lpips"])
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_equals_published(net, family, golden, fill, tmp_path):
+    arrays, facts = load(golden, f"lpips_{net}")
+    context = lpips_files(facts, fill, net, tmp_path)
+    draws = torch.random.get_rng_state()
+    distance = context.network(family, f"lpips_{net}")
+    assert torch.equal(torch.random.get_rng_state(), draws)
+    assert distance.name == f"lpips_{net}"
 
     x, y = (0.5 * torch.from_numpy(fill(f"in.{k}", (2, 3, 128, 128))) for k in ("x", "y"))
     x.requires_grad_()
@@ -79,6 +104,34 @@ def test_lpips_equals_published(net, golden, fill, tmp_path):
     for i, error in enumerate(errors):
         size = arrays[f"map_{i}"].shape[-1]
         close(F.avg_pool2d(error, error.shape[-1] // size), arrays, facts, f"map_{i}")
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_reported_lpips_is_what_the_package_returns(net, golden, fill, tmp_path):
+    facts = load(golden, f"lpips_{net}")[1]
+    context = lpips_files(facts, fill, net, tmp_path)
+    distance = context.network("lpips", f"lpips_{net}")
+    assert isinstance(distance.network, lpips.LPIPS)
+    x, y = torch.rand(2, 1, 3, 70, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = perceptual_distance(distance.maps(x, distance.features(y)))
+    torch.testing.assert_close(whole, distance.network(x, y).flatten(), rtol=1e-6, atol=0)
+    assert not any(p.requires_grad for p in distance.parameters())
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.filterwarnings("ignore:.*'pretrained'", "ignore:Arguments other than")
+def test_the_linear_weights_are_those_that_the_package_loads():
+    for net in ("alex", "vgg"):
+        found = torch.load(path(f"lpips-{net}"), map_location="cpu", weights_only=True)
+        own = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False).state_dict()
+        assert sorted(found) == [f"lin{i}.model.1.weight" for i in range(5)]
+        assert all(torch.equal(value, own[key]) for key, value in found.items())
+
+
+def test_a_missing_weight_of_reported_lpips_is_named():
+    weights = {f"lin{i}.model.1.weight": torch.ones(1, 1, 1, 1) for i in range(5)}
+    with pytest.raises(ValueError, match=r"lpips_alex: the weights features\.0\.weight, "):
+        PackageLPIPS("lpips_alex", weights)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 33), (32, 41), (41, 32)])
