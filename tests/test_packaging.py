@@ -116,7 +116,7 @@ def test_a_fresh_environment_runs_the_command(
     assert Path(where.strip()).is_relative_to(home)
     outcome = json.loads(call(str(environment.with_name("dhr-batch")), *words))
     assert (outcome["images"], outcome["done"]) == (2, 2)
-    assert Path(outcome["report"]).is_file()
+    assert (tmp_path / outcome["report"]).is_file()
     parts = sorted(path.name for path in (tmp_path / "out" / "latents").iterdir())
     assert all(re.fullmatch(r"part-\d{5}\.parquet", name) for name in parts)
     assert len(parts) == 2
