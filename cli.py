@@ -34,6 +34,10 @@ _ELSEWHERE = {
 class _Commands(click.Group):
     """A group that knows the names and help of commands it has not imported."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[cli_options.WORDS] = ("dhr-batch", *args)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_ELSEWHERE])
 

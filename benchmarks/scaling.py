@@ -82,13 +82,13 @@ def shard_requests(tables: int) -> dict[str, int]:
 def resume_requests(shards: int, tables: int) -> dict[str, int]:
     """Requests before the first worker starts, for a run of which `shards` are finished.
 
-    The lease (read and write), `plan.json`, the manifests, the listing of everything, and the
-    staging of killed workers.
+    The lease (read and write), `plan.json`, the manifests, and the listings of everything and of
+    the staging of killed workers.
     """
     fixed = 4  # plan.json, manifests' folder below, everything, lease and status file
     keys = shards * (tables + 1) + fixed
     lists = max(1, math.ceil(shards / PAGE)) + max(1, math.ceil(keys / PAGE)) + 1
-    return {"GET": shards + 2, "LIST": lists, "PUT": 1, "DELETE": 1}
+    return {"GET": shards + 2, "LIST": lists, "PUT": 1}
 
 
 def driver_load(run: Run, object_store: bool) -> float:

@@ -15,7 +15,9 @@ from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.request import Mode, Request
 from dhr_batch.pipeline.planning.resume import OtherRun
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url, join
+from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned, require_apart
 from dhr_batch.stages.registry import STAGES
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ def plan(
     if limit is not None:
         cells = [_limited(cell, limit) for cell in cells]
     place = str(out) if is_url(str(out)) else str(Path(out).expanduser().absolute())
+    owned = Owned(connect(place), BENCHMARK)
+    owned.check()
     sizes = {}
     for cell in cells:
         # Runs that begin from another one are planned when that one is there; as a whole run, each
@@ -81,6 +85,7 @@ def plan(
         settings = {"dataset": cell.dataset, **cell.settings, **machine.settings}
         request = Request(settings, address=machine.address)
         made = prepare.prepare(request)
+        require_apart(owned.storage, prepare.inputs(made))
         if not random_weights:
             _refuse_random(cell, made)
         prepare.check_gpus(made, request)
@@ -129,6 +134,7 @@ def run(
     from dhr_batch.pipeline.engine import run as runner
     from dhr_batch.pipeline.engine.driver import RunFailed
 
+    Owned(connect(benchmark.out), BENCHMARK).claim()
     failed: dict[str, str] = {}
     computed, code = [], runner.DONE
     for number, cell in enumerate(benchmark.cells, 1):

@@ -13,16 +13,18 @@ from dhr_batch.pipeline.bench.data import load
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned
 
 
 def write(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
     """Write index.html and the files of `bench_page.FILES`; returns where the page is.
 
     failed: runs that could not be finished, and why. Raises ReportError where a table cannot be
-    read.
+    read, and Refused, after all else is written, where no benchmark wrote a file of these names.
     """
     boards = [board(found, benchmark.matrix.compare_to) for found in load(benchmark, failed)]
-    target = connect(benchmark.out)
+    target = Owned(connect(benchmark.out), BENCHMARK)
+    target.claim()
     texts = {
         "benchmark.md": bench_text.markdown(benchmark, boards, failed),
         "benchmark.tex": latex.latex(boards),
@@ -31,10 +33,11 @@ def write(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
         "benchmark.json": as_json.to_json(benchmark, boards, failed),
     }
     for name, text in texts.items():
-        target.replace(name, text.encode())
+        target.write(name, text.encode())
     page = bench_page.page(benchmark, boards, failed)
     buffer = io.BytesIO()
     for text in report_page.render(page, bench_page.pictures(boards)):
         buffer.write(text.encode())
-    target.replace("index.html", buffer.getvalue())
-    return target.locate("index.html")
+    target.write("index.html", buffer.getvalue())
+    target.require()
+    return target.storage.locate("index.html")

@@ -103,6 +103,7 @@ def synthesize(out: Path | None, images: int, generator: str, **options: Any) ->
     """
     from dhr_batch.pipeline.datasets import synthetic
     from dhr_batch.pipeline.datasets.named import find
+    from dhr_batch.pipeline.errors import Refused
     from dhr_batch.stages.registry import UnknownName
 
     def report(done: int, total: int) -> None:
@@ -113,7 +114,7 @@ def synthesize(out: Path | None, images: int, generator: str, **options: Any) ->
         folder = out or synthetic.default_folder(find("synthetic"))
         try:
             made = synthetic.write(folder, images, generator=generator, report=report, **options)
-        except UnknownName as error:
+        except (UnknownName, Refused) as error:
             raise click.UsageError(str(error)) from error
     click.echo(made)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dhr_batch.pipeline.cli.output import refusals
+from dhr_batch.pipeline.storage.ownership import listed
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.export.options import Outcome
@@ -176,4 +177,6 @@ def lines(outcome: Outcome) -> list[str]:
         found.append(f"missing    {missing} of {outcome.planned} photographs of the run: no rows")
     if outcome.note:
         found.append(f"note       {outcome.note}")
+    if outcome.left:
+        found.append(f"left       files that no export wrote: {listed(outcome.left)}")
     return [*found, f"output     {outcome.out}"]

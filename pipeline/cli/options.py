@@ -83,6 +83,8 @@ _START = (
     click.option("-v", "--verbose", is_flag=True, help="Also print settings and workers' logs."),
     click.option("-q", "--quiet", is_flag=True, help="Print only errors and the result."),
 )
+# The words of the command line, among what click keeps of a call.
+WORDS = "dhr_batch.words"
 _SETTINGS = ("dataset", "first_stage", "preset", "gpus", "workers_per_gpu", "limit", "seed")
 
 
@@ -110,6 +112,11 @@ def _added(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Comma
     return add
 
 
+def _words() -> Sequence[str]:
+    context = click.get_current_context(silent=True)
+    return context.meta.get(WORDS, ()) if context else ()
+
+
 def request(options: dict[str, Any]) -> Request:
     """What the user asks for. options: as click gives them; `settings`, where a command has some of
     its own; keys beyond the flags of settings are fields of `Request`."""
@@ -117,4 +124,5 @@ def request(options: dict[str, Any]) -> Request:
 
     flags = {key: options[key] for key in _SETTINGS if options.get(key) is not None}
     others = {key: value for key, value in options.items() if key not in _SETTINGS}
+    others["command"] = _words()
     return Request(**others | {"settings": flags | options.get("settings", {})})

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.runs.render import EditChoice, renderer
-from dhr_batch.pipeline.tables.rows import edit_text, png
+from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.runs.render import EditChoice, _write, renderer
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.ownership import require_outside
+from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
 from dhr_batch.stages.base import Record
 
 if TYPE_CHECKING:
@@ -31,11 +34,14 @@ def parse(text: str) -> EditChoice:
 def pictures(record: Record) -> dict[str, bytes]:
     """PNG files of a rendered record by name, edits with the metadata that a run gives them."""
     files = {
-        f"{record.image_id}.{edit.name}.{edit.strength:g}.png": png(edit.image, edit_text(edit))
+        f"{record.image_id}.{edit.name}.{edit.strength:g}.png": png(
+            edit.image, edit_text(edit) | own_text(edit.image)
+        )
         for edit in record.edits
     }
     if not files and record.refined is not None:
-        files[f"{record.image_id}.refined.png"] = png(record.refined)
+        text = own_text(record.refined) | {"Comment": "rendered by dhr-batch"}
+        files[f"{record.image_id}.refined.png"] = png(record.refined, text)
     return files
 
 
@@ -43,7 +49,10 @@ def write(
     run: Run, images: Sequence[str], edits: Sequence[EditChoice], out: Path
 ) -> Iterator[Path | str]:
     """Write the pictures of images below `out`; yields their paths, and a message for an image
-    that could not be rendered. Raises Refused for what `renderer` refuses."""
+    that could not be rendered or a file that is not overwritten. Raises Refused for what `renderer`
+    refuses, and for a folder in the dataset."""
+    folder = connect(out)
+    require_outside(folder, origin.inputs(run.storage, run.plan))
     make = renderer(run.networks, edits)
     for image_id in images:
         try:
@@ -56,9 +65,13 @@ def write(
             if not path.resolve().is_relative_to(out.resolve()):
                 yield f"{image_id}: leads out of {out}, so its pictures are not written"
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            yield path
+            if _write(folder, name, content):
+                yield path
+            else:
+                yield (
+                    f"{path} is not overwritten: it is no picture that dhr-batch rendered, or it "
+                    "was changed since. Move it away, or choose another folder with --out"
+                )
 
 
 def beside(run: Run) -> Path:

@@ -50,8 +50,10 @@ def print_plan(made: Plan, request: Request, as_json: bool, err: bool = False) -
     from dhr_batch.pipeline.planning import resume
     from dhr_batch.pipeline.planning.prepare import check_gpus, describe, place
     from dhr_batch.pipeline.runs.folder import RunFolder
+    from dhr_batch.pipeline.storage.ownership import RUN, Owned
 
     run = RunFolder(place(made, request))
+    Owned(run.storage, RUN).check()
     where = run.storage.place
     there = resume.preview(run, made, request.extend)
     if there and not there["changes"] and not request.fresh:

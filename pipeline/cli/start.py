@@ -22,6 +22,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     from dhr_batch.pipeline.errors import Refused
     from dhr_batch.pipeline.models.catalogue import RegistryError
     from dhr_batch.pipeline.planning.prepare import place, prepare
+    from dhr_batch.pipeline.storage.ownership import RUN, Owned
 
     if options["fresh"] and options["extend"]:
         raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
@@ -29,6 +30,8 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     with refusals():
         request = cli_options.request(options | {"confirmed": yes})
         plan = prepare(request)
+        out = place(plan, request)
+        Owned(out, RUN).check()
         if options["verbose"]:
             click.echo(plan.config.to_yaml(), err=True)
         if dry_run:
@@ -37,7 +40,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
             print_plan(plan, request, as_json)
             return
         if request.fresh and not yes:
-            request = replace(request, confirmed=_confirm(place(plan, request)))
+            request = replace(request, confirmed=_confirm(out))
         from dhr_batch.pipeline.engine.driver import RunFailed
         from dhr_batch.pipeline.engine.run import INTERRUPTED, run
     try:

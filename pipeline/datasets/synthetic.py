@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,9 @@ from dhr_batch.pipeline.datasets import ground_truth
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url
+from dhr_batch.pipeline.storage.ownership import SYNTHETIC, Owned
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Truth
 from dhr_batch.stages.networks.face_parts import FACE_CLASSES
@@ -111,9 +115,15 @@ def write(
 ) -> Path:
     """Make `synthetic.parquet` and a description of it; returns the description, for `--dataset`.
 
-    images: pictures with an occluder. report: called after each with those done and all. A file
-    that is there is replaced once the new one is whole. Raises DatasetError, ModelMissing, OSError.
+    images: pictures with an occluder. report: called after each with those done and all. A file of
+    an earlier call is replaced once the new one is whole. Raises Refused for a folder that holds
+    other files, DatasetError, ModelMissing, OSError.
     """
+    owned = Owned(connect(folder), SYNTHETIC)
+    owned.check()
+    target, description = folder / "synthetic.parquet", folder / "synthetic.yaml"
+    owned.refused = owned.foreign([target.name, description.name])
+    owned.require()
     made_with = context(generator)
 
     def samples() -> Iterator[Sample]:
@@ -122,19 +132,23 @@ def write(
             report(index + 1, images)
 
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "synthetic.parquet"
-    part = target.with_suffix(f".{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     about = {"generator": registry.label(generator), "seed": str(seed)}
     try:
         ground_truth.write(part, rows(samples(), pairs), about)
-        os.replace(part, target)
+        with part.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        owned.claim()
+        if owned.note(target.name, checksum):
+            os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
-    description = folder / "synthetic.yaml"
     text = f"{registry.label(generator)}, truncation {truncation:g}, seed {seed}"
     settings = {"root": target.name, "aligned": True, "column": "image", "id_column": "image_id"}
     described = {"description": f"{images} generated faces under occluders: {text}"} | settings
-    description.write_text(yaml.safe_dump({"name": "synthetic"} | described, sort_keys=False))
+    described = {"name": "synthetic"} | described
+    owned.write(description.name, yaml.safe_dump(described, sort_keys=False).encode())
+    owned.require()
     return description
 
 

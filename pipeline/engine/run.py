@@ -26,9 +26,10 @@ from dhr_batch.pipeline.report import write as report
 from dhr_batch.pipeline.runs import card, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import total
-from dhr_batch.pipeline.runs.status_file import STATUS
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.storage.locations import absolute
+from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
 from dhr_batch.pipeline.units import duration
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -70,6 +71,8 @@ def run(plan: Plan, request: Request) -> Outcome:
     """
     check_gpus(plan, request)
     out = place(plan, request)
+    # Before the lease, the first file of a run.
+    Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
     run_folder = RunFolder(out, plan.config.lease_timeout)
     state, stopper = State(total=0, shards=0), stopping.Stopper()
     with stopping.forgotten(), Progress(state, request.progress, request.quiet) as progress:
@@ -78,7 +81,8 @@ def run(plan: Plan, request: Request) -> Outcome:
             # Under the lease: until then another driver might still write the plan of this run.
             if request.fresh:
                 check_models(plan, request)
-                resume.start_over(run_folder, out.place, request.confirmed)
+                if left := resume.start_over(run_folder, out.place, request.confirmed):
+                    progress.say(f"left in {out.place}, as no run wrote them: {listed(left)}")
             plan = resume.continued(run_folder, out.place, plan, request.extend)
             before = run_folder.recover()
             images = sum(shard.images for shard in before.values())
@@ -157,7 +161,8 @@ def _status(state: State, out: Storage) -> Status:
     """The status file of a run, which goes on with the throughput of earlier starts."""
     points = status_file.throughput(out)
     every = 2.0 if isinstance(out, LocalStorage) else 10.0
-    return Status(state, lambda content: out.replace(STATUS, content), every, points)
+    write = status_file.writer(out)
+    return Status(state, write, every, points)
 
 
 @contextmanager
@@ -228,7 +233,12 @@ def _outcome(
     if finished:
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
-        card.write(run_folder.storage, plan.head(), plan.images, total(s.rows for s in shards))
+        rows = total(s.rows for s in shards)
+        if not card.write(run_folder.storage, plan.head(), plan.images, rows):
+            progress.say(
+                f"{run_folder.storage.locate(card.NAME)} is left as it is: no run wrote it, or it "
+                "was changed since. Move it away, and the same command writes that of this run"
+            )
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
         f"({duration(seconds)})"
@@ -251,7 +261,7 @@ def _outcome(
 def _report(out: Storage, progress: Progress) -> str | None:
     try:
         return report.write(out)
-    except ReportError as error:
+    except (ReportError, Refused) as error:
         progress.say(f"no report: {error}")
     except Exception as error:
         # The run is finished, whatever becomes of its report.

@@ -6,6 +6,7 @@ import faulthandler
 import hashlib
 import logging
 import os
+import re
 import tempfile
 import threading
 from contextlib import suppress
@@ -21,6 +22,8 @@ LOGS = "_state/logs"
 # Of a longer log, the end is uploaded.
 _LONGEST = 2**20
 _END_SECONDS = 5.0
+# Of a log: nothing yet, a line of it, or what faulthandler says first.
+_BEGINNING = re.compile(rb"$|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,|Fatal Python error")
 
 log = logging.getLogger("dhr_batch")
 
@@ -37,7 +40,7 @@ class WorkerLog:
         self._out = out
         folder = out.root / LOGS if isinstance(out, LocalStorage) else _folder_of(out)
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"worker-{number}.log"
+        self.path = _free(folder / f"worker-{number}.log")
         # A later start would else overwrite what an earlier one has uploaded.
         started = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
         self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}-{started}.log"
@@ -87,6 +90,18 @@ class WorkerLog:
             ObjectStorage(self._out.address, patience=0).replace(self.key, content)
         except OSError as error:
             log.warning("this log was not uploaded: %s", error)
+
+
+def _free(path: Path) -> Path:
+    """A log of this program, or a name that nothing has yet."""
+    try:
+        with path.open("rb") as file:
+            ours = _BEGINNING.match(file.read(30))
+    except FileNotFoundError:
+        return path
+    except IsADirectoryError:
+        ours = None
+    return path if ours else _free(path.with_stem(f"{path.stem}-"))
 
 
 def _folder_of(out: Storage) -> Path:

@@ -16,7 +16,8 @@ class Outcome:
     """What was exported. counts: split -> label -> pictures. dropped: reason -> pictures.
 
     images: of the run, with rows; used: split -> those of which there is a picture; planned: in the
-    run's plan. validation: its share of the photographs, as asked for.
+    run's plan. validation: its share of the photographs, as asked for. left: files in the folder
+    that no export wrote.
     """
 
     out: str
@@ -26,6 +27,7 @@ class Outcome:
     images: int = 0
     used: dict[str, int] = field(default_factory=dict)
     planned: int = 0
+    left: list[str] = field(default_factory=list)
 
     @property
     def pictures(self) -> int:
@@ -50,6 +52,7 @@ class Outcome:
             "images": images,
             "note": self.note,
             "counts": {split: dict(counts) for split, counts in self.counts.items()},
+            "left": self.left,
             "dropped": dict(self.dropped.most_common()),
         }
 

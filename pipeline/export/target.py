@@ -6,14 +6,20 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import lies_in
+from dhr_batch.pipeline.storage.ownership import EXPORT, Owned, listed, require_apart
+
+_MARKER = ".dhr-batch.json"
 
 
 def resolved(out: Path, run: Run, fresh: bool) -> Path:
@@ -23,37 +29,132 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
         raise Refused(f"{out} is the current folder or holds it: choose a folder in it with --out")
     if lies_in(str(out), run.storage.address):
         raise Refused(f"{out} lies in the run, which holds tables only: choose another --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return out
-    if run_of(out) != identity(run.plan):
+    place = connect(out)
+    require_apart(place, origin.inputs(run.storage, run.plan))
+    owned = Owned(place, EXPORT)
+    if owned.about.get("run") == identity(run.plan):
+        if not fresh:
+            raise Refused(f"{out} holds an export of this run: replace it with --fresh")
+    elif found := place.entries() or ([] if owned.is_free else [_MARKER]):
         raise Refused(
-            f"{out} holds something else than an export of this run: choose another --out"
+            f"{out} holds something else than an export of this run ({listed(found)}): choose "
+            "another --out"
         )
-    if not fresh:
-        raise Refused(f"{out} holds an export of this run: replace it with --fresh")
     return out
 
 
-def replace(partial: Path, out: Path) -> None:
+@contextmanager
+def partial(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` for an export in the making, deleted at the end.
+
+    What a killed export has left there is deleted before. Raises Refused where another folder has
+    this name.
+    """
+    folder = out.parent / f".{out.name}.partial"
+    _discard(folder)
+    owned = Owned(connect(folder), EXPORT)
+    owned.claim(partial=True)
+    try:
+        yield folder
+    finally:
+        _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Delete the folder of an export that was not finished."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if not Owned(connect(folder), EXPORT).about.get("partial"):
+            raise Refused(
+                f"{folder} is needed for an export in the making, and no export made it: move it "
+                "away, or choose another --out"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rmdir()
+
+
+def place(partial: Path, out: Path, run: Run) -> list[str]:
+    """Put a finished export in the place of an earlier one, if there is any.
+
+    The folder appears as a whole, unless it holds files that no export wrote: these stay where they
+    are, and are returned. Raises Refused where one has the name of a file that is to be written.
+    """
+    new = {name: [_sum(partial / name)] for name in _files(partial)}
+    earlier = Owned(connect(out), EXPORT)
+    stay = [name for name in _files(out) if name not in earlier.files]
+    stay += earlier.foreign(earlier.files)
+    if taken := _taken(new, stay):
+        raise Refused(
+            f"{out} holds files that no export wrote, or that were changed since, and that would "
+            f"be replaced: {listed(taken)}. Move them away, or choose another --out"
+        )
+    about = {"run": identity(run.plan)}
+    if stay:
+        # A kill from here on leaves files of both, all of which are known.
+        earlier.claim(**about)
+        known = set(earlier.files) - set(stay)
+        earlier.keep({name: earlier.files[name] for name in known} | new)
+        earlier.storage.remove(known)
+        LocalStorage(out).prune()
+        for name in new:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial / name, out / name)
+        for folder in filter(Path.is_dir, sorted(partial.rglob("*"))):
+            (out / folder.relative_to(partial)).mkdir(parents=True, exist_ok=True)
+        earlier.keep(new)
+        return sorted(stay)
+    owned = Owned(connect(partial), EXPORT)
+    owned.keep(new)
+    owned.claim(**about, partial=False)
+    _swap(partial, out)
+    return []
+
+
+def _swap(partial: Path, out: Path) -> None:
     """Between the two moves a kill leaves the earlier export under its temporary name."""
     old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
+    _delete(old)
     if out.exists():
         os.replace(out, old)
     os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
+    _delete(old)
+
+
+def _delete(folder: Path) -> None:
+    """Delete an earlier export, file by file. Raises Refused where the folder is something else."""
+    if not folder.exists():
+        return
+    owned = Owned(connect(folder), EXPORT)
+    if any(folder.iterdir()) and not owned.about.get("run"):
+        raise Refused(f"{folder} is in the way of an export, and no export made it: move it away")
+    others = owned.foreign(owned.files)
+    owned.storage.remove([name for name in owned.files if name not in others])
+    if not list(_files(folder)):
+        shutil.rmtree(folder)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all files below a folder but the marker, hidden ones included."""
+    for top, _, names in os.walk(folder):
+        for name in names:
+            found = Path(top, name).relative_to(folder).as_posix()
+            if found != _MARKER:
+                yield found
+
+
+def _taken(new: Iterable[str], stay: Iterable[str]) -> set[str]:
+    """Those that stay, and are in the way of a new file or of its folder."""
+    folders = {str(parent) for name in new for parent in Path(name).parents}
+    inside = {name for name in stay if any(str(p) in set(new) for p in Path(name).parents)}
+    return inside | {name for name in stay if name in set(new) | folders}
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(plan: dict[str, Any]) -> str:
     """The same for all exports of a run, also after `--extend`."""
     kept = json.dumps([plan["dataset"], plan["fingerprint"]], sort_keys=True)
     return hashlib.sha256(kept.encode()).hexdigest()[:16]
-
-
-def run_of(folder: Path) -> str | None:
-    """The identity of the run that an export in this folder is of; None where there is none."""
-    try:
-        head = (folder / "README.md").read_text("utf-8").split("---\n")[1]
-        return str(yaml.safe_load(head)["dhr_batch"]["run"])
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dhr_batch.pipeline.datasets import named as datasets
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import card as export_card
 from dhr_batch.pipeline.export import choice, marks, target
@@ -26,6 +26,8 @@ from dhr_batch.pipeline.planning.photographs import Lost, Photographs
 from dhr_batch.pipeline.runs import results
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.storage.base import full_disk
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.ownership import require_apart
 from dhr_batch.stages.paste_back import paste_back
 
 _COLUMNS = ["image_id", "kind", "edit_name", "edit_strength", "image", "quad"]
@@ -51,6 +53,8 @@ def write(
     run = results.open(run_place)
     options = _fitting(options, run)
     out = target.resolved(out, run, options.fresh)
+    if options.paste_back and options.dataset:
+        require_apart(connect(out), [datasets.find(options.dataset).location])
     photographs = Photographs(run, options.dataset) if options.paste_back else None
     gathered = export_rows.gather(run, ("edit", *options.include), options.filters)
     if photographs:
@@ -61,15 +65,9 @@ def write(
     planned = sum(map(len, run.plan["shards"]))
     outcome = Outcome(str(out), options.validation)
     outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with full_disk(out.parent):
-        try:
-            partial.mkdir(parents=True)
-            _fill(partial, run, gathered, splits, photographs, options, outcome, tick)
-            target.replace(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with full_disk(out.parent), target.partial(out) as folder:
+        _fill(folder, run, gathered, splits, photographs, options, outcome, tick)
+        outcome.left = target.place(folder, out, run)
     return outcome
 
 

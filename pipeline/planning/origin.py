@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,9 +11,9 @@ from pydantic import ValidationError
 
 from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets import named as datasets
-from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.items import DatasetError, Item
 from dhr_batch.pipeline.datasets.named import Dataset
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import earlier_run
@@ -21,6 +22,9 @@ from dhr_batch.pipeline.runs import quarantine
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.stages import registry
 
 
@@ -58,6 +62,30 @@ def first_plan(plan: dict[str, Any]) -> dict[str, Any]:
             raise Refused(f"{place} is not the run any more that this one began from")
         plan = earlier
     return plan
+
+
+def inputs(run: Storage, plan: Mapping[str, Any]) -> Iterator[str]:
+    """Where the dataset of a run lies, and those of the runs that it began from, as far as known.
+
+    A run has noted it; of one that has not, the plan may name it, if not by a relative path.
+    """
+    seen: set[str] = set()
+    while True:
+        named = str(plan.get("config", {}).get("dataset", ""))
+        known = Owned(run, RUN).about.get("dataset")
+        try:
+            if not known and (os.path.isabs(named) or locations.is_url(named)):
+                known = datasets.find(named).location
+            if not known or known in seen:
+                return
+            yield known
+            seen.add(known)
+            if plan.get("config", {}).get("first_stage", registry.STAGES[0]) == registry.STAGES[0]:
+                return
+            run = connect(known)
+            plan = RunFolder(run).plan() or {}
+        except (DatasetError, Refused, StorageError):
+            return
 
 
 def _completed(family: str, section: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from dhr_batch.pipeline.datasets import named as datasets
 from dhr_batch.pipeline.errors import Refused
@@ -10,8 +16,9 @@ from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs, plan
 from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.storage import locations, ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.stages import registry
@@ -80,7 +87,8 @@ def place(made: plan.Plan, request: Request) -> Storage:
     first, name = made.config.first_stage, made.dataset.name
     begun = first != registry.STAGES[0]
     how = f"from-{first}" if begun else registry.label(made.config.generator)
-    out = connect(request.out or f"runs/{name}-{how}")
+    default = f"runs/{name}-{how}"
+    out = connect(request.out or default)
     if begun:
         source = connect(made.dataset.location).address.rstrip("/")
         if out.address.rstrip("/") == source:
@@ -90,7 +98,46 @@ def place(made: plan.Plan, request: Request) -> Storage:
                 f"{out.place} lies in the run to begin from, {source}: choose a folder outside of "
                 "it with --out"
             )
+    try:
+        ownership.require_apart(out, inputs(made))
+    except Refused as error:
+        if request.out is None:
+            raise Refused(_elsewhere(made, request, default)) from error
+        raise
     return out
+
+
+def inputs(made: plan.Plan) -> Iterator[str]:
+    """The places that a run reads, each of which its output must not be mixed with.
+
+    Links in a folder of photographs may lead to others.
+    """
+    yield made.dataset.location
+    if made.origin:
+        source = RunFolder(made.dataset.location)
+        yield from origin.inputs(source.storage, source.plan() or {})
+        return
+    items = (item for shard in made.shards for item in shard.items if item.at < 0)
+    folders = {item.place + item.name.rpartition("/")[0] for item in items}
+    yield from sorted(folder for folder in folders if not locations.is_url(folder))
+
+
+def _elsewhere(made: plan.Plan, request: Request, default: str) -> str:
+    """What to say where the default place lies in the dataset: the command with a better one."""
+    dataset = Path(made.dataset.location).resolve()
+    for folder in (dataset.parent, Path.home(), Path(tempfile.gettempdir())):
+        out = connect(folder / default)
+        with suppress(Refused):
+            ownership.require_apart(out, inputs(made))
+            ownership.Owned(out, ownership.RUN).check()
+            if os.access(folder, os.W_OK):
+                break
+    words = [*(request.command or ("dhr-batch", "run")), "--out", os.path.relpath(out.address)]
+    return (
+        f"{default}, where this run would go by default, lies in the dataset {dataset}, and what "
+        "it writes would be taken for photographs. Start it with a place outside:\n  "
+        f"{shlex.join(words)}"
+    )
 
 
 def describe(made: plan.Plan, out: str) -> str:

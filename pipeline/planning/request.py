@@ -16,7 +16,8 @@ class Request:
 
     files, sets: `-c` files and `--set` texts. out: run folder or URL of an object store; by
     default `runs/<dataset>-<generator>`. address: of a Ray cluster. extend: add new images to a
-    started run. fresh: delete it and start over; confirmed: the user has said so.
+    started run. fresh: delete it and start over; confirmed: the user has said so. command: the
+    words that the user typed, to be repeated in a message.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -32,3 +33,4 @@ class Request:
     progress: Mode = "auto"
     verbose: bool = False
     quiet: bool = False
+    command: Sequence[str] = ()

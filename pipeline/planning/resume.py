@@ -220,13 +220,13 @@ def question(run: RunFolder, where: object) -> str | None:
     return f"Delete the run in {where} with {images} committed images and start over?"
 
 
-def start_over(run: RunFolder, where: object, confirmed: bool) -> None:
+def start_over(run: RunFolder, where: object, confirmed: bool) -> list[str]:
     """Delete the run that the folder holds. The caller holds the lease.
 
-    Raises Refused where there is something to delete and the user did not agree.
+    Returns the files that are not of the run, and stay. Raises Refused where there is something to
+    delete and the user did not agree, and where the next run would overwrite one of those files.
     """
     asked = question(run, where)
     if asked and not confirmed:
         raise Refused(f"--fresh deletes finished work. {asked} Confirm with --yes")
-    if asked:
-        run.clear()
+    return run.clear() if asked else []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, PngImagePlugin
 
 from dhr_batch.pipeline.markdown import escaped, table_lines
+from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.report import contact_sheet, gallery, sections, summaries, truth
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, rows
@@ -20,6 +21,7 @@ from dhr_batch.pipeline.report.gallery import MAX_IMAGES
 from dhr_batch.pipeline.report.metrics import number
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.ownership import REPORT, RUN, Owned, require_apart
 from dhr_batch.pipeline.units import duration
 
 if TYPE_CHECKING:
@@ -34,18 +36,31 @@ def write(
     run, out: folder or URL of the run, and to write to, by default `report/` in the run.
     max_images: the page shows the pictures of at most that many images, and of fewer where each
     has many edits; numbers and plots are always of all.
-    Raises ReportError where the run cannot be read.
+    Raises ReportError where the run cannot be read, and Refused, after all else is written, where
+    it was not a report that wrote a file of these names.
     """
     source = connect(run)
     data = load(source)
-    target, folder = (source, "report/") if out is None else (connect(out), "")
-    target.replace(f"{folder}metrics.csv", summaries.wide(data).to_csv(index=False).encode())
-    target.replace(f"{folder}metrics.md", markdown(data).encode())
+    target, folder = _target(source, data, out)
+    target.write(f"{folder}metrics.csv", summaries.wide(data).to_csv(index=False).encode())
+    target.write(f"{folder}metrics.md", markdown(data).encode())
     sheet = contact_sheet.draw(data, list(rows(source, data.image_ids[: contact_sheet.MAX_ROWS])))
-    target.replace(f"{folder}contact_sheet.png", _png(sheet))
+    target.write(f"{folder}contact_sheet.png", _png(sheet))
     page = f"{folder}index.html"
-    target.replace(page, _page(source, data, max_images))
-    return target.locate(page)
+    target.write(page, _page(source, data, max_images))
+    target.require()
+    return target.storage.locate(page)
+
+
+def _target(source: Storage, data: RunData, out: str | Path | None) -> tuple[Owned, str]:
+    """Where the files go, and what their names begin with."""
+    target = source if out is None else connect(out)
+    if out is None or target.address == f"{source.address.rstrip('/')}/report":
+        return Owned(source, RUN), "report/"
+    require_apart(target, origin.inputs(source, data.plan))
+    owned = Owned(target, REPORT)
+    owned.claim()
+    return owned, ""
 
 
 def _page(run: Storage, data: RunData, max_images: int) -> bytes:

@@ -11,9 +11,11 @@ import yaml
 from dhr_batch.pipeline.markdown import table_lines
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.stages import registry
 
+NAME = "README.md"
 _TEXT = """
 # {name}
 
@@ -38,8 +40,10 @@ Faces are personal data: consent and the licences of the photographs and models 
 
 def write(
     place: str | Path | Storage, plan: dict[str, Any], images: int, rows: Mapping[str, int]
-) -> None:
+) -> bool:
     """Write README.md into a run, with one `configs:` entry per table that has rows.
+
+    False, and nothing is written, where it was not a run that wrote the file of this name.
 
     plan: its settings. images: planned. rows: by table, as the manifests say, since one request per
     table and shard takes minutes in an object store. `datasets` cannot load a table without any
@@ -69,4 +73,5 @@ def write(
             table_lines(["table", "rows"], ([name, str(n)] for name, n in counts.items()))
         ),
     )
-    run.replace("README.md", f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode())
+    content = f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode()
+    return Owned(run, RUN).write(NAME, content)

@@ -43,17 +43,24 @@ take for none. In a folder the lease is a lock that a frozen process still holds
 take over before it is gone; it is checked, with the file's identity, right before the change. What
 remains are deletions: a frozen driver may delete staging of the new one, whose commit then stops
 before or at step 4, and the next start makes that shard again. A frozen `--fresh`, which deletes
-everything, is the one case that can cost finished shards of a new driver; it checks the lease
-before each table.
+all files of the run, is the one case that can cost finished shards of a new driver; it checks the
+lease before each table.
 
 Finished shards can be given back to be made again (`reopen`, for `quarantine retry`). Under the
 lease, after rolling forward what a kill left, `plan.json` is replaced by one that allows another
 content of the chosen images; then the manifest of each shard is taken back, the reverse of step 3.
 A kill before that leaves a finished shard with its old rows, a kill after it a shard to do; the
 same call goes on with the others. The published files stay as they are, so readers see the old rows
-until step 4 of the new attempt replaces them, table by table. One gap is left to `dhr-batch
+until step 4 of the new attempt replaces them, table by table. That they are of this run is noted
+before the manifest is taken back, in `_state/earlier/00017.json`. One gap is left to `dhr-batch
 verify`, which compares checksums: a late manifest in an object store, as above, counts with the old
 files of such a shard where these happen to have the sizes it says.
+
+Only files of the run are overwritten or deleted (`pipeline/storage/ownership.py`): parts of tables
+of which a manifest says the size, attempts in staging by their names, which no one else can know,
+and files that the marker of the run lists. A start refuses to go on where another file has the name
+of a part. In a folder that is looked at again before each file of step 4, in an object store it
+would cost a request per table.
 
 A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
@@ -64,25 +71,29 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import crash, stopping
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.runs import plan_file
+from dhr_batch.pipeline.runs import plan_file, status_file
 from dhr_batch.pipeline.runs.lease import LeaseLost, lease
 from dhr_batch.pipeline.runs.manifests import Alike, Finished
 from dhr_batch.pipeline.runs.names import PLAN, SHARDS, STAGING, manifest_key, part, staging
 from dhr_batch.pipeline.runs.status_file import STATUS
 from dhr_batch.pipeline.stopping import Interrupted
-from dhr_batch.pipeline.storage.base import Object, Storage, Version
+from dhr_batch.pipeline.storage.base import Object, Storage, Version, is_part
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
 from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.pipeline.threads import together
 
+_EARLIER = "_state/earlier"
 # Manifests are small and an object store answers each in tens of milliseconds.
 _READERS = 16
 # As many are held as a whole, of each a few kilobytes.
@@ -90,7 +101,17 @@ _MANIFESTS = 1000
 # Tables of a shard that are copied at once: all of them.
 _COPIES = 8
 
+_STAGED = re.compile(rf"{STAGING}/\d{{5,}}\.\d+\.\w+/({'|'.join(TABLES)})\.parquet")
+_RECORD = re.compile(r"_state/(shards|earlier)/\d{5,}\.json")
+# What stays when a run is deleted: the lease is held, and the logs are for people.
+_KEPT = re.compile(r"_state/(lease|clock|owner\.json|logs/worker-.*\.log)")
+
 log = logging.getLogger(__name__)
+
+
+def _is_staged(key: str) -> bool:
+    """Whether a file is of an attempt: workers choose names that nobody else has."""
+    return _STAGED.fullmatch(key) is not None
 
 
 class RunFolder:
@@ -153,14 +174,93 @@ class RunFolder:
         if self._plan_version is None:
             raise self._changed(PLAN)
 
-    def clear(self) -> None:
-        """Delete the run but not the lease, which the caller holds.
+    def clear(self) -> list[str]:
+        """Delete the files of the run, but not the lease, which the caller holds, and the logs.
 
-        The plan goes last: killed in between, the folder is a run whose shards are to be made.
+        The manifests go after the parts that they name, the plan goes last: killed in between, the
+        folder is a run whose shards are to be made. Returns the files that are not of the run and
+        stay. Raises Refused, before anything is deleted, where the next run would overwrite one.
         """
-        for name in (SHARDS, STATUS, STAGING, *TABLES, "report", "README.md", PLAN):
+        owned = Owned(self.storage, RUN)
+        sizes = self.storage.sizes()
+        known: dict[str, int] = {}
+        if not {"schema", "shards"} <= (self.plan() or {"schema": 0, "shards": 0}).keys():
+            place = self.storage.locate(PLAN)
+            raise Refused(f"{place} is not the plan of a run, but another file: move it away")
+        for shard, manifest in self.each_manifest():
+            known |= self._bytes(shard, manifest)
+        parts = self._parts_of(sizes)
+        self._require_own(parts, known)
+        others = owned.foreign(owned.files)
+        rest = [key for key in owned.files if key not in others]
+        with suppress(status_file.Damaged):
+            status_file.read(self.storage)
+            rest.append(STATUS)
+        groups = [[key for key in parts if key.startswith(f"{table}/")] for table in TABLES]
+        groups += [list(filter(pattern.fullmatch, sizes)) for pattern in (_STAGED, _RECORD)]
+        for keys in (*groups, rest, [PLAN]):
             self.check()
-            self.storage.delete(name)
+            self.storage.remove(keys)
+        owned.forget(rest)
+        if owned.kind_there:
+            owned.claim(unlisted=False)
+        left = set(sizes).difference(*groups, rest, [PLAN])
+        return sorted(key for key in left if not _KEPT.fullmatch(key))
+
+    @staticmethod
+    def _parts_of(sizes: Mapping[str, int]) -> dict[str, int]:
+        """Those of the files that have the name of a part of a table."""
+        return {
+            key: size
+            for key, size in sizes.items()
+            if is_part(key) and key.partition("/")[0] in TABLES
+        }
+
+    def _bytes(self, shard: int, manifest: Mapping[str, Any]) -> dict[str, int]:
+        """The parts that a manifest names, and how large they are. Raises StorageError."""
+        try:
+            _ = manifest["attempt"]
+            files = manifest["files"].items()
+            return {part(table, shard): facts["bytes"] for table, facts in files}
+        except (LookupError, TypeError, AttributeError) as error:
+            raise self._damaged(manifest_key(shard), error) from error
+
+    def _require_own(self, parts: Mapping[str, int], known: Mapping[str, int]) -> None:
+        """Raises Refused for parts that are not of this run. known: those that manifests name."""
+        earlier: dict[int, dict[str, list[int]]] = {}
+        others = {}
+        for key, size in parts.items():
+            if known.get(key) != size:
+                shard = int(key.rpartition("part-")[2].removesuffix(".parquet"))
+                if shard not in earlier:
+                    earlier[shard] = self._earlier(shard)
+                if size not in earlier[shard].get(key, ()):
+                    others[key] = shard
+        if others and Owned(self.storage, RUN).unlisted:
+            # Of such a run the plan alone tells which parts it has.
+            planned = len(plan_file.loads(self.storage.read(PLAN) or b"{}").get("shards", ()))
+            others = {key: shard for key, shard in others.items() if shard >= planned}
+        if others:
+            raise Refused(
+                f"{listed([self.storage.locate(key) for key in others])}: not as a manifest of the "
+                "run says, so this file is not one that the run wrote, or it was changed since; "
+                "nothing is written over it. Move it away or delete it, then give the same "
+                "command again"
+            )
+
+    def _earlier(self, shard: int) -> dict[str, list[int]]:
+        """Files of a shard as they were before it was given back: key -> possible bytes."""
+        key = f"{_EARLIER}/{shard:05d}.json"
+        content = self.storage.read(key)
+        return self._parse(key, content) if content else {}
+
+    def _note_earlier(self, shard: int, manifest: Mapping[str, Any]) -> None:
+        """Keep what shows that the published files of a manifest are of this run."""
+        known = self._earlier(shard)
+        for key, size in self._bytes(shard, manifest).items():
+            known[key] = sorted({size, *known.get(key, ())})
+        content = json.dumps(known).encode()
+        self.storage.replace(f"{_EARLIER}/{shard:05d}.json", content)
 
     def committed(self) -> dict[int, Finished]:
         """What is known of the committed shards, by shard number."""
@@ -211,6 +311,8 @@ class RunFolder:
                 self.discard(other["attempt"])
                 break
             self.check()
+            if other is not None:
+                self._note_earlier(shard, other)
             version = there.version if there else None
         else:
             crash.at("after-manifest")
@@ -248,6 +350,7 @@ class RunFolder:
             final = part(table, shard)
             staged = f"{staging(manifest['attempt'])}/{table}.parquet"
             size = manifest["files"][table]["bytes"]
+            self._require_free(final, size)
             there = self.storage.publish(staged, final) or self._size(table, final) == size
             crash.at("mid-publish")
             return there
@@ -258,12 +361,19 @@ class RunFolder:
             return all(map(one, tables))
         return all(stopping.interruptible(lambda: together(one, tables, _COPIES)))
 
+    def _require_free(self, key: str, size: int) -> None:
+        """Raises Refused where a file that is not of this run has the name of a part."""
+        if isinstance(self.storage, LocalStorage):
+            with suppress(FileNotFoundError):
+                there = (self.storage.root / key).stat().st_size
+                self._require_own({key: there}, {key: size})
+
     def _size(self, table: str, key: str) -> int | None:
         return self.storage.sizes(table).get(key)
 
     def discard(self, attempt: str) -> None:
         """Delete the staging folder of an attempt."""
-        self.storage.delete(staging(attempt))
+        self.storage.delete(staging(attempt), _is_staged)
 
     def reopen(self, images: Mapping[int, Collection[str]]) -> None:
         """Give finished shards back to be made again by the next start. The caller holds the lease
@@ -282,6 +392,8 @@ class RunFolder:
             there = self.storage.get(manifest_key(shard))
             self.check()
             if there and there.content:
+                manifest = self._parse(manifest_key(shard), there.content)
+                self._note_earlier(shard, manifest)
                 self._withdraw(shard, there)
             crash.at("mid-reopen")
 
@@ -292,30 +404,44 @@ class RunFolder:
     def recover(self) -> dict[int, Finished]:
         """Finish what a killed run left: publish committed shards, delete all other staging.
 
-        Returns what is known of the committed shards.
+        Returns what is known of the committed shards. Raises Refused where a file that is not of
+        this run has the name of a part.
         """
         sizes, found, alike = self.storage.sizes(), {}, Alike()
+        parts, void = self._parts_of(sizes), {}
         for shard, manifest in self.each_manifest():
-            done = all(
-                sizes.get(part(table, shard)) == facts["bytes"]
-                and f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
-                for table, facts in manifest["files"].items()
+            known = self._bytes(shard, manifest)
+            there = {key: parts.pop(key) for key in known if key in parts}
+            done = there == known and all(
+                f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
+                for table in manifest["files"]
             )
+            if not done:
+                self._require_own(there, known)
             if done or self.publish(shard, manifest):
                 found[shard] = alike.finished(manifest)
             else:
-                self._void(shard, manifest)
+                void[shard] = manifest
+        self._require_own(parts, {})
+        for shard, manifest in void.items():
+            self._void(shard, manifest)
         self.clear_staging()
         return found
 
     def _parse(self, key: str, content: bytes) -> dict[str, Any]:
         try:
-            return json.loads(content)
+            found = json.loads(content)
+            if not isinstance(found, dict):
+                raise ValueError("not a JSON object")
         except ValueError as error:
-            raise StorageError(
-                f"{self.storage.locate(key)} is damaged ({error}): delete it, and its shard is "
-                "made again by the same command"
-            ) from error
+            raise self._damaged(key, error) from error
+        return found
+
+    def _damaged(self, key: str, error: Exception) -> StorageError:
+        return StorageError(
+            f"{self.storage.locate(key)} is damaged ({error}): delete it, and its shard is "
+            "made again by the same command"
+        )
 
     def _void(self, shard: int, manifest: dict[str, Any]) -> None:
         log.warning(
@@ -346,7 +472,7 @@ class RunFolder:
         Raises LeaseLost where it may be that of another driver.
         """
         self.check()
-        self.storage.delete(STAGING)
+        self.storage.delete(STAGING, _is_staged)
 
 
 def _number(key: str) -> int:

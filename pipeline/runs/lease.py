@@ -95,8 +95,13 @@ class FileLease(Lease):
             record = _parse(os.read(handle, 1000))
             os.close(handle)
             raise Refused(_in_use(self._place, record)) from None
+        try:
+            _require_own(str(self._path), os.read(handle, 1000))
+        except Refused:
+            os.close(handle)
+            raise
         os.ftruncate(handle, 0)
-        os.write(handle, json.dumps(_identity()).encode())
+        os.pwrite(handle, json.dumps(_identity()).encode(), 0)
         self._handle = handle
 
     def check(self) -> None:
@@ -143,6 +148,7 @@ class ObjectLease(Lease):
     def take(self) -> None:
         there = self._storage.get(KEY)
         if there is not None:
+            _require_own(self._storage.locate(KEY), there.content)
             self._require_free(there)
         began = time.clock_gettime(_CLOCK)
         content, before = self._content(), there.version if there else None
@@ -258,6 +264,12 @@ def _parse(content: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _require_own(place: str, content: bytes) -> None:
+    """Raises Refused for a file of this name that no driver has written. Empty: killed before."""
+    if content and not {"pid", "released"} & _parse(content).keys():
+        raise Refused(f"{place} is not the lease of a run, but another file: move it away")
 
 
 def _who(holder: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.models.weights import check_weights
+from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages.base import Context
 
 if TYPE_CHECKING:
@@ -37,3 +39,11 @@ def renderer(networks: Context, edits: Iterable[EditChoice]) -> Rerender:
         return Rerender(networks, edits)
     except DirectionError as error:
         raise Refused(str(error)) from error
+
+
+def _write(folder: Storage, name: str, content: bytes) -> bool:
+    """False where a file of this name is there that `write` did not write."""
+    there = folder.get(name)
+    if there is not None and not is_own(there.content):
+        return False
+    return folder.swap(name, content, there.version if there else None) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from dhr_batch.pipeline.errors import StorageError
@@ -33,6 +34,17 @@ def read(run: Storage) -> dict[str, Any]:
             "starts is lost"
         ) from error
     return found
+
+
+def writer(run: Storage) -> Callable[[bytes], None]:
+    """What writes the file; nothing where another file that no driver wrote has its name."""
+    try:
+        read(run)
+    except Damaged as error:
+        if run.read(STATUS):
+            log.warning("%s; until then no status is written", error)
+            return lambda content: None
+    return lambda content: run.replace(STATUS, content)
 
 
 def throughput(run: Storage) -> list[list[float]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -55,11 +56,11 @@ class Storage(ABC):
 
     def parts(self, table: str) -> list[str]:
         """Keys of the finished files of a table, in the order of shards."""
-        return sorted(filter(_is_part, self.sizes(table)), key=lambda key: (len(key), key))
+        return sorted(filter(is_part, self.sizes(table)), key=lambda key: (len(key), key))
 
     def tables(self) -> list[str]:
         """Names of the tables that have a finished file."""
-        return sorted({key.split("/")[0] for key in self.sizes() if _is_part(key)})
+        return sorted({key.split("/")[0] for key in self.sizes() if is_part(key)})
 
     @property
     @abstractmethod
@@ -123,8 +124,19 @@ class Storage(ABC):
         """Give a staged file its final name; False where there is no such staged file."""
 
     @abstractmethod
-    def delete(self, prefix: str) -> None:
-        """Delete a key, or everything below a prefix."""
+    def entries(self) -> list[str]:
+        """Names at the top, of an object store perhaps not all; `/` ends those of folders.
+
+        Hidden names and folders without any file are left out.
+        """
+
+    def delete(self, prefix: str, ours: Callable[[str], bool] = lambda key: True) -> None:
+        """Delete a key, or those files below a prefix that are `ours`."""
+        self.remove(list(filter(ours, self.sizes(prefix) or [prefix])))
+
+    @abstractmethod
+    def remove(self, keys: Collection[str]) -> None:
+        """Delete files, and folders that are empty then. Some may be gone already."""
 
 
 @contextmanager
@@ -141,5 +153,16 @@ def full_disk(where: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _is_part(key: str) -> bool:
+def is_part(key: str) -> bool:
+    """Whether a key has the name of a finished file of a table."""
     return key.count("/") == 1 and _PART.fullmatch(key.rpartition("/")[2]) is not None
+
+
+def _holds_file(folder: str) -> bool:
+    return any(names for _, _, names in os.walk(folder))
+
+
+def _remove_empty(folder: Path) -> None:
+    # Others may hold something, or a worker of a killed driver still writes there.
+    with suppress(OSError):
+        folder.rmdir()

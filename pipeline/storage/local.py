@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,15 @@ from typing import Any
 
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.storage.base import Object, Storage, Version, full_disk, log
+from dhr_batch.pipeline.storage.base import (
+    Object,
+    Storage,
+    Version,
+    _holds_file,
+    _remove_empty,
+    full_disk,
+    log,
+)
 
 
 class LocalStorage(Storage):
@@ -41,7 +49,7 @@ class LocalStorage(Storage):
                 # A changed key is a new file, so that these are of one content.
                 modified = datetime.fromtimestamp(found.st_mtime, UTC)
                 return Object(file.read(), _version(found), modified)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
@@ -133,12 +141,39 @@ class LocalStorage(Storage):
         _sync(target.parent)
         return True
 
-    def delete(self, prefix: str) -> None:
-        path = self.root / prefix
-        if path.is_dir():
-            shutil.rmtree(path, onerror=_not_deleted)
-        else:
-            path.unlink(missing_ok=True)
+    def entries(self) -> list[str]:
+        found: list[str] = []
+        with suppress(FileNotFoundError), os.scandir(self.root) as there:
+            for entry in there:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    found.append(entry.name)
+                elif _holds_file(entry.path):
+                    found.append(f"{entry.name}/")
+        return sorted(found)
+
+    def delete(self, prefix: str, ours: Callable[[str], bool] = lambda key: True) -> None:
+        super().delete(prefix, ours)
+        self.prune(prefix)
+
+    def prune(self, prefix: str = "") -> None:
+        """Delete the folders below a prefix that hold no file, and that of the prefix."""
+        for folder, _, _ in os.walk(self.root / prefix, topdown=False):
+            _remove_empty(Path(folder))
+
+    def remove(self, keys: Collection[str]) -> None:
+        folders = set()
+        for key in keys:
+            path = self.root / key
+            try:
+                path.unlink(missing_ok=True)
+            except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+                if not path.is_dir():
+                    log.warning("%s is not deleted: %s", path, error)
+            folders |= {parent for parent in path.parents if parent.is_relative_to(self.root)}
+        for folder in sorted(folders - {self.root}, reverse=True):
+            _remove_empty(folder)
 
 
 def _version(found: os.stat_result) -> Version:
@@ -151,10 +186,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _not_deleted(_function: object, path: str, reason: Any) -> None:
-    # A worker of a killed driver may still write into its own staging folder; the next start
-    # deletes what is left.
-    if not isinstance(reason[1], FileNotFoundError):
-        log.warning("%s is not deleted yet: %s", path, reason[1])

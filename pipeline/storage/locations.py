@@ -55,6 +55,11 @@ def join(location: str, name: str) -> str:
     return f"{location.rstrip('/')}/{name}"
 
 
+def absolute(location: str) -> str:
+    """A place as it can be found from any folder."""
+    return location if is_url(location) else os.path.abspath(os.path.expanduser(location))
+
+
 def lies_in(location: str, folder: str) -> bool:
     """Whether a place is a folder or below it; absolute paths or URLs, as storages have them."""
     return f"{location.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")

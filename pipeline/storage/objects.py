@@ -14,7 +14,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -112,6 +112,8 @@ class ObjectStorage(Storage):
     def now(self) -> datetime:
         """The time by the clock of the store, which is the only clock all hosts share."""
         key = "_state/clock"
+        if self.read(key):
+            raise Refused(f"{self.locate(key)} is not of this program: move it away")
         self.replace(key, b"")
         return self._call(f"read {key}", lambda: obstore.head(self._store, key))["last_modified"]
 
@@ -155,19 +157,30 @@ class ObjectStorage(Storage):
 
         return self._call(f"copy {staged} to {final}", verb)
 
-    def delete(self, prefix: str) -> None:
-        keys = list(self.sizes(prefix)) or [prefix]
+    def entries(self) -> list[str]:
+        def verb() -> list[str]:
+            pages = obstore.list(self._store, chunk_size=1000)
+            return [item["path"] for item in next(iter(pages), [])]
+
+        keys = [key.partition("/") for key in self._call("list", verb)]
+        return sorted({top + slash for top, slash, _ in keys if not top.startswith(".")})
+
+    def remove(self, keys: Collection[str]) -> None:
+        left = list(keys)
+        if not left:
+            return
 
         def verb() -> None:
             try:
-                obstore.delete(self._store, keys)
+                obstore.delete(self._store, left)
             except FileNotFoundError:
                 # Some stores say so where S3 does not; the others of the batch may remain.
-                if left := [key for key in keys if key in self.sizes(prefix)]:
-                    keys[:] = left
+                there = self.sizes()
+                if some := [key for key in left if key in there]:
+                    left[:] = some
                     raise _Again(f"{len(left)} objects are left") from None
 
-        self._call(f"delete {prefix}", verb)
+        self._call(f"delete {left[0]}", verb)
 
     def _get(self, key: str) -> Object | None:
         try:

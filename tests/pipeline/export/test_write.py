@@ -55,10 +55,11 @@ def exported(run: Path, out: Path, *words: object) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the marker, which lists them."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".dhr-batch.json"
     }
 
 
