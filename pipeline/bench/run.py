@@ -77,6 +77,7 @@ def plan(
         cells = [_limited(cell, limit) for cell in cells]
     place = str(out) if is_url(str(out)) else str(Path(out).expanduser().absolute())
     owned = Owned(connect(place), BENCHMARK)
+    require_apart(owned.storage, [dataset.location for dataset in found])
     owned.check()
     sizes = {}
     for cell in cells:

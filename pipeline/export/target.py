@@ -51,9 +51,10 @@ def partial(out: Path) -> Iterator[Path]:
     this name.
     """
     folder = out.parent / f".{out.name}.partial"
+    _require_export(_old(out))
     _discard(folder)
     owned = Owned(connect(folder), EXPORT)
-    owned.claim(partial=True)
+    owned.claim()
     try:
         yield folder
     finally:
@@ -63,11 +64,7 @@ def partial(out: Path) -> Iterator[Path]:
 def _discard(folder: Path) -> None:
     """Delete the folder of an export that was not finished."""
     if folder.is_dir() and any(folder.iterdir()):
-        if not Owned(connect(folder), EXPORT).about.get("partial"):
-            raise Refused(
-                f"{folder} is needed for an export in the making, and no export made it: move it "
-                "away, or choose another --out"
-            )
+        _require_export(folder)
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
         folder.rmdir()
@@ -105,14 +102,14 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
         return sorted(stay)
     owned = Owned(connect(partial), EXPORT)
     owned.keep(new)
-    owned.claim(**about, partial=False)
+    owned.claim(**about)
     _swap(partial, out)
     return []
 
 
 def _swap(partial: Path, out: Path) -> None:
     """Between the two moves a kill leaves the earlier export under its temporary name."""
-    old = out.parent / f".{out.name}.old"
+    old = _old(out)
     _delete(old)
     if out.exists():
         os.replace(out, old)
@@ -120,13 +117,25 @@ def _swap(partial: Path, out: Path) -> None:
     _delete(old)
 
 
+def _old(out: Path) -> Path:
+    return out.parent / f".{out.name}.old"
+
+
+def _require_export(folder: Path) -> None:
+    """Raises Refused for a folder of a temporary name that no export made."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if Owned(connect(folder), EXPORT).kind_there != EXPORT:
+            raise Refused(
+                f"{folder} is needed for an export in the making, and no export made it: move it "
+                "away, or choose another --out"
+            )
+
+
 def _delete(folder: Path) -> None:
-    """Delete an earlier export, file by file. Raises Refused where the folder is something else."""
+    """Delete an earlier export, file by file."""
     if not folder.exists():
         return
     owned = Owned(connect(folder), EXPORT)
-    if any(folder.iterdir()) and not owned.about.get("run"):
-        raise Refused(f"{folder} is in the way of an export, and no export made it: move it away")
     others = owned.foreign(owned.files)
     owned.storage.remove([name for name in owned.files if name not in others])
     if not list(_files(folder)):

@@ -126,8 +126,8 @@ def _elsewhere(made: plan.Plan, request: Request, default: str) -> str:
     """What to say where the default place lies in the dataset: the command with a better one."""
     dataset = Path(made.dataset.location).resolve()
     for folder in (dataset.parent, Path.home(), Path(tempfile.gettempdir())):
-        out = connect(folder / default)
         with suppress(Refused):
+            out = connect(folder / default)
             ownership.require_apart(out, inputs(made))
             ownership.Owned(out, ownership.RUN).check()
             if os.access(folder, os.W_OK):

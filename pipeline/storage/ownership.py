@@ -105,24 +105,26 @@ class Owned:
 
     def write(self, key: str, content: bytes) -> bool:
         """Write a file; False, and nothing is changed, where somebody else's has its name."""
-        if self.note(key, hashlib.sha256(content).hexdigest()):
-            there = self.storage.get(key)
-            if there is not None and there.content == content:
-                return True
-            # On the condition that it is still what was looked at.
-            known = there is None or _sum(there.content) in self.files[key]
-            if known and self.storage.swap(key, content, there.version if there else None):
-                return True
+        there, wanted = self.storage.get(key), _sum(content)
+        before = _sum(there.content) if there else None
+        if not self._note(key, wanted, before):
+            return False
+        version = there.version if there else None
+        # On the condition that it is still what was looked at.
+        if before != wanted and self.storage.swap(key, content, version) is None:
             self.refused.append(key)
-        return False
+            return False
+        return True
 
     def note(self, key: str, checksum: str) -> bool:
         """Take down that a file is about to be written; False where somebody else's is there."""
-        there = self._checksum(key)
-        if there not in (None, checksum, *self.files.get(key, ())):
+        return self._note(key, checksum, self._checksum(key))
+
+    def _note(self, key: str, checksum: str, before: str | None) -> bool:
+        if before not in (None, checksum, *self.files.get(key, ())):
             self.refused.append(key)
             return False
-        wanted = sorted({checksum, there or checksum})
+        wanted = sorted({checksum, before or checksum})
         if self.files.get(key) != wanted:
             self._change(self.files | {key: wanted}, self.about)
         return True

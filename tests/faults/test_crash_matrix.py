@@ -18,7 +18,7 @@ import pytest
 from dhr_batch.tests.faults import processes
 
 slow = pytest.mark.slow
-DRIVER = ("after-plan", "before-manifest", "after-manifest", "mid-publish")
+DRIVER = ("after-claim", "after-plan", "before-manifest", "after-manifest", "mid-publish")
 DRIVER += ("before-staging-cleanup",)
 WORKER = ("mid-shard", "staged-one-table", "before-receipt")
 # The second shard, for points that are passed once per shard or table: something is finished.
