@@ -123,12 +123,12 @@ def _old(out: Path) -> Path:
 
 def _require_export(folder: Path) -> None:
     """Raises Refused for a folder of a temporary name that no export made."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if Owned(connect(folder), EXPORT).kind_there != EXPORT:
-            raise Refused(
-                f"{folder} is needed for an export in the making, and no export made it: move it "
-                "away, or choose another --out"
-            )
+    holds = folder.is_dir() and any(folder.iterdir())
+    if holds and Owned(connect(folder), EXPORT).kind_there != EXPORT:
+        raise Refused(
+            f"{folder} is needed for an export in the making, and no export made it: move it "
+            "away, or choose another --out"
+        )
 
 
 def _delete(folder: Path) -> None:

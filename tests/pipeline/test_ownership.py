@@ -195,6 +195,7 @@ def start_over(run: Storage) -> str:
     """What --fresh says of files that are not of the run, or why it is refused."""
     folder = RunFolder(run)
     try:
+        Owned(run, RUN).claim()
         folder.lock()
         return "\n".join(resume.start_over(folder, run.place, confirmed=True))
     except (Refused, StorageError) as error:
