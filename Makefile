@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/portraits
 
-.PHONY: demo test test-faults test-slow lint clean
+.PHONY: demo test test-processors test-faults test-slow lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# `make test` natively and with the instructions of other processors, which round sums differently.
+test-processors: $(VENV)/.test
+	$(BIN)/dhr-batch models pull --all
+	$(BIN)/python -m dhr_batch.tests.processors -n 2 --dist loadfile
 
 # Kills drivers, workers and machines at every point of the commit protocol, lets stores and disks fail.
 test-faults: $(VENV)/.test

@@ -6,7 +6,6 @@ What the fitting scripts learn from. Pictures are not kept. A cache folder holds
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dhr_batch.pipeline.models.weights import weights_of
+from dhr_batch.stages import registry
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -40,13 +42,14 @@ class Samples:
     about: dict[str, Any]
 
 
-def fingerprint(generator: Generator) -> str:
-    """12 hex digits over the weights and noise of a generator."""
-    hashed = hashlib.sha256()
-    for name, value in sorted(generator.state_dict().items()):
-        hashed.update(name.encode())
-        hashed.update(np.ascontiguousarray(value.cpu().numpy()).tobytes())
-    return hashed.hexdigest()[:12]
+def fingerprint(generator: str) -> dict[str, str]:
+    """Start of the sha256 of the files that a generator is loaded from, by model, as in a plan.
+
+    Of files and not of tensors: the mean latent is computed when a generator is loaded, and its
+    last bits depend on the processor.
+    """
+    used = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
+    return {name: checksum for name, checksum in weights_of(generator).items() if name in used}
 
 
 def draw(seed: int, shard: int) -> np.ndarray:
@@ -71,7 +74,7 @@ def collect(
     generator = context.network("generator", context.generator)
     about = {
         "generator": context.generator,
-        "generator_weights": fingerprint(generator),
+        "generator_weights": fingerprint(context.generator),
         "resolution": generator.resolution,
         "seed": seed,
         "truncation": truncation,
@@ -79,9 +82,7 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / "samples.json"
     if card.is_file():
-        found = json.loads(card.read_text())
-        if found != about:
-            raise ValueError(f"{folder}: holds samples of {found}, asked for {about}")
+        _check(card, about)
     else:
         _replace(card, json.dumps(about, indent=1).encode())
     shards = -(-count // SHARD)
@@ -91,6 +92,21 @@ def collect(
             _save(file, _label(context, generator, draw(seed, shard), truncation))
         report((shard + 1) * SHARD, shards * SHARD)
     return load(folder, shards)
+
+
+def _check(card: Path, about: dict[str, Any]) -> None:
+    """Raises ValueError where the card of a cache folder describes other samples."""
+    found = json.loads(card.read_text())
+    weights = json.dumps(about["generator_weights"])
+    if isinstance(former := found["generator_weights"], str):
+        raise ValueError(
+            f'{card}: "generator_weights" is {former!r}, a fingerprint of an earlier version, '
+            "which depends on the processor and cannot be compared. If the weights of the "
+            f"generator are still the same, write {weights} in its place; otherwise fit on these "
+            "samples as they are with --reuse, or choose another folder with --cache"
+        )
+    if found != about:
+        raise ValueError(f"{card.parent}: holds samples of {found}, asked for {about}")
 
 
 def load(folder: Path, shards: int | None = None) -> Samples:

@@ -158,7 +158,7 @@ def fit_directions(
         "samples": data.about | {"count": len(data.w), "with_landmarks": found},
         "calibrated_on": {
             "generator": generator,
-            "generator_weights": sampling.fingerprint(context.network("generator", generator)),
+            "generator_weights": sampling.fingerprint(generator),
             "faces": direction_sets.PROBES,
         },
         "method": next(iter(fits.values())).method,

@@ -36,6 +36,7 @@ class Generator(nn.Module, ABC):
             self._add(f"mapping.{i}.bias", STYLE_WIDTH)
         self.register_buffer("w_mean", torch.zeros(STYLE_WIDTH))
         self.w_mean: Tensor
+        self.w_mean_computed = False
 
     # ---------------------------------------------------------------------- parameters
 
@@ -113,9 +114,10 @@ class Generator(nn.Module, ABC):
 
     @torch.no_grad()
     def set_w_mean(self, samples: int = 4096) -> None:
-        """Set the mean latent from `samples` fixed draws (seed 0)."""
+        """Compute the mean latent from `samples` fixed draws (seed 0)."""
         z = torch.randn(samples, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
         self.w_mean.copy_(self.map(z.to(self.w_mean.device)).mean(0))
+        self.w_mean_computed = True
 
     def _check(self, ws: Tensor) -> None:
         if ws.ndim != 3 or tuple(ws.shape[1:]) != (self.num_ws, STYLE_WIDTH):

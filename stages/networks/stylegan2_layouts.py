@@ -194,9 +194,16 @@ def convert(file: Path, out: Path) -> dict[str, str]:
 
 
 def save(net: StyleGAN2, file: Path, about: Mapping[str, str]) -> dict[str, str]:
-    """Write a generator as safetensors, with `about` in the metadata. Returns all metadata."""
+    """Write a generator as safetensors, with `about` in the metadata. Returns all metadata.
+
+    A mean latent that was computed is left out, and computed again by `load`: its last bits depend
+    on the processor, and runs are bound to the checksum of the file.
+    """
     metadata = {"format": FORMAT, "resolution": str(net.resolution), **about}
-    save_file({k: v.contiguous() for k, v in named_tensors(net).items()}, file, metadata)
+    tensors = {name: tensor.contiguous() for name, tensor in named_tensors(net).items()}
+    if net.w_mean_computed:
+        del tensors["w_mean"]
+    save_file(tensors, file, metadata)
     return metadata
 
 

@@ -69,11 +69,30 @@ def test_an_empty_folder_is_named(tmp_path):
         samples.load(tmp_path)
 
 
+def test_samples_with_a_former_fingerprint_are_refused_with_a_way_out(context, tmp_path):
+    samples.collect(context, tmp_path, 4, seed=3)
+    card = tmp_path / "samples.json"
+    now = card.read_text()
+    card.write_text(json.dumps(json.loads(now) | {"generator_weights": "cb7babc3764a"}))
+    with pytest.raises(
+        ValueError, match=r"write \{\} in its place; .*--reuse, .*--cache"
+    ) as refusal:
+        samples.collect(context, tmp_path, 4, seed=3)
+    assert str(card) in str(refusal.value)
+    assert samples.load(tmp_path).w.shape == (4, 512)
+    card.write_text(now)
+    assert samples.collect(context, tmp_path, 4, seed=3).w.shape == (4, 512)
+
+
 def test_the_shipped_directions_were_fitted_on_the_shipped_generator(models) -> None:
     about = yaml.safe_load(
         (resources.files("dhr_batch.configs") / "edits/landmarks.yaml").read_text()
     )
     name = about["samples"]["generator"]
-    net = Context("cpu", name, models).network("generator", name)
-    assert about["samples"]["generator_weights"] == samples.fingerprint(net)
-    assert about["calibrated_on"]["generator_weights"] == samples.fingerprint(net)
+    fingerprint = samples.fingerprint(name)
+    assert set(fingerprint) == {"mobilestylegan-256", "mobilestylegan-ffhq"}
+    for model in fingerprint:
+        # Verifies that the files have the checksums of the fingerprint.
+        models(model)
+    assert about["samples"]["generator_weights"] == fingerprint
+    assert about["calibrated_on"]["generator_weights"] == fingerprint

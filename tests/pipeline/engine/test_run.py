@@ -20,9 +20,12 @@ import dhr_batch
 from dhr_batch.pipeline.engine import run as runner
 from dhr_batch.pipeline.engine.progress import Progress, State
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.tables import codec
 from dhr_batch.stages.base import some
 from dhr_batch.stages.networks import stylegan2_layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.rerender import Rerender
+from dhr_batch.tests.pipeline.noise import noisy
 
 IDS = ["astronaut.png", "sub/gespiegelt ä.jpg"]
 
@@ -98,6 +101,7 @@ def test_the_tables_render_the_pictures_of_the_run_again(
     finished: tuple[Path, dict[str, Any], str], photographs: Path
 ) -> None:
     run = dhr_batch.open(finished[0])
+    generator, steps = run.networks.network("generator", "tiny"), codec.LEVELS["small"]
 
     def distance(one: np.ndarray, other: np.ndarray) -> float:
         return float(np.abs(one.astype(float) - other).mean())
@@ -105,8 +109,11 @@ def test_the_tables_render_the_pictures_of_the_run_again(
     for image_id in IDS:
         made = run.images("refined")[image_id]
         again = some(run.render(image_id).refined)
-        # Within what the codec rounds, in grey levels, and nearer than without the refinement.
-        assert distance(again, made) < 0.5
+        # Within what the codec rounds, and nearer than without the refinement. Known noise of the
+        # size of its rounding gives the distance to be expected; half as much again is left for
+        # what noise varies from draw to draw.
+        known = some(Rerender(run.networks)(noisy(run.record(image_id), generator, steps)).refined)
+        assert distance(again, made) < 1.5 * distance(known, again)
         assert distance(again, made) < 0.5 * distance(run.images("inverted")[image_id], made)
         made = run.edited("direction", 1.0)[image_id]
         (edit,) = run.render(image_id, {str(photographs / "direction.npy"): 1.0}).edits

@@ -33,6 +33,7 @@ from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.rerender import Rerender
 from dhr_batch.tests.faults import harness
+from dhr_batch.tests.pipeline.noise import noisy
 
 IDS = ("a.png", "sub/b.png", "c.png")
 EDITS = (("smile", 2.0), ("yaw", -1.0))
@@ -101,22 +102,9 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def expected_error(record: Record, context: Context, info: RunInfo) -> float:
-    """What noise of the size that the codec promises does to the refined picture.
-
-    Uniform noise of half a step on every stored value, independent of what the codec does.
-    """
-    draw = np.random.default_rng(0)
-    steps = some(info.deltas)
-
-    def noisy(value: np.ndarray, step: float) -> np.ndarray:
-        return (value + draw.uniform(-step / 2, step / 2, value.shape)).astype(np.float32)
-
-    delta = {
-        name: noisy(value, steps.weight * info.magnitudes[name])
-        for name, value in some(record.delta).items()
-    }
-    feature = noisy(some(record.feature), steps.feature * info.magnitudes["feature"])
-    picture = Rerender(context)(replace(record, delta=delta, feature=feature)).refined
+    """What noise of the size that the codec promises does to the refined picture."""
+    generator = context.network("generator", context.generator)
+    picture = Rerender(context)(noisy(record, generator, some(info.deltas))).refined
     return difference(some(picture), some(record.refined))
 
 
