@@ -14,9 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Small tensors: a second thread per operation costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes is a matter of the machine.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 

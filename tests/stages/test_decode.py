@@ -218,7 +218,7 @@ SEEDS = [encoded(ramp(20, 24), kind) for kind in FORMATS] + [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     seed=st.sampled_from(SEEDS),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),

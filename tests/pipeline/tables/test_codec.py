@@ -34,7 +34,7 @@ def close(decoded: np.ndarray, tensor: np.ndarray, encoded: Encoded) -> bool:
 
 
 @given(tensors, steps)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_weight_is_within_half_a_step(tensor: np.ndarray, wanted: float) -> None:
     encoded = codec.encode_weight(tensor, wanted)
     decoded = codec.decode(encoded, tensor.shape)
@@ -54,7 +54,7 @@ def features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(features(), steps)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_feature_is_within_half_a_step_where_it_is_kept(
     made: tuple[np.ndarray, np.ndarray], wanted: float
 ) -> None:
