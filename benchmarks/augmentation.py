@@ -20,6 +20,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from dhr_batch.benchmarks.machine import json_option, write_json
 from dhr_batch.pipeline.cli.export import pattern
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import choice
@@ -129,8 +130,8 @@ def training(found: Sequence[Example], held_out: Example) -> list[Example]:
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--person", metavar="REGEX", callback=pattern, help="As of `dhr-batch export`.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
-def main(runs: tuple[str, ...], person: str | None, json_file: Path | None) -> None:
+@json_option
+def main(runs: tuple[str, ...], person: str | None, file: Path | None) -> None:
     """Train a small classifier of smiles with and without edits, and print both."""
     found: list[Example] = []
     try:
@@ -146,8 +147,7 @@ def main(runs: tuple[str, ...], person: str | None, json_file: Path | None) -> N
         for r in rows
     )
     click.echo("\n".join(table_lines(["trained on", "examples", "correct", "AUC"], cells)))
-    if json_file:
-        json_file.write_text(json.dumps({"rows": [vars(row) for row in rows]}, indent=2))
+    write_json({"rows": [vars(row) for row in rows]}, file)
 
 
 if __name__ == "__main__":

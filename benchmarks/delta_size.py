@@ -10,7 +10,6 @@ with exact deltas: what that error would cost a picture as far from its source a
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
+from dhr_batch.benchmarks.machine import json_option, write_json
 from dhr_batch.pipeline.engine import worker
 from dhr_batch.pipeline.planning import devices
 from dhr_batch.pipeline.planning.prepare import prepare
@@ -183,7 +183,7 @@ def text(row: Row) -> str:
 @click.option("--dataset", default="portraits", show_default=True)
 @click.option("--generator", default="mobilestylegan-256", show_default=True)
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in `run`.")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
 def main(
     images: int | None, dataset: str, generator: str, sets: tuple[str, ...], file: Path | None
 ) -> None:
@@ -202,11 +202,10 @@ def main(
     lines = [*summary(rows, generator), *computed(LEVELS)]
     for line in lines:
         click.echo(text(line))
-    if file is not None:
-        chosen = next(line for line in lines if line["level"] == DEFAULT)
-        head = {"bytes_per_image": chosen["bytes"], "psnr_loss_db": chosen["refined"]}
-        head |= {"psnr_loss_db_worst": chosen["refined worst"]}
-        file.write_text(json.dumps(head | {"rows": lines, "images": rows}, indent=2))
+    chosen = next(line for line in lines if line["level"] == DEFAULT)
+    head = {"bytes_per_image": chosen["bytes"], "psnr_loss_db": chosen["refined"]}
+    head |= {"psnr_loss_db_worst": chosen["refined worst"]}
+    write_json(head | {"rows": lines, "images": rows}, file)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,25 @@
-"""What a measurement ran on, and how much memory it took."""
+"""What a measurement ran on, and the end of the commands that measure."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
 from pathlib import Path
 from typing import Any
+
+import click
+
+json_option = click.option(
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="also write JSON here"
+)
+
+
+def write_json(result: Any, file: Path | None) -> None:
+    """Write a result where `json_option` says, if it says so."""
+    if file is not None:
+        file.write_text(json.dumps(result, indent=2))
 
 
 def describe() -> dict[str, Any]:
@@ -44,12 +57,6 @@ def synchronise() -> None:
 
     if device() == "cuda":
         torch.cuda.synchronize()
-
-
-def peak_mb() -> float:
-    """The most memory this process has held. `ru_maxrss` would count that of its parent."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 def held_mb() -> float:

@@ -10,7 +10,6 @@ rates: no GPU is measured, and none reaches its published rate.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.benchmarks import machine
-from dhr_batch.benchmarks.refine_speed import FILLED
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dhr_batch.pipeline.planning.config import Config
+    from dhr_batch.stages.refine_dhr import HybridRefinement
 
 Row = dict[str, Any]
 
@@ -71,6 +72,42 @@ def counter() -> Any:
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
+def configured(generator: str) -> Config:
+    """The default settings for a generator. Raises ConfigError for an unknown one."""
+    from dhr_batch.pipeline.planning import config
+
+    layers = [config.preset("tiny")] if generator == "tiny" else []
+    return config.resolve(config.build([*layers, {"generator": generator, "dataset": "-"}]), 0, 1)
+
+
+def refiner(config: Config, **options: Any) -> HybridRefinement:
+    """The default refiner as a worker sets it up; options: other than those of the settings."""
+    import torch
+
+    from dhr_batch.pipeline.models import catalogue as models
+    from dhr_batch.pipeline.planning import devices
+    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.refine_dhr import HybridRefinement
+
+    torch.set_num_threads(config.threads)
+    if machine.device() == "cpu":
+        devices.keep_freed_memory()
+    stage = HybridRefinement(HybridRefinement.Options(**config.refine | options))
+    stage.setup(Context(machine.device(), config.generator, models.path, config.seed))
+    return stage
+
+
+def inputs(stage: HybridRefinement) -> tuple[Tensor, Tensor]:
+    """A render of a random code, to be refined, and the mean code to begin from."""
+    import torch
+
+    net = stage.generator
+    draw = torch.Generator().manual_seed(1)
+    z = torch.randn(1, len(net.w_mean), generator=draw).to(net.w_mean)
+    with torch.no_grad():
+        return net.synthesize(net.broadcast(net.map(z))), net.broadcast(net.w_mean[None])
+
+
 def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], None]]:
     """A step of `HybridRefinement`, and the parts it reports to.
 
@@ -79,21 +116,14 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     """
     import torch
 
-    from dhr_batch.benchmarks.refine_methods import configured, context_of, stage_of, synthetic
-    from dhr_batch.stages.base import some
     from dhr_batch.stages.refine import zero_delta
-    from dhr_batch.stages.refine_dhr import HybridRefinement, MaskedLoss, moved_weights
+    from dhr_batch.stages.refine_dhr import MaskedLoss, moved_weights
     from dhr_batch.stages.rotated_adam import RotatedAdam, channels
-    from dhr_batch.stages.tensors import feature_mask, images_to_tensor
+    from dhr_batch.stages.tensors import feature_mask
 
-    config = configured(generator)
-    context = context_of(config)
-    stage = stage_of("refine", config.refine, context)
-    assert isinstance(stage, HybridRefinement)
+    stage = refiner(configured(generator))
     net, options = stage.generator, stage.options
-    (record,) = synthetic(context)
-    images = images_to_tensor([some(record.image)], context.device)
-    ws = torch.from_numpy(some(record.latent))[None].to(images)
+    images, ws = inputs(stage)
     masks = torch.ones_like(images[:, :1])
     masks[:, :, :, masks.shape[-1] // 2 :] = 0
 
@@ -195,13 +225,12 @@ def matmul_gflops(size: int = 2048, rounds: int = 7) -> float:
 
 def measure(generator: str, steps: int) -> dict[str, Any]:
     """Both kinds of steps, and what an image takes at least."""
-    from dhr_batch.benchmarks.refine_methods import configured, context_of
     from dhr_batch.stages import registry
 
     config = configured(generator)
-    context_of(config)
+    rows = profiled("weight", generator, steps)
     rate = matmul_gflops()
-    rows = profiled("weight", generator, steps) + profiled("feature", generator, steps)
+    rows += profiled("feature", generator, steps)
     # The better of two: others may have used the machine during one.
     rate = max(rate, matmul_gflops())
     for row in rows:
@@ -260,20 +289,14 @@ def text(result: dict[str, Any]) -> str:
 @click.command(help=__doc__)
 @click.option("--generator", default="mobilestylegan-256", show_default=True)
 @click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="of each kind")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+@machine.json_option
 def main(generator: str, steps: int, file: Path | None) -> None:
-    from dhr_batch.pipeline.models.catalogue import ModelMissing
-    from dhr_batch.pipeline.planning.config import ConfigError
+    from dhr_batch.pipeline.cli.output import refusals
 
-    try:
-        result = measure(FILLED.get(generator, generator), steps)
-    except (ConfigError, ModelMissing) as error:
-        raise click.ClickException(str(error)) from error
-    if generator in FILLED:
-        result["generator"] = generator
+    with refusals():
+        result = measure(generator, steps)
     click.echo(text(result))
-    if file is not None:
-        file.write_text(json.dumps(result, indent=2))
+    machine.write_json(result, file)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The published DHR loop with the work that its code does and throws away.
 
-It is what `refine_speed` measures against (github.com/caopulan/GANInverter). Of its waste, this
-has: the out-of-domain backward pass goes through the whole generator and computes the gradients of
-all weights; everything before the feature layer is computed again when the weights are frozen; the
-features of the photograph are computed again in every step. It has no waste outside the steps (a
-generator loaded per image, superpixels one by one, renders that keep a graph), and the networks
-are this project's, so that a comparison tells schedules and algorithms apart and not kernels.
+The benchmark `refine-speed` compares the default with it (github.com/caopulan/GANInverter). Of its
+waste, this has: the out-of-domain backward pass goes through the whole generator and computes the
+gradients of all weights; everything before the feature layer is computed again when the weights are
+frozen; the features of the photograph are computed again in every step. It has no waste outside the
+steps (a generator loaded per image, superpixels one by one, renders that keep a graph), and the
+networks are this project's, so that a comparison tells schedules and algorithms apart and not
+kernels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine import Refinement, synthesis_weights, zero_delta
 from dhr_batch.stages.refine_dhr import MaskedLoss
 from dhr_batch.stages.refine_published import PublishedRefinement
+from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import feature_mask
 
 
@@ -38,6 +40,15 @@ class RecomputedTargets(Perceptual):
 
     def maps(self, x: Tensor, target_features: Sequence[Tensor]) -> list[Tensor]:
         return self.net.maps(x, self.net.features(target_features[0]))
+
+
+class WastefulSegmentation(DomainSpecific):
+    """`dhr` with the same masks; each step of its coarse inversion has the photograph's features
+    computed again."""
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.perceptual = RecomputedTargets(self.perceptual)
 
 
 class WastefulRefinement(PublishedRefinement):

@@ -2,74 +2,158 @@
 
 python -m dhr_batch.benchmarks.refine_speed [--images N] [--dataset NAME|FOLDER] [--json FILE]
 
-Each photograph is aligned and embedded once, outside the clock; both methods start from that code
-and are run in turn. The clock covers the mask (coarse inversion where there is one, error,
-superpixels, parsing) and the refinement up to its render.
+It is the benchmark `refine-speed`, of which `dhr-batch bench` writes all figures. The methods take
+turns on each photograph. The clock covers the mask and the refinement up to its render.
 """
 
 from __future__ import annotations
 
-import json
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
-FILLED = {"stylegan2-filled-256": "dhr_batch.benchmarks.filled:stylegan2_256"}
+from dhr_batch.benchmarks.machine import json_option, write_json
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.bench.board import Board
+    from dhr_batch.pipeline.bench.data import Method
+    from dhr_batch.pipeline.bench.matrix import Matrix
+
+TUNED_ON, ENOUGH = "portraits", 5
+# Key of a row -> column of the benchmark.
+COLUMNS = {
+    "seconds": "turn_seconds",
+    "cpu_seconds": "turn_cpu_seconds",
+    "generator_calls": "turn_generator_calls",
+    "peak_gib": "memory_host",
+    "peak_gpu_gib": "memory_gpu",
+    "psnr": "psnr",
+    "psnr_in": "psnr_in",
+    "psnr_out": "psnr_out",
+    "st_lpips_alex": "st_lpips_alex",
+    "identity_dlib_distance": "identity_dlib_distance",
+    "smile_at_equal_identity": "smile@equal_identity_dlib_distance",
+}
+
+
+def benchmark(dataset: str, generator: str) -> Matrix:
+    """The preset on a dataset. With the generator `tiny`, all networks have random weights."""
+    from dhr_batch.pipeline.bench import matrix
+    from dhr_batch.pipeline.planning import config
+
+    content = matrix.preset("refine-speed").model_dump()
+    content["datasets"] = [dataset]
+    content["settings"]["generator"] = generator
+    if generator == "tiny":
+        tiny = config.preset("tiny")
+        content["settings"] = tiny | content["settings"]
+        content["embedders"]["w+"]["settings"]["embed"] = tiny["embed"]
+        refine = {"perceptual": "tiny"}
+        for refiner in content["refiners"].values():
+            own = config.merge([refiner["settings"]])
+            refiner["settings"] = {
+                "segment": own["segment"] | refine | {"parser": "none"},
+                "refine": own["refine"] | refine,
+            }
+    return matrix.matrix(content, "refine_speed")
+
+
+def measure(matrix: Matrix, images: int | None, out: Path) -> Board:
+    """Make the runs that are missing below `out`, and the tables. Raises what `bench` raises."""
+    from dhr_batch.pipeline.bench import board
+    from dhr_batch.pipeline.bench import data as bench_data
+    from dhr_batch.pipeline.bench import run as bench
+    from dhr_batch.pipeline.bench import write as bench_write
+
+    planned = bench.plan(matrix, out, images, random_weights=True)
+    done = bench.run(planned, bench.Machine(), lambda text: click.echo(text, err=True))
+    if done.failed:
+        raise click.ClickException("\n".join(f"{n}: {why}" for n, why in done.failed.items()))
+    bench_write.write(planned, done.failed)
+    (found,) = bench_data.load(planned, done.failed)
+    return board.board(found, matrix.compare_to)
+
+
+def summary(board: Board) -> dict[str, Any]:
+    """speedup, cpu_speedup: medians over images of how many times as long `tuned` takes."""
+    rows = {m.refiner: row(m, board) for m in board.compared.methods if m.refiner != "none"}
+    ours, theirs = rows["dhr"], rows["tuned"]
+    cells = board.cells["w+ / tuned"]
+    ratio, warnings = cells["turn_seconds_ratio"], []
+    if ratio.n < ENOUGH:
+        warnings.append(f"{ratio.n} pairs are few for a median: give {ENOUGH} photographs or more")
+    if board.compared.random_weights:
+        warnings.append("random weights: no figure means anything")
+    if board.compared.dataset == TUNED_ON:
+        warnings.append(f"schedules were chosen on {TUNED_ON}: these are not held out")
+    known = ours["psnr"] is not None and theirs["psnr"] is not None
+    return {
+        "speedup": ratio.value,
+        "cpu_speedup": cells["turn_cpu_seconds_ratio"].value,
+        "psnr_gain_db": ours["psnr"] - theirs["psnr"] if known else None,
+        "pairs": ratio.n,
+        "warnings": warnings,
+        "rows": list(rows.values()),
+    }
+
+
+def row(method: Method, board: Board) -> dict[str, Any]:
+    """Steps of the coarse inversion, with weights and of the feature alone; then the figures."""
+    from dhr_batch.pipeline.bench.text import finite
+
+    config, cells = method.runs[0].data.plan["config"], board.cells[method.name]
+    segment, refine = config["segment"], config["refine"]
+    coarse = segment["coarse_steps"] if segment["source"] == "coarse" else 0
+    weights = round(refine["steps"] * refine["weight_share"])
+    steps = f"{coarse}+{weights}+{refine['steps'] - weights}"
+    figures = {key: finite(cells[c].value) if c in cells else None for key, c in COLUMNS.items()}
+    return {"method": method.refiner, "steps": steps, **figures}
+
+
+def text(result: dict[str, Any]) -> str:
+    """A column per method, then what they come to."""
+    import pandas as pd
+
+    table = pd.DataFrame(result["rows"]).dropna(axis=1, how="all").set_index("method").T
+    lines = [table.to_string(float_format=lambda value: f"{value:.4f}"), ""]
+    lines.append(f"tuned takes {result['speedup']:.2f} times as long as dhr, the median")
+    lines[-1] += f" of {result['pairs']} pairs; in CPU time {result['cpu_speedup']:.2f}"
+    if result["psnr_gain_db"] is not None:
+        lines.append(f"PSNR gain {result['psnr_gain_db']:+.2f} dB")
+    return "\n".join([*lines, *(f"warning: {w}" for w in result["warnings"])])
 
 
 @click.command(help=__doc__)
 @click.option("--images", type=click.IntRange(1), help="only the first photographs")
-@click.option("--dataset", default="portraits", show_default=True, help="name or folder")
+@click.option("--dataset", default=TUNED_ON, show_default=True, help="name or folder")
 @click.option("--aligned", is_flag=True, help="the photographs are FFHQ crops already")
-@click.option(
-    "--generator",
-    default="mobilestylegan-256",
-    show_default=True,
-    help=f"name, converted .safetensors, or {', '.join(FILLED)} (random weights, cost only)",
-)
-@click.option("--batch", default="1", show_default=True, help="batch sizes, e.g. 1,4")
-@click.option("--published", is_flag=True, help="also the quality of the published rates")
-@click.option("--memory", "only_memory", is_flag=True, help="peak memory of the default, no more")
-@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="keep codes here")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="keep the runs here")
+@json_option
 def main(
     images: int | None,
     dataset: str,
     aligned: bool,
     generator: str,
-    batch: str,
-    published: bool,
-    only_memory: bool,
-    cache: Path | None,
+    out: Path | None,
     file: Path | None,
 ) -> None:
-    from dhr_batch.benchmarks import refine_measured as measured
-    from dhr_batch.benchmarks.refine_table import text
-    from dhr_batch.pipeline.datasets.items import DatasetError
-    from dhr_batch.pipeline.models.catalogue import ModelMissing
-    from dhr_batch.pipeline.planning.config import ConfigError
+    from dhr_batch.pipeline.cli.output import refusals
+    from dhr_batch.pipeline.datasets import named as datasets
 
-    try:
-        batches = sorted({int(size) for size in batch.split(",")})
-    except ValueError:
-        batches = [0]
-    if batches[0] < 1:
-        raise click.UsageError(f"--batch {batch!r} is not a list of sizes such as 1,4")
-    try:
-        if only_memory:
-            result = measured.memory_alone(FILLED.get(generator, generator))
-        elif generator in FILLED:
-            result = measured.cost_alone(FILLED[generator], images or 3)
-        else:
-            photographs = measured.Photographs(dataset, images, aligned, cache)
-            result = measured.compare(generator, photographs, batches, published)
-    except (ConfigError, DatasetError, ModelMissing) as error:
-        raise click.ClickException(str(error)) from error
-    if generator in FILLED:
-        result["generator"] = generator
+    with tempfile.TemporaryDirectory() as folder, refusals():
+        if aligned:
+            found = datasets.find(dataset).model_copy(update={"aligned": True})
+            described = Path(folder, "dataset.yaml")
+            described.write_text(yaml.safe_dump(found.model_dump(exclude_defaults=True)))
+            dataset = str(described)
+        board = measure(benchmark(dataset, generator), images, out or Path(folder, "out"))
+    result = summary(board)
     click.echo(text(result))
-    if file is not None:
-        file.write_text(json.dumps(result, indent=2))
+    write_json(result, file)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
-"""What a run of any size asks of the engine, computed; `--simulate` compares with real runs.
+"""What a run of any size asks of the engine, computed.
 
 python -m dhr_batch.benchmarks.scaling --images N --gpus N --seconds-per-image S
-python -m dhr_batch.benchmarks.scaling --simulate
 
 The model is explained in docs/scaling.md. Its constants are measured by
-`python -m dhr_batch.benchmarks.overhead`; its requests are counted in a test.
+`python -m dhr_batch.tests.overhead`; its requests are counted in a test.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
+from dhr_batch.benchmarks.machine import json_option, write_json
 from dhr_batch.pipeline.engine import members
 from dhr_batch.pipeline.planning import config, estimate
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -145,60 +143,26 @@ def evaluate(run: Run) -> dict[str, str]:
     }
 
 
-def simulate(workers: int, seconds: float, images: int, folder: Path) -> dict[str, float]:
-    """A real run of stages that sleep, against the model: images per second of steady work."""
-    from dhr_batch.benchmarks import no_op, overhead
-
-    items = no_op.write_images(folder / "in", images)
-    watch = overhead.run(items, folder / "out", workers, 4, seconds)
-    measured = overhead.rate(watch, 4)
-    return {"workers": workers, "expected": workers / seconds, "measured": measured}
-
-
-def simulations() -> list[dict[str, float]]:
-    import ray
-
-    rows = []
-    ray.init(address="local", num_cpus=16, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    try:
-        for workers in (1, 4, 16):
-            with tempfile.TemporaryDirectory() as name:
-                rows.append(simulate(workers, 1.0, workers * 20, Path(name)))
-    finally:
-        ray.shutdown()
-    return rows
-
-
 @click.command(help=__doc__)
 @click.option("--images", default=1_000_000, show_default=True, type=click.IntRange(1))
 @click.option("--gpus", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--seconds-per-image", "seconds", default=12.0, show_default=True, type=float)
 @click.option("--shard-size", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--latency", default=0.05, show_default=True, help="seconds per storage request")
-@click.option("--simulate", "simulated", is_flag=True, help="run stages that sleep instead")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
 def main(
     images: int,
     gpus: int,
     seconds: float,
     shard_size: int,
     latency: float,
-    simulated: bool,
     file: Path | None,
 ) -> None:
     run = Run(images, gpus, seconds, shard_size, latency)
-    rows: object
-    if simulated:
-        rows = simulations()
-        for row in rows:
-            line = "{workers:4.0f} workers: {measured:6.2f} images/s, expected {expected:6.2f}"
-            click.echo(line.format(**row))
-    else:
-        rows = evaluate(run)
-        for name, value in rows.items():
-            click.echo(f"{name:28}{value}")
-    if file is not None:
-        file.write_text(json.dumps({"run": asdict(run), "rows": rows}, indent=2))
+    rows = evaluate(run)
+    for name, value in rows.items():
+        click.echo(f"{name:28}{value}")
+    write_json({"run": asdict(run), "rows": rows}, file)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dhr_batch.pipeline.report.page import Table
 from dhr_batch.pipeline.report.truth import Figure
 from dhr_batch.pipeline.stats import equal_effect, set_distances
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate, ratio
-from dhr_batch.pipeline.stats.equal_effect import EqualEffect
+from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
 from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
@@ -141,15 +141,16 @@ def board(compared: Compared, compare_to: str) -> Board:
             own[f"{edited.name}@effect"] = edited.full.effect()
             own[f"{edited.name}@reach"] = edited.full.reach(name)
             own[f"{edited.name}@strength"] = edited.full.strength(name)
-    for method in compared.methods:
-        cells[method.name] |= _set_distances(compared, method) | _costs(method)
-    columns += _further(cells)
-    names = {method.name for method in compared.methods}
+    methods = {method.name: method for method in compared.methods}
     against = {
-        m.name: other
-        for m in compared.methods
-        if (other := method_name(*reference(compare_to, m.embedder))) in names and other != m.name
+        name: other
+        for name, m in methods.items()
+        if (other := method_name(*reference(compare_to, m.embedder))) in methods and other != name
     }
+    for name, method in methods.items():
+        cells[name] |= _set_distances(compared, method) | _costs(method)
+        cells[name] |= _clocks(method, methods.get(against.get(name, "")))
+    columns += _further(cells)
     differences = {
         name: {
             key: equal_effect.difference(own, values[other][key])
@@ -215,6 +216,7 @@ def _edits(
         score = effect_score(name, shared or ())
         curves = {m: equal_effect.curves(frame, name, costs, score) for m, frame in metrics.items()}
         full = equal_effect.equal_effect(curves)
+        columns += _at_equal_identity(name, curves, costs, values, effect_unit(score))
         measured = score in (shared or ())
         if not full.matches:
             yield Edited(name, score, measured, full, {})
@@ -232,6 +234,24 @@ def _edits(
             columns.append(Column(key, title(cost), sheet, better))
         shares = {share: equal_effect.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
         yield Edited(name, score, measured, full, shares | {1.0: full})
+
+
+def _at_equal_identity(
+    edit: str,
+    curves: Mapping[str, Mapping[str, Curve]],
+    costs: Sequence[str],
+    values: Mapping[str, dict[str, dict[str, float]]],
+    unit: str,
+) -> Iterator[Column]:
+    """Fills values. A column for each network whose distances were measured."""
+    for cost in [c for c in costs if c.startswith("identity_") and c.endswith("_distance")]:
+        found = equal_effect.effect_at_equal_cost(curves, cost)
+        if any(found.values()):
+            key = f"{edit}@equal_{cost}"
+            for method, own in found.items():
+                values[method][key] = own
+            heading = f"effect{unit} at equal {title(cost)}"
+            yield Column(key, heading, f"Edit {edit} at equal identity", "higher")
 
 
 def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
@@ -271,7 +291,34 @@ def _costs(method: Method) -> dict[str, Estimate]:
     return found
 
 
+def _clocks(method: Method, other: Method | None) -> dict[str, Estimate]:
+    """Medians over the shards that took turns. other: what the method is compared to."""
+    own, theirs = _clocked(method), _clocked(other) if other else {}
+    if not own:
+        return {}
+    found = {
+        f"turn_{key}": estimate([clocks[key] for clocks in own.values()], "median")
+        for key in ("seconds", "cpu_seconds", "generator_calls")
+    }
+    both = [shard for shard in own if shard in theirs]
+    for key in ("seconds", "cpu_seconds") if both else ():
+        ratios = [own[shard][key] / theirs[shard][key] for shard in both]
+        found[f"turn_{key}_ratio"] = estimate(ratios, "median")
+    return found
+
+
+def _clocked(method: Method) -> dict[tuple[int, tuple[str, ...]], dict[str, float]]:
+    """Seed and images of a shard -> its clocks."""
+    runs = enumerate(method.runs)
+    return {(seed, ids): found for seed, run in runs for ids, found in run.clocks().items()}
+
+
 _COST_TITLES = {
+    "turn_seconds": "in turn: s per image",
+    "turn_seconds_ratio": "in turn: times as long",
+    "turn_cpu_seconds": "in turn: CPU s per image",
+    "turn_cpu_seconds_ratio": "in turn: times the CPU time",
+    "turn_generator_calls": "in turn: calls of the generator",
     "seconds": "s per image",
     **{f"seconds_{stage}": f"{stage} [s]" for stage in STAGES},
     "memory_host": "peak memory [GiB]",

@@ -76,6 +76,15 @@ class Made:
                     found.setdefault(stage, {})[shard] = spent / images
         return found
 
+    def clocks(self) -> dict[tuple[str, ...], dict[str, float]]:
+        """Images of a shard -> what `bench_turns` has clocked, per image."""
+        shards = self.data.plan["shards"]
+        return {
+            tuple(shards[n]): {key: v / len(shards[n]) for key, v in manifest["clocked"].items()}
+            for n, manifest in self.data.shards.items()
+            if "clocked" in manifest
+        }
+
     @property
     def _own_stages(self) -> set[str]:
         return {s for m in self.data.shards.values() for s in m.get("stage_seconds") or ()}

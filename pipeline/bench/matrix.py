@@ -41,7 +41,8 @@ class Embedder(Strict):
 class Matrix(Strict):
     """A benchmark. settings: of every run. edits: as in `edit.edits`. compare_to: what paired
     differences are against: a refiner, on the embedder of each method, or one method for all of
-    them as `EMBEDDER/REFINER`.
+    them as `EMBEDDER/REFINER`. in_turn: the refiners of an embedding are computed shard by shard in
+    turn, each in a process of its own, and clocked (see `bench_turns`).
     """
 
     about: str = ""
@@ -52,6 +53,7 @@ class Matrix(Strict):
     edits: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     compare_to: str = BASE
+    in_turn: bool = False
 
     @model_validator(mode="after")
     def _names(self) -> Matrix:

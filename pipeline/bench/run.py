@@ -70,6 +70,11 @@ def plan(
     without trained weights, for tests of the benchmark itself. Raises Refused, ConfigError,
     DatasetError and ModelMissing.
     """
+    if matrix.in_turn and machine.address:
+        raise Refused(
+            "in_turn: runs that take turns are computed on this machine, so that a cluster cannot "
+            "be joined: leave out --address"
+        )
     found = [datasets.find(name) for name in matrix.datasets]
     names = bench_matrix.dataset_names(found, matrix.datasets)
     cells = bench_matrix.expand(matrix, names)
@@ -132,11 +137,13 @@ def run(
     other settings, images or weights, and KeyboardInterrupt; both leave a state to go on from. What
     is refused for another reason, such as a run in use or a full disk, has failed.
     """
+    from dhr_batch.pipeline.bench import turns
     from dhr_batch.pipeline.engine import run as runner
     from dhr_batch.pipeline.engine.driver import RunFailed
 
     Owned(connect(benchmark.out), BENCHMARK).claim()
     failed: dict[str, str] = {}
+    turned: set[str] = set()
     computed, code = [], runner.DONE
     for number, cell in enumerate(benchmark.cells, 1):
         if cell.base in failed:
@@ -161,9 +168,13 @@ def run(
             continue
         if done.stopped or done.exit_code == runner.INTERRUPTED:
             raise KeyboardInterrupt
-        if before < len(made.shards):
+        if before < len(made.shards) or request.out in turned:
             computed.append(cell.name)
         code = max(code, done.exit_code)
+        if benchmark.matrix.in_turn and not cell.base:
+            followers = [c for c in benchmark.cells if c.base == cell.name]
+            requests = [request_of(benchmark, c, machine) for c in followers]
+            turned |= turns.take_turns(requests, say)
     return Outcome(computed, failed, runner.ERROR if failed else code)
 
 

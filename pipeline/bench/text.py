@@ -23,17 +23,25 @@ from dhr_batch.pipeline.strict import Strict
 
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
-    "Bold: best, underlined: second, by the figures as shown; effects and costs are not ranked."
+    "Bold: best, underlined: second, by the figures as shown. Costs are not ranked, and of the "
+    "effects only those at equal identity."
 )
 EDITING = (
     "At equal effect: for each image and direction of an edit, the strength of each method is "
     "interpolated such that all change the score by as much against the source, by the most that "
-    "all of them achieve. “Largest effect” is what a method achieves by itself there."
+    "all of them achieve. “Largest effect” is what a method achieves by itself there. At equal "
+    "identity: the effect against the refined picture, of the strongest edit of each method within "
+    "the largest identity distance that all of them reach."
 )
 COSTS = (
     "Seconds are of embed, segment and refine, as the median over shards of one worker's time per "
     "image; what a run takes over from another counts. Memory is the most that a worker's process "
     "held, with all networks and stages."
+)
+TURNS = (
+    "In turn: the methods compute segment and refine of one shard after the other, alternating in "
+    "who is first. Medians over shards; “times as long” is the median of the ratios on each shard "
+    "to the method that this one is compared to."
 )
 RANDOM = "random weights: no figure here says anything about a trained model."
 OTHER_MASKS = (
@@ -88,6 +96,8 @@ def about(board: Board) -> list[str]:
         )
     if board.compared_edits:
         lines.append(EDITING)
+    if any("turn_seconds" in own for own in board.cells.values()):
+        lines.append(TURNS)
     if not compared.same_masks:
         lines.append(OTHER_MASKS)
     return lines

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,20 @@ class Attempt:
 
 def memory_peak() -> dict[str, int]:
     """The most bytes this process has held so far, on the host and on its GPU."""
-    # Linux counts in kB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"host": _host_peak()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         peak["gpu"] = torch.cuda.max_memory_allocated()
     return peak
+
+
+def _host_peak() -> int:
+    # Linux begins `ru_maxrss` of a process with what the one that started it held.
+    with suppress(OSError, IndexError):
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    # Elsewhere in kB, on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _finish(file: TableFile) -> dict[str, Any]:

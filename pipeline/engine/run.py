@@ -122,30 +122,10 @@ def _process(
         free = run_folder.storage.free()
         line = estimate.check_space(free, tables, state.total, state.shards, force=request.force)
         progress.say(line)
-        stored = run_folder.plan()
-        if stored is None:
-            run_folder.write_plan(plan.to_json())
-        elif len(stored["shards"]) < len(plan.shards) or resume.has_open_marks(stored):
-            run_folder.replace_plan(resume.extended(stored, plan))
+        keep_plan(run_folder, plan)
         progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
 
-    fingerprint = plan.head()["fingerprint"]
-    settings = Settings(
-        config=config,
-        aligned=plan.dataset.aligned,
-        split=plan.dataset.split,
-        device=devices.torch_device(config),
-        out=run_folder.storage.address,
-        code=fingerprint["code"],
-        truths=plan.truths,
-        metadata={
-            "version": fingerprint["version"],
-            "generator": config.generator,
-            "seed": config.seed,
-            "config": fingerprint["config"],
-            "models": fingerprint["models"],
-        },
-    )
+    settings = worker_settings(plan, run_folder.storage)
     with _ray(request, plan, workers, stopper) as dashboard:
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")
@@ -155,6 +135,36 @@ def _process(
             return driver.process(todo)
         except stopping.Interrupted:
             return False
+
+
+def keep_plan(run_folder: RunFolder, plan: Plan) -> None:
+    """Write the plan of a new run, or add to the stored one what a continued plan has behind it."""
+    stored = run_folder.plan()
+    if stored is None:
+        run_folder.write_plan(plan.to_json())
+    elif len(stored["shards"]) < len(plan.shards) or resume.has_open_marks(stored):
+        run_folder.replace_plan(resume.extended(stored, plan))
+
+
+def worker_settings(plan: Plan, out: Storage) -> Settings:
+    """What the workers of a run need to know."""
+    fingerprint = plan.head()["fingerprint"]
+    return Settings(
+        config=plan.config,
+        aligned=plan.dataset.aligned,
+        split=plan.dataset.split,
+        device=devices.torch_device(plan.config),
+        out=out.address,
+        code=fingerprint["code"],
+        truths=plan.truths,
+        metadata={
+            "version": fingerprint["version"],
+            "generator": plan.config.generator,
+            "seed": plan.config.seed,
+            "config": fingerprint["config"],
+            "models": fingerprint["models"],
+        },
+    )
 
 
 def _status(state: State, out: Storage) -> Status:

@@ -86,6 +86,11 @@ class Curve:
         branch = self._branch(sign)
         return at(branch, crossing(sign * self.effects[branch], sign * effect))
 
+    def spent(self, sign: int, cost: str) -> tuple[np.ndarray, np.ndarray]:
+        """A cost from strength 0 outwards, and the size of the effect against strength 0."""
+        branch = self._branch(sign)
+        return self.costs[cost][branch], np.abs(self.effects[branch] - self.effects[self._zero])
+
     def _branch(self, sign: int) -> np.ndarray:
         """Indices from strength 0 outwards."""
         zero = self._zero
@@ -217,8 +222,7 @@ def equal_effect(methods: Mapping[str, Mapping[str, Curve]], share: float = 1.0)
     methods: method -> image id -> curve. An image qualifies in a direction if the smallest of the
     methods' reaches is above 0 there.
     """
-    first, *others = methods.values()
-    shared = [i for i in first if all(i in other for other in others)]
+    shared = _shared(methods)
     matches = []
     for image_id in shared:
         own = {method: found[image_id] for method, found in methods.items()}
@@ -229,6 +233,37 @@ def equal_effect(methods: Mapping[str, Mapping[str, Curve]], share: float = 1.0)
             if common > 0 and not any(map(math.isnan, places.values())):
                 matches.append(Match(image_id, effect, places))
     return EqualEffect(methods, matches, len(shared))
+
+
+def effect_at_equal_cost(
+    methods: Mapping[str, Mapping[str, Curve]], cost: str
+) -> dict[str, dict[str, float]]:
+    """Method -> image -> size of the effect where the edit has cost all methods as much.
+
+    For each image and direction the largest cost that all methods reach with their strengths; of
+    each method the effect of the strongest edit within it, against its refined picture, and 0 where
+    that picture alone costs more. A cost never falls on the way: an edit does not count as giving
+    identity back. The mean of both directions, of those in which every picture has the cost.
+
+    methods: method -> image id -> curve. cost: of which less is better.
+    """
+    found: dict[str, list[tuple[str, float]]] = {method: [] for method in methods}
+    for image_id in _shared(methods):
+        for sign in SIGNS:
+            spent = {m: own[image_id].spent(sign, cost) for m, own in methods.items()}
+            if any(len(c) < 2 or not np.isfinite(c).all() for c, _ in spent.values()):
+                continue
+            level = min(costs.max() for costs, _ in spent.values())
+            for method, (costs, effects) in spent.items():
+                effect = at(effects, crossing(costs, level, last=True))
+                found[method].append((image_id, effect))
+    return {method: dict(_images(pairs)) for method, pairs in found.items()}
+
+
+def _shared(methods: Mapping[str, Mapping[str, Curve]]) -> list[str]:
+    """Images of which all methods have a curve, in the order of the first."""
+    first, *others = methods.values()
+    return [i for i in first if all(i in other for other in others)]
 
 
 def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Estimate:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dhr_batch.benchmarks import no_op
 from dhr_batch.pipeline.engine import waits
 from dhr_batch.stages.base import Context, ImageError, Metric, Record
+from dhr_batch.tests import no_op
 
 
 class FaultOptions(no_op.NoOpOptions):

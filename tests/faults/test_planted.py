@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_batch.benchmarks.awkward import _flat_png
+from dhr_batch.tests.awkward import _flat_png
 from dhr_batch.tests.faults import harness
 
 IMAGES, EVERY = 1000, 20

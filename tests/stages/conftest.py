@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_batch.benchmarks.awkward import write_awkward_folder
 from dhr_batch.stages.networks.encoders import Encoder
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.tests.awkward import write_awkward_folder
 
 
 @pytest.fixture(scope="session")

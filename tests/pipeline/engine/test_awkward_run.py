@@ -11,7 +11,7 @@ from pathlib import Path
 from skimage.data import astronaut
 
 import dhr_batch
-from dhr_batch.benchmarks.awkward import write_awkward_folder
+from dhr_batch.tests.awkward import write_awkward_folder
 
 
 def test_awkward_files_are_processed_or_quarantined_by_name_and_the_run_succeeds(

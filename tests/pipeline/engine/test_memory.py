@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from dhr_batch.benchmarks import overhead
 from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import manifest_key
+from dhr_batch.tests import overhead
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dhr_batch.benchmarks import overhead
+from dhr_batch.tests import overhead
 from dhr_batch.tests.faults import harness
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from dhr_batch.benchmarks import no_op
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.stages.base import Record
+from dhr_batch.tests import no_op
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import Align, FaultOptions
 

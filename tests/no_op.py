@@ -1,6 +1,6 @@
 """Stages that compute nothing: what is left is what the engine itself costs.
 
-A run uses them by name, `embed.name=dhr_batch.benchmarks.no_op:Embed` and so on (`NAMES`).
+A run uses them by name, `embed.name=dhr_batch.tests.no_op:Embed` and so on (`NAMES`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def generator(context: Context) -> NoGenerator:
     return NoGenerator()
 
 
-HERE = "dhr_batch.benchmarks.no_op"
+HERE = "dhr_batch.tests.no_op"
 NAMES = {"generator": f"{HERE}:generator"} | {
     cls.stage: f"{HERE}:{cls.__name__}" for cls in (Align, Embed, Segment, Refine, Edit, Measure)
 }

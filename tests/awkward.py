@@ -1,7 +1,4 @@
-"""Write a folder of twelve awkward image files: six show a face, six must be refused.
-
-python -m dhr_batch.benchmarks.awkward OUT
-"""
+"""A folder of twelve awkward image files: six show a face, six must be refused."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import struct
 import zlib
 from pathlib import Path
 
-import click
 import numpy as np
 from PIL import Image, ImageCms
 
@@ -111,16 +107,3 @@ def _flat_png(width: int, height: int) -> bytes:
     packer = zlib.compressobj(9)
     parts = [packer.compress(bytes(width + 1)) for _ in range(height)]
     return _png(width, height, 8, 0, b"".join([*parts, packer.flush()]))
-
-
-@click.command(help=__doc__)
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-def main(out: Path) -> None:
-    from skimage.data import astronaut
-
-    for name, expected in write_awkward_folder(out, astronaut()).items():
-        click.echo(f"{out / name}: {expected or 'a face'}")
-
-
-if __name__ == "__main__":
-    main()

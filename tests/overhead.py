@@ -1,9 +1,11 @@
 """What the engine costs where the stages cost nothing: rate, driver time, memory, large plans.
 
-python -m dhr_batch.benchmarks.overhead [--images N] [--json FILE]
+python -m dhr_batch.tests.overhead [--images N] [--json FILE]
+python -m dhr_batch.tests.overhead --simulate [--json FILE]
 
 Rate and driver time are the best of three. Ends with 1 where one of them misses its limit by more
-than a factor of three, which no busy machine explains.
+than a factor of three, which no busy machine explains. `--simulate` compares runs of stages that
+sleep with the model of docs/scaling.md instead.
 """
 
 from __future__ import annotations
@@ -24,17 +26,18 @@ from typing import Any
 import click
 import ray
 
-from dhr_batch.benchmarks.machine import held_mb, peak_mb
-from dhr_batch.benchmarks.no_op import NAMES, write_images
+from dhr_batch.benchmarks.machine import held_mb, json_option, write_json
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.engine import driver as driver_module
 from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine.attempt import memory_peak
 from dhr_batch.pipeline.planning import config, plan, resume
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.tests.no_op import NAMES, write_images
 
 # What each figure is held to: the least or the most.
 LIMITS: dict[str, tuple[str, float]] = {
@@ -227,6 +230,11 @@ def _resume(images: int, folder: Path) -> dict[str, float]:
     return {"resume_seconds": time.perf_counter() - began, "resume_memory_mb": peak_mb()}
 
 
+def peak_mb() -> float:
+    """The most memory that this process has held."""
+    return memory_peak()["host"] / 1e6
+
+
 def _torch(images: int, folder: Path) -> dict[str, float]:
     """What of these figures is not the plan's."""
     engine = peak_mb()
@@ -234,20 +242,33 @@ def _torch(images: int, folder: Path) -> dict[str, float]:
     return {"engine_memory_mb": engine, "torch_memory_mb": peak_mb() - engine}
 
 
+def session() -> contextlib.AbstractContextManager[Any]:
+    """A Ray session with room for as many workers as a measurement starts."""
+    return ray.init(
+        address="local", num_cpus=16, num_gpus=0, include_dashboard=False, log_to_driver=False
+    )
+
+
+def simulations() -> Iterator[dict[str, float]]:
+    """Stages that sleep a second per image, against the model: images per second of steady work."""
+    with session():
+        for workers in (1, 4, 16):
+            with tempfile.TemporaryDirectory() as name:
+                items = write_images(Path(name, "in"), 20 * workers)
+                measured = rate(run(items, Path(name, "out"), workers, 4, 1.0), 4)
+                yield {"workers": workers, "expected": workers, "measured": measured}
+
+
 def measure(images: int) -> Iterator[dict[str, float]]:
     """All figures, as they come; the names are those of `LIMITS` and some that explain them."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with tempfile.TemporaryDirectory() as name:
         yield large_plan(1_000_000, Path(name))
-    ray.init(address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            yield engine(folder, images)
-            yield soak(folder, 2000)
-            yield speedup(folder)
-    finally:
-        ray.shutdown()
+    with session(), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        yield engine(folder, images)
+        yield soak(folder, 2000)
+        yield speedup(folder)
 
 
 def holds(name: str, value: float, slack: float = 1) -> bool:
@@ -258,8 +279,16 @@ def holds(name: str, value: float, slack: float = 1) -> bool:
 
 @click.command(help=__doc__)
 @click.option("--images", default=6400, show_default=True, type=click.IntRange(128))
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
-def main(images: int, file: Path | None) -> None:
+@click.option("--simulate", "simulated", is_flag=True, help="run stages that sleep instead")
+@json_option
+def main(images: int, simulated: bool, file: Path | None) -> None:
+    if simulated:
+        rows = list(simulations())
+        for row in rows:
+            line = "{workers:4.0f} workers: {measured:6.2f} images/s, expected {expected:6.2f}"
+            click.echo(line.format(**row))
+        write_json({"rows": rows}, file)
+        return
     figures: dict[str, float] = {}
     for some in measure(images):
         figures |= some
@@ -269,8 +298,7 @@ def main(images: int, file: Path | None) -> None:
                 verdict = "" if holds(name, value) else "   MISSED"
                 limit = f"   {LIMITS[name][0]} {LIMITS[name][1]:g}{verdict}"
             click.echo(f"{name:24}{value:12.2f}{limit}")
-    if file is not None:
-        file.write_text(json.dumps(figures | {"rows": list(figures.items())}, indent=2))
+    write_json(figures | {"rows": list(figures.items())}, file)
     if missed := [name for name in _HELD if not holds(name, figures[name], _SLACK)]:
         raise click.ClickException(f"missed by more than {_SLACK} times: {', '.join(missed)}")
 
