@@ -9,8 +9,6 @@ import torch
 from click.testing import CliRunner
 
 from dhr_batch.benchmarks import profile
-from dhr_batch.benchmarks.refine_methods import configured, context_of, stage_of, synthetic
-from dhr_batch.stages.tensors import images_to_tensor
 
 
 def flops(work) -> int:
@@ -37,18 +35,14 @@ def test_each_gradient_of_a_convolution_costs_what_the_convolution_does(groups):
 @pytest.mark.parametrize("smallest", [4, 16])
 def test_parts_are_the_work_of_a_step_of_the_refinement(share, smallest, monkeypatch):
     """A further step of the refinement counts as many operations as the parts together."""
-    config = configured("tiny")
+    config = profile.configured("tiny")
     config = config.model_copy(update={"refine": config.refine | {"smallest_layer": smallest}})
-    monkeypatch.setattr("dhr_batch.benchmarks.refine_methods.configured", lambda _: config)
-    context = context_of(config)
-    (record,) = synthetic(context)
-    images = images_to_tensor([record.image])
-    ws, masks = torch.from_numpy(record.latent)[None], torch.ones(1, 1, 32, 32)
+    monkeypatch.setattr(profile, "configured", lambda _: config)
 
     def refined(steps: int) -> int:
-        options = config.refine | {"steps": steps, "weight_share": share}
-        stage = stage_of("refine", options, context)
-        return flops(lambda: stage.refine(images, ws, masks))
+        stage = profile.refiner(config, steps=steps, weight_share=share)
+        images, ws = profile.inputs(stage)
+        return flops(lambda: stage.refine(images, ws, torch.ones(1, 1, 32, 32)))
 
     parts, step = profile.step_of("tiny", with_weights=share > 0)
     # The first step also finds the bases of the optimiser.

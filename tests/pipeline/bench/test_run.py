@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,36 @@ def test_a_second_call_computes_nothing(finished, monkeypatch):
     done = bench.run(again, MACHINE)
     assert (done.computed, done.failed, done.exit_code) == ([], {}, runner.DONE)
     assert {p: p.stat().st_mtime_ns for p in page.parent.rglob("part-*.parquet")} == before
+
+
+def test_runs_that_take_turns_have_the_rows_of_others(finished, photographs, tmp_path):
+    before, _, page = finished
+    base = Path("runs") / before.cells[0].name
+    shutil.copytree(page.parent / base, tmp_path / base)
+    found = tiny(photographs, in_turn=True)
+    planned = bench.plan(found, tmp_path, machine=MACHINE, random_weights=True)
+    done = bench.run(planned, MACHINE)
+    assert (done.failed, done.exit_code) == ({}, runner.DONE)
+    assert done.computed == ["photos-w+-dhr", "photos-w+-no_mask", "photos-w+-fails"]
+    for cell in planned.cells:
+        one, other = (open_run(b.place(cell.name)) for b in (before, planned))
+        pd.testing.assert_frame_equal(one.metrics, other.metrics)
+        assert one.ids == other.ids
+
+    (compared,) = load(planned, {})
+    figures = board(compared, "dhr")
+    dhr, no_mask, _ = compared.methods[1:]
+    times = [own["seconds"] for own in dhr.runs[0].clocks().values()]
+    assert figures.cells[dhr.name]["turn_seconds"].value == np.median(times)
+    assert "turn_seconds_ratio" not in figures.cells[dhr.name]
+    pairs = zip(times, (own["seconds"] for own in no_mask.runs[0].clocks().values()), strict=True)
+    ratio = figures.cells[no_mask.name]["turn_seconds_ratio"]
+    assert ratio.value == pytest.approx(np.median([other / one for one, other in pairs]))
+    assert (ratio.n, compared.methods[0].runs[0].clocks()) == (3, {})
+    # Two steps and the render of the result, of a whole shard; its last one has one image.
+    calls = [own["generator_calls"] for own in dhr.runs[0].clocks().values()]
+    assert calls == [3 / 2, 3 / 2, 3 / 1]
+    assert bench.run(planned, MACHINE).computed == []
 
 
 def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):

@@ -10,7 +10,12 @@ import pytest
 
 from dhr_batch.pipeline.stats import equal_effect as editing
 from dhr_batch.pipeline.stats.bootstrap import estimate, ratio
-from dhr_batch.pipeline.stats.equal_effect import Curve, crossing, equal_effect
+from dhr_batch.pipeline.stats.equal_effect import (
+    Curve,
+    crossing,
+    effect_at_equal_cost,
+    equal_effect,
+)
 
 IDENTITY = "identity_dlib_distance"
 
@@ -55,6 +60,40 @@ def test_equal_effect_of_lines():
     assert half.effect().value == pytest.approx(0.1)
     # Between the measured strengths 0 and 1 costs are linear, not quadratic.
     assert half.costs(IDENTITY)["b"]["x"] == pytest.approx(0.125)
+
+
+def path(costs, scores) -> Curve:
+    """An edit in one direction, of the strengths 0, 1 and 2."""
+    return Curve(np.array([0.0, 1, 2]), np.array(scores) + 5.0, {IDENTITY: np.array(costs)})
+
+
+def test_effects_at_equal_identity_are_within_the_largest_distance_that_all_reach():
+    keeps, loses = path((0.1, 0.2, 0.3), (0, 1, 2)), path((0.1, 0.3, 0.5), (0, -1.5, -3))
+    for methods in ({"a": keeps, "b": loses}, {"b": loses, "a": keeps}):
+        found = effect_at_equal_cost({m: {"x": own} for m, own in methods.items()}, IDENTITY)
+        assert found == {"a": {"x": pytest.approx(2)}, "b": {"x": pytest.approx(1.5)}}
+
+
+def test_equal_identity_is_the_mean_of_both_directions_that_all_methods_have():
+    both = effect_at_equal_cost({"a": {"x": line(1, 1)}, "b": {"x": line(2, 2)}}, IDENTITY)
+    assert both == {"a": {"x": pytest.approx(2)}, "b": {"x": pytest.approx(2 * (1 + 0.5 / 1.5))}}
+    one = {"a": {"x": line(1, 1)}, "b": {"x": path((0, 1, 2), (0, 1, 2)), "y": line(1, 1)}}
+    assert effect_at_equal_cost(one, IDENTITY) == {
+        "a": {"x": pytest.approx(2)},
+        "b": {"x": pytest.approx(1)},
+    }
+
+
+def test_identity_that_comes_back_counts_as_lost():
+    # The strongest edit within 0.5 is the full one, though its own distance is smaller.
+    turns, far = path((0.2, 0.5, 0.3), (0, 1, 3)), path((0.6, 0.7, 0.8), (0, 1, 2))
+    assert effect_at_equal_cost({"a": {"x": turns}, "b": {"x": far}}, IDENTITY) == {
+        "a": {"x": pytest.approx(3)},
+        "b": {"x": 0.0},
+    }
+    unknown = path((0.2, math.nan, 0.3), (0, 1, 3))
+    found = effect_at_equal_cost({"a": {"x": turns}, "b": {"x": unknown}}, IDENTITY)
+    assert found == {"a": {}, "b": {}}
 
 
 def test_effects_are_against_the_source():
