@@ -1,11 +1,9 @@
 """What the engine costs where the stages cost nothing: rate, driver time, memory, large plans.
 
 python -m dhr_batch.tests.overhead [--images N] [--json FILE]
-python -m dhr_batch.tests.overhead --simulate [--json FILE]
 
 Rate and driver time are the best of three. Ends with 1 where one of them misses its limit by more
-than a factor of three, which no busy machine explains. `--simulate` compares runs of stages that
-sleep with the model of docs/scaling.md instead.
+than a factor of three, which no busy machine explains.
 """
 
 from __future__ import annotations
@@ -242,29 +240,15 @@ def _torch(images: int, folder: Path) -> dict[str, float]:
     return {"engine_memory_mb": engine, "torch_memory_mb": peak_mb() - engine}
 
 
-def session() -> contextlib.AbstractContextManager[Any]:
-    """A Ray session with room for as many workers as a measurement starts."""
-    return ray.init(
-        address="local", num_cpus=16, num_gpus=0, include_dashboard=False, log_to_driver=False
-    )
-
-
-def simulations() -> Iterator[dict[str, float]]:
-    """Stages that sleep a second per image, against the model: images per second of steady work."""
-    with session():
-        for workers in (1, 4, 16):
-            with tempfile.TemporaryDirectory() as name:
-                items = write_images(Path(name, "in"), 20 * workers)
-                measured = rate(run(items, Path(name, "out"), workers, 4, 1.0), 4)
-                yield {"workers": workers, "expected": workers, "measured": measured}
-
-
 def measure(images: int) -> Iterator[dict[str, float]]:
     """All figures, as they come; the names are those of `LIMITS` and some that explain them."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with tempfile.TemporaryDirectory() as name:
         yield large_plan(1_000_000, Path(name))
-    with session(), tempfile.TemporaryDirectory() as name:
+    session = ray.init(
+        address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False
+    )
+    with session, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield engine(folder, images)
         yield soak(folder, 2000)
@@ -279,16 +263,8 @@ def holds(name: str, value: float, slack: float = 1) -> bool:
 
 @click.command(help=__doc__)
 @click.option("--images", default=6400, show_default=True, type=click.IntRange(128))
-@click.option("--simulate", "simulated", is_flag=True, help="run stages that sleep instead")
 @json_option
-def main(images: int, simulated: bool, file: Path | None) -> None:
-    if simulated:
-        rows = list(simulations())
-        for row in rows:
-            line = "{workers:4.0f} workers: {measured:6.2f} images/s, expected {expected:6.2f}"
-            click.echo(line.format(**row))
-        write_json({"rows": rows}, file)
-        return
+def main(images: int, file: Path | None) -> None:
     figures: dict[str, float] = {}
     for some in measure(images):
         figures |= some

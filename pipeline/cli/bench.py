@@ -14,7 +14,9 @@ from dhr_batch.pipeline.cli.output import fail, interrupted, refusals
 
 
 @click.command()
-@click.option("--preset", metavar="NAME", help="smoke, ablations, occluders or published.")
+@click.option(
+    "--preset", metavar="NAME", help="smoke, ablations, occluders, published or refine-speed."
+)
 @click.option(
     "-c",
     "--config",
