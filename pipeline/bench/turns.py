@@ -28,7 +28,7 @@ from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine import run as runner
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning import prepare, resume
-from dhr_batch.pipeline.planning.plan import Plan, Shard
+from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.stages.base import Record, Stage
@@ -79,7 +79,6 @@ class _Turn:
 
     request: Request
     folder: RunFolder
-    plan: Plan
     missing: dict[int, Shard]
     connection: Connection
 
@@ -92,7 +91,6 @@ class _Turn:
             raise RuntimeError("its process has ended") from error
         if isinstance(receipt, str):
             raise RuntimeError(receipt)
-        runner.keep_plan(self.folder, self.plan)
         self.folder.commit(number, receipt, len(shard.items))
 
 
@@ -111,11 +109,12 @@ def _open(request: Request) -> Iterator[_Turn]:
         settings = runner.worker_settings(plan, folder.storage)
         process = spawn.Process(target=_serve, args=(there, settings), daemon=True)
         if missing:
+            runner.keep_plan(folder, plan)
             process.start()
         # The process then ends by itself where this one is killed.
         there.close()
         try:
-            yield _Turn(request, folder, plan, missing, here)
+            yield _Turn(request, folder, missing, here)
         finally:
             if process.pid is not None:
                 process.kill()
