@@ -62,7 +62,7 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
     ratio = figures.get("tuned", {}).get("turn_seconds_ratio")
     if ratio is None:
         raise click.ClickException("no photograph was refined in turn; the reason stands above")
-    psnr = [rows[name].get("psnr") for name in ("dhr", "tuned")]
+    ours, theirs = (rows[name].get("psnr") for name in ("dhr", "tuned"))
     warnings = {
         f"{ratio['n']} pairs are few for a median: give 5 photographs or more": ratio["n"] < 5,
         "random weights: no figure means anything": content["settings"]["generator"] == "tiny",
@@ -70,7 +70,7 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
     }
     return {
         "speedup": ratio["value"],
-        "psnr_gain_db": psnr[0] - psnr[1] if None not in psnr else None,
+        "psnr_gain_db": None if ours is None or theirs is None else ours - theirs,
         "warnings": [warning for warning, holds in warnings.items() if holds],
         "rows": [{"method": name} | own for name, own in rows.items()],
     }
