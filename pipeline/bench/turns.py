@@ -98,7 +98,7 @@ class _Turn:
 def _open(request: Request) -> Iterator[_Turn]:
     """A run under its lease, and its process."""
     plan = prepare.prepare(request)
-    folder = RunFolder(prepare.place(plan, request), plan.config.lease_timeout)
+    folder = runner.claimed(plan, request)
     folder.lock()
     try:
         plan = resume.continued(folder, folder.storage.place, plan, request.extend)

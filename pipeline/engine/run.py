@@ -70,10 +70,8 @@ def run(plan: Plan, request: Request) -> Outcome:
     place does not answer.
     """
     check_gpus(plan, request)
-    out = place(plan, request)
-    # Before the lease, the first file of a run.
-    Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
-    run_folder = RunFolder(out, plan.config.lease_timeout)
+    run_folder = claimed(plan, request)
+    out = run_folder.storage
     state, stopper = State(total=0, shards=0), stopping.Stopper()
     with stopping.forgotten(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
@@ -99,6 +97,16 @@ def run(plan: Plan, request: Request) -> Outcome:
             return replace(ended, stopped=stopper.asked)
         finally:
             run_folder.unlock()
+
+
+def claimed(plan: Plan, request: Request) -> RunFolder:
+    """The folder of a run, marked as one before anything else is written to it.
+
+    Raises Refused where the place holds files that no run wrote.
+    """
+    out = place(plan, request)
+    Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
+    return RunFolder(out, plan.config.lease_timeout)
 
 
 def _process(
