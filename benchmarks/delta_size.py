@@ -30,7 +30,7 @@ from dhr_batch.pipeline.tables.codec import LEVELS, Steps
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Record, some
+from dhr_batch.stages.base import Record, required
 
 DEFAULT = "small"
 # The first is no setting of a run; it shows what fewer bytes would cost.
@@ -54,7 +54,7 @@ def refined(request: Any) -> Iterator[tuple[worker.Worker, Record]]:
     for item in (item for shard in plan.shards for item in shard.items):
         records = [worker.read(item, plan.dataset.split)]
         for stage in made.stages:
-            if stage.stage in ("align", "embed", "segment", "refine"):
+            if stage.family in ("align", "embed", "segment", "refine"):
                 records = stage.run(records)
         if records[0].failure is None:
             yield made, records[0]
@@ -97,14 +97,14 @@ def compare(record: Record, context: Any, info: RunInfo) -> Iterator[Row]:
         return [edit.image for edit in make(of).edits]
 
     exact = pictures(record)
-    distance = error(exact[0], some(record.image))
+    distance = error(exact[0], required(record.image))
     for level, steps in COMPARED.items():
         count, decoded = stored(record, replace(info, deltas=steps))
         again = pictures(decoded)
         row: Row = {"image": record.image_id, "level": level, "bytes": count}
-        row["out_of_domain"] = 1 - float(some(record.mask).mean())
+        row["out_of_domain"] = 1 - float(required(record.mask).mean())
         row["psnr"] = decibels(distance)
-        row["refined"] = decibels(distance) - decibels(error(again[0], some(record.image)))
+        row["refined"] = decibels(distance) - decibels(error(again[0], required(record.image)))
         for strength, then, now in zip(SMILES, exact[1:], again[1:], strict=True):
             row[f"smile {strength:+g}"] = 10 * math.log10(1 + error(then, now) / distance)
         row["psnr_to_exact"] = min(
@@ -144,10 +144,10 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
     so it takes fewer bytes.
     """
     from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
-    from dhr_batch.stages.refine_dhr import SMALLEST_LAYER, moved_weights
+    from dhr_batch.stages.refine_dhr import SMALLEST_LAYER, tuned_weights
 
     net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)
-    shapes = {name: tuple(net.weight(name).shape) for name in moved_weights(net, SMALLEST_LAYER)}
+    shapes = {name: tuple(net.weight(name).shape) for name in tuned_weights(net, SMALLEST_LAYER)}
     delta = {
         name: draw.standard_normal(shape, np.float32) * OFFSET for name, shape in shapes.items()
     }

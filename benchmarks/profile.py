@@ -117,7 +117,7 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     import torch
 
     from dhr_batch.stages.refine import zero_delta
-    from dhr_batch.stages.refine_dhr import MaskedLoss, moved_weights
+    from dhr_batch.stages.refine_dhr import MaskedLoss, tuned_weights
     from dhr_batch.stages.rotated_adam import RotatedAdam, channels
     from dhr_batch.stages.tensors import feature_mask
 
@@ -127,7 +127,7 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     masks = torch.ones_like(images[:, :1])
     masks[:, :, :, masks.shape[-1] // 2 :] = 0
 
-    names = moved_weights(net, options.smallest_layer) if with_weights else []
+    names = tuned_weights(net, options.smallest_layer) if with_weights else []
     delta = zero_delta(net, names, 1)
     weights = [d.requires_grad_() for d in delta.values()]
     split = len(_before_feature(names, net, ws, delta))
@@ -185,7 +185,7 @@ def _before_feature(names: list[str], net: Any, ws: Tensor, delta: dict[str, Ten
     values = [delta[name] for name in names]
     grads = torch.autograd.grad([t.sum() for t in outputs], values, allow_unused=True)
     reached = [grad is not None for grad in grads]
-    # The order of `moved_weights` is that of the synthesis, but image heads come where they stand.
+    # The order of `tuned_weights` is that of the synthesis, but image heads come where they stand.
     assert reached == sorted(reached, reverse=True), "weights before and behind the feature mix"
     return [name for name, hit in zip(names, reached, strict=True) if hit]
 

@@ -88,7 +88,9 @@ METHODS: dict[str, Model] = {
 }
 
 
-def held_out(model: Model, w: np.ndarray, score: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def cross_validate(
+    model: Model, w: np.ndarray, score: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
     """Mean over folds of (correlation, R2) of a linear model's predictions for unseen samples.
 
     A classifier's normal has no scale, so R2 is taken after a line is fitted on the seen samples.
@@ -139,7 +141,7 @@ def fit(
     standard = {name: (s - s.mean()) / s.std() for name, s in clean.items()}
 
     quality = {
-        name: {method: held_out(model, centred, s, seed) for method, model in METHODS.items()}
+        name: {method: cross_validate(model, centred, s, seed) for method, model in METHODS.items()}
         for name, s in standard.items()
     }
     mean = {m: np.mean([quality[name][m][0] for name in quality]) for m in METHODS}

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from dhr_batch.fitting.distill_pairs import (
     HELD_OUT,
-    answerable,
     coherent,
     contact_sheet,
     features,
@@ -33,7 +32,8 @@ from dhr_batch.fitting.distill_pairs import (
     held_out_scores,
     pair,
     summary,
-    write_whole,
+    uniform_in_head,
+    write_atomically,
 )
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.stages.base import Context
@@ -75,7 +75,7 @@ def export(tensors: dict[str, Tensor], out: Path) -> str:
     A model description of the same name beside it (`.yaml`) gets the new sha256 and size.
     """
     half = {name: t.detach().half().contiguous() for name, t in tensors.items()}
-    write_whole(
+    write_atomically(
         out, lambda path: save_file(half, path, metadata={"made_by": "dhr_batch.fitting.distill"})
     )
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
@@ -84,7 +84,7 @@ def export(tensors: dict[str, Tensor], out: Path) -> str:
         text = description.read_text(encoding="utf-8")
         text = re.sub(r"(\bsha256: \"?)[0-9a-f]{64}", rf"\g<1>{digest}", text)
         text = re.sub(r"(\bsize: )\d+", rf"\g<1>{out.stat().st_size}", text)
-        write_whole(description, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(description, lambda path: path.write_text(text, encoding="utf-8"))
     return digest
 
 
@@ -209,13 +209,13 @@ def train(
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
     else:
-        write_whole(checkpoint, lambda path: torch.save(trainer.state(), path))
+        write_atomically(checkpoint, lambda path: torch.save(trainer.state(), path))
     if trainer.steps:
         click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
     material = []
     for seed in seeds:
         ws, image = pair(teacher, cache, seed)
-        if answerable(ws):
+        if uniform_in_head(ws):
             material.append((seed, ws, image.half()))
     click.echo(f"{len(material)} training images")
     judge = cut(teacher)
@@ -239,7 +239,7 @@ def train(
             )
         if trainer.seconds - published > 240 or trainer.seconds >= limit:
             published = trainer.seconds
-            write_whole(checkpoint, lambda path: torch.save(trainer.state(), path))
+            write_atomically(checkpoint, lambda path: torch.save(trainer.state(), path))
             export(trainer.average, out)
             _fill(judge, trainer.average)
             click.echo(summary(held_out_scores(judge, teacher, cache, HELD_OUT[:12])))

@@ -20,7 +20,7 @@ HELD_OUT = range(10_000_000, 10_000_064)
 HEAD_STYLES = slice(15, 22)
 
 
-def answerable(ws: Tensor) -> bool:
+def uniform_in_head(ws: Tensor) -> bool:
     """Whether a code is constant over the styles that the head stands for.
 
     A code that changes among them has no 256 px counterpart: the head sees only one of them.
@@ -49,7 +49,7 @@ def codes(net: MobileStyleGAN, seed: int) -> Tensor:
     return ws
 
 
-def write_whole(file: Path, save: Callable[[Path], object]) -> None:
+def write_atomically(file: Path, save: Callable[[Path], object]) -> None:
     """Write a file so that it is only ever seen whole."""
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
     save(temporary)
@@ -73,7 +73,7 @@ def pair(teacher: MobileStyleGAN, cache: Path, seed: int) -> tuple[Tensor, Tenso
         ws = codes(teacher, seed)
         image = F.avg_pool2d(teacher.synthesize(ws), 4)
         arrays = {"ws": ws[0].numpy(), "im": image[0].numpy().astype(np.float16)}
-        write_whole(file, _savez(**arrays))
+        write_atomically(file, _savez(**arrays))
     with np.load(file) as data:
         return torch.from_numpy(data["ws"])[None], torch.from_numpy(data["im"])[None].float()
 
@@ -89,7 +89,7 @@ def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.
             with path.open("wb") as stream:
                 np.save(stream, x)
 
-        write_whole(file, save)
+        write_atomically(file, save)
     return np.load(file, mmap_mode="r")
 
 
@@ -115,7 +115,7 @@ def psnr(image: Tensor, target: Tensor) -> float:
     return float(10 * torch.log10(4 / (image - target).square().mean()))
 
 
-class Score(NamedTuple):
+class HeldOutScore(NamedTuple):
     """How a seed's image compares with the teacher's. psnr: dB; distance: perceptual or nan.
 
     tint, grid: root mean square of `coherent` errors, in 8-bit grey levels.
@@ -135,7 +135,7 @@ def held_out_scores(
     cache: Path,
     seeds: Sequence[int] = HELD_OUT,
     perceptual: Perceptual | None = None,
-) -> list[Score]:
+) -> list[HeldOutScore]:
     """Scores of the student, one per seed."""
     scores = []
     for seed in seeds:
@@ -145,11 +145,11 @@ def held_out_scores(
             distance = float(perceptual.distance(image, perceptual.features(target)))
         # A wavelet coefficient is twice the error it stands for; 127.5 levels are 1.
         tint, grid = (127.5 / 2 * float(part) ** 0.5 for part in coherent(image - target))
-        scores.append(Score(seed, psnr(image, target), distance, tint, grid))
+        scores.append(HeldOutScore(seed, psnr(image, target), distance, tint, grid))
     return scores
 
 
-def summary(scores: Sequence[Score]) -> str:
+def summary(scores: Sequence[HeldOutScore]) -> str:
     """Mean, worst seed, mean perceptual distance, mean tint and grid in one line."""
     worst = min(scores, key=lambda score: score.psnr)
     return (

@@ -31,7 +31,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SuperpixelErrors:
     """Superpixels of one picture: error, index into `GROUPS` (-1: none) and size in pixels."""
 
     errors: np.ndarray
@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class GroupThreshold:
     """The chosen threshold of one group and the shares of pixels it gives."""
 
     group: str
@@ -60,7 +60,9 @@ def class_groups() -> np.ndarray:
     return groups
 
 
-def choose(clean: Sequence[Sample], occluded: Sequence[Sample], keep: float) -> list[Row]:
+def choose(
+    clean: Sequence[SuperpixelErrors], occluded: Sequence[SuperpixelErrors], keep: float
+) -> list[GroupThreshold]:
     """Apply the rule of this module to each group. Raises ValueError for a group without pixels."""
     rows = []
     for index, group in enumerate(GROUPS):
@@ -74,7 +76,7 @@ def choose(clean: Sequence[Sample], occluded: Sequence[Sample], keep: float) -> 
         # A threshold lies above the error it admits.
         threshold = good[order][last] * (1 + 1e-6)
         rows.append(
-            Row(
+            GroupThreshold(
                 group=group,
                 threshold=round(float(threshold), 4),
                 clean_in=float(good_size[good < threshold].sum() / good_size.sum()),
@@ -86,7 +88,7 @@ def choose(clean: Sequence[Sample], occluded: Sequence[Sample], keep: float) -> 
     return rows
 
 
-def _pool(samples: Sequence[Sample], index: int) -> tuple[np.ndarray, np.ndarray]:
+def _pool(samples: Sequence[SuperpixelErrors], index: int) -> tuple[np.ndarray, np.ndarray]:
     if not samples:
         return np.zeros(0), np.zeros(0)
     errors = np.concatenate([s.errors for s in samples])
@@ -96,7 +98,9 @@ def _pool(samples: Sequence[Sample], index: int) -> tuple[np.ndarray, np.ndarray
     return errors[member], sizes[member]
 
 
-def measure(stage, records: Sequence, occluders: int) -> Iterator[tuple[Sample, list[Sample]]]:
+def measure(
+    stage, records: Sequence, occluders: int
+) -> Iterator[tuple[SuperpixelErrors, list[SuperpixelErrors]]]:
     """Superpixel errors of each clean portrait and of its occluded copies.
 
     stage: a `DomainSpecific`, set up, with source `mean_row` or `embedding`: occluded copies keep
@@ -109,14 +113,14 @@ def measure(stage, records: Sequence, occluders: int) -> Iterator[tuple[Sample, 
 
     table = class_groups()
 
-    def sample(record, classes: np.ndarray, covered: np.ndarray) -> Sample:
+    def sample(record, classes: np.ndarray, covered: np.ndarray) -> SuperpixelErrors:
         (deltas,) = stage.errors([record])
         labels = segment.superpixels(record.image, stage.options.segments)
         sizes = np.bincount(labels.ravel())
         share = np.bincount(labels.ravel(), covered.ravel()) / np.maximum(sizes, 1)
         counts = [np.bincount(labels[classes == g], minlength=len(sizes)) for g in (-1, 0, 1, 2)]
         groups = np.argmax(counts, axis=0) - 1
-        return Sample(
+        return SuperpixelErrors(
             segment.superpixel_errors(deltas, labels), np.where(share > 0.5, groups, -1), sizes
         )
 
@@ -130,8 +134,9 @@ def measure(stage, records: Sequence, occluders: int) -> Iterator[tuple[Sample, 
         pasted = []
         for k in range(occluders):
             share, kind = rng.uniform(*SHARES), KINDS[k % len(KINDS)]
-            made = occlude(rng, record.image, classes >= 0, share, kind)
-            pasted.append(sample(replace(record, image=made.image), classes, made.mask))
+            hidden = occlude(rng, record.image, classes >= 0, share, kind)
+            copy = replace(record, image=hidden.image)
+            pasted.append(sample(copy, classes, hidden.mask))
         yield sample(record, classes, everywhere), pasted
 
 
@@ -188,7 +193,7 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     context = Context(device=device, generator=generator, models=models.path, aligned=aligned)
 
-    def made(family: str, **chosen: Any) -> Any:
+    def prepared(family: str, **chosen: Any) -> Any:
         kind = registry.lookup(family, chosen["name"])
         stage = kind(kind.Options(**chosen))
         stage.setup(context)
@@ -201,7 +206,7 @@ def main(
         )
     more = {} if steps is None else {"steps": steps}
     records = list(_records(folders))
-    for stage in (made("align", name="ffhq"), made("embed", name=embed, **more)):
+    for stage in (prepared("align", name="ffhq"), prepared("embed", name=embed, **more)):
         records = [stage.run([record])[0] for record in records]
     for record in records:
         if record.failure is not None:
@@ -209,7 +214,7 @@ def main(
     good = [r for r in records if r.image is not None and r.inverted is not None]
     if not good:
         raise click.ClickException("no portrait could be aligned and inverted")
-    segment = made(
+    segment = prepared(
         "segment", name="dhr", source=source, error_layers=error_layers or None,
         perceptual=perceptual, parser=parser, segments=segments,
     )  # fmt: skip

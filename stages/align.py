@@ -66,7 +66,7 @@ class FFHQAlign(Stage):
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     gives: ClassVar[frozenset[str]] = frozenset({"image", "quad", "source_size"})
-    stage: ClassVar[str] = "align"
+    family: ClassVar[str] = "align"
 
     def models(self, aligned: bool) -> set[str]:
         return set() if aligned else {"mtcnn"} | super().models(aligned)
@@ -94,7 +94,7 @@ class FFHQAlign(Stage):
             return step(*arguments)
         except ImageError as error:
             message = f"{record.image_id}: {error}"
-            return record.failed(self.stage, error.error_class, message)
+            return record.failed(self.family, error.error_class, message)
 
     def _open(self, record: Record) -> _Photo:
         if record.data is None:

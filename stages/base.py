@@ -18,7 +18,7 @@ from dhr_batch.stages.failures import ImageError
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ImageFailure:
     """Why an image was quarantined: the stage, a short class and a message for the user.
 
     details: the traceback, for the log and the state of the run; not in the tables.
@@ -31,7 +31,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class EditedImage:
     """One edit of one image. image: uint8 [R, R, 3]; latent: float32 [L, 512]."""
 
     name: str
@@ -135,11 +135,11 @@ class Record:
     delta: dict[str, np.ndarray] | None = None
     feature: np.ndarray | None = None
     refined: np.ndarray | None = None
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[EditedImage, ...] = ()
     metrics: tuple[Metric, ...] = ()
     features: tuple[Feature, ...] = ()
     notes: tuple[str, ...] = ()
-    failure: Failure | None = None
+    failure: ImageFailure | None = None
 
     def failed(self, stage: str, error_class: str, message: str) -> Record:
         """A copy that carries its failure and drops the source bytes.
@@ -147,13 +147,13 @@ class Record:
         Called while an exception is handled, it keeps the traceback as well.
         """
         details = traceback.format_exc() if sys.exc_info()[0] else ""
-        return replace(self, failure=Failure(stage, error_class, message, details), data=None)
+        return replace(self, failure=ImageFailure(stage, error_class, message, details), data=None)
 
 
 _T = TypeVar("_T")
 
 
-def some(value: _T | None) -> _T:
+def required(value: _T | None) -> _T:
     """A field that an earlier stage has filled (the plan checks `needs` against `gives`)."""
     if value is None:
         raise ValueError("a field this stage needs was not filled by an earlier stage")
@@ -203,7 +203,7 @@ class Stage(ABC):
 
     needs: ClassVar[frozenset[str]]
     gives: ClassVar[frozenset[str]]
-    stage: ClassVar[str]
+    family: ClassVar[str]
     Options: ClassVar[type[StageOptions]]
 
     def __init__(self, options: Any) -> None:
@@ -242,23 +242,23 @@ class Stage(ABC):
         Raises Poisoned, and whatever is not about one image (see `failures`).
         """
         alive = [r for r in records if r.failure is None]
-        done = iter(self._in_parts(alive))
+        done = iter(self._run_in_batches(alive))
         return [r if r.failure is not None else next(done) for r in records]
 
     # Images at once: what memory has not refused so far.
-    _most = sys.maxsize
+    _batch_limit = sys.maxsize
 
-    def _in_parts(self, records: list[Record]) -> list[Record]:
+    def _run_in_batches(self, records: list[Record]) -> list[Record]:
         done: list[Record] = []
         while len(done) < len(records):
-            part = records[len(done) :][: self._most]
+            part = records[len(done) :][: self._batch_limit]
             try:
                 done += self._checked(part)
                 continue
             except Exception as error:
                 kind = failures.kind_of(error)
                 if kind == "poisoned":
-                    raise failures.Poisoned(f"{self.stage}: {failures.explain(error)}") from error
+                    raise failures.Poisoned(f"{self.family}: {failures.explain(error)}") from error
                 if kind in ("bug", "storage"):
                     raise
                 if len(part) == 1:
@@ -266,10 +266,10 @@ class Stage(ABC):
             # Only here the exception, and with it the tensors of its frames, is gone.
             if kind == "capacity":
                 failures.free_memory()
-                self._most = max(1, len(part) // 2)
+                self._batch_limit = max(1, len(part) // 2)
             elif len(part) > 1:
                 for record in part:
-                    done += self._in_parts([record])
+                    done += self._run_in_batches([record])
         return done
 
     def _checked(self, records: list[Record]) -> list[Record]:
@@ -280,6 +280,6 @@ class Stage(ABC):
 
     def _failed(self, record: Record, error: Exception, kind: failures.Kind) -> Record:
         if isinstance(error, ImageError):
-            return record.failed(self.stage, error.error_class, str(error))
+            return record.failed(self.family, error.error_class, str(error))
         name = "oom" if kind == "capacity" else type(error).__name__
-        return record.failed(self.stage, name, f"{record.image_id}: {failures.explain(error)}")
+        return record.failed(self.family, name, f"{record.image_id}: {failures.explain(error)}")

@@ -54,7 +54,7 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, "<f4").tobytes()).hexdigest()
 
 
-def make(name: str, array: Any, unit: str, source: str) -> Direction:
+def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
     """A checked direction: drops a leading axis of one image, converts to float32.
 
     Raises DirectionError for a shape other than [512], [1, 512], [L, 512], [1, L, 512], for
@@ -140,7 +140,7 @@ def read(path: str) -> Direction:
         raise
     except DAMAGED as error:
         raise DirectionError(f"{path}: cannot be read as {file.suffix}: {error}") from error
-    return make(key or file.stem, array, LENGTH_UNIT, path)
+    return from_array(key or file.stem, array, LENGTH_UNIT, path)
 
 
 # ------------------------------------------------------------------------------- shipped sets
@@ -175,7 +175,7 @@ def read_shipped(name: str, file: Path) -> Direction:
     about = describe_set(file)["directions"][name]
     archive = file.with_suffix(".npz")
     array = _read_npz(archive, name)
-    direction = make(name, array, str(about["unit"]), f"{archive.name}#{name}")
+    direction = from_array(name, array, str(about["unit"]), f"{archive.name}#{name}")
     if direction.sha256 != about["sha256"]:
         raise DirectionError(f"{archive}: {name!r} is not the array that {file.name} describes")
     return direction

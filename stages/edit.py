@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Edit, Record, Stage, StageOptions, some
+from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOptions, required
 from dhr_batch.stages.direction_files import Direction, DirectionError, resolve
 from dhr_batch.stages.directions import interfacegan
 from dhr_batch.stages.networks.generator import Generator
@@ -58,7 +58,7 @@ class Directions(Stage):
     out-of-domain content stays in place. Strength 0 repeats the refined image.
     """
 
-    stage = "edit"
+    family = "edit"
     needs = frozenset({"latent", "delta", "feature", "mask", "refined"})
     gives = frozenset({"edits"})
 
@@ -91,9 +91,9 @@ class Directions(Stage):
         return [replace(r, edits=tuple(self._edit(r))) for r in records]
 
     @torch.inference_mode()
-    def _edit(self, record: Record) -> list[Edit]:
+    def _edit(self, record: Record) -> list[EditedImage]:
         device = self.context.device
-        ws = torch.tensor(some(record.latent)).to(device).unsqueeze(0)
+        ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
         codes = [interfacegan(ws, move.direction, move.strength)[0] for move in self.moves]
         delta = {
             name: torch.from_numpy(value).to(device) for name, value in (record.delta or {}).items()
@@ -101,7 +101,7 @@ class Directions(Stage):
         feature = mask = None
         if record.feature is not None:
             feature = torch.from_numpy(record.feature).to(device)
-            masks = masks_to_tensor([some(record.mask)], device)
+            masks = masks_to_tensor([required(record.mask)], device)
             mask = feature_mask(masks, (feature.shape[1], feature.shape[2]))[0]
 
         images: dict[int, np.ndarray] = {}
@@ -111,12 +111,12 @@ class Directions(Stage):
             rendered = self._render(torch.stack([codes[i] for i in chosen]), delta, feature, mask)
             images |= zip(chosen, tensor_to_images(rendered), strict=True)
         return [
-            Edit(
+            EditedImage(
                 move.name,
                 move.strength,
                 move.sha256,
                 codes[i].cpu().numpy(),
-                images[i] if i in images else some(record.refined),
+                images[i] if i in images else required(record.refined),
             )
             for i, move in enumerate(self.moves)
         ]

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
+from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
@@ -27,7 +27,7 @@ _SAMPLES = 8192
 class Embedder(Stage):
     """Base of the family. A member implements `embed`; this class handles the records."""
 
-    stage = "embed"
+    family = "embed"
     needs = frozenset({"image"})
     gives = frozenset({"latent", "inverted"})
 
@@ -40,7 +40,7 @@ class Embedder(Stage):
         """[B, 3, R, R] in [-1, 1] -> W+ codes [B, L, 512], each independent of its batch mates."""
 
     def process(self, records: Sequence[Record]) -> list[Record]:
-        images = images_to_tensor([some(r.image) for r in records], self.context.device)
+        images = images_to_tensor([required(r.image) for r in records], self.context.device)
         ws = self.embed(images)
         if not torch.isfinite(ws).all():
             raise ArithmeticError("embedding diverged to non-finite values")

@@ -60,8 +60,8 @@ class _Encoder(Embedder):
         Rows of the generator that the encoder does not know are the mean of those it does.
         """
         placed = rows[:, self.table.clamp_min(0)]
-        known = (self.table >= 0).unsqueeze(1)
-        return torch.where(known, placed, placed[:, self.table >= 0].mean(1, keepdim=True))
+        from_encoder = (self.table >= 0).unsqueeze(1)
+        return torch.where(from_encoder, placed, placed[:, self.table >= 0].mean(1, keepdim=True))
 
 
 class _OnePass(_Encoder):

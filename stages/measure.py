@@ -20,7 +20,7 @@ from dhr_batch.stages.base import (
     Stage,
     StageOptions,
     edit_stage,
-    some,
+    required,
 )
 from dhr_batch.stages.metrics import (
     Part,
@@ -34,7 +34,13 @@ from dhr_batch.stages.metrics import (
 )
 from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
-from dhr_batch.stages.truth import latent_values, mask_values, resized, to_compare, unhidden
+from dhr_batch.stages.truth import (
+    comparison_parts,
+    latent_values,
+    mask_values,
+    truth_at_size,
+    without_occluder,
+)
 
 if TYPE_CHECKING:
     from dhr_batch.stages.face_scores import Scorer
@@ -46,14 +52,14 @@ if TYPE_CHECKING:
 RECONSTRUCTIONS = ("inverted", "refined")
 
 
-def _names(value: Any) -> Any:
+def _as_names(value: Any) -> Any:
     """One name stands for a list of it, and `none` for an empty one."""
     if isinstance(value, str):
         return () if value == "none" else (value,)
     return value
 
 
-def _known(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+def _in_family(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     """Refuse a name that is not in the family of networks that the option is called like."""
     for name in names:
         if ":" not in name and name not in registry.TABLE[str(info.field_name)]:
@@ -61,7 +67,7 @@ def _known(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     return names
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_known)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(_in_family)]
 
 
 class Standard(Stage):
@@ -88,7 +94,7 @@ class Standard(Stage):
     is made.
     """
 
-    stage = "measure"
+    family = "measure"
     needs = frozenset({"image", "inverted", "refined", "mask"})
     gives = frozenset({"metrics", "features"})
 
@@ -134,19 +140,19 @@ class Standard(Stage):
         if options.landmarks != "none":
             self.landmarks = context.network("landmarks", options.landmarks)
         # Without landmarks their scores are not missing from a picture, they are not asked for.
-        asked = [n for n in options.scores if n != "landmarks" or self.landmarks is not None]
-        self.scorers: dict[str, Scorer] = {n: context.network("scores", n) for n in asked}
+        scorer_names = [n for n in options.scores if n != "landmarks" or self.landmarks is not None]
+        self.scorers: dict[str, Scorer] = {n: context.network("scores", n) for n in scorer_names}
         _check_names(self.scorers)
-        self.maker = f"generator={_honest(registry.label(context.generator))}"
+        self.generator_label = f"generator={_model_label(registry.label(context.generator))}"
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         return [self._measure(record) for record in records]
 
     def _measure(self, record: Record) -> Record:
-        source = some(record.image)
-        renders = {"inverted": some(record.inverted), "refined": some(record.refined)}
+        source = required(record.image)
+        renders = {"inverted": required(record.inverted), "refined": required(record.refined)}
         renders |= {edit_stage(edit.name, edit.strength): edit.image for edit in record.edits}
-        rows = self._image_rows(source, renders, some(record.mask)) + self._truth_rows(record)
+        rows = self._image_rows(source, renders, required(record.mask)) + self._truth_rows(record)
 
         missing: dict[str, list[str]] = {}
         pictures = {"source": source, **renders}
@@ -155,7 +161,7 @@ class Standard(Stage):
         for name, scorer in self.scorers.items():
             for stage, values in _scores(name, scorer, portraits, missing).items():
                 named = {f"score_{score}": value for score, value in values.items()}
-                rows += _rows(stage, named, scorer.label + self._of(stage))
+                rows += _rows(stage, named, scorer.label + self._suffix(stage))
                 effects.setdefault(stage, {}).update(values)
         for name, network in self.identity.items():
             rows += self._identity_rows(name, network, portraits, missing)
@@ -177,19 +183,21 @@ class Standard(Stage):
     def _truth_rows(self, record: Record) -> list[Metric]:
         if record.truth is None:
             return []
-        truth = resized(record.truth, min(self.options.size, len(some(record.mask))))
-        values = mask_values(shrink_mask(some(record.mask), len(truth.face)), truth)
+        truth = truth_at_size(record.truth, min(self.options.size, len(required(record.mask))))
+        values = mask_values(shrink_mask(required(record.mask), len(truth.face)), truth)
         generator = self.context.network("generator", self.context.generator)
-        values |= latent_values(some(record.latent), truth, generator)
-        renders = {s: unhidden(some(getattr(record, s)), truth) for s in RECONSTRUCTIONS}
-        rows = self._rows_at(truth.clean, renders, to_compare(truth), False)
+        values |= latent_values(required(record.latent), truth, generator)
+        renders = {
+            s: without_occluder(required(getattr(record, s)), truth) for s in RECONSTRUCTIONS
+        }
+        rows = self._rows_at(truth.clean, renders, comparison_parts(truth), False)
         kept = ("psnr", *(net.name for net in self.perceptual))
         rows = [row for row in rows if row.metric in kept]
-        rows += _rows("inverted", values, self.maker)
+        rows += _rows("inverted", values, self.generator_label)
         return [replace(row, metric=TRUTH + row.metric) for row in rows]
 
-    def _of(self, stage: str) -> str:
-        return "" if stage == "source" else f"; {self.maker}"
+    def _suffix(self, stage: str) -> str:
+        return "" if stage == "source" else f"; {self.generator_label}"
 
     def _image_rows(
         self, source: np.ndarray, renders: Mapping[str, np.ndarray], mask: np.ndarray
@@ -213,7 +221,7 @@ class Standard(Stage):
         parts: Mapping[str, Part],
         say_size: bool,
     ) -> list[Metric]:
-        maker = self.maker + (f"; at {source.shape[0]} px" if say_size else "")
+        maker = self.generator_label + (f"; at {source.shape[0]} px" if say_size else "")
         rows = []
         for stage, image in renders.items():
             values = pixel_metrics(source, image, parts)
@@ -222,7 +230,7 @@ class Standard(Stage):
             rows += _rows(stage, values, maker)
         for net in self.perceptual:
             for stage, values in self._perceptual(net, source, renders, parts).items():
-                rows += _rows(stage, values, f"{_honest(net.name)}; {maker}")
+                rows += _rows(stage, values, f"{_model_label(net.name)}; {maker}")
         return rows
 
     @torch.inference_mode()
@@ -272,8 +280,8 @@ class Standard(Stage):
         missing: dict[str, list[str]],
     ) -> list[Metric]:
         found = {stage: network.describe(portrait) for stage, portrait in portraits.items()}
-        known = found.pop("source")
-        if known is None:
+        expected = found.pop("source")
+        if expected is None:
             missing.setdefault("source", []).append(f"identity_{name} of any picture")
             return []
         rows = []
@@ -281,10 +289,10 @@ class Standard(Stage):
             if descriptor is None:
                 missing.setdefault(stage, []).append(f"identity_{name}")
                 continue
-            values = {f"identity_{name}_cosine": cosine(known, descriptor)}
+            values = {f"identity_{name}_cosine": cosine(expected, descriptor)}
             if name == "dlib":
-                values["identity_dlib_distance"] = float(np.linalg.norm(known - descriptor))
-            rows += _rows(stage, values, network.label + self._of(stage))
+                values["identity_dlib_distance"] = float(np.linalg.norm(expected - descriptor))
+            rows += _rows(stage, values, network.label + self._suffix(stage))
         return rows
 
     def _features(self, pictures: Mapping[str, np.ndarray]) -> list[Feature]:
@@ -323,7 +331,7 @@ def _check_names(scorers: Mapping[str, Scorer]) -> None:
                 )
 
 
-def _honest(name: str) -> str:
+def _model_label(name: str) -> str:
     return f"{name} (random weights)" if "tiny" in name else name
 
 

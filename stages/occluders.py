@@ -63,7 +63,7 @@ def occlude(
     return Occluded(out, mask, kind)
 
 
-def touched(mask: np.ndarray) -> np.ndarray:
+def soft_extent(mask: np.ndarray) -> np.ndarray:
     """Where an occluder of this mask is seen at all, its soft edge included; bool [H, W]."""
     return cv2.dilate(mask.astype(np.uint8), np.ones(_EDGE)).astype(bool)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
+from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.tensors import (
     feature_mask,
@@ -35,7 +35,7 @@ class Refinement:
 class Refiner(Stage):
     """Base of the family. A member implements `refine`; this class handles the records."""
 
-    stage = "refine"
+    family = "refine"
     needs = frozenset({"image", "latent", "mask"})
     gives = frozenset({"delta", "feature", "refined"})
 
@@ -53,9 +53,9 @@ class Refiner(Stage):
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         device = self.context.device
-        images = images_to_tensor([some(r.image) for r in records], device)
-        masks = masks_to_tensor([some(r.mask) for r in records], device)
-        ws = torch.from_numpy(np.stack([some(r.latent) for r in records])).to(device)
+        images = images_to_tensor([required(r.image) for r in records], device)
+        masks = masks_to_tensor([required(r.mask) for r in records], device)
+        ws = torch.from_numpy(np.stack([required(r.latent) for r in records])).to(device)
         result = self.refine(images, ws, masks)
         with torch.no_grad():
             refined = render(self.generator, ws, result, masks)

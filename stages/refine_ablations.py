@@ -15,7 +15,7 @@ from dhr_batch.stages.refine_dhr import (
     LossOptions,
     MaskedLoss,
     WeightOptions,
-    moved_weights,
+    tuned_weights,
 )
 from dhr_batch.stages.rotated_adam import RotatedAdam, channels
 
@@ -38,7 +38,7 @@ class WeightModulation(Refiner):
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         loss = MaskedLoss(options, self.perceptual, images, masks)
-        names = moved_weights(generator, options.smallest_layer)
+        names = tuned_weights(generator, options.smallest_layer)
         delta = zero_delta(generator, names, len(images))
         weights = [d.requires_grad_() for d in delta.values()]
         adam = RotatedAdam(weights, [channels(w) for w in weights])

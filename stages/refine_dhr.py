@@ -72,7 +72,7 @@ class HybridRefinement(Refiner):
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         weight_steps = round(options.steps * options.weight_share)
-        names = moved_weights(generator, options.smallest_layer) if weight_steps else []
+        names = tuned_weights(generator, options.smallest_layer) if weight_steps else []
         delta = zero_delta(generator, names, len(images))
         with torch.no_grad():
             feature = generator.to_feature(ws)
@@ -104,7 +104,7 @@ class HybridRefinement(Refiner):
         return Refinement(delta, feature.detach())
 
 
-def moved_weights(generator: Generator, smallest_layer: int) -> list[str]:
+def tuned_weights(generator: Generator, smallest_layer: int) -> list[str]:
     """Names of the weights that weight modulation moves: kernels of convolutions and image heads.
 
     smallest_layer: layers and heads whose output is smaller than this, in px, are left alone. They

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dhr_batch.stages.base import Context, Record, some
+from dhr_batch.stages.base import Context, Record, required
 from dhr_batch.stages.edit import Directions, EditOptions
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.refine import Refinement, render
@@ -50,10 +50,10 @@ class Rerender:
 
         delta = {name: batch(value) for name, value in (record.delta or {}).items()}
         feature = None if record.feature is None else batch(record.feature)
-        mask = some(record.mask) if feature is not None else np.ones((1, 1), bool)
+        mask = required(record.mask) if feature is not None else np.ones((1, 1), bool)
         masks = masks_to_tensor([mask], self.context.device)
         image = render(
-            self.generator, batch(some(record.latent)), Refinement(delta, feature), masks
+            self.generator, batch(required(record.latent)), Refinement(delta, feature), masks
         )
         if not torch.isfinite(image).all():
             raise ArithmeticError("the refined image has values that are not finite")

@@ -19,7 +19,7 @@ from scipy import ndimage
 from skimage.segmentation import slic
 
 from dhr_batch.stages import projection, registry
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions, some
+from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.embed import PIXEL_SIZE, optimise
 from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.generator import Generator
@@ -197,7 +197,7 @@ class DomainSpecific(Stage):
     does it as published, with optimised noise maps, which needs StyleGAN2.
     """
 
-    stage = "segment"
+    family = "segment"
     needs = frozenset({"image", "latent", "inverted"})
     gives = frozenset({"labels", "mask"})
 
@@ -241,16 +241,16 @@ class DomainSpecific(Stage):
 
     def errors(self, records: Sequence[Record]) -> list[list[np.ndarray]]:
         """Error maps of each record, finest first, float32 [h_l, w_l]."""
-        images = images_to_tensor([some(r.image) for r in records], self.context.device)
+        images = images_to_tensor([required(r.image) for r in records], self.context.device)
         if self.options.source == "coarse":
             renders = self._coarse(images)
         elif self.options.source == "mean_row":
-            codes = torch.from_numpy(np.stack([some(r.latent) for r in records])).to(images.device)
-            renders = mean_row_render(self.generator, codes)
+            codes = np.stack([required(r.latent) for r in records])
+            renders = mean_row_render(self.generator, torch.from_numpy(codes).to(images.device))
         elif self.options.source == "projection":
             renders = self._project(images, [r.image_id for r in records])
         else:
-            renders = images_to_tensor([some(r.inverted) for r in records], self.context.device)
+            renders = images_to_tensor([required(r.inverted) for r in records], self.context.device)
         # The thresholds belong to one size, whatever the generator's.
         size = self.options.error_size
         found = error_maps(self.perceptual, downsample(renders, size), downsample(images, size))
@@ -304,7 +304,7 @@ class DomainSpecific(Stage):
             return self.generator.synthesize(ws)
 
     def _segment(self, record: Record, deltas: list[np.ndarray] | None) -> Record:
-        image = some(record.image)
+        image = required(record.image)
         probs = self.parser.parse(image)
         pixels = superpixels(
             image, self.options.segments, self.options.compactness, bgr=self.options.bgr

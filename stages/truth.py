@@ -10,10 +10,10 @@ import torch
 from dhr_batch.stages.base import Truth
 from dhr_batch.stages.metrics import MIN_SHARE, Part, shrink, shrink_mask
 from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.occluders import touched
+from dhr_batch.stages.occluders import soft_extent
 
 
-def resized(truth: Truth, size: int) -> Truth:
+def truth_at_size(truth: Truth, size: int) -> Truth:
     """The same at `size` px, if it is larger."""
     return replace(
         truth,
@@ -23,28 +23,28 @@ def resized(truth: Truth, size: int) -> Truth:
     )
 
 
-def uncovered(truth: Truth) -> np.ndarray:
+def visible_face(truth: Truth) -> np.ndarray:
     """The face beside the occluder, bool [T, T]; for a picture without one, beside its twin's.
 
     Pixels next to the occluder, which show it in part, are left out.
     """
-    return truth.face & ~touched(truth.occluder)
+    return truth.face & ~soft_extent(truth.occluder)
 
 
-def unhidden(image: np.ndarray, truth: Truth) -> np.ndarray:
+def without_occluder(image: np.ndarray, truth: Truth) -> np.ndarray:
     """A render at the truth's size with the clean picture where the occluder is seen.
 
     Perceptual networks look beyond a pixel: what a render has under the occluder would count as an
     error of the face beside it.
     """
     return np.where(
-        touched(truth.occluder)[..., None], truth.clean, shrink(image, len(truth.clean))
+        soft_extent(truth.occluder)[..., None], truth.clean, shrink(image, len(truth.clean))
     )
 
 
-def to_compare(truth: Truth) -> dict[str, Part]:
-    """What `measure` compares a reconstruction in: `uncovered`, or nothing if that is too small."""
-    part = uncovered(truth)
+def comparison_parts(truth: Truth) -> dict[str, Part]:
+    """The part that `measure` compares: `visible_face`, or none where that is too small."""
+    part = visible_face(truth)
     return {"": part} if part.mean() >= MIN_SHARE else {}
 
 

@@ -31,29 +31,29 @@ class NoOp(Stage):
 
 
 class Align(NoOp):
-    stage, needs = "align", frozenset({"data"})
+    family, needs = "align", frozenset({"data"})
     gives = frozenset({"image", "quad", "source_size"})
 
 
 class Embed(NoOp):
-    stage, needs, gives = "embed", frozenset({"image"}), frozenset({"latent", "inverted"})
+    family, needs, gives = "embed", frozenset({"image"}), frozenset({"latent", "inverted"})
 
 
 class Segment(NoOp):
-    stage, needs, gives = "segment", frozenset({"image"}), frozenset({"labels", "mask"})
+    family, needs, gives = "segment", frozenset({"image"}), frozenset({"labels", "mask"})
 
 
 class Refine(NoOp):
-    stage, needs = "refine", frozenset({"latent"})
+    family, needs = "refine", frozenset({"latent"})
     gives = frozenset({"delta", "feature", "refined"})
 
 
 class Edit(NoOp):
-    stage, needs, gives = "edit", frozenset({"latent"}), frozenset({"edits"})
+    family, needs, gives = "edit", frozenset({"latent"}), frozenset({"edits"})
 
 
 class Measure(NoOp):
-    stage, needs, gives = "measure", frozenset({"image"}), frozenset({"metrics"})
+    family, needs, gives = "measure", frozenset({"image"}), frozenset({"metrics"})
 
 
 class NoGenerator:
@@ -74,7 +74,7 @@ def generator(context: Context) -> NoGenerator:
 
 HERE = "dhr_batch.tests.no_op"
 NAMES = {"generator": f"{HERE}:generator"} | {
-    cls.stage: f"{HERE}:{cls.__name__}" for cls in (Align, Embed, Segment, Refine, Edit, Measure)
+    cls.family: f"{HERE}:{cls.__name__}" for cls in (Align, Embed, Segment, Refine, Edit, Measure)
 }
 
 

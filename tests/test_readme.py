@@ -18,7 +18,7 @@ from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.tables import files, schemas
 from dhr_batch.pipeline.tables import rows as tables
-from dhr_batch.stages.base import Edit, Metric, Record
+from dhr_batch.stages.base import EditedImage, Metric, Record
 
 
 def _blocks(root: Path, language: str) -> list[str]:
@@ -43,7 +43,7 @@ def _record(image_id: str, seed: int) -> Record:
         refined=picture,
         labels=np.full((32, 32), 2, np.uint8),
         mask=picture[..., 0] > 60,
-        edits=(Edit("smile", 2.0, "0" * 64, latent, picture, {"smile": 0.5}),),
+        edits=(EditedImage("smile", 2.0, "0" * 64, latent, picture, {"smile": 0.5}),),
         metrics=tuple(Metric(s, n, float(draw.random()), "m") for s in stages for n in names),
     )
 

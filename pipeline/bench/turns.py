@@ -164,7 +164,7 @@ class ClockedWorker(Worker):
     def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
         before = self.clocks | {"wall": time.perf_counter(), "cpu": time.process_time()}
         records = super()._run(stage, records)
-        if stage.stage in ("segment", "refine"):
+        if stage.family in ("segment", "refine"):
             self.clocks["seconds"] += time.perf_counter() - before["wall"]
             self.clocks["cpu_seconds"] += time.process_time() - before["cpu"]
         else:

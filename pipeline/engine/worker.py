@@ -113,7 +113,7 @@ class Worker:
         if self.settings.device == "cpu":
             return batches.ON_CPU
         # Aligned already, and a sample need not be a face that can be measured.
-        stages = [stage for stage in self.stages if stage.stage not in ("align", "measure")]
+        stages = [stage for stage in self.stages if stage.family not in ("align", "measure")]
         return batches.measured(stages, generator, self.settings.config.workers_per_gpu)
 
     def _model(self, name: str) -> Path:
@@ -250,7 +250,7 @@ class Worker:
         count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
         with self._timed("stages", len(records)):
             for stage in self.stages[self._ahead :]:
-                what = f"shard {shard.index}: {stage.stage} {count} of {len(shard.items)}"
+                what = f"shard {shard.index}: {stage.family} {count} of {len(shard.items)}"
                 self._events.append({"what": what})
                 records = self._run(stage, records)
         return records
@@ -258,7 +258,7 @@ class Worker:
     def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
         began = time.monotonic()
         records = stage.run(records)
-        self._seconds[stage.stage] += time.monotonic() - began
+        self._seconds[stage.family] += time.monotonic() - began
         return records
 
     @contextmanager

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import Row
-from dhr_batch.stages.base import Edit, Record
+from dhr_batch.stages.base import EditedImage, Record
 
 
 def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
@@ -36,7 +36,7 @@ def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
         delta = tensors(image_id, tables["deltas"])
         fields |= {"feature": delta.pop("feature", None), "delta": delta}
     fields["edits"] = tuple(
-        Edit(
+        EditedImage(
             row["edit"],
             row["strength"],
             row["direction_sha256"],

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Edit, Record
+from dhr_batch.stages.base import EditedImage, Record
 
 Row = dict[str, Any]
 
@@ -48,7 +48,7 @@ def _digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:32]
 
 
-def edit_text(edit: Edit) -> dict[str, str]:
+def edit_text(edit: EditedImage) -> dict[str, str]:
     """What every edited picture says about itself."""
     return {
         "Software": "dhr-batch",
@@ -139,7 +139,7 @@ def _mask_rows(record: Record, info: RunInfo) -> Iterator[Row]:
         yield {"mask": labels["mask"], "kind": "labels", "theta": [], "area_fraction": None}
 
 
-def _edit_row(edit: Edit) -> Row:
+def _edit_row(edit: EditedImage) -> Row:
     return {
         "edit": edit.name,
         "strength": edit.strength,

@@ -29,9 +29,9 @@ def landmarks68(context: Context) -> Landmarks68:
     return Landmarks68(str(context.models("dlib-landmarks68")))
 
 
-def identity(context: Context) -> Identity:
+def identity(context: Context) -> DlibIdentity:
     """dlib's face descriptor network."""
-    return Identity(str(context.models("dlib-face-resnet")))
+    return DlibIdentity(str(context.models("dlib-face-resnet")))
 
 
 class Landmarks68:
@@ -101,7 +101,7 @@ class Landmarks68:
         return [box * back for box in boxes]
 
 
-class Identity:
+class DlibIdentity:
     """128-d face descriptor; dlib's own threshold for "same person" is a distance of 0.6."""
 
     label = "dlib-face-resnet"

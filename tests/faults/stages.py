@@ -130,4 +130,4 @@ class Measure(no_op.Measure):
 
 HERE = "dhr_batch.tests.faults.stages"
 MINE = (Align, Faulty, Refine, Edit, Measure)
-NAMES = no_op.NAMES | {cls.stage: f"{HERE}:{cls.__name__}" for cls in MINE}
+NAMES = no_op.NAMES | {cls.family: f"{HERE}:{cls.__name__}" for cls in MINE}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dhr_batch.fitting import direction_sets
-from dhr_batch.fitting.directions import METHODS, Fit, clip_outliers, fit, held_out
+from dhr_batch.fitting.directions import METHODS, Fit, clip_outliers, cross_validate, fit
 from dhr_batch.stages import direction_files
 
 # Narrower than a real latent: the models are the same and the tests take seconds.
@@ -68,7 +68,7 @@ def test_noise_is_not_predicted(planted):
     w = planted[0]
     noise = np.random.default_rng(9).normal(size=len(w))
     for model in METHODS.values():
-        correlation, r2 = held_out(model, w, noise)
+        correlation, r2 = cross_validate(model, w, noise)
         assert abs(correlation) < 0.15
         assert r2 < 0.1
 

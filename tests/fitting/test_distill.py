@@ -92,7 +92,7 @@ def test_codes_that_change_inside_the_head_are_not_trained_on() -> None:
     for row, expected in ((0, True), (15, True), (16, False), (21, False), (22, True)):
         mixed = ws.clone()
         mixed[:, row:] = 1
-        assert distill_pairs.answerable(mixed) is expected, row
+        assert distill_pairs.uniform_in_head(mixed) is expected, row
 
 
 def test_haar_is_the_inverse_of_inverse_haar() -> None:

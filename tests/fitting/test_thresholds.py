@@ -7,7 +7,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dhr_batch.fitting.thresholds import GROUPS, Sample, choose, class_groups, main, measure
+from dhr_batch.fitting.thresholds import (
+    GROUPS,
+    SuperpixelErrors,
+    choose,
+    class_groups,
+    main,
+    measure,
+)
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks.face_parts import INDEX
 from dhr_batch.stages.segment import DomainSpecific
@@ -15,8 +22,8 @@ from dhr_batch.stages.tensors import images_to_tensor
 from dhr_batch.tests.stages.squares import Squares
 
 
-def sample(errors: np.ndarray, group: int) -> Sample:
-    return Sample(errors, np.full(len(errors), group), np.full(len(errors), 10))
+def sample(errors: np.ndarray, group: int) -> SuperpixelErrors:
+    return SuperpixelErrors(errors, np.full(len(errors), group), np.full(len(errors), 10))
 
 
 def test_a_threshold_keeps_the_share_of_clean_pixels_it_was_asked_for() -> None:
@@ -48,7 +55,7 @@ def test_class_groups() -> None:
     assert groups[INDEX["background"]] == groups[INDEX["hat"]] == -1
 
 
-class Face:
+class FaceParser:
     def parse(self, image: np.ndarray) -> np.ndarray:
         probs = np.zeros((19, *image.shape[:2]), np.float32)
         probs[INDEX["face"]] = 1
@@ -74,7 +81,7 @@ def test_errors_are_those_of_the_segmentation() -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     context = Context("cpu", "brighter", models=lambda name: Path(name))
     context._networks |= {
-        ("parser", "face"): Face(),
+        ("parser", "face"): FaceParser(),
         ("perceptual", "squares"): Squares(0.5),
         ("generator", "brighter"): Brighter(image),
     }
@@ -95,7 +102,7 @@ def test_an_occluded_copy_is_held_against_its_portraits_inversion() -> None:
     image = np.full((64, 64, 3), 90, np.uint8)
     context = Context("cpu", "none", models=lambda name: Path(name))
     context._networks |= {
-        ("parser", "face"): Face(),
+        ("parser", "face"): FaceParser(),
         ("perceptual", "squares"): Squares(0.0),
         ("generator", "none"): None,
     }

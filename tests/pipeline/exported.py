@@ -17,7 +17,7 @@ from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Edit, Metric, Record
+from dhr_batch.stages.base import EditedImage, Metric, Record
 from dhr_batch.stages.ffhq import crop
 
 SIZE = 32
@@ -80,7 +80,7 @@ def record(image_id: str, number: int) -> Record:
     code = np.zeros((2, 512), np.float32)
     shades = np.clip(aligned + draw.integers(-90, 90, (len(EDITS), 1, 1, 3)), 0, 255)
     edits = [
-        Edit(name, strength, "ab" * 32, code, shade.astype(np.uint8))
+        EditedImage(name, strength, "ab" * 32, code, shade.astype(np.uint8))
         for (name, strength), shade in zip(EDITS, shades, strict=True)
     ]
     return Record(

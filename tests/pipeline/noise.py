@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from dhr_batch.pipeline.tables.codec import Steps
-from dhr_batch.stages.base import Record, some
+from dhr_batch.stages.base import Record, required
 from dhr_batch.stages.networks.generator import Generator
 
 
@@ -25,7 +25,7 @@ def noisy(record: Record, generator: Generator, steps: Steps) -> Record:
 
     delta = {
         name: moved(value, steps.weight * magnitudes[name])
-        for name, value in some(record.delta).items()
+        for name, value in required(record.delta).items()
     }
-    feature = moved(some(record.feature), steps.feature * magnitudes["feature"])
+    feature = moved(required(record.feature), steps.feature * magnitudes["feature"])
     return replace(record, delta=delta, feature=feature)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Failure, Record
+from dhr_batch.stages.base import Context, ImageFailure, Record
 
 # Settings without which a member needs a download or takes long.
 SMALL: dict[str, dict] = {
@@ -85,9 +85,9 @@ def locked(record: Record) -> Record:
 @pytest.mark.parametrize(("stage", "name"), MEMBERS)
 def test_members_keep_the_contract(context, before, stage, name):
     member = build(context, stage, name)
-    assert member.stage == stage
+    assert member.family == stage
     records = [locked(r) for r in before[stage]]
-    lost = replace(records[1], failure=Failure("align", "no_face", "none"))
+    lost = replace(records[1], failure=ImageFailure("align", "no_face", "none"))
     batch = [records[2], lost, records[0]]
     done = member.run(batch)
     assert [r.image_id for r in done] == ["2.png", "1.png", "0.png"]

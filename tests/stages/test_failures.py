@@ -66,7 +66,7 @@ def test_messages_name_no_folder_of_the_worker(error: Exception, text: str) -> N
 class Limited(Stage):
     """Holds `most` images at once; `alone` images do not even fit by themselves."""
 
-    stage, needs, gives = "embed", frozenset(), frozenset()
+    family, needs, gives = "embed", frozenset(), frozenset()
     Options = StageOptions
 
     def __init__(self, most: int, alone: str = "") -> None:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from dhr_batch.stages import metrics
-from dhr_batch.stages.base import Context, Edit, Record
+from dhr_batch.stages.base import Context, EditedImage, Record
 from dhr_batch.stages.measure import Standard
 from dhr_batch.stages.tensors import images_to_tensor
 from dhr_batch.tests.stages.pictures import blurred, grey, noise
@@ -23,7 +23,7 @@ def record(seed: int) -> Record:
     refined = noise(seed + 2)
     edited = refined.copy()
     edited[8:] = 255 - edited[8:]
-    edit = Edit("smile", -1.50, "0" * 64, np.zeros((8, 512), np.float32), edited)
+    edit = EditedImage("smile", -1.50, "0" * 64, np.zeros((8, 512), np.float32), edited)
     return Record(
         str(seed),
         "",
@@ -96,7 +96,7 @@ def test_large_pictures_are_compared_at_the_stated_and_at_full_size():
     mask = np.zeros((64, 64), bool)
     mask[:16] = True
     images = {"image": grey(0, 64), "inverted": grey(255, 64), "refined": checkers}
-    edit = Edit("smile", 1, "0" * 64, np.zeros((8, 512), np.float32), checkers)
+    edit = EditedImage("smile", 1, "0" * 64, np.zeros((8, 512), np.float32), checkers)
     big = Record("a", "", **images, mask=mask, edits=(edit,))
     done = measured(big, perceptual="tiny", size=32)
     rows = {(m.stage, m.metric): m for m in done.metrics}
@@ -223,7 +223,7 @@ def with_faces() -> Standard:
 
 
 def face_record(source: int, edited: int) -> Record:
-    edit = Edit("smile", 2, "0" * 64, np.zeros((23, 512), np.float32), grey(edited))
+    edit = EditedImage("smile", 2, "0" * 64, np.zeros((23, 512), np.float32), grey(edited))
     images = {"image": grey(source), "inverted": grey(51), "refined": grey(102)}
     return Record("a", "", **images, mask=np.ones((32, 32), bool), edits=(edit,))
 

@@ -15,7 +15,7 @@ from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks import stylegan2_layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import NoRefinement, render
-from dhr_batch.stages.refine_dhr import HybridRefinement, moved_weights
+from dhr_batch.stages.refine_dhr import HybridRefinement, tuned_weights
 
 
 @pytest.fixture
@@ -122,18 +122,18 @@ def test_all_in_and_all_out_are_legal_on_stylegan2(stylegan2, value):
 def test_heads_have_the_size_of_what_they_make(stylegan2):
     net = stylegan2.network("generator", stylegan2.generator)
     heads = {
-        size: [n for n in moved_weights(net, size) if n.startswith("to_")] for size in (4, 8, 16)
+        size: [n for n in tuned_weights(net, size) if n.startswith("to_")] for size in (4, 8, 16)
     }
     assert heads[4] == [f"{n}.weight" for n in ("to_rgb1", "to_rgbs.0", "to_rgbs.1", "to_rgbs.2")]
     assert heads[8] == heads[4][1:]
     assert heads[16] == heads[4][2:]
-    layers = [n for n in moved_weights(net, 16) if n.startswith("conv")]
+    layers = [n for n in tuned_weights(net, 16) if n.startswith("conv")]
     assert layers == [f"convs.{k}.weight" for k in (2, 3, 4, 5)]
 
 
 def test_the_only_head_is_moved_at_any_size(context):
     net = context.network("generator", "tiny")
-    assert moved_weights(net, 1024) == ["to_img.weight"]
+    assert tuned_weights(net, 1024) == ["to_img.weight"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dhr_batch.pipeline.datasets import named as datasets
 from dhr_batch.pipeline.datasets import parquet as parquet_rows
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.engine import worker
-from dhr_batch.stages.base import some
+from dhr_batch.stages.base import required
 from dhr_batch.stages.occluders import KINDS
 from dhr_batch.tests.pipeline.discs import Disc, context
 
@@ -90,7 +90,7 @@ def test_what_is_written_is_a_dataset_with_its_truth(tmp_path: Path) -> None:
     records = [worker.read(item, "") for item in items]
     for n, (record, twin) in enumerate(zip(records[::2], records[1::2], strict=True)):
         made = synthetic.sample(context(), 2, n, 0.7)
-        truth, other = some(record.truth), some(twin.truth)
+        truth, other = required(record.truth), required(twin.truth)
         for name in ("clean", "face", "occluder", "z", "latent"):
             np.testing.assert_array_equal(getattr(truth, name), getattr(made.truth, name))
             np.testing.assert_array_equal(getattr(other, name), getattr(made.truth, name))
@@ -126,8 +126,8 @@ def test_a_damaged_truth_costs_its_image_alone(tmp_path: Path) -> None:
     parquet_rows._values.cache_clear()
     records = [worker.read(item, "") for item in datasets.list_images(datasets.find(described))]
     assert [record.failure is not None for record in records] == [False, True, False]
-    assert "00001.png" in some(records[1].failure).message
-    assert "ground truth of row 1" in some(records[1].failure).message
+    assert "00001.png" in required(records[1].failure).message
+    assert "ground truth of row 1" in required(records[1].failure).message
 
 
 @pytest.mark.usefixtures("tiny")

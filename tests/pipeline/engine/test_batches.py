@@ -75,7 +75,7 @@ def test_a_gpu_worker_tries_one_image_of_all_stages(
         original = stage.run
 
         def noted(records, stage=stage, original=original):  # type: ignore[no-untyped-def]
-            ran.append(stage.stage)
+            ran.append(stage.family)
             gpu.peak = gpu.networks + gpu.image
             return original(records)
 

@@ -21,7 +21,7 @@ from dhr_batch.pipeline.engine import run as runner
 from dhr_batch.pipeline.engine.progress import Progress, State
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import codec
-from dhr_batch.stages.base import some
+from dhr_batch.stages.base import required
 from dhr_batch.stages.networks import stylegan2_layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.rerender import Rerender
@@ -108,11 +108,11 @@ def test_the_tables_render_the_pictures_of_the_run_again(
 
     for image_id in IDS:
         made = run.images("refined")[image_id]
-        again = some(run.render(image_id).refined)
+        again = required(run.render(image_id).refined)
         # Within what the codec rounds, and nearer than without the refinement. Known noise of the
         # size of its rounding gives the distance to be expected; half as much again is left for
         # what noise varies from draw to draw.
-        known = some(Rerender(run.networks)(noisy(run.record(image_id), generator, steps)).refined)
+        known = required(Rerender(run.networks)(noisy(run.record(image_id), generator, steps)).refined)
         assert distance(again, made) < 1.5 * distance(known, again)
         assert distance(again, made) < 0.5 * distance(run.images("inverted")[image_id], made)
         made = run.edited("direction", 1.0)[image_id]

@@ -27,7 +27,7 @@ class Asking(Align):
 
     def __init__(self, name: str, ask: Callable[[Sequence[Record]], None]) -> None:
         super().__init__(FaultOptions(name=name))
-        self.stage, self.ask = name, ask  # type: ignore[misc]
+        self.family, self.ask = name, ask  # type: ignore[misc]
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         self.ask(records)

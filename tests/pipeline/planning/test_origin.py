@@ -242,7 +242,7 @@ def test_one_forward_pass_per_picture(
     worker = Worker(Settings(planned.config, True, "", "cpu", str(tmp_path)))
     worker.setup()
     # No network of an earlier stage is there that could run: neither embedder nor parser.
-    assert [stage.stage for stage in worker.stages] == ["edit", "measure"]
+    assert [stage.family for stage in worker.stages] == ["edit", "measure"]
     for name in ("trunk", "from_feature"):
         monkeypatch.setattr(MobileStyleGAN, name, counted(name))
     for shard in planned.shards:

@@ -28,7 +28,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Context, Record, some
+from dhr_batch.stages.base import Context, Record, required
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.rerender import Rerender
@@ -104,8 +104,8 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 def expected_error(record: Record, context: Context, info: RunInfo) -> float:
     """What noise of the size that the codec promises does to the refined picture."""
     generator = context.network("generator", context.generator)
-    picture = Rerender(context)(noisy(record, generator, some(info.deltas))).refined
-    return difference(some(picture), some(record.refined))
+    picture = Rerender(context)(noisy(record, generator, required(info.deltas))).refined
+    return difference(required(picture), required(record.refined))
 
 
 def test_tables_alone_repeat_the_pictures_of_the_run(made: tuple[Path, list[Record]]) -> None:
@@ -118,7 +118,7 @@ def test_tables_alone_repeat_the_pictures_of_the_run(made: tuple[Path, list[Reco
         bound = expected_error(record, run.networks, info)
         again = run.render(record.image_id)
         assert again.edits == ()
-        assert difference(some(again.refined), some(record.refined)) < 1.5 * bound + 0.5
+        assert difference(required(again.refined), required(record.refined)) < 1.5 * bound + 0.5
         edited = run.render(record.image_id, dict(EDITS))
         for edit, then in zip(edited.edits, record.edits, strict=True):
             assert (edit.name, edit.strength) == (then.name, then.strength)
@@ -126,10 +126,11 @@ def test_tables_alone_repeat_the_pictures_of_the_run(made: tuple[Path, list[Reco
             np.testing.assert_array_equal(edit.latent, then.latent)
             assert difference(edit.image, then.image) < 2 * bound + 0.5
             # The bound says something only if the refinement is seen, and the edit moves.
-            assert difference(edit.image, some(record.refined)) > 4 * bound
+            assert difference(edit.image, required(record.refined)) > 4 * bound
         bare = replace(run.record(record.image_id), delta={}, feature=None)
         assert (
-            difference(some(Rerender(run.networks)(bare).refined), some(record.refined)) > 4 * bound
+            difference(required(Rerender(run.networks)(bare).refined), required(record.refined))
+            > 4 * bound
         )
 
 
@@ -308,7 +309,7 @@ def test_a_run_of_the_old_schema_is_rendered(
     table = pq.read_table(path).drop_columns(["base", "cells"])
     rows = table.to_pylist()
     for row in rows:
-        stored = {**some(record.delta), "feature": some(record.feature)}[row["tensor"]]
+        stored = {**required(record.delta), "feature": required(record.feature)}[row["tensor"]]
         flat = stored.reshape(len(stored), -1)
         scales = np.maximum(np.abs(flat).max(1), 1e-30) / 127
         row |= {
@@ -318,7 +319,7 @@ def test_a_run_of_the_old_schema_is_rendered(
         }
     pq.write_table(type(table).from_pylist(rows, table.schema), path)
     again = dhr_batch.open(root).render(IDS[0])
-    assert difference(some(again.refined), some(record.refined)) < 2
+    assert difference(required(again.refined), required(record.refined)) < 2
 
 
 def test_the_embedded_generator_repeats_its_pictures(
@@ -330,7 +331,7 @@ def test_the_embedded_generator_repeats_its_pictures(
     write(tmp_path / "run", "mobilestylegan-256", context, [record])
     run = dhr_batch.open(tmp_path / "run")
     edited = run.render(IDS[0], dict(EDITS))
-    pairs = [(some(run.render(IDS[0]).refined), some(record.refined))]
+    pairs = [(required(run.render(IDS[0]).refined), required(record.refined))]
     pairs += [(e.image, then.image) for e, then in zip(edited.edits, record.edits, strict=True)]
     sizes = pq.read_metadata(tmp_path / "run/deltas/part-00000.parquet").row_group(0)
     assert sum(sizes.column(i).total_compressed_size for i in range(sizes.num_columns)) < 1.5e6

@@ -21,7 +21,7 @@ from dhr_batch.pipeline.tables import codec, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Edit, Feature, Metric, Record
+from dhr_batch.stages.base import EditedImage, Feature, Metric, Record
 
 ROWS = 3
 INFO = RunInfo(
@@ -44,7 +44,9 @@ def record(image_id: str, seed: int = 0) -> Record:
     def code() -> np.ndarray:
         return draw.standard_normal((ROWS, 512)).astype(np.float32)
 
-    edits = tuple(Edit("smile", s, "ab" * 32, code(), picture(), {"smile": s}) for s in (-1.0, 1.5))
+    edits = tuple(
+        EditedImage("smile", s, "ab" * 32, code(), picture(), {"smile": s}) for s in (-1.0, 1.5)
+    )
     return Record(
         image_id=image_id,
         source=image_id,
