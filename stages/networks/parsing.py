@@ -1,9 +1,14 @@
 """Face parsers: class probabilities of every pixel, in the order of CelebAMask-HQ.
 
-A parser is any object with a `name` and ``parse(image) -> [19, H, W] | None``. The embedded one
+A parser is any object with a `name` and ``parse(image) -> [19, H, W] | None``. The embedded parser
 needs no trained segmentation network: dlib's 68 landmarks give the parts of the face, OpenCV's
-GrabCut (Rother, Kolmogorov and Blake, 2004) separates person from background, and smoothed colour
-histograms of the picture itself separate skin, hair and clothes.
+GrabCut (Rother, Kolmogorov and Blake, 2004) separates the person from the background, and smoothed
+colour histograms of the picture itself separate skin, hair and clothes.
+
+Positions are face coordinates (u, v) in face widths, see `_Geometry`; colours are CIE L*a*b*. The
+constants describe the geometry of a face or the colours of skin. They were set by hand. No
+measurement of a single one is on record: the thresholds of `stages.segment` were calibrated with
+this parser as it is, so changing one calls for a new calibration.
 """
 
 from __future__ import annotations
@@ -24,11 +29,34 @@ if TYPE_CHECKING:
 
 
 WORK_SIZE = 256
-# Human skin in CIE a*, b* under photographic light, and its spread; only breaks ties between
-# patches of one face, so a cast of colour or a grey picture does no harm.
+# Typical a*, b* of skin in photographs, and their spread. They only break ties between patches of
+# one face, so a colour cast or a grey picture does no harm.
 SKIN_CHROMA = np.array([14.0, 17.0])
 SKIN_CHROMA_SPREAD = 14.0
 HISTOGRAM_BINS = 20
+
+# Soft steps: (position of the middle, width of the transition).
+# Distance to the outline of the face, in face widths, positive inside.
+_OUTLINE = 0.0, 0.015
+_SURELY_PERSON = 0.03, 0.01  # GrabCut is overruled here
+_INNER_SKIN = 0.08, 0.02  # the colour of skin is learned from here inwards
+_HAIR_BAND = (-0.02, 0.02), (-0.28, 0.02)  # hair is learned between these two, above the brows
+_EARS = -0.14, 0.02  # ears reach this far beyond the outline
+# Height v below the eyes and distance |u| from the middle of the face, in face widths.
+_CLOTHES_BELOW_CHIN = 0.25, 0.03
+_EYE_HEIGHT = 0.16, 0.02  # an occluder within this distance of the eyes counts as glasses
+_BELOW_EYES = 0.08, 0.03  # patterned masks lie below this height
+_EAR_MIDDLE, _EAR_HEIGHT = 0.12, (0.15, 0.03)
+_NECK_WIDTH, _HAIR_WIDTH = (0.55, 0.05), (0.95, 0.1)
+# Shares of foreign colour around a pixel above which it is an occluder (`_occluder`).
+_COVERED = 0.4, 0.06
+_NEAR_OCCLUDER, _IN_OCCLUDER, _PLAIN_SKIN = (0.16, 0.03), (0.36, 0.04), (0.75, 0.08)
+# Colours: distance of a*, b* from the line of skin colours; b*, a* and a* of hats (`_hat`).
+_FOREIGN = 11, 2
+_BLUE, _GREEN, _VIVID = (-7, 1.5), (-8, 1.5), (32, 2)
+_HAT_SHARE = 0.5, 0.06
+# Radius of the guided filter in pixels of `WORK_SIZE`.
+_GUIDED_RADIUS = 4
 
 _EYES = {"right_eye": range(36, 42), "left_eye": range(42, 48)}
 _BROWS = {"right_brow": range(17, 22), "left_brow": range(22, 27)}
@@ -43,25 +71,35 @@ class Parser(Protocol):
     name: str
 
     def parse(self, image: np.ndarray) -> np.ndarray | None:
-        """uint8 [H, W, 3] -> probabilities float32 [19, H, W] summing to 1, or None: no face."""
+        """Return class probabilities of an RGB image.
+
+        Args:
+            image: An aligned crop, uint8 [H, W, 3].
+
+        Returns:
+            float32 [19, H, W] in the order of `CLASSES`, summing to 1 over the classes, or None if
+            no face is found.
+        """
         ...
 
 
 class NoParser:
-    """Finds no face in any image: the branch of DHR for pictures without a detected face."""
+    """Find no face in any image, as DHR treats pictures without a detected face."""
 
     name = "none"
 
     def parse(self, image: np.ndarray) -> None:
-        """Always None."""
+        """Return None."""
         return None
 
 
 class LandmarkParser:
-    """Parts from 68 landmarks; skin, hair, neck, clothes and background from colour.
+    """Parser that takes the parts of a face from 68 landmarks and the other classes from colour.
 
-    landmarks: finds the box and the 68 points. detector: asked when `landmarks` sees no face by
-    itself (masks, hats); None takes the face to be where alignment puts it.
+    Args:
+        landmarks: Finds the face box and the 68 points.
+        detector: Decides whether there is a face when dlib's own detector finds none, which happens
+            with masks and hats. Without a detector, the face is assumed where alignment puts it.
     """
 
     name = "landmarks"
@@ -70,7 +108,7 @@ class LandmarkParser:
         self.landmarks, self.detector = landmarks, detector
 
     def parse(self, image: np.ndarray) -> np.ndarray | None:
-        """See `Parser.parse`. Works at 256 px; other sizes are resized there and back."""
+        """Parse at 256 px; other sizes are resized to it and back. See `Parser.parse`."""
         height, width = image.shape[:2]
         small = cv2.resize(image, (WORK_SIZE, WORK_SIZE), interpolation=cv2.INTER_AREA)
         points = self._points(np.ascontiguousarray(small))
@@ -90,22 +128,30 @@ class LandmarkParser:
 
 
 def landmark_parser(context: Context) -> LandmarkParser:
-    """The embedded parser (`landmarks`)."""
+    """Return the embedded parser (`landmarks`)."""
     return LandmarkParser(
         context.network("landmarks", "dlib68"), context.network("detector", "mtcnn")
     )
 
 
 def no_parser(context: Context) -> NoParser:
-    """The parser that never finds a face (`none`)."""
+    """Return the parser that never finds a face (`none`)."""
     return NoParser()
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """A face in the plane of the crop. u, v: face coordinates of each pixel (origin between the
-    eyes, u to the image's right, v down, in face widths); inside: signed distance to the face
-    outline in face widths, positive inside."""
+    """A face in the plane of the crop.
+
+    Attributes:
+        points: Landmarks, float64 [68, 2], in pixels.
+        width: Width of the face in pixels.
+        u, v: Face coordinates of each pixel, float32 [H, W] in face widths. The origin lies between
+            the eyes, u points to the right of the image and v from the eyes to the chin.
+        inside: Signed distance to the outline of the face, float32 [H, W] in face widths, positive
+            inside.
+        brow_v, chin_v: Height of the brows and of the chin.
+    """
 
     points: np.ndarray
     width: float
@@ -126,7 +172,7 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     solid = (mask > 0.5).astype(np.uint8)
     inner = cv2.distanceTransform(solid, cv2.DIST_L2, 5)
     signed = inner - cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5)
-    # A mask of one value everywhere has no border: OpenCV then answers with huge numbers.
+    # A mask of one value everywhere has no border, and OpenCV then returns huge numbers.
     return np.clip(signed, -sum(mask.shape), sum(mask.shape))
 
 
@@ -142,7 +188,7 @@ def _geometry(points: np.ndarray, shape: tuple[int, int]) -> _Geometry:
     grid = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), -1) - centre
     brow = float(((points[17:27].mean(0) - centre) @ down) / width)
     nose = float(((points[33] - centre) @ down) / width)
-    # Rule of thirds: from the brows to the hairline is about as far as to the base of the nose.
+    # Rule of thirds: the hairline is about as far above the brows as the base of the nose is below.
     hairline = brow - 0.85 * (nose - brow)
     middle = (points[0] + points[16]) / 2
     rise = max(float((middle - centre) @ down) / width - hairline, 0.1)
@@ -185,9 +231,11 @@ def _parts(face: _Geometry) -> dict[str, np.ndarray]:
 
 
 def _skin_chroma(lab: np.ndarray, face: _Geometry) -> np.ndarray:
-    """Chroma (a*, b*) of the skin: the patch of the face that most other patches agree with.
+    """Return the chroma (a*, b*) of the skin, float [2], from the patches that agree best.
 
-    Patches, because an occluder may cover any part of the face and then must not set the colour.
+    An occluder may cover any part of the face and must not set the colour. So the median colours of
+    ten patches are compared, each weighted by how likely it is skin, and the patches close to the
+    one with the most support are averaged.
     """
     p, radius = face.points, 0.07 * face.width
     up = (p[27] - p[30]) * 0.9
@@ -224,26 +272,35 @@ def _skin_chroma(lab: np.ndarray, face: _Geometry) -> np.ndarray:
 
 
 def _foreign(lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """How plainly a colour is not this skin under any light, 0..1 per pixel.
+    """Return how clearly the colour of a pixel is not that of the skin, 0..1.
 
-    Shade and highlights scale the chroma of skin but keep its direction; darkness and burnt-out
-    light lose it. A pixel is compared with the nearest such colour.
+    Shade and highlights scale the chroma of skin but keep its direction; dark and overexposed
+    pixels lose it. A pixel is compared with the nearest such colour.
     """
     lightness, ab = lab[..., 0], lab[..., 1:]
     dark = np.clip((32 - lightness) / 14, 0, 1)
     burnt = np.clip((lightness - 88) / 6, 0, 1)
     lowest = 0.45 * (1 - np.maximum(dark, burnt))
     along = np.clip(ab @ chroma / max(float(chroma @ chroma), 1e-3), lowest, 1.7)
-    distance = np.linalg.norm(ab - along[..., None] * chroma, axis=2)
-    return _sigmoid((distance - 11) / 2)
+    return _above(np.linalg.norm(ab - along[..., None] * chroma, axis=2), *_FOREIGN)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(-np.clip(x, -30, 30)))).astype(np.float32)
 
 
+def _above(x: np.ndarray, middle: float, width: float) -> np.ndarray:
+    """Return a soft step from 0 to 1, which is 0.5 at `middle`."""
+    return _sigmoid((x - middle) / width)
+
+
+def _below(x: np.ndarray, middle: float, width: float) -> np.ndarray:
+    """Return a soft step from 1 to 0, which is 0.5 at `middle`."""
+    return _sigmoid((middle - x) / width)
+
+
 def _bins(lab: np.ndarray) -> np.ndarray:
-    """Index of each pixel's cell in a colour histogram, int [H, W]."""
+    """Return the index of the cell of a colour histogram that each pixel falls into, int [H, W]."""
     n = HISTOGRAM_BINS
     low, step = np.array([0, -50, -50]), np.array([100, 100, 100]) / n
     cell = np.clip((lab - low) / step, 0, n - 1).astype(np.int64)
@@ -251,7 +308,7 @@ def _bins(lab: np.ndarray) -> np.ndarray:
 
 
 def _likelihood(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Density of each pixel's colour under the weighted pixels, relative to a uniform one."""
+    """Return the density of each pixel's colour among the weighted pixels; 1 is uniform."""
     n = HISTOGRAM_BINS
     counts = np.bincount(bins.ravel(), weight.ravel(), n**3).reshape(n, n, n)
     # Lightness varies more within one material than its chroma does.
@@ -261,7 +318,11 @@ def _likelihood(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
-    """Soft mask of the person by GrabCut, seeded from the face. float32 [H, W]."""
+    """Return a soft mask of the person, float32 [H, W], from GrabCut seeded with the face.
+
+    Seeds: an ellipse around the head is probably foreground and everything far outside of it
+    background; the inner face is foreground; a trapezoid below the chin is probably the body.
+    """
     u, v = face.u, face.v
     head = np.hypot(u / 0.72, (v + 0.02) / np.where(v < 0, 1.0, 1.05))
     body = (v > 0.75 * face.chin_v) & (np.abs(u) < 0.4 + 1.2 * (v - 0.75 * face.chin_v))
@@ -274,7 +335,7 @@ def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
     size = (WORK_SIZE // 2, WORK_SIZE // 2)
     small = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1])
     mask = np.ascontiguousarray(cv2.resize(seeds, size, interpolation=cv2.INTER_NEAREST))
-    # GrabCut draws its first clusters from OpenCV's global generator.
+    # GrabCut takes its first clusters from OpenCV's global random generator.
     cv2.setRNGSeed(0)
     cv2.grabCut(
         small, mask, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK
@@ -284,11 +345,11 @@ def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
     return cv2.GaussianBlur(person, (0, 0), 1.5)
 
 
-def _smooth(guide: np.ndarray, mask: np.ndarray, radius: int, eps: float = 4e-3) -> np.ndarray:
-    """Guided filter (He, Sun and Tang, 2010): smooths `mask`, keeps the edges of `guide`."""
+def _smooth(guide: np.ndarray, mask: np.ndarray, eps: float = 4e-3) -> np.ndarray:
+    """Smooth `mask` but keep the edges of `guide` (guided filter; He, Sun and Tang, 2010)."""
 
     def mean(x: np.ndarray) -> np.ndarray:
-        return cv2.blur(x, (2 * radius + 1, 2 * radius + 1))
+        return cv2.blur(x, (2 * _GUIDED_RADIUS + 1, 2 * _GUIDED_RADIUS + 1))
 
     m_g, m_p = mean(guide), mean(mask)
     a = (mean(guide * mask) - m_g * m_p) / (mean(guide * guide) - m_g * m_g + eps)
@@ -296,82 +357,42 @@ def _smooth(guide: np.ndarray, mask: np.ndarray, radius: int, eps: float = 4e-3)
 
 
 def parse_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Parse one face. image: uint8 [H, W, 3]; points: [68, 2] landmarks in its pixels.
+    """Parse one face.
 
-    Returns float32 [19, H, W], summing to 1. What lies over the face and plainly has another
-    colour than its skin is called cloth (`glasses` around the eyes), so that it is not edited.
+    What lies over the face and clearly has another colour than its skin is classified as cloth, or
+    as glasses around the eyes, so that it is not edited.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        points: 68 landmarks in pixels of the image, [68, 2].
+
+    Returns:
+        Probabilities of `CLASSES`, float32 [19, H, W], summing to 1.
     """
-    shape = image.shape[:2]
-    face = _geometry(points, shape)
+    face = _geometry(points, image.shape[:2])
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
     guide = lab[..., 0] / 100
-    inside, u, v = face.inside, face.u, face.v
     parts = _parts(face)
     features = np.clip(sum(parts.values()), 0, 1)
-
     chroma = _skin_chroma(lab, face)
     foreign = _foreign(lab, chroma)
-    person = np.maximum(_person(image, face), _sigmoid((inside - 0.03) / 0.01))
-
-    # Colour models: skin from the middle of the face, hair from the band above the forehead,
-    # clothes from below the chin.
-    bins = _bins(lab)
+    person = np.maximum(_person(image, face), _above(face.inside, *_SURELY_PERSON))
     own = 1 - foreign
-    skin_seed = _sigmoid((inside - 0.08) / 0.02) * own * (1 - features) * (v > face.brow_v - 0.12)
-    skin = _likelihood(bins, skin_seed)
-    band = (v < face.brow_v - 0.15) * _sigmoid((-inside - 0.02) / 0.02)
-    band = band * _sigmoid((inside + 0.28) / 0.02) * person
-    hair = _likelihood(bins, band / (1 + 0.3 * skin))
-    under = person * _sigmoid((v - face.chin_v - 0.25) / 0.03)
-    cloth = _likelihood(bins, under / (1 + 0.5 * skin + 2 * hair))
+    skin, hair, cloth = _likelihoods(lab, face, own, features, person)
+    fringe = _smooth(guide, _fringe(face, skin, hair))
+    in_face = _above(face.inside, *_OUTLINE)
+    occluder = _occluder(face, guide, in_face * (1 - features) * (1 - fringe), foreign, skin)
+    outer = _outer(face, guide, own, skin, hair, cloth)
 
-    # Inside the outline: skin, or hair that falls into it from above and from the sides.
-    edge = np.where(v < face.brow_v - 0.02, 0.10, 0.03)
-    hair_prior = np.clip(0.9 * _sigmoid((edge - inside) / 0.04), 0.02, 0.9)
-    hair_prior = hair_prior * _sigmoid((0.35 * face.chin_v - v) / 0.1 + 2 * (inside < 0))
-    fringe = hair_prior * hair / (hair_prior * hair + (1 - hair_prior) * skin)
-    fringe = _smooth(guide, fringe, 4)
-    in_face = _sigmoid((inside - 0.0) / 0.015)
-
-    # An occluder is an extended region of foreign colour; lips and eyes are judged by the skin
-    # around them, because their own colour is foreign to begin with.
-    counted = in_face * (1 - features) * (1 - fringe)
-    spread = 0.035 * face.width
-    total = cv2.GaussianBlur(counted, (0, 0), spread)
-    covered = cv2.GaussianBlur(counted * foreign, (0, 0), spread) / (total + 0.02)
-    occluder = _sigmoid((_smooth(guide, covered, 4) - 0.4) / 0.06)
-    # A patterned mask has dark and skin-like places: near much foreign colour, what is not
-    # plainly skin belongs to the occluder too.
-    wide = cv2.GaussianBlur(counted * occluder, (0, 0), 4 * spread)
-    wide = wide / (cv2.GaussianBlur(counted, (0, 0), 4 * spread) + 0.05)
-    plain = cv2.GaussianBlur(np.clip(skin / 4, 0, 1), (0, 0), spread)
-    doubt = _sigmoid((wide - 0.16) / 0.03) * _sigmoid((0.75 - plain) / 0.08)
-    doubt = np.maximum(doubt, _sigmoid((wide - 0.36) / 0.04))
-    occluder = np.maximum(occluder, doubt * _sigmoid((v - 0.08) / 0.03))
-    around_eyes = _sigmoid((0.16 - np.abs(v)) / 0.02)
-
-    # Outside the outline: hair, ears, neck, clothes.
-    neck_zone = _sigmoid((v - 0.55 * face.chin_v) / 0.05) * _sigmoid((0.55 - np.abs(u)) / 0.05)
-    ear_zone = _sigmoid((0.15 - np.abs(v - 0.12)) / 0.03) * _sigmoid((inside + 0.14) / 0.02)
-    high = _sigmoid((0.8 * face.chin_v - v) / 0.15)
-    weights = {
-        "hair": hair * (0.25 + 0.75 * high) * _sigmoid((0.95 - np.abs(u)) / 0.1),
-        "neck": skin * own * neck_zone,
-        "ear": 0.8 * skin * own * ear_zone,
-        "cloth": cloth * (1 - high) + 0.02,
-    }
-    norm = sum(weights.values()) + 1e-6
-    outer = {name: _smooth(guide, w / norm, 4) for name, w in weights.items()}
-    outer["cloth"] = np.clip(1 - outer["hair"] - outer["neck"] - outer["ear"], 0, 1)
-
-    probs = np.zeros((len(CLASSES), *shape), np.float32)
+    around_eyes = _below(np.abs(face.v), *_EYE_HEIGHT)
     rest = (1 - in_face) * person
     skin_share = in_face * (1 - fringe)
+    probs = np.zeros((len(CLASSES), *image.shape[:2]), np.float32)
     probs[INDEX["background"]] = (1 - in_face) * (1 - person)
     probs[INDEX["neck"]] = rest * outer["neck"]
-    probs[INDEX["right_ear"]] = rest * outer["ear"] * (u < 0)
-    probs[INDEX["left_ear"]] = rest * outer["ear"] * (u >= 0)
+    probs[INDEX["right_ear"]] = rest * outer["ear"] * (face.u < 0)
+    probs[INDEX["left_ear"]] = rest * outer["ear"] * (face.u >= 0)
     probs[INDEX["cloth"]] = rest * outer["cloth"] + skin_share * occluder * (1 - around_eyes)
     probs[INDEX["glasses"]] = skin_share * occluder * around_eyes
     probs[INDEX["hair"]] = rest * outer["hair"] + in_face * fringe
@@ -384,16 +405,101 @@ def parse_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     return probs / np.maximum(probs.sum(0), 1e-6)
 
 
+def _likelihoods(
+    lab: np.ndarray,
+    face: _Geometry,
+    own: np.ndarray,
+    features: np.ndarray,
+    person: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how well the colour of each pixel fits skin, hair and clothes, float32 [H, W] each.
+
+    Skin is learned from the middle of the face, hair from the band above the forehead and clothes
+    from the person below the chin; each later class learns less where an earlier one fits.
+
+    Args:
+        own: How well the colour is that of the skin (see `_foreign`).
+        features: Soft mask of brows, eyes, nose and mouth.
+    """
+    inside, v, bins = face.inside, face.v, _bins(lab)
+    near, far = _HAIR_BAND
+    seed = _above(inside, *_INNER_SKIN) * own * (1 - features) * (v > face.brow_v - 0.12)
+    skin = _likelihood(bins, seed)
+    band = (v < face.brow_v - 0.15) * _below(inside, *near) * _above(inside, *far) * person
+    hair = _likelihood(bins, band / (1 + 0.3 * skin))
+    under = person * _above(v - face.chin_v, *_CLOTHES_BELOW_CHIN)
+    return skin, hair, _likelihood(bins, under / (1 + 0.5 * skin + 2 * hair))
+
+
+def _fringe(face: _Geometry, skin: np.ndarray, hair: np.ndarray) -> np.ndarray:
+    """Return the probability that a pixel of the face shows hair, from above or from the sides."""
+    depth = np.where(face.v < face.brow_v - 0.02, 0.10, 0.03)
+    prior = np.clip(0.9 * _below(face.inside, depth, 0.04), 0.02, 0.9)
+    prior = prior * _sigmoid((0.35 * face.chin_v - face.v) / 0.1 + 2 * (face.inside < 0))
+    return prior * hair / (prior * hair + (1 - prior) * skin)
+
+
+def _occluder(
+    face: _Geometry, guide: np.ndarray, counted: np.ndarray, foreign: np.ndarray, skin: np.ndarray
+) -> np.ndarray:
+    """Return the probability that something covers the face at each pixel, float32 [H, W].
+
+    An occluder is an extended region of foreign colour. Lips and eyes are judged by the skin around
+    them, because their own colour is always foreign. A patterned mask also has dark and skin-like
+    places: close to much foreign colour, what is not clearly skin belongs to the occluder as well.
+
+    Args:
+        counted: Weight of each pixel: visible skin, without features and hair.
+    """
+    spread = 0.035 * face.width
+    total = cv2.GaussianBlur(counted, (0, 0), spread)
+    covered = cv2.GaussianBlur(counted * foreign, (0, 0), spread) / (total + 0.02)
+    occluder = _above(_smooth(guide, covered), *_COVERED)
+    wide = cv2.GaussianBlur(counted * occluder, (0, 0), 4 * spread)
+    wide = wide / (cv2.GaussianBlur(counted, (0, 0), 4 * spread) + 0.05)
+    plain = cv2.GaussianBlur(np.clip(skin / 4, 0, 1), (0, 0), spread)
+    doubt = _above(wide, *_NEAR_OCCLUDER) * _below(plain, *_PLAIN_SKIN)
+    doubt = np.maximum(doubt, _above(wide, *_IN_OCCLUDER))
+    return np.maximum(occluder, doubt * _above(face.v, *_BELOW_EYES))
+
+
+def _outer(
+    face: _Geometry,
+    guide: np.ndarray,
+    own: np.ndarray,
+    skin: np.ndarray,
+    hair: np.ndarray,
+    cloth: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return probabilities of hair, neck, ears and clothes for pixels outside the face outline."""
+    u, v, inside, chin = face.u, face.v, face.inside, face.chin_v
+    neck = _above(v, 0.55 * chin, 0.05) * _below(np.abs(u), *_NECK_WIDTH)
+    ears = _below(np.abs(v - _EAR_MIDDLE), *_EAR_HEIGHT) * _above(inside, *_EARS)
+    high = _below(v, 0.8 * chin, 0.15)
+    weights = {
+        "hair": hair * (0.25 + 0.75 * high) * _below(np.abs(u), *_HAIR_WIDTH),
+        "neck": skin * own * neck,
+        "ear": 0.8 * skin * own * ears,
+        "cloth": cloth * (1 - high) + 0.02,
+    }
+    norm = sum(weights.values()) + 1e-6
+    outer = {name: _smooth(guide, w / norm) for name, w in weights.items()}
+    outer["cloth"] = np.clip(1 - outer["hair"] - outer["neck"] - outer["ear"], 0, 1)
+    return outer
+
+
 def _hat(probs: np.ndarray, lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """Call the hair a hat where its colour is none that hair has: blue, green or vivid."""
+    """Reclassify hair as a hat where its colour is one that hair does not have.
+
+    These are blue, green and vivid red. Blue light on the whole picture tints the skin as well and
+    is no evidence.
+    """
     hair = probs[INDEX["hair"]]
     a, b = lab[..., 1], lab[..., 2]
-    odd = np.maximum(_sigmoid((-b - 7) / 1.5), _sigmoid((-a - 8) / 1.5))
-    odd = np.maximum(odd, _sigmoid((a - 32) / 2))
+    odd = np.maximum(_below(b, *_BLUE), _below(a, *_GREEN))
+    odd = np.maximum(odd, _above(a, *_VIVID))
     share = cv2.GaussianBlur(odd * hair, (0, 0), 5) / (cv2.GaussianBlur(hair, (0, 0), 5) + 0.02)
-    hat = _sigmoid((share - 0.5) / 0.06)
-    # Blue light on a picture as a whole tints the skin too and is no evidence.
-    hat = hat * (chroma[1] > 0)
+    hat = _above(share, *_HAT_SHARE) * (chroma[1] > 0)
     probs[INDEX["hat"]] = hair * hat
     probs[INDEX["hair"]] = hair * (1 - hat)
     return probs
