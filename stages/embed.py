@@ -1,11 +1,11 @@
-"""Embedding: find the latent code whose render comes closest to an aligned photograph."""
+"""Embedding: find the latent code whose render is closest to an aligned photograph."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,14 +18,14 @@ from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
 PIXEL_SIZE = 256
-# Eyes, nose and mouth of an FFHQ crop, in 256ths of its side: rows, columns.
+# Rows and columns of eyes, nose and mouth in an FFHQ crop, in 256ths of its side.
 FACE = (72, 200), (64, 192)
-# Codes from which the axes of the prior are taken.
+# Number of codes from which the axes of the prior are estimated.
 _SAMPLES = 8192
 
 
 class Embedder(Stage):
-    """Base of the family. A member implements `embed`; this class handles the records."""
+    """Base class of the family. A member implements `embed`; this class handles the records."""
 
     family = "embed"
     needs = frozenset({"image"})
@@ -37,13 +37,22 @@ class Embedder(Stage):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """[B, 3, R, R] in [-1, 1] -> W+ codes [B, L, 512], each independent of its batch mates."""
+        """Return the latent codes of a batch of images.
+
+        Args:
+            images: Aligned crops, [B, 3, R, R] in [-1, 1].
+
+        Returns:
+            W+ codes [B, L, 512]. The code of an image must not depend on the other images.
+        """
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         images = images_to_tensor([required(r.image) for r in records], self.context.device)
         ws = self.embed(images)
         if not torch.isfinite(ws).all():
-            raise ArithmeticError("embedding diverged to non-finite values")
+            raise ArithmeticError(
+                "the embedding diverged: the latent code is not finite; a smaller rate may help"
+            )
         with torch.no_grad():
             renders = tensor_to_images(self.generator.synthesize(ws))
         codes = ws.detach().float().cpu().numpy()
@@ -54,9 +63,20 @@ class Embedder(Stage):
 
 
 def ramp(step: int, steps: int, up: float, down: float) -> float:
-    """Learning-rate factor of StyleGAN2's projector: linear warm-up, cosine decay to zero.
+    """Return the learning-rate factor of a step: linear warm-up and cosine decay to zero.
 
-    up, down: shares of the schedule (Karras et al., 2020). Never 0 before the end.
+    The schedule is that of StyleGAN2's projector (Karras et al., 2020, appendix D), except that the
+    factor of the first step is not 0.
+
+    Args:
+        step: Index of the step, 0 to `steps` - 1.
+        steps: Number of steps.
+        up: Share of the steps over which the factor rises, 0..1.
+        down: Share of the steps, at the end, over which it falls, 0..1.
+
+    Example:
+        >>> [round(ramp(step, 8, 0.25, 0.5), 2) for step in range(8)]
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
     t = step / steps
     decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / down)) if down > 0 else 1.0
@@ -64,7 +84,7 @@ def ramp(step: int, steps: int, up: float, down: float) -> float:
 
 
 def face_region(images: Tensor) -> Tensor:
-    """The inner face of FFHQ crops, [B, 3, R, R] -> [B, 3, R/2, R/2], not resized.
+    """Cut out the inner face of FFHQ crops, [B, 3, R, R] -> [B, 3, R/2, R/2], without resizing.
 
     Images below 64 px, whose half is too small for a perceptual network, are returned whole.
     """
@@ -74,57 +94,83 @@ def face_region(images: Tensor) -> Tensor:
     return images[:, :, top:bottom, left:right]
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """Schedule and loss of `optimise`.
+
+    Attributes:
+        space: Fit one vector per image (`w`) or one per row of the code (`w+`).
+        steps: Number of optimisation steps.
+        rate: Learning rate of Adam at its maximum.
+        pixel_weight: Weight of the mean squared error.
+        perceptual_size: Side in pixels at which perceptual features are compared.
+        face_weight: Weight of the perceptual distance of the inner face (`face_region`).
+        decay: Share of the steps, at the end, over which the rate falls to 0.
+        pull: In W+, weight of the mean squared distance of the rows from their mean, which keeps
+            codes editable.
+        prior: With a `basis`, weight of the mean square of the coordinates u.
+    """
+
+    space: Literal["w", "w+"]
+    steps: int
+    rate: float
+    pixel_weight: float
+    perceptual_size: int = 256
+    face_weight: float = 0.0
+    decay: float = 0.5
+    pull: float = 0.0
+    prior: float = 0.0
+
+
 def optimise(
     generator: Generator,
     perceptual: Perceptual,
     images: Tensor,
     start: Tensor,
-    *,
-    space: Literal["w", "w+"],
-    steps: int,
-    rate: float,
-    pixel_weight: float,
-    pull: float = 0.0,
-    perceptual_size: int = 256,
-    face_weight: float = 0.0,
-    decay: float = 0.5,
-    prior: float = 0.0,
+    settings: FitSettings,
     basis: Tensor | None = None,
 ) -> Tensor:
-    """Fit latent codes to images by Adam on a perceptual plus a pixel loss.
+    """Fit latent codes to images with Adam.
 
-    images: [B, 3, R, R] in [-1, 1]; pixels are compared at 256 px or below, features at
-    `perceptual_size`, and once more on the face alone with `face_weight`. start: [B, 512]. pull:
-    weight of the mean squared distance of the rows from their mean, which keeps W+ codes editable.
-    decay: share of the steps, the last, over which the rate falls to 0. basis: [512, 512]; a code
-    in W is then ``start + basis u``; u moves, pulled to 0 by its mean square times `prior`.
-    Every term is a sum of per-image terms, so an image's code does not depend on its batch mates.
-    Returns W+ codes [B, L, 512]; rows that do not reach the image are set to the mean of those
-    that do, so that the code also renders on a larger cut of the same network.
+    The loss of an image x and its render y, both at 256 px or below, is
+    ``d(y, x) + face_weight d(face(y), face(x)) + pixel_weight mse(y, x)`` plus the terms `pull` and
+    `prior`, d being the perceptual distance. The losses of a batch are added up, so the code of an
+    image does not depend on the others.
+
+    Args:
+        images: [B, 3, R, R] in [-1, 1].
+        start: Codes in W to begin from, [B, 512].
+        settings: Schedule and weights of the loss.
+        basis: If given, [512, 512]: the code is ``start + basis u``, and u is optimised from 0.
+
+    Returns:
+        W+ codes [B, L, 512]. Rows that do not reach the image are set to the mean of those that do,
+        so that the code also renders with a generator that uses more rows.
     """
+    space, face_weight = settings.space, settings.face_weight
     target = downsample(images, PIXEL_SIZE)
-    target_features = perceptual.features(downsample(target, perceptual_size))
+    target_features = perceptual.features(downsample(target, settings.perceptual_size))
     face_features = perceptual.features(face_region(target)) if face_weight else None
     live = generator.live_rows
     start = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
     moved = (start if basis is None else torch.zeros_like(start)).clone().requires_grad_()
-    adam = torch.optim.Adam([moved], lr=rate)
-    for step in range(steps):
+    adam = torch.optim.Adam([moved], lr=settings.rate)
+    for step in range(settings.steps):
         for group in adam.param_groups:
-            group["lr"] = rate * ramp(step, steps, 0.05, decay)
+            group["lr"] = settings.rate * ramp(step, settings.steps, 0.05, settings.decay)
         rows = moved if basis is None else start + moved @ basis.T
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
-        small = downsample(render, perceptual_size)
+        small = downsample(render, settings.perceptual_size)
         loss = perceptual.distance(small, target_features).sum()
         if face_features is not None:
             face = perceptual.distance(face_region(render), face_features)
             loss = loss + face_weight * face.sum()
-        loss = loss + pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
-        if pull and space == "w+":
+        loss = loss + settings.pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
+        if settings.pull and space == "w+":
             spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
-            loss = loss + pull * spread.sum()
+            loss = loss + settings.pull * spread.sum()
         if basis is not None:
-            loss = loss + prior * moved.square().mean(1).sum()
+            loss = loss + settings.prior * moved.square().mean(1).sum()
         (moved.grad,) = torch.autograd.grad(loss, [moved])
         adam.step()
     moved = moved.detach()
@@ -132,10 +178,11 @@ def optimise(
 
 
 def whitening(generator: Generator) -> Tensor:
-    """[512, 512] A: codes ``w_mean + A u`` of the generator have u of mean 0 and unit covariance.
+    """Return a matrix A, [512, 512], for which ``w = w_mean + A u`` has u of unit covariance.
 
-    As in Wulff and Torralba, "Improving Inversion and Generation Diversity in StyleGAN using a
-    Gaussianized Latent Space" (2020), section 3, without their leaky ReLU. From fixed samples.
+    A is ``V diag(sqrt(values))`` from the eigenvectors V of the covariance of seeded samples of w.
+    Wulff and Torralba, "Improving Inversion and Generation Diversity in StyleGAN using a
+    Gaussianized Latent Space" (2020), section 3, without their leaky ReLU.
     """
     fixed = torch.Generator().manual_seed(0)
     z = torch.randn(_SAMPLES, STYLE_WIDTH, generator=fixed).to(generator.w_mean)
@@ -146,7 +193,7 @@ def whitening(generator: Generator) -> Tensor:
 
 
 def _codes(generator: Generator, rows: Tensor) -> Tensor:
-    """W [B, 512] or live rows [B, n, 512] -> W+ codes [B, L, 512]."""
+    """Return W+ codes [B, L, 512] of codes in W [B, 512] or of live rows [B, n, 512]."""
     if rows.ndim == 2:
         return generator.broadcast(rows)
     mean = rows.mean(1, keepdim=True).expand(-1, generator.num_ws, -1)
@@ -171,32 +218,20 @@ class _Optimise(Embedder):
         super().setup(context)
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
-    def _fit(
-        self,
-        images: Tensor,
-        start: Tensor,
-        space: Literal["w", "w+"],
-        steps: int,
-        rate: float,
-        pull: float = 0.0,
-        prior: float = 0.0,
-        basis: Tensor | None = None,
-    ) -> Tensor:
-        return optimise(
-            self.generator,
-            self.perceptual,
-            images,
-            start,
-            space=space,
-            steps=steps,
-            rate=rate,
-            pixel_weight=self.options.pixel_weight,
-            pull=pull,
-            perceptual_size=self.options.perceptual_size,
-            face_weight=self.options.face_weight,
-            decay=self.options.decay,
-            prior=prior,
-            basis=basis,
+    def _settings(
+        self, space: Literal["w", "w+"], steps: int, rate: float, pull: float = 0, prior: float = 0
+    ) -> FitSettings:
+        options = self.options
+        return FitSettings(
+            space,
+            steps,
+            rate,
+            options.pixel_weight,
+            options.perceptual_size,
+            options.face_weight,
+            options.decay,
+            pull,
+            prior,
         )
 
 
@@ -204,7 +239,8 @@ class OptimiseW(_Optimise):
     """`w`: one 512-vector for all layers (StyleGAN2's projector, without noise optimisation).
 
     With a `prior`, the code moves along the axes on which the generator's own codes vary, each in
-    units of its deviation, and is pulled towards the mean. It then cannot imitate what is no face.
+    units of its standard deviation (`whitening`), and is pulled towards the mean. It then stays
+    near codes of faces and cannot imitate things that are not part of a face.
     """
 
     class Options(_Optimise.Options):
@@ -219,31 +255,36 @@ class OptimiseW(_Optimise):
         self._basis = whitening(self.generator) if self.options.prior else None
 
     def embed(self, images: Tensor) -> Tensor:
-        start = self.generator.w_mean.expand(len(images), -1)
-        options = self.options
-        return self._fit(
-            images, start, "w", options.steps, options.rate, prior=options.prior, basis=self._basis
-        )
+        options, start = self.options, self.generator.w_mean.expand(len(images), -1)
+        settings = self._settings("w", options.steps, options.rate, prior=options.prior)
+        return optimise(self.generator, self.perceptual, images, start, settings, self._basis)
 
 
 class OptimiseWPlus(_Optimise):
-    """`w+`: one 512-vector per layer (Abdal et al., Image2StyleGAN, 2019), after a start in W.
+    """`w+`: one 512-vector per layer, after a start in W.
 
-    The first `w_share` of the steps moves all rows together, which keeps the code near those
-    the generator was trained on and directions were fitted on.
+    Abdal et al., "Image2StyleGAN: How to Embed Images Into the StyleGAN Latent Space?" (2019). The
+    first `w_share` of the steps moves all rows together, which keeps the code near those that the
+    generator was trained on and that directions were fitted on.
     """
 
     class Options(_Optimise.Options):
         name: str = "w+"
         w_share: float = Field(0.25, ge=0, le=1, description="share of the steps spent in W")
-        w_rate: float = Field(0.1, gt=0, description="Adam rate of the steps in W")
-        rate: float = Field(0.07, gt=0, description="Adam rate of the steps in W+")
-        pull: float = Field(0.05, ge=0, description="pull of the rows towards their mean")
+        w_rate: float = Field(0.1, gt=0, description="Adam learning rate of the steps in W")
+        rate: float = Field(0.07, gt=0, description="Adam learning rate of the steps in W+")
+        pull: float = Field(
+            0.05,
+            ge=0,
+            description="weight of the mean squared distance of the rows from their mean",
+        )
 
     def embed(self, images: Tensor) -> Tensor:
-        in_w = round(self.options.steps * self.options.w_share)
+        networks, options = (self.generator, self.perceptual), self.options
+        in_w = round(options.steps * options.w_share)
         start = self.generator.w_mean.expand(len(images), -1)
         if in_w:
-            start = self._fit(images, start, "w", in_w, self.options.w_rate)[:, 0]
-        steps = self.options.steps - in_w
-        return self._fit(images, start, "w+", steps, self.options.rate, self.options.pull)
+            settings = self._settings("w", in_w, options.w_rate)
+            start = optimise(*networks, images, start, settings)[:, 0]
+        settings = self._settings("w+", options.steps - in_w, options.rate, options.pull)
+        return optimise(*networks, images, start, settings)

@@ -1,8 +1,8 @@
-"""Embedding by trained encoders: one forward pass, or a few that correct each other."""
+"""Embedding by trained encoders: one forward pass, or several that correct the code."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,15 @@ from dhr_batch.stages.tensors import downsample
 
 
 def row_table(generator: Generator, rows: int) -> list[int]:
-    """For each row of the generator's codes the row, of `rows`, that it takes; -1 for none.
+    """Return for each row of the generator's codes the encoder's row that it takes, -1 for none.
 
-    Asks the generator as an edit direction of that length does. Raises ValueError where the
-    generator has no correspondence.
+    The assignment is that of edit directions: `Generator.expand_direction` with numbered rows.
+
+    Args:
+        rows: Number of rows that the encoder gives.
+
+    Raises:
+        ValueError: The generator does not define where rows of such a code belong.
     """
     numbered = torch.arange(1.0, rows + 1).unsqueeze(1).expand(-1, STYLE_WIDTH)
     try:
@@ -34,11 +39,14 @@ def row_table(generator: Generator, rows: int) -> list[int]:
 
 
 def encoder_input(images: Tensor) -> Tensor:
-    """[B, 3, R, R] -> [B, 3, 256, 256], by area from above and bilinearly from below."""
+    """Resize images [B, 3, R, R] to [B, 3, 256, 256]: down by area, up bilinearly."""
     small = downsample(images, encoders.SIZE)
     if small.shape[-1] == encoders.SIZE:
         return small
     return F.interpolate(small, size=(encoders.SIZE, encoders.SIZE), mode="bilinear")
+
+
+_Model = Annotated[str, Field(description="model with the encoder's weights")]
 
 
 class _Encoder(Embedder):
@@ -55,9 +63,9 @@ class _Encoder(Embedder):
         self.table = torch.tensor(row_table(self.generator, net.heads), device=context.device)
 
     def codes(self, rows: Tensor) -> Tensor:
-        """Rows [B, n, 512] of the encoder -> W+ codes [B, L, 512] of the generator.
+        """Return W+ codes [B, L, 512] of the generator from rows [B, n, 512] of the encoder.
 
-        Rows of the generator that the encoder does not know are the mean of those it does.
+        Rows of the generator without a counterpart in the encoder are the mean of the other rows.
         """
         placed = rows[:, self.table.clamp_min(0)]
         from_encoder = (self.table >= 0).unsqueeze(1)
@@ -71,29 +79,29 @@ class _OnePass(_Encoder):
 
 
 class EncodeE4E(_OnePass):
-    """`e4e`: stays near W, for editing (Tov et al., 2021). LSAP's files have the same layout."""
+    """`e4e`: codes close to W, for editing (Tov et al., 2021). LSAP uses the same file layout."""
 
     shared = True
 
     class Options(StageOptions):
         name: str = "e4e"
-        model: str = Field("e4e-ffhq", description="model with the encoder's weights")
+        model: _Model = "e4e-ffhq"
 
 
 class EncodePSP(_OnePass):
-    """`psp`: every row by itself, closer in reconstruction (Richardson et al., 2021)."""
+    """`psp`: independent rows, for a closer reconstruction (Richardson et al., 2021)."""
 
     shared = False
 
-    class Options(StageOptions):
+    class Options(EncodeE4E.Options):
         name: str = "psp"
-        model: str = Field("psp-ffhq", description="model with the encoder's weights")
+        model: _Model = "psp-ffhq"
 
 
 class _ReStyle(_Encoder):
-    """Sees the image beside the present render and corrects the code, a few times.
+    """Encoder that sees the image beside the current render and corrects the code repeatedly.
 
-    The first render is that of the mean code.
+    ``w <- w + E(x, G(w))``, starting from the mean code.
     """
 
     @torch.no_grad()
@@ -107,22 +115,21 @@ class _ReStyle(_Encoder):
 
 
 class ReStyleE4E(_ReStyle):
-    """`restyle-e4e`: e4e's shared row, corrected step by step (Alaluf et al., 2021)."""
+    """`restyle-e4e`: e4e with step-by-step corrections (Alaluf et al., 2021)."""
 
     shared = True
 
     class Options(StageOptions):
         name: str = "restyle-e4e"
-        model: str = Field("restyle-e4e-ffhq", description="model with the encoder's weights")
+        model: _Model = "restyle-e4e-ffhq"
         steps: int = Field(5, ge=1, description="passes of the encoder")
 
 
 class ReStylePSP(_ReStyle):
-    """`restyle-psp`: pSp, corrected step by step (Alaluf et al., 2021)."""
+    """`restyle-psp`: pSp with step-by-step corrections (Alaluf et al., 2021)."""
 
     shared = False
 
-    class Options(StageOptions):
+    class Options(ReStyleE4E.Options):
         name: str = "restyle-psp"
-        model: str = Field("restyle-psp-ffhq", description="model with the encoder's weights")
-        steps: int = Field(5, ge=1, description="passes of the encoder")
+        model: _Model = "restyle-psp-ffhq"

@@ -1,10 +1,13 @@
-"""Projection into W with optimised noise maps, as the published DHR finds what is hard to invert.
+"""Projection into W with optimised noise maps, by which the published DHR finds hard regions.
 
-The projector of StyleGAN2 (Karras et al., 2020, appendix D): one latent and all noise maps are
-fitted, the latent under decaying noise of its own. Only the error of the last render is used.
+This is the projector of StyleGAN2 (Karras et al., 2020, appendix D): a latent w and all noise maps
+n are fitted by Adam, while decaying random noise is added to the latent. The loss is
 
-Different from the published code: every image has its own noise regularisation and normalisation,
-so that a result does not depend on its batch mates, and draws are seeded.
+    d(G(w + noise; n), x) + NOISE_WEIGHT sum_n penalty(n)
+
+Only the error of the last render is used. Unlike in the published code, every image has its own
+noise penalty and normalisation, so that a result does not depend on the other images of a batch,
+and random numbers are seeded.
 """
 
 from __future__ import annotations
@@ -28,19 +31,26 @@ Draw = Callable[[tuple[int, ...]], Tensor]
 
 
 def learning_rate(step: int, steps: int, rate: float) -> float:
-    """Warm-up from 0, so that the first step moves nothing, and cosine decay."""
+    """Return the learning rate of a step: linear warm-up from 0 and cosine decay.
+
+    The first step has rate 0, as in the published code, and so has no effect.
+    """
     t = step / steps
     decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / RAMP_DOWN))
     return rate * decay * min(1.0, t / RAMP_UP)
 
 
 def latent_noise(step: int, steps: int, w_std: float) -> float:
-    """Standard deviation of what is added to the latent in a step."""
+    """Return the standard deviation of the noise that is added to the latent in a step.
+
+    ``w_std LATENT_NOISE max(0, 1 - t / LATENT_NOISE_END)^2`` for the share t of the steps.
+    """
     return w_std * LATENT_NOISE * max(0.0, 1 - step / steps / LATENT_NOISE_END) ** 2
 
 
 def statistics(generator: Generator, z: Tensor) -> tuple[Tensor, float]:
-    """Mean [512] and scalar standard deviation of the latents of z [N, 512]."""
+    """Return the mean w, [512], of normal vectors z [N, 512] and the root of their mean squared
+    distance from it."""
     with torch.no_grad():
         w = torch.cat([generator.map(part) for part in z.split(1000)])
         mean = w.mean(0)
@@ -48,7 +58,11 @@ def statistics(generator: Generator, z: Tensor) -> tuple[Tensor, float]:
 
 
 def noise_penalty(maps: Sequence[Tensor]) -> Tensor:
-    """Squared autocorrelation of noise maps [B, h, w] at one pixel, on all scales to 8 px: [B]."""
+    """Return the noise regularisation of each image, [B].
+
+    It is the squared autocorrelation of each noise map [B, h, w] at a distance of one pixel along
+    both axes, summed over maps and over the scales of a pyramid of 2x2 means down to 8 px.
+    """
     total = maps[0].new_zeros(len(maps[0]))
     for noise in maps:
         while True:
@@ -61,12 +75,20 @@ def noise_penalty(maps: Sequence[Tensor]) -> Tensor:
 
 
 class Projector:
-    """The optimisation of B images; `step` advances it.
+    """The optimisation of B images, which `step` advances.
 
-    small: [B, 3, s, s] in [-1, 1], of the size where features are compared. draw: standard normal
-    numbers of a shape [B, ...]; asked for the noise maps, then for one latent a step. w_mean,
-    w_std: see `statistics`. w: latents [B, 512]. noise: maps [B, h, w]. render: of the last step,
-    [B, 3, R, R], before its update and not clamped.
+    Args:
+        small: Images [B, 3, s, s] in [-1, 1], at the size at which features are compared.
+        draw: Function that returns standard normal numbers of a shape [B, ...]. It is called for
+            the noise maps and then once per step for the latents.
+        steps: Length of the schedule.
+        rate: Largest learning rate.
+        w_mean, w_std: See `statistics`.
+
+    Attributes:
+        w: Latents, [B, 512].
+        noise: Noise maps by layer, [B, h, w].
+        render: Images of the last step before its update, [B, 3, R, R], not clamped.
     """
 
     def __init__(
@@ -92,12 +114,16 @@ class Projector:
         self.adam = torch.optim.Adam([self.w, *self.noise.values()], lr=rate)
 
     def synthesize(self, w: Tensor) -> Tensor:
-        """Render latents [B, 512] with the noise maps as they are."""
+        """Render latents [B, 512] with the current noise maps."""
         delta = {f"{n}.noise": m - self.generator.noise(n) for n, m in self.noise.items()}
         return self.generator.synthesize(self.generator.broadcast(w), delta)
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """One step; perceptual distance and noise penalty of each image, [B], before it."""
+        """Take one step.
+
+        Returns:
+            Perceptual distance and noise penalty of each image before the step, [B] each.
+        """
         self.adam.param_groups[0]["lr"] = learning_rate(self.done, self.steps, self.rate)
         strength = latent_noise(self.done, self.steps, self.w_std)
         image = self.synthesize(self.w + strength * self.draw((len(self.w), STYLE_WIDTH)))

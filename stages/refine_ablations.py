@@ -1,4 +1,4 @@
-"""The two halves of hybrid refinement by themselves, for comparison with `dhr`."""
+"""The two halves of hybrid refinement on their own, for comparison with `dhr`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed import ramp
-from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, Refiner, zero_delta
+from dhr_batch.stages.refine import LossRefiner, Refinement, Refiner, zero_delta
 from dhr_batch.stages.refine_dhr import (
     HybridRefinement,
     LossOptions,
@@ -20,20 +19,16 @@ from dhr_batch.stages.refine_dhr import (
 from dhr_batch.stages.rotated_adam import RotatedAdam, channels
 
 
-class WeightModulation(Refiner):
+class WeightModulation(LossRefiner):
     """`weights`: weight modulation alone.
 
-    Only the in-domain loss moves the weights; out of domain the picture is what the
-    moved generator makes of the code.
+    Only the in-domain loss changes the weights. The out-of-domain part is whatever the changed
+    generator renders from the code.
     """
 
     class Options(WeightOptions):
         name: str = "weights"
         steps: int = Field(30, ge=0, description="optimisation steps")
-
-    def setup(self, context: Context) -> None:
-        super().setup(context)
-        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
@@ -50,12 +45,12 @@ class WeightModulation(Refiner):
 
 
 class FeatureModulation(Refiner):
-    """`feature`: feature modulation alone, `dhr` with no step that moves weights."""
+    """`feature`: feature modulation alone, that is `dhr` without steps that change weights."""
 
     class Options(LossOptions):
         name: str = "feature"
         steps: int = Field(38, ge=0, description="optimisation steps")
-        feature_rate: float = Field(0.06, gt=0, description="step of a feature, at most")
+        feature_rate: float = Field(0.06, gt=0, description="largest step of a feature value")
 
     def setup(self, context: Context) -> None:
         super().setup(context)

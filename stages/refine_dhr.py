@@ -1,11 +1,13 @@
-"""Domain-Specific Hybrid Refinement: weights in-domain, features out-of-domain (WACV 2024).
+"""Domain-Specific Hybrid Refinement: weights in-domain, features out-of-domain.
 
 Cao et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved
-GAN Inversion". In-domain parts are refined by modulating the generator's weights, so that they
-stay editable; out-of-domain parts by replacing the feature layer, which no edit moves.
+GAN Inversion" (WACV 2024). In-domain parts are refined by modulating the weights theta of the
+generator G, so that they stay editable; out-of-domain parts by replacing the feature layer, which
+no edit changes. With the code w, the mask m and the feature F:
 
-The published loop is `refine_published`; what is different here, and why, is in
-docs/decisions.md.
+    minimise over theta, F:  L_in(G(w; theta, F), x; m) + L_out(G(w; theta, F), x; 1 - m)
+
+`refine_published` is the published loop. docs/decisions.md says what differs here, and why.
 """
 
 from __future__ import annotations
@@ -15,31 +17,31 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.base import StageOptions
 from dhr_batch.stages.embed import ramp
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, Refiner, zero_delta
+from dhr_batch.stages.refine import LossRefiner, Refinement, prepared
 from dhr_batch.stages.rotated_adam import RotatedAdam, channels
-from dhr_batch.stages.tensors import downsample, feature_mask
+from dhr_batch.stages.tensors import downsample
 
-# Layers below this, in px, keep their weights.
+# Layers whose output is smaller than this, in pixels, keep their weights.
 SMALLEST_LAYER = 16
 
 
 class LossOptions(StageOptions):
-    """Settings of `MaskedLoss`."""
+    """Settings of `MaskedLoss`, which every refiner with a masked loss shares."""
 
     perceptual: str = "st_lpips_alex"
     perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
-    perceptual_weight: float = Field(1.3, ge=0)
+    perceptual_weight: float = Field(1.3, ge=0, description="weight of the perceptual distance")
     pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
 
 
 class WeightOptions(LossOptions):
     """Settings of weight modulation."""
 
-    weight_rate: float = Field(5e-4, gt=0, description="step of a weight, at most")
+    weight_rate: float = Field(5e-4, gt=0, description="largest step of a weight")
     smallest_layer: int = Field(
         SMALLEST_LAYER,
         ge=4,
@@ -47,39 +49,32 @@ class WeightOptions(LossOptions):
     )
 
 
-class HybridRefinement(Refiner):
-    """`dhr`: both modulations from one backward pass per step, then the features alone.
+class HybridRefinement(LossRefiner):
+    """`dhr`: both modulations from one backward pass per step, then the feature alone.
 
-    The feature layer is ``x = M x(theta) + (1 - M) F``, so that one gradient of the sum of both
-    losses is nearly domain-specific by itself: in-domain cells pass theirs on to the weights before
-    the layer, out-of-domain cells to F. The few weights behind it serve both parts. It is not
-    exact: convolutions behind the layer mix cells on both sides of the mask's edge, and on
-    StyleGAN2 the image summed up before the layer is not masked, so that the out-of-domain loss
-    reaches earlier weights through it. Once the weights are frozen, everything before the feature
-    layer is constant and computed once.
+    The feature layer is ``M x(theta) + (1 - M) F`` with the soft mask M, so one gradient of the sum
+    of both losses is nearly domain-specific: in-domain cells pass theirs to the weights before the
+    layer, out-of-domain cells to F. The few weights behind the layer serve both parts. The
+    separation is not exact. Convolutions behind the layer mix cells on both sides of the edge of
+    the mask, and in StyleGAN2 the image summed up before the layer is not masked, so the
+    out-of-domain loss reaches earlier weights through it. Once the weights are frozen, everything
+    before the feature layer is constant and is computed only once.
     """
 
     class Options(WeightOptions):
         name: str = "dhr"
         steps: int = Field(38, ge=0, description="optimisation steps")
-        weight_share: float = Field(0.8, ge=0, le=1, description="share of steps that move weights")
-        feature_rate: float = Field(0.06, gt=0, description="step of a feature, at most")
-
-    def setup(self, context: Context) -> None:
-        super().setup(context)
-        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
+        weight_share: float = Field(
+            0.8, ge=0, le=1, description="share of the steps that change weights"
+        )
+        feature_rate: float = Field(0.06, gt=0, description="largest step of a feature value")
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         weight_steps = round(options.steps * options.weight_share)
         names = tuned_weights(generator, options.smallest_layer) if weight_steps else []
-        delta = zero_delta(generator, names, len(images))
-        with torch.no_grad():
-            feature = generator.to_feature(ws)
-        soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
+        delta, weights, feature, soft = prepared(generator, names, ws, masks)
         loss = MaskedLoss(options, self.perceptual, images, masks)
-        feature.requires_grad_()
-        weights = [d.requires_grad_() for d in delta.values()]
         feature_adam = RotatedAdam([feature], [1])
         weight_adam = RotatedAdam(weights, [channels(w) for w in weights])
 
@@ -105,10 +100,13 @@ class HybridRefinement(Refiner):
 
 
 def tuned_weights(generator: Generator, smallest_layer: int) -> list[str]:
-    """Names of the weights that weight modulation moves: kernels of convolutions and image heads.
+    """Return the names of the weights that weight modulation changes.
 
-    smallest_layer: layers and heads whose output is smaller than this, in px, are left alone. They
-    hold most of the weights and little of what a photograph differs in.
+    These are the kernels of convolutions and of the layers that output an image.
+
+    Args:
+        smallest_layer: Layers whose output is smaller than this, in pixels, keep their weights.
+            They hold most of the weights but few of the details in which a photograph differs.
     """
     sizes = {name: generator.noise(name).shape[-1] for name in generator.noise_names}
     found = []
@@ -128,7 +126,7 @@ def tuned_weights(generator: Generator, smallest_layer: int) -> list[str]:
 
 
 def _head_size(head: str, sizes: dict[str, int]) -> int | None:
-    """Side in px of what an image head makes; None for a generator's only one, which makes all."""
+    """Return the side in pixels of the image that a head outputs, or None for the only head."""
     if head == "to_rgb1":
         return sizes["conv1"]
     name, _, block = head.partition(".")
@@ -136,12 +134,23 @@ def _head_size(head: str, sizes: dict[str, int]) -> int | None:
 
 
 class MaskedLoss:
-    """Perceptual plus pixel loss, separately over the in-domain and the out-of-domain part.
+    """Perceptual plus pixel loss, separately for the in-domain and the out-of-domain part.
 
-    Perceptual maps are averaged with the mask at their size, pixels with the hard mask; the
-    published code's denominator makes the pixel term 3x the mean squared error. A part without
-    pixels has loss 0. Summed over images, so each has its own gradient. at_layers: another mask
-    for the perceptual maps, taken at the nearest cell.
+    For the render y of an image x, with ``<a>_m = sum(a m) / sum(m)`` over positions:
+
+        L_in = perceptual_weight sum_l <map_l(y, x)>_m + pixel_weight <sum_c (y - x)^2>_m
+
+    and L_out is the same with 1 - m. As in the published code, the squares are summed over the
+    three channels, so the pixel term is 3x the mean squared error. Each map is averaged with the
+    mask at its own size. A part without pixels has loss 0. Calling the object returns both losses,
+    summed over the images of the batch, so that each image has its own gradient.
+
+    Args:
+        options: Weights of the terms.
+        perceptual: The network whose error maps are averaged.
+        images: The photographs x, [B, 3, R, R] in [-1, 1].
+        masks: The in-domain masks m, [B, 1, R, R].
+        at_layers: Masks to use for the perceptual maps instead, sampled at the nearest cell.
     """
 
     def __init__(
@@ -172,6 +181,6 @@ class MaskedLoss:
 
 
 def _part_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean per image [B]; 0 where the weights are 0 everywhere."""
+    """Return the weighted mean of each image, [B]; 0 where all weights are 0."""
     total = weights.sum((1, 2, 3))
     return (values * weights).sum((1, 2, 3)) / total.clamp_min(1e-6)

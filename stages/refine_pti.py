@@ -1,8 +1,8 @@
-"""Pivotal tuning: move the whole synthesis network until the code renders the photograph.
+"""Pivotal tuning: tune the whole synthesis network until the code renders the photograph.
 
 Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (arXiv 2106.05744), second
-stage, without the locality term, which the published code leaves off. The pivot is the code that
-the embedding gave. The mask is not used.
+stage, without the locality regularisation, which the published code does not use by default. The
+pivot is the code from the embedding. The mask is not used.
 """
 
 from __future__ import annotations
@@ -11,34 +11,33 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, StageOptions
-from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, Refiner, synthesis_weights, zero_delta
+from dhr_batch.stages.base import StageOptions
+from dhr_batch.stages.refine import LossRefiner, Refinement, synthesis_weights, zero_delta
 from dhr_batch.stages.tensors import downsample
 
 
-class PivotalTuning(Refiner):
-    """`pti`: each image tunes its own copy of the weights and stops by itself.
+class PivotalTuning(LossRefiner):
+    """`pti`: each image has its own copy of the weights and stops on its own.
 
-    An image that is near enough keeps the weights of that step, however long its batch mates
-    still need.
+    The loss is ``perceptual_weight d(y, x) + pixel_weight mse(y, x)``. An image whose perceptual
+    distance d falls to `stop` keeps the weights of that step, however many steps the other images
+    of its batch still need.
     """
 
     class Options(StageOptions):
         name: str = "pti"
-        steps: int = Field(350, ge=0, description="most optimisation steps")
+        steps: int = Field(350, ge=0, description="largest number of optimisation steps")
         rate: float = Field(3e-4, gt=0, description="Adam learning rate")
         stop: float = Field(
-            0.06, ge=0, description="perceptual distance that ends an image; 0.06: of lpips_alex"
+            0.06,
+            ge=0,
+            description="perceptual distance at which an image is finished; 0.06 is published, for "
+            "lpips_alex",
         )
         perceptual: str = "st_lpips_alex"
         perceptual_size: int = Field(1024, ge=32, description="features are compared at this size")
-        perceptual_weight: float = Field(1.0, ge=0)
+        perceptual_weight: float = Field(1.0, ge=0, description="weight of the perceptual distance")
         pixel_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
-
-    def setup(self, context: Context) -> None:
-        super().setup(context)
-        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, size = self.options, self.options.perceptual_size
@@ -61,7 +60,7 @@ class PivotalTuning(Refiner):
                 weight.grad = grad
             adam.step()
         delta = {name: value.detach() for name, value in delta.items()}
-        for i, weights_then in finished.items():
-            for name, value in weights_then.items():
+        for i, tuned in finished.items():
+            for name, value in tuned.items():
                 delta[name][i] = value
         return Refinement(delta)

@@ -1,7 +1,8 @@
-"""Domain-Specific Hybrid Refinement as its published code does it, without the code's waste.
+"""Domain-Specific Hybrid Refinement as in its published code.
 
-Losses and steps are those of the published loop (github.com/caopulan/GANInverter); gradients that
-it throws away and constants that it computes again are left out. `refine_dhr` is the default.
+Losses and steps are those of the published loop (github.com/caopulan/GANInverter). Gradients that
+it computes but does not use are left out, and constants are computed once. The default refiner is
+`refine_dhr`.
 """
 
 from __future__ import annotations
@@ -12,52 +13,44 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, Refiner, synthesis_weights, zero_delta
+from dhr_batch.stages.refine import LossRefiner, Refinement, prepared, synthesis_weights
 from dhr_batch.stages.refine_dhr import LossOptions, MaskedLoss
-from dhr_batch.stages.tensors import feature_mask
 
 
-class PublishedRefinement(Refiner):
+class PublishedRefinement(LossRefiner):
     """`dhr-published`: two losses, two backward passes and plain Adam at constant rates.
 
-    In each step both gradients come from one forward pass; the out-of-domain loss moves the
-    feature, the in-domain loss all weights of the synthesis network, in the first steps only.
-    Masks of one value, which made everything NaN there, give finite results.
+    In each step both gradients come from one forward pass. The out-of-domain loss changes the
+    feature. The in-domain loss changes all weights of the synthesis network, in the first steps
+    only. Masks of a single value, with which the published code returns NaN, give finite results.
     """
 
     class Options(LossOptions):
         name: str = "dhr-published"
         steps: int = Field(100, ge=0, description="steps of feature modulation")
-        weight_share: float = Field(0.5, ge=0, le=1, description="share of steps that move weights")
-        weight_rate: float = Field(1.5e-3, gt=0, description="Adam rate of the weights")
-        feature_rate: float = Field(9e-2, gt=0, description="Adam rate of the feature")
+        weight_share: float = Field(
+            0.5, ge=0, le=1, description="share of the steps that change weights"
+        )
+        weight_rate: float = Field(1.5e-3, gt=0, description="Adam learning rate of the weights")
+        feature_rate: float = Field(9e-2, gt=0, description="Adam learning rate of the feature")
         perceptual: str = "lpips_alex"
         perceptual_size: int = Field(1024, ge=32, description="features are compared at this size")
-        perceptual_weight: float = Field(1.0, ge=0)
+        perceptual_weight: float = Field(1.0, ge=0, description="weight of perceptual distances")
         pixel_weight: float = Field(1.0, ge=0, description="weight of 3x the mean squared error")
         layer_masks: Literal["nearest", "area"] = Field(
-            "nearest", description="of the soft mask, at perceptual layers; area: of the hard mask"
+            "nearest",
+            description="mask at the perceptual layers: nearest cell of the soft mask, or mean of "
+            "the hard mask over the area of a cell",
         )
-
-    def setup(self, context: Context) -> None:
-        super().setup(context)
-        self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         weight_steps = round(options.steps * options.weight_share)
         names = synthesis_weights(generator) if weight_steps else []
-        delta = zero_delta(generator, names, len(images))
-        with torch.no_grad():
-            feature = generator.to_feature(ws)
-        soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
+        delta, weights, feature, soft = prepared(generator, names, ws, masks)
         at_layers = soft if options.layer_masks == "nearest" else None
         loss = MaskedLoss(options, self.perceptual, images, masks, at_layers)
-        feature.requires_grad_()
         feature_adam = torch.optim.Adam([feature], lr=options.feature_rate)
-        weights = [d.requires_grad_() for d in delta.values()]
         weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
 
         for _ in range(weight_steps):

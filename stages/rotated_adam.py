@@ -9,19 +9,26 @@ from torch import Tensor
 
 
 class RotatedAdam:
-    """Adam whose second moments live in a rotated basis of the channels.
+    """Adam with its moments in a rotated basis of the channels.
 
-    Channels of a generator are strongly correlated, so that plain Adam takes steps of equal size
-    along directions that do the same. In the eigenbasis of ``G^T G``, G being the first gradient
-    with the channels as columns, they are separate. This is SOAP (Vyas et al. 2024, arXiv
-    2409.11321) with one side rotated and the basis taken once.
+    The channels of a generator are strongly correlated, so plain Adam takes steps of equal size
+    along directions with the same effect. They are separate in the eigenbasis V of ``G^T G``, G
+    being the first gradient with the channels as columns. With ``g = grad V`` a step is
 
-    Directions whose share of the first gradient's energy is below `weak` of the largest one's have
-    no eigenvectors of their own in finite precision. They share one second moment, which makes a
-    step independent of how they are rotated among each other.
+        m <- b1 m + (1 - b1) g;    s <- b2 s + (1 - b2) g^2
+        value <- value - rate (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps) V^T
 
-    values: tensors [B, ...], changed in place by `step`. axes: the axis of each that is rotated,
-    or None for plain Adam (`channels` finds it for weights). Images never share a basis.
+    This is SOAP (Vyas et al., 2024, arXiv 2409.11321) with one side rotated and the basis computed
+    once. Directions with less than `weak` of the energy of the strongest one have no well-defined
+    eigenvectors in finite precision. They share one second moment, so a step does not depend on
+    how they are rotated among each other. Images never share a basis.
+
+    Args:
+        values: Tensors [B, ...] that `step` changes in place.
+        axes: The axis of each that is rotated, or None for plain Adam. See `channels`.
+        betas: Decay rates b1 and b2 of the two moments.
+        eps: Added to the denominator.
+        weak: Share of the largest eigenvalue up to which a direction is weak.
     """
 
     def __init__(
@@ -41,9 +48,14 @@ class RotatedAdam:
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], rate: float) -> None:
-        """Move each value by at most about `rate` per element. grads: as `values`, in order.
+        """Change each value by at most about `rate` per element.
 
-        Raises ArithmeticError where the first gradient of a rotated value is not finite.
+        Args:
+            grads: One gradient for each value, in the same order.
+            rate: Learning rate of this step.
+
+        Raises:
+            ArithmeticError: The first gradient of a rotated value is not finite.
         """
         self.steps += 1
         fresh = [1 - beta**self.steps for beta in self.betas]
@@ -59,14 +71,18 @@ class RotatedAdam:
             second = self.second[i] if basis is None else basis.shared(self.second[i])
             scale = (second / fresh[1]).sqrt_().add_(self.eps)
             move = self.first[i] / scale / fresh[0]
-            value.sub_(move if basis is None else basis.back(move), alpha=rate)
+            value.sub_(move if basis is None else basis.rotate_back(move), alpha=rate)
 
 
 def channels(weight: Tensor) -> int | None:
-    """The axis to rotate of a weight [B, out, in, ...]: its inputs.
+    """Return the axis of the inputs of a weight [B, out, in, ...], along which it is rotated.
 
     None for biases, depthwise kernels and layers with fewer outputs (times kernel positions) than
-    inputs, whose gradient does not say how to rotate all of them.
+    inputs, whose gradient does not determine the rotation.
+
+    Example:
+        >>> channels(torch.zeros(2, 64, 32, 3, 3)), channels(torch.zeros(2, 64))
+        (2, None)
     """
     if weight.ndim < 3:
         return None
@@ -75,7 +91,7 @@ def channels(weight: Tensor) -> int | None:
 
 
 def _basis(grad: Tensor, axis: int, weak: float) -> Basis | None:
-    """None, for plain Adam, where the eigenvectors are not found."""
+    """Return the basis, or None (plain Adam) if the eigenvectors cannot be computed."""
     try:
         return Basis(grad, axis, weak)
     except torch.linalg.LinAlgError:
@@ -85,7 +101,13 @@ def _basis(grad: Tensor, axis: int, weak: float) -> Basis | None:
 class Basis:
     """Eigenvectors of the first gradient along one axis, for each image.
 
-    Raises ArithmeticError where the gradient is not finite.
+    Args:
+        grad: The gradient, [B, ...].
+        axis: Its axis of channels.
+        weak: See `RotatedAdam`.
+
+    Raises:
+        ArithmeticError: The gradient is not finite.
     """
 
     def __init__(self, grad: Tensor, axis: int, weak: float) -> None:
@@ -93,20 +115,20 @@ class Basis:
         columns = grad.movedim(axis, -1).flatten(1, -2)
         gram = columns.transpose(1, 2) @ columns
         if not torch.isfinite(gram).all():
-            raise ArithmeticError("the gradient is not finite")
+            raise ArithmeticError("the first gradient of the refinement is not finite")
         energy, self.vectors = torch.linalg.eigh(gram)
         self.weak = (energy <= weak * energy[:, -1:]).to(grad)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """[B, ...] with channels at `axis` -> the same shape, with eigenvectors there."""
+        """Return the coordinates of x [B, ...] along the eigenvectors, in place of its channels."""
         return self._times(x, self.vectors)
 
-    def back(self, x: Tensor) -> Tensor:
-        """The inverse of `rotate`."""
+    def rotate_back(self, x: Tensor) -> Tensor:
+        """Invert `rotate`."""
         return self._times(x, self.vectors.transpose(1, 2))
 
     def shared(self, second: Tensor) -> Tensor:
-        """Second moments with those of weak directions replaced by their mean."""
+        """Return second moments in which those of weak directions are replaced by their mean."""
         last = second.movedim(self.axis, -1)
         weak = self.weak.reshape(len(last), *[1] * (last.ndim - 2), -1)
         mean = (last * weak).sum(-1, keepdim=True) / weak.sum(-1, keepdim=True).clamp_min(1)

@@ -20,7 +20,7 @@ from skimage.segmentation import slic
 
 from dhr_batch.stages import projection, registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
-from dhr_batch.stages.embed import PIXEL_SIZE, optimise
+from dhr_batch.stages.embed import PIXEL_SIZE, FitSettings, optimise
 from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.parsing import Parser
@@ -290,16 +290,11 @@ class DomainSpecific(Stage):
         return run.render
 
     def _coarse(self, images: torch.Tensor) -> torch.Tensor:
-        ws = optimise(
-            self.generator,
-            self.perceptual,
-            images,
-            self.generator.w_mean.expand(len(images), -1),
-            space="w",
-            steps=self.options.coarse_steps,
-            rate=self.options.coarse_rate,
-            pixel_weight=0.0,
+        start = self.generator.w_mean.expand(len(images), -1)
+        settings = FitSettings(
+            "w", self.options.coarse_steps, self.options.coarse_rate, pixel_weight=0.0
         )
+        ws = optimise(self.generator, self.perceptual, images, start, settings)
         with torch.no_grad():
             return self.generator.synthesize(ws)
 

@@ -9,7 +9,14 @@ import torch
 
 from dhr_batch.stages import embed
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.embed import OptimiseW, OptimiseWPlus, face_region, optimise, ramp
+from dhr_batch.stages.embed import (
+    FitSettings,
+    OptimiseW,
+    OptimiseWPlus,
+    face_region,
+    optimise,
+    ramp,
+)
 
 
 @pytest.fixture
@@ -51,11 +58,11 @@ def test_an_image_does_not_depend_on_its_batch_mates(context, space):
     perceptual = context.network("perceptual", "tiny").double()
     images = _double_targets(net)
     start = net.w_mean.expand(3, -1)
-    settings = dict(space=space, steps=20, rate=0.05, pixel_weight=1.0, pull=0.01, face_weight=1.0)
-    batch = optimise(net, perceptual, images, start, **settings)
+    settings = FitSettings(space, 20, 0.05, pixel_weight=1.0, pull=0.01, face_weight=1.0)
+    batch = optimise(net, perceptual, images, start, settings)
     for i in range(3):
         one = slice(i, i + 1)
-        single = optimise(net, perceptual, images[one], start[one], **settings)
+        single = optimise(net, perceptual, images[one], start[one], settings)
         assert (batch[one] - single).abs().max() < 1e-6
 
 
@@ -68,8 +75,8 @@ def _double_targets(net) -> torch.Tensor:
 def test_rows_that_do_not_reach_the_image_are_the_mean_of_those_that_do(context):
     net = context.network("generator", "tiny")
     perceptual = context.network("perceptual", "tiny")
-    settings = dict(space="w+", steps=2, rate=0.05, pixel_weight=1.0)
-    ws = optimise(net, perceptual, targets(context, 1), net.w_mean[None], **settings)
+    settings = FitSettings("w+", steps=2, rate=0.05, pixel_weight=1.0)
+    ws = optimise(net, perceptual, targets(context, 1), net.w_mean[None], settings)
     dead = [row for row in range(net.num_ws) if row not in net.live_rows]
     assert dead
     for row in dead:
@@ -111,10 +118,8 @@ def test_the_face_weight_counts_the_face_more_than_the_rest():
     face_region(image).fill_(0.5)
     share = 32 * 32 / 64**2
     for weight in (0.0, 1.0, 9.0):
-        ws = optimise(
-            OneColour(), Pixels(), image, torch.zeros(1, 512), space="w", steps=200, rate=0.1,
-            pixel_weight=0.0, face_weight=weight,
-        )  # fmt: skip
+        settings = FitSettings("w", 200, 0.1, pixel_weight=0.0, face_weight=weight)
+        ws = optimise(OneColour(), Pixels(), image, torch.zeros(1, 512), settings)
         expected = (0.5 * (share + weight) - 0.5 * (1 - share)) / (1 + weight)
         assert ws[0, 0, :3] == pytest.approx([expected] * 3, abs=0.01)
 
