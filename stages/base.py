@@ -1,4 +1,4 @@
-"""What flows through the pipeline (`Record`) and what a step of it is (`Stage`)."""
+"""The data that flows through the pipeline (`Record`) and the interface of its steps (`Stage`)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from dhr_batch.stages.failures import ImageError
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """Why an image was quarantined: the stage, a short class and a message for the user.
+    """The reason why an image was quarantined.
 
-    details: the traceback, for the log and the state of the run; not in the tables.
+    Attributes:
+        stage: Family of the stage that failed, such as `align`.
+        error_class: A short snake_case word, such as `no_face`.
+        message: An explanation for the user.
+        details: The traceback, for the log and the state of the run. It is not in the tables.
     """
 
     stage: str
@@ -32,7 +36,15 @@ class ImageFailure:
 
 @dataclass(frozen=True, slots=True)
 class EditedImage:
-    """One edit of one image. image: uint8 [R, R, 3]; latent: float32 [L, 512]."""
+    """One edit of one image.
+
+    Attributes:
+        name, strength: The edit and how far it goes, in units of its direction.
+        direction_sha256: Checksum of the direction.
+        latent: The edited code, float32 [L, 512].
+        image: Its render, uint8 [R, R, 3].
+        effect: Scores of the edited face by name.
+    """
 
     name: str
     strength: float
@@ -43,17 +55,27 @@ class EditedImage:
 
 
 EDIT_STAGE = "edit:"
-# Metrics against the ground truth of a synthetic picture begin with this.
+# Prefix of metrics against the ground truth of a synthetic picture.
 TRUTH = "truth_"
 
 
 def edit_stage(name: str, strength: float) -> str:
-    """What the metrics table calls an edit, e.g. ``edit:smile:-1.5``."""
+    """Return the name of an edit in the column `stage` of the metrics table.
+
+    Example:
+        >>> edit_stage("smile", -1.50)
+        'edit:smile:-1.5'
+    """
     return f"{EDIT_STAGE}{name}:{strength:g}"
 
 
 def edit_of(stage: str) -> tuple[str, float] | None:
-    """Name and strength of a stage of the metrics table; None for one that is no edit."""
+    """Return the name and strength of an edit from the column `stage`; None for other stages.
+
+    Example:
+        >>> edit_of("edit:smile:-1.5"), edit_of("refined")
+        (('smile', -1.5), None)
+    """
     name, _, strength = stage.removeprefix(EDIT_STAGE).rpartition(":")
     try:
         return (name, float(strength)) if stage.startswith(EDIT_STAGE) else None
@@ -63,9 +85,13 @@ def edit_of(stage: str) -> tuple[str, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number. stage: `inverted`, `refined`, `edit:<name>:<strength>` or `source` (scores only).
+    """One row of the metrics table.
 
-    model: what made it.
+    Attributes:
+        stage: `inverted`, `refined`, `edit:<name>:<strength>` or, for scores only, `source`.
+        metric: Name of the metric.
+        value: Its value.
+        model: The networks that it depends on.
     """
 
     stage: str
@@ -76,9 +102,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """What a network sees in one picture, for distances between sets of pictures.
+    """The features of one picture in a network, for distances between sets of pictures.
 
-    kind: `aligned`, `inverted`, `refined` or `edit:<name>:<strength>`. vector: float32 [D].
+    Attributes:
+        kind: `aligned`, `inverted`, `refined` or `edit:<name>:<strength>`.
+        extractor: Name of the network.
+        vector: float32 [D].
     """
 
     kind: str
@@ -88,12 +117,15 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is known of a synthetic picture. Pictures and masks are T px.
+    """The ground truth of a synthetic picture. A twin is the same picture without the occluder.
 
-    clean: the face without an occluder, uint8 [T, T, 3]. face: its region by its own parse, bool
-    [T, T]. occluder: bool [T, T]; in the twin of an occluded picture, where that has it. occluded:
-    false in such a twin. latent: W code of the clean face, float32 [512], the generator's
-    `map(z, truncation)`.
+    Attributes:
+        clean: The face without an occluder, uint8 [T, T, 3].
+        face: The region of the face, parsed from `clean`, bool [T, T].
+        occluder: The region of the occluder, bool [T, T]. For a twin, that of the other picture.
+        occluded: Whether the picture shows the occluder; false for a twin.
+        z, truncation: What the generator made the face from.
+        latent: W code of the clean face, float32 [512], which is ``map(z, truncation)``.
     """
 
     clean: np.ndarray
@@ -109,14 +141,26 @@ class Truth:
 class Record:
     """One face on its way through the pipeline. Arrays are read-only by convention.
 
-    data: encoded bytes of the source file (until `align` has decoded them). truth: what is known
-    of a synthetic picture.
-    image: aligned source, uint8 [R, R, 3]. quad: [4, 2] corners of the crop in pixels of the
-    upright source, order top-left, bottom-left, bottom-right, top-right.
-    latent: W+ code, float32 [L, 512]. inverted, refined: renders, uint8 [R, R, 3].
-    labels: CelebAMask-HQ class of each pixel, uint8 [R, R]. mask: in-domain, bool [R, R].
-    delta: refined minus published weights, name -> float32. feature: replacement of the feature
-    layer, float32 [C, h, w].
+    Attributes:
+        image_id: Identifier of the image in the dataset.
+        source: Where the file comes from.
+        split: Split of the dataset, or empty.
+        data: Content of the source file, until `align` has decoded it.
+        truth: Ground truth of a synthetic picture.
+        image: The aligned crop, uint8 [R, R, 3].
+        quad: Corners of the crop in pixels of the upright source, float64 [4, 2], in the order
+            top-left, bottom-left, bottom-right, top-right.
+        source_size: Width and height of the upright source in pixels.
+        face_index: Index of the face among those found, the largest first.
+        latent: W+ code, float32 [L, 512].
+        inverted, refined: Renders before and after refinement, uint8 [R, R, 3].
+        labels: CelebAMask-HQ class of each pixel, uint8 [R, R].
+        mask: True where in-domain, bool [R, R].
+        delta: Refined minus published weights, name -> float32.
+        feature: Replacement of the feature layer, float32 [C, h, w].
+        edits, metrics, features: Results of the stages `edit` and `measure`.
+        notes: Remarks for the user, such as which of several faces was taken.
+        failure: Why the image was quarantined, if it was.
     """
 
     image_id: str
@@ -142,9 +186,9 @@ class Record:
     failure: ImageFailure | None = None
 
     def failed(self, stage: str, error_class: str, message: str) -> Record:
-        """A copy that carries its failure and drops the source bytes.
+        """Return a copy with a failure and without the content of the source file.
 
-        Called while an exception is handled, it keeps the traceback as well.
+        While an exception is being handled, its traceback is kept as well.
         """
         details = traceback.format_exc() if sys.exc_info()[0] else ""
         return replace(self, failure=ImageFailure(stage, error_class, message, details), data=None)
@@ -154,14 +198,20 @@ _T = TypeVar("_T")
 
 
 def required(value: _T | None) -> _T:
-    """A field that an earlier stage has filled (the plan checks `needs` against `gives`)."""
+    """Return the value of an optional field that an earlier stage must have filled.
+
+    The plan compares `Stage.needs` with `Stage.gives`, so the error means a fault of a stage.
+
+    Raises:
+        ValueError: The value is None.
+    """
     if value is None:
-        raise ValueError("a field this stage needs was not filled by an earlier stage")
+        raise ValueError("an earlier stage did not fill a field that this stage needs")
     return value
 
 
 class StageOptions(BaseModel):
-    """Settings of one stage; `name` picks the member of its family. Unknown keys are rejected."""
+    """Settings of a stage. `name` selects the member of its family; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -170,10 +220,14 @@ class StageOptions(BaseModel):
 
 @dataclass
 class Context:
-    """What a stage may use: the device, the seed, and networks that stages share.
+    """The resources that stages share: device, seed, model files and loaded networks.
 
-    models: name of a model -> path of its verified file or folder.
-    aligned: the dataset is already FFHQ-aligned, so no face is searched for.
+    Attributes:
+        device: Device of torch, such as `cpu` or `cuda`.
+        generator: Name of the generator, or a file written by `dhr-batch models convert`.
+        models: Function from the name of a model to the path of its verified file or folder.
+        seed: Seed of all random numbers.
+        aligned: Whether the dataset is already FFHQ-aligned, so that no face is searched for.
     """
 
     device: str
@@ -184,9 +238,10 @@ class Context:
     _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def network(self, family: str, name: str) -> Any:
-        """The network `name` of `family`, loaded once and shared by all stages of a worker.
+        """Return the network `name` of `family`, loaded once and shared by all stages of a worker.
 
-        Raises UnknownName for a name the family does not have.
+        Raises:
+            UnknownName: The family has no such member.
         """
         key = (family, name)
         if key not in self._networks:
@@ -195,10 +250,15 @@ class Context:
 
 
 class Stage(ABC):
-    """A step: declares what it needs and gives, and maps N records to the same N in order.
+    """A step of the pipeline, which maps N records to the same N records in the same order.
 
-    A subclass implements `process`; `run` isolates failures so that one bad image never harms
-    its batch mates. Fields named in `needs` and `gives` are fields of `Record`.
+    A subclass implements `process`. `run` calls it and isolates failures, so that a bad image does
+    not affect the others of its batch.
+
+    Attributes:
+        needs, gives: Fields of `Record` that the stage reads and fills.
+        family: Name of the family, one of `registry.STAGES`.
+        Options: Class of the settings.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -210,14 +270,17 @@ class Stage(ABC):
         self.options = options
 
     def setup(self, context: Context) -> None:
-        """Load what the stage needs. Called once per worker, before any record."""
+        """Load the networks of the stage. Called once per worker, before any record."""
         self.context = context
 
     def models(self, aligned: bool) -> set[str]:
-        """Names of the models that `setup` asks for, so that they are checked before any worker.
+        """Return the names of the models that `setup` loads, which are checked before a run starts.
 
-        An option called like a family of networks names its members. A member that loads others,
-        or not all of these, overrides this. aligned: as in `Context`.
+        An option with the name of a network family names members of it, and these need the models
+        in `registry.MODELS`. A stage that loads other models overrides this method.
+
+        Args:
+            aligned: As in `Context`.
         """
         found: set[str] = set()
         for family, chosen in self.options.model_dump().items():
@@ -228,24 +291,28 @@ class Stage(ABC):
 
     @abstractmethod
     def process(self, records: Sequence[Record]) -> list[Record]:
-        """Map records without failures to new records, one for one, in order.
+        """Map records without failures to new records, one for one and in order.
 
-        May raise ImageError when called with a single record; `run` then quarantines it.
+        Raises:
+            ImageError: With a single record, to quarantine the image.
         """
 
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """N records in, the same N out. Failed records pass through untouched.
+        """Process N records and return the same N. Failed records are returned unchanged.
 
-        An exception for a batch is narrowed down image by image; the image that raises on its
-        own gets a failure. Where memory does not suffice, the batch is halved and the same images
-        are tried again; a size that failed once is not tried again by this worker.
-        Raises Poisoned, and whatever is not about one image (see `failures`).
+        If a batch raises an exception, its images are processed one by one, and an image that
+        raises on its own gets a failure. If memory is exhausted, the batch is halved and the same
+        images are tried again; this worker does not try a size that failed once again.
+
+        Raises:
+            Poisoned: The process cannot be used any more.
+            Exception: Any error that is not about one image (see `failures`).
         """
         alive = [r for r in records if r.failure is None]
         done = iter(self._run_in_batches(alive))
         return [r if r.failure is not None else next(done) for r in records]
 
-    # Images at once: what memory has not refused so far.
+    # Largest number of images at once that memory has not refused so far.
     _batch_limit = sys.maxsize
 
     def _run_in_batches(self, records: list[Record]) -> list[Record]:
@@ -263,7 +330,7 @@ class Stage(ABC):
                     raise
                 if len(part) == 1:
                     done.append(self._failed(part[0], error, kind))
-            # Only here the exception, and with it the tensors of its frames, is gone.
+            # Only here the exception is deleted, and with it the tensors of its frames.
             if kind == "capacity":
                 failures.free_memory()
                 self._batch_limit = max(1, len(part) // 2)

@@ -1,4 +1,4 @@
-"""What an exception says about the image, the memory, the process or the disk: the failure classes.
+"""Classes of failures: is an exception about the image, the memory, the process or the disk?
 
 | class | examples | what happens |
 |---|---|---|
@@ -21,7 +21,7 @@ Kind = Literal["image", "capacity", "poisoned", "storage", "bug"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CAPACITY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
-# After these a CUDA context answers every later call with an error, whatever the image.
+# After one of these errors, every later call of the CUDA context fails, for any image.
 _POISONED = (
     "cuda error", "cudaerror", "device-side assert", "illegal memory access", "uncorrectable ecc",
     "unspecified launch failure", "status_execution_failed", "status_internal_error",
@@ -32,7 +32,12 @@ _LONGEST = 300
 
 
 class ImageError(Exception):
-    """One image cannot be processed. `error_class` is a short snake_case word for the table."""
+    """One image cannot be processed.
+
+    Args:
+        error_class: A short snake_case word for the table of failures.
+        message: An explanation for the user.
+    """
 
     def __init__(self, error_class: str, message: str) -> None:
         super().__init__(message)
@@ -40,10 +45,10 @@ class ImageError(Exception):
 
 
 class Poisoned(RuntimeError):
-    """The process of a worker can no longer be trusted; it says nothing about the images."""
+    """The process of a worker is unusable, which says nothing about the images."""
 
 
-# What bad data raises inside a stage; AssertionError and TypeError are bugs, not about one image.
+# Exceptions that bad data causes in a stage. AssertionError and TypeError are bugs instead.
 _PER_IMAGE = (
     ImageError,
     ArithmeticError,
@@ -54,12 +59,19 @@ _PER_IMAGE = (
     SyntaxError,
     ValueError,
 )
-# Libraries whose own errors derive from Exception alone.
+# Libraries whose errors derive directly from Exception.
 _PER_IMAGE_MODULES = frozenset({"cv2", "struct", "zlib"})
 
 
 def kind_of(error: BaseException) -> Kind:
-    """The class of an exception that a stage raised. Imports no torch: names and texts decide."""
+    """Return the class of failure of an exception that a stage raised.
+
+    The decision is made by names and messages, so that torch need not be imported.
+
+    Example:
+        >>> kind_of(ValueError("no face")), kind_of(MemoryError()), kind_of(TypeError())
+        ('image', 'capacity', 'bug')
+    """
     if isinstance(error, Poisoned):
         return "poisoned"
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -78,7 +90,12 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def explain(error: BaseException) -> str:
-    """The first line of an exception's message, without the folders of the machine it ran on."""
+    """Return the first line of the message of an exception, without names of local folders.
+
+    Example:
+        >>> explain(ValueError("/home/me/data/a.png is broken"))
+        'a.png is broken'
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -87,7 +104,7 @@ def explain(error: BaseException) -> str:
 
 
 def free_memory() -> None:
-    """Give cached memory back, on the host and, where CUDA is in use, on the device."""
+    """Release cached memory on the host and, if CUDA is in use, on the device."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

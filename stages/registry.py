@@ -1,11 +1,10 @@
-"""The table of everything that is chosen by name. Adding a member is one line here.
+"""The table of everything that is chosen by name. A new member is one more line in it.
 
-Stage families (`align` ... `measure`) name subclasses of `Stage`; network families name functions
-that take a `Context` and return the loaded network. Modules are imported on first use.
+Families of stages (`align` to `measure`) name subclasses of `Stage`. Families of networks name
+functions that take a `Context` and return the loaded network. Modules are imported on first use.
 
-A generator may also be a file, written by `dhr-batch models convert`.
-
-A name with a colon, `package.module:Class`, is a member that lives outside this package.
+A generator may also be a file written by `dhr-batch models convert`. A name with a colon,
+`package.module:Class`, is a member from another package.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
 }
 
-# What a network asks `context.models` for, so that a missing file is found early.
+# The models that each network loads, so that a missing file is reported before a run starts.
 MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("generator", "mobilestylegan-1024"): ("mobilestylegan-ffhq",),
     ("generator", "mobilestylegan-256"): ("mobilestylegan-ffhq", "mobilestylegan-256"),
@@ -109,21 +108,30 @@ GENERATOR_FILE = ".safetensors"
 
 
 def label(generator: str) -> str:
-    """What tables and folders call a generator: a file's name without its place and ending."""
+    """Return the name of a generator in tables and folders: of a file, its name without suffix.
+
+    Example:
+        >>> label("/models/my-cats.safetensors"), label("tiny")
+        ('my-cats', 'tiny')
+    """
     return Path(generator).stem if generator.endswith(GENERATOR_FILE) else generator
 
 
 class UnknownName(ValueError):
-    """A name that is not in its family; the message lists the valid ones."""
+    """A name is not a member of its family. The message lists the valid names."""
 
 
 def names(family: str) -> list[str]:
-    """The valid names of a family."""
+    """Return the valid names of a family in alphabetical order."""
     return sorted(TABLE[family])
 
 
 def lookup(family: str, name: str) -> Any:
-    """The class or function called `name`. Raises UnknownName, naming the valid choices."""
+    """Return the class or function that is the member `name` of a family.
+
+    Raises:
+        UnknownName: There is no such member, or it cannot be imported.
+    """
     if family == "generator" and name.endswith(GENERATOR_FILE):
         return partial(import_module(_N + "generators").from_file, Path(name))
     if ":" in name:
@@ -144,6 +152,6 @@ def _outside(family: str, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UnknownName(
-            f"{family} {name!r} cannot be imported: {error}. Give package.module:Class of an "
-            "installed package"
+            f"{family} {name!r} cannot be imported: {error}. Give it as package.module:Class, from "
+            "an installed package"
         ) from error

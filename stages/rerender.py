@@ -1,4 +1,4 @@
-"""Pictures of stored refinements: the refined one again, or edits. Nothing is optimised."""
+"""Render stored refinements again, or edits of them, without any optimisation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from dhr_batch.stages.tensors import masks_to_tensor, tensor_to_images
 
 
 class Rerender:
-    """Makes the same pictures of any number of records.
+    """Renders the same edits of any number of records.
 
-    edits: direction (a shipped name or a file) and strength, each a picture of its own; without
-    any, or for strength 0, the refined picture. Raises DirectionError.
+    Args:
+        context: Resources of the generator that the run used.
+        edits: Pairs of a direction (a shipped name or a file) and a strength. Without any, or with
+            a strength of 0, the refined picture is rendered.
+
+    Raises:
+        DirectionError: A direction is unknown, or the generator cannot use it.
     """
 
     def __init__(self, context: Context, edits: Iterable[tuple[str, float]] = ()) -> None:
@@ -34,10 +39,13 @@ class Rerender:
         self.directions.setup(context)
 
     def __call__(self, record: Record) -> Record:
-        """The record with `refined`, where it is asked for, and `edits`; a forward pass each.
+        """Return the record with `edits` and, if requested, `refined`; one forward pass each.
 
-        Needs `latent`, and what the refinement left: `delta`, `feature` and `mask`. Raises
-        ArithmeticError for pictures that are not finite.
+        Args:
+            record: Needs `latent` and the results of the refinement: `delta`, `feature` and `mask`.
+
+        Raises:
+            ArithmeticError: A picture is not finite.
         """
         if self.refined:
             record = replace(record, refined=self._refined(record))
@@ -56,5 +64,7 @@ class Rerender:
             self.generator, batch(required(record.latent)), Refinement(delta, feature), masks
         )
         if not torch.isfinite(image).all():
-            raise ArithmeticError("the refined image has values that are not finite")
+            raise ArithmeticError(
+                "the refined image is not finite; check the run with: dhr-batch verify"
+            )
         return tensor_to_images(image)[0]

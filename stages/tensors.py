@@ -1,4 +1,4 @@
-"""Between the arrays of a `Record` and the tensors of a network."""
+"""Conversions between the arrays of a `Record` and the tensors of networks."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 
 def images_to_tensor(images: Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
-    """uint8 [H, W, 3] images of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+    """Convert uint8 images [H, W, 3] of one size to float32 [B, 3, H, W] in [-1, 1]."""
     batch = torch.from_numpy(np.stack(images)).to(device)
     return batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
 def tensor_to_images(batch: Tensor) -> list[np.ndarray]:
-    """float [B, 3, H, W], about [-1, 1] -> uint8 [H, W, 3] images, clamped and rounded."""
+    """Convert [B, 3, H, W] in about [-1, 1] to uint8 images [H, W, 3], rounded and clamped."""
     levels = batch.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return list(levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def masks_to_tensor(masks: Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
-    """bool [H, W] masks -> float32 [B, 1, H, W] of 0 and 1."""
+    """Convert bool masks [H, W] to float32 [B, 1, H, W] of 0 and 1."""
     return torch.from_numpy(np.stack(masks)).to(device).float().unsqueeze(1)
 
 
 def feature_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Soft mask M at the feature layer: block means of [B, 1, H, W] masks."""
+    """Return the soft mask M at the feature layer: block means of masks [B, 1, H, W]."""
     return F.adaptive_avg_pool2d(masks, size)
 
 
 def downsample(images: Tensor, size: int) -> Tensor:
-    """Area-downsample [B, C, R, R] to [B, C, size, size]; smaller images stay as they are."""
+    """Downsample [B, C, R, R] by area to [B, C, size, size]; return smaller images unchanged."""
     return F.adaptive_avg_pool2d(images, size) if images.shape[-1] > size else images
