@@ -1,4 +1,4 @@
-"""How close the renders are to the aligned photograph, and what an edit changed."""
+"""Measure how close renders are to the aligned photograph, and what an edit changed."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ RECONSTRUCTIONS = ("inverted", "refined")
 
 
 def _as_names(value: Any) -> Any:
-    """One name stands for a list of it, and `none` for an empty one."""
+    """Accept a single name for a list of one, and `none` for an empty list."""
     if isinstance(value, str):
         return () if value == "none" else (value,)
     return value
 
 
 def _in_family(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    """Refuse a name that is not in the family of networks that the option is called like."""
+    """Refuse a name that is not in the network family with the name of the option."""
     for name in names:
         if ":" not in name and name not in registry.TABLE[str(info.field_name)]:
             registry.lookup(str(info.field_name), name)
@@ -71,27 +71,26 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(_i
 
 
 class Standard(Stage):
-    """`standard`: pixel, perceptual and identity metrics, landmark scores and edit effects.
+    """`standard`: pixel, perceptual and identity metrics, landmark scores and effects of edits.
 
-    Rows are for the stages ``inverted``, ``refined`` and ``edit:<name>:<strength>``, each against
-    the aligned source. Pixel and perceptual metrics exist for the whole picture and, suffixed
-    ``_in`` and ``_out``, for the in-domain and out-of-domain part. They compare at `size` px;
-    reconstructions of larger pictures are compared at full size as well, e.g. ``psnr_1024`` and
-    ``psnr_1024_in``. ``change_in`` and ``change_out`` compare an edit with the refined picture.
-    ``score_<name>`` rows (`face_scores.Scorer`) exist for the stage ``source`` too, and
-    `Edit.effect` holds those of the edited picture.
+    There are rows for the stages ``inverted``, ``refined`` and ``edit:<name>:<strength>``:
 
-    ``identity_<network>_cosine``: cosine of the descriptors of source and render, each cut out by
-    the network's own rule (`networks.identity`). For dlib also ``identity_dlib_distance``, the
-    Euclidean distance (its threshold for one person: 0.6). Landmarks of all pictures of a record
-    are looked for in the face box of the source: they are aligned alike, and a box of its own would
-    move the landmarks. A picture in which a network finds no face has no row of it, and the record
-    a note.
+    - Pixel and perceptual metrics compare with the aligned source: the whole picture and, with the
+      suffixes ``_in`` and ``_out``, its in-domain and out-of-domain part. They compare at `size`
+      px; reconstructions of larger pictures also at full size, such as ``psnr_1024_in``.
+    - ``change_in`` and ``change_out`` compare an edit with the refined picture.
+    - ``score_<name>`` (`face_scores.Scorer`) exists for the stage ``source`` as well. The scores of
+      an edited picture are also in `EditedImage.effect`.
+    - ``identity_<network>_cosine`` is the cosine of the descriptors of source and render, each
+      cropped as its network requires (`networks.identity`). For dlib, there is also the Euclidean
+      distance ``identity_dlib_distance``, which is below 0.6 for the same person.
+    - ``truth_<name>`` compares with the ground truth of a synthetic picture (`truth`).
 
-    ``truth_<name>`` rows are against what is known of a synthetic picture (`truth`).
+    The landmarks of all pictures of a record are searched in the face box of the source. The
+    pictures are aligned alike, and another box would move the landmarks. If a network finds no face
+    in a picture, its rows are missing and the record gets a note.
 
-    Features are vectors of whole pictures at full size; they are compared as sets when the report
-    is made.
+    Features are vectors of whole pictures at full size. The report compares them as sets.
     """
 
     family = "measure"
@@ -99,10 +98,14 @@ class Standard(Stage):
     gives = frozenset({"metrics", "features"})
 
     class Options(StageOptions):
-        """perceptual, identity, features: networks by name, or `none`; each needs its own weights,
-        none is ever replaced. scores: what tells how strong an edit is, by name, or `none`.
-        landmarks: the network, or `none`. size: pixel and perceptual metrics compare larger
-        pictures at this many px, as the published tables do.
+        """Settings of `Standard`. Each list of networks may also be a single name, or `none`.
+
+        Attributes:
+            perceptual, identity, features: Networks; a missing one is never replaced by another.
+            scores: Scorers, which measure how strong an edit is.
+            landmarks: The network that finds landmarks.
+            size: Pixel and perceptual metrics compare larger pictures at this size in pixels, as
+                published tables do.
         """
 
         name: str = "standard"
@@ -120,9 +123,10 @@ class Standard(Stage):
             return self
 
     def setup(self, context: Context) -> None:
-        """Load the networks. The model registry's error names a model that is missing.
+        """Load the networks.
 
-        Raises ValueError for two scorers that give scores of one name.
+        Raises:
+            ValueError: Two scorers give a score of the same name.
         """
         super().setup(context)
         options = self.options
@@ -139,7 +143,7 @@ class Standard(Stage):
         self.landmarks: Landmarks68 | None = None
         if options.landmarks != "none":
             self.landmarks = context.network("landmarks", options.landmarks)
-        # Without landmarks their scores are not missing from a picture, they are not asked for.
+        # Without a landmark network, landmark scores are not requested instead of missing.
         scorer_names = [n for n in options.scores if n != "landmarks" or self.landmarks is not None]
         self.scorers: dict[str, Scorer] = {n: context.network("scores", n) for n in scorer_names}
         _check_names(self.scorers)
@@ -208,7 +212,7 @@ class Standard(Stage):
             shrink(source, size), small, parts_of(shrink_mask(mask, size)), native > size
         )
         if native > size:
-            # An edit is not meant to equal the source: once is enough to see how far it is.
+            # An edit is not meant to equal the source, so one size is enough for it.
             full = {stage: image for stage, image in renders.items() if stage in RECONSTRUCTIONS}
             parts = {f"_{native}{part}": where for part, where in parts_of(mask).items()}
             rows += self._rows_at(source, full, parts, True)
@@ -241,7 +245,7 @@ class Standard(Stage):
         renders: Mapping[str, np.ndarray],
         parts: Mapping[str, Part],
     ) -> dict[str, dict[str, float]]:
-        """Stage -> metric -> value. One picture at a time: the memory of one, and exact."""
+        """Return values by stage and metric, one picture at a time to save memory."""
         device = self.context.device
         target = net.features(images_to_tensor([source], device))
         weights = {
@@ -258,14 +262,14 @@ class Standard(Stage):
         return values
 
     def _portraits(self, pictures: Mapping[str, np.ndarray]) -> dict[str, Portrait]:
-        """Stage -> picture, with the landmarks of its face where one is seen."""
+        """Return the picture of each stage with the landmarks of its face, if one is detected."""
         if self.landmarks is None:
             return {stage: Portrait(image) for stage, image in pictures.items()}
         box, found_by = self.landmarks.locate(pictures["source"])
         portraits = {}
         for stage, image in pictures.items():
-            # Where the detector misses the source (profiles, occlusion), it says nothing about
-            # the renders either, and alignment alone places the face.
+            # If the detector misses the source (profiles, occluders), it says nothing about the
+            # renders either, and the face is assumed where alignment puts it.
             seen = (
                 found_by == "ffhq" or stage == "source" or self.landmarks.locate(image)[1] == "hog"
             )
@@ -309,7 +313,7 @@ def _scores(
     portraits: Mapping[str, Portrait],
     missing: dict[str, list[str]],
 ) -> dict[str, dict[str, float]]:
-    """Stage -> scores of its face. A picture that has none is added to `missing`."""
+    """Return the scores of each stage. A picture without scores is added to `missing`."""
     found = {}
     for stage, portrait in portraits.items():
         values = scorer.score(portrait)

@@ -1,7 +1,7 @@
-"""Image metrics: pure functions of 8-bit pictures, error maps and masks.
+"""Image metrics as pure functions of 8-bit pictures, error maps and masks.
 
-Pictures are compared as they are stored: 8 bits, converted to [-1, 1]. `part` limits a metric to
-some pixels (bool [H, W]); None is the whole picture.
+Pictures are compared as they are stored: 8 bits, converted to [-1, 1]. The argument `part` limits a
+metric to the pixels that are true in a mask, bool [H, W]; None means the whole picture.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-# A part smaller than this share of the image has no rows: a few pixels say nothing about it.
+# Parts below this share of the image are not measured, because a few pixels mean nothing.
 MIN_SHARE = 0.005
 _SSIM_BORDER = 3
-# Exponents of the five scales of MS-SSIM, the finest first.
+# Exponents of the five scales of MS-SSIM, finest first (Wang et al., 2003).
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW, _SIGMA = 11, 1.5
 _STABLE = ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
@@ -29,23 +29,31 @@ Part = np.ndarray | None
 
 
 def to_unit(image: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float64 in [-1, 1]."""
+    """Convert uint8 0..255 to float64 in [-1, 1]."""
     return image.astype(np.float64) / 127.5 - 1
 
 
 def mse(a: np.ndarray, b: np.ndarray, part: Part = None) -> float:
-    """Mean squared difference of uint8 [H, W, 3] pictures on [-1, 1]."""
+    """Return the mean squared difference of uint8 pictures [H, W, 3] on [-1, 1]."""
     squares = np.square(to_unit(a) - to_unit(b))
     return float(squares.mean() if part is None else squares[part].mean())
 
 
 def psnr(a: np.ndarray, b: np.ndarray, part: Part = None) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(4 / MSE): peak 2 on [-1, 1]. Infinite if equal."""
+    """Return the peak signal-to-noise ratio in dB of uint8 pictures [H, W, 3].
+
+    ``10 log10(4 / MSE)``: values in [-1, 1] have a peak of 2. Infinite for equal pictures.
+
+    Example:
+        >>> black, grey = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 51, np.uint8)
+        >>> round(psnr(black, grey), 2)
+        13.98
+    """
     return _decibels(4, mse(a, b, part))
 
 
 def psnr_ganinverter(a: np.ndarray, b: np.ndarray, part: Part = None) -> float:
-    """10 log10(2 / MSE), as printed by the GANInverter benchmark: 3.01 dB under `psnr`."""
+    """Return ``10 log10(2 / MSE)`` as the GANInverter benchmark does, 3.01 dB below `psnr`."""
     return _decibels(2, mse(a, b, part))
 
 
@@ -54,18 +62,19 @@ def _decibels(peak: float, error: float) -> float:
 
 
 def ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Structural similarity of uint8 [H, W, 3] pictures, channel mean, [H, W].
+    """Return the structural similarity of uint8 pictures [H, W, 3] at each pixel, [H, W].
 
-    Wang et al. 2004 with scikit-image's defaults: uniform 7x7 window, dynamic range 255.
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
+    with the defaults of scikit-image: uniform window of 7x7 pixels, range 255, mean of channels.
     """
     _, full = structural_similarity(a, b, channel_axis=2, data_range=255, full=True)
     return full.mean(2)
 
 
 def ssim(similarity: np.ndarray, part: Part = None) -> float:
-    """Mean of an `ssim_map` without its 3 px border, as scikit-image takes it.
+    """Return the mean of an `ssim_map` without its border of 3 px, as scikit-image does.
 
-    Nan when `part` lies in the border entirely.
+    NaN if the part lies entirely in the border.
     """
     inner = (slice(_SSIM_BORDER, -_SSIM_BORDER),) * 2
     values = similarity[inner] if part is None else similarity[inner][part[inner]]
@@ -73,12 +82,12 @@ def ssim(similarity: np.ndarray, part: Part = None) -> float:
 
 
 def ms_ssim_maps(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
-    """Similarity of uint8 [R, R, 3] pictures at five scales, float64 [r, r, 3] each.
+    """Return the similarity of uint8 pictures [R, R, 3] at five scales, float64 [r, r, 3] each.
 
-    Wang et al. 2003, "Multiscale structural similarity": contrast and structure at the four finer
-    scales, all of SSIM at the coarsest; Gaussian window of 11 px (sigma 1.5) inside the picture
-    only, scales by 2x2 means, each channel by itself. Empty for pictures under 161 px, in which
-    the coarsest scale has no room for a window.
+    Wang et al., "Multiscale Structural Similarity for Image Quality Assessment" (2003): at the four
+    finer scales ``(2 cov + C2) / (var_x + var_y + C2)``, at the coarsest all of SSIM. The window is
+    a Gaussian of 11 px (sigma 1.5) inside the picture, scales are 2x2 means, and channels are
+    independent. Empty for pictures below 161 px, whose coarsest scale is smaller than the window.
     """
     if min(a.shape[:2]) <= (_WINDOW - 1) * 2 ** (len(_SCALES) - 1):
         return []
@@ -99,10 +108,10 @@ def ms_ssim_maps(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
 
 
 def ms_ssim(maps: Sequence[np.ndarray], part: Part = None) -> float:
-    """Product of the means of `ms_ssim_maps`, each to its published power; channel mean.
+    """Return the product of the means of `ms_ssim_maps`, each to its power, as mean of channels.
 
-    Means below 0 count as 0. `part` weighs each window by the share of the part in the pixel
-    under its centre. Nan without maps, and where the part has no centre of a window at some scale.
+    Means below 0 count as 0. With a part, each window is weighted by the share of the part in the
+    pixel at its centre. NaN without maps, and if the part has no window at some scale.
     """
     if not maps:
         return math.nan
@@ -123,23 +132,25 @@ def ms_ssim(maps: Sequence[np.ndarray], part: Part = None) -> float:
 
 
 def _halved(x: np.ndarray) -> np.ndarray:
-    """2x2 means; an odd side begins with a border of 0, as in the published implementations."""
+    """Return 2x2 means. An odd side is padded by 0 at its start, as in published code."""
     odd = [(side % 2, 0) for side in x.shape[:2]]
     x = np.pad(x, odd + [(0, 0)] * (x.ndim - 2))
     return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:
-    """Means of [H, W, 3] under a Gaussian window that lies inside the picture."""
+    """Return means of [H, W, 3] under a Gaussian window that lies inside the picture."""
     taps = cv2.getGaussianKernel(_WINDOW, _SIGMA)
     inner = slice(_WINDOW // 2, -(_WINDOW // 2))
     return cv2.sepFilter2D(x, cv2.CV_64F, taps, taps)[inner, inner]
 
 
 def perceptual_distance(maps: Sequence[Tensor], part: Tensor | None = None) -> Tensor:
-    """Sum over layers of the means of error maps [B, 1, h, w], [B].
+    """Return the sum over layers of the means of error maps, [B].
 
-    part: [B, 1, H, W] weights in [0, 1]; each layer's mean is weighted by their block means.
+    Args:
+        maps: Error maps of the layers, [B, 1, h, w].
+        part: Weights of pixels in [0, 1], [B, 1, H, W]; layers are weighted by their block means.
     """
     means = []
     for m in maps:
@@ -152,12 +163,21 @@ def perceptual_distance(maps: Sequence[Tensor], part: Tensor | None = None) -> T
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of two descriptors."""
+    """Return the cosine of the angle between two descriptors.
+
+    Example:
+        >>> round(cosine(np.array([1.0, 0.0]), np.array([3.0, 4.0])), 2)
+        0.6
+    """
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def parts_of(mask: np.ndarray) -> dict[str, Part]:
-    """Suffix -> part: the whole picture, and ``_in`` and ``_out`` where they reach `MIN_SHARE`."""
+    """Return the parts of a picture by the suffix of their metrics.
+
+    The whole picture has the suffix "". The in-domain part ``_in`` and the out-of-domain part
+    ``_out`` are left out if they are smaller than `MIN_SHARE`.
+    """
     parts: dict[str, Part] = {"": None}
     for suffix, part in (("_in", mask), ("_out", ~mask)):
         if part.mean() >= MIN_SHARE:
@@ -168,7 +188,7 @@ def parts_of(mask: np.ndarray) -> dict[str, Part]:
 def pixel_metrics(
     source: np.ndarray, image: np.ndarray, parts: Mapping[str, Part]
 ) -> dict[str, float]:
-    """psnr, psnr_ganinverter, mse, ssim and ms_ssim of uint8 pictures for each of `parts`."""
+    """Return psnr, psnr_ganinverter, mse, ssim and ms_ssim of uint8 pictures for each part."""
     similarity, scales = ssim_map(source, image), ms_ssim_maps(source, image)
     values: dict[str, float] = {}
     for suffix, part in parts.items():
@@ -182,13 +202,13 @@ def pixel_metrics(
 
 
 def change(before: np.ndarray, after: np.ndarray, parts: Mapping[str, Part]) -> dict[str, float]:
-    """`change_in`, `change_out`: mean absolute difference on [-1, 1] in each part of the mask."""
+    """Return `change_in` and `change_out`, mean absolute differences on [-1, 1] in these parts."""
     difference = np.abs(to_unit(after) - to_unit(before))
     return {f"change{s}": float(difference[p].mean()) for s, p in parts.items() if p is not None}
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """A uint8 picture [R, R, 3] at `size` px if it is larger (Pillow's antialiased bilinear)."""
+    """Return a uint8 picture [R, R, 3] at no more than `size` px (bilinear with antialiasing)."""
     if image.shape[0] <= size:
         return image
     small = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
@@ -196,7 +216,7 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """A bool mask [R, R] at `size` px if it is larger: true where at least half of a block is."""
+    """Return a bool mask [R, R] at no more than `size` px, true where half of a block is true."""
     if mask.shape[0] <= size:
         return mask
     levels = Image.fromarray(mask.astype(np.uint8) * 255)

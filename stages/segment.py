@@ -1,8 +1,12 @@
-"""Domain-Specific Segmentation: which part of a photograph the generator can represent.
+"""Domain-Specific Segmentation: find the part of a photograph that the generator can represent.
 
 Cao et al., "What Decreases Editing Capability? Domain-Specific Hybrid Refinement for Improved GAN
 Inversion" (WACV 2024). Superpixels whose perceptual error under the inversion is small, and whose
-content belongs to a face, are in-domain; everything else is out-of-domain.
+content belongs to a face, are in-domain; everything else is out-of-domain. For a superpixel S_k:
+
+    d_k = sum_l mean of error map l over S_k            its error
+    c_k = argmax_c sum of P(c, p) over p in S_k         its class
+    m(p) = [d_k < threshold(c_k)] [P(foreign classes, p) < 0.5]
 """
 
 from __future__ import annotations
@@ -28,22 +32,22 @@ from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.tensors import downsample, images_to_tensor
 
-# Classes a face generator does not represent: their pixels are out-of-domain whatever the error.
+# Classes that a face generator does not represent. Their pixels are always out-of-domain.
 FOREIGN_CLASSES = tuple(INDEX[n] for n in ("background", "cloth", "hat", "earring", "necklace"))
 FACE_CLASS = INDEX["face"]
 PART_CLASSES = tuple(range(INDEX["right_ear"], INDEX["upper_lip"] + 1))
 MOUTH_CLASSES = tuple(INDEX[n] for n in ("inner_mouth", "lower_lip", "upper_lip"))
-# How far from the lips a superpixel still is at the mouth, as a share of the picture's side.
+# Distance from the lips up to which a superpixel is at the mouth, in sides of the picture.
 MOUTH_REACH = 0.04
 NO_FACE_NOTE = "segment: no face found by the parser, so the mask comes from the error alone"
 
 
 class Thresholds(BaseModel):
-    """Largest error of an in-domain superpixel, by its class; sums of layer means.
+    """Largest error d_k of an in-domain superpixel, by its class.
 
-    They belong to one perceptual network, resolution and inversion: see
-    ``dhr_batch.fitting.thresholds``. The published values are 0.7, 0.8 and 0.6 for VGG16-LPIPS at
-    1024 px.
+    Thresholds are valid for one perceptual network, resolution and inversion;
+    ``python -m dhr_batch.fitting.thresholds`` calibrates them. The defaults are the published
+    values, for VGG16-LPIPS at 1024 px.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,21 +55,21 @@ class Thresholds(BaseModel):
     face: float = Field(default=0.7, description="skin")
     parts: float = Field(default=0.8, description="ears, brows, eyes, nose, mouth")
     other: float = Field(
-        default=0.6, description="hair, neck, glasses; everything where no face is found"
+        default=0.6, description="hair, neck, glasses; everything if no face is found"
     )
     relative: float | None = Field(
         default=None,
         gt=0,
-        description="an error above this many medians of the face is out-of-domain as well",
+        description="errors above this multiple of the median over the face are out-of-domain too",
     )
     mouth: float = Field(
         default=1.0,
         ge=1,
-        description="superpixels at the mouth have thresholds this many times as large",
+        description="factor of the thresholds of superpixels at the mouth",
     )
 
     def of_class(self) -> np.ndarray:
-        """Threshold of each of the 19 classes, float64 [19]."""
+        """Return the threshold of each class, float64 [19]."""
         table = np.full(len(CLASSES), self.other)
         table[list(PART_CLASSES)] = self.parts
         table[FACE_CLASS] = self.face
@@ -74,11 +78,16 @@ class Thresholds(BaseModel):
     def of_superpixels(
         self, errors: np.ndarray, classes: np.ndarray, sizes: np.ndarray
     ) -> np.ndarray:
-        """Threshold of each superpixel, float64 [K + 1]; sizes in pixels.
+        """Return the threshold of each superpixel, float64 [K + 1].
 
-        With `relative`, a face that is inverted well gets smaller thresholds, all by one factor:
-        what differs on it far more than the rest is foreign, however small the difference. A face
-        that is inverted badly keeps the thresholds as they are.
+        With `relative`, all thresholds of a face that is inverted well are multiplied by one factor
+        below 1. Whatever differs far more than the rest of the face is then foreign, even if the
+        difference is small. The thresholds of a face that is inverted badly do not change.
+
+        Args:
+            errors: Errors d_k, [K + 1].
+            classes: Classes c_k, int [K + 1].
+            sizes: Sizes of the superpixels in pixels, int [K + 1].
         """
         table = self.of_class()
         face = np.isin(classes, [FACE_CLASS, *PART_CLASSES]) & (sizes > 0) & np.isfinite(errors)
@@ -95,9 +104,14 @@ def superpixels(
     sigma: float = 1,
     bgr: bool = False,
 ) -> np.ndarray:
-    """SLIC superpixels (Achanta et al., 2012). uint8 RGB [H, W, 3] -> labels int [H, W] from 1.
+    """Return SLIC superpixels (Achanta et al., 2012), labels int [H, W] from 1.
 
-    bgr: swap red and blue first, as the published implementation does by accident.
+    Args:
+        image: uint8 RGB [H, W, 3].
+        n_segments: Approximate number of superpixels.
+        compactness: Weight of the distance in the image against that of colours.
+        sigma: Width in pixels of the Gaussian that smooths the image first.
+        bgr: Swap red and blue first, as the published implementation does by mistake.
     """
     pixels = image[..., ::-1] if bgr else image
     return slic(
@@ -110,7 +124,12 @@ def superpixels(
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest resize of [H, W] to `size`, taking pixel floor(i * H / h) as torch does."""
+    """Resize [H, W] to `size`, taking for row i the row floor(i H / h), as torch does.
+
+    Example:
+        >>> nearest(np.arange(5)[None], (1, 3))
+        array([[0, 1, 3]])
+    """
     height, width = labels.shape
     rows = np.arange(size[0]) * height // size[0]
     columns = np.arange(size[1]) * width // size[1]
@@ -118,10 +137,18 @@ def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def superpixel_errors(deltas: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """Error d_k of every superpixel: the sum over layers of its mean error, float64 [K + 1].
+    """Return the error d_k of every superpixel: the sum over layers of its mean error.
 
-    deltas: error maps [h_l, w_l]; labels: int [H, W] in 0..K. NaN where a superpixel covers no
-    cell of some layer, and for labels that do not occur.
+    Args:
+        deltas: Error maps of the layers, [h_l, w_l].
+        labels: Superpixels, int [H, W] in 0..K.
+
+    Returns:
+        float64 [K + 1]. NaN if a superpixel covers no cell of some layer or does not occur.
+
+    Example:
+        >>> superpixel_errors([np.array([[1.0, 3.0], [0.0, 0.0]])], np.array([[0, 0], [1, 1]]))
+        array([2., 0.])
     """
     count = int(labels.max()) + 1
     total = np.zeros(count)
@@ -135,16 +162,26 @@ def superpixel_errors(deltas: Sequence[np.ndarray], labels: np.ndarray) -> np.nd
 
 
 def superpixel_classes(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Class c_k with the largest summed probability. probs: [19, H, W]. Returns int [K + 1]."""
+    """Return the class c_k of every superpixel, which has the largest summed probability.
+
+    Args:
+        probs: Class probabilities, [19, H, W].
+        labels: Superpixels, int [H, W] in 0..K.
+
+    Returns:
+        int [K + 1].
+    """
     count, flat = int(labels.max()) + 1, labels.ravel()
     sums = [np.bincount(flat, p.ravel().astype(np.float64), minlength=count) for p in probs]
     return np.argmax(sums, axis=0)
 
 
 def at_mouth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which superpixels have a pixel within `MOUTH_REACH` of the lips.
+    """Return which superpixels have a pixel within `MOUTH_REACH` of the lips, bool [K + 1].
 
-    probs: [19, H, W]; labels: int [H, W] in 0..K. Returns bool [K + 1].
+    Args:
+        probs: Class probabilities, [19, H, W].
+        labels: Superpixels, int [H, W] in 0..K.
     """
     lips = np.isin(probs.argmax(0), MOUTH_CLASSES)
     found = np.zeros(int(labels.max()) + 1, bool)
@@ -160,16 +197,19 @@ def domain_mask(
     probs: np.ndarray | None,
     thresholds: Thresholds,
 ) -> np.ndarray:
-    """In-domain mask m = A * B, bool [H, W].
+    """Return the in-domain mask m = A B, bool [H, W].
 
-    A: the superpixel's error is below the threshold of its class, `thresholds.mouth` times as large
-    at the mouth. A superpixel so small that it vanishes at some layer has no error (NaN) and is
-    out-of-domain. B: the pixel is more likely part of a face, neck or hair than background, cloth,
-    hat, earring or necklace.
+    A is true where the error of the superpixel is below the threshold of its class, which at the
+    mouth is multiplied by `thresholds.mouth`. A superpixel too small for a cell at some layer has
+    no error (NaN) and is out-of-domain. B is true where a pixel is more likely part of a face, neck
+    or hair than of the foreign classes. A mask of a single value is a valid result.
 
-    deltas: error maps, finest first, any sizes; None leaves out A. labels: superpixels, int [H, W].
-    probs: [19, H, W], or None where no face was found: then every superpixel has class 0 and B is
-    true everywhere. A mask of one value everywhere is a legal result.
+    Args:
+        deltas: Error maps of any sizes, finest first. If None, A is left out.
+        labels: Superpixels, int [H, W] in 0..K.
+        probs: Class probabilities, [19, H, W]. If None (no face), every superpixel has class 0 and
+            B is true everywhere.
+        thresholds: Thresholds of the classes.
     """
     inside = np.ones(labels.shape, bool)
     if deltas is not None:
@@ -190,11 +230,14 @@ def domain_mask(
 class DomainSpecific(Stage):
     """`dhr`: labels and in-domain mask of each record.
 
-    source `embedding` takes the error of the record's own render. `mean_row` takes that of a W
-    code, the mean of the rows of the record's own: it shows what a face generator knows, without
-    the occluders and glasses that a long W+ optimisation imitates, and costs one render. `coarse`
-    optimises a W code for `coarse_steps` steps, from the generator's mean code on. `projection`
-    does it as published, with optimised noise maps, which needs StyleGAN2.
+    The option `source` selects the render whose error is measured:
+
+    - `embedding`: the render of the embedding.
+    - `mean_row`: the render of a W code, the mean of the rows of the embedding. It shows what a
+      face generator knows, without the occluders and glasses that a long W+ optimisation imitates,
+      and costs one forward pass.
+    - `coarse`: a W code that is optimised for `coarse_steps` steps from the mean code.
+    - `projection`: the same with optimised noise maps, as published. Needs StyleGAN2.
     """
 
     family = "segment"
@@ -205,21 +248,21 @@ class DomainSpecific(Stage):
         name: str = "dhr"
         parser: str = "landmarks"
         perceptual: str = "st_lpips_alex"
-        segments: int = Field(200, ge=1, description="superpixels asked for")
-        compactness: float = Field(30.0, gt=0)
+        segments: int = Field(200, ge=1, description="approximate number of superpixels")
+        compactness: float = Field(30.0, gt=0, description="weight of distance against colour")
         thresholds: Thresholds = Thresholds()
         source: Literal["coarse", "embedding", "mean_row", "projection"] = "embedding"
-        coarse_steps: int = Field(40, ge=1)
-        coarse_rate: float = Field(0.1, gt=0)
+        coarse_steps: int = Field(40, ge=1, description="steps of `coarse` and `projection`")
+        coarse_rate: float = Field(0.1, gt=0, description="their Adam learning rate")
         error_layers: int | None = Field(
             None,
             ge=1,
-            description="error of this many of the finest layers only, which see less of what lies "
-            "beside a superpixel; null: of all",
+            description="number of layers, the finest, whose errors count: they see less of the "
+            "surroundings of a superpixel; null: all",
         )
         error_size: int = Field(256, ge=32, description="errors are measured at this size")
         bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
-        error: bool = Field(True, description="use the error term; false leaves parsing only")
+        error: bool = Field(True, description="use errors; false: the parser alone")
 
     def models(self, aligned: bool) -> set[str]:
         if self.options.error:
@@ -240,7 +283,7 @@ class DomainSpecific(Stage):
         return [self._segment(*pair) for pair in zip(records, deltas, strict=True)]
 
     def errors(self, records: Sequence[Record]) -> list[list[np.ndarray]]:
-        """Error maps of each record, finest first, float32 [h_l, w_l]."""
+        """Return the error maps of each record, finest first, float32 [h_l, w_l]."""
         images = images_to_tensor([required(r.image) for r in records], self.context.device)
         if self.options.source == "coarse":
             renders = self._coarse(images)
@@ -251,7 +294,7 @@ class DomainSpecific(Stage):
             renders = self._project(images, [r.image_id for r in records])
         else:
             renders = images_to_tensor([required(r.inverted) for r in records], self.context.device)
-        # The thresholds belong to one size, whatever the generator's.
+        # Thresholds are valid for one size, which must not depend on the generator.
         size = self.options.error_size
         found = error_maps(self.perceptual, downsample(renders, size), downsample(images, size))
         return [maps[: self.options.error_layers] for maps in found]
@@ -260,14 +303,17 @@ class DomainSpecific(Stage):
         if not isinstance(self.generator, StyleGAN2):
             raise ValueError(
                 "segment.source=projection optimises noise maps, which only StyleGAN2 has: choose "
-                "such a generator, or segment.source=mean_row"
+                "a StyleGAN2 as generator, or set segment.source=mean_row"
             )
         fixed = torch.Generator().manual_seed(self.context.seed)
         z = torch.randn(projection.SAMPLES, projection.STYLE_WIDTH, generator=fixed)
         self.w_mean, self.w_std = projection.statistics(self.generator, z.to(self.context.device))
 
     def _project(self, images: torch.Tensor, image_ids: Sequence[str]) -> torch.Tensor:
-        """The last render of a projection, not clamped. Its draws depend on the image ids alone."""
+        """Return the last render of a projection, not clamped.
+
+        Random numbers depend only on the seed and the image ids.
+        """
         seeds = [zlib.crc32(f"{self.context.seed}:{name}".encode()) for name in image_ids]
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -313,7 +359,7 @@ class DomainSpecific(Stage):
 
 @torch.no_grad()
 def mean_row_render(generator: Generator, codes: torch.Tensor) -> torch.Tensor:
-    """Renders [B, 3, R, R] of the mean of the rows of W+ codes [B, L, 512] that reach the image."""
+    """Render the mean of the live rows of W+ codes [B, L, 512], [B, 3, R, R]."""
     return generator.synthesize(generator.broadcast(codes[:, generator.live_rows].mean(1)))
 
 
@@ -321,9 +367,10 @@ def mean_row_render(generator: Generator, codes: torch.Tensor) -> torch.Tensor:
 def error_maps(
     perceptual: Perceptual, renders: torch.Tensor, images: torch.Tensor
 ) -> list[list[np.ndarray]]:
-    """Perceptual error maps of renders against images, both [B, 3, R, R] in [-1, 1].
+    """Return perceptual error maps of renders against images, both [B, 3, R, R] in [-1, 1].
 
-    Returns for each image its layers' maps, float32 [h_l, w_l], finest first.
+    Returns:
+        For each image the maps of its layers, float32 [h_l, w_l], finest first.
     """
     layers = perceptual.maps(renders, perceptual.features(images))
     arrays = [layer[:, 0].float().cpu().numpy() for layer in layers]
