@@ -1,4 +1,4 @@
-"""Face alignment as in FFHQ (Karras et al., 2019): a rotated square from eyes and mouth."""
+"""Face alignment as in FFHQ (Karras et al., 2019): a rotated square around eyes and mouth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# A crop that is mostly invented shows the filling, not the person.
+# Largest share of a crop that may lie outside the photograph, where it can only be filled.
 _MOST_OUTSIDE = 0.7
 
 
@@ -47,22 +47,22 @@ class _Choice:
 
 
 class FFHQAlign(Stage):
-    """Decodes each file, finds the face and cuts the FFHQ crop at the generator's resolution.
+    """`ffhq`: decode each file, find the face and cut the FFHQ crop at the generator's resolution.
 
-    Images of datasets declared aligned are only resized; they must be square.
+    Images of datasets that are declared aligned are only resized; they must be square.
     """
 
     class Options(StageOptions):
         name: str = "ffhq"
         landmarks: Literal["mtcnn5", "dlib68"] = Field(
-            "mtcnn5", description="the detector's own five points, or dlib's 68"
+            "mtcnn5", description="landmarks: five of the detector, or 68 of dlib"
         )
         face: Literal["largest", "central", "only"] = Field(
-            "largest", description="which of several faces is taken; `only` refuses such images"
+            "largest", description="which of several faces to take; `only` refuses such images"
         )
-        max_megapixels: float = Field(64, gt=0, description="larger files are not decoded")
-        min_face: float = Field(20, ge=0, description="shorter side of the face box in pixels")
-        min_score: float = Field(0.95, ge=0, le=1, description="least score of the detector")
+        max_megapixels: float = Field(64, gt=0, description="larger images are refused")
+        min_face: float = Field(20, ge=0, description="smallest side of a face in pixels")
+        min_score: float = Field(0.95, ge=0, le=1, description="smallest score of a face")
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     gives: ClassVar[frozenset[str]] = frozenset({"image", "quad", "source_size"})
@@ -80,7 +80,11 @@ class FFHQAlign(Stage):
                 self.landmarks68 = context.network("landmarks", "dlib68")
 
     def process(self, records: Sequence[Record]) -> list[Record]:
-        """Bad images come back as failures, so that one of them never repeats work for the rest."""
+        """Align records.
+
+        Images that fail are returned with a failure instead of raising, so that the work for the
+        rest of the batch is not repeated.
+        """
         opened = [self._attempt(record, self._open, record) for record in records]
         photos = [o for o in opened if isinstance(o, _Photo)]
         if self.context.aligned:
@@ -98,7 +102,7 @@ class FFHQAlign(Stage):
 
     def _open(self, record: Record) -> _Photo:
         if record.data is None:
-            raise ValueError(f"{record.image_id}: the file's content is missing")
+            raise ValueError(f"{record.image_id}: the record has no content of a file")
         pixels, notes = decode(record.data, self.options.max_megapixels)
         return _Photo(record, pixels, notes)
 
@@ -107,8 +111,8 @@ class FFHQAlign(Stage):
         if height != width:
             raise ImageError(
                 "not_square",
-                f"{width} x {height} pixels, but the dataset is declared aligned: aligned faces "
-                "are square; set aligned: false to search for the face",
+                f"the image has {width} x {height} pixels, but its dataset is declared aligned and "
+                "aligned images are square; set aligned: false to search for the face",
             )
         image = Image.fromarray(photo.pixels)
         if width != self.size:
@@ -134,19 +138,19 @@ class FFHQAlign(Stage):
         sure = [f for f in faces if f.score >= self.options.min_score]
         if not sure:
             best = max((f.score for f in faces), default=None)
-            hint = "" if best is None else f" (best score {best:.2f}; see align.min_score)"
+            hint = "" if best is None else f" (best score {best:.2f}; lower align.min_score)"
             raise ImageError("no_face", f"no face was found{hint}")
         usable = [f for f in sure if f.side >= self.options.min_face]
         if not usable:
             raise ImageError(
                 "face_too_small",
-                f"the largest face is {sure[0].side:.0f} px wide, align.min_face is "
+                f"the largest face has {sure[0].side:.0f} px, but align.min_face is "
                 f"{self.options.min_face:g}",
             )
         if self.options.face == "only" and len(usable) > 1:
             raise ImageError(
                 "several_faces",
-                f"{len(usable)} faces were found; align.face=largest takes the largest",
+                f"{len(usable)} faces were found; set align.face=largest to take the largest",
             )
         index = 0
         if self.options.face == "central":

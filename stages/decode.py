@@ -1,4 +1,4 @@
-"""Bytes of an untrusted image file -> upright sRGB pixels, or an `ImageError` that says why not."""
+"""Decode untrusted image files to upright sRGB pixels, or raise an `ImageError` with the reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.base import ImageError
 
-# Pillow registers over 40 openers; some start other programs (EPS: Ghostscript).
+# Pillow can open over 40 formats, for some of which it starts other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 MIN_SIDE = 16
 
-# What Pillow's parsers have been seen to raise on damaged files; anything else is a bug of ours.
+# Exceptions that Pillow's parsers raise for damaged files. Any other one is a bug of this module.
 _DAMAGE = (
     ArithmeticError, AttributeError, AssertionError, EOFError, LookupError, NotImplementedError,
     OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
@@ -46,13 +46,20 @@ _ORIENTATION_TAG = 0x0112
 def decode(data: bytes, max_megapixels: float = 64) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file.
 
-    Applies the EXIF orientation and converts the ICC profile to sRGB. Transparency is laid on
-    white. 16-bit, 32-bit and float samples are scaled to 8 bits. Of several frames or pages the
-    first is taken. The size is checked before any pixel is decoded.
+    The EXIF orientation is applied and the ICC profile is converted to sRGB. Transparent pixels are
+    blended with white. Samples of 16 and 32 bits and floats are scaled to 8 bits. Of several frames
+    or pages the first is taken. The size is checked before any pixel is decoded.
 
-    Returns uint8 [H, W, 3] and notes on what was changed.
-    Raises ImageError with the class `empty`, `not_an_image`, `unsupported`, `truncated`,
-    `damaged`, `too_large` or `too_small`, and never another exception for bad data.
+    Args:
+        data: Content of the file.
+        max_megapixels: Larger images are refused.
+
+    Returns:
+        Pixels, uint8 [H, W, 3], and notes on what was changed.
+
+    Raises:
+        ImageError: The file cannot be decoded. Its class is `empty`, `not_an_image`, `unsupported`,
+            `truncated`, `damaged`, `too_large` or `too_small`. Bad data raises no other exception.
     """
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
@@ -79,19 +86,22 @@ def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
     if width * height > max_megapixels * 1e6:
         raise ImageError(
             "too_large",
-            f"{width} x {height} is {width * height / 1e6:.1f} megapixels, the limit is "
-            f"{max_megapixels:g}: raise align.max_megapixels or reduce the image",
+            f"the image of {width} x {height} pixels has {width * height / 1e6:.1f} megapixels, "
+            f"the limit is {max_megapixels:g}; raise align.max_megapixels or reduce the image",
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(
-            "too_small", f"{width} x {height} pixels; at least {MIN_SIDE} per side are needed"
+            "too_small",
+            f"the image has {width} x {height} pixels; at least {MIN_SIDE} per side are needed",
         )
 
 
 def _unidentified(data: bytes) -> ImageError:
     for magic, name in _MAGIC:
         if data.startswith(magic) and len(data) > len(magic):
-            return ImageError("damaged", f"starts like a {name} file but its header is unreadable")
+            return ImageError(
+                "damaged", f"the file begins like {name}, but its header cannot be read"
+            )
     head = data.lstrip()[:16].lower()
     for magic, name in _OTHER:
         if data.startswith(magic) or head.startswith(magic.lower()):
@@ -99,7 +109,7 @@ def _unidentified(data: bytes) -> ImageError:
     if data[4:8] == b"ftyp":
         return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
     return ImageError(
-        "not_an_image", f"the content is no image in a known format; {_convert_hint()}"
+        "not_an_image", f"the file is not an image of a known format; {_convert_hint()}"
     )
 
 
@@ -134,7 +144,7 @@ def _to_rgb(image: ImageFile.ImageFile) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    # Every format describes its samples in its own way; the raw mode is named in all of them.
+    # Formats describe their samples in different ways, but all name the raw mode.
     return ";16" in str(getattr(image, "tile", "")) or image.mode.startswith("I;16")
 
 
@@ -142,7 +152,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DAMAGE:
-        # Broken metadata leaves the pixels as they are stored.
+        # With broken metadata, the pixels are taken as they are stored.
         return 1
 
 
@@ -155,7 +165,7 @@ def _frames(image: Image.Image) -> int:
 
 
 def _flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Any Pillow mode -> L, RGB, CMYK or LAB without transparency."""
+    """Convert any mode of Pillow to L, RGB, CMYK or LAB without transparency."""
     mode = image.mode
     if mode.startswith("I;16"):
         return _scaled(np.asarray(image).astype(np.float64), 65535.0), []
@@ -182,7 +192,10 @@ def _scaled(values: np.ndarray, white: float) -> Image.Image:
 
 
 def _stretch(values: np.ndarray, mode: str) -> tuple[Image.Image, list[str]]:
-    """32-bit integers and floats have no fixed white; the smallest usual one that fits is taken."""
+    """Scale 32-bit integers and floats to 8 bits.
+
+    They have no fixed white, so the smallest usual value of white that fits is taken.
+    """
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
@@ -209,7 +222,7 @@ def _to_srgb(image: Image.Image, icc: Any) -> tuple[Image.Image, list[str]]:
     except _DAMAGE:
         return image.convert("RGB"), ["unreadable ICC profile ignored"]
     if space != {"L": "GRAY"}.get(image.mode, image.mode):
-        # A colour profile on pixels of another kind: common after careless conversions.
+        # Careless conversions often leave a colour profile on pixels of another kind.
         return image.convert("RGB"), [f"ICC profile {name!r} ignored: made for {space}"]
     if name.lower().startswith("srgb"):
         return image.convert("RGB"), []

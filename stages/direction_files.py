@@ -1,4 +1,4 @@
-"""Where edit directions come from: files, and the shipped sets that are chosen by name."""
+"""Read edit directions from files and from the shipped sets, which are chosen by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 
 STYLE_WIDTH = 512
 FITS = "[512], [1, 512], [L, 512] or [1, L, 512]"
-# How numpy and torch report a file that is not of its format, depending on its first bytes.
+# Exceptions of numpy and torch for a damaged file; which one depends on its first bytes.
 DAMAGED = (
     OSError,
     EOFError,
@@ -31,15 +31,19 @@ LENGTH_UNIT = "the length of the vector in the file"
 
 
 class DirectionError(ValueError):
-    """A direction that cannot be found or used; the message names it and says what fits."""
+    """A direction cannot be found or used. The message names it and what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """An edit direction. array: float32 [512] (all rows) or [L, 512] (row by row).
+    """An edit direction.
 
-    sha256: of the array's bytes, so one direction has one digest in every file format.
-    unit: what strength 1 means. source: the file it came from.
+    Attributes:
+        name: Name of the edit.
+        array: float32 [512] for all rows alike, or [L, 512] row by row.
+        sha256: Checksum of the bytes of the array, which is independent of the file format.
+        unit: What strength 1 means.
+        source: The file that it comes from.
     """
 
     name: str
@@ -50,26 +54,36 @@ class Direction:
 
 
 def digest(array: np.ndarray) -> str:
-    """sha256 of a direction's float32 little-endian bytes."""
+    """Return the sha256 of a direction as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(array, "<f4").tobytes()).hexdigest()
 
 
 def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
-    """A checked direction: drops a leading axis of one image, converts to float32.
+    """Return a direction from an array after checking it.
 
-    Raises DirectionError for a shape other than [512], [1, 512], [L, 512], [1, L, 512], for
-    numbers that are not finite, and for a vector of zeros.
+    Args:
+        name: Name of the edit.
+        array: Numbers of shape [512], [1, 512], [L, 512] or [1, L, 512].
+        unit: What strength 1 means.
+        source: The file, for messages.
+
+    Raises:
+        DirectionError: The array has another shape, is not finite or is zero everywhere.
+
+    Example:
+        >>> from_array("mine", np.ones((1, 1, 512)), "1", "mine.npy").array.shape
+        (512,)
     """
     array = np.asarray(array)
     shape = list(array.shape)
     if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 3 or shape[-1] != STYLE_WIDTH:
         raise DirectionError(
-            f"{source}: {array.dtype} of shape {shape} is no direction; "
+            f"{source}: an array of {array.dtype} and shape {shape} is not a direction; "
             f"expected numbers of shape {FITS}"
         )
     if array.ndim == 3 and shape[0] != 1:
         raise DirectionError(
-            f"{source}: shape {shape} holds {shape[0]} directions; save one a file, of shape {FITS}"
+            f"{source}: shape {shape} holds {shape[0]} directions; save one per file, as {FITS}"
         )
     array = array[0] if array.ndim == 3 else array
     array = array[0] if array.shape == (1, STYLE_WIDTH) else array
@@ -95,11 +109,13 @@ def _read_npz(path: Path, key: str) -> Any:
         names = archive.files
         if not key and len(names) != 1:
             raise DirectionError(
-                f"{path}: holds {len(names)} arrays; write {path}#NAME, "
-                f"NAME one of {', '.join(names)}"
+                f"{path}: the file holds {len(names)} arrays; choose one as {path}#NAME, with NAME "
+                f"one of {', '.join(names)}"
             )
         if key and key not in names:
-            raise DirectionError(f"{path}: holds no array {key!r}, only {', '.join(names)}")
+            raise DirectionError(
+                f"{path}: the file has no array {key!r}; choose from: {', '.join(names)}"
+            )
         return archive[key or names[0]]
 
 
@@ -109,7 +125,7 @@ def _read_torch(path: Path, key: str) -> Any:
     value = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(value, torch.Tensor):
         raise DirectionError(
-            f"{path}: holds a {type(value).__name__}, not a tensor of shape {FITS}"
+            f"{path}: the file holds a {type(value).__name__}; expected a tensor of shape {FITS}"
         )
     return value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
 
@@ -123,23 +139,31 @@ READERS: dict[str, Callable[[Path, str], Any]] = {
 
 
 def read(path: str) -> Direction:
-    """The direction in a .npy, .pt (a tensor) or .npz file; `FILE.npz#NAME` picks one of several.
+    """Read the direction in a .npy, .npz or .pt file.
 
-    Raises DirectionError naming the file when it is missing, unreadable or of another shape.
+    Args:
+        path: The file; `FILE.npz#NAME` selects one of several arrays. A .pt file holds a tensor.
+
+    Raises:
+        DirectionError: The file is missing or damaged, or its content is not a direction.
     """
     text, _, key = path.partition("#") if ".npz#" in path.lower() else (path, "", "")
     file = Path(text).expanduser()
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DirectionError(f"{path}: not a direction file; readable are {', '.join(READERS)}")
+        raise DirectionError(
+            f"{path}: directions are not read from this format; supported are {', '.join(READERS)}"
+        )
     if not file.is_file():
-        raise DirectionError(f"{path}: no such file")
+        raise DirectionError(f"{path}: there is no such file")
     try:
         array = reader(file, key)
     except DirectionError:
         raise
     except DAMAGED as error:
-        raise DirectionError(f"{path}: cannot be read as {file.suffix}: {error}") from error
+        raise DirectionError(
+            f"{path}: the file cannot be read as {file.suffix}: {error}"
+        ) from error
     return from_array(key or file.stem, array, LENGTH_UNIT, path)
 
 
@@ -147,54 +171,68 @@ def read(path: str) -> Direction:
 
 
 def sets_folder() -> Path:
-    """The folder of the shipped sets (a .yaml beside its .npz)."""
+    """Return the folder of the shipped sets, each a .yaml file beside an .npz file."""
     return Path(str(resources.files("dhr_batch.configs"))) / "edits"
 
 
 def describe_set(file: Path) -> dict[str, Any]:
-    """The YAML of a set. Raises DirectionError when it does not describe one."""
+    """Return the content of the YAML file of a set.
+
+    Raises:
+        DirectionError: The file does not describe a set.
+    """
     data = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(data, dict) or not isinstance(data.get("directions"), dict):
-        raise DirectionError(f"{file}: not a set of directions (no 'directions' in it)")
+        raise DirectionError(f"{file}: not a set of directions, because 'directions' is missing")
     return data
 
 
 def shipped() -> dict[str, Path]:
-    """Name of every shipped direction -> the YAML that describes it."""
+    """Return the name of every shipped direction with the YAML file that describes it."""
     found: dict[str, Path] = {}
     for file in sorted(sets_folder().glob("*.yaml")):
         for name in describe_set(file)["directions"]:
             if name in found:
-                raise DirectionError(f"{file}: direction {name!r} is already in {found[name]}")
+                raise DirectionError(
+                    f"{file}: direction {name!r} is also in {found[name]}; rename one of them"
+                )
             found[name] = file
     return found
 
 
 def read_shipped(name: str, file: Path) -> Direction:
-    """The direction `name` of the set described by `file`; its digest must be the stated one."""
+    """Read the direction `name` of the set that `file` describes.
+
+    Raises:
+        DirectionError: Its checksum is not the stated one.
+    """
     about = describe_set(file)["directions"][name]
     archive = file.with_suffix(".npz")
     array = _read_npz(archive, name)
     direction = from_array(name, array, str(about["unit"]), f"{archive.name}#{name}")
     if direction.sha256 != about["sha256"]:
-        raise DirectionError(f"{archive}: {name!r} is not the array that {file.name} describes")
+        raise DirectionError(
+            f"{archive}: {name!r} is not the array that {file.name} describes; install the package "
+            "again, or write both files again"
+        )
     return direction
 
 
 def resolve(choice: str) -> Direction:
-    """A direction by its shipped name, or by path.
+    """Return a direction by its shipped name or by path.
 
-    Raises DirectionError for an unknown name, listing the known ones.
+    Raises:
+        DirectionError: There is no such direction. The message lists the shipped ones.
     """
-    known = shipped()
-    if choice in known:
-        return read_shipped(choice, known[choice])
+    available = shipped()
+    if choice in available:
+        return read_shipped(choice, available[choice])
     if "/" in choice or "\\" in choice or ".npz#" in choice or Path(choice).suffix in READERS:
         return read(choice)
-    close = difflib.get_close_matches(choice, known, 1)
+    close = difflib.get_close_matches(choice, available, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise DirectionError(
         f"unknown direction {choice!r}{hint}; "
-        f"choose from: {', '.join(sorted(known)) or '(none shipped)'}; "
-        f"or name a file ({', '.join(READERS)})"
+        f"choose from: {', '.join(sorted(available)) or '(none shipped)'}; "
+        f"or give a file ({', '.join(READERS)})"
     )

@@ -1,6 +1,6 @@
-"""Edit directions in W and W+: the arithmetic of an edit, and directions from the weights alone.
+"""Edit directions in W and W+: the arithmetic of edits, and directions from the weights alone.
 
-Needs no torch to import; the arithmetic works on numpy arrays and on tensors alike.
+Importing this module does not import torch. The arithmetic works on numpy arrays and on tensors.
 """
 
 from __future__ import annotations
@@ -20,13 +20,28 @@ STYLE_WIDTH = 512
 
 
 def interfacegan(ws: Tensor, direction: Tensor, strength: float) -> Tensor:
-    """Move W+ codes [B, L, 512] by `strength` along [512], [1, 512], [L, 512] or [1, L, 512].
+    """Return ``w + strength n`` for codes w and a direction n.
 
     Shen et al., "Interpreting the Latent Space of GANs for Semantic Face Editing" (2020), eq. 4.
+
+    Args:
+        ws: W+ codes, [B, L, 512].
+        direction: [512] or [1, 512] for all rows alike, or [L, 512] or [1, L, 512].
+        strength: How far to go, in lengths of the direction.
+
+    Raises:
+        ValueError: The direction has another shape.
+
+    Example:
+        >>> interfacegan(np.zeros((1, 2, 512)), np.ones(512), 3.0)[0, :, 0]
+        array([3., 3.])
     """
     shape, rows = tuple(direction.shape), ws.shape[1]
     if shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (rows, STYLE_WIDTH), (1, rows, STYLE_WIDTH)}:
-        raise ValueError(f"direction of shape {list(shape)} does not fit codes of {rows} rows")
+        raise ValueError(
+            f"a direction of shape {list(shape)} does not fit codes of {rows} rows; give [512] or "
+            f"[{rows}, 512]"
+        )
     return ws + strength * direction
 
 
@@ -39,13 +54,26 @@ def ganspace(
     end: int,
     strength: float,
 ) -> Tensor:
-    """Move rows `start` to `end - 1` of W+ codes [B, L, 512] to a coordinate along `component`.
+    """Set the coordinate of W+ codes along a principal component.
 
-    strength: the target in standard deviations from the mean, not a step; the present coordinate
-    is read from row 0. Härkönen et al., "GANSpace" (2020), as published for StyleGAN2 inversions.
+    ``w' = w + (strength - c) std v`` with ``c = (w_0 - mean) . v / std``, w_0 being row 0. Härkönen
+    et al., "GANSpace: Discovering Interpretable GAN Controls" (2020), as used for inversions.
+
+    Args:
+        ws: W+ codes, [B, L, 512].
+        mean: Mean latent, [512].
+        component: Principal component v of length 1, [512].
+        std: Standard deviation of latents along v.
+        start, end: Rows `start` to `end` - 1 are changed.
+        strength: The new coordinate, in standard deviations from the mean.
+
+    Raises:
+        ValueError: The codes do not have these rows.
     """
     if not 0 <= start < end <= ws.shape[1]:
-        raise ValueError(f"rows {start}..{end} do not fit codes of {ws.shape[1]} rows")
+        raise ValueError(
+            f"rows {start} to {end - 1} cannot be changed in codes of {ws.shape[1]} rows"
+        )
     mean, component = mean.reshape(STYLE_WIDTH), component.reshape(STYLE_WIDTH)
     present = (ws[:, 0] - mean) @ component / std
     step = (strength - present)[:, None, None] * (std * component)
@@ -61,10 +89,21 @@ def _concatenate(parts: list[Any]) -> Any:
 
 
 def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-    """The part of `direction` [512] orthogonal to every row of `conditions` [K, 512].
+    """Return the part of a direction that is orthogonal to other directions.
 
-    InterFaceGAN's conditional manipulation for any number of conditions. The length shrinks by the
-    part that is removed. Raises ValueError when nothing is left.
+    This is the conditional manipulation of InterFaceGAN for any number of conditions. The result is
+    not rescaled.
+
+    Args:
+        direction: [512].
+        conditions: Directions along which nothing should change, [K, 512].
+
+    Raises:
+        ValueError: The direction is a combination of the conditions.
+
+    Example:
+        >>> orthogonalise(np.array([1.0, 1.0]), np.array([[0.0, 2.0]])).round(6)
+        array([1., 0.])
     """
     if not len(conditions):
         return direction
@@ -72,24 +111,38 @@ def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:
     fit = np.linalg.lstsq(basis, np.asarray(direction, np.float64), rcond=None)[0]
     rest = direction - basis @ fit
     if np.linalg.norm(rest) < 1e-6 * np.linalg.norm(direction):
-        raise ValueError("the direction lies in the span of its conditions: nothing is left of it")
+        raise ValueError(
+            "the direction is a combination of its conditions, so nothing is left of it; remove a "
+            "condition"
+        )
     return rest.astype(direction.dtype)
 
 
 def style_weights(generator: Generator, row: int) -> list[str]:
-    """Names of the modulation weights that row `row` of a W+ code drives; empty for a dead row."""
+    """Return the names of the modulation weights that a row of a W+ code reaches."""
     return [f"{name}.modulation.weight" for name in generator.modulated(row)]
 
 
 def sefa(
     generator: Generator, rows: Sequence[int], count: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Directions that change the styles of `rows` most, strongest first.
+    """Return the directions that change the styles of some rows most, strongest first.
 
-    Eigenvectors of A^T A, A being the modulation weights of the rows, one unit vector a channel
-    (Shen and Zhou, "Closed-Form Factorization of Latent Semantics in GANs", 2021, eq. 4). Returns
-    ([count, num_ws, 512] that move exactly these rows, unit vectors; [count] eigenvalues). The
-    entry of largest magnitude is positive. Raises ValueError for a row that reaches no layer.
+    These are the eigenvectors of A^T A, A being the modulation weights of the rows, each channel
+    scaled to length 1. Shen and Zhou, "Closed-Form Factorization of Latent Semantics in GANs"
+    (2021), eq. 4.
+
+    Args:
+        generator: The generator whose weights are read.
+        rows: Rows of a W+ code.
+        count: Number of directions.
+
+    Returns:
+        Directions of length 1 that move only these rows, float32 [count, num_ws, 512], their
+        largest entry being positive; and the eigenvalues, [count].
+
+    Raises:
+        ValueError: A row reaches no layer, or no row is given.
     """
     dead = [r for r in rows if not style_weights(generator, r)]
     if dead or not len(rows):
@@ -107,7 +160,13 @@ def sefa(
 
 @dataclass(frozen=True, slots=True)
 class PrincipalComponents:
-    """PCA of mapped latents. mean: [512]; components: unit rows [K, 512]; std: [K], descending."""
+    """Principal components of latents w.
+
+    Attributes:
+        mean: Mean latent, [512].
+        components: Components of length 1, [K, 512].
+        std: Standard deviations along them, [K], in descending order.
+    """
 
     mean: np.ndarray
     components: np.ndarray
@@ -117,16 +176,29 @@ class PrincipalComponents:
 def ganspace_fit(
     generator: Generator, samples: int = 100_000, components: int = 80, seed: int = 0
 ) -> PrincipalComponents:
-    """Principal components of `samples` mapped latents w (GANSpace, 2020)."""
+    """Return the principal components of seeded latents w (GANSpace, 2020).
+
+    Args:
+        generator: The generator whose mapping network is used.
+        samples: Number of latents.
+        components: Number of components, at most 512.
+        seed: Seed of the latents.
+
+    Raises:
+        ValueError: There are too few samples, or too many components.
+    """
     import torch
 
     if samples < 2 or not 0 < components <= STYLE_WIDTH:
-        raise ValueError(f"cannot take {components} components of {samples} samples")
+        raise ValueError(
+            f"{components} components of {samples} samples: at least 2 samples and 1 to "
+            f"{STYLE_WIDTH} components are possible"
+        )
     source = torch.Generator().manual_seed(seed)
     device = generator.w_mean.device
     total = np.zeros(STYLE_WIDTH)
     outer = np.zeros((STYLE_WIDTH, STYLE_WIDTH))
-    # Sums are taken about the stored mean: the covariance would lose digits about zero.
+    # Sums are relative to the stored mean, because the covariance would lose digits otherwise.
     origin = generator.w_mean.cpu().double().numpy()
     with torch.inference_mode():
         for first in range(0, samples, 4096):
@@ -145,6 +217,6 @@ def ganspace_fit(
 
 
 def _signed(vectors: np.ndarray) -> np.ndarray:
-    """Rows with their largest entry positive: eigenvectors have no sign of their own."""
+    """Return the rows with a positive largest entry, because the sign of eigenvectors is free."""
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(1)[:, None], 1)
     return vectors * np.sign(largest)

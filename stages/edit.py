@@ -1,4 +1,4 @@
-"""Editing: move the latent along directions; the refined generator and its mask stay fixed."""
+"""Editing: move the latent along directions, with a fixed refined generator and mask."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_im
 
 
 class EditOptions(BaseModel):
-    """One edit. direction: a shipped name or a file. strengths: multiples of the direction.
+    """Settings of one edit.
 
-    label: its name in tables and file names; by default the direction's name.
+    Attributes:
+        direction: A shipped name or a file.
+        strengths: Multiples of the direction.
+        label: Name of the edit in tables and files; by default that of the direction.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,17 +36,24 @@ class EditOptions(BaseModel):
     @field_validator("strengths")
     @classmethod
     def _distinct(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        # Stages of metrics are named by what is printed; -0 is 0.
+        # The metrics table names an edit by its strength as printed, in which -0 is 0.
         if len({f"{strength + 0.0:g}" for strength in strengths}) != len(strengths):
             raise ValueError(
-                f"strengths are given twice, to the six digits that name them: {list(strengths)}"
+                f"strengths must differ in their first six digits, which name the edits in tables: "
+                f"{list(strengths)}"
             )
         return strengths
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One render to make: a direction expanded to the generator's rows, and how far to go."""
+    """One render to make.
+
+    Attributes:
+        name, sha256: Name of the edit and checksum of its direction.
+        direction: The direction for every row of the generator, [num_ws, 512].
+        strength: How far to go along it.
+    """
 
     name: str
     sha256: str
@@ -52,10 +62,10 @@ class Move:
 
 
 class Directions(Stage):
-    """`directions`: ws' = ws + strength * direction, rendered with the image's own refinement.
+    """`directions`: ``w' = w + strength * direction``, rendered with the refinement of the image.
 
-    The weights, the feature and the mask of the refinement stay as they are, so
-    out-of-domain content stays in place. Strength 0 repeats the refined image.
+    Weights, feature and mask of the refinement do not change, so out-of-domain content stays in
+    place. Strength 0 returns the refined image.
     """
 
     family = "edit"
@@ -63,14 +73,23 @@ class Directions(Stage):
     gives = frozenset({"edits"})
 
     class Options(StageOptions):
-        """batch: renders at a time."""
+        """Settings of `Directions`.
+
+        Attributes:
+            edits: The edits of every image.
+            batch: Number of renders at a time.
+        """
 
         name: str = "directions"
         edits: tuple[EditOptions, ...] = (EditOptions(direction="smile"),)
         batch: int = Field(default=8, ge=1)
 
     def setup(self, context: Context) -> None:
-        """Resolve every direction. Raises DirectionError for one that the generator cannot use."""
+        """Resolve every direction.
+
+        Raises:
+            DirectionError: A direction is unknown, or the generator cannot use it.
+        """
         super().setup(context)
         self.generator: Generator = context.network("generator", context.generator)
         self.moves: list[Move] = []
@@ -80,7 +99,7 @@ class Directions(Stage):
             name = options.label or direction.name
             if name in names:
                 raise DirectionError(
-                    f"edits {names[name]!r} and {options.direction!r} are both called {name!r}: "
+                    f"edits {names[name]!r} and {options.direction!r} are both called {name!r}; "
                     "give one of them a label"
                 )
             names[name] = options.direction
@@ -128,7 +147,7 @@ class Directions(Stage):
         feature: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """Render codes [B, L, 512] of one image with its refinement (given without image axis)."""
+        """Render codes [B, L, 512] of one image, whose refinement has no axis of images."""
         many = {n: d.expand(len(ws), *d.shape) for n, d in delta.items()}
         if feature is None or mask is None:
             image = self.generator.synthesize(ws, many)
@@ -137,14 +156,15 @@ class Directions(Stage):
             features = feature.expand(count, *feature.shape)
             image = self.generator.synthesize(ws, many, features, mask.expand(count, *mask.shape))
         if not torch.isfinite(image).all():
-            raise ArithmeticError("an edited image has values that are not finite: edit less far")
+            raise ArithmeticError("an edited image is not finite; try smaller strengths")
         return image
 
 
 def expand(generator: Generator, direction: Direction) -> Tensor:
-    """The direction on every row of the generator's codes, [num_ws, 512], on the CPU.
+    """Return the direction for every row of the codes of a generator, [num_ws, 512], on the CPU.
 
-    Raises DirectionError naming the file when its rows do not fit this generator.
+    Raises:
+        DirectionError: The rows of the direction do not fit the generator.
     """
     try:
         return generator.expand_direction(torch.from_numpy(direction.array))

@@ -1,10 +1,9 @@
-"""Scores of a face, which tell how strong an edit is; here from its 68 landmarks, by geometry.
+"""Scores of a face, which measure how strong an edit is, from the geometry of 68 landmarks.
 
-Point numbers are iBUG 300-W's, counted from 0: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47,
-mouth 48-67; "left" is the left of the image. All lengths are measured along the axes of the face
-(x from the left to the right eye, y down at a right angle) in units of the distance `d` between
-the two eye centres, so the scores (`roll` aside) do not change when the picture is moved, scaled
-or rotated.
+Points are numbered from 0 as in iBUG 300-W: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47 and mouth
+48-67. "Left" means left in the image. Lengths are measured along the axes of the face (x from the
+left to the right eye, y downwards at a right angle) in units of the distance `d` between the eye
+centres, so that no score but `roll` changes when the picture is moved, scaled or rotated.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ NAMES = (
     "roll",
 )
 
-# Of the nose tip before the eye centres, in units of their distance: 27 and 60 mm in the widely
-# used head model whose outer eye corners lie 90 mm apart.
+# Depth of the nose tip before the eye centres in units of their distance: 27 and 60 mm in the
+# widely used head model whose outer eye corners are 90 mm apart.
 NOSE_DEPTH = 0.45
 
 
@@ -41,43 +40,52 @@ _DEGREES = "score_yaw_degrees"
 
 
 def effect_score(edit: str, metrics: Container[str]) -> str:
-    """The metric that tells how strong an edit is: the score of its name, for `yaw` the one in
-    degrees where that is among the metrics. The answer need not be among them."""
+    """Return the metric that measures how strong an edit is.
+
+    This is the score with the name of the edit, for `yaw` the one in degrees if it is among the
+    metrics. The returned metric need not be among them.
+
+    Example:
+        >>> effect_score("smile", ()), effect_score("yaw", {"score_yaw", "score_yaw_degrees"})
+        ('score_smile', 'score_yaw_degrees')
+    """
     return _DEGREES if edit == "yaw" and _DEGREES in metrics else f"score_{edit}"
 
 
 def effect_unit(score: str) -> str:
-    """What follows the name of an effect that is judged by this metric: ` [°]`, or nothing."""
+    """Return the unit of a metric to append to the name of an effect: ` [°]`, or nothing."""
     return " [°]" if score == _DEGREES else ""
 
 
 def scores(landmarks: np.ndarray) -> dict[str, float]:
-    """Scores of one face; the keys are `NAMES`.
-
-    landmarks: [68, 2], (x, y) in pixels. Unless said otherwise a score is in units of `d`.
+    """Return the scores of one face by name, in units of `d` unless another unit is given.
 
     - ``smile``: mouth width (48, 54) plus the height of the mouth corners over the base of the
-      nose (33; negative, corners lie below it). More is more smile. The nose is the reference
-      because the lips move when the mouth opens: this form follows published smile directions
-      best while depending little on an open mouth.
-    - ``mouth_open``: mean gap of the inner lips (61-67, 62-66, 63-65). 0 is closed.
+      nose (33), which is negative because the corners lie below it. A larger value is a stronger
+      smile. The nose is the reference because lips move when the mouth opens: this form follows
+      published smile directions best and depends little on an open mouth.
+    - ``mouth_open``: mean gap of the inner lips (61-67, 62-66, 63-65), 0 for a closed mouth.
     - ``mouth_width``: distance of the mouth corners (48, 54).
-    - ``eyes_open``: eye aspect ratio, mean of both eyes: mean lid gap / eye width; no unit.
+    - ``eyes_open``: eye aspect ratio, mean of both eyes: mean lid gap / eye width, without unit.
       Soukupova and Cech, "Real-Time Eye Blink Detection using Facial Landmarks" (2016), eq. 1.
     - ``brow_raise``: mean height of the brows above their eye centres.
-    - ``face_width``: jaw width at mouth height (4, 12) / distance of nasion (27) and chin (8); no
-      unit.
-    - ``yaw``: offset of the nose tip (30) from the middle between the eyes, along x. Positive:
-      the nose points to the right of the image. Mirroring the picture flips the sign.
-    - ``yaw_degrees``: the same as the angle of a head whose nose tip lies `NOSE_DEPTH` before its
-      eyes, seen from afar; the nose of a person makes it larger or smaller.
+    - ``face_width``: jaw width at the height of the mouth (4, 12) / distance of nasion (27) and
+      chin (8), without unit.
+    - ``yaw``: offset of the nose tip (30) from the middle between the eyes, along x. It is positive
+      if the nose points to the right of the image. Mirroring the picture changes the sign.
+    - ``yaw_degrees``: the same as angle ``atan(yaw / NOSE_DEPTH)`` of a head seen from a distance;
+      the nose of a person makes it larger or smaller.
     - ``pitch``: distance of the nose tip (30) from the upper lip (51) along y, as a share of the
-      distance of the eyes from it; no unit. More is face up. It depends on the person as well:
-      compare it within one face only.
+      distance of the eyes from it, without unit. It is larger if the face looks up. It depends on
+      the person as well, so compare it within one face only.
     - ``roll``: angle of the eye axis in degrees, positive clockwise on the screen.
 
-    Raises ValueError for another shape, for numbers that are not finite and for points
-    that coincide though they never do on a face.
+    Args:
+        landmarks: Points (x, y) in pixels, [68, 2].
+
+    Raises:
+        ValueError: The landmarks have another shape, are not finite, or coincide where they never
+            do on a face.
     """
     points = np.asarray(landmarks, np.float64)
     if points.shape != (68, 2):
@@ -97,7 +105,7 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
         return float(np.hypot(*(frame[a] - frame[b])))
 
     if 0 in (span(36, 39), span(42, 45), span(27, 8), y[51]):
-        raise ValueError("landmarks coincide that never do on a face")
+        raise ValueError("landmarks coincide that never coincide on a face")
 
     def lid_ratio(i: int) -> float:
         return (span(i + 1, i + 5) + span(i + 2, i + 4)) / (2 * span(i, i + 3))
@@ -120,22 +128,25 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
 
 
 class Scorer(Protocol):
-    """Measures attributes of a face in numbers that grow with them.
+    """A model that measures attributes of a face in numbers that grow with them.
 
-    The effect of an edit is judged by `effect_score` of its name: `smile` by the score `smile`.
-    label: the model, for tables. names: the keys of every answer.
+    The effect of an edit is measured by the score of its name (`effect_score`).
+
+    Attributes:
+        label: Name of the model in tables.
+        names: Names of the scores.
     """
 
     label: str
     names: Sequence[str]
 
     def score(self, portrait: Portrait) -> dict[str, float] | None:
-        """Scores of the face in a picture, or None where none is found."""
+        """Return the scores of the face in a picture by name, or None if no face is found."""
         ...
 
 
 class LandmarkScores:
-    """`landmarks`: `scores` of the landmarks that `measure` has found."""
+    """`landmarks`: the scores of the landmarks that `measure` has found."""
 
     label = "dlib-landmarks68"
     names = NAMES

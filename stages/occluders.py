@@ -1,8 +1,9 @@
-"""Procedural occluders of known masks: textured shapes that hide a given share of a face.
+"""Procedural occluders with known masks: textured shapes that hide a given share of a face.
 
-Four kinds: a `hand`, a face `mask` that reaches up from the chin, a `frame` around the middle of
-the face, and a plate with `text`. Half of them have the mean colour of the face, as a hand would.
-Edges are soft, by a mean over 3x3 pixels: no camera sees an edge that is sharper than its pixels.
+There are four kinds: a `hand`, a face `mask` that reaches up from the chin, a `frame` around the
+middle of the face, and a plate with `text`. Half of them get the mean colour of the face, as a hand
+has. Edges are softened by a mean over 3x3 pixels, because cameras do not record sharper edges. With
+the soft mask a, the occluder o and the image x, the result is ``a o + (1 - a) x``.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ import skimage.data
 
 KINDS = ("hand", "mask", "frame", "text")
 PHOTOGRAPHS = ("coffee", "chelsea", "brick", "gravel", "grass", "immunohistochemistry")
-# Size t >= 0 of a shape -> its mask, bool [H, W]; nothing at 0, all of the face at 1.
+# Function from the size t >= 0 of a shape to its mask, bool [H, W], which is empty at 0 and covers
+# the face at 1.
 Shape = Callable[[float], np.ndarray]
 _HALVINGS = 24
-# Over which an edge is blurred, in pixels.
+# Window in pixels over which an edge is blurred.
 _EDGE = (3, 3)
-# Fingers of a hand in units of its palm: angle from the middle finger, length, width.
+# Fingers of a hand: angle from the middle finger in radians, length and width in palms.
 _FINGERS = ((-0.42, 1.8, 0.4), (-0.14, 2.1, 0.44), (0.14, 2.1, 0.44), (0.42, 1.8, 0.42))
 _THUMB = (1.15, 1.3, 0.45)
 
 
 @dataclass(frozen=True, slots=True)
 class Occluded:
-    """A picture with an occluder. image: uint8 [H, W, 3]. mask: bool [H, W], where it is.
+    """A picture with an occluder.
 
-    The picture shows through its edge: pixels next to the mask show the occluder in part, and
-    those along its inside the picture.
+    The edge is soft: pixels just outside the mask show part of the occluder, and pixels just inside
+    it part of the picture.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        mask: Where the occluder is, bool [H, W].
+        kind: One of `KINDS`.
     """
 
     image: np.ndarray
@@ -43,14 +50,30 @@ class Occluded:
 def occlude(
     rng: np.random.Generator, image: np.ndarray, face: np.ndarray, share: float, kind: str
 ) -> Occluded:
-    """Hide about `share` of the face under an occluder of `kind`, one of `KINDS`.
+    """Hide a share of the face under an occluder.
 
-    image: uint8 [H, W, 3]. face: bool [H, W]. share: in (0, 1); it is met within the steps by which
-    pixels allow. Beyond the pixels next to the mask the picture is unchanged. Raises ValueError for
-    an empty face.
+    Pixels that do not touch the mask are unchanged.
+
+    Args:
+        rng: Source of all random choices.
+        image: uint8 [H, W, 3].
+        face: Region of the face, bool [H, W].
+        share: Share of the face to hide, in (0, 1), met as closely as whole pixels allow.
+        kind: One of `KINDS`.
+
+    Raises:
+        ValueError: The face is empty.
+
+    Example:
+        >>> face = np.zeros((64, 64), bool)
+        >>> face[16:48, 16:48] = True
+        >>> picture = np.zeros((64, 64, 3), np.uint8)
+        >>> hidden = occlude(np.random.default_rng(0), picture, face, 0.25, "mask")
+        >>> bool(abs(hidden.mask[face].mean() - 0.25) < 0.05)
+        True
     """
     if not face.any():
-        raise ValueError("no pixel belongs to the face: there is nothing to hide")
+        raise ValueError("the face has no pixel, so there is nothing to hide")
     shape = {"hand": _hand, "mask": _mask, "frame": _frame, "text": _plate}[kind](rng, face)
     mask = _sized(shape, face, share)
     surface = _texture(rng, image.shape[0]) if kind != "text" else _print(rng, image.shape[0])
@@ -64,11 +87,12 @@ def occlude(
 
 
 def soft_extent(mask: np.ndarray) -> np.ndarray:
-    """Where an occluder of this mask is seen at all, its soft edge included; bool [H, W]."""
+    """Return where an occluder with this mask is visible, including its soft edge, bool [H, W]."""
     return cv2.dilate(mask.astype(np.uint8), np.ones(_EDGE)).astype(bool)
 
 
 def _sized(shape: Shape, face: np.ndarray, share: float) -> np.ndarray:
+    """Return the smallest mask of a shape that hides this share of the face, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -80,32 +104,32 @@ def _sized(shape: Shape, face: np.ndarray, share: float) -> np.ndarray:
 
 
 def _shade(mask: np.ndarray) -> np.ndarray:
-    """Darker towards the outline, as round things are: without it, some could not be seen."""
+    """Return a factor that darkens towards the outline, so that every occluder is visible."""
     inside = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
     return 1 - 0.45 * np.exp(-inside / (0.02 * mask.shape[0]))
 
 
 def _box(face: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, width and height of a region."""
+    """Return left, top, width and height of a region."""
     rows, columns = np.nonzero(face.any(1))[0], np.nonzero(face.any(0))[0]
     left, top = float(columns[0]), float(rows[0])
     return left, top, float(columns[-1]) + 1 - left, float(rows[-1]) + 1 - top
 
 
 def _point(rng: np.random.Generator, face: np.ndarray) -> np.ndarray:
-    """x, y of a random pixel of a region."""
+    """Return x and y of a random pixel of a region."""
     rows, columns = np.nonzero(face)
     pick = int(rng.integers(len(rows)))
     return np.array([columns[pick], rows[pick]], np.float64)
 
 
 def _turned(angle: float) -> np.ndarray:
-    """Unit vector; 0 points up, positive angles to the right."""
+    """Return a unit vector: angle 0 points up, positive angles to the right."""
     return np.array([math.sin(angle), -math.cos(angle)])
 
 
 def _hand(rng: np.random.Generator, face: np.ndarray) -> Shape:
-    """From below or from a side, its palm near a point of the face."""
+    """A hand from below or from a side, with its palm near a point of the face."""
     at, angle, mirror = _point(rng, face), float(rng.uniform(-1.1, 1.1)), float(rng.choice([-1, 1]))
     spread = rng.uniform(0.7, 1.1)
 
@@ -125,13 +149,13 @@ def _hand(rng: np.random.Generator, face: np.ndarray) -> Shape:
 
 
 def _bar(mask: np.ndarray, start: np.ndarray, end: np.ndarray, width: float) -> None:
-    """A thick line with round ends."""
+    """Draw a thick line with round ends."""
     first, last = (tuple(round(v) for v in point) for point in (start, end))
     cv2.line(mask, first, last, 1, max(1, round(width)))
 
 
 def _mask(rng: np.random.Generator, face: np.ndarray) -> Shape:
-    """A cloth mask: from the chin up, its upper edge bent."""
+    """A cloth mask from the chin upwards, with a curved upper edge."""
     left, top, width, height = _box(face)
     bend, tilt = rng.uniform(0.1, 0.35), rng.uniform(-0.15, 0.15)
     half = width * rng.uniform(0.5, 0.65)
@@ -148,7 +172,7 @@ def _mask(rng: np.random.Generator, face: np.ndarray) -> Shape:
 
 
 def _frame(rng: np.random.Generator, face: np.ndarray) -> Shape:
-    """A round or angular ring. It grows as a whole to the size of the face, then inwards."""
+    """A round or angular ring, which grows to the size of the face and then inwards."""
     left, top, width, height = _box(face)
     angle, power, hole = rng.uniform(-0.3, 0.3), float(rng.choice([2, 8])), rng.uniform(0.35, 0.6)
     y, x = np.mgrid[: face.shape[0], : face.shape[1]].astype(np.float64)
@@ -178,7 +202,7 @@ def _plate(rng: np.random.Generator, face: np.ndarray) -> Shape:
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: a part of a photograph, or noise of several scales in one colour."""
+    """Return part of a photograph, or coloured noise of several scales, uint8 [size, size, 3]."""
     if rng.random() < 0.5:
         return _photograph(rng, size)
     noise = np.zeros((size, size))
@@ -206,7 +230,7 @@ def _photograph(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _print(rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: lines of letters on one colour."""
+    """Return lines of letters on one colour, uint8 [size, size, 3]."""
     paper = rng.uniform(120, 250, 3)
     ink = rng.uniform(0, 90, 3)
     if rng.random() < 0.5:

@@ -1,8 +1,11 @@
-"""Puts an edited crop back into the photograph that it was cut out of.
+"""Put an edited crop back into the photograph that it was cut from.
 
 Where the edit changes little, its difference from the refined picture is added to the photograph,
-which keeps its own detail; where it changes much, the edited picture takes the place, since old
-detail would shine through it. Towards the border of the crop both fade out.
+which keeps its own detail. Where it changes much, the edited picture replaces the photograph, since
+old detail would show through. Both fade out towards the border of the crop. With the photograph p,
+the refined and edited pictures r and e, the seam s and the replaced share a, both in 0..1:
+
+    result = p + s ((e - r) + a (e - p - (e - r)))
 """
 
 from __future__ import annotations
@@ -12,28 +15,36 @@ import numpy as np
 
 from dhr_batch.stages.ffhq import crop_of_photograph, quad_side
 
-# Share of the crop's side over which the seam fades.
+# Width of the seam, as a share of the side of the crop.
 _SEAM = 0.12
-# Share of it by which a change reaches into its surroundings.
+# Distance that a change reaches into its surroundings, as a share of the side of the crop.
 _REACH = 0.012
-# Mean change, of 255, up to which the photograph's detail stays, and from which on none does.
-_STAYS, _GONE = 4.0, 16.0
+# Mean change in grey levels up to which the detail of the photograph is kept, and from which on it
+# is replaced.
+_KEPT, _REPLACED = 4.0, 16.0
 
 
 def paste_back(
     photograph: np.ndarray, quad: np.ndarray, refined: np.ndarray, edited: np.ndarray
 ) -> np.ndarray:
-    """The photograph with the edit in it.
+    """Return the photograph with an edit in it, uint8 [H, W, 3].
 
-    photograph: upright, uint8 [H, W, 3]. quad: [4, 2], which `align` stored for this photograph.
-    refined, edited: the crop before and after the edit, uint8 [R, R, 3].
-    Returns uint8 [H, W, 3]. A pixel outside the quad is the photograph's, and so is every pixel
-    where `edited` equals `refined` all around.
-    Raises ValueError where the quad lies outside the photograph or the crops do not fit together.
+    Pixels outside the quad do not change, nor do pixels around which the edit changes nothing.
+
+    Args:
+        photograph: The upright photograph, uint8 [H, W, 3].
+        quad: Corners of the crop in it, [4, 2], as `align` stored them.
+        refined, edited: The crop before and after the edit, uint8 [R, R, 3].
+
+    Raises:
+        ValueError: The quad lies outside the photograph, or the crops differ in shape.
     """
     size = len(edited)
     if refined.shape != edited.shape or edited.shape != (size, size, 3):
-        raise ValueError(f"crops of {list(refined.shape)} and {list(edited.shape)} do not fit")
+        raise ValueError(
+            f"the refined crop has shape {list(refined.shape)} and the edited one "
+            f"{list(edited.shape)}; both must be [R, R, 3]"
+        )
     height, width = photograph.shape[:2]
     quad = np.asarray(quad, np.float64)
     left, top = np.maximum(np.floor(quad.min(0)).astype(int) - 1, 0)
@@ -47,24 +58,24 @@ def paste_back(
     change = edited.astype(np.float32) - refined
     finer = quad_side(quad) / size
     seam = _seam(to_crop, size, window)[..., None]
-    gone = _warp(_gone(change), to_crop, finer, window)[..., None].clip(0, 1)
+    share = _warp(_replaced_share(change), to_crop, finer, window)[..., None].clip(0, 1)
     result = photograph.copy()
     before = result[top:bottom, left:right].astype(np.float32)
     replaced = _warp(edited.astype(np.float32), to_crop, finer, window) - before
     added = _warp(change, to_crop, finer, window)
-    after = before + seam * (added + gone * (replaced - added))
+    after = before + seam * (added + share * (replaced - added))
     result[top:bottom, left:right] = np.clip(np.rint(after), 0, 255).astype(np.uint8)
     return result
 
 
-def _gone(change: np.ndarray) -> np.ndarray:
-    """How much of the photograph's detail an edit replaces, 0 to 1, float32 [R, R]."""
+def _replaced_share(change: np.ndarray) -> np.ndarray:
+    """Return how much of the detail of the photograph an edit replaces, 0..1, float32 [R, R]."""
     size = cv2.GaussianBlur(np.abs(change).mean(2), (0, 0), _REACH * len(change))
-    return _smooth((size - _STAYS) / (_GONE - _STAYS))
+    return _smooth((size - _KEPT) / (_REPLACED - _KEPT))
 
 
 def _seam(to_crop: np.ndarray, size: int, window: tuple[int, int]) -> np.ndarray:
-    """1 inside the crop, falling to 0 at its border and outside. float32 [h, w]."""
+    """Return 1 inside the crop, falling to 0 at its border and outside, float32 [h, w]."""
     x, y = np.arange(window[0]), np.arange(window[1])[:, None]
     sides = []
     for a, b, c in to_crop[:2]:
@@ -74,6 +85,7 @@ def _seam(to_crop: np.ndarray, size: int, window: tuple[int, int]) -> np.ndarray
 
 
 def _smooth(share: np.ndarray) -> np.ndarray:
+    """Return the smooth step ``t^2 (3 - 2 t)`` of values clipped to 0..1."""
     t = np.clip(share, 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -81,7 +93,7 @@ def _smooth(share: np.ndarray) -> np.ndarray:
 def _warp(
     picture: np.ndarray, to_crop: np.ndarray, finer: float, window: tuple[int, int]
 ) -> np.ndarray:
-    """A crop seen from the photograph. finer: pixels of the photograph per pixel of the crop."""
+    """Warp a crop to the photograph, which has `finer` pixels per pixel of the crop."""
     if finer < 1:
         size = len(picture)
         small = max(1, round(size * finer))

@@ -1,4 +1,4 @@
-"""A run against what is known of a synthetic picture: its code, its occluder, its clean face."""
+"""Compare a run with the ground truth of a synthetic picture: code, occluder and clean face."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dhr_batch.stages.occluders import soft_extent
 
 
 def truth_at_size(truth: Truth, size: int) -> Truth:
-    """The same at `size` px, if it is larger."""
+    """Return a ground truth at no more than `size` px."""
     return replace(
         truth,
         clean=shrink(truth.clean, size),
@@ -24,18 +24,19 @@ def truth_at_size(truth: Truth, size: int) -> Truth:
 
 
 def visible_face(truth: Truth) -> np.ndarray:
-    """The face beside the occluder, bool [T, T]; for a picture without one, beside its twin's.
+    """Return the face without the part under the occluder, bool [T, T].
 
-    Pixels next to the occluder, which show it in part, are left out.
+    For a picture without an occluder, that of its twin counts. Pixels at the soft edge, which show
+    part of the occluder, are left out.
     """
     return truth.face & ~soft_extent(truth.occluder)
 
 
 def without_occluder(image: np.ndarray, truth: Truth) -> np.ndarray:
-    """A render at the truth's size with the clean picture where the occluder is seen.
+    """Return a render with the clean picture where the occluder is visible, uint8 [T, T, 3].
 
-    Perceptual networks look beyond a pixel: what a render has under the occluder would count as an
-    error of the face beside it.
+    Perceptual networks see the surroundings of a pixel. Without this, whatever a render shows under
+    the occluder would count as an error of the face beside it.
     """
     return np.where(
         soft_extent(truth.occluder)[..., None], truth.clean, shrink(image, len(truth.clean))
@@ -43,17 +44,24 @@ def without_occluder(image: np.ndarray, truth: Truth) -> np.ndarray:
 
 
 def comparison_parts(truth: Truth) -> dict[str, Part]:
-    """The part that `measure` compares: `visible_face`, or none where that is too small."""
+    """Return the part that `measure` compares: `visible_face`, or none if that is too small."""
     part = visible_face(truth)
     return {"": part} if part.mean() >= MIN_SHARE else {}
 
 
 def mask_values(mask: np.ndarray, truth: Truth) -> dict[str, float]:
-    """How well the in-domain mask (bool [T, T]) separates the occluder from the face.
+    """Return how well an in-domain mask separates the occluder from the face.
 
-    Within the face F of the clean picture, out-of-domain pixels are compared with occluded ones:
-    ``mask_iou``, ``mask_precision`` (none where nothing is out-of-domain) and ``mask_recall``.
-    ``mask_false``: out-of-domain share of the rest of the face. ``occluded``: occluded share of F.
+    Within the face of the clean picture, out-of-domain pixels are compared with occluded pixels.
+
+    Args:
+        mask: In-domain mask, bool [T, T].
+        truth: The ground truth, at the same size.
+
+    Returns:
+        ``mask_iou``, ``mask_recall`` and, unless all of the face is in-domain, ``mask_precision``;
+        ``mask_false``, the out-of-domain share of the face that is not occluded; and ``occluded``,
+        the occluded share of the face.
     """
     found = ~mask & truth.face
     hidden = truth.occluder & truth.face
@@ -73,11 +81,14 @@ def mask_values(mask: np.ndarray, truth: Truth) -> dict[str, float]:
 
 @torch.no_grad()
 def latent_values(latent: np.ndarray, truth: Truth, generator: Generator) -> dict[str, float]:
-    """Distance of a W+ code [L, 512] from the code of the clean face; 1 is as far as the mean code.
+    """Return the distance of a W+ code [L, 512] from the code w of the clean face.
 
-    ``latent_w``: of the mean over the rows that reach the image. ``latent_w_plus``: root mean
-    square over these rows. Empty where the generator maps the picture's z to another code, so
-    that the two W spaces have nothing to do with each other.
+    The unit is the distance of w from the mean code.
+
+    Returns:
+        ``latent_w``, for the mean of the live rows, and ``latent_w_plus``, the root mean square
+        over the live rows. Empty if the generator maps the z of the picture to another code,
+        because the two W spaces are then unrelated.
     """
     device = generator.w_mean.device
     z = torch.from_numpy(truth.z[None]).to(device)

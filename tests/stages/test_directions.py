@@ -175,8 +175,8 @@ def test_rows_are_kept(tmp_path, array):
         (np.ones((1, 1, 1, 512), np.float32), r"shape \[1, 1, 1, 512\]"),
         (np.zeros(512, np.float32), "zero everywhere"),
         (np.full(512, np.nan, np.float32), "not finite"),
-        (np.array(["a"] * 512), "no direction"),
-        (np.ones(512, complex), "no direction"),
+        (np.array(["a"] * 512), "not a direction"),
+        (np.ones(512, complex), "not a direction"),
     ],
 )
 def test_other_arrays_are_refused_by_name(tmp_path, value, message):
@@ -202,7 +202,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path, array):
         read(str(tmp_path / "two.npz"))
     with pytest.raises(DirectionError, match="no such file"):
         read(str(tmp_path / "absent.npy"))
-    with pytest.raises(DirectionError, match="readable are"):
+    with pytest.raises(DirectionError, match="supported are"):
         read(str(tmp_path / "direction.txt"))
 
 
