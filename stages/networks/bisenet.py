@@ -1,8 +1,8 @@
-"""BiSeNet face parsing: 19 classes of CelebAMask-HQ from a trained network.
+"""BiSeNet face parsing: the 19 classes of CelebAMask-HQ from a trained network.
 
 Yu et al., "BiSeNet: Bilateral Segmentation Network for Real-time Semantic Segmentation" (arXiv
-1808.00897), with a ResNet-18 as context path whose 64 px features also serve as spatial path, as
-in face-parsing.PyTorch. Modules carry the published key names.
+1808.00897). As in face-parsing.PyTorch, the context path is a ResNet-18 whose 64 px features also
+serve as spatial path. Modules have the published names of their weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SIZE = 512
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The published network's own order, in our names; sides are those of its annotators.
+# Order of the published network, in the names of this project; left and right as in its data.
 ORDER = (
     "background",
     "face",
@@ -49,7 +49,7 @@ ORDER = (
 
 
 class _Conv(nn.Module):
-    """Convolution, batch normalisation, ReLU; the size stays."""
+    """Convolution, batch normalisation and ReLU, without a change of size."""
 
     def __init__(self, inp: int, out: int, kernel: int = 3) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _AttentionRefinement(nn.Module):
 
 
 class _ContextPath(nn.Module):
-    """Images [B, 3, H, W] -> ResNet features [B, 128, H/8, W/8] and context of the same shape."""
+    """Map images [B, 3, H, W] to ResNet features and context, [B, 128, H/8, W/8] each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,9 +122,9 @@ class _Output(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """Normalised images [B, 3, H, W], sides multiples of 32 -> logits [B, 19, H, W] in `ORDER`.
+    """Map normalised images [B, 3, H, W] to logits [B, 19, H, W] in `ORDER`.
 
-    Without the two auxiliary outputs, which serve training.
+    The sides must be multiples of 32. The two auxiliary outputs, used for training, are left out.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class BiSeNet(nn.Module):
 
 
 class BiSeNetParser:
-    """The parser `bisenet`: works at 512 px, other sizes are resized there and back."""
+    """The parser `bisenet`, which works at 512 px; other sizes are resized to it and back."""
 
     name = "bisenet"
 
@@ -152,7 +152,7 @@ class BiSeNetParser:
 
     @torch.no_grad()
     def parse(self, image: np.ndarray) -> np.ndarray | None:
-        """See `Parser.parse`. None where no pixel is most likely skin."""
+        """See `Parser.parse`. None if skin is the most likely class of no pixel."""
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._mean.device)
         batch = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
         batch = (_resized(batch, (SIZE, SIZE)) - self._mean) / self._std
@@ -167,7 +167,11 @@ def _resized(batch: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def load(path: Path) -> BiSeNet:
-    """The network from a published file, a flat state dict. Raises ValueError naming odd keys."""
+    """Load the network from a published file, a flat state dict.
+
+    Raises:
+        ValueError: Weights are missing, unknown or of another shape.
+    """
     auxiliary = ("conv_out16.", "conv_out32.")
     weights = {k: v for k, v in weight_files.read(path).items() if not k.startswith(auxiliary)}
     with torch.device("meta"):
@@ -176,5 +180,5 @@ def load(path: Path) -> BiSeNet:
 
 
 def bisenet(context: Context) -> BiSeNetParser:
-    """The parser `bisenet`; model `bisenet-19`."""
+    """Load the parser `bisenet` from the model `bisenet-19`."""
     return BiSeNetParser(load(context.models("bisenet-19")).to(context.device))

@@ -1,9 +1,9 @@
-"""Read checkpoints that others publish without running anything that is inside them.
+"""Read published checkpoints without running code that they contain.
 
-A pickle is a program: its loader imports and calls whatever the file names. Here nothing is
-imported by name. What a StyleGAN2 checkpoint legitimately names is replaced by a few functions of
-this module, which make plain containers, tensors and inert records; every other name is an error.
-There is no switch that trusts a file.
+A pickle is a program: its loader imports and calls whatever the file names. This module imports
+nothing by name. The names that a StyleGAN2 checkpoint needs are replaced by a few functions, which
+create plain containers, tensors and inert records. Every other name is an error, and no option
+turns this check off.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 
 _ZIP = b"PK\x03\x04"
-# Torch files from before 1.6 start with a pickle of this number.
+# Files of torch before version 1.6 start with a pickle of this number.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read, or that names what no checkpoint needs; says what and why."""
+    """A file cannot be read, or names something that no checkpoint needs."""
 
 
 class _Forbidden(Exception):
-    """A name in a pickle that is not in the table."""
+    """A pickle names something that is not in the table."""
 
 
 class Inert:
-    """Stands for an object that is not made: keeps the arguments and the state it would get."""
+    """Placeholder for an object that is not created, with its arguments and state."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments, self.state = arguments, None
@@ -43,7 +43,7 @@ class Inert:
 
 
 def _storage(data: bytes) -> Any:
-    """What torch's own function would load with a pickle that may run anything."""
+    """Load a nested file safely, for which torch itself would run any pickle."""
     return _torch(io.BytesIO(data))
 
 
@@ -86,11 +86,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(file: Path) -> Any:
-    """The content of a torch file, or of a pickle as NVIDIA publishes them.
+    """Return the content of a file of torch, or of a pickle as NVIDIA publishes them.
 
-    The kind is recognised by content, not by the file's name. Returns containers and tensors on
-    the CPU, and `Inert` records in place of objects. Raises CheckpointError, which names what a
-    file must not contain, and OSError.
+    The format is recognised by the content and not by the name of the file.
+
+    Returns:
+        Containers and tensors on the CPU, with `Inert` records in place of objects.
+
+    Raises:
+        CheckpointError: The file is damaged, or names something that no checkpoint needs.
+        OSError: The file cannot be read.
     """
     with file.open("rb") as stream:
         start = stream.read(len(_ZIP))
@@ -102,10 +107,12 @@ def read(file: Path) -> Any:
         except OSError:
             raise
         except _Forbidden as error:
-            raise CheckpointError(f"{file} is refused: {_why(str(error))}") from error
+            raise CheckpointError(f"{file} is refused: {_reason(str(error))}") from error
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{file} is damaged or no checkpoint: {reason}") from error
+            raise CheckpointError(
+                f"{file} is damaged or not a checkpoint: {reason}; download it again"
+            ) from error
     return content
 
 
@@ -116,24 +123,29 @@ def _torch(stream: BinaryIO) -> Any:
     except (pickle.UnpicklingError, RuntimeError) as error:
         if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise _Forbidden(match[1]) from error
-        # Torch's own message advises to load such a file without protection.
-        reason = "it is more than weights" if "weights_only" in str(error) else str(error)
+        # The message of torch recommends to load such a file without protection.
+        unsafe = "weights_only" in str(error)
+        reason = "it contains more than weights" if unsafe else str(error)
         raise ValueError(reason) from error
 
 
-def _why(name: str) -> str:
+def _reason(name: str) -> str:
     if name.startswith("dnnlib.tflib"):
         return (
-            f"it is a TensorFlow checkpoint ({name}); take the PyTorch one, a .pkl of "
+            f"it is a TensorFlow checkpoint ({name}); use the PyTorch one, a .pkl file of "
             "stylegan2-ada-pytorch"
         )
-    return f"it names {name}, which no weights need; nothing of it was run"
+    return (
+        f"it names {name}, which weight files do not need; no code of it was run. Use a file from "
+        "a source that you trust"
+    )
 
 
 def state_dict(module: Any) -> dict[str, Tensor]:
-    """Parameters and buffers of a network that `read` returned as an inert record.
+    """Return the parameters and buffers of a network that `read` returned as an inert record.
 
-    Raises CheckpointError where it is no pickled network.
+    Raises:
+        CheckpointError: The record is not a pickled network.
     """
     try:
         fields = module.arguments[0]["state"]
@@ -142,5 +154,5 @@ def state_dict(module: Any) -> dict[str, Tensor]:
         for name, child in fields["_modules"].items():
             found |= {f"{name}.{key}": value for key, value in state_dict(child).items()}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise CheckpointError(f"not a pickled network: {error!r}") from error
+        raise CheckpointError(f"the content is not a pickled network: {error!r}") from error
     return found

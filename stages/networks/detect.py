@@ -16,9 +16,10 @@ from dhr_batch.stages.base import Context
 SEARCH_SIDE = 640
 FINE_SIDE = 2560
 MIN_FACE = 20
-# The close-up of `refine`: this many box sides wide, scaled to this many pixels.
+# The close-up of `refine`: width in sides of the box, and in pixels after scaling.
 _CLOSE_UP, _CLOSE_UP_SIDE = 2.2, 200
-_SURE = 0.95
+# Score above which a search at the first size is enough.
+_CONFIDENT = 0.95
 _GPU_BATCH = 16
 
 
@@ -26,8 +27,11 @@ _GPU_BATCH = 16
 class Face:
     """One detected face, in pixels of the given image.
 
-    box: float64 [4], left, top, right, bottom. score: 0..1. points: float64 [5, 2], eyes, nose tip
-    and mouth corners, each pair with the one on the left of the image first.
+    Attributes:
+        box: Left, top, right and bottom, float64 [4].
+        score: Confidence of the detector, 0..1.
+        points: Eyes, nose tip and mouth corners, float64 [5, 2]. Of each pair, the one on the left
+            of the image comes first.
     """
 
     box: np.ndarray
@@ -36,36 +40,39 @@ class Face:
 
     @property
     def side(self) -> float:
-        """Shorter side of the box in pixels."""
+        """The shorter side of the box in pixels."""
         return float(min(self.box[2] - self.box[0], self.box[3] - self.box[1]))
 
 
 def mtcnn(context: Context) -> Detector:
-    """MTCNN on the context's device; its weights are inside the package."""
+    """Load MTCNN, whose weights are part of the package facenet-pytorch."""
     return Detector(context.device)
 
 
 class Detector:
-    """Finds all faces of each image. An image's result does not depend on its batch mates."""
+    """Detector of all faces in images. Results do not depend on the other images of a batch."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
-        # Half of the import time of all stages, and the driver never detects.
+        # This import takes half of the import time of all stages, and the driver does not need it.
         from facenet_pytorch import MTCNN
 
         self.net = MTCNN(keep_all=True, min_face_size=MIN_FACE, device=self.device)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
-        """images: uint8 [H, W, 3] of any sizes. Returns each image's faces, largest first.
+        """Return the faces of each image, largest first, in pixels of the image.
 
-        Images longer than 640 px are searched at that size and, where no sure face is found,
-        once more at up to 2560 px; coordinates are those of the image as given.
+        Images longer than 640 px are searched at that size and, if no face has a high score, once
+        more at up to 2560 px.
+
+        Args:
+            images: uint8 [H, W, 3] of any sizes.
         """
         found = self._search(images, SEARCH_SIDE)
         again = [
             i
             for i, faces in enumerate(found)
-            if max(images[i].shape) > SEARCH_SIDE and all(f.score < _SURE for f in faces)
+            if max(images[i].shape) > SEARCH_SIDE and all(f.score < _CONFIDENT for f in faces)
         ]
         for i, faces in zip(
             again, self._search([images[i] for i in again], FINE_SIDE), strict=True
@@ -74,9 +81,10 @@ class Detector:
         return found
 
     def refine(self, images: Sequence[np.ndarray], faces: Sequence[Face]) -> list[Face]:
-        """Steadier points for one face per image, from a second look at a close-up of it.
+        """Return more stable points for one face per image, from a second search in a close-up.
 
-        The points are the mean of both looks; a face that the second look misses stays as it is.
+        The points are the mean of both searches. A face that the second search misses is returned
+        unchanged.
         """
         views = [_close_up(image, face.box) for image, face in zip(images, faces, strict=True)]
         seen = self._search([view for view, _, _ in views], _CLOSE_UP_SIDE)
@@ -103,7 +111,7 @@ class Detector:
         return found
 
     def _groups(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        # A larger batch changes rounding on a CPU and saves no time there.
+        # On a CPU, a larger batch changes rounding and saves no time.
         limit = _GPU_BATCH if self.device.type == "cuda" else 1
         by_shape = defaultdict(list)
         for i, image in enumerate(images):
@@ -125,7 +133,7 @@ class Detector:
 
 
 def sort_faces(faces: list[Face]) -> list[Face]:
-    """Largest box first; equal boxes in reading order, so that the order is always the same."""
+    """Sort faces by area, largest first, and equal ones in reading order."""
     return sorted(faces, key=lambda f: (-_area(f.box), f.box[1], f.box[0]))
 
 
@@ -134,7 +142,10 @@ def _distance(a: Face, b: Face) -> float:
 
 
 def _close_up(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """A square around the box (black outside the image), its corner, image pixels per pixel."""
+    """Return a square around the box, its corner, and the scale from it to the image.
+
+    The square is black outside the image.
+    """
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max() * _CLOSE_UP / 2
     low = np.floor(centre - half).astype(int)
     side = int(np.ceil(2 * half)) + 1

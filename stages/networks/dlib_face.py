@@ -1,4 +1,4 @@
-"""dlib's 68 facial landmarks and 128-d face descriptor (King, "Dlib-ml", JMLR 2009)."""
+"""The 68 facial landmarks and the 128-d face descriptor of dlib (King, "Dlib-ml", JMLR 2009)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 FoundBy = Literal["hog", "ffhq"]
 
-# HOG box of an FFHQ-aligned face as shares of the image side: the median over aligned photographs.
+# Box of dlib's HOG detector in an FFHQ-aligned crop, as shares of its side: median of photographs.
 FFHQ_BOX = (0.231, 0.294, 0.794, 0.853)
-# Faces of 80 px and more are found; an aligned face is about half as wide as its crop.
+# The detector finds faces of 80 px and more; an aligned face is about half as wide as its crop.
 _SEARCH_SIDE = 320
 _MIN_SIDE = 16
 _ALIGN_SIDE = 2048
 
 
 def landmarks68(context: Context) -> Landmarks68:
-    """dlib's HOG detector and 68-point shape predictor."""
+    """Load the HOG detector and 68-point shape predictor of dlib."""
     return Landmarks68(str(context.models("dlib-landmarks68")))
 
 
 def identity(context: Context) -> DlibIdentity:
-    """dlib's face descriptor network."""
+    """Load the face descriptor network of dlib."""
     return DlibIdentity(str(context.models("dlib-face-resnet")))
 
 
@@ -43,11 +43,16 @@ class Landmarks68:
         self.predictor = dlib.shape_predictor(path)
 
     def find(self, rgb: np.ndarray, box: np.ndarray | None = None) -> np.ndarray | None:
-        """Landmarks of one face, float64 [68, 2] (x, y) in pixels.
+        """Return the landmarks of one face, float64 [68, 2] (x, y) in pixels.
 
-        rgb: uint8 [H, W, 3]. box: left, top, right, bottom of the face as dlib's detector draws it
-        (brows to chin, square; see `find_near` for other detectors); None for an FFHQ-aligned
-        crop, where `locate` finds it. None is returned for images under 16 px only.
+        Args:
+            rgb: uint8 [H, W, 3].
+            box: Left, top, right and bottom of the face as dlib's detector gives them: a square
+                from brows to chin (`find_near` takes boxes of other detectors). None for an
+                FFHQ-aligned crop, in which `locate` finds the box.
+
+        Returns:
+            The landmarks, or None for images below 16 px.
         """
         if min(rgb.shape[:2]) < _MIN_SIDE:
             return None
@@ -57,17 +62,20 @@ class Landmarks68:
         return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
 
     def _detect(self, rgb: np.ndarray, upsample: int = 0) -> Any:
-        # A detector keeps its image pyramid between calls, and stages run in several threads.
+        # The detector keeps its image pyramid between calls, and stages run in several threads.
         with self._lock:
             return self.detector(rgb, upsample)
 
     def find_near(self, rgb: np.ndarray, rough_box: np.ndarray) -> np.ndarray | None:
-        """Landmarks of the face that another detector put into `rough_box`, as `find` gives them.
+        """Return the landmarks of a face that another detector found, as `find` does.
 
-        The whole photograph is searched after one upsampling, as published FFHQ alignment does:
-        the landmarks follow the detector's box, and another search would move them. Photographs
-        over 1024 px are searched at 2048 px. Where the detector does not see the face, its box is
-        derived from `rough_box`.
+        The whole photograph is searched after one upsampling, as in published FFHQ alignment,
+        because landmarks depend on the box of the detector. Photographs above 1024 px are searched
+        at 2048 px. If dlib's detector does not find the face, its box is derived from `rough_box`.
+
+        Args:
+            rgb: uint8 [H, W, 3].
+            rough_box: Box of the other detector, [4].
         """
         if max(rgb.shape[:2]) <= _ALIGN_SIDE // 2:
             found = self._detect(np.ascontiguousarray(rgb), 1)
@@ -79,9 +87,10 @@ class Landmarks68:
         return self.find(rgb, hog_box(rough_box) if best is None else best)
 
     def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, FoundBy]:
-        """Face box of an FFHQ-aligned crop, float64 [4], and how it was found.
+        """Return the face box of an FFHQ-aligned crop, float64 [4], and how it was found.
 
-        `ffhq`: the detector saw no face near the centre, so the box is where aligned faces lie.
+        `hog` means that the detector found it. `ffhq` means that the detector found no face near
+        the centre, and the box is the usual one of aligned faces.
         """
         size = np.array(rgb.shape[1::-1], np.float64)
         usual = np.array(FFHQ_BOX) * np.tile(size, 2)
@@ -91,7 +100,7 @@ class Landmarks68:
         return usual, "ffhq"
 
     def faces(self, rgb: np.ndarray, side: int = _SEARCH_SIDE) -> list[np.ndarray]:
-        """Boxes of dlib's HOG detector, float64 [4] each, found in a copy `side` px long."""
+        """Return the boxes of the HOG detector, float64 [4] each, searched at `side` pixels."""
         height, width = rgb.shape[:2]
         ratio = side / max(height, width)
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
@@ -102,7 +111,7 @@ class Landmarks68:
 
 
 class DlibIdentity:
-    """128-d face descriptor; dlib's own threshold for "same person" is a distance of 0.6."""
+    """128-d face descriptor. Below a distance of 0.6, dlib considers two faces the same person."""
 
     label = "dlib-face-resnet"
 
@@ -110,7 +119,7 @@ class DlibIdentity:
         self.model = dlib.face_recognition_model_v1(path)
 
     def describe(self, portrait: Portrait) -> np.ndarray | None:
-        """Float64 [128] of a chip of 150 px cut by the landmarks; None without landmarks."""
+        """Return float64 [128] of a crop of 150 px by the landmarks, or None without landmarks."""
         rgb, landmarks = portrait.rgb, portrait.landmarks
         if landmarks is None:
             return None
@@ -122,7 +131,7 @@ class DlibIdentity:
 
 
 def hog_box(mtcnn_box: np.ndarray) -> np.ndarray:
-    """dlib's box for a face in MTCNN's box [4]: medians over photographs where both see it."""
+    """Return the box dlib would give for MTCNN's box [4], from medians over photographs."""
     centre = (mtcnn_box[:2] + mtcnn_box[2:]) / 2
     side = (mtcnn_box[2:] - mtcnn_box[:2]).max()
     centre = centre + np.array([0.0, 0.058]) * side
@@ -130,7 +139,12 @@ def hog_box(mtcnn_box: np.ndarray) -> np.ndarray:
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
+    """Return the intersection over union of two boxes (left, top, right, bottom).
+
+    Example:
+        >>> round(overlap(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])), 3)
+        0.333
+    """
     inner = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
     union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inner
     return float(inner / union) if union > 0 else 0.0

@@ -1,9 +1,9 @@
-"""Encoders of the pSp family: a face photograph to a W+ code in one forward pass.
+"""Encoders of the pSp family, which map a face photograph to a W+ code in one forward pass.
 
 pSp: Richardson et al., "Encoding in Style" (arXiv 2008.00951). e4e: Tov et al., "Designing an
 Encoder for StyleGAN Image Manipulation" (arXiv 2102.02766). ReStyle: Alaluf et al. (arXiv
 2104.02699). All have an IR-SE50 body (Deng et al., ArcFace, with squeeze-and-excitation) and one
-`map2style` head per row of the code. Modules carry the published key names.
+`map2style` head per row of the code. Modules have the published names of their weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from dhr_batch.stages.networks import weight_files
 
 SIZE = 256
 STYLE_WIDTH = 512
-# Blocks of each stage of the body; its last outputs but one have 64, 32 and 16 px at 256 px input.
+# Blocks in each stage of the body, and the blocks whose outputs the heads use: 64, 32 and 16 px
+# for an input of 256 px.
 UNITS = (3, 4, 14, 3)
 TAPS = (6, 20, 23)
-# Rows below the first number take the 16 px features, below the second the 32 px ones.
+# Rows below the first number use the 16 px features, rows below the second the 32 px ones.
 COARSE, MIDDLE = 3, 7
 
 
@@ -41,7 +42,7 @@ class _SqueezeExcitation(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """IR-SE, or IR without `excitation`: [B, inp, H, W] -> [B, out, H / stride, W / stride]."""
+    """IR-SE block, or IR without `excitation`; the side is divided by the stride."""
 
     def __init__(self, inp: int, out: int, stride: int, excitation: bool = True) -> None:
         super().__init__()
@@ -64,13 +65,13 @@ class _Bottleneck(nn.Module):
 
 
 def input_layer(inputs: int, width: int) -> nn.Sequential:
-    """What comes before the body: [B, inputs, H, W] -> [B, width, H, W]."""
+    """Return the layer before the body, [B, inputs, H, W] -> [B, width, H, W]."""
     conv = nn.Conv2d(inputs, width, 3, 1, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.PReLU(width))
 
 
 def body(units: Sequence[int], width: int, excitation: bool = True) -> nn.Sequential:
-    """Four stages of blocks: [B, width, H, W] -> [B, 8 * width, H / 16, W / 16]."""
+    """Return four stages of blocks, [B, width, H, W] -> [B, 8 * width, H / 16, W / 16]."""
     blocks: list[nn.Module] = []
     last = width
     for stage, count in enumerate(units):
@@ -96,11 +97,15 @@ class _Head(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, inputs, 256, 256] in [-1, 1] -> rows [B, heads, 512] relative to a mean code.
+    """Map images [B, inputs, 256, 256] in [-1, 1] to rows [B, heads, 512] relative to a mean code.
 
-    shared: row 0 is added to every other row (e4e); otherwise each head gives its row whole (pSp).
-    pyramid: fine rows see the 64 and 32 px features; otherwise all see the 16 px ones (ReStyle).
-    width: channels of the first stage, 64 as published.
+    Args:
+        shared: Add row 0 to every other row (e4e); otherwise rows are independent (pSp).
+        pyramid: Fine rows use the 64 and 32 px features; otherwise all rows use the 16 px ones
+            (ReStyle).
+        heads: Number of rows.
+        inputs: Channels of the input; 6 for ReStyle, which sees two images.
+        width: Channels of the first stage, 64 as published.
     """
 
     def __init__(
@@ -148,10 +153,15 @@ def _enlarged(x: Tensor, like: Tensor) -> Tensor:
 
 
 def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
-    """An encoder and the mean code [heads, 512] its rows are relative to, from a published file.
+    """Load an encoder and the mean code [heads, 512] that its rows are relative to.
 
-    The file holds `state_dict` with keys `encoder.*` (others are ignored), `latent_avg` and,
-    mostly, `opts`. Raises ValueError naming the key that is missing or does not fit.
+    Args:
+        path: A published file, which holds `state_dict` with keys `encoder.*` (others are ignored),
+            `latent_avg` and usually `opts`.
+        shared: See `Encoder`.
+
+    Raises:
+        ValueError: A key is missing or has another shape.
     """
     checkpoint = weight_files.read(path)
     state = weight_files.part(checkpoint, "state_dict", path)
@@ -171,9 +181,10 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
     mean = weight_files.part(checkpoint, "latent_avg", path).float()
     if mean.shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (net.heads, STYLE_WIDTH)}:
         raise ValueError(
-            f"{path}: latent_avg has shape {list(mean.shape)}, not [{net.heads}, {STYLE_WIDTH}]"
+            f"{path}: latent_avg has shape {list(mean.shape)}, but [{net.heads}, {STYLE_WIDTH}] is "
+            "expected"
         )
-    # ReStyle adds the mean itself, whatever its files say.
+    # The code of ReStyle adds the mean itself, independently of the options in its files.
     if net.pyramid and not (checkpoint.get("opts") or {}).get("start_from_latent_avg", True):
         mean = torch.zeros_like(mean)
     return net, mean.expand(net.heads, STYLE_WIDTH).contiguous()

@@ -1,8 +1,8 @@
-"""What a network sees in one picture: vectors whose distributions tell sets of pictures apart.
+"""Feature vectors of pictures, whose distributions are compared between sets of pictures.
 
-Heusel et al. 2017 (arXiv 1706.08500) and Binkowski et al. 2018 (arXiv 1801.01401) compare the
-last pooled layer of the Inception network of 2015. Another network gives another distance, which
-never goes by their names.
+FID (Heusel et al. 2017, arXiv 1706.08500) and KID (Binkowski et al. 2018, arXiv 1801.01401) compare
+the last pooled layer of the Inception network of 2015. Other networks give other distances, which
+are not called FID or KID.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Extractor(Protocol):
     """A network for `measure.features`."""
 
     def extract(self, rgb: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] of any size -> float32 [D]."""
+        """Return the features of a uint8 picture [H, W, 3] of any size, float32 [D]."""
         ...
 
 
 class Inception:
-    """Pooled layer of 2048 numbers, as torch-fidelity computes it for FID and KID.
+    """The pooled layer of 2048 numbers, as torch-fidelity computes it for FID and KID.
 
-    It resizes to 299 px as TensorFlow 1 did: bilinear, without a filter against aliasing.
+    Pictures are resized to 299 px as in TensorFlow 1: bilinear, without antialiasing.
     """
 
     def __init__(self, network: torch.nn.Module, device: str) -> None:
@@ -45,7 +45,7 @@ class Inception:
 
 
 class Backbone:
-    """Spatial means of the last layer of a perceptual network, before it is normalised."""
+    """Spatial means of the last layer of a perceptual network, before normalisation."""
 
     def __init__(self, network: Perceptual, device: str) -> None:
         self.network, self.device = network, device
@@ -61,9 +61,9 @@ def _batch(rgb: np.ndarray, device: str) -> Tensor:
 
 
 def inception(context: Context) -> Inception:
-    """Inception of 2015; model `inception-2015-12-05`: the file that torch-fidelity publishes."""
+    """Load Inception of 2015 from the model `inception-2015-12-05`, published by torch-fidelity."""
     path = context.models("inception-2015-12-05")
-    # The package reads the file without protection, so it must be known to hold tensors only.
+    # The package loads the file without protection, so first make sure that it holds only tensors.
     weight_files.read(path)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -74,10 +74,10 @@ def inception(context: Context) -> Inception:
 
 
 def st_alex(context: Context) -> Backbone:
-    """The shift-tolerant AlexNet of ST-LPIPS: 256 numbers."""
+    """Load the shift-tolerant AlexNet of ST-LPIPS, 256 numbers."""
     return Backbone(context.network("perceptual", "st_lpips_alex"), context.device)
 
 
 def tiny(context: Context) -> Backbone:
-    """The small network with random weights: 32 numbers."""
+    """Load the small network with random weights, 32 numbers."""
     return Backbone(context.network("perceptual", "tiny"), context.device)

@@ -1,4 +1,4 @@
-"""What every generator offers: named weights, W and W+ codes, and a split at the feature layer."""
+"""The interface of generators: named weights, W and W+ codes, and a split at the feature layer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ STYLE_WIDTH = 512
 class Generator(nn.Module, ABC):
     """A style-based generator, differentiable in the latent, the weights and the feature layer.
 
-    resolution: side of the image in pixels. num_ws: rows of a W+ code. Names of weights that start
-    with ``mapping.`` belong to the mapping network, all others to the synthesis network. Noise is
-    constant, so every render is a function of its arguments.
+    Weights whose names start with ``mapping.`` belong to the mapping network, all others to the
+    synthesis network. Noise is constant, so a render is a function of its arguments.
+
+    Attributes:
+        resolution: Side of the image in pixels.
+        num_ws: Number of rows of a W+ code.
+        w_mean: Mean latent, [512].
+        noise_names: Layers that have a noise map.
     """
 
     resolution: int
@@ -56,19 +61,23 @@ class Generator(nn.Module, ABC):
         self.noise_names.append(name)
 
     def noise(self, name: str) -> Tensor:
-        """The noise map [h, w] of the layer `name`, one of `noise_names`."""
+        """Return the noise map [h, w] of a layer, one of `noise_names`."""
         return getattr(self, "noise_" + name.replace(".", "_"))
 
     def weight_names(self, prefix: str = "") -> list[str]:
-        """Names of all weights that start with `prefix`, in synthesis order."""
+        """Return the names of all weights that start with `prefix`, in the order of synthesis."""
         return [k.replace("/", ".") for k in self.weights if k.replace("/", ".").startswith(prefix)]
 
     def weight(self, name: str) -> Tensor:
-        """The shared weight `name` (no batch axis). Raises KeyError for an unknown name."""
+        """Return the shared weight `name`, without an axis of images.
+
+        Raises:
+            KeyError: There is no such weight.
+        """
         return self.weights[self._key(name)]
 
     def _get(self, name: str, delta: Delta | None, batch: int) -> Tensor:
-        """Weight with a leading image axis: [B, *shape], or [1, *shape] where it is shared."""
+        """Return a weight with an axis of images: [B, *shape], or [1, *shape] if it is shared."""
         return self._moved(self.weight(name), name, delta, batch)
 
     @staticmethod
@@ -92,8 +101,10 @@ class Generator(nn.Module, ABC):
 
     @torch.no_grad()
     def magnitudes(self) -> dict[str, float]:
-        """Euclidean norm of each weight; under `feature` the root mean square of the feature layer
-        at the mean latent."""
+        """Return the Euclidean norm of each weight by name.
+
+        The key `feature` has the root mean square of the feature layer at the mean latent.
+        """
         norms = {name: float(self.weight(name).norm()) for name in self.weight_names()}
         feature = self.to_feature(self.broadcast(self.w_mean[None]))
         return norms | {"feature": float(feature.square().mean().sqrt())}
@@ -101,7 +112,10 @@ class Generator(nn.Module, ABC):
     # ---------------------------------------------------------------------- latents
 
     def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        """z [B, 512] ~ N(0, I) -> w [B, 512]; `truncation` pulls towards the mean latent."""
+        """Map normal vectors z [B, 512] to latents w [B, 512].
+
+        With a truncation t other than 1, ``w_mean + t (w - w_mean)`` is returned.
+        """
         w = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
         for i in range(self.mapping_layers):
             w = F.linear(w, self.weight(f"mapping.{i}.weight"), self.weight(f"mapping.{i}.bias"))
@@ -109,7 +123,7 @@ class Generator(nn.Module, ABC):
         return self.w_mean + truncation * (w - self.w_mean) if truncation != 1.0 else w
 
     def broadcast(self, w: Tensor) -> Tensor:
-        """w [B, 512] -> W+ code [B, num_ws, 512] with equal rows."""
+        """Return W+ codes [B, num_ws, 512] with equal rows from latents w [B, 512]."""
         return w.unsqueeze(1).expand(-1, self.num_ws, -1)
 
     @torch.no_grad()
@@ -128,18 +142,22 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def modulated(self, row: int) -> list[str]:
-        """Layers that row `row` of a W+ code drives; empty for a row without effect."""
+        """Return the layers that a row of a W+ code modulates; empty for a row without effect."""
 
     @property
     def live_rows(self) -> list[int]:
-        """Rows of a W+ code that reach the image."""
+        """The rows of a W+ code that affect the image."""
         return [row for row in range(self.num_ws) if self.modulated(row)]
 
     @abstractmethod
     def expand_direction(self, direction: Tensor) -> Tensor:
-        """Edit direction of shape [512], or of rows this generator can place -> [num_ws, 512].
+        """Return an edit direction for every row of a code, [num_ws, 512].
 
-        Raises ValueError for any other shape: a direction is never sliced or padded silently.
+        Args:
+            direction: [512] for all rows alike, or as many rows as the generator can assign.
+
+        Raises:
+            ValueError: The direction has another shape. It is never cut or padded silently.
         """
 
     # ---------------------------------------------------------------------- synthesis
@@ -147,24 +165,24 @@ class Generator(nn.Module, ABC):
     @property
     @abstractmethod
     def feature_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the feature layer."""
+        """Number of channels, height and width of the feature layer."""
 
     @abstractmethod
     def trunk(self, ws: Tensor, delta: Delta | None = None) -> tuple[Tensor, Tensor | None]:
-        """W+ codes [B, num_ws, 512] -> feature layer [B, C, h, w] and the image made so far.
+        """Return the feature layer [B, C, h, w] of W+ codes [B, num_ws, 512] and the image so far.
 
-        The image [B, 3, h', w'] is None where the network sums no images. Everything here is
-        constant once the weights are: a refiner that moves only the feature computes it once.
+        The image [B, 3, h', w'] is None for networks that do not sum images. Both depend only on
+        codes and weights, so a refiner that changes only the feature computes them once.
         """
 
     @abstractmethod
     def from_feature(
         self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
     ) -> Tensor:
-        """Feature layer [B, C, h, w] and image so far (see `trunk`) -> image [B, 3, R, R]."""
+        """Return the image [B, 3, R, R] from the feature layer and the image so far (`trunk`)."""
 
     def to_feature(self, ws: Tensor, delta: Delta | None = None) -> Tensor:
-        """W+ codes [B, num_ws, 512] -> feature layer [B, C, h, w]."""
+        """Return the feature layer [B, C, h, w] of W+ codes [B, num_ws, 512]."""
         return self.trunk(ws, delta)[0]
 
     def synthesize(
@@ -176,12 +194,21 @@ class Generator(nn.Module, ABC):
     ) -> Tensor:
         """Render W+ codes, optionally with refined weights and a replaced feature layer.
 
-        ws: [B, num_ws, 512]. delta: per-image weight offsets, name -> [B, *shape].
-        feature: [B, C, H, W], used where `mask` [B, 1, H, W] in [0, 1] is 0 (out-of-domain):
-        ``x <- mask * x + (1 - mask) * feature``. Returns [B, 3, R, R], about [-1, 1], unclamped.
+        Args:
+            ws: W+ codes, [B, num_ws, 512].
+            delta: Offsets of weights for each image, name -> [B, *shape].
+            feature: Replacement of the feature layer x, [B, C, h, w]:
+                ``x <- mask x + (1 - mask) feature``.
+            mask: [B, 1, h, w] in 0..1, where 1 is in-domain. Given together with `feature`.
+
+        Returns:
+            Images [B, 3, R, R] in about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: Shapes do not fit, or only one of `feature` and `mask` is given.
         """
         if (feature is None) != (mask is None):
-            raise ValueError("feature and mask are given together")
+            raise ValueError("feature and mask must be given together")
         x, skip = self.trunk(ws, delta)
         if feature is not None and mask is not None:
             x = torch.lerp(feature, x, mask)

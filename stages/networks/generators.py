@@ -1,4 +1,4 @@
-"""The generators that a run can name, all of one interface."""
+"""The generators that can be chosen by name, which share one interface."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def mobilestylegan_1024(context: Context) -> MobileStyleGAN:
-    """The published FFHQ generator at 1024 px."""
+    """Load the published FFHQ generator at 1024 px."""
     return load_mobilestylegan(context.models("mobilestylegan-ffhq")).to(context.device).eval()
 
 
 def cut(published: MobileStyleGAN) -> MobileStyleGAN:
-    """The first five blocks of the published generator with a 256 px wavelet head.
+    """Return the first five blocks of the published generator with a wavelet head for 256 px.
 
-    All shared tensors are copied. The head is new: its modulation starts as that of the layer it
-    stands for (the upsampling of block 5, which scales the same features), its weights are 0.
+    All shared tensors are copied. The head is new: its modulation starts as that of the layer that
+    it replaces (the upsampling of block 5, which scales the same features), its weights are 0.
     """
     net = MobileStyleGAN(FFHQ_CHANNELS[:6], head="haar", feature_block=3, num_ws=published.num_ws)
     for name in net.weight_names():
@@ -41,10 +41,9 @@ def cut(published: MobileStyleGAN) -> MobileStyleGAN:
 
 
 def distilled_tensors(net: MobileStyleGAN) -> dict[str, Tensor]:
-    """The tensors in which the 256 px generator differs from the published one, by name.
+    """Return the tensors in which the 256 px generator differs from the published one, by name.
 
-    These are the last block with its noise and the head; they are the generator's own tensors,
-    not copies.
+    These are the last block with its noise, and the head. They are not copied.
     """
     last = f"layers.{net.blocks - 1}"
     names = [*net.weight_names(f"{last}."), *net.weight_names("to_img.")]
@@ -54,9 +53,10 @@ def distilled_tensors(net: MobileStyleGAN) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_distilled(net: MobileStyleGAN, file: Path) -> MobileStyleGAN:
-    """Fill a `cut` generator with the distilled tensors of a safetensors file; returns it.
+    """Fill a generator from `cut` with the distilled tensors of a file, and return it.
 
-    Raises ValueError when the file's names or shapes are not those of `distilled_tensors`.
+    Raises:
+        ValueError: Names or shapes in the file are not those of `distilled_tensors`.
     """
     stored, wanted = load_file(file), distilled_tensors(net)
     if stored.keys() != wanted.keys():
@@ -72,9 +72,9 @@ def load_distilled(net: MobileStyleGAN, file: Path) -> MobileStyleGAN:
 
 
 def mobilestylegan_256(context: Context) -> MobileStyleGAN:
-    """The published FFHQ generator, distilled to 256 px by `dhr_batch.fitting.distill`.
+    """Load the FFHQ generator that `dhr_batch.fitting.distill` distilled to 256 px.
 
-    Takes the published W+ codes; slot 15, dead at 1024 px, drives the head.
+    It takes the published W+ codes. Row 15, which has no effect at 1024 px, modulates the head.
     """
     net = cut(load_mobilestylegan(context.models("mobilestylegan-ffhq")))
     net = load_distilled(net, context.models("mobilestylegan-256"))
@@ -82,10 +82,10 @@ def mobilestylegan_256(context: Context) -> MobileStyleGAN:
 
 
 def stylegan2_ffhq_1024(context: Context) -> StyleGAN2:
-    """StyleGAN2-FFHQ at 1024 px, converted by the user from the published checkpoint."""
+    """Load StyleGAN2-FFHQ at 1024 px, which users convert from the published checkpoint."""
     return from_file(context.models("stylegan2-ffhq-1024"), context)
 
 
 def from_file(file: Path, context: Context) -> StyleGAN2:
-    """A StyleGAN2 of any size, from a file that `dhr-batch models convert` wrote."""
+    """Load a StyleGAN2 of any size from a file that `dhr-batch models convert` wrote."""
     return load(file).to(context.device)

@@ -1,10 +1,10 @@
-"""Face recognition networks: how alike are two faces?
+"""Face recognition networks, whose descriptors tell how similar two faces are.
 
-ArcFace: Deng et al. (arXiv 1801.07698), here its IR-SE50 as the identity losses of GAN inversion
-use it. CurricularFace: Huang et al. (arXiv 2004.00288), IR-101, as published identity tables use
-it. InceptionResnetV1: FaceNet (arXiv 1503.03832) trained on VGGFace2, of facenet-pytorch. Each
-cuts the face out by the rule of the protocol it belongs to: the same network on another crop gives
-other numbers. dlib's descriptor is in `dlib_face`.
+ArcFace: Deng et al. (arXiv 1801.07698), the IR-SE50 of the identity losses of GAN inversion.
+CurricularFace: Huang et al. (arXiv 2004.00288), the IR-101 of published identity tables. FaceNet:
+Schroff et al. (arXiv 1503.03832), the InceptionResnetV1 of facenet-pytorch, trained on VGGFace2.
+Each network crops the face as in its own evaluation protocol, because another crop gives other
+numbers. The descriptor of dlib is in `dlib_face`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SIDE = 112
 WIDTH = 64
-# Eyes, nose tip and mouth corners in a picture of 112 px: the template that ArcFace is trained on.
+# Eyes, nose tip and mouth corners in a picture of 112 px, the template for training ArcFace.
 TEMPLATE = np.array(
     [
         (38.2946, 51.6963),
@@ -40,16 +40,18 @@ TEMPLATE = np.array(
         (70.7299, 92.2041),
     ]
 )
-# Rows and columns of an aligned picture of 256 px in the identity losses of pSp and e4e.
+# Crop of an aligned picture of 256 px in the identity losses of pSp and e4e.
 LOSS_SIDE = 256
 LOSS_ROWS, LOSS_COLUMNS = slice(35, 223), slice(32, 220)
 FACENET_SIDE = 160
 
 
 class Portrait:
-    """One picture, uint8 [H, W, 3], whose face is looked for once, however many networks ask.
+    """A picture whose face is detected only once, even if several networks need it.
 
-    landmarks: dlib's [68, 2] in its pixels; None where there are none.
+    Args:
+        rgb: The picture, uint8 [H, W, 3].
+        landmarks: The 68 landmarks of dlib in its pixels, [68, 2], or None if no face was found.
     """
 
     def __init__(self, rgb: np.ndarray, landmarks: np.ndarray | None = None) -> None:
@@ -57,27 +59,31 @@ class Portrait:
         self._found: list[Face] | None = None
 
     def face(self, detector: Detector) -> Face | None:
-        """The largest face that MTCNN finds."""
+        """Return the largest face that MTCNN finds, or None."""
         if self._found is None:
             self._found = detector.detect([self.rgb])[0]
         return self._found[0] if self._found else None
 
 
 class Identity(Protocol):
-    """A network for `measure.identity`. label: its model and crop, as the tables name them."""
+    """A network for `measure.identity`. `label` names its model and crop in tables."""
 
     label: str
 
     def describe(self, portrait: Portrait) -> np.ndarray | None:
-        """The descriptor of the face, float [D]; None where the crop finds no face."""
+        """Return the descriptor of the face, float [D], or None if no face is found."""
         ...
 
 
 class IRBackbone(nn.Module):
-    """Faces [B, 3, 112, 112] in [-1, 1] -> descriptors [B, 512] of length 1.
+    """Map faces [B, 3, 112, 112] in [-1, 1] to descriptors [B, 512] of length 1.
 
-    Published key names. units: blocks of the four stages. squeeze: IR-SE, whose blocks have
-    squeeze-and-excitation and whose last normalisation is affine; otherwise IR, without both.
+    Modules have the published names of their weights.
+
+    Args:
+        units: Number of blocks of the four stages.
+        squeeze: Use IR-SE, whose blocks have squeeze-and-excitation and whose last normalisation is
+            affine; otherwise IR, which has neither.
     """
 
     def __init__(self, units: Sequence[int], squeeze: bool) -> None:
@@ -98,18 +104,18 @@ class IRBackbone(nn.Module):
 
 
 def loss_crop(images: Tensor) -> Tensor:
-    """Aligned pictures [B, 3, 256, 256] -> [B, 3, 112, 112]: the fixed crop of identity losses."""
+    """Return the fixed crop of identity losses, [B, 3, 256, 256] -> [B, 3, 112, 112]."""
     return F.adaptive_avg_pool2d(images[:, :, LOSS_ROWS, LOSS_COLUMNS], SIDE)
 
 
 def aligned_crop(rgb: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The similarity that brings five points [5, 2] closest to `TEMPLATE`; uint8 [112, 112, 3]."""
+    """Warp five points [5, 2] to `TEMPLATE` by a similarity; return uint8 [112, 112, 3]."""
     transform = SimilarityTransform.from_estimate(points, TEMPLATE)
     return cv2.warpAffine(rgb, transform.params[:2], (SIDE, SIDE))
 
 
 def box_crop(rgb: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """A detector's box, cut to the picture, without margin; uint8 [160, 160, 3], bilinear."""
+    """Crop the box of a detector without a margin, resized to uint8 [160, 160, 3]."""
     height, width = rgb.shape[:2]
     left, top, right, bottom = (int(v) for v in np.clip(box, 0, (width, height, width, height)))
     face = Image.fromarray(rgb).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
@@ -118,7 +124,7 @@ def box_crop(rgb: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _unit(rgb: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1]."""
+    """Convert uint8 [H, W, 3] to float32 [1, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
@@ -128,13 +134,13 @@ class _Network:
 
     @torch.inference_mode()
     def _descriptor(self, face: Tensor) -> np.ndarray:
-        # TF32 would move a cosine by more than refiners differ in it.
+        # TF32 would change cosines by more than the differences between refiners.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.net(face.to(self.device))[0].double().cpu().numpy()
 
 
 class ArcFace(_Network):
-    """Describes every picture: aligned faces lie where the crop is."""
+    """ArcFace on a fixed crop, so every aligned picture has a descriptor."""
 
     label = "arcface-irse50, fixed crop of 256 px"
 
@@ -147,7 +153,7 @@ class ArcFace(_Network):
 
 
 class _Detected(_Network, ABC):
-    """Describes a crop of the face that MTCNN finds."""
+    """A network on a crop of the face that MTCNN finds."""
 
     def __init__(self, net: nn.Module, context: Context) -> None:
         super().__init__(net, context)
@@ -159,10 +165,12 @@ class _Detected(_Network, ABC):
 
     @abstractmethod
     def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
-        """uint8 [H, W, 3] -> the network's input, float32 [1, 3, S, S]."""
+        """Return the input of the network, float32 [1, 3, S, S], from uint8 [H, W, 3]."""
 
 
 class CurricularFace(_Detected):
+    """CurricularFace on a crop of 112 px, aligned by five points."""
+
     label = "curricularface-ir101, 112 px aligned by 5 points of MTCNN"
 
     def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
@@ -170,21 +178,23 @@ class CurricularFace(_Detected):
 
 
 class FaceNet(_Detected):
+    """FaceNet on the box of the face."""
+
     label = "facenet-vggface2, 160 px of MTCNN's box"
 
     def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
-        # Its pictures are (v - 127.5) / 128.
+        # The network is trained on pictures scaled as (v - 127.5) / 128.
         return _unit(box_crop(rgb, face.box)) * (127.5 / 128)
 
 
 def arcface(context: Context) -> ArcFace:
-    """IR-SE50; model `arcface-irse50`: the published state dict."""
+    """Load ArcFace from the model `arcface-irse50`, the published state dict."""
     units = encoders.UNITS
     return ArcFace(_backbone(context.models("arcface-irse50"), units, True), context)
 
 
 def curricularface(context: Context) -> CurricularFace:
-    """IR-101; model `curricularface-ir101`: the published state dict."""
+    """Load CurricularFace from the model `curricularface-ir101`, the published state dict."""
     units = (3, 13, 30, 3)
     net = _backbone(context.models("curricularface-ir101"), units, False)
     return CurricularFace(net, context)
@@ -197,9 +207,9 @@ def _backbone(path: Path, units: Sequence[int], squeeze: bool) -> IRBackbone:
 
 
 def facenet(context: Context) -> FaceNet:
-    """InceptionResnetV1; model `facenet-vggface2`: the published state dict."""
+    """Load FaceNet from the model `facenet-vggface2`, the published state dict."""
     path = context.models("facenet-vggface2")
-    # Importing it takes long, and most runs do without.
+    # This import is slow, and most runs do not need it.
     from facenet_pytorch import InceptionResnetV1
 
     weights: Mapping[str, Tensor] = weight_files.read(path)

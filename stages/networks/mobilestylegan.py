@@ -1,11 +1,11 @@
-"""MobileStyleGAN: a StyleGAN2 distilled to separable convolutions and wavelet upsampling.
+"""MobileStyleGAN, a StyleGAN2 distilled to separable convolutions and wavelet upsampling.
 
 Belousov, "MobileStyleGAN: A Lightweight Convolutional Neural Network for High-Fidelity Image
 Synthesis" (arXiv 2104.04767). The published FFHQ weights share the W space of StyleGAN2-FFHQ.
 
-Style slots (rows of a W+ code): slot 0 drives the first convolution; block ``i`` takes slots
-``3i+1`` (upsample and first convolution) and ``3i+2`` (second convolution); the image head takes
-slot ``3*last+3``. The remaining rows have no effect.
+Row 0 of a W+ code modulates the first convolution, row ``3i+1`` the upsampling and the first
+convolution of block ``i``, row ``3i+2`` its second convolution, and row ``3*last+3`` the image
+head. The other rows have no effect.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from torch import Tensor
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator
 
 FFHQ_CHANNELS = (512, 512, 512, 512, 512, 256, 128, 64)
-# StyleGAN2-FFHQ has 18 rows; its RGB rows share a slot with the next convolution, hence the gaps.
+# Rows of StyleGAN2-FFHQ and the rows here that correspond to them.
 STYLEGAN2_ROWS = {0: 0, 15: 21} | {2 * i + k: 3 * i + k for i in range(7) for k in (1, 2)}
 
 
 def inverse_haar(bands: Tensor) -> Tensor:
-    """Inverse 2-D Haar transform.
+    """Invert a 2-D Haar transform, [B, 4C, H, W] -> [B, C, 2H, 2W].
 
-    bands: [B, 4C, H, W]; the first C channels are the low band, the other 3C the high bands,
-    interleaved per channel. Returns [B, C, 2H, 2W].
+    The first C channels are the low band, the other 3C the high bands, interleaved per channel.
     """
     b, c4, h, w = bands.shape
     c = c4 // 4
@@ -40,15 +39,17 @@ def inverse_haar(bands: Tensor) -> Tensor:
 
 
 class MobileStyleGAN(Generator):
-    """Mapping and synthesis, differentiable in the latent, the weights and the feature layer.
+    """MobileStyleGAN as a `Generator`. Noise is a constant of the published network.
 
-    channels: widths at 4, 8, 16, ... px; one synthesis block per entry after the first.
-    head: ``haar`` maps the last block to 12 wavelet channels (output twice its size), ``rgb``
-    maps it to 3 channels (output of its size).
-    feature_block: the block whose output is the feature layer of DHR's feature modulation.
-    num_ws: rows of a W+ code; at least ``3 * blocks + 1``.
+    Args:
+        channels: Widths at 4, 8, 16, ... px; one synthesis block for each entry after the first.
+        head: ``haar`` maps the last block to 12 wavelet channels, for an image of twice its size;
+            ``rgb`` maps it to 3 channels, for an image of its size.
+        feature_block: Index of the block whose output is the feature layer.
+        num_ws: Number of rows of a W+ code, at least ``3 * blocks + 1``.
 
-    Noise is a constant of the published network, so every render is deterministic.
+    Raises:
+        ValueError: `feature_block` or `num_ws` does not fit `channels`.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class MobileStyleGAN(Generator):
             y = F.conv2d(x.reshape(1, b * c, h, w), kernel.flatten(0, 1), padding=1, groups=b)
             y = y.reshape(b, -1, h * w) + offset
         else:
-            # The style scales the depthwise kernel instead of x: one pass over x less each way.
+            # Scaling the depthwise kernel instead of x saves one pass over x in each direction.
             kernel = self._get(f"{name}.weight_dw", delta, b) * s[:, :, None, None, None]
             x = F.conv2d(x.reshape(1, b * c, h, w), kernel.flatten(0, 1), padding=1, groups=b * c)
             y = torch.baddbmm(
@@ -153,10 +154,7 @@ class MobileStyleGAN(Generator):
         return [f"layers.{block}.{p}" for p in parts]
 
     def expand_direction(self, direction: Tensor) -> Tensor:
-        """Edit direction of shape [512], [num_ws, 512] or [18, 512] (StyleGAN2) -> [num_ws, 512].
-
-        Raises ValueError for any other shape: a direction is never sliced or padded silently.
-        """
+        """See `Generator.expand_direction`. Takes the 18 rows of StyleGAN2 as well."""
         if direction.shape == (STYLE_WIDTH,):
             return direction.expand(self.num_ws, -1)
         if direction.shape == (self.num_ws, STYLE_WIDTH):
@@ -166,7 +164,7 @@ class MobileStyleGAN(Generator):
             for source, target in STYLEGAN2_ROWS.items():
                 if target < self.num_ws:
                     rows[target] = direction[source]
-            # A cut network's head stands for the layers above it.
+            # The head of a cut network replaces the layers above it.
             rows[self.head_slot] = direction[min(15, 2 * self.blocks + 1)]
             return rows
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Read the constants of an OpenVINO IR v10 model: an XML graph and a flat file of numbers."""
+"""Read the constants of OpenVINO IR v10 models, an XML graph and a binary file of numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 
 
 def read_constants(xml: Path, binary: Path) -> list[tuple[str, np.ndarray]]:
-    """All float32 constants as (name, array), in graph order.
+    """Return all float32 constants as (name, array), in the order of the graph.
 
-    Raises ValueError when a constant lies outside the file of numbers.
+    Raises:
+        ValueError: A constant lies outside the binary file.
     """
     data = binary.read_bytes()
     constants = []
@@ -25,7 +26,9 @@ def read_constants(xml: Path, binary: Path) -> list[tuple[str, np.ndarray]]:
             continue
         offset, size = int(field.get("offset", 0)), int(field.get("size", 0))
         if offset + size > len(data):
-            raise ValueError(f"{binary}: constant {layer.get('name')!r} lies outside the file")
+            raise ValueError(
+                f"{binary}: constant {layer.get('name')!r} lies outside the file, which is cut off"
+            )
         shape = [int(n) for n in (field.get("shape") or "").split(",") if n.strip()]
         array = np.frombuffer(data, "<f4", size // 4, offset).reshape(shape)
         constants.append((layer.get("name", ""), array))
@@ -33,9 +36,13 @@ def read_constants(xml: Path, binary: Path) -> list[tuple[str, np.ndarray]]:
 
 
 def load_mobilestylegan(folder: Path) -> MobileStyleGAN:
-    """The published FFHQ generator at 1024 px from its `MappingNetwork` and `SynthesisNetwork` IR.
+    """Load the published FFHQ generator at 1024 px.
 
-    folder: holds the two .xml and two .bin files. Raises ValueError when a constant is missing.
+    Args:
+        folder: Folder of `MappingNetwork` and `SynthesisNetwork`, each a .xml and a .bin file.
+
+    Raises:
+        ValueError: A constant is missing.
     """
     net = MobileStyleGAN()
     state: dict[str, Tensor] = {}
@@ -51,7 +58,7 @@ def load_mobilestylegan(folder: Path) -> MobileStyleGAN:
 
     synthesis = read_constants(folder / "SynthesisNetwork.xml", folder / "SynthesisNetwork.bin")
     named = {n.removeprefix("m."): a for n, a in synthesis if n.startswith("m.")}
-    # The demodulated pointwise kernels and the noise maps carry no names, only their order.
+    # Demodulated pointwise kernels and noise maps have no names and are recognised by their order.
     kernels = [a for n, a in synthesis if n.startswith("Mul_") and n.endswith("_copy")]
     square = [a for _, a in synthesis if a.ndim == 4 and a.shape[:2] == (1, 1)]
     noise = [a for a in square if a.shape[2] == a.shape[3] and a.shape[2] >= 4]

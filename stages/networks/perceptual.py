@@ -1,12 +1,13 @@
-"""Perceptual distances: LPIPS and shift-tolerant LPIPS, on AlexNet and VGG16.
+"""Perceptual distances: LPIPS and shift-tolerant LPIPS, with AlexNet and VGG16.
 
 LPIPS: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric"
 (arXiv 1801.03924), version 0.1. Shift-tolerant LPIPS: Ghildyal and Liu, "Shift-tolerant Perceptual
-Similarity Metric" (arXiv 2207.13686). The two are different metrics and are never substituted for
-each other: each reports its own `name`.
+Similarity Metric" (arXiv 2207.13686). These are different metrics. Each reports its own `name`, and
+one is never used in place of the other.
 
-Both compare, at five layers, channel-unit-normalised activations `f` of a classification network:
-``map_l = sum_c lin_{l,c} (f_{l,c}(x) - f_{l,c}(y))^2`` and ``distance = sum_l mean(map_l)``.
+Both compare activations f of a classification network at five layers, normalised to length 1 over
+channels: ``map_l = sum_c lin_{l,c} (f_{l,c}(x) - f_{l,c}(y))^2`` and
+``distance = sum_l mean(map_l)``.
 
 `Perceptual` computes all of them, for losses and error maps. LPIPS as it is reported comes from its
 authors' package (`PackageLPIPS`).
@@ -35,9 +36,10 @@ _CONVOLUTIONS = {"alex": 5, "vgg": 13}
 
 
 class BlurPool(nn.Module):
-    """Low-pass filter [1, 2, 1] x [1, 2, 1] / 16 at stride 2, on a 2 px reflected border.
+    """Low-pass filter [1, 2, 1] x [1, 2, 1] / 16 with stride 2 and 2 px of reflected border.
 
-    [B, C, H, W] -> [B, C, (H+1)//2 + 1, (W+1)//2 + 1]. Zhang, arXiv 1904.11486.
+    Maps [B, C, H, W] to [B, C, (H+1)//2 + 1, (W+1)//2 + 1]. Zhang, "Making Convolutional Networks
+    Shift-Invariant Again" (arXiv 1904.11486).
     """
 
     def __init__(self, channels: int) -> None:
@@ -52,7 +54,7 @@ class BlurPool(nn.Module):
 
 
 def _compose(weight: Tensor, taps: Sequence[float], dim: int) -> Tensor:
-    """The kernel of a correlation with `weight` followed by one with `taps` along `dim`."""
+    """Return the kernel of a correlation with `weight` and then with `taps` along `dim`."""
     grown = list(weight.shape)
     grown[dim] += len(taps) - 1
     total = weight.new_zeros(grown)
@@ -64,9 +66,9 @@ def _compose(weight: Tensor, taps: Sequence[float], dim: int) -> Tensor:
 class BlurredConv(nn.Module):
     """A convolution (stride 1, zero padding 2) and the `BlurPool` after it, as one convolution.
 
-    Both are linear, so inside the image they are one kernel, two wider, at stride 2: a third of
-    the work. At the border the reflection repeats the neighbouring output exactly, except at the
-    far end of an even side, which has a kernel of its own.
+    Both are linear, so inside the image they equal one kernel, wider by two, with stride 2, which
+    takes a third of the time. At the border, reflection repeats the neighbouring output exactly,
+    except at the far end of an even side, which has its own kernel.
     """
 
     PADDING = 2
@@ -86,7 +88,7 @@ class BlurredConv(nn.Module):
         self.last_last: Tensor
 
     def _strip(self, x: Tensor, kernel: Tensor, dims: Sequence[int]) -> Tensor:
-        """The outputs at the far end of `dims` (2: rows, 3: columns)."""
+        """Return the outputs at the far end of `dims` (2: rows, 3: columns)."""
         p, pad, stride = self.PADDING, [self.PADDING] * 4, [2, 2]
         for dim in dims:
             size = kernel.shape[dim] - p
@@ -161,20 +163,24 @@ def _vgg(convs: Convolutions, shift_tolerant: bool = False) -> list[list[nn.Modu
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x divided by its channel norm, [B, C, H, W]; 1e-10 as in the published code."""
-    # A pixel whose channels are all zero has a norm of zero, where the root has no gradient.
+    """Divide x [B, C, H, W] by its norm over channels, plus 1e-10 as in the published code."""
+    # The clamp avoids the root of 0, which has no gradient, where all channels are 0.
     norm = x.square().sum(1, keepdim=True).clamp_min(1e-30).sqrt()
     return x / (norm + 1e-10)
 
 
 class Perceptual(nn.Module):
-    """One perceptual distance. Weights are constants; everything is differentiable in the image.
+    """A perceptual distance, differentiable in the image. Its weights are constants.
 
-    name: what tables call it. It ends in the backbone, ``alex`` or ``vgg``, and starts with
-    ``st_`` for the anti-aliased (shift-tolerant) form, e.g. ``st_lpips_alex``.
-    weights: backbone convolutions under ``net.slice<k>.<i>.*`` (published ST-LPIPS files) or
-    ``features.<i>.*`` (torchvision), and linear layers under ``lin<k>.model.1.weight``. Other
-    keys are ignored. Raises ValueError when keys are missing or a linear weight is negative.
+    Args:
+        name: Its name in tables. It ends with the backbone, ``alex`` or ``vgg``, and starts with
+            ``st_`` for the antialiased (shift-tolerant) form, such as ``st_lpips_alex``.
+        weights: Convolutions of the backbone with keys ``net.slice<k>.<i>.*`` (published ST-LPIPS
+            files) or ``features.<i>.*`` (torchvision), and linear layers with keys
+            ``lin<k>.model.1.weight``. Other keys are ignored.
+
+    Raises:
+        ValueError: Keys are missing, or a linear weight is negative.
     """
 
     def __init__(self, name: str, weights: Mapping[str, Tensor]) -> None:
@@ -184,7 +190,7 @@ class Perceptual(nn.Module):
         if backbone not in _CONVOLUTIONS:
             raise ValueError(f"{name}: the name of a perceptual distance ends in _alex or _vgg")
         convs = _convolutions(weights, _CONVOLUTIONS[backbone], name)
-        # The scale goes into the weights; the shift cannot, because the border is padded with
+        # The scale is part of the weights. The shift cannot be, because the border is padded with
         # zeros after it.
         scale = torch.tensor(SCALE).reshape(1, 3, 1, 1)
         convs[0] = (convs[0][0] / scale, convs[0][1])
@@ -200,9 +206,10 @@ class Perceptual(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> per layer [B, C, h, w], scaled so that `maps` is a plain sum.
+        """Return the features of images [B, 3, H, W] in [-1, 1], [B, C, h, w] for each layer.
 
-        Unit-normalised over channels and multiplied by the root of the linear weights.
+        They are normalised over channels and multiplied by the root of the linear weights, so that
+        error maps are plain sums of squared differences.
         """
         x = x - self.shift
         out = []
@@ -212,19 +219,19 @@ class Perceptual(nn.Module):
         return out
 
     def pooled(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> spatial means of the last layer's activations, [B, C]."""
+        """Return spatial means of the last activations, [B, C], of [B, 3, H, W] in [-1, 1]."""
         x = x - self.shift
         for tap in self.taps:
             x = tap(x)
         return x.mean((2, 3))
 
     def maps(self, x: Tensor, target_features: Sequence[Tensor]) -> list[Tensor]:
-        """Error maps of [B, 3, H, W] against `features` of the target: per layer [B, 1, h, w]."""
+        """Return error maps of images against the `features` of a target, [B, 1, h, w] each."""
         pairs = zip(self.features(x), target_features, strict=True)
         return [(a - b).square().sum(1, keepdim=True) for a, b in pairs]
 
     def distance(self, x: Tensor, target_features: Sequence[Tensor]) -> Tensor:
-        """Sum over layers of the spatial means of `maps`, [B]."""
+        """Return the distance to a target: the sum over layers of the means of `maps`, [B]."""
         means = [m.mean((1, 2, 3)) for m in self.maps(x, target_features)]
         return torch.stack(means).sum(0)
 
@@ -288,8 +295,8 @@ def _convolutions(
     if len(found) != count or any(len(f) != 2 for f in found.values()):
         raise ValueError(
             f"{name}: expected {count} convolutions with weight and bias under "
-            f"'features.<i>' or 'net.slice<k>.<i>', found {len(found)}; is this a state dict of "
-            "another network?"
+            f"'features.<i>' or 'net.slice<k>.<i>', found {len(found)}; use the weights of this "
+            "network"
         )
     return [(found[i]["weight"], found[i]["bias"]) for i in sorted(found)]
 
@@ -301,12 +308,14 @@ def _linear_roots(weights: Mapping[str, Tensor], name: str) -> list[Tensor]:
         raise ValueError(f"{name}: the linear weights are missing: {', '.join(missing)}")
     linear = [weights[k].detach().float().reshape(1, -1, 1, 1) for k in keys]
     if any(bool((w < 0).any()) for w in linear):
-        raise ValueError(f"{name}: a linear weight is negative, the published ones never are")
+        raise ValueError(
+            f"{name}: a linear weight is negative, unlike in published files; the file is damaged"
+        )
     return [w.sqrt() for w in linear]
 
 
 def _load(context: Context, *models: str) -> dict[str, Tensor]:
-    """The merged state dicts of `models`: each a `.pth` file, or a folder of them."""
+    """Return the merged state dicts of models, each a `.pth` file or a folder of them."""
     weights: dict[str, Tensor] = {}
     for model in models:
         path = Path(context.models(model))
@@ -316,34 +325,32 @@ def _load(context: Context, *models: str) -> dict[str, Tensor]:
 
 
 def st_lpips_alex(context: Context) -> Perceptual:
-    """Shift-tolerant LPIPS, AlexNet; model `stlpips-alex`: the published state dict."""
+    """Load shift-tolerant LPIPS with AlexNet from the model `stlpips-alex`."""
     weights = _load(context, "stlpips-alex")
     return Perceptual("st_lpips_alex", weights).to(context.device)
 
 
 def st_lpips_vgg(context: Context) -> Perceptual:
-    """Shift-tolerant LPIPS, VGG16; model `stlpips-vgg`: the published state dict."""
+    """Load shift-tolerant LPIPS with VGG16 from the model `stlpips-vgg`."""
     weights = _load(context, "stlpips-vgg")
     return Perceptual("st_lpips_vgg", weights).to(context.device)
 
 
 def lpips_alex(context: Context) -> Perceptual:
-    """LPIPS 0.1, AlexNet, for losses and maps.
+    """Load LPIPS 0.1 with AlexNet, for losses and maps.
 
-    Models: `lpips-alex-backbone`, torchvision's AlexNet (keys ``features.<i>.{weight,bias}`` with
-    i = 0, 3, 6, 8, 10; its classifier is ignored), and `lpips-alex`, the linear layers of LPIPS
-    v0.1 (keys ``lin<0..4>.model.1.weight``).
+    The models are `lpips-alex-backbone`, the AlexNet of torchvision, and `lpips-alex`, the linear
+    layers of LPIPS 0.1.
     """
     weights = _load(context, "lpips-alex-backbone", "lpips-alex")
     return Perceptual("lpips_alex", weights).to(context.device)
 
 
 def lpips_vgg(context: Context) -> Perceptual:
-    """LPIPS 0.1, VGG16, for losses and maps.
+    """Load LPIPS 0.1 with VGG16, for losses and maps.
 
-    Models: `lpips-vgg-backbone`, torchvision's VGG16 (keys ``features.<i>.{weight,bias}`` with
-    i = 0, 2, 5, ..., 28; its classifier is ignored), and `lpips-vgg`, the linear layers of LPIPS
-    v0.1 (keys ``lin<0..4>.model.1.weight``).
+    The models are `lpips-vgg-backbone`, the VGG16 of torchvision, and `lpips-vgg`, the linear
+    layers of LPIPS 0.1.
     """
     weights = _load(context, "lpips-vgg-backbone", "lpips-vgg")
     return Perceptual("lpips_vgg", weights).to(context.device)

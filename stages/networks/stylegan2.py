@@ -2,13 +2,13 @@
 
 Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958).
 
-Style slots (rows of a W+ code): convolution ``k`` (``conv1``, then ``convs.0`` ...) takes slot
-``k``; the image layer at each resolution shares the slot of the convolution that follows it. So a
-1024 px network has 18 rows, and all of them reach the image.
+Row ``k`` of a W+ code modulates convolution ``k`` (``conv1``, then ``convs.0`` ...). The image
+layer of each resolution uses the row of the convolution that follows it. A network for 1024 px has
+18 rows, all of which affect the image.
 
-Weights are kept as published, at unit variance: the scale ``1 / sqrt(fan-in)`` is applied in the
-forward pass, and published learning rates hold. The mapping network, which nobody refines, is
-stored ready to use.
+Weights are stored as published, at unit variance: the scale ``1 / sqrt(fan-in)`` is applied in the
+forward pass, so published learning rates are valid. The mapping network, which is never refined, is
+stored with its scale applied.
 """
 
 from __future__ import annotations
@@ -23,29 +23,42 @@ from torch import Tensor
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
-# The low-pass filter of every resampling; its outer product sums to 4, for a factor of 2 per axis.
+# Low-pass filter of all resampling. Its outer product sums to 4, for a factor of 2 per axis.
 TAPS = (0.25, 0.75, 0.75, 0.25)
-# The published feature layer of DHR: what enters the 256 px block, 128 px.
+# The published feature layer of DHR, the input of the 256 px block at 128 px.
 FEATURE_LAYER = 11
 
 
 def config_f(resolution: int) -> tuple[int, ...]:
-    """Published widths at 4, 8, ... `resolution` px. Raises ValueError for other resolutions."""
+    """Return the published widths at 4, 8, ... `resolution` px.
+
+    Raises:
+        ValueError: The resolution is not supported.
+
+    Example:
+        >>> config_f(256)
+        (512, 512, 512, 512, 512, 256, 128)
+    """
     if resolution not in RESOLUTIONS:
-        known = ", ".join(map(str, RESOLUTIONS))
-        raise ValueError(f"StyleGAN2 at {resolution} px is not supported; choose from: {known}")
+        supported = ", ".join(map(str, RESOLUTIONS))
+        raise ValueError(f"StyleGAN2 at {resolution} px is not supported; choose from: {supported}")
     return tuple(min(512, 32768 // 2**i) for i in range(2, int(math.log2(resolution)) + 1))
 
 
 class StyleGAN2(Generator):
-    """Mapping and synthesis, differentiable in the latent, the weights and the feature layer.
+    """StyleGAN2 as a `Generator`.
 
-    channels: widths at 4, 8, 16, ... px. mapping_layers: depth of the mapping network.
-    feature_layer: 1-based index ``i`` of the convolution after ``conv1`` whose input is the
-    feature layer; odd: it enters a block, even: the second convolution of one. By default the
-    published 11 (128 px), or two blocks before the end where that lies further down.
+    Image layers up to the feature layer use the features before any replacement.
 
-    Image layers up to the feature layer see the features as they are, before any replacement.
+    Args:
+        channels: Widths at 4, 8, 16, ... px.
+        feature_layer: Index, from 1, of the convolution after ``conv1`` whose input is the feature
+            layer. Odd numbers are the first convolution of a block, even ones the second. The
+            default is the published 11 (128 px), or for small networks two blocks before the end.
+        mapping_layers: Depth of the mapping network.
+
+    Raises:
+        ValueError: There is no such feature layer.
     """
 
     def __init__(
@@ -92,7 +105,7 @@ class StyleGAN2(Generator):
     # ---------------------------------------------------------------------- forward
 
     def _scales(self, name: str, ws: Tensor, row: int, delta: Delta | None) -> Tensor:
-        """The factor of each input channel, [B, C]."""
+        """Return the factor of each input channel, [B, C]."""
         return self._style(name, ws[:, row] / math.sqrt(STYLE_WIDTH), delta)
 
     def _conv(
@@ -102,7 +115,7 @@ class StyleGAN2(Generator):
         scales = scales / math.sqrt(9 * c)
         kernel = self._get(f"{name}.weight", delta, b) * scales[:, None, :, None, None]
         norm = torch.rsqrt(kernel.square().sum((2, 3, 4), keepdim=True) + 1e-8)
-        # The gain sqrt(2) behind the activation may as well stand before it.
+        # The gain sqrt(2) of the activation can be applied before it as well.
         kernel = kernel * (norm * math.sqrt(2))
         x = x.reshape(1, b * c, h, w)
         if up:
@@ -161,7 +174,9 @@ class StyleGAN2(Generator):
         self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
     ) -> Tensor:
         if skip is None:
-            raise ValueError("StyleGAN2 sums images of all sizes: give from_feature trunk's second")
+            raise ValueError(
+                "StyleGAN2 sums images of all sizes: give from_feature the second result of trunk"
+            )
         return self._run(x, skip, ws, self.feature_layer - 1, self.convs, delta)[1]
 
     # ---------------------------------------------------------------------- latents

@@ -1,7 +1,7 @@
-"""State dicts of StyleGAN2 as others publish them, in the names of `StyleGAN2`.
+"""Convert published state dicts of StyleGAN2 to the names of `StyleGAN2`.
 
-`rosinality`: the `g_ema` of rosinality's stylegan2-pytorch and of all that build on it. `nvidia`:
-the `G_ema` of NVIDIA's stylegan2-ada-pytorch; its clamping of half-precision layers is left out.
+There are two layouts: `rosinality`, the `g_ema` of stylegan2-pytorch and projects based on it, and
+`nvidia`, the `G_ema` of stylegan2-ada-pytorch, without its clamping of half-precision layers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dhr_batch.stages.networks import checkpoints
 from dhr_batch.stages.networks.stylegan2 import TAPS, StyleGAN2
+from dhr_batch.stages.networks.weight_files import shortened
 
-# How much slower than the others the mapping network learns, part of its published weights' scale.
+# Learning rate of the mapping network relative to other layers, part of the scale of its weights.
 MAPPING_RATE = 0.01
 FORMAT = "dhr-batch stylegan2"
 
@@ -29,7 +30,7 @@ State = Mapping[str, Tensor]
 
 
 class LayoutError(ValueError):
-    """A state dict that is not a StyleGAN2 generator of a known layout; the message says why."""
+    """A state dict is not a StyleGAN2 generator of a known layout."""
 
 
 def _rosinality_name(key: str) -> str:
@@ -62,7 +63,7 @@ def _nvidia_name(key: str) -> str:
 
 
 def rosinality(state: State, latent_avg: Tensor | None = None) -> dict[str, Tensor]:
-    """Tensors of `StyleGAN2` from a `g_ema`; without `latent_avg` the mean latent is computed."""
+    """Return tensors of `StyleGAN2` from a `g_ema` and, if given, its mean latent."""
     tensors = _renamed(state, _rosinality_name, ".kernel")
     if latent_avg is not None:
         _check_tensor("latent_avg", latent_avg)
@@ -71,7 +72,7 @@ def rosinality(state: State, latent_avg: Tensor | None = None) -> dict[str, Tens
 
 
 def nvidia(state: State) -> dict[str, Tensor]:
-    """Tensors of `StyleGAN2` from the state dict of a `G_ema`."""
+    """Return tensors of `StyleGAN2` from the state dict of a `G_ema`."""
     return _renamed(state, _nvidia_name, "resample_filter")
 
 
@@ -93,21 +94,23 @@ def _renamed(state: State, rename: Callable[[str], str], filters: str) -> dict[s
 
 def _check_tensor(key: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise LayoutError(f"{key} is no tensor but a {type(value).__name__}")
+        raise LayoutError(f"{key} is not a tensor but a {type(value).__name__}")
 
 
 def _check_filter(key: str, value: Tensor) -> None:
     taps = torch.tensor(TAPS)
     wanted = taps[:, None] * taps
     if value.shape != wanted.shape or not torch.allclose(value / value.sum(), wanted / 4):
-        raise LayoutError(f"{key} is another filter than the one of StyleGAN2, [1, 3, 3, 1]")
+        raise LayoutError(f"{key} is another filter than that of StyleGAN2, [1, 3, 3, 1]")
 
 
 def build(tensors: State, feature_layer: int | None = None) -> StyleGAN2:
-    """The generator whose tensors these are; sizes follow from their shapes.
+    """Return the generator with these tensors. Its sizes follow from their shapes.
 
-    Without `w_mean` the mean latent is computed. Raises LayoutError when tensors are missing,
-    unknown or have unexpected shapes.
+    Without `w_mean`, the mean latent is computed.
+
+    Raises:
+        LayoutError: Tensors are missing, unknown or of unexpected shapes.
     """
     try:
         widths = [tensors["conv1.bias"].numel()]
@@ -116,7 +119,7 @@ def build(tensors: State, feature_layer: int | None = None) -> StyleGAN2:
         depth = sum(1 for name in tensors if re.fullmatch(r"mapping\.\d+\.bias", name))
         net = StyleGAN2(widths, feature_layer, depth)
     except (KeyError, ValueError) as error:
-        raise LayoutError(f"this is no StyleGAN2 generator: {error}") from error
+        raise LayoutError(f"this is not a StyleGAN2 generator: {error}") from error
     _fill(net, tensors)
     if "w_mean" not in tensors:
         net.set_w_mean()
@@ -124,7 +127,7 @@ def build(tensors: State, feature_layer: int | None = None) -> StyleGAN2:
 
 
 def named_tensors(net: StyleGAN2) -> dict[str, Tensor]:
-    """All tensors of a generator by name: weights, `noise.<layer>` and `w_mean`; not copies."""
+    """Return all tensors of a generator: weights, `noise.<layer>` and `w_mean`, not copied."""
     tensors = {name: net.weight(name) for name in net.weight_names()}
     tensors |= {f"noise.{name}": net.noise(name) for name in net.noise_names}
     return tensors | {"w_mean": net.w_mean}
@@ -134,7 +137,9 @@ def named_tensors(net: StyleGAN2) -> dict[str, Tensor]:
 def _fill(net: StyleGAN2, tensors: State) -> None:
     wanted = named_tensors(net)
     if odd := (tensors.keys() ^ wanted.keys()) - {"w_mean"}:
-        raise LayoutError(f"this is no StyleGAN2 generator: missing or unknown {_some(odd)}")
+        raise LayoutError(
+            f"this is not a StyleGAN2 generator: missing or unknown {shortened(sorted(odd))}"
+        )
     for name in sorted(wanted.keys() & tensors.keys()):
         value, place = tensors[name], wanted[name]
         # The layouts differ in axes of length one.
@@ -147,15 +152,14 @@ def _squeezed(tensor: Tensor) -> Sequence[int]:
     return [n for n in tensor.shape if n != 1]
 
 
-def _some(names: set[str], most: int = 5) -> str:
-    listed = ", ".join(sorted(names)[:most])
-    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
-
-
 def read_checkpoint(file: Path) -> tuple[StyleGAN2, str]:
-    """The generator in a published checkpoint, and the name of its layout. Runs nothing in it.
+    """Return the generator in a published checkpoint and the name of its layout.
 
-    Raises CheckpointError and LayoutError, naming the file.
+    No code in the file is run.
+
+    Raises:
+        CheckpointError: The file is damaged or refused.
+        LayoutError: Its content is not a StyleGAN2 generator.
     """
     content = checkpoints.read(file)
     try:
@@ -166,18 +170,24 @@ def read_checkpoint(file: Path) -> tuple[StyleGAN2, str]:
             return build(nvidia(checkpoints.state_dict(content["G_ema"]))), "nvidia"
     except (LayoutError, checkpoints.CheckpointError) as error:
         raise LayoutError(f"{file}: {error}") from error
-    keys = _some({str(k) for k in content}) if isinstance(content, dict) else type(content).__name__
+    kind = type(content).__name__
+    keys = shortened(sorted(map(str, content))) if isinstance(content, dict) else kind
     raise LayoutError(
-        f"{file} holds no StyleGAN2 generator: expected a dict with g_ema (rosinality) or G_ema "
-        f"(NVIDIA), found {keys}"
+        f"{file} does not hold a StyleGAN2 generator: expected a dict with g_ema (rosinality) or "
+        f"G_ema (NVIDIA), found {keys}"
     )
 
 
 def convert(file: Path, out: Path) -> dict[str, str]:
-    """Write the generator of a published checkpoint to `out`, complete or not at all.
+    """Write the generator of a published checkpoint to `out`, either completely or not at all.
 
-    Returns the metadata of `out`: layout and resolution, file name and sha256 of the source.
-    Raises CheckpointError, LayoutError and OSError.
+    Returns:
+        The metadata of `out`: layout, resolution, and file name and sha256 of the source.
+
+    Raises:
+        CheckpointError: The file is damaged or refused.
+        LayoutError: Its content is not a StyleGAN2 generator.
+        OSError: A file cannot be read or written.
     """
     net, layout = read_checkpoint(file)
     with file.open("rb") as stream:
@@ -208,7 +218,11 @@ def save(net: StyleGAN2, file: Path, about: Mapping[str, str]) -> dict[str, str]
 
 
 def load(file: Path, feature_layer: int | None = None) -> StyleGAN2:
-    """The generator of a file that `save` wrote. Raises LayoutError for any other file."""
+    """Load the generator of a file that `save` wrote.
+
+    Raises:
+        LayoutError: It is another file.
+    """
     try:
         with safe_open(file, "pt") as stored:
             if (stored.metadata() or {}).get("format") != FORMAT:
@@ -217,6 +231,6 @@ def load(file: Path, feature_layer: int | None = None) -> StyleGAN2:
         return build(tensors, feature_layer)
     except (LayoutError, SafetensorError) as error:
         raise LayoutError(
-            f"{file} cannot be used as a generator: {error}. Make it from a published checkpoint "
+            f"{file} cannot be used as a generator: {error}. Create it from a published checkpoint "
             f"with: dhr-batch models convert CHECKPOINT --out {file}"
         ) from error

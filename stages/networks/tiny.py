@@ -1,4 +1,4 @@
-"""Small networks with seeded random weights, for tests and first checks."""
+"""Small networks with seeded random weights, for tests and first trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def generator(context: Context) -> MobileStyleGAN:
-    """MobileStyleGAN at 32 px."""
+    """Return a MobileStyleGAN at 32 px with random weights."""
     net = MobileStyleGAN((32, 32, 32), head="haar", feature_block=0, num_ws=8)
     draw = torch.Generator().manual_seed(0)
     for name in net.weight_names():
@@ -23,7 +23,7 @@ def generator(context: Context) -> MobileStyleGAN:
         if name.endswith("modulation.bias"):
             weight.fill_(1.0)
         elif weight.ndim > 1:
-            # About unit variance through every layer: styled convolutions divide by their fan-in.
+            # All layers keep about unit variance; styled convolutions divide by their fan-in.
             styled = not name.startswith("mapping.") and "modulation" not in name
             gain = 1.0 if styled else weight.shape[1] ** -0.5
             weight.copy_(torch.randn(weight.shape, generator=draw) * gain)
@@ -36,7 +36,7 @@ def generator(context: Context) -> MobileStyleGAN:
 
 
 def perceptual(context: Context) -> Perceptual:
-    """LPIPS on AlexNet's layout, an eighth as wide, shift-tolerant."""
+    """Return a shift-tolerant LPIPS with an AlexNet of an eighth of the width, random weights."""
     draw = torch.Generator().manual_seed(0)
     widths, sizes, inputs = (8, 24, 48, 32, 32), (11, 5, 3, 3, 3), (3, 8, 24, 48, 32)
     weights: dict[str, Tensor] = {}

@@ -314,7 +314,7 @@ def test_malicious_checkpoints_do_nothing(
     with pytest.raises(CheckpointError) as caught:
         read(file)
     assert str(file) in str(caught.value)
-    assert any(f"{name}, which no weights need" in str(caught.value) for name in named)
+    assert any(f"{name}, which weight files do not need" in str(caught.value) for name in named)
     with pytest.raises(layouts.LayoutError):
         layouts.load(file)
     assert not canary.exists()
@@ -332,7 +332,7 @@ def test_malicious_checkpoints_do_nothing(
         (b"", "damaged"),
         (b"<!DOCTYPE html>", "damaged"),
         (torch_zip(b"")[:60], "damaged"),
-        (torch_zip(b"garbage"), "damaged or no checkpoint: it is more than weights"),
+        (torch_zip(b"garbage"), "damaged or not a checkpoint: it contains more than weights"),
         (b"PK\x03\x04" + b"\0" * 100, "damaged"),
     ],
     # Contents hold the time, which differs between the processes that run the tests.
@@ -366,7 +366,7 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path: Path) -> None:
     with pytest.raises(layouts.LayoutError, match=r"found opts, state_dict"):
         layouts.read_checkpoint(file)
     torch.save({"g_ema": {"input.input": "text"}}, file)
-    with pytest.raises(layouts.LayoutError, match=r"e4e\.pt: input\.input is no tensor"):
+    with pytest.raises(layouts.LayoutError, match=r"e4e\.pt: input\.input is not a tensor"):
         layouts.read_checkpoint(file)
 
 

@@ -231,7 +231,7 @@ def test_other_networks_are_refused(small: Any) -> None:
         layouts.build({**layouts.rosinality(state), "mapping.embed.weight": torch.zeros(512, 10)})
     with pytest.raises(layouts.LayoutError, match=r"input has shape \[1, 512, 8, 8\]"):
         layouts.build(layouts.rosinality({**state, "input.input": torch.zeros(1, 512, 8, 8)}))
-    with pytest.raises(layouts.LayoutError, match="no StyleGAN2 generator"):
+    with pytest.raises(layouts.LayoutError, match="not a StyleGAN2 generator"):
         layouts.build({"encoder.weight": torch.zeros(3)})
 
 
