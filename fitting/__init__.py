@@ -1,1 +1,1 @@
-"""Commands that make the files the project ships: each states what it fits and on what."""
+"""Commands that create files shipped with the project. Each says what it fits, and to what."""

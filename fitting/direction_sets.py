@@ -1,4 +1,4 @@
-"""From fitted directions to a shipped set: what an edit really does, calibration, and the files."""
+"""Turn fitted directions into a shipped set: measure what an edit does, calibrate, write files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from dhr_batch.fitting.samples import Samples
     from dhr_batch.stages.base import Context
 
-# What each edit leaves alone. A smile opens the mouth a little and lifts the cheeks: taking that
-# out would leave a smirk, so smile is not held against the other scores of the mouth.
+# The scores that each edit should not change. A smile opens the mouth a little and lifts the
+# cheeks. Without that it would be a smirk, so the other scores of the mouth are not conditions of
+# smile.
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "smile": ("yaw", "pitch", "brow_raise"),
     "mouth_open": ("smile", "yaw", "pitch", "eyes_open"),
@@ -30,11 +31,12 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "pitch": ("smile", "mouth_open", "yaw", "eyes_open", "brow_raise"),
     "face_width": ("smile", "mouth_open", "yaw", "pitch", "eyes_open", "brow_raise"),
 }
+# Number of faces on which the effect of a direction is measured.
 PROBES = 24
 
 
 def score_table(landmarks: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores of N faces by name, [N]; NaN where the landmarks [N, 68, 2] are NaN."""
+    """Return the scores of N faces by name, [N]. They are NaN if the landmarks [N, 68, 2] are."""
     from dhr_batch.stages.face_scores import scores
 
     rows = [scores(p) if np.isfinite(p).all() else dict.fromkeys(names, np.nan) for p in landmarks]
@@ -42,7 +44,11 @@ def score_table(landmarks: np.ndarray, names: Sequence[str]) -> dict[str, np.nda
 
 
 def fit_samples(samples: Samples, seed: int = 0) -> tuple[dict[str, Fit], int]:
-    """Fit every score of `CONDITIONS`; returns the fits and how many samples had landmarks."""
+    """Fit a direction for every score in `CONDITIONS`.
+
+    Returns:
+        The fits by score, and the number of samples that have landmarks.
+    """
     table = score_table(samples.landmarks, tuple(CONDITIONS))
     found = np.isfinite(samples.landmarks).all((1, 2))
     fits = fit(samples.w[found], {n: s[found] for n, s in table.items()}, CONDITIONS, seed)
@@ -52,10 +58,16 @@ def fit_samples(samples: Samples, seed: int = 0) -> tuple[dict[str, Fit], int]:
 def probe(
     context: Context, array: np.ndarray, deviations: Mapping[str, float], seed: int
 ) -> dict[str, float]:
-    """What strength 1 of a direction [512] does to every score, in deviations of that score.
+    """Measure how strength 1 of a direction changes every score, in standard deviations.
 
-    Mean over `PROBES` generated faces (seeded apart from any fit) of half the difference between
-    strengths +1 and -1; faces that lose their landmarks are left out.
+    This is half the difference between strengths +1 and -1, as mean over `PROBES` generated faces.
+    Faces without landmarks are left out.
+
+    Args:
+        context: Resources of the generator.
+        array: The direction, [512].
+        deviations: Standard deviation of each score.
+        seed: Seed of the faces, which should differ from that of the fit.
     """
     import torch
 
@@ -77,10 +89,11 @@ def probe(
 
 
 def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str, Fit]:
-    """Scale every direction so that strength 1 really moves its score by one deviation.
+    """Scale every direction so that strength 1 changes its score by one standard deviation.
 
-    Raises ValueError for a direction that moves its own score by less than a quarter of what the
-    linear model says: it is not the edit that its name promises.
+    Raises:
+        ValueError: A direction changes its own score by less than a quarter of what the linear
+            model predicts, so it is not the edit that its name says.
     """
     deviations = {name: f.std for name, f in fits.items()}
     done = {}
@@ -88,14 +101,17 @@ def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str,
         effect = probe(context, fitted.array, deviations, seed)
         own = effect[name]
         if not own > 0.25:
-            raise ValueError(f"direction {name!r} moves its own score by {own:.2f} instead of 1")
+            raise ValueError(
+                f"direction {name!r} changes its own score by {own:.2f} instead of 1 standard "
+                "deviation; fit it to more samples"
+            )
         scaled = {n: round(e / own, 3) for n, e in effect.items()}
         done[name] = replace(fitted, array=fitted.array / np.float32(own), effect=scaled)
     return done
 
 
 def describe(fitted: Fit) -> dict[str, Any]:
-    """What the YAML of a set says about one direction."""
+    """Return the description of a direction in the YAML file of a set."""
     return {
         "sha256": digest(fitted.array),
         "unit": f"one standard deviation ({fitted.std:.4g}) of the landmark score {fitted.name}",
@@ -116,9 +132,17 @@ def write_set(
     directions: Mapping[str, Mapping[str, Any]],
     about: Mapping[str, Any],
 ) -> Path:
-    """Write `name`.npz and `name`.yaml, each in one step; returns the YAML's path.
+    """Write `name`.npz and `name`.yaml, each atomically.
 
-    directions: per name at least `sha256` and `unit`. about: what made the set.
+    Args:
+        folder: Folder to write to.
+        name: Name of the set.
+        arrays: Directions by name.
+        directions: Description of each direction, with at least `sha256` and `unit`.
+        about: Description of the set.
+
+    Returns:
+        The path of the YAML file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

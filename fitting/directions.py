@@ -1,9 +1,9 @@
 """Linear edit directions from scores of generated faces.
 
 Shen et al., "Interpreting the Latent Space of GANs for Semantic Face Editing" (2020): a score is
-linear in W to a good approximation, so the normal of a linear model of it is an edit, and the
-normals of other scores are projected out so that these stay. Linear models are compared on held-out
-samples; InterFaceGAN's own is the support vector machine on the extremes.
+approximately linear in W, ``s(w) = n . w + b``, so the normal n of a linear model is a direction of
+an edit. The normals of other scores are projected out so that these do not change. Linear models
+are compared on held-out samples; that of InterFaceGAN is the support vector machine.
 """
 
 from __future__ import annotations
@@ -17,20 +17,28 @@ import numpy as np
 from dhr_batch.stages.directions import orthogonalise
 
 FOLDS = 5
-# Share of samples at each end that the classifiers learn from. InterFaceGAN takes 2 % of 500 000;
-# of a few thousand that would leave fewer samples than latent dimensions.
+# Share of samples at each end from which classifiers learn. InterFaceGAN takes 2 % of 500,000
+# samples; of a few thousand, these would be fewer samples than latent dimensions.
 EXTREMES = 0.25
-# Penalties per sample, in units of the variance of a latent (0.2 on average, 8 at most).
+# Penalties per sample. The variance of a latent dimension is 0.2 on average and 8 at most.
 RIDGE_PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3)
 Model = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted direction, scaled so that strength 1 moves the linear model by one deviation.
+    """A fitted direction, scaled so that strength 1 changes the linear model by one deviation.
 
-    correlation, r2: of the chosen method on held-out samples. compared: held-out correlation of
-    every method. mean, std: of the score over the samples.
+    Attributes:
+        name: Name of the score.
+        array: The direction, float32 [512].
+        method: The linear model.
+        correlation, r2: Its quality on held-out samples.
+        compared: Held-out correlation of every method.
+        mean, std: Mean and standard deviation of the score over the samples.
+        conditions: Scores whose normals are projected out.
+        kept: Length of what is left of the normal, as a share.
+        effect: Measured change of every score at strength 1 (`direction_sets.calibrate`).
     """
 
     name: str
@@ -56,7 +64,7 @@ def _ridge(penalty: float) -> Model:
 
 
 def _extremes(score: np.ndarray) -> np.ndarray:
-    """Indices of the lowest and the highest scores."""
+    """Return the indices of the lowest and the highest scores."""
     order = np.argsort(score, kind="stable")
     count = max(2, int(len(score) * EXTREMES))
     return np.concatenate([order[:count], order[-count:]])
@@ -91,9 +99,9 @@ METHODS: dict[str, Model] = {
 def cross_validate(
     model: Model, w: np.ndarray, score: np.ndarray, seed: int = 0
 ) -> tuple[float, float]:
-    """Mean over folds of (correlation, R2) of a linear model's predictions for unseen samples.
+    """Return correlation and R2 of a linear model on held-out samples, as means over folds.
 
-    A classifier's normal has no scale, so R2 is taken after a line is fitted on the seen samples.
+    The normal of a classifier has no scale, so a line is first fitted to the seen samples.
     """
     parts = np.array_split(np.random.default_rng(seed).permutation(len(w)), FOLDS)
     results = []
@@ -110,7 +118,7 @@ def cross_validate(
 
 
 def clip_outliers(score: np.ndarray, tail: float = 0.5) -> np.ndarray:
-    """A score with its lowest and highest `tail` percent pulled in: misplaced landmarks."""
+    """Clip a score to its percentiles `tail` and 100 - `tail`, because of misplaced landmarks."""
     return np.clip(score, *np.percentile(score, [tail, 100 - tail]))
 
 
@@ -122,20 +130,27 @@ def fit(
 ) -> dict[str, Fit]:
     """Fit a direction for every score.
 
-    w: [N, 512]. scores: name -> [N], finite. conditions: name -> the scores that its edit leaves
-    alone; by default all others. The method with the best held-out correlation is used for all
-    scores alike, so that the normals that are projected out are of one kind. Raises ValueError for
-    too few samples and for a score that does not vary.
+    The method with the best mean held-out correlation is used for all scores, so that the normals
+    that are projected out are of one kind.
+
+    Args:
+        w: Latents, [N, 512].
+        scores: Finite scores by name, [N].
+        conditions: For each score, the scores that its edit should not change; by default all.
+        seed: Seed of the folds.
+
+    Raises:
+        ValueError: There are too few samples, or a score does not vary.
     """
     count = len(w)
     if count < 10 * FOLDS:
-        raise ValueError(
-            f"{count} samples are too few to fit directions; take {10 * FOLDS} or more"
-        )
+        raise ValueError(f"{count} samples are too few to fit directions; use {10 * FOLDS} or more")
     clean = {name: clip_outliers(np.asarray(s, np.float64)) for name, s in scores.items()}
     for name, score in clean.items():
         if not score.std() > 0:
-            raise ValueError(f"score {name!r} is the same for all samples")
+            raise ValueError(
+                f"score {name!r} is the same for all samples, so no direction can be fitted to it"
+            )
     w = np.asarray(w, np.float64)
     centred = w - w.mean(0)
     standard = {name: (s - s.mean()) / s.std() for name, s in clean.items()}

@@ -1,11 +1,12 @@
-"""Distil the published 1024 px generator to the shipped 256 px one, on one CPU core.
+"""Distil the published 1024 px generator to the shipped 256 px generator, on one CPU core.
 
     python -m dhr_batch.fitting.distill --minutes 50 --cache DIR --out FILE --sheet PNG
 
-Student: the published network up to 128 px features plus a modulated 1x1 head to 12 wavelet
-channels (see `generators.cut`). Blocks 0-3 stay as published; block 4, its noise and the head are
-trained on pairs (W+ code, teacher's image reduced 4x4 by area). Codes, images and block-3 features
-are cached in DIR, and so is a checkpoint from which an interrupted run continues.
+The student is the published network up to its 128 px features, with a modulated 1x1 head to 12
+wavelet channels (see `generators.cut`). Blocks 0-3 are kept as published. Block 4, its noise and
+the head are trained on pairs of a W+ code and the image of the teacher, reduced 4x4 by area. Codes,
+images, block-3 features and a checkpoint, from which an interrupted run continues, are cached in
+DIR.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 
 CHECKPOINT = "distill.pt"
 CROP = 32
-# Beside the plain error: means over 16 px that stay off show as a tint in the low band and as a
-# 2 px grid in the high bands. They are small in mean square, but the eye sees them first.
+# Weights of errors that remain in means over 16 px (`coherent`). They show as a tint in the low
+# band and as a 2 px grid in the high bands. Their mean square is small, but they are easily
+# visible.
 TINT_WEIGHT, GRID_WEIGHT = 2.0, 30.0
-# conv1 and conv2 reach one pixel each into the zero padding, at the resolution before the head.
+# conv1 and conv2 each reach one pixel into the zero padding, at the resolution before the head.
 MARGIN = 2
 
 
 @torch.no_grad()
 def fit_head(student: MobileStyleGAN, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Set the head's weight and bias by ridge regression of the teacher's wavelet bands."""
+    """Set weight and bias of the head by ridge regression of the wavelet bands of the teacher."""
     width = student.channels[-1]
     gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
     cross = torch.zeros(width + 1, 12, dtype=torch.float64)
@@ -70,9 +72,9 @@ def fit_head(student: MobileStyleGAN, pairs: Sequence[tuple[Tensor, Tensor]]) ->
 
 
 def export(tensors: dict[str, Tensor], out: Path) -> str:
-    """Write the distilled tensors in float16; returns the file's sha256.
+    """Write the distilled tensors as float16 and return the sha256 of the file.
 
-    A model description of the same name beside it (`.yaml`) gets the new sha256 and size.
+    A model description beside it with the same name (`.yaml`) gets the new sha256 and size.
     """
     half = {name: t.detach().half().contiguous() for name, t in tensors.items()}
     write_atomically(
@@ -91,8 +93,8 @@ def export(tensors: dict[str, Tensor], out: Path) -> str:
 class Trainer:
     """Adam on random crops of cached features, with warm-up, cosine decay and averaged weights.
 
-    Crops: neighbouring pixels of one image say little new, so four quarter-size crops of
-    different images teach more per second than one image.
+    Neighbouring pixels of an image add little information, so four crops of different images, each
+    a quarter in size, train faster than one image.
     """
 
     def __init__(self, student: MobileStyleGAN, rate: float) -> None:
@@ -106,14 +108,15 @@ class Trainer:
             if name.startswith("noise."):
                 scale = 0.1
             elif name.endswith("modulation.weight"):
-                # All 512 inputs move together, so an equal relative step would move styles most.
+                # All 512 inputs change together, so an equal relative step would change styles
+                # most.
                 scale *= 0.3
             groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.seconds, self.steps = 0.0, 0
 
     def state(self) -> dict[str, object]:
-        """Everything needed to continue."""
+        """Return everything that is needed to continue."""
         return {
             "tensors": {name: t.detach() for name, t in self.tensors.items()},
             "average": self.average,
@@ -132,7 +135,7 @@ class Trainer:
         self.seconds, self.steps = state["seconds"], state["steps"]
 
     def _crop(self, x: Tensor, ws: Tensor, top: int, left: int) -> Tensor:
-        """Render a crop of the features; noise maps are cut to the same place for the pass."""
+        """Render a crop of the features with the noise maps cropped to the same place."""
         net, size = self.student, 2 * x.shape[2]
         last = f"layers.{net.blocks - 1}"
         buffers = {
@@ -153,11 +156,18 @@ class Trainer:
         corner: tuple[int, int],
         progress: float,
     ) -> float:
-        """One update on crops at `corner` (feature pixels); progress in [0, 1] sets the rate.
+        """Update the weights once.
 
-        The loss is the mean root-mean-square error: the held-out figure is a mean of decibels, so
-        easy images count as much as hard ones. `coherent` errors count more. Returns the mean PSNR
-        of the batch in dB.
+        The loss is the mean over images of the root mean square error, so that easy images count as
+        much as hard ones, as in the held-out mean of decibels. `coherent` errors count more.
+
+        Args:
+            batch: Features [C, h, w], W+ code and target image of each image.
+            corner: Top and left of the crop, in pixels of the features.
+            progress: Share of the training that is done, 0..1, which sets the rate.
+
+        Returns:
+            The mean PSNR of the batch in dB.
         """
         top, left = corner
         net = self.student
@@ -201,9 +211,12 @@ def train(
     rate: float,
     batch: int,
 ) -> dict[str, Tensor]:
-    """Train for `minutes` in total (earlier parts of a resumed run included).
+    """Train for `minutes` in total, including earlier parts of a resumed run.
 
-    Publishes the averaged weights to `out` every few minutes. Returns them.
+    The averaged weights are written to `out` every few minutes.
+
+    Returns:
+        The averaged weights by name.
     """
     trainer, checkpoint = Trainer(student, rate), cache / CHECKPOINT
     if checkpoint.exists():
@@ -225,7 +238,7 @@ def train(
     span = student.resolution // 4 - CROP
     while trainer.seconds < limit:
         chosen = [material[i] for i in rng.choice(len(material), batch, replace=False)]
-        # Drawn beyond the frame and clipped: borders, with their zero padding, are seen too.
+        # Drawn beyond the frame and clipped, so that borders with their zero padding occur too.
         top, left = (int(v) for v in rng.integers(-6, span + 7, 2).clip(0, span))
         picked = [
             (features(student, cache, seed, w), w, image.float()) for seed, w, image in chosen
@@ -254,17 +267,28 @@ def _fill(net: MobileStyleGAN, tensors: dict[str, Tensor]) -> None:
 
 @click.command()
 @click.option("--minutes", default=50.0, show_default=True, help="Training time on one core.")
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of pairs and checkpoint.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
-@click.option("--pairs", default=800, show_default=True, help="Training images (0.9 s each).")
-@click.option("--rate", default=1e-2, show_default=True, help="Peak step relative to a weight.")
+@click.option(
+    "--pairs", default=800, show_default=True, help="Number of training images (0.9 s each)."
+)
+@click.option("--rate", default=1e-2, show_default=True, help="Largest step relative to a weight.")
 @click.option("--batch", default=4, show_default=True, help="Crops per step.")
 @click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Distilled file to continue from, instead of a head by least squares.",
+    help="Distilled file to start from, instead of a head fitted by least squares.",
 )
-@click.option("--sheet", type=click.Path(path_type=Path), help="PNG: student, teacher, difference.")
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    help="PNG file to write: student, teacher, difference.",
+)
 def main(
     minutes: float,
     cache: Path,
@@ -277,7 +301,7 @@ def main(
 ) -> None:
     """Distil the 1024 px generator to 256 px and write the tensors that differ.
 
-    With `--minutes 0` and a finished cache, only judges the cached weights again.
+    With `--minutes 0` and a finished cache, only evaluate the cached weights again.
     """
     torch.set_num_threads(1)
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Teacher pairs for the distillation to 256 px, and the figures and pictures that judge it."""
+"""Training pairs for the distillation to 256 px, and the figures and pictures to evaluate it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 
 HELD_OUT = range(10_000_000, 10_000_064)
+# Rows of a published W+ code that the head replaces.
 HEAD_STYLES = slice(15, 22)
 
 
 def uniform_in_head(ws: Tensor) -> bool:
-    """Whether a code is constant over the styles that the head stands for.
+    """Return whether a code is constant over the rows that the head replaces.
 
-    A code that changes among them has no 256 px counterpart: the head sees only one of them.
+    Another code has no counterpart at 256 px, because the head uses only one of these rows.
     """
     first = HEAD_STYLES.start
     return bool((ws[:, HEAD_STYLES] == ws[:, first : first + 1]).all())
 
 
 def codes(net: MobileStyleGAN, seed: int) -> Tensor:
-    """The W+ code [1, 23, 512] of a seed.
+    """Return the W+ code [1, 23, 512] of a seed.
 
-    Held-out seeds are plain W at truncation 0.7. Training seeds are broader, as inverted
-    photographs are: truncation uniform in 0.5-1.0; 40 % of them mix in a second, untruncated
-    latent.
+    Held-out seeds give codes in W with truncation 0.7. Training seeds are more varied, as inverted
+    photographs are: their truncation is uniform in 0.5..1.0, and 40 % of them are mixed with a
+    second latent without truncation.
     """
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(2, 512, generator=g)
@@ -50,7 +51,7 @@ def codes(net: MobileStyleGAN, seed: int) -> Tensor:
 
 
 def write_atomically(file: Path, save: Callable[[Path], object]) -> None:
-    """Write a file so that it is only ever seen whole."""
+    """Write a file atomically, so that no reader sees part of it."""
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
     save(temporary)
     temporary.chmod(0o644)
@@ -67,7 +68,10 @@ def _savez(**arrays: np.ndarray) -> Callable[[Path], None]:
 
 @torch.no_grad()
 def pair(teacher: MobileStyleGAN, cache: Path, seed: int) -> tuple[Tensor, Tensor]:
-    """Code [1, 23, 512] and the teacher's reduced image [1, 3, 256, 256], unclamped; cached."""
+    """Return the code [1, 23, 512] of a seed and the reduced image of the teacher, from the cache.
+
+    The image is [1, 3, 256, 256] and not clamped.
+    """
     file = cache / f"{seed}.npz"
     if not file.exists():
         ws = codes(teacher, seed)
@@ -80,7 +84,7 @@ def pair(teacher: MobileStyleGAN, cache: Path, seed: int) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.ndarray:
-    """Block-3 features [512, 64, 64] of a code as a memory-mapped float16 array; cached."""
+    """Return the block-3 features [512, 64, 64] of a code, memory-mapped float16 in the cache."""
     file = cache / f"{seed}.feature.npy"
     if not file.exists():
         x = student.to_feature(ws)[0].numpy().astype(np.float16)
@@ -94,16 +98,17 @@ def features(student: MobileStyleGAN, cache: Path, seed: int, ws: Tensor) -> np.
 
 
 def haar(image: Tensor) -> Tensor:
-    """The inverse of `inverse_haar`: [B, C, 2H, 2W] -> [B, 4C, H, W]."""
+    """Compute the 2-D Haar transform, [B, C, 2H, 2W] -> [B, 4C, H, W]; see `inverse_haar`."""
     p, q, r, s = F.pixel_unshuffle(image, 2).unflatten(1, (-1, 4)).unbind(2)
     low, high = p + q + r + s, [p + q - r - s, p - q + r - s, p - q - r + s]
     return torch.cat([low, torch.stack(high, 2).flatten(1, 2)], 1) / 2
 
 
 def coherent(error: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squares [B] of what remains of an error [B, 3, H, W] in means over 16 x 16 pixels.
+    """Return the mean squares of an error [B, 3, H, W] that remain in means over 16 x 16 pixels.
 
-    First the low wavelet band (a tint), then the three high bands (a 2 px grid).
+    Returns:
+        That of the low wavelet band (a tint) and that of the high bands (a 2 px grid), [B] each.
     """
     means = F.avg_pool2d(haar(error), 8).square()
     low, high = means.split([error.shape[1], 3 * error.shape[1]], 1)
@@ -111,14 +116,17 @@ def coherent(error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def psnr(image: Tensor, target: Tensor) -> float:
-    """PSNR in dB at a peak of 2 (range [-1, 1]); neither side is clamped."""
+    """Return the PSNR in dB of images in [-1, 1] (peak 2), without clamping."""
     return float(10 * torch.log10(4 / (image - target).square().mean()))
 
 
 class HeldOutScore(NamedTuple):
-    """How a seed's image compares with the teacher's. psnr: dB; distance: perceptual or nan.
+    """Comparison of the images of student and teacher for a seed.
 
-    tint, grid: root mean square of `coherent` errors, in 8-bit grey levels.
+    Attributes:
+        psnr: PSNR in dB.
+        distance: Perceptual distance, or NaN.
+        tint, grid: Root mean square of `coherent` errors, in 8-bit grey levels.
     """
 
     seed: int
@@ -136,21 +144,21 @@ def held_out_scores(
     seeds: Sequence[int] = HELD_OUT,
     perceptual: Perceptual | None = None,
 ) -> list[HeldOutScore]:
-    """Scores of the student, one per seed."""
+    """Return the scores of the student, one per seed."""
     scores = []
     for seed in seeds:
         ws, target = pair(teacher, cache, seed)
         image, distance = student.synthesize(ws), float("nan")
         if perceptual is not None:
             distance = float(perceptual.distance(image, perceptual.features(target)))
-        # A wavelet coefficient is twice the error it stands for; 127.5 levels are 1.
+        # A wavelet coefficient is twice the error, and 127.5 grey levels are 1.
         tint, grid = (127.5 / 2 * float(part) ** 0.5 for part in coherent(image - target))
         scores.append(HeldOutScore(seed, psnr(image, target), distance, tint, grid))
     return scores
 
 
 def summary(scores: Sequence[HeldOutScore]) -> str:
-    """Mean, worst seed, mean perceptual distance, mean tint and grid in one line."""
+    """Return a line with the means of all scores and the worst seed."""
     worst = min(scores, key=lambda score: score.psnr)
     return (
         f"held out ({len(scores)}): mean {np.mean([s.psnr for s in scores]):.2f} dB, "
@@ -165,7 +173,7 @@ def summary(scores: Sequence[HeldOutScore]) -> str:
 def contact_sheet(
     student: MobileStyleGAN, teacher: MobileStyleGAN, cache: Path, seeds: Sequence[int]
 ) -> Image.Image:
-    """Student | teacher | difference (x4, grey = equal), one row per seed."""
+    """Return a sheet of student, teacher and difference (x4, grey if equal), one row per seed."""
     rows = []
     for seed in seeds:
         ws, target = pair(teacher, cache, seed)

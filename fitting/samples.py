@@ -1,7 +1,7 @@
-"""Seeded faces of a generator with their latents, landmarks and perceptual features, cached.
+"""Seeded faces of a generator with their latents, landmarks and perceptual features.
 
-What the fitting scripts learn from. Pictures are not kept. A cache folder holds shards of
-`SHARD` samples; a run that was interrupted goes on with the first missing shard.
+The fitting commands learn from them. Pictures are not stored. A cache folder holds shards of
+`SHARD` samples, and an interrupted run continues with the first missing shard.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ POOLED = 4
 class Samples:
     """N generated faces.
 
-    w: float32 [N, 512], truncated. landmarks: float32 [N, 68, 2] in pixels of the render, NaN
-    where no face was found. feat: float16 [N, 4096], the last layer of `st_lpips_alex`, averaged
-    to 4 x 4 cells. about: what made them.
+    Attributes:
+        w: Latents after truncation, float32 [N, 512].
+        landmarks: Landmarks in pixels of the render, float32 [N, 68, 2]; NaN if no face is found.
+        feat: Last layer of `st_lpips_alex` as means of 4 x 4 cells, float16 [N, 4096].
+        about: Generator, seed and truncation.
     """
 
     w: np.ndarray
@@ -53,7 +55,7 @@ def fingerprint(generator: str) -> dict[str, str]:
 
 
 def draw(seed: int, shard: int) -> np.ndarray:
-    """Latents z ~ N(0, I) of one shard, float32 [SHARD, 512], independent of other shards."""
+    """Return normal vectors z of a shard, float32 [SHARD, 512], independent of other shards."""
     source = np.random.Generator(np.random.PCG64([seed, shard]))
     return source.standard_normal((SHARD, 512), dtype=np.float32)
 
@@ -110,10 +112,17 @@ def _check(card: Path, about: dict[str, Any]) -> None:
 
 
 def load(folder: Path, shards: int | None = None) -> Samples:
-    """The samples of a cache folder (the first `shards` of it). Raises ValueError when empty."""
+    """Return the samples in a cache folder, of the first `shards` shards.
+
+    Raises:
+        ValueError: The folder has no samples.
+    """
     files = sorted(folder.glob("[0-9]*.npz"))[:shards]
     if not files:
-        raise ValueError(f"{folder}: no samples in it")
+        raise ValueError(
+            f"{folder}: there are no samples in this folder; fit without --reuse, or choose "
+            "another folder with --cache"
+        )
     parts: list[dict[str, np.ndarray]] = []
     for file in files:
         with np.load(file, allow_pickle=False) as archive:
@@ -135,7 +144,7 @@ def _label(
     landmarks, features = [], []
     with torch.inference_mode():
         w = generator.map(torch.from_numpy(z).to(context.device), truncation)
-        # One at a time: a batch is no faster on a CPU, and a GPU is bound by the landmarks.
+        # A batch is not faster on a CPU, and on a GPU the landmarks take most of the time.
         for code in w.split(1):
             image = generator.synthesize(generator.broadcast(code))
             landmarks.append(find_landmarks(finder, tensor_to_images(image)[0]))
@@ -149,10 +158,10 @@ def _label(
 
 
 def find_landmarks(finder: Landmarks68, image: np.ndarray) -> np.ndarray:
-    """68 landmarks of the face in an aligned image, float32 [68, 2]; NaN where none is detected.
+    """Return the 68 landmarks of an aligned image, float32 [68, 2], or NaN if no face is detected.
 
-    A face at the usual place that the detector does not see is left out: its landmarks would be
-    guesses, and a fit learns from guesses as readily as from faces.
+    A face at the usual place that the detector does not find is left out, because its landmarks
+    would be guesses.
     """
     box, found_by = finder.locate(image)
     found = finder.find(image, box) if found_by == "hog" else None

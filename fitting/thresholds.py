@@ -2,17 +2,18 @@
 
     python -m dhr_batch.fitting.thresholds --images FOLDER [--images FOLDER ...]
 
-The renders are those of the default segmentation: of the mean row of the embedding, or, with
+The renders are those of the default segmentation: of the mean row of the embedding or, with
 ``--source embedding``, of the embedding itself.
 
-The published thresholds belong to VGG16-LPIPS at 1024 px and a 40-step W inversion; another
-perceptual network, resolution or inversion has another scale of error. The rule used here: invert
-clean portraits, and per group of classes take the threshold that leaves the share ``--keep`` of
-their pixels in-domain, at the mouth as elsewhere. How much it finds is printed beside it:
-occluders (`stages.occluders`) are put over faces and hair, and the occluded picture is measured
-against the render of the clean one. An embedding of the occluded picture imitates some of the
-occluder, so that figure is optimistic; ``dhr_batch.benchmarks.synthetic_masks`` embeds the occluded
-pictures.
+The published thresholds are for VGG16-LPIPS at 1024 px and an inversion in W of 40 steps. Another
+perceptual network, resolution or inversion gives errors of another scale. The rule is: invert clean
+portraits, and for each group of classes take the threshold that leaves the share ``--keep`` of
+their pixels in-domain. The factor at the mouth is not applied.
+
+The table also shows how much of occluders these thresholds find. Occluders (`stages.occluders`) are
+placed over faces and hair, and the occluded picture is compared with the render of the clean one.
+This figure is optimistic, because an embedding of the occluded picture would imitate part of the
+occluder. ``dhr_batch.benchmarks.synthetic_masks`` embeds the occluded pictures.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 @dataclass(frozen=True, slots=True)
 class SuperpixelErrors:
-    """Superpixels of one picture: error, index into `GROUPS` (-1: none) and size in pixels."""
+    """Errors of the superpixels of one picture.
+
+    Attributes:
+        errors: Error of each superpixel, [K + 1].
+        groups: Index into `GROUPS`, or -1 for none, [K + 1].
+        sizes: Size in pixels, [K + 1].
+    """
 
     errors: np.ndarray
     groups: np.ndarray
@@ -41,7 +48,12 @@ class SuperpixelErrors:
 
 @dataclass(frozen=True, slots=True)
 class GroupThreshold:
-    """The chosen threshold of one group and the shares of pixels it gives."""
+    """The chosen threshold of one group of classes.
+
+    Attributes:
+        clean_in: In-domain share of the pixels of clean portraits.
+        occluded_out: Out-of-domain share of the pixels under occluders.
+    """
 
     group: str
     threshold: float
@@ -52,7 +64,7 @@ class GroupThreshold:
 
 
 def class_groups() -> np.ndarray:
-    """Index into `GROUPS` of each class, -1 for those that are always out-of-domain. int [19]."""
+    """Return the index into `GROUPS` of each class, or -1 if always out-of-domain, int [19]."""
     from dhr_batch.stages.segment import FOREIGN_CLASSES, Thresholds
 
     groups = Thresholds(face=0, parts=1, other=2).of_class().astype(np.int64)
@@ -63,17 +75,28 @@ def class_groups() -> np.ndarray:
 def choose(
     clean: Sequence[SuperpixelErrors], occluded: Sequence[SuperpixelErrors], keep: float
 ) -> list[GroupThreshold]:
-    """Apply the rule of this module to each group. Raises ValueError for a group without pixels."""
+    """Choose a threshold for each group by the rule of this module.
+
+    Args:
+        clean: Errors of clean portraits.
+        occluded: Errors of pictures with occluders.
+        keep: Share of clean pixels that stay in-domain, 0..1.
+
+    Raises:
+        ValueError: A group has no pixels.
+    """
     rows = []
     for index, group in enumerate(GROUPS):
         good, good_size = _pool(clean, index)
         bad, bad_size = _pool(occluded, index)
         if len(good) == 0:
-            raise ValueError(f"no clean superpixel of group {group!r}: give more portraits")
+            raise ValueError(
+                f"the portraits have no superpixel of group {group!r}; use more of them"
+            )
         order = np.argsort(good)
         share = np.cumsum(good_size[order]) / good_size.sum()
         last = min(int(np.searchsorted(share, keep)), len(good) - 1)
-        # A threshold lies above the error it admits.
+        # Errors must be below the threshold to be in-domain.
         threshold = good[order][last] * (1 + 1e-6)
         rows.append(
             GroupThreshold(
@@ -101,11 +124,15 @@ def _pool(samples: Sequence[SuperpixelErrors], index: int) -> tuple[np.ndarray, 
 def measure(
     stage, records: Sequence, occluders: int
 ) -> Iterator[tuple[SuperpixelErrors, list[SuperpixelErrors]]]:
-    """Superpixel errors of each clean portrait and of its occluded copies.
+    """Measure the superpixel errors of each clean portrait and of copies with occluders.
 
-    stage: a `DomainSpecific`, set up, with source `mean_row` or `embedding`: occluded copies keep
-    their portrait's inversion. records: with image, latent and inverted. Portraits in which the
-    parser finds no face are left out.
+    Portraits in which the parser finds no face are left out.
+
+    Args:
+        stage: A `DomainSpecific` after `setup`, with source `mean_row` or `embedding`. The copies
+            have the inversion of their portrait.
+        records: Portraits with image, latent and inverted.
+        occluders: Number of copies of each portrait.
     """
     from dhr_batch.pipeline.datasets.synthetic import SHARES
     from dhr_batch.stages import segment
@@ -152,38 +179,44 @@ def _records(folders: Sequence[Path]):
 @click.command()
 @click.option(
     "--images", "folders", type=click.Path(path_type=Path, exists=True, file_okay=False),
-    multiple=True, required=True, help="Folder of portraits without occluders; repeatable.",
+    multiple=True, required=True, help="Folder of portraits without occluders; may be repeated.",
 )  # fmt: skip
 @click.option("--aligned", is_flag=True, help="The portraits are FFHQ-aligned squares.")
 @click.option("--generator", default="mobilestylegan-256", show_default=True)
 @click.option("--perceptual", default="st_lpips_alex", show_default=True)
 @click.option("--embed", default="w+", show_default=True, help="Name of the embedder.")
-@click.option("--steps", type=int, help="Its steps; its own default if not given.")
+@click.option("--steps", type=int, help="Its optimisation steps; by default its own.")
 @click.option(
     "--source",
     type=click.Choice(["mean_row", "embedding"]),
     default="mean_row",
     show_default=True,
-    help="What the errors are of.",
+    help="Render whose errors are measured.",
 )
 @click.option(
     "--error-layers",
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="How many of the finest layers; 0: all.",
+    help="Number of layers that count, the finest; 0: all.",
 )
 @click.option("--parser", default="landmarks", show_default=True)
 @click.option("--segments", default=200, show_default=True)
-@click.option("--occluders", default=8, show_default=True, help="Occluders per portrait.")
-@click.option("--keep", default=0.9, show_default=True, help="Share of clean pixels in-domain.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the table.")
+@click.option("--occluders", default=8, show_default=True, help="Number of occluders per portrait.")
+@click.option(
+    "--keep", default=0.9, show_default=True, help="Share of clean pixels to keep in-domain."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON file to write the table to.",
+)
 def main(
     folders: tuple[Path, ...], aligned: bool, generator: str, perceptual: str, embed: str,
     steps: int | None, source: str, error_layers: int, parser: str, segments: int,
     occluders: int, keep: float, out: Path | None,
 ) -> None:  # fmt: skip
-    """Print thresholds for the preset's `segment.thresholds`."""
+    """Print thresholds for `segment.thresholds` in a preset."""
     import torch
 
     from dhr_batch.pipeline.models import catalogue as models
@@ -201,7 +234,7 @@ def main(
 
     if parser == "none":
         raise click.BadParameter(
-            "thresholds belong to parts of a face: choose one that finds them",
+            "thresholds are for parts of a face; choose a parser that finds them",
             param_hint="--parser",
         )
     more = {} if steps is None else {"steps": steps}
@@ -210,10 +243,12 @@ def main(
         records = [stage.run([record])[0] for record in records]
     for record in records:
         if record.failure is not None:
-            click.echo(f"left out {record.source}: {record.failure.message}", err=True)
+            click.echo(f"{record.source} is left out: {record.failure.message}", err=True)
     good = [r for r in records if r.image is not None and r.inverted is not None]
     if not good:
-        raise click.ClickException("no portrait could be aligned and inverted")
+        raise click.ClickException(
+            "no portrait could be aligned and inverted; the reasons are given above"
+        )
     segment = prepared(
         "segment", name="dhr", source=source, error_layers=error_layers or None,
         perceptual=perceptual, parser=parser, segments=segments,

@@ -1,4 +1,4 @@
-"""`dhr-batch edits`: list the shipped directions, make new ones, sweep them over a run."""
+"""`dhr-batch edits`: list the shipped directions, create new ones, sweep them over a run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OUT = click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write, .npz; a .yaml that describes it is written beside it.",
+    help="The .npz file to write. A .yaml file that describes it is written beside it.",
 )
 ROWS = click.option(
     "--rows",
     metavar="A-B",
     default=None,
-    help="Rows of the W+ code that move, e.g. 0-6, both included.  [default: all]",
+    help="Rows of the W+ code to change, such as 0-6, including both.  [default: all]",
 )
 
 
@@ -52,10 +52,14 @@ def _rows(text: str | None, live: list[int]) -> list[int]:
         return live
     first, _, last = text.partition("-")
     if not (first.isdigit() and (last or first).isdigit()):
-        raise click.BadParameter(f"{text!r} is not of the form A-B", param_hint="--rows")
+        raise click.BadParameter(
+            f"{text!r} is not of the form A-B, such as 0-6", param_hint="--rows"
+        )
     rows = [r for r in live if int(first) <= r <= int(last or first)]
     if not rows:
-        raise click.BadParameter(f"no live row in {text}; live are {live}", param_hint="--rows")
+        raise click.BadParameter(
+            f"none of the rows {text} affects the image; choose from {live}", param_hint="--rows"
+        )
     return rows
 
 
@@ -65,7 +69,7 @@ def _command() -> str:
 
 @click.group()
 def edits() -> None:
-    """Edit directions: list the shipped ones, fit new ones, sweep them over a run."""
+    """List the shipped edit directions, create new ones and sweep them over a run."""
 
 
 edits.add_command(sweep)
@@ -76,15 +80,15 @@ edits.add_command(sweep)
 def list_directions(as_json: bool) -> None:
     """List the directions that can be chosen by name."""
     try:
-        known = shipped()
+        files = shipped()
     except DirectionError as error:
         raise click.ClickException(str(error)) from error
-    rows = {name: describe_set(file)["directions"][name] for name, file in known.items()}
+    rows = {name: describe_set(file)["directions"][name] for name, file in files.items()}
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     for name, about in rows.items():
-        click.echo(f"{name:14s} strength 1 = {about['unit']}  ({known[name].name})")
+        click.echo(f"{name:14s} strength 1 = {about['unit']}  ({files[name].name})")
 
 
 @edits.command("fit")
@@ -94,22 +98,24 @@ def list_directions(as_json: bool) -> None:
     default=3000,
     show_default=True,
     type=click.IntRange(min=50),
-    help="Generated faces to learn from.",
+    help="Number of generated faces to learn from.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--truncation", default=0.8, show_default=True, type=click.FloatRange(0.1, 1.0))
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for labelled samples; an interrupted fit goes on from it.  "
+    help="Folder for labelled samples, from which an interrupted fit continues.  "
     "[default: samples/ in the cache folder]",
 )
 @click.option(
     "--reuse",
     is_flag=True,
-    help="Fit on what --cache holds, also if an older version of the generator made it.",
+    help="Fit to the samples in --cache, even if another version of the generator made them.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write the set to."
+)
 @click.option("--name", default="landmarks", show_default=True, help="Name of the set.")
 def fit_directions(
     generator: str,
@@ -121,7 +127,7 @@ def fit_directions(
     out: Path | None,
     name: str,
 ) -> None:
-    """Fit directions for the landmark scores on the generator's own samples.
+    """Fit directions for the landmark scores to samples of the generator.
 
     \b
     Example:
@@ -186,7 +192,8 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
         for n, a in arrays.items()
     }
     file = write_set(out.parent, out.stem, arrays, directions, about | {"command": _command()})
-    click.echo(f"{file.with_suffix('.npz')}: choose one with {out.stem}.npz#{next(iter(arrays))}")
+    npz = file.with_suffix(".npz")
+    click.echo(f"{npz}: choose a direction as {npz.name}#{next(iter(arrays))}")
 
 
 @edits.command("sefa")
@@ -195,7 +202,7 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
 @click.option("--count", default=8, show_default=True, type=click.IntRange(1, 512))
 @OUT
 def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> None:
-    """Closed-form factorisation (SeFa): directions from the weights alone."""
+    """Compute directions from the weights alone (SeFa, closed-form factorisation)."""
     from dhr_batch.pipeline.models.catalogue import RegistryError
     from dhr_batch.stages.directions import sefa
 
@@ -220,7 +227,10 @@ def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> 
 def ganspace_directions(
     generator: str, rows: str | None, samples: int, count: int, seed: int, out: Path
 ) -> None:
-    """Principal components of the latents (GANSpace); strength 1 = one standard deviation."""
+    """Compute principal components of latents (GANSpace).
+
+    Strength 1 is one standard deviation.
+    """
     import numpy as np
 
     from dhr_batch.pipeline.models.catalogue import RegistryError

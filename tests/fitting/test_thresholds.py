@@ -120,4 +120,4 @@ def test_an_occluded_copy_is_held_against_its_portraits_inversion() -> None:
 def test_a_parser_that_finds_nothing_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--images", str(tmp_path), "--parser", "none"])
     assert result.exit_code == 2
-    assert "--parser: thresholds belong to parts of a face" in result.output
+    assert "--parser: thresholds are for parts of a face" in result.output
