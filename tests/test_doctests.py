@@ -1,0 +1,24 @@
+"""The examples in docstrings of the stages give what they show."""
+
+from __future__ import annotations
+
+import doctest
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [file for file in sorted(ROOT.glob("stages/**/*.py")) if ">>> " in file.read_text()]
+NAMES = [".".join(("dhr_batch", *file.relative_to(ROOT).with_suffix("").parts)) for file in FILES]
+
+
+def test_there_are_examples() -> None:
+    assert "dhr_batch.stages.metrics" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_in_docstrings_give_what_they_show(name: str) -> None:
+    result = doctest.testmod(import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
