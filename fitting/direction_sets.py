@@ -101,10 +101,7 @@ def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str,
         effect = probe(context, fitted.array, deviations, seed)
         own = effect[name]
         if not own > 0.25:
-            raise ValueError(
-                f"direction {name!r} changes its own score by {own:.2f} instead of 1 standard "
-                "deviation; fit it to more samples"
-            )
+            raise ValueError(f"direction {name!r} changes its own score by {own:.2f} instead of 1")
         scaled = {n: round(e / own, 3) for n, e in effect.items()}
         done[name] = replace(fitted, array=fitted.array / np.float32(own), effect=scaled)
     return done

@@ -148,9 +148,7 @@ def fit(
     clean = {name: clip_outliers(np.asarray(s, np.float64)) for name, s in scores.items()}
     for name, score in clean.items():
         if not score.std() > 0:
-            raise ValueError(
-                f"score {name!r} is the same for all samples, so no direction can be fitted to it"
-            )
+            raise ValueError(f"score {name!r} is the same for all samples")
     w = np.asarray(w, np.float64)
     centred = w - w.mean(0)
     standard = {name: (s - s.mean()) / s.std() for name, s in clean.items()}

@@ -267,16 +267,9 @@ def _fill(net: MobileStyleGAN, tensors: dict[str, Tensor]) -> None:
 
 @click.command()
 @click.option("--minutes", default=50.0, show_default=True, help="Training time on one core.")
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of pairs and checkpoint.",
-)
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
-@click.option(
-    "--pairs", default=800, show_default=True, help="Number of training images (0.9 s each)."
-)
+@click.option("--pairs", default=800, show_default=True, help="Training images (0.9 s each).")
 @click.option("--rate", default=1e-2, show_default=True, help="Largest step relative to a weight.")
 @click.option("--batch", default=4, show_default=True, help="Crops per step.")
 @click.option(
@@ -284,11 +277,7 @@ def _fill(net: MobileStyleGAN, tensors: dict[str, Tensor]) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Distilled file to start from, instead of a head fitted by least squares.",
 )
-@click.option(
-    "--sheet",
-    type=click.Path(path_type=Path),
-    help="PNG file to write: student, teacher, difference.",
-)
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG: student, teacher, difference.")
 def main(
     minutes: float,
     cache: Path,

@@ -119,10 +119,7 @@ def load(folder: Path, shards: int | None = None) -> Samples:
     """
     files = sorted(folder.glob("[0-9]*.npz"))[:shards]
     if not files:
-        raise ValueError(
-            f"{folder}: there are no samples in this folder; fit without --reuse, or choose "
-            "another folder with --cache"
-        )
+        raise ValueError(f"{folder}: there are no samples in it; fit without --reuse")
     parts: list[dict[str, np.ndarray]] = []
     for file in files:
         with np.load(file, allow_pickle=False) as archive:

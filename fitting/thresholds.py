@@ -90,9 +90,7 @@ def choose(
         good, good_size = _pool(clean, index)
         bad, bad_size = _pool(occluded, index)
         if len(good) == 0:
-            raise ValueError(
-                f"the portraits have no superpixel of group {group!r}; use more of them"
-            )
+            raise ValueError(f"group {group!r} has no pixels in these portraits; use more of them")
         order = np.argsort(good)
         share = np.cumsum(good_size[order]) / good_size.sum()
         last = min(int(np.searchsorted(share, keep)), len(good) - 1)
@@ -162,8 +160,7 @@ def measure(
         for k in range(occluders):
             share, kind = rng.uniform(*SHARES), KINDS[k % len(KINDS)]
             hidden = occlude(rng, record.image, classes >= 0, share, kind)
-            copy = replace(record, image=hidden.image)
-            pasted.append(sample(copy, classes, hidden.mask))
+            pasted.append(sample(replace(record, image=hidden.image), classes, hidden.mask))
         yield sample(record, classes, everywhere), pasted
 
 
@@ -203,14 +200,8 @@ def _records(folders: Sequence[Path]):
 @click.option("--parser", default="landmarks", show_default=True)
 @click.option("--segments", default=200, show_default=True)
 @click.option("--occluders", default=8, show_default=True, help="Number of occluders per portrait.")
-@click.option(
-    "--keep", default=0.9, show_default=True, help="Share of clean pixels to keep in-domain."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file to write the table to.",
-)
+@click.option("--keep", default=0.9, show_default=True, help="Share of clean pixels in-domain.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the table.")
 def main(
     folders: tuple[Path, ...], aligned: bool, generator: str, perceptual: str, embed: str,
     steps: int | None, source: str, error_layers: int, parser: str, segments: int,
@@ -246,9 +237,7 @@ def main(
             click.echo(f"{record.source} is left out: {record.failure.message}", err=True)
     good = [r for r in records if r.image is not None and r.inverted is not None]
     if not good:
-        raise click.ClickException(
-            "no portrait could be aligned and inverted; the reasons are given above"
-        )
+        raise click.ClickException("no portrait could be aligned and inverted; see above")
     segment = prepared(
         "segment", name="dhr", source=source, error_layers=error_layers or None,
         perceptual=perceptual, parser=parser, segments=segments,

@@ -91,17 +91,14 @@ def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(
-            "too_small",
-            f"the image has {width} x {height} pixels; at least {MIN_SIDE} per side are needed",
+            "too_small", f"{width} x {height} pixels; at least {MIN_SIDE} per side are needed"
         )
 
 
 def _unidentified(data: bytes) -> ImageError:
     for magic, name in _MAGIC:
         if data.startswith(magic) and len(data) > len(magic):
-            return ImageError(
-                "damaged", f"the file begins like {name}, but its header cannot be read"
-            )
+            return ImageError("damaged", f"it begins like {name}, but its header cannot be read")
     head = data.lstrip()[:16].lower()
     for magic, name in _OTHER:
         if data.startswith(magic) or head.startswith(magic.lower()):

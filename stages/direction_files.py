@@ -113,9 +113,7 @@ def _read_npz(path: Path, key: str) -> Any:
                 f"one of {', '.join(names)}"
             )
         if key and key not in names:
-            raise DirectionError(
-                f"{path}: the file has no array {key!r}; choose from: {', '.join(names)}"
-            )
+            raise DirectionError(f"{path}: no array {key!r}; choose from: {', '.join(names)}")
         return archive[key or names[0]]
 
 
@@ -151,9 +149,7 @@ def read(path: str) -> Direction:
     file = Path(text).expanduser()
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DirectionError(
-            f"{path}: directions are not read from this format; supported are {', '.join(READERS)}"
-        )
+        raise DirectionError(f"{path}: not a direction file; supported are {', '.join(READERS)}")
     if not file.is_file():
         raise DirectionError(f"{path}: there is no such file")
     try:
@@ -161,9 +157,7 @@ def read(path: str) -> Direction:
     except DirectionError:
         raise
     except DAMAGED as error:
-        raise DirectionError(
-            f"{path}: the file cannot be read as {file.suffix}: {error}"
-        ) from error
+        raise DirectionError(f"{path}: cannot be read as {file.suffix}: {error}") from error
     return from_array(key or file.stem, array, LENGTH_UNIT, path)
 
 
@@ -193,9 +187,7 @@ def shipped() -> dict[str, Path]:
     for file in sorted(sets_folder().glob("*.yaml")):
         for name in describe_set(file)["directions"]:
             if name in found:
-                raise DirectionError(
-                    f"{file}: direction {name!r} is also in {found[name]}; rename one of them"
-                )
+                raise DirectionError(f"{file}: direction {name!r} is also in {found[name]}")
             found[name] = file
     return found
 

@@ -38,10 +38,7 @@ def interfacegan(ws: Tensor, direction: Tensor, strength: float) -> Tensor:
     """
     shape, rows = tuple(direction.shape), ws.shape[1]
     if shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (rows, STYLE_WIDTH), (1, rows, STYLE_WIDTH)}:
-        raise ValueError(
-            f"a direction of shape {list(shape)} does not fit codes of {rows} rows; give [512] or "
-            f"[{rows}, 512]"
-        )
+        raise ValueError(f"a direction of shape {list(shape)} does not fit codes of {rows} rows")
     return ws + strength * direction
 
 
@@ -71,9 +68,7 @@ def ganspace(
         ValueError: The codes do not have these rows.
     """
     if not 0 <= start < end <= ws.shape[1]:
-        raise ValueError(
-            f"rows {start} to {end - 1} cannot be changed in codes of {ws.shape[1]} rows"
-        )
+        raise ValueError(f"rows {start} to {end - 1} do not exist in codes of {ws.shape[1]} rows")
     mean, component = mean.reshape(STYLE_WIDTH), component.reshape(STYLE_WIDTH)
     present = (ws[:, 0] - mean) @ component / std
     step = (strength - present)[:, None, None] * (std * component)
@@ -111,10 +106,7 @@ def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:
     fit = np.linalg.lstsq(basis, np.asarray(direction, np.float64), rcond=None)[0]
     rest = direction - basis @ fit
     if np.linalg.norm(rest) < 1e-6 * np.linalg.norm(direction):
-        raise ValueError(
-            "the direction is a combination of its conditions, so nothing is left of it; remove a "
-            "condition"
-        )
+        raise ValueError("the direction is a combination of its conditions: nothing is left")
     return rest.astype(direction.dtype)
 
 
@@ -190,10 +182,7 @@ def ganspace_fit(
     import torch
 
     if samples < 2 or not 0 < components <= STYLE_WIDTH:
-        raise ValueError(
-            f"{components} components of {samples} samples: at least 2 samples and 1 to "
-            f"{STYLE_WIDTH} components are possible"
-        )
+        raise ValueError(f"{components} components cannot be computed from {samples} samples")
     source = torch.Generator().manual_seed(seed)
     device = generator.w_mean.device
     total = np.zeros(STYLE_WIDTH)

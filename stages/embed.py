@@ -50,9 +50,7 @@ class Embedder(Stage):
         images = images_to_tensor([required(r.image) for r in records], self.context.device)
         ws = self.embed(images)
         if not torch.isfinite(ws).all():
-            raise ArithmeticError(
-                "the embedding diverged: the latent code is not finite; a smaller rate may help"
-            )
+            raise ArithmeticError("the embedding diverged; a smaller rate may help")
         with torch.no_grad():
             renders = tensor_to_images(self.generator.synthesize(ws))
         codes = ws.detach().float().cpu().numpy()

@@ -120,9 +120,7 @@ def warp_source(image: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.
     keep_low = np.clip(low - border, 0, None)
     keep_high = np.minimum(high + border, image.size)
     if (keep_high <= keep_low).any():
-        raise ValueError(
-            f"the crop {quad.tolist()} lies outside the photograph of {image.size} pixels"
-        )
+        raise ValueError(f"the crop {quad.tolist()} lies outside the {image.size} photograph")
     image = image.crop((*keep_low.tolist(), *keep_high.tolist()))
     quad = quad - keep_low
 

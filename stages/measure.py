@@ -34,13 +34,7 @@ from dhr_batch.stages.metrics import (
 )
 from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
-from dhr_batch.stages.truth import (
-    comparison_parts,
-    latent_values,
-    mask_values,
-    truth_at_size,
-    without_occluder,
-)
+from dhr_batch.stages.truth import at_size, hide_occluder, latent_values, mask_values, truth_parts
 
 if TYPE_CHECKING:
     from dhr_batch.stages.face_scores import Scorer
@@ -187,14 +181,12 @@ class Standard(Stage):
     def _truth_rows(self, record: Record) -> list[Metric]:
         if record.truth is None:
             return []
-        truth = truth_at_size(record.truth, min(self.options.size, len(required(record.mask))))
+        truth = at_size(record.truth, min(self.options.size, len(required(record.mask))))
         values = mask_values(shrink_mask(required(record.mask), len(truth.face)), truth)
         generator = self.context.network("generator", self.context.generator)
         values |= latent_values(required(record.latent), truth, generator)
-        renders = {
-            s: without_occluder(required(getattr(record, s)), truth) for s in RECONSTRUCTIONS
-        }
-        rows = self._rows_at(truth.clean, renders, comparison_parts(truth), False)
+        renders = {s: hide_occluder(required(getattr(record, s)), truth) for s in RECONSTRUCTIONS}
+        rows = self._rows_at(truth.clean, renders, truth_parts(truth), False)
         kept = ("psnr", *(net.name for net in self.perceptual))
         rows = [row for row in rows if row.metric in kept]
         rows += _rows("inverted", values, self.generator_label)

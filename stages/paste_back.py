@@ -41,10 +41,7 @@ def paste_back(
     """
     size = len(edited)
     if refined.shape != edited.shape or edited.shape != (size, size, 3):
-        raise ValueError(
-            f"the refined crop has shape {list(refined.shape)} and the edited one "
-            f"{list(edited.shape)}; both must be [R, R, 3]"
-        )
+        raise ValueError(f"crops of shapes {list(refined.shape)} and {list(edited.shape)} differ")
     height, width = photograph.shape[:2]
     quad = np.asarray(quad, np.float64)
     left, top = np.maximum(np.floor(quad.min(0)).astype(int) - 1, 0)

@@ -65,9 +65,7 @@ class Refiner(Stage):
         with torch.no_grad():
             refined = render(self.generator, ws, result, masks)
         if not torch.isfinite(refined).all():
-            raise ArithmeticError(
-                "the refinement diverged: the image is not finite; smaller rates may help"
-            )
+            raise ArithmeticError("the refinement diverged; smaller rates may help")
         delta = {name: value.detach().float().cpu().numpy() for name, value in result.delta.items()}
         feature = None if result.feature is None else result.feature.detach().float().cpu().numpy()
         return [

@@ -64,7 +64,5 @@ class Rerender:
             self.generator, batch(required(record.latent)), Refinement(delta, feature), masks
         )
         if not torch.isfinite(image).all():
-            raise ArithmeticError(
-                "the refined image is not finite; check the run with: dhr-batch verify"
-            )
+            raise ArithmeticError("the refined image is not finite; try: dhr-batch verify")
         return tensor_to_images(image)[0]

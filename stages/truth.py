@@ -13,7 +13,7 @@ from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.occluders import soft_extent
 
 
-def truth_at_size(truth: Truth, size: int) -> Truth:
+def at_size(truth: Truth, size: int) -> Truth:
     """Return a ground truth at no more than `size` px."""
     return replace(
         truth,
@@ -32,7 +32,7 @@ def visible_face(truth: Truth) -> np.ndarray:
     return truth.face & ~soft_extent(truth.occluder)
 
 
-def without_occluder(image: np.ndarray, truth: Truth) -> np.ndarray:
+def hide_occluder(image: np.ndarray, truth: Truth) -> np.ndarray:
     """Return a render with the clean picture where the occluder is visible, uint8 [T, T, 3].
 
     Perceptual networks see the surroundings of a pixel. Without this, whatever a render shows under
@@ -43,7 +43,7 @@ def without_occluder(image: np.ndarray, truth: Truth) -> np.ndarray:
     )
 
 
-def comparison_parts(truth: Truth) -> dict[str, Part]:
+def truth_parts(truth: Truth) -> dict[str, Part]:
     """Return the part that `measure` compares: `visible_face`, or none if that is too small."""
     part = visible_face(truth)
     return {"": part} if part.mean() >= MIN_SHARE else {}

@@ -52,14 +52,10 @@ def _rows(text: str | None, live: list[int]) -> list[int]:
         return live
     first, _, last = text.partition("-")
     if not (first.isdigit() and (last or first).isdigit()):
-        raise click.BadParameter(
-            f"{text!r} is not of the form A-B, such as 0-6", param_hint="--rows"
-        )
+        raise click.BadParameter(f"{text!r} is not a range such as 0-6", param_hint="--rows")
     rows = [r for r in live if int(first) <= r <= int(last or first)]
     if not rows:
-        raise click.BadParameter(
-            f"none of the rows {text} affects the image; choose from {live}", param_hint="--rows"
-        )
+        raise click.BadParameter(f"{text}: no effect; choose from {live}", param_hint="--rows")
     return rows
 
 
@@ -192,8 +188,7 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
         for n, a in arrays.items()
     }
     file = write_set(out.parent, out.stem, arrays, directions, about | {"command": _command()})
-    npz = file.with_suffix(".npz")
-    click.echo(f"{npz}: choose a direction as {npz.name}#{next(iter(arrays))}")
+    click.echo(f"{file.with_suffix('.npz')}: choose one as {out.stem}.npz#{next(iter(arrays))}")
 
 
 @edits.command("sefa")

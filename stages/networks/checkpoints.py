@@ -110,9 +110,7 @@ def read(file: Path) -> Any:
             raise CheckpointError(f"{file} is refused: {_reason(str(error))}") from error
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"{file} is damaged or not a checkpoint: {reason}; download it again"
-            ) from error
+            raise CheckpointError(f"{file} is damaged or not a checkpoint: {reason}") from error
     return content
 
 
@@ -124,8 +122,7 @@ def _torch(stream: BinaryIO) -> Any:
         if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise _Forbidden(match[1]) from error
         # The message of torch recommends to load such a file without protection.
-        unsafe = "weights_only" in str(error)
-        reason = "it contains more than weights" if unsafe else str(error)
+        reason = "it holds more than weights" if "weights_only" in str(error) else str(error)
         raise ValueError(reason) from error
 
 

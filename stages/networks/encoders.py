@@ -181,8 +181,7 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
     mean = weight_files.part(checkpoint, "latent_avg", path).float()
     if mean.shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (net.heads, STYLE_WIDTH)}:
         raise ValueError(
-            f"{path}: latent_avg has shape {list(mean.shape)}, but [{net.heads}, {STYLE_WIDTH}] is "
-            "expected"
+            f"{path}: latent_avg has shape {list(mean.shape)}, not [{net.heads}, {STYLE_WIDTH}]"
         )
     # The code of ReStyle adds the mean itself, independently of the options in its files.
     if net.pyramid and not (checkpoint.get("opts") or {}).get("start_from_latent_avg", True):

@@ -58,6 +58,9 @@ _HAT_SHARE = 0.5, 0.06
 # Radius of the guided filter in pixels of `WORK_SIZE`.
 _GUIDED_RADIUS = 4
 
+# Values for each pixel, [H, W] or, for colours, [H, W, 3].
+Map = np.ndarray
+
 _EYES = {"right_eye": range(36, 42), "left_eye": range(42, 48)}
 _BROWS = {"right_brow": range(17, 22), "left_brow": range(22, 27)}
 _UPPER_LIP = (48, 49, 50, 51, 52, 53, 54, 64, 63, 62, 61, 60)
@@ -162,13 +165,13 @@ class _Geometry:
     chin_v: float
 
 
-def _fill(shape: tuple[int, int], polygon: np.ndarray) -> np.ndarray:
+def _fill(shape: tuple[int, int], polygon: np.ndarray) -> Map:
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     return mask.astype(np.float32) / 255
 
 
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
+def _signed_distance(mask: Map) -> Map:
     solid = (mask > 0.5).astype(np.uint8)
     inner = cv2.distanceTransform(solid, cv2.DIST_L2, 5)
     signed = inner - cv2.distanceTransform(1 - solid, cv2.DIST_L2, 5)
@@ -207,10 +210,10 @@ def _geometry(points: np.ndarray, shape: tuple[int, int]) -> _Geometry:
     )
 
 
-def _parts(face: _Geometry) -> dict[str, np.ndarray]:
+def _parts(face: _Geometry) -> dict[str, Map]:
     """Soft masks [H, W] of brows, eyes, nose and mouth."""
     shape, p, width = face.u.shape, face.points, face.width
-    parts: dict[str, np.ndarray] = {}
+    parts: dict[str, Map] = {}
     for name, ids in _BROWS.items():
         mask = np.zeros(shape, np.uint8)
         line = np.round(p[list(ids)] * 16).astype(np.int32)
@@ -230,7 +233,7 @@ def _parts(face: _Geometry) -> dict[str, np.ndarray]:
     return {name: cv2.GaussianBlur(mask, (0, 0), 0.8) for name, mask in parts.items()}
 
 
-def _skin_chroma(lab: np.ndarray, face: _Geometry) -> np.ndarray:
+def _skin_chroma(lab: Map, face: _Geometry) -> np.ndarray:
     """Return the chroma (a*, b*) of the skin, float [2], from the patches that agree best.
 
     An occluder may cover any part of the face and must not set the colour. So the median colours of
@@ -271,7 +274,7 @@ def _skin_chroma(lab: np.ndarray, face: _Geometry) -> np.ndarray:
     return (near[:, None] * colours).sum(0) / near.sum()
 
 
-def _foreign(lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+def _foreign(lab: Map, chroma: np.ndarray) -> Map:
     """Return how clearly the colour of a pixel is not that of the skin, 0..1.
 
     Shade and highlights scale the chroma of skin but keep its direction; dark and overexposed
@@ -285,21 +288,21 @@ def _foreign(lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     return _above(np.linalg.norm(ab - along[..., None] * chroma, axis=2), *_FOREIGN)
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def _sigmoid(x: Map) -> Map:
     return (1 / (1 + np.exp(-np.clip(x, -30, 30)))).astype(np.float32)
 
 
-def _above(x: np.ndarray, middle: float, width: float) -> np.ndarray:
+def _above(x: Map, middle: float, width: float) -> Map:
     """Return a soft step from 0 to 1, which is 0.5 at `middle`."""
     return _sigmoid((x - middle) / width)
 
 
-def _below(x: np.ndarray, middle: float, width: float) -> np.ndarray:
+def _below(x: Map, middle: float, width: float) -> Map:
     """Return a soft step from 1 to 0, which is 0.5 at `middle`."""
     return _sigmoid((middle - x) / width)
 
 
-def _bins(lab: np.ndarray) -> np.ndarray:
+def _bins(lab: Map) -> Map:
     """Return the index of the cell of a colour histogram that each pixel falls into, int [H, W]."""
     n = HISTOGRAM_BINS
     low, step = np.array([0, -50, -50]), np.array([100, 100, 100]) / n
@@ -307,7 +310,7 @@ def _bins(lab: np.ndarray) -> np.ndarray:
     return (cell[..., 0] * n + cell[..., 1]) * n + cell[..., 2]
 
 
-def _likelihood(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _likelihood(bins: Map, weight: Map) -> Map:
     """Return the density of each pixel's colour among the weighted pixels; 1 is uniform."""
     n = HISTOGRAM_BINS
     counts = np.bincount(bins.ravel(), weight.ravel(), n**3).reshape(n, n, n)
@@ -317,7 +320,7 @@ def _likelihood(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (density.ravel()[bins] + 0.05).astype(np.float32)
 
 
-def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
+def _person(image: Map, face: _Geometry) -> Map:
     """Return a soft mask of the person, float32 [H, W], from GrabCut seeded with the face.
 
     Seeds: an ellipse around the head is probably foreground and everything far outside of it
@@ -345,10 +348,10 @@ def _person(image: np.ndarray, face: _Geometry) -> np.ndarray:
     return cv2.GaussianBlur(person, (0, 0), 1.5)
 
 
-def _smooth(guide: np.ndarray, mask: np.ndarray, eps: float = 4e-3) -> np.ndarray:
+def _smooth(guide: Map, mask: Map, eps: float = 4e-3) -> Map:
     """Smooth `mask` but keep the edges of `guide` (guided filter; He, Sun and Tang, 2010)."""
 
-    def mean(x: np.ndarray) -> np.ndarray:
+    def mean(x: Map) -> Map:
         return cv2.blur(x, (2 * _GUIDED_RADIUS + 1, 2 * _GUIDED_RADIUS + 1))
 
     m_g, m_p = mean(guide), mean(mask)
@@ -356,7 +359,7 @@ def _smooth(guide: np.ndarray, mask: np.ndarray, eps: float = 4e-3) -> np.ndarra
     return np.clip(mean(a) * guide + mean(m_p - a * m_g), 0, 1)
 
 
-def parse_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+def parse_face(image: Map, points: np.ndarray) -> Map:
     """Parse one face.
 
     What lies over the face and clearly has another colour than its skin is classified as cloth, or
@@ -406,12 +409,8 @@ def parse_face(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _likelihoods(
-    lab: np.ndarray,
-    face: _Geometry,
-    own: np.ndarray,
-    features: np.ndarray,
-    person: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    lab: Map, face: _Geometry, own: Map, features: Map, person: Map
+) -> tuple[Map, Map, Map]:
     """Return how well the colour of each pixel fits skin, hair and clothes, float32 [H, W] each.
 
     Skin is learned from the middle of the face, hair from the band above the forehead and clothes
@@ -431,7 +430,7 @@ def _likelihoods(
     return skin, hair, _likelihood(bins, under / (1 + 0.5 * skin + 2 * hair))
 
 
-def _fringe(face: _Geometry, skin: np.ndarray, hair: np.ndarray) -> np.ndarray:
+def _fringe(face: _Geometry, skin: Map, hair: Map) -> Map:
     """Return the probability that a pixel of the face shows hair, from above or from the sides."""
     depth = np.where(face.v < face.brow_v - 0.02, 0.10, 0.03)
     prior = np.clip(0.9 * _below(face.inside, depth, 0.04), 0.02, 0.9)
@@ -439,9 +438,7 @@ def _fringe(face: _Geometry, skin: np.ndarray, hair: np.ndarray) -> np.ndarray:
     return prior * hair / (prior * hair + (1 - prior) * skin)
 
 
-def _occluder(
-    face: _Geometry, guide: np.ndarray, counted: np.ndarray, foreign: np.ndarray, skin: np.ndarray
-) -> np.ndarray:
+def _occluder(face: _Geometry, guide: Map, counted: Map, foreign: Map, skin: Map) -> Map:
     """Return the probability that something covers the face at each pixel, float32 [H, W].
 
     An occluder is an extended region of foreign colour. Lips and eyes are judged by the skin around
@@ -464,13 +461,8 @@ def _occluder(
 
 
 def _outer(
-    face: _Geometry,
-    guide: np.ndarray,
-    own: np.ndarray,
-    skin: np.ndarray,
-    hair: np.ndarray,
-    cloth: np.ndarray,
-) -> dict[str, np.ndarray]:
+    face: _Geometry, guide: Map, own: Map, skin: Map, hair: Map, cloth: Map
+) -> dict[str, Map]:
     """Return probabilities of hair, neck, ears and clothes for pixels outside the face outline."""
     u, v, inside, chin = face.u, face.v, face.inside, face.chin_v
     neck = _above(v, 0.55 * chin, 0.05) * _below(np.abs(u), *_NECK_WIDTH)
@@ -488,7 +480,7 @@ def _outer(
     return outer
 
 
-def _hat(probs: np.ndarray, lab: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+def _hat(probs: Map, lab: Map, chroma: np.ndarray) -> Map:
     """Reclassify hair as a hat where its colour is one that hair does not have.
 
     These are blue, green and vivid red. Blue light on the whole picture tints the skin as well and

@@ -308,9 +308,7 @@ def _linear_roots(weights: Mapping[str, Tensor], name: str) -> list[Tensor]:
         raise ValueError(f"{name}: the linear weights are missing: {', '.join(missing)}")
     linear = [weights[k].detach().float().reshape(1, -1, 1, 1) for k in keys]
     if any(bool((w < 0).any()) for w in linear):
-        raise ValueError(
-            f"{name}: a linear weight is negative, unlike in published files; the file is damaged"
-        )
+        raise ValueError(f"{name}: a linear weight is negative, so the file is damaged")
     return [w.sqrt() for w in linear]
 
 

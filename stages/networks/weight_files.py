@@ -32,9 +32,7 @@ def read(path: Path) -> dict[str, Any]:
             "would run code; in the second case, save only its tensors with torch.save"
         ) from error
     if not isinstance(loaded, dict):
-        raise ValueError(
-            f"{path} holds a {type(loaded).__name__}; a dictionary of tensors is expected"
-        )
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
     return loaded
 
 

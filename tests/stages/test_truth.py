@@ -14,12 +14,12 @@ from dhr_batch.stages.base import Context, Metric, Record, Truth
 from dhr_batch.stages.measure import Standard
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.truth import (
-    comparison_parts,
+    at_size,
+    hide_occluder,
     latent_values,
     mask_values,
-    truth_at_size,
+    truth_parts,
     visible_face,
-    without_occluder,
 )
 
 SIZE = 32
@@ -78,7 +78,7 @@ def test_pixels_next_to_the_occluder_are_not_judged(truth: Truth) -> None:
     expected[11:17, 7:13] = False
     np.testing.assert_array_equal(visible_face(truth), expected)
     grey = np.full((SIZE, SIZE, 3), 90, np.uint8)
-    shown = without_occluder(grey, truth)
+    shown = hide_occluder(grey, truth)
     np.testing.assert_array_equal(shown[11:17, 7:13], truth.clean[11:17, 7:13])
     shown[11:17, 7:13] = 90
     assert (shown == 90).all()
@@ -118,8 +118,8 @@ def test_codes_of_another_space_are_not_compared(truth: Truth, generator: Genera
 
 
 def test_a_truth_is_made_smaller_never_larger(truth: Truth) -> None:
-    assert truth_at_size(truth, 64).clean.shape == (32, 32, 3)
-    small = truth_at_size(truth, 16)
+    assert at_size(truth, 64).clean.shape == (32, 32, 3)
+    small = at_size(truth, 16)
     assert small.clean.shape == (16, 16, 3)
     assert small.face.sum() == truth.face.sum() / 4
     assert small.occluder.shape == (16, 16)
@@ -162,5 +162,5 @@ def test_the_stage_compares_with_the_clean_face_beside_the_occluder(
 
 
 def test_a_face_that_is_covered_entirely_has_no_reconstruction(truth: Truth) -> None:
-    assert comparison_parts(replace(truth, occluder=np.ones_like(truth.face))) == {}
-    assert set(comparison_parts(truth)) == {""}
+    assert truth_parts(replace(truth, occluder=np.ones_like(truth.face))) == {}
+    assert set(truth_parts(truth)) == {""}

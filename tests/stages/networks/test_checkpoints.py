@@ -332,7 +332,7 @@ def test_malicious_checkpoints_do_nothing(
         (b"", "damaged"),
         (b"<!DOCTYPE html>", "damaged"),
         (torch_zip(b"")[:60], "damaged"),
-        (torch_zip(b"garbage"), "damaged or not a checkpoint: it contains more than weights"),
+        (torch_zip(b"garbage"), "damaged or not a checkpoint: it holds more than weights"),
         (b"PK\x03\x04" + b"\0" * 100, "damaged"),
     ],
     # Contents hold the time, which differs between the processes that run the tests.
