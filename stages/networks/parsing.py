@@ -6,9 +6,9 @@ GrabCut (Rother, Kolmogorov and Blake, 2004) separates the person from the backg
 colour histograms of the picture itself separate skin, hair and clothes.
 
 Positions are face coordinates (u, v) in face widths, see `_Geometry`; colours are CIE L*a*b*. The
-constants describe the geometry of a face or the colours of skin. They were set by hand. No
-measurement of a single one is on record: the thresholds of `stages.segment` were calibrated with
-this parser as it is, so changing one calls for a new calibration.
+constants describe the geometry of a face or the colours of skin. No measurement of single ones is
+on record. The thresholds of `stages.segment` were calibrated with this parser as it is, so changing
+a constant calls for a new calibration.
 """
 
 from __future__ import annotations
