@@ -219,18 +219,9 @@ class _Optimise(Embedder):
     def _settings(
         self, space: Literal["w", "w+"], steps: int, rate: float, pull: float = 0, prior: float = 0
     ) -> FitSettings:
-        options = self.options
-        return FitSettings(
-            space,
-            steps,
-            rate,
-            options.pixel_weight,
-            options.perceptual_size,
-            options.face_weight,
-            options.decay,
-            pull,
-            prior,
-        )
+        shared = {"pixel_weight", "perceptual_size", "face_weight", "decay"}
+        options = self.options.model_dump(include=shared)
+        return FitSettings(space, steps, rate, pull=pull, prior=prior, **options)
 
 
 class OptimiseW(_Optimise):
