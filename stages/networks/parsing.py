@@ -297,7 +297,7 @@ def _above(x: Map, middle: float, width: float) -> Map:
     return _sigmoid((x - middle) / width)
 
 
-def _below(x: Map, middle: float, width: float) -> Map:
+def _below(x: Map, middle: float | Map, width: float) -> Map:
     """Return a soft step from 1 to 0, which is 0.5 at `middle`."""
     return _sigmoid((middle - x) / width)
 
