@@ -129,7 +129,7 @@ def _turned(angle: float) -> np.ndarray:
 
 
 def _hand(rng: np.random.Generator, face: np.ndarray) -> Shape:
-    """A hand from below or from a side, with its palm near a point of the face."""
+    """Return a hand from below or from a side, with its palm near a point of the face."""
     at, angle, mirror = _point(rng, face), float(rng.uniform(-1.1, 1.1)), float(rng.choice([-1, 1]))
     spread = rng.uniform(0.7, 1.1)
 
@@ -155,7 +155,7 @@ def _bar(mask: np.ndarray, start: np.ndarray, end: np.ndarray, width: float) -> 
 
 
 def _mask(rng: np.random.Generator, face: np.ndarray) -> Shape:
-    """A cloth mask from the chin upwards, with a curved upper edge."""
+    """Return a cloth mask from the chin upwards, with a curved upper edge."""
     left, top, width, height = _box(face)
     bend, tilt = rng.uniform(0.1, 0.35), rng.uniform(-0.15, 0.15)
     half = width * rng.uniform(0.5, 0.65)
@@ -172,7 +172,7 @@ def _mask(rng: np.random.Generator, face: np.ndarray) -> Shape:
 
 
 def _frame(rng: np.random.Generator, face: np.ndarray) -> Shape:
-    """A round or angular ring, which grows to the size of the face and then inwards."""
+    """Return a round or angular ring, which grows to the size of the face, then inwards."""
     left, top, width, height = _box(face)
     angle, power, hole = rng.uniform(-0.3, 0.3), float(rng.choice([2, 8])), rng.uniform(0.35, 0.6)
     y, x = np.mgrid[: face.shape[0], : face.shape[1]].astype(np.float64)

@@ -49,8 +49,15 @@ def latent_noise(step: int, steps: int, w_std: float) -> float:
 
 
 def statistics(generator: Generator, z: Tensor) -> tuple[Tensor, float]:
-    """Return the mean w, [512], of normal vectors z [N, 512] and the root of their mean squared
-    distance from it."""
+    """Return the mean latent, [512], and the standard deviation of latents from it.
+
+    Args:
+        generator: The generator whose mapping network is used.
+        z: Normal vectors, [N, 512].
+
+    Returns:
+        The mean of the latents w, and ``sqrt(mean |w - mean|^2)``.
+    """
     with torch.no_grad():
         w = torch.cat([generator.map(part) for part in z.split(1000)])
         mean = w.mean(0)
