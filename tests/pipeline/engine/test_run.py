@@ -112,7 +112,9 @@ def test_the_tables_render_the_pictures_of_the_run_again(
         # Within what the codec rounds, and nearer than without the refinement. Known noise of the
         # size of its rounding gives the distance to be expected; half as much again is left for
         # what noise varies from draw to draw.
-        known = required(Rerender(run.networks)(noisy(run.record(image_id), generator, steps)).refined)
+        known = required(
+            Rerender(run.networks)(noisy(run.record(image_id), generator, steps)).refined
+        )
         assert distance(again, made) < 1.5 * distance(known, again)
         assert distance(again, made) < 0.5 * distance(run.images("inverted")[image_id], made)
         made = run.edited("direction", 1.0)[image_id]
