@@ -1,10 +1,14 @@
-"""Points where the tests of recovery end a process; without the variables below nothing happens.
+"""Named points in the code at which the recovery tests kill a process.
 
-`DHR_BATCH_CRASH_AT=mid-publish` ends the process with SIGKILL when it first passes that point,
-`mid-publish:3` at the third passing; `any` stands for all points. `DHR_BATCH_CRASH_COUNT` names a
-file that counts the passings of all processes together. `DHR_BATCH_CRASH_PID` is whom to end
-instead: the driver, when a worker passes the point. `DHR_BATCH_CRASH_SIGNAL=SIGSTOP` lets the
-process stand at the point, for somebody who ends it together with its machine.
+Nothing happens unless these environment variables are set:
+
+- `DHR_BATCH_CRASH_AT`: `mid-publish` sends SIGKILL when the process first reaches that point,
+  `mid-publish:3` when it reaches it for the third time. `any` matches all points.
+- `DHR_BATCH_CRASH_COUNT`: a file that counts over all processes together, not per process.
+- `DHR_BATCH_CRASH_PID`: the process to signal instead of the current one, for example the driver
+  when a worker reaches the point.
+- `DHR_BATCH_CRASH_SIGNAL`: the signal to send. `SIGSTOP` suspends the process at the point, so
+  that a test can kill it together with its node.
 """
 
 from __future__ import annotations
@@ -14,32 +18,33 @@ import signal
 import threading
 from collections import Counter
 
-_passed: Counter[str] = Counter()
+_reached: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
 def at(point: str) -> None:
-    """Pass a point."""
-    wanted = os.environ.get("DHR_BATCH_CRASH_AT")
-    if not wanted:
+    """Kill the process if the environment asks for it at this point."""
+    setting = os.environ.get("DHR_BATCH_CRASH_AT")
+    if not setting:
         return
-    name, _, number = wanted.partition(":")
+    name, _, number = setting.partition(":")
     if name in (point, "any") and _count(name) == int(number or 1):
-        sent = signal.Signals[os.environ.get("DHR_BATCH_CRASH_SIGNAL", "SIGKILL")]
+        chosen = signal.Signals[os.environ.get("DHR_BATCH_CRASH_SIGNAL", "SIGKILL")]
         if other := os.environ.get("DHR_BATCH_CRASH_PID"):
-            os.kill(int(other), sent)
+            os.kill(int(other), chosen)
         else:
-            # Sent to the process, it might let this thread go on for a moment.
-            signal.pthread_kill(threading.get_ident(), sent)
+            # A signal to the whole process could let this thread continue for a moment.
+            signal.pthread_kill(threading.get_ident(), chosen)
 
 
 def _count(point: str) -> int:
+    """Return how often the point has been reached, this time included."""
     path = os.environ.get("DHR_BATCH_CRASH_COUNT")
     if path is None:
         with _lock:
-            _passed[point] += 1
-            return _passed[point]
-    # Appends are atomic, and the position after one tells how many bytes were there.
+            _reached[point] += 1
+            return _reached[point]
+    # Appends are atomic, and the file position after an append is the number of appends so far.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(handle, b".")

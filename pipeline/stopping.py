@@ -1,4 +1,4 @@
-"""How a user, or a machine that is about to go away, asks a run to stop."""
+"""Requests to stop a run: Ctrl-C from the user, SIGTERM from a machine that will be shut down."""
 
 from __future__ import annotations
 
@@ -12,42 +12,47 @@ from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
-_GLANCE_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _stopper: Stopper | None = None
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked to stop at once. Exit code 130."""
+    """The user pressed Ctrl-C a second time to stop at once. Exit code 130."""
 
 
 class Stopper:
-    """asked: finish the shards in flight and start no more. now: do not even finish these."""
+    """The request to stop a run, set by signal handlers and read by the loop of the run.
 
-    asked = False
-    now = False
-    _told = False
+    Attributes:
+        requested: Finish the shards in flight and start no others.
+        immediate: Do not even finish the shards in flight.
+    """
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """Say once what was asked. Not done by the handler, which may interrupt another print."""
-        if self.asked and not self._told:
-            self._told = True
+    requested = False
+    immediate = False
+    _announced = False
+
+    def announce(self, say: Callable[[str], None]) -> None:
+        """Report the request once. A signal handler cannot: it may interrupt another print."""
+        if self.requested and not self._announced:
+            self._announced = True
             say("stopping after the shards in flight; Ctrl-C again stops now")
 
 
 @contextmanager
 def signals(stopper: Stopper) -> Iterator[None]:
-    """First Ctrl-C, or SIGTERM: `asked`. Second Ctrl-C: `now`.
+    """Set `requested` on the first Ctrl-C or SIGTERM, and `immediate` on the second Ctrl-C.
 
-    SIGTERM never means `now`: machines that will be taken away may send it more than once.
-    To be entered after `ray.init`, which sets a handler of its own.
+    SIGTERM never sets `immediate`: a machine that will be shut down may send it more than once.
+    Enter this context after `ray.init`, which installs a handler of its own.
     """
     global _stopper
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if not stopper.asked:
-            stopper.asked = True
+        if not stopper.requested:
+            stopper.requested = True
         elif number == signal.SIGINT:
-            stopper.now = True
+            stopper.immediate = True
 
     before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     _stopper = stopper
@@ -59,8 +64,12 @@ def signals(stopper: Stopper) -> Iterator[None]:
 
 
 @contextmanager
-def forgotten() -> Iterator[None]:
-    """A run, with what follows its loop: until then nothing waits after a second Ctrl-C."""
+def scope() -> Iterator[None]:
+    """Keep requests to stop in force until the end of the block, then clear them.
+
+    The block covers a run and the cleaning up after its loop, so that no wait in either of them
+    delays a second Ctrl-C.
+    """
     global _stopper
     try:
         yield
@@ -69,34 +78,42 @@ def forgotten() -> Iterator[None]:
 
 
 def pause(seconds: float) -> None:
-    """Sleep. Raises Interrupted as soon as `now` is asked."""
+    """Sleep. Raises Interrupted as soon as an immediate stop is requested."""
     end = time.monotonic() + seconds
     _check()
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _GLANCE_SECONDS))
+        time.sleep(min(left, _POLL_SECONDS))
         _check()
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """Do work that may hang where no signal reaches it, such as a request in compiled code.
+    """Run a function that may block where no signal reaches it, such as a request in compiled code.
 
-    Raises what the work raises, or Interrupted, or KeyboardInterrupt from a handler; the work then
-    goes on until the process ends, which is like a kill at this moment.
+    The function runs in a daemon thread while the main thread keeps handling signals. After an
+    interruption that thread continues in the background until the process ends, so the function
+    must tolerate being killed at any moment. In other threads the function is simply called.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        Interrupted: After the second Ctrl-C.
+        BaseException: Whatever `work` or a signal handler raises.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    answers: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+    results: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
 
     def run() -> None:
         try:
-            answers.put(([work()], None))
+            results.put(([work()], None))
         except BaseException as error:
-            answers.put(([], error))
+            results.put(([], error))
 
     threading.Thread(target=run, daemon=True).start()
     while True:
         try:
-            result, error = answers.get(timeout=_GLANCE_SECONDS)
+            result, error = results.get(timeout=_POLL_SECONDS)
         except Empty:
             _check()
             continue
@@ -106,5 +123,5 @@ def interruptible(work: Callable[[], T]) -> T:
 
 
 def _check() -> None:
-    if _stopper is not None and _stopper.now:
+    if _stopper is not None and _stopper.immediate:
         raise Interrupted

@@ -1,4 +1,4 @@
-"""The base of all settings and descriptions read from YAML: unknown keys are refused."""
+"""The base class of settings and descriptions that are read from YAML."""
 
 from __future__ import annotations
 
@@ -6,4 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
+    """A frozen pydantic model that rejects unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,8 +1,7 @@
-"""Work beside other work: a thread that reads ahead of a device, one that writes behind it, and
-requests that wait at the same time.
+"""Background threads: reading ahead of a device, writing behind it, and concurrent requests.
 
-The first two hold a bounded number of batches, so that a slow side makes the other wait instead of
-filling the memory. All hand what their threads raise to the thread that uses them.
+The reader and the writer hold a bounded number of items, so a slow side blocks the other one
+instead of filling the memory. Exceptions in a thread are raised in the thread that uses it.
 """
 
 from __future__ import annotations
@@ -18,37 +17,37 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
-    """The items in order; a thread makes up to `depth` of them before they are asked for.
+    """Iterate over `items` in order, while a thread computes up to `depth` of them in advance.
 
-    What making an item raises is raised in its place. Closing the iterator ends the thread after
-    the item it is at.
+    An exception that computing an item raises is raised in place of the item. Closing the
+    generator ends the thread after the item that it is computing.
     """
-    box: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+    queue: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
     slots, stop = threading.Semaphore(depth), threading.Event()
 
     def fill() -> None:
         try:
             slots.acquire()
             for item in items:
-                box.put(([item], None))
+                queue.put(([item], None))
                 slots.acquire()
                 if stop.is_set():
                     return
-            box.put(([], None))
+            queue.put(([], None))
         except BaseException as error:
-            box.put(([], error))
+            queue.put(([], error))
 
     thread = threading.Thread(target=fill, name="reader", daemon=True)
     thread.start()
     try:
         while True:
-            made, error = box.get()
+            received, error = queue.get()
             slots.release()
             if error is not None:
                 raise error
-            if not made:
+            if not received:
                 return
-            yield made[0]
+            yield received[0]
     finally:
         stop.set()
         slots.release()
@@ -56,21 +55,21 @@ def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
 
 
 class Behind(Generic[T]):
-    """Does `work` on items in order, in a thread. Use as a context manager.
+    """Calls a function on items in order, in a thread. Use as a context manager.
 
-    `put` waits while `depth` items wait. What the work raises comes out of the next `put` or of
-    the end of the block; later items are dropped.
+    `put` blocks while `depth` items are waiting. An exception that the function raises is raised
+    by the next `put` or at the end of the block, and all later items are dropped.
     """
 
     def __init__(self, work: Callable[[T], None], depth: int = 1) -> None:
         self._work = work
-        self._box: SimpleQueue[list[T]] = SimpleQueue()
+        self._queue: SimpleQueue[list[T]] = SimpleQueue()
         self._slots = threading.Semaphore(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
     def _run(self) -> None:
-        while taken := self._box.get():
+        while taken := self._queue.get():
             self._slots.release()
             try:
                 if self._error is None:
@@ -82,7 +81,7 @@ class Behind(Generic[T]):
         self._slots.acquire()
         if self._error is not None:
             raise self._error
-        self._box.put([item])
+        self._queue.put([item])
 
     def __enter__(self) -> Behind[T]:
         self._thread.start()
@@ -94,24 +93,27 @@ class Behind(Generic[T]):
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._box.put([])
+        self._queue.put([])
         self._thread.join()
         if error is None and self._error is not None:
             raise self._error
 
 
 def together(work: Callable[[S], T], items: Sequence[S], limit: int) -> list[T]:
-    """`work` done on all items, up to `limit` at once; the results in order.
+    """Call `work` on all items in up to `limit` threads, and return the results in order.
 
-    Raises the first error, once no work is going on any more. Made for requests: a process may end
-    while its threads hang in one.
+    Meant for requests: the threads are daemons, so a request that never returns does not keep the
+    process alive.
+
+    Raises:
+        BaseException: The first error of `work`, after all threads have ended.
     """
-    waiting: SimpleQueue[int | None] = SimpleQueue()
+    indices: SimpleQueue[int | None] = SimpleQueue()
     results: dict[int, T] = {}
     errors: list[BaseException] = []
 
     def run() -> None:
-        while (index := waiting.get()) is not None and not errors:
+        while (index := indices.get()) is not None and not errors:
             try:
                 results[index] = work(items[index])
             except BaseException as error:
@@ -119,7 +121,7 @@ def together(work: Callable[[S], T], items: Sequence[S], limit: int) -> list[T]:
 
     threads = [threading.Thread(target=run, daemon=True) for _ in range(min(limit, len(items)))]
     for index in (*range(len(items)), *[None] * len(threads)):
-        waiting.put(index)
+        indices.put(index)
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,10 +1,14 @@
-"""Durations and sizes as people read them."""
+"""Format durations and sizes for people."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float | None) -> str:
-    """`4.2 s`, `42 s`, `3 min 20 s`, `5 h 07 min`; `?` where unknown."""
+    """Format a duration.
+
+    >>> duration(4.21), duration(42), duration(200), duration(18_420), duration(None)
+    ('4.2 s', '42 s', '3 min 20 s', '5 h 07 min', '?')
+    """
     if seconds is None:
         return "?"
     if seconds < 10:
@@ -18,7 +22,11 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people: `3.2 MB`."""
+    """Format a number of bytes, with decimal prefixes.
+
+    >>> size(512), size(3_210_000)
+    ('512 B', '3.2 MB')
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""The examples in docstrings of the stages give what they show."""
+"""The examples in docstrings give what they show."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [file for file in sorted(ROOT.glob("stages/**/*.py")) if ">>> " in file.read_text()]
+FILES = [
+    file
+    for top in ("pipeline", "stages")
+    for file in sorted((ROOT / top).rglob("*.py"))
+    if ">>> " in file.read_text("utf-8")
+]
 NAMES = [".".join(("dhr_batch", *file.relative_to(ROOT).with_suffix("").parts)) for file in FILES]
 
 
 def test_there_are_examples() -> None:
-    assert "dhr_batch.stages.metrics" in NAMES
+    assert {"dhr_batch.stages.metrics", "dhr_batch.pipeline.tables.codec"} <= {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -82,16 +82,16 @@ class Driver:
             self._loop()
         finally:
             # In a folder they are where they belong.
-            away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.now
+            away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.immediate
             members.end(self._members.values(), closing=away)
             self._members.clear()
         self.status.update(self._workers, now=True)
         return not self._queue
 
     def _loop(self) -> None:
-        while self._busy() or (self._queue and not self.stopper.asked):
-            self.stopper.tell(self.progress.say)
-            if self.stopper.now:
+        while self._busy() or (self._queue and not self.stopper.requested):
+            self.stopper.announce(self.progress.say)
+            if self.stopper.immediate:
                 raise Interrupted
             self.run.check()
             ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=_WAKE_SECONDS)
@@ -120,11 +120,11 @@ class Driver:
         self._members[number].what = self.progress.state.workers[number] = what
 
     def _assign(self) -> None:
-        if not self._idle or self.stopper.asked or not self._queue:
+        if not self._idle or self.stopper.requested or not self._queue:
             return
         working = {m.place for m in self._members.values() if m.ready and m.place}
         for number in self._idle[::-1]:
-            if self.stopper.asked or not self._queue:
+            if self.stopper.requested or not self._queue:
                 return
             shard = self._queue.take(self._members[number].place, working)
             if shard is not None:

@@ -73,7 +73,7 @@ def run(plan: Plan, request: Request) -> Outcome:
     run_folder = claimed(plan, request)
     out = run_folder.storage
     state, stopper = State(total=0, shards=0), stopping.Stopper()
-    with stopping.forgotten(), Progress(state, request.progress, request.quiet) as progress:
+    with stopping.scope(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
             # Under the lease: until then another driver might still write the plan of this run.
@@ -94,7 +94,7 @@ def run(plan: Plan, request: Request) -> Outcome:
                 todo = (shard for shard in plan.shards if shard.index not in before)
                 finished = _process(plan, request, run_folder, progress, todo, stopper)
             ended = _outcome(plan, request, run_folder, progress, finished, started)
-            return replace(ended, stopped=stopper.asked)
+            return replace(ended, stopped=stopper.requested)
         finally:
             run_folder.unlock()
 

@@ -1,3 +1,3 @@
-"""Where bytes are: local disks and object stores behind one `Storage`, locations of images,
-scratch folders. Imports the ground files of pipeline/ only. Begin with `base`.
+"""Access to local disks and object stores: `Storage` for runs, `locations` for images, `scratch`
+for temporary folders. Imports only the modules directly in pipeline/. Begin with `base`.
 """

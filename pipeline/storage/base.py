@@ -1,8 +1,8 @@
-"""Where a run lies: a local folder or a prefix of an object store, behind the same few verbs.
+"""The interface to the place of a run: a local folder or a prefix of an object store.
 
-Keys are relative to the run and separated by `/`. Every verb may be repeated, and a kill at any
-moment leaves each key old or new, never half written. On an object store nothing is ever renamed:
-names appear by conditional writes and server-side copies.
+Keys are paths relative to the run, separated by `/`. Every operation may be repeated, and a kill at
+any moment leaves each key with its old or its new content, never with a part of it. Object stores
+have no atomic rename, so there the operations use conditional writes and server-side copies.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from typing import Any
 
 from dhr_batch.pipeline.errors import StorageError
 
-# Five digits, and more from shard 100,000 on.
+# Numbers have five digits, or more from shard 100,000 on.
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
 log = logging.getLogger(__name__)
 
 
-# Tells one content of a key from the next, and compares equal for the same one.
+# Identifies the content of a key: two versions are equal if and only if the content is the same.
 Version = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Object:
-    """What a key holds. modified: by the clock of the store."""
+    """The content of a key.
+
+    Attributes:
+        content: All bytes.
+        version: The version of the content.
+        modified: The time of the last write, by the clock of the store.
+    """
 
     content: bytes
     version: Version
@@ -41,25 +47,31 @@ class Object:
 
 
 class Storage(ABC):
-    """One run's place. name: its last part; address: what another process opens it with."""
+    """The place of one run.
+
+    Attributes:
+        place: The folder or URL as the user wrote it, for messages.
+        address: The absolute path or URL, with which another process can open the place.
+    """
 
     place: str
     address: str
 
     @property
     def name(self) -> str:
+        """The last part of the address."""
         return self.address.rstrip("/").rpartition("/")[2]
 
     def locate(self, key: str) -> str:
-        """A key as people and other programs know it."""
+        """Return the path or URL of a key."""
         return f"{self.place}/{key}"
 
     def parts(self, table: str) -> list[str]:
-        """Keys of the finished files of a table, in the order of shards."""
+        """Return the keys of the finished files of a table, in the order of shards."""
         return sorted(filter(is_part, self.sizes(table)), key=lambda key: (len(key), key))
 
     def tables(self) -> list[str]:
-        """Names of the tables that have a finished file."""
+        """Return the names of the tables that have at least one finished file."""
         return sorted({key.split("/")[0] for key in self.sizes() if is_part(key)})
 
     @property
@@ -69,59 +81,70 @@ class Storage(ABC):
 
     @abstractmethod
     def free(self) -> int | None:
-        """Free bytes; None where nobody can know."""
+        """Return the number of free bytes, or None if it is unknown."""
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write a key that does not exist yet; False where another writer had it first."""
+        """Write a key that does not exist yet. Returns False if it exists."""
         return self.swap(key, content, None) is not None
 
     def read(self, key: str) -> bytes | None:
-        """The content of a key, or None where there is none."""
-        there = self.get(key)
-        return there.content if there else None
+        """Return the content of a key, or None if the key does not exist."""
+        found = self.get(key)
+        return found.content if found else None
 
     @abstractmethod
     def get(self, key: str) -> Object | None:
-        """A key with its version, or None where there is none."""
+        """Return the content and version of a key, or None if the key does not exist."""
 
     @abstractmethod
     def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
-        """Write a key that is still at `version` (None: absent); None where it is not.
+        """Write a key if it still has the given version (compare and swap).
 
-        In a folder, only an absent key is safe from a writer at the same moment; whoever else
-        swaps holds the lease, which the kernel gives to one process.
+        In a local folder, only writing an absent key is atomic. Callers that swap an existing key
+        there must hold the lease, which the kernel grants to one process at a time.
+
+        Args:
+            key: The key to write.
+            content: Its new content.
+            version: The version that the key must have; None if it must not exist.
+
+        Returns:
+            The new version, or None if the key has another version and nothing was written.
         """
 
     @abstractmethod
     def withdraw(self, key: str, version: Version) -> bool:
-        """Delete a key that is still at `version`, or leave it empty; False where it is not."""
+        """Delete or empty a key if it still has the given version. Returns False if it has not."""
 
     @abstractmethod
     def replace(self, key: str, content: bytes) -> None:
-        """Write a key that readers see either old or new."""
+        """Write a key atomically: readers see either the old or the new content."""
 
     @abstractmethod
     def local(self, key: str) -> AbstractContextManager[Path]:
-        """A file with the content of a key, for reading while the block lasts.
+        """Provide a local file with the content of a key, for reading within the block.
 
-        Raises StorageError where there is none.
+        Raises:
+            StorageError: If the key does not exist.
         """
 
     @abstractmethod
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Key -> bytes of everything below a prefix (whole path parts)."""
+        """Return the size in bytes of each key below a prefix of whole path components."""
 
     @abstractmethod
     def stage(self, prefix: str) -> AbstractContextManager[Path]:
-        """An empty local folder whose files, complete at the end of the block, get `prefix`/NAME.
+        """Provide an empty local folder whose files are stored as `prefix/NAME` after the block.
 
-        After an exception none of them is promised to be there, and no scratch is left. Raises
-        StorageError where the disk is full.
+        If the block raises, the files may or may not be stored, and the folder is deleted.
+
+        Raises:
+            StorageError: If the disk is full.
         """
 
     @abstractmethod
     def publish(self, staged: str, final: str) -> bool:
-        """Give a staged file its final name; False where there is no such staged file."""
+        """Give a staged file its final key. Returns False if there is no such staged file."""
 
     @abstractmethod
     def entries(self) -> list[str]:
@@ -141,7 +164,7 @@ class Storage(ABC):
 
 @contextmanager
 def full_disk(where: str | Path) -> Iterator[None]:
-    """A full disk as a StorageError that names the folder; all else passes."""
+    """Convert the errors of a full disk to a StorageError that names the folder."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Clients of object stores through `obstore`: their settings and how their errors read.
+"""Settings of `obstore` clients, and their error messages.
 
 Endpoint, region and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`, ...),
 which obstore reads itself.
@@ -16,7 +16,11 @@ _LONGEST_MESSAGE = 300
 
 
 def patience() -> float:
-    """Seconds for which a call that fails is repeated. Raises Refused for what is no number."""
+    """Return the number of seconds for which a failing call is repeated.
+
+    Raises:
+        Refused: If the environment variable is not a number.
+    """
     text = os.environ.get("DHR_BATCH_STORAGE_PATIENCE", "60")
     try:
         return float(text)
@@ -27,10 +31,12 @@ def patience() -> float:
 
 
 def options(timeout: float, retries: int, retry_seconds: float) -> dict[str, Any]:
-    """Arguments of `obstore.store.from_url`.
+    """Return keyword arguments for `obstore.store.from_url`.
 
-    timeout: seconds for a single request. It is repeated by itself up to `retries` times, if it
-    failed within `retry_seconds`.
+    Args:
+        timeout: Seconds for a single request.
+        retries: How often obstore itself repeats a failed request.
+        retry_seconds: Seconds after which obstore stops repeating a request.
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     client: dict[str, Any] = {"timeout": timedelta(seconds=timeout)}
@@ -45,6 +51,6 @@ def options(timeout: float, retries: int, retry_seconds: float) -> dict[str, Any
 
 
 def message(error: BaseException) -> str:
-    """The message of obstore without its debug dump and without the server's XML."""
+    """Return an obstore error message without its debug output and without the server's XML."""
     text = str(error).partition("\n\nDebug source")[0].partition(": <?xml")[0]
     return " ".join(text.split())[:_LONGEST_MESSAGE] or type(error).__name__

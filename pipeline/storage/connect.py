@@ -1,4 +1,4 @@
-"""The storage of a place: a folder, or a prefix of an object store."""
+"""Choose the storage class for a folder or URL."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ SCHEMES = ("s3", "s3a", "gs", "az")
 
 
 def connect(place: str | Path | Storage) -> Storage:
-    """The storage of a run: a folder, or a URL such as `s3://bucket/prefix`.
+    """Return the storage for a folder or a URL such as `s3://bucket/prefix`.
 
-    Touches nothing. Raises Refused for what is neither.
+    Nothing is read or written. A `Storage` is returned as it is.
+
+    Raises:
+        Refused: If the URL has an unknown scheme, or the path is a file.
     """
     if isinstance(place, Storage):
         return place

@@ -1,4 +1,4 @@
-"""A run folder on a disk."""
+"""Storage in a folder of a local or mounted file system."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dhr_batch.pipeline.storage.base import (
 
 
 class LocalStorage(Storage):
-    """A folder. Temporary names start with a dot, and table folders never hold any."""
+    """A folder. Temporary files have names that start with a dot, and never lie beside tables."""
 
     def __init__(self, root: Path) -> None:
         if root.exists() and not root.is_dir():
@@ -45,10 +45,10 @@ class LocalStorage(Storage):
     def get(self, key: str) -> Object | None:
         try:
             with (self.root / key).open("rb") as file:
-                found = os.fstat(file.fileno())
-                # A changed key is a new file, so that these are of one content.
-                modified = datetime.fromtimestamp(found.st_mtime, UTC)
-                return Object(file.read(), _version(found), modified)
+                status = os.fstat(file.fileno())
+                # A changed key is a new file, so the content and the status belong together.
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                return Object(file.read(), _version(status), modified)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
@@ -83,7 +83,7 @@ class LocalStorage(Storage):
     @staticmethod
     @contextmanager
     def _written(path: Path, content: bytes) -> Iterator[Path]:
-        """A durable file with the content, to be given its name in the block."""
+        """Provide a temporary file with the content, flushed to disk. The block renames it."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         with full_disk(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class LocalStorage(Storage):
                 with temporary.open("xb") as file:
                     file.write(content)
                     file.flush()
-                    # Else a power loss may leave the new name with no content.
+                    # Otherwise a power loss may leave an empty file under the new name.
                     os.fsync(file.fileno())
                 yield temporary
             finally:
@@ -176,8 +176,9 @@ class LocalStorage(Storage):
             _remove_empty(folder)
 
 
-def _version(found: os.stat_result) -> Version:
-    return {"file": f"{found.st_ino}", "time": f"{found.st_mtime_ns}", "size": f"{found.st_size}"}
+def _version(status: os.stat_result) -> Version:
+    numbers = {"file": status.st_ino, "time": status.st_mtime_ns, "size": status.st_size}
+    return {name: str(number) for name, number in numbers.items()}
 
 
 def _sync(path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Files and objects by location: a local path, or the URL of an object (`s3://bucket/key`).
+"""Read and list files by location: a local path, or the URL of an object (`s3://bucket/key`).
 
-Two kinds of errors are kept apart. `FileNotFoundError` and other `OSError`s are about one file. A
-`StorageError` is about the place the file lies in, so nothing can be said about the file itself.
-It is raised after `DHR_BATCH_STORAGE_PATIENCE` seconds (60) of trying again.
+There are two kinds of errors. `FileNotFoundError` and other `OSError`s concern one file. A
+`StorageError` concerns the file system or object store as a whole, so it tells nothing about the
+file. It is raised after `DHR_BATCH_STORAGE_PATIENCE` seconds (60) of retries.
 """
 
 from __future__ import annotations
@@ -23,19 +23,26 @@ from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import client
 from dhr_batch.pipeline.storage.client import message
 
-# A network file system says these when it is away for a moment, not about one file.
+# Errors of a network file system that is temporarily unavailable. They do not concern one file.
 _TRANSIENT = frozenset(
     {errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENFILE}
 ) | {errno.EMFILE}
 _PAUSES_SECONDS = (0.2, 1.0, 5.0)
-# More than fit into the time for which a read is repeated.
+# High enough that the time limit of the retries is always reached first.
 _RETRIES = 100
-# One request for the headers of several tar members.
+# Large enough to read the headers of several tar members in one request.
 _BUFFER = 2**18
 
 
 class File(NamedTuple):
-    """A listed file: `folder` and `relative` are its location. size: bytes. etag: "" if local."""
+    """A file or object in a listing.
+
+    Attributes:
+        folder: The listed folder, with a `/` at its end, or the location of a single file.
+        relative: The path below `folder`; empty for a single file.
+        size: Bytes; -1 for a broken link.
+        etag: A short checksum of the object's ETag; empty for local files.
+    """
 
     folder: str
     relative: str
@@ -61,12 +68,12 @@ def absolute(location: str) -> str:
 
 
 def lies_in(location: str, folder: str) -> bool:
-    """Whether a place is a folder or below it; absolute paths or URLs, as storages have them."""
+    """Whether a location is a folder or lies below it. Both are absolute paths or URLs."""
     return f"{location.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def exists(location: str) -> bool:
-    """Whether there is a file or object of this name."""
+    """Whether a file or object exists."""
     if not is_url(location):
         return os.path.isfile(location)
     try:
@@ -77,7 +84,12 @@ def exists(location: str) -> bool:
 
 
 def describe(location: str) -> File:
-    """Size and etag of one file; `relative` is empty. Raises FileNotFoundError, StorageError."""
+    """Return the size and etag of one file.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        StorageError: If its storage is unavailable.
+    """
     if not is_url(location):
         return File(location, "", os.stat(location).st_size)
     import obstore
@@ -89,9 +101,19 @@ def describe(location: str) -> File:
 
 
 def fetch(location: str, start: int = 0, length: int | None = None) -> bytes:
-    """The bytes of a file, or `length` of them from `start`; fewer where the file ends earlier.
+    """Read a file or a part of it.
 
-    Raises OSError where this file cannot be read, StorageError where its storage cannot.
+    Args:
+        location: Path or URL.
+        start: Offset of the first byte.
+        length: Number of bytes; None for all up to the end of the file.
+
+    Returns:
+        The bytes. There are fewer than `length` if the file ends earlier.
+
+    Raises:
+        OSError: If this file cannot be read.
+        StorageError: If its storage is unavailable.
     """
     if not is_url(location):
         return _fetch_local(location, start, length)
@@ -105,20 +127,25 @@ def fetch(location: str, start: int = 0, length: int | None = None) -> bytes:
 
 
 def open_file(location: str) -> BinaryIO:
-    """A file that can be read and sought. Of an object only the ranges that are read travel."""
+    """Open a file or object for reading. Of an object, only the ranges that are read are loaded."""
     return ranges(location) if is_url(location) else open(location, "rb")
 
 
 def ranges(location: str) -> BinaryIO:
-    """A file that is read by `fetch`, so that a mount or store that is away is told as there."""
+    """Open a file or object whose reads go through `fetch`, with its retries and errors."""
     raw = _RangeFile(location, describe(location).size)
     return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
 
 
 def walk(folder: str, recursive: bool = True) -> Iterator[File]:
-    """All files below a folder or URL prefix, but no hidden ones, in no promised order.
+    """Iterate over the files below a folder or URL prefix, in no particular order.
 
-    Links are followed, to each folder once. Raises OSError for a folder that cannot be listed.
+    Hidden files and folders are skipped. Symbolic links are followed, but no folder is visited
+    twice.
+
+    Raises:
+        OSError: If a folder cannot be listed.
+        StorageError: If the object store is unavailable.
     """
     return _walk_store(folder, recursive) if is_url(folder) else _walk_local(folder, recursive)
 
@@ -138,9 +165,9 @@ def _walk_local(root: str, recursive: bool) -> Iterator[File]:
                     subfolders.append(entry.name)
                 elif (size := _size(entry)) is not None:
                     yield File(root, prefix + entry.name, size)
-        # Sorted, since of two links to one folder only the first is followed.
+        # Of two links to one folder only the first is followed, so the order must not vary.
         for name in sorted(subfolders) if recursive else ():
-            # A link to a folder above would otherwise be followed for ever.
+            # A link to a parent folder would otherwise lead to an endless loop.
             real = os.path.realpath(root + prefix + name)
             if real not in seen:
                 seen.add(real)
@@ -148,12 +175,15 @@ def _walk_local(root: str, recursive: bool) -> Iterator[File]:
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes; -1 for a broken link, which reading will report; None for pipes and devices."""
+    """Return the size in bytes; -1 for a broken link, None for pipes and devices.
+
+    Reading a broken link reports the error later, as a failure of that image.
+    """
     try:
-        found = entry.stat()
+        status = entry.stat()
     except FileNotFoundError:
         return -1
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _walk_store(root: str, recursive: bool) -> Iterator[File]:
@@ -171,7 +201,7 @@ def _walk_store(root: str, recursive: bool) -> Iterator[File]:
 
 
 def _short(etag: str | None) -> str:
-    """Eight digits are enough to see a change, and a million full ones are not small."""
+    """Shorten an ETag to a checksum of eight digits, as a million whole ones take much memory."""
     return f"{zlib.crc32(etag.encode()):08x}" if etag else ""
 
 
@@ -183,7 +213,7 @@ def _split(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=16)
 def _store(url: str) -> Any:
-    """A client, with the settings its environment variables give (AWS_ENDPOINT_URL, ...)."""
+    """Return a client, configured by environment variables such as `AWS_ENDPOINT_URL`."""
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
@@ -197,7 +227,7 @@ def _store(url: str) -> Any:
 
 @contextmanager
 def _asking(location: str) -> Iterator[None]:
-    """Tells errors about one object (a missing one) from errors of the store that holds it."""
+    """Convert errors of a request to FileNotFoundError for a missing object, else StorageError."""
     from obstore.exceptions import BaseError, NotFoundError
 
     try:
@@ -210,9 +240,9 @@ def _asking(location: str) -> Iterator[None]:
 
 
 def _check_bucket(location: str) -> None:
-    """Raise StorageError where not only an object is missing but its bucket, too.
+    """Raise StorageError if the whole bucket is missing, not only an object in it.
 
-    The answer about an object is 404 for both; only a listing tells them apart.
+    A request for an object answers 404 in both cases. Only a listing distinguishes them.
     """
     import obstore
     from obstore.exceptions import BaseError, PermissionDeniedError
@@ -221,7 +251,7 @@ def _check_bucket(location: str) -> None:
     try:
         next(iter(obstore.list(_store(store), prefix=key)), None)
     except PermissionDeniedError:
-        return  # Who may read need not be allowed to list.
+        return  # The permission to read does not include the permission to list.
     except (BaseError, OSError) as error:
         raise StorageError(f"{location}: {message(error)}") from error
 
@@ -234,7 +264,7 @@ def _fetch_local(path: str, start: int, length: int | None) -> bytes:
                 file.seek(start)
                 return file.read(-1 if length is None else length)
         except FileNotFoundError as error:
-            # A file system that went away takes all files with it; one of them says nothing.
+            # If the file system was unmounted, all its files are missing, not only this one.
             _check_folder(path, error)
             raise
         except OSError as error:
@@ -242,7 +272,7 @@ def _fetch_local(path: str, start: int, length: int | None) -> bytes:
                 raise
             pause = next(pauses, None)
             if pause is None:
-                # EIO of a soft mount is about the place, that of a damaged disk about the file.
+                # EIO concerns the file system on a soft mount, but the file on a damaged disk.
                 if error.errno == errno.EIO:
                     _check_folder(path, error)
                     raise
@@ -251,22 +281,22 @@ def _fetch_local(path: str, start: int, length: int | None) -> bytes:
 
 
 def _check_folder(path: str, error: OSError) -> None:
-    """Raise StorageError where the folder of a file cannot be listed or holds nothing."""
+    """Raise StorageError if the folder of a file cannot be listed or is empty."""
     try:
-        there = next(Path(path).parent.iterdir(), None) is not None
+        mounted = next(Path(path).parent.iterdir(), None) is not None
     except OSError:
-        there = False
-    if not there:
+        mounted = False
+    if not mounted:
         raise StorageError(
             f"the folder of {path} is gone or empty: is its file system mounted?"
         ) from error
 
 
 class _RangeFile(io.RawIOBase):
-    """A file or object as a raw file; each read is one request."""
+    """A raw file object over a location. Each read is one request."""
 
     def __init__(self, location: str, size: int) -> None:
-        self.location, self.size, self._at = location, size, 0
+        self.location, self.size, self._position = location, size, 0
 
     def readable(self) -> bool:
         return True
@@ -275,18 +305,18 @@ class _RangeFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self.size - self._at)
+        length = min(len(buffer), self.size - self._position)
         if length <= 0:
             return 0
-        data = fetch(self.location, self._at, length)
+        data = fetch(self.location, self._position, length)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)

@@ -1,9 +1,9 @@
-"""A run in an object store (S3, Google Cloud Storage, Azure), through `obstore`.
+"""Storage in an object store (S3, Google Cloud Storage, Azure), through `obstore`.
 
-Every call is tried again after what may pass by itself: server errors, slow-down, conflicts, lost
-connections and timeouts. After `DHR_BATCH_STORAGE_PATIENCE` seconds (60) without success the store
-is given up: that call and, at once, all later failing ones raise StorageError. A second Ctrl-C ends
-the waiting, in the main thread also for an answer.
+Calls are retried after errors that may be temporary: server errors, rate limits, conflicts, lost
+connections and timeouts. After `DHR_BATCH_STORAGE_PATIENCE` seconds (60) without success a call
+raises StorageError, and from then on failing calls raise it without retries. A second Ctrl-C ends
+the pauses between retries, and in the main thread also the wait for an answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dhr_batch.pipeline.storage.scratch import scratch
 
 T = TypeVar("T")
 
-# Trying these again cannot help. 404 stands for an absent bucket, 301 for another region.
+# Errors that no retry can help. 404 means that the bucket is missing, 301 another region.
 _FINAL = (
     exceptions.PermissionDeniedError,
     exceptions.UnauthenticatedError,
@@ -49,17 +49,22 @@ log = logging.getLogger(__name__)
 
 
 class _Again(Exception):
-    """An answer that says nothing: the call has to be repeated."""
+    """The outcome of a call is unknown or incomplete, so the call has to be repeated."""
 
 
 class ObjectStorage(Storage):
-    """A prefix of a bucket. patience: seconds a call is tried again; None: as configured."""
+    """A prefix of a bucket.
+
+    Args:
+        url: Scheme, bucket and prefix.
+        patience: Seconds for which a call is retried; None for the configured value.
+    """
 
     def __init__(self, url: str, patience: float | None = None) -> None:
         self.place = self.address = url.rstrip("/")
         self._patience = client.patience() if patience is None else patience
-        # A call may be many requests (a listing, a large upload): a single lost one is repeated by
-        # itself, everything that lasts is left to `_call`.
+        # A call may consist of many requests (a listing, a large upload). obstore repeats a single
+        # lost request. Longer failures are handled by `_call`.
         timeout = min(30.0, max(5.0, self._patience))
         self._options = client.options(timeout, retries=3, retry_seconds=10.0)
         try:
@@ -80,37 +85,38 @@ class ObjectStorage(Storage):
         return None
 
     def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
-        """As promised for all storages.
+        """Write a key if it still has the given version; see `Storage.swap`.
 
-        A write whose answer was lost looks refused when it is repeated; finding our own content
-        there tells that it had succeeded, so content must be unique to its writer.
+        If the answer to a successful write is lost, the repeated write fails its condition. The
+        key then already has our content, which shows that the first write succeeded. Therefore
+        the content must be unique to its writer.
         """
 
-        def verb() -> Version | None:
+        def attempt() -> Version | None:
             try:
                 mode: Any = version or "create"
                 return _version(obstore.put(self._store, key, content, mode=mode))
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-                there = self._get(key)
-                unchanged = (there.version if there else None) == version
+                found = self._get(key)
+                unchanged = (found.version if found else None) == version
                 if unchanged:
                     raise _Again(message(error)) from error
-                return there.version if there and there.content == content else None
+                return found.version if found and found.content == content else None
 
-        return self._call(f"write {key}", verb)
+        return self._call(f"write {key}", attempt)
 
     def replace(self, key: str, content: bytes) -> None:
         self._call(f"write {key}", lambda: obstore.put(self._store, key, content))
 
     def withdraw(self, key: str, version: Version) -> bool:
-        # Deletions on a condition are not offered by all stores, writes are.
+        # All stores support conditional writes, but not all support conditional deletions.
         return self.swap(key, b"", version) is not None
 
     def get(self, key: str) -> Object | None:
         return self._call(f"read {key}", lambda: self._get(key))
 
     def now(self) -> datetime:
-        """The time by the clock of the store, which is the only clock all hosts share."""
+        """Return the time by the clock of the store, the only clock that all hosts share."""
         key = "_state/clock"
         if self.read(key):
             raise Refused(f"{self.locate(key)} is not of this program: move it away")
@@ -122,12 +128,12 @@ class ObjectStorage(Storage):
         with full_disk(tempfile.gettempdir()), scratch() as folder:
             path = folder / "content"
 
-            def verb() -> None:
+            def attempt() -> None:
                 with path.open("wb") as file:
                     for chunk in obstore.get(self._store, key).stream():
                         file.write(chunk)
 
-            self._call(f"read {key}", verb)
+            self._call(f"read {key}", attempt)
             yield path
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
@@ -148,14 +154,14 @@ class ObjectStorage(Storage):
         self._call(f"upload {key}", lambda: obstore.put(self._store, key, path))
 
     def publish(self, staged: str, final: str) -> bool:
-        def verb() -> bool:
+        def attempt() -> bool:
             try:
                 obstore.copy(self._store, staged, final)
             except FileNotFoundError:
                 return False
             return True
 
-        return self._call(f"copy {staged} to {final}", verb)
+        return self._call(f"copy {staged} to {final}", attempt)
 
     def entries(self) -> list[str]:
         def verb() -> list[str]:
@@ -174,10 +180,10 @@ class ObjectStorage(Storage):
             try:
                 obstore.delete(self._store, left)
             except FileNotFoundError:
-                # Some stores say so where S3 does not; the others of the batch may remain.
-                there = self.sizes()
-                if some := [key for key in left if key in there]:
-                    left[:] = some
+                # Some stores report a missing object, which S3 does not. Others may be left.
+                present = self.sizes()
+                if remaining := [key for key in left if key in present]:
+                    left[:] = remaining
                     raise _Again(f"{len(left)} objects are left") from None
 
         self._call(f"delete {left[0]}", verb)
@@ -190,11 +196,12 @@ class ObjectStorage(Storage):
         meta = answer.meta
         return Object(bytes(answer.bytes()), _version(meta), meta["last_modified"])
 
-    def _call(self, what: str, verb: Callable[[], T]) -> T:
+    def _call(self, what: str, request: Callable[[], T]) -> T:
+        """Make a request with retries. what: the request in words, for messages."""
         give_up = time.monotonic() + self._patience
         for attempt in itertools.count():
             try:
-                return stopping.interruptible(verb)
+                return stopping.interruptible(request)
             except FileNotFoundError as error:
                 raise StorageError(f"{self.place}: cannot {what}: {message(error)}") from error
             except (exceptions.BaseError, _Again) as error:

@@ -1,4 +1,4 @@
-"""Temporary folders that do not pile up when their processes are killed."""
+"""Temporary folders that do not accumulate when processes are killed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from pathlib import Path
 
 from dhr_batch.pipeline.errors import StorageError
 
-# Folders in it are ours by their place: other folders of a user may have any name.
-_PLACE = "dhr-batch.scratch"
+# All folders in this one belong to dhr-batch, so those of killed processes can be deleted.
+_PARENT = "dhr-batch.scratch"
 _PREFIX = "part-"
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder in `TMPDIR/dhr-batch.scratch-UID`, deleted at the end.
+    """Provide an empty folder in `TMPDIR/dhr-batch.scratch-UID`, and delete it after the block.
 
-    It is locked while it is used. Folders there without a lock are those of killed processes and
-    are deleted first. Raises StorageError where that place belongs to somebody else.
+    The folder is locked while it is in use. Folders beside it that are not locked belong to killed
+    processes and are deleted first.
+
+    Raises:
+        StorageError: If `dhr-batch.scratch-UID` belongs to another user.
     """
-    place = Path(tempfile.gettempdir()) / f"{_PLACE}-{os.getuid()}"
+    place = Path(tempfile.gettempdir()) / f"{_PARENT}-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():
         raise StorageError(
@@ -36,7 +39,7 @@ def scratch() -> Iterator[Path]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        # It gets the name that others look for only now that they see it locked.
+        # Other processes look for the name without the dot, so it appears only once it is locked.
         folder = folder.rename(folder.with_name(folder.name[1:]))
         yield folder
     finally:
@@ -48,10 +51,10 @@ def _delete_if_abandoned(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return  # Gone by now, or somebody else's.
+        return  # Already deleted, or not accessible.
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Two processes may find the same one.
+        # Another process may delete the same folder at the same time.
         shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         pass  # In use.

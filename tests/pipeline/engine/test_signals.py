@@ -153,10 +153,10 @@ def test_ray_is_not_interrupted_while_it_ends(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(runner, "_joined", lambda *_: "")
     stopper = stopping.Stopper()
     before = signal.getsignal(signal.SIGINT)
-    with stopping.forgotten(), runner._ray(Request(), Mock(), 1, stopper):
+    with stopping.scope(), runner._ray(Request(), Mock(), 1, stopper):
         pass
     assert ended
-    assert stopper.now
+    assert stopper.immediate
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -188,7 +188,7 @@ def test_ctrl_c_twice_does_not_wait_for_a_store(how: str, monkeypatch: pytest.Mo
     thread = threading.Thread(target=interrupt)
     began = time.monotonic()
     thread.start()
-    with stopping.forgotten():
+    with stopping.scope():
         with stopping.signals(stopping.Stopper()), pytest.raises(stopping.Interrupted):
             storage.replace("_state/status.json", b"{}")
         # What still asks the store after the loop does not wait either.
@@ -209,7 +209,7 @@ def test_one_ctrl_c_lets_a_store_be_tried_again(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(objects.obstore, "put", put)
     storage = objects.ObjectStorage("s3://bucket/run", patience=PATIENCE)
-    with stopping.forgotten(), stopping.signals(stopping.Stopper()):
+    with stopping.scope(), stopping.signals(stopping.Stopper()):
         storage.replace("_state/status.json", b"{}")
     assert len(calls) == 3
 
