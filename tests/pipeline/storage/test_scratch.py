@@ -14,7 +14,7 @@ from dhr_batch.pipeline.storage.scratch import scratch
 
 _OTHER = """
 import sys
-from dhr_batch.pipeline.scratch import scratch
+from dhr_batch.pipeline.storage.scratch import scratch
 with scratch() as folder:
     (folder / "images.parquet").write_bytes(b"half")
     print("there", flush=True)

@@ -99,7 +99,7 @@ def test_a_full_disk_is_said_of_a_small_file_too(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     storage = LocalStorage(tmp_path)
-    monkeypatch.setattr("dhr_batch.pipeline.storage.base.os.fsync", full)
+    monkeypatch.setattr("dhr_batch.pipeline.storage.local.os.fsync", full)
     with pytest.raises(StorageError, match=r"no space left .* finished shards are kept"):
         getattr(storage, write)("_state/shards/00000.json", b"{}")
     assert list(tmp_path.rglob("*.json*")) == []
