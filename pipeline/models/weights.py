@@ -1,4 +1,4 @@
-"""Checksums of the weights that a run uses, and whether they are still the same."""
+"""Checksums of the weights that a run uses, and the check that they have not changed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from dhr_batch.stages import registry
 
 
 def weights_of(generator: str) -> dict[str, str]:
-    """Start of the sha256 of all weights that a run with this generator may use, by name."""
-    sums = {
+    """Return the checksums of all weights that a run may use, by the names of the models.
+
+    A checksum is the first 16 digits of the sha256 of each file, joined by `+`.
+
+    Args:
+        generator: The generator of the run: a model's name or a file.
+    """
+    checksums = {
         name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
         for name, model in sorted(models.models().items())
     }
-    sums |= own_weights(generator)
-    return {name: checksum for name, checksum in sums.items() if checksum}
+    checksums |= own_weights(generator)
+    return {name: checksum for name, checksum in checksums.items() if checksum}
 
 
 def own_weights(generator: str) -> dict[str, str]:
-    """Start of the sha256 of a generator's file that the user brought, by the generator's name.
+    """Return the checksum of a generator's file that the user provides, by the generator's name.
 
-    Its description cannot tell one version of the file from another. Empty for all others.
+    The description of such a file may lack a sha256, so the file itself is read. The result is
+    empty for all other generators, and for a file that is missing.
     """
     if generator.endswith(registry.GENERATOR_FILE):
         file = Path(generator)
@@ -33,7 +40,7 @@ def own_weights(generator: str) -> dict[str, str]:
         try:
             file = models.path(generator)
         except models.ModelMissing:
-            # A plan may be looked at before its models are here; a worker will not start.
+            # A plan may be shown before its models are downloaded. A worker cannot start then.
             return {}
     else:
         return {}
@@ -41,9 +48,14 @@ def own_weights(generator: str) -> dict[str, str]:
 
 
 def check_weights(plan: Mapping[str, Any], place: str) -> None:
-    """Raises Refused where a run was made with other weights of its generator than there are now.
+    """Check that the generator of a run still has the weights that the run was made with.
 
-    plan: of the run; place: for people.
+    Args:
+        plan: The plan of the run.
+        place: The folder or URL of the run, for the message.
+
+    Raises:
+        Refused: If the weights have changed.
     """
     generator = plan["config"]["generator"]
     then, now = plan["fingerprint"]["models"], weights_of(generator)

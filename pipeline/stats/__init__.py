@@ -1,3 +1,3 @@
-"""Numbers without files: bootstrap intervals, edits at equal effect, distances between sets of
-pictures. Imports no other package. Begin with `bootstrap`.
+"""Statistics over the images of a run: bootstrap intervals, edits at equal effect, distances
+between sets of pictures. Imports storage. Begin with `bootstrap`.
 """

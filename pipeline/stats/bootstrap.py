@@ -1,4 +1,4 @@
-"""Means and medians over images with bootstrap confidence intervals."""
+"""Means, medians and ratios with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from scipy.special import ndtr, stdtrit
 
 LEVEL = 0.95
 DRAWS = 10_000
-# Values drawn at a time.
+# Values that are resampled at a time.
 _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of n values and its confidence interval.
+    """A statistic and its confidence interval.
 
-    low, high: nan for fewer than two values; all nan for none.
+    Attributes:
+        value: The statistic; nan for no values.
+        low: Lower end of the interval; nan for fewer than two values.
+        high: Upper end of the interval; nan for fewer than two values.
+        n: Number of values.
     """
 
     value: float
@@ -36,30 +40,55 @@ def estimate(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
-    """The statistic of the values, with the percentile interval of `draws` resamples.
+    """Estimate a statistic with an expanded percentile interval.
 
-    Percentiles are taken further out for few values (Hesterberg 2015, "What Teachers Should Know
-    About the Bootstrap", expanded percentile interval): a plain percentile interval of five values
-    would hold the mean in 80 % of cases only. The same values give the same interval.
+    The interval lies between the quantiles p and 1 - p of the statistic over resamples, with
+    ``p = Phi(sqrt(n / (n - 1)) * t)``. Phi is the normal distribution function, and t the quantile
+    ``(1 - level) / 2`` of Student's t distribution with n - 1 degrees of freedom. For few values
+    this interval is wider than the plain percentile interval, which contains the mean of five
+    values in only 80 % of cases.
+
+    Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician
+    69(4), 2015, section 5.
+
+    Args:
+        values: [n], one per image.
+        statistic: What to estimate.
+        level: Confidence level, between 0 and 1.
+        draws: Number of resamples.
+        seed: Seed of the resamples, so that equal values give equal intervals.
+
+    >>> found = estimate([1.0, 2.0, 3.0, 4.0])
+    >>> found.value, found.low < 2.5 < found.high, found.n
+    (2.5, True, 4)
     """
     known = np.asarray(values, np.float64)
     function = np.mean if statistic == "mean" else np.median
-    return _interval(lambda rows: function(known[rows], axis=-1), len(known), level, draws, seed)
+    return _interval(lambda index: function(known[index], axis=-1), len(known), level, draws, seed)
 
 
 def ratio(parts: Sequence[float], counts: Sequence[float]) -> Estimate:
-    """Sum of the parts over the sum of their counts, such as bytes per image over shards that hold
-    more or fewer images. Pairs are drawn; counts above 0. Intervals as of `estimate`."""
+    """Estimate ``sum(parts) / sum(counts)``, for example bytes per image over shards.
+
+    Pairs are resampled. The interval is that of `estimate`.
+
+    Args:
+        parts: [n].
+        counts: [n], greater than 0.
+
+    >>> ratio([10.0, 30.0], [1.0, 3.0]).value
+    10.0
+    """
     above, below = np.asarray(parts, np.float64), np.asarray(counts, np.float64)
     return _interval(
-        lambda rows: above[rows].sum(-1) / below[rows].sum(-1), len(above), LEVEL, DRAWS, 0
+        lambda index: above[index].sum(-1) / below[index].sum(-1), len(above), LEVEL, DRAWS, 0
     )
 
 
 def _interval(
     statistic: Callable[[np.ndarray], np.ndarray], n: int, level: float, draws: int, seed: int
 ) -> Estimate:
-    """statistic: of rows [..., n], given by their numbers."""
+    """Estimate a statistic that maps indices [..., n] of resampled values to values [...]."""
     if n < 2:
         value = float(statistic(np.arange(n))) if n else math.nan
         return Estimate(value, math.nan, math.nan, n)

@@ -1,12 +1,13 @@
-"""What edits achieve, and what they cost: methods compared at equal achieved effect.
+"""Comparison of editing methods at equal effect.
 
-A strength is not an effect: refined generators answer differently to one and the same step along a
-direction. The effect of a picture is the change of its score (`score_smile` for the edit `smile`)
-against the source photograph, so that pictures of equal effect look equally smiling, whatever they
-were made from. The strength that achieves an effect is found for each image and method by
-interpolation, and what the edit costs there is compared on images where all methods achieve it.
+Refined generators respond differently to the same step along a direction, so methods cannot be
+compared at equal strength. The effect of an edit at strength s is the change of its score against
+the source photograph x0, ``e(s) = score(x_s) - score(x0)``, with `score_smile` for the edit
+`smile`. For each image and method, the strength at which the effect is reached is found by linear
+interpolation between the measured strengths, and costs such as the identity distance are
+interpolated there. Methods are compared on the images on which all of them reach the effect.
 
-Scores are in the units of `stages.face_scores`, `yaw` in degrees.
+Scores have the units of `stages.face_scores`; `yaw` is in degrees.
 """
 
 from __future__ import annotations
@@ -30,10 +31,19 @@ SIGNS = (-1, 1)
 
 
 def crossing(values: Sequence[float] | np.ndarray, target: float, last: bool = False) -> float:
-    """Where the running maximum of the values reaches the target: an index with a fraction.
+    """Return the fractional index at which the running maximum of the values reaches a target.
 
-    0 where the first value is already at the target or beyond; nan where it is never reached.
-    last: where the maximum stays at the target, the last such place instead of the first.
+    Args:
+        values: [N], interpolated linearly.
+        target: The value to reach.
+        last: If the running maximum stays at the target, return the last index instead of the
+            first.
+
+    Returns:
+        An index in [0, N - 1]: 0 if the first value is at least the target, nan if no value is.
+
+    >>> crossing([0.0, 2.0, 1.0, 4.0], 1.0), crossing([0.0, 2.0, 1.0, 4.0], 3.0)
+    (0.5, 2.5)
     """
     rising = np.maximum.accumulate(np.asarray(values, np.float64))
     if target > rising[-1]:
@@ -47,21 +57,27 @@ def crossing(values: Sequence[float] | np.ndarray, target: float, last: bool = F
 
 
 def at(values: Sequence[float] | np.ndarray, index: float) -> float:
-    """Linear interpolation at an index with a fraction; nan for nan."""
+    """Interpolate values linearly at a fractional index; nan for nan.
+
+    >>> at([10.0, 20.0, 40.0], 1.5)
+    30.0
+    """
     if math.isnan(index):
         return math.nan
-    first, share = int(index), index - int(index)
-    if share == 0:
+    first, fraction = int(index), index - int(index)
+    if fraction == 0:
         return float(values[first])
-    return float(values[first] + share * (values[first + 1] - values[first]))
+    return float(values[first] + fraction * (values[first + 1] - values[first]))
 
 
 @dataclass(frozen=True)
 class Curve:
     """One edit of one image at all its strengths.
 
-    strengths: [S], increasing, with 0, the refined picture. effects: [S], change of the score
-    against the source. costs: metric -> [S]; nan where a picture has no such row.
+    Attributes:
+        strengths: [S], increasing. Strength 0 is the refined picture and is always included.
+        effects: [S], the change of the score against the source.
+        costs: [S] for each metric; nan if it was not measured for a picture.
     """
 
     strengths: np.ndarray
@@ -69,18 +85,23 @@ class Curve:
     costs: Mapping[str, np.ndarray]
 
     def reach(self, sign: int) -> float:
-        """The largest effect of the edits in one direction; negative where they go the other way.
+        """Return the largest effect in one direction, ``max(sign * e(s))`` over ``sign * s >= 0``.
 
-        sign: 1 for positive strengths, -1 for negative ones.
+        It is negative if all these edits change the score in the opposite direction.
+
+        Args:
+            sign: 1 for positive strengths, -1 for negative ones.
         """
         return float((sign * self.effects[self._branch(sign)]).max())
 
     def place(self, effect: float) -> float:
-        """Where along the strengths the effect is achieved, as an index with a fraction.
+        """Return the fractional index into `strengths` at which an effect is reached.
 
-        It is looked for from strength 0 outwards, so the weakest edit that achieves it counts. The
-        effect never falls on the way: an edit that turns back is taken for one that stands still.
-        Nan where no strength achieves it.
+        The search goes from strength 0 outwards, so it finds the weakest edit with this effect. It
+        uses the running maximum of the effect, so a decrease at larger strengths is ignored.
+
+        Returns:
+            The index, or nan if no strength reaches the effect.
         """
         sign = 1 if effect >= self.effects[self._zero] else -1
         branch = self._branch(sign)
@@ -92,7 +113,7 @@ class Curve:
         return self.costs[cost][branch], np.abs(self.effects[branch] - self.effects[self._zero])
 
     def _branch(self, sign: int) -> np.ndarray:
-        """Indices from strength 0 outwards."""
+        """Return the indices of the strengths with this sign, from strength 0 outwards."""
         zero = self._zero
         return np.arange(zero, len(self.strengths)) if sign > 0 else np.arange(zero, -1, -1)
 
@@ -102,7 +123,7 @@ class Curve:
 
 
 def strengths_of(metrics: pd.DataFrame) -> dict[str, list[float]]:
-    """Edit -> its strengths in increasing order, by the stages of a metrics table."""
+    """Return the strengths of each edit in a metrics table, in increasing order."""
     found: dict[str, set[float]] = {}
     for stage in metrics["stage"].unique():
         if (edit := edit_of(str(stage))) is not None:
@@ -114,11 +135,16 @@ def strengths_of(metrics: pd.DataFrame) -> dict[str, list[float]]:
 def curves(
     metrics: pd.DataFrame, edit: str, costs: Iterable[str], score: str = ""
 ) -> dict[str, Curve]:
-    """Image id -> curve, of the images whose source, refined picture and edits all have the score.
+    """Return the curves of one edit by image id.
 
-    metrics: columns image_id, stage, metric, value. costs: metrics to keep. score: by default what
-    `effect_score` chooses. A strength of an image without a score is left out of its curve; the
-    refined picture must have one.
+    An image has a curve if its source, its refined picture and at least one edited picture have the
+    score. Strengths without the score are left out of the curve.
+
+    Args:
+        metrics: Columns `image_id`, `stage`, `metric` and `value`.
+        edit: Name of the edit.
+        costs: Metrics that the curves contain.
+        score: The score that defines the effect; by default that of `effect_score`.
     """
     score, kept = score or effect_score(edit, set(metrics["metric"].unique())), list(costs)
     stages = {edit_stage(edit, s): s for s in strengths_of(metrics).get(edit, ())}
@@ -148,7 +174,13 @@ def curves(
 
 @dataclass(frozen=True)
 class Match:
-    """Methods at one effect on one image. places: method -> `Curve.place`."""
+    """All methods at one effect on one image.
+
+    Attributes:
+        image_id: The image.
+        effect: The effect, negative for negative strengths.
+        places: The result of `Curve.place` for each method.
+    """
 
     image_id: str
     effect: float
@@ -157,10 +189,12 @@ class Match:
 
 @dataclass(frozen=True)
 class EqualEffect:
-    """Methods compared where they achieve the same.
+    """Methods compared at the largest effect that all of them reach on an image.
 
-    matches: for each image and direction the largest effect that all methods achieve there, or
-    a share of it. compared: images of which all methods have a curve.
+    Attributes:
+        curves: Curves by method and image id.
+        matches: One for each image and direction in which all methods have an effect.
+        compared: Number of images for which all methods have a curve.
     """
 
     curves: Mapping[str, Mapping[str, Curve]]
@@ -169,15 +203,15 @@ class EqualEffect:
 
     @property
     def images(self) -> list[str]:
-        """Images that qualify: in at least one direction all methods achieve a common effect."""
+        """Images on which all methods reach a common effect in at least one direction."""
         return list(dict.fromkeys(match.image_id for match in self.matches))
 
     def effect(self) -> Estimate:
-        """The size of the effect at which all are compared."""
+        """Return the mean magnitude of the effect at which the methods are compared."""
         return estimate(_by_image((m.image_id, abs(m.effect)) for m in self.matches))
 
     def reach(self, method: str) -> Estimate:
-        """The largest effect of a method by itself, on the images that qualify."""
+        """Return the mean of the largest effect of one method, on the images of the matches."""
         own = self.curves[method]
         pairs = [
             (m.image_id, own[m.image_id].reach(1 if m.effect > 0 else -1)) for m in self.matches
@@ -185,7 +219,7 @@ class EqualEffect:
         return estimate(_by_image(pairs))
 
     def strength(self, method: str) -> Estimate:
-        """The size of the strength that a method needs."""
+        """Return the mean magnitude of the strength at which a method reaches the effect."""
         own = self.curves[method]
         found = (
             (m.image_id, at(own[m.image_id].strengths, m.places[method])) for m in self.matches
@@ -193,10 +227,11 @@ class EqualEffect:
         return estimate(_by_image((image_id, abs(value)) for image_id, value in found))
 
     def costs(self, metric: str) -> dict[str, dict[str, float]]:
-        """Method -> image -> value at the equal effect, the mean of both directions.
+        """Return a metric at the equal effect, by method and image id.
 
-        Of the images and directions in which every method has it: the mean of one direction is no
-        match for that of two. A method that never has it is left out.
+        A value is the mean over the directions in which all methods have the metric, because a mean
+        over one direction cannot be compared with a mean over two. Methods that never have the
+        metric are left out and do not count.
         """
         found = {}
         for method, own in self.curves.items():
@@ -217,10 +252,13 @@ class EqualEffect:
 
 
 def equal_effect(methods: Mapping[str, Mapping[str, Curve]], share: float = 1.0) -> EqualEffect:
-    """Compare methods at the largest effects that all achieve, or at a share of these.
+    """Compare methods at ``e = sign * share * min(reach)``, the minimum over all methods.
 
-    methods: method -> image id -> curve. An image qualifies in a direction if the smallest of the
-    methods' reaches is above 0 there.
+    An image counts in a direction if this minimum is greater than 0.
+
+    Args:
+        methods: Curves by method and image id.
+        share: Fraction of the largest common effect, greater than 0 and at most 1.
     """
     shared = _shared(methods)
     matches = []
@@ -267,12 +305,12 @@ def _shared(methods: Mapping[str, Mapping[str, Curve]]) -> list[str]:
 
 
 def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Estimate:
-    """Mean of one minus other over the images that both have."""
+    """Estimate the mean of ``one - other`` over the images that both have."""
     return estimate([one[i] - other[i] for i in one if i in other])
 
 
 def _images(pairs: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The mean of each image's values, in the order of the images."""
+    """Return the mean value of each image, in the order of the images."""
     found: dict[str, list[float]] = {}
     for image_id, value in pairs:
         found.setdefault(image_id, []).append(value)
@@ -285,7 +323,12 @@ def _by_image(pairs: Iterable[tuple[str, float]]) -> list[float]:
 
 @dataclass(frozen=True)
 class Strength:
-    """One edit at one strength, over images. effect: against the source; costs: by metric."""
+    """One edit at one strength, averaged over images.
+
+    Attributes:
+        effect: The mean change of the score against the source.
+        costs: The mean of each metric.
+    """
 
     edit: str
     strength: float
@@ -294,10 +337,14 @@ class Strength:
 
 
 def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
-    """Effect and costs of every edit at every strength; strength 0 is the refined picture.
+    """Return the effect and costs of every edit at every strength. Strength 0 is no edit.
 
-    An edit without a score of its name has effects of no image. Values that are not finite are
-    left out.
+    Values that are not finite are left out. If the score of an edit was not measured, the estimate
+    of its effect has n = 0.
+
+    Args:
+        metrics: Columns `image_id`, `stage`, `metric` and `value`.
+        costs: The metrics to average.
     """
     found = []
     table = metrics.pivot_table(
@@ -325,8 +372,11 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def costs_of(metrics: Iterable[str]) -> list[str]:
-    """What an edit may cost, of the metrics there are: identity, perceptual distance to the source,
-    the PSNR of what lies out-of-domain, and what changed in either part."""
+    """Return those of the metrics that measure costs of an edit.
+
+    These are identity, perceptual distance to the source, the PSNR of the out-of-domain part, and
+    the change of the in-domain and the out-of-domain part.
+    """
     chosen = ("psnr_out", "change_in", "change_out")
     metrics = [m for m in metrics if not m.startswith(TRUTH)]
     perceptual = [m for m in metrics if "lpips" in m and not m.endswith(("_in", "_out"))]

@@ -1,9 +1,14 @@
-"""Distances between sets of pictures, from the features that a run has stored.
+"""Distances between sets of pictures, computed from the features that a run has stored.
 
-Frechet distance: ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of the means and covariances of
-two sets (Dowson and Landau 1982); on Inception's features it is FID (Heusel et al. 2017). KID
-(Binkowski et al. 2018) is the unbiased squared MMD with the kernel ``(x.y / D + 1)^3``. All is
-float64 and in the order of the plan, so any split into shards gives the same numbers.
+- Fréchet distance: ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` for sets with means m and
+  covariances C (Dowson and Landau, "The Fréchet distance between multivariate normal
+  distributions", 1982). On Inception features it is the FID (Heusel et al., "GANs Trained by a Two
+  Time-Scale Update Rule", 2017).
+- KID: the unbiased estimate of the squared maximum mean discrepancy with the kernel
+  ``k(x, y) = (x.y / D + 1)^3`` (Bińkowski et al., "Demystifying MMD GANs", 2018).
+
+Sums are computed in float64 and in the order of the plan, so the results do not depend on how a
+run is split into shards.
 """
 
 from __future__ import annotations
@@ -23,15 +28,22 @@ from dhr_batch.stages import registry
 SOURCE = "aligned"
 INCEPTION = "inception"
 _KID_BLOCK = 5000
-# Rows at once in float64, of features and of a kernel matrix.
+# Numbers of rows that are in memory as float64: of features, and of a kernel matrix.
 _CHUNK, _ROWS = 4096, 500
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What the Frechet distance needs of a set, float64; sets without common members add up.
+    """Mean and scatter matrix of a set of features. The sum of two is that of the disjoint union.
 
-    mean: [D]. scatter: sum of the outer products of the deviations from it, [D, D].
+    Attributes:
+        count: Number of features.
+        mean: float64 [D].
+        scatter: float64 [D, D], the sum of ``(x - mean) (x - mean)^T``.
+
+    >>> halves = Moments.of(np.array([[1.0], [3.0]])) + Moments.of(np.array([[5.0]]))
+    >>> halves.count, halves.mean.tolist(), halves.scatter.tolist()
+    (3, [3.0], [[8.0]])
     """
 
     count: int
@@ -40,7 +52,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
-        """Of [N, D], N > 0."""
+        """Compute the moments of features [N, D] with N > 0."""
         values = features.astype(np.float64)
         mean = values.mean(0)
         values -= mean
@@ -53,35 +65,59 @@ class Moments:
         return Moments(count, self.mean + share * step, self.scatter + other.scatter + between)
 
     def factor(self) -> np.ndarray:
-        """F [D, r] with F F^T equal to the unbiased covariance; r is its numerical rank.
+        """Return a factor F of the unbiased covariance ``C = F F^T``.
 
-        Raises ValueError for fewer than two members.
+        Returns:
+            float64 [D, r]; r is the numerical rank of C.
+
+        Raises:
+            ValueError: If there are fewer than two features.
         """
         if self.count < 2:
             raise ValueError("a covariance needs at least two pictures")
         values, vectors = np.linalg.eigh(self.scatter / (self.count - 1))
-        # Rounding errors of eigenvalues that are 0 would count by their square roots.
+        # Rounding errors of zero eigenvalues are dropped: their square roots would be large.
         kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
         return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def frechet(a: Moments, b: Moments) -> float:
-    """The Frechet distance of two sets, 0 or more."""
+    """Return the Fréchet distance of two sets, at least 0.
+
+    With ``C = F F^T``, the trace of ``(C1 C2)^(1/2)`` is the sum of the singular values of
+    ``F1^T F2``, so no matrix square root is needed.
+
+    >>> a = Moments.of(np.array([[0.0], [2.0]]))
+    >>> b = Moments.of(np.array([[3.0], [5.0]]))
+    >>> frechet(a, b)
+    9.0
+    """
     return _frechet(a, a.factor(), b, b.factor())
 
 
 def _frechet(a: Moments, root_a: np.ndarray, b: Moments, root_b: np.ndarray) -> float:
-    # The trace of the root of C1 C2 is the sum of the singular values of F1^T F2.
     common = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
     spread = np.square(root_a).sum() + np.square(root_b).sum() - 2 * common
     return max(0.0, float(np.square(a.mean - b.mean).sum() + spread))
 
 
 def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """KID of two sets of N > 1 features each, [N, D]; below 0 for sets that are very alike.
+    """Return the KID of two sets of features. The unbiased estimate can be less than 0.
 
-    Of all pairs of up to 5,000 pictures, which torch-fidelity estimates from random subsets; of
-    more pictures the mean over blocks of the plan's order, so that the time grows with N only.
+    Up to 5,000 pictures, all pairs are used (torch-fidelity averages over random subsets instead).
+    More pictures are split into blocks of at most 5,000 and the KIDs of the blocks are averaged, so
+    that the time is linear in N.
+
+    Args:
+        a: [N, D] with N > 1.
+        b: [N, D].
+
+    Raises:
+        ValueError: If the sets have different sizes.
+
+    >>> x = np.array([[0.0], [1.0]])
+    >>> kid(x, x)
+    -3.5
     """
     if len(a) != len(b):
         raise ValueError(f"KID is of sets of one size, not of {len(a)} and {len(b)} pictures")
@@ -91,22 +127,28 @@ def kid(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the unbiased squared MMD, whose sums over pairs of one set leave out i = j."""
     n = len(x)
     own = sum(_kernel(v, v) - float(((np.square(v).mean(1) + 1) ** 3).sum()) for v in (x, y))
     return own / (n * (n - 1)) - 2 * _kernel(x, y) / n**2
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> float:
-    """The sum of the kernel over all pairs."""
+    """Return the sum of the kernel over all pairs of a row of x and a row of y."""
     rows = np.array_split(x, -(-len(x) // _ROWS))
     return sum(float(((part @ y.T / x.shape[1] + 1) ** 3).sum()) for part in rows)
 
 
 @dataclass(frozen=True)
 class SetDistance:
-    """How far the pictures of a stage are, as a set, from the aligned photographs.
+    """The distance between the pictures of a stage and the aligned photographs.
 
-    stage, model: as in the table `metrics`. n: pictures in each set.
+    Attributes:
+        stage: The stage, as in the table `metrics`.
+        metric: `fid`, `kid` or `frechet_EXTRACTOR`.
+        value: The distance.
+        n: Number of pictures in each set.
+        model: The networks that were used, as in the table `metrics`.
     """
 
     stage: str
@@ -119,11 +161,20 @@ class SetDistance:
 def distances(
     run: Storage, plan: Mapping[str, Any], leave_out: Collection[str] = ()
 ) -> list[SetDistance]:
-    """All distances that the stored features allow, by extractor and stage.
+    """Return the distances of all stages, for every extractor whose features are stored.
 
-    leave_out: images that do not count. Features of two sets are in memory at a time. There are
-    none without the table `features` or with fewer than two images. Raises OSError and ValueError
-    where the table cannot be read.
+    The features of two sets are in memory at a time.
+
+    Args:
+        run: The run.
+        plan: Its plan.
+        leave_out: Ids of images to leave out.
+
+    Returns:
+        The distances; empty without the table `features` or with fewer than two images.
+
+    Raises:
+        OSError, ValueError: If the table cannot be read.
     """
     parts = run.parts("features")
     if not parts:
@@ -133,11 +184,11 @@ def distances(
     names = data.to_table(columns=["extractor", "kind"], filter=counted).to_pylist()
     found = []
     for extractor in dict.fromkeys(row["extractor"] for row in names):
-        of_it = counted & (ds.field("extractor") == extractor)
-        source = _Set(data, of_it & (ds.field("kind") == SOURCE))
+        chosen = counted & (ds.field("extractor") == extractor)
+        source = _Set(data, chosen & (ds.field("kind") == SOURCE))
         kinds = dict.fromkeys(row["kind"] for row in names if row["extractor"] == extractor)
         for kind in [kind for kind in kinds if kind != SOURCE]:
-            pictures = _Set(data, of_it & (ds.field("kind") == kind))
+            pictures = _Set(data, chosen & (ds.field("kind") == kind))
             if min(source.count, pictures.count) > 1:
                 model = _model(extractor, plan)
                 found += [
@@ -148,7 +199,7 @@ def distances(
 
 
 class _Set:
-    """The features of one kind of picture, float32 [count, D] in plan order, and their moments."""
+    """Features of one kind of picture, float32 [count, D] in the order of the plan, and moments."""
 
     def __init__(self, data: ds.Dataset, keep: ds.Expression) -> None:
         batches = [

@@ -1,3 +1,3 @@
-"""Schemas, codec, rows and Parquet files of the tables, and records made from rows again.
-Imports storage and models. Begin with `schemas`, then `rows`.
+"""The Parquet tables of a run: their schemas, the codec of weights, the conversion of records to
+rows and back, and the files. Imports storage and models. Begin with `schemas`, then `rows`.
 """

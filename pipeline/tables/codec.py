@@ -1,8 +1,12 @@
-"""Lossy storage of refined weights and features. docs/deltas.md is the format, with a reader.
+"""Lossy compression of refined weights and features. docs/deltas.md describes the format.
 
-Values are rounded to multiples of a step. The multiples are small integers, written as digits that
-the zstd of a Parquet column shrinks to about their entropy. Every value that is kept comes back
-within half a step.
+A value x is stored as the integer code ``q = round(x / step)``, so it is restored with an error of
+at most ``step / 2``. Weights are dithered: ``q_i = round(x_i / step + d_i)`` is restored as
+``(q_i - d_i) * step``, with fixed pseudo-random ``d_i`` in [-1/2, 1/2). Then the error does not
+depend on the signal (subtractive dither; Schuchman, "Dither Signals and Their Effect on
+Quantization Noise", 1964). Features are predicted: the code of a cell is stored as its difference
+to the mean of the codes on the left and above, as in image coders (DPCM). The codes are packed into
+bytes that the zstd compression of a Parquet column reduces to about their entropy.
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Steps(NamedTuple):
-    """How coarsely is stored, relative to the published generator (`Generator.magnitudes`).
+    """Quantization steps, relative to the published generator (`Generator.magnitudes`).
 
-    weight: step of an offset, in Euclidean norms of the whole weight that it is added to.
-    feature: step of a feature, in root mean squares of the published feature.
+    Attributes:
+        weight: Step of an offset, divided by the Euclidean norm of the weight it is added to.
+        feature: Step of a feature, divided by the root mean square of the published feature.
     """
 
     weight: float
@@ -29,17 +34,22 @@ class Steps(NamedTuple):
 
 
 LEVELS = {"small": Steps(3e-5, 0.075), "fine": Steps(1e-5, 0.025)}
-# Added to codes of two bytes, so that all codes next to 0 have the same high byte.
+# The offset of two-byte codes, at which codes near 0 have the same high byte.
 _WIDE = 0x8080
-# Few values cost little at any step, and those of small kernels and image heads count for more.
-_FEW = 2**14
+# Smaller tensors get a finer step. They take little space, and belong to small kernels and image
+# heads, which have a strong effect on the image.
+_SMALL_SIZE = 2**14
 
 
 class Encoded(NamedTuple):
-    """A tensor as stored.
+    """A compressed tensor: columns of a row of the table `deltas`.
 
-    scales: float32 [1], the step; of `int8_channel` one per channel. base: of the digits in
-    `data`. cells: bits of the cells of a feature that are kept, row by row.
+    Attributes:
+        scheme: `dithered`, `predicted`, or `int8_channel` in runs of older versions.
+        scales: The step, float32 [1]; for `int8_channel` one per channel.
+        data: The packed codes.
+        base: The base of the digits in `data`.
+        cells: One bit for each cell of a feature, row by row: whether the cell is stored.
     """
 
     scheme: str
@@ -50,48 +60,75 @@ class Encoded(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Encoded:
-        """What a row of the table `deltas` holds. Older ones have neither base nor cells."""
+        """Read a row of the table `deltas`. Rows of older versions have neither base nor cells."""
         return cls(row["scheme"], row["scales"], row["data"], row.get("base"), row.get("cells"))
 
 
-def encode_weight(offset: np.ndarray, wanted: float) -> Encoded:
-    """`dithered`: the integer next to ``offset / step + dither``, the dither being fixed numbers.
+def encode_weight(offset: np.ndarray, step: float) -> Encoded:
+    """Compress the offset of a weight with the scheme `dithered`.
 
-    wanted: the step; it is a quarter of that for fewer than 2**14 values, and as large as 16 bits
-    demand. Plain rounding of offsets below a step would leave the offset itself as the error,
-    which moves the image; with a dither that the reader takes off again the error is noise.
-    A tensor of zeros comes back as zeros. Raises ValueError for NaN and infinities.
+    Without dither, an offset below half a step would be rounded to 0 everywhere, which changes the
+    image. With dither, the error is noise. A tensor of zeros is restored exactly.
+
+    Args:
+        offset: Any shape.
+        step: The quantization step. A quarter of it is used for fewer than 2**14 values, and a
+            larger one if the codes would not fit into 16 bits otherwise.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+
+    >>> offset = np.array([0.5, -0.25, 0.001], np.float32)
+    >>> encoded = encode_weight(offset, step=0.04)
+    >>> bool(np.abs(decode(encoded, offset.shape) - offset).max() <= encoded.scales[0] / 2)
+    True
     """
     values = _finite(offset)
     if not values.any():
         return Encoded("dithered", np.zeros(1, np.float32), *_packed(values))
-    step = _step(values, wanted / 4 if values.size < _FEW else wanted, 32000)
+    step = _fitting_step(values, step / 4 if values.size < _SMALL_SIZE else step, 32000)
     codes = np.rint(values / step + _dither(values.size))
     return Encoded("dithered", np.array([step], np.float32), *_packed(codes))
 
 
-def encode_feature(feature: np.ndarray, kept: np.ndarray, wanted: float) -> Encoded:
-    """`predicted`: integers next to ``feature / step``, minus the mean of the neighbours before.
+def encode_feature(feature: np.ndarray, kept: np.ndarray, step: float) -> Encoded:
+    """Compress a feature with the scheme `predicted`.
 
-    feature: [C, h, w]. kept: bool [h, w], the cells that are stored (see `used_cells`); all others
-    come back as 0. Neighbours are the kept ones to the left and above. wanted: the step.
-    Raises ValueError for NaN and infinities.
+    A code is predicted by the mean of the codes on the left and above, if both cells are kept, by
+    the one that is kept, or by 0.
+
+    Args:
+        feature: [C, h, w].
+        kept: bool [h, w], the cells to store (see `used_cells`). All others are restored as 0.
+        step: The quantization step. A larger one is used if the codes would not fit into 16 bits.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
     """
     values = _finite(feature).reshape(feature.shape)
-    step = _step(values, wanted, 16000)
+    step = _fitting_step(values, step, 16000)
     codes = np.where(kept, np.rint(values / step), 0).astype(np.int64)
-    left, up = _before(codes, 2), _before(codes, 1)
-    both = _before(kept, 1) & _before(kept, 0)
+    left, up = _shifted(codes, 2), _shifted(codes, 1)
+    both = _shifted(kept, 1) & _shifted(kept, 0)
     packed = _packed((codes - ((left + up + both) >> both))[:, kept].ravel())
     cells = np.packbits(kept).tobytes()
     return Encoded("predicted", np.array([step], np.float32), *packed, cells)
 
 
 def decode(encoded: Encoded, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 tensor of `shape`.
+    """Restore a compressed tensor.
 
-    Reads `int8_channel` as well, the scheme of older runs: ``int8 * scale of its channel``.
-    Raises ValueError for an unknown scheme, missing scales or base, and sizes that disagree.
+    The scheme `int8_channel` of older runs is ``x = q * scale`` with one scale per channel.
+
+    Args:
+        encoded: The compressed tensor.
+        shape: The shape of the tensor.
+
+    Returns:
+        A float32 array of this shape.
+
+    Raises:
+        ValueError: If the scheme is unknown, scales or base are missing, or sizes do not match.
     """
     scheme, scales, data, base, cells = encoded
     if scheme in ("dithered", "predicted", "int8_channel") and len(scales) == 0:
@@ -115,9 +152,15 @@ def decode(encoded: Encoded, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def used_cells(mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
-    """Cells [h, w] of a feature that reach the image: those that are not wholly in-domain.
+    """Return the cells of a feature that affect the image: those not completely in-domain.
 
-    mask: in-domain, bool [H, W]. All cells without a mask, or where its size is no multiple.
+    Args:
+        mask: The in-domain mask, bool [H, W], or None.
+        size: Height and width (h, w) of the feature.
+
+    Returns:
+        bool [h, w]. All cells are True if there is no mask, or if its size is not a multiple of
+        that of the feature.
     """
     if mask is None or mask.shape[0] % size[0] or mask.shape[1] % size[1]:
         return np.ones(size, bool)
@@ -131,75 +174,81 @@ def _finite(tensor: np.ndarray) -> np.ndarray:
     return tensor.astype(np.float64).ravel()
 
 
-def _step(values: np.ndarray, wanted: float, most: int) -> float:
-    """The step as it will be read, large enough for codes of at most `most`."""
+def _fitting_step(values: np.ndarray, step: float, max_code: int) -> float:
+    """Return a step, rounded to float32, at which no code exceeds `max_code`."""
     peak = float(np.abs(values).max(initial=0.0))
-    return float(np.float32(max(wanted, peak / most, _TINY)))
+    return float(np.float32(max(step, peak / max_code, _TINY)))
 
 
 def _dither(count: int) -> np.ndarray:
-    """Numbers in [-1/2, 1/2) that look random: a hash of the index, the same in any language."""
+    """Return pseudo-random numbers in [-1/2, 1/2).
+
+    They are a hash of the index (the finalizer of MurmurHash3, shortened), so that readers in any
+    language can compute them.
+    """
     x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x ^= x >> np.uint32(13)
     return x / 2**32 - 0.5
 
 
-def _before(grid: np.ndarray, axis: int) -> np.ndarray:
-    """The values of the neighbours before along an axis; 0 where there are none."""
-    moved = np.roll(grid, 1, axis)
-    moved[(slice(None),) * axis + (0,)] = 0
-    return moved
+def _shifted(grid: np.ndarray, axis: int) -> np.ndarray:
+    """Return the value of the preceding neighbour of each cell along an axis, 0 at the border."""
+    shifted = np.roll(grid, 1, axis)
+    shifted[(slice(None),) * axis + (0,)] = 0
+    return shifted
 
 
 def _restored(data: bytes, base: int, cells: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the codes of a feature, int64 [C, h, w], from differences to their predictions."""
     channels, height, width = shape
     kept = np.unpackbits(np.frombuffer(cells, np.uint8), count=height * width).astype(bool)
     places = np.argwhere(kept.reshape(height, width))
     differences = _unpacked(data, base, channels * len(places)).reshape(channels, -1)
-    # An empty row and column before the first, so that every cell has its neighbours.
+    # A row of zeros above and a column on the left, so that every cell has both neighbours.
     grid = np.zeros((height + 1, width + 1, channels), np.int64)
-    there = np.pad(kept.reshape(height, width), ((1, 0), (1, 0)))
+    padded = np.pad(kept.reshape(height, width), ((1, 0), (1, 0)))
     for (y, x), difference in zip(places, differences.T, strict=True):
-        both = int(there[y + 1, x] and there[y, x + 1])
+        both = int(padded[y + 1, x] and padded[y, x + 1])
         grid[y + 1, x + 1] = difference + ((grid[y + 1, x] + grid[y, x + 1] + both) >> both)
     return grid[1:, 1:].transpose(2, 0, 1)
 
 
-def _per_byte(base: int) -> int:
-    """Digits of an odd base, at least 3, that fit a byte."""
+def _digits_per_byte(base: int) -> int:
+    """Return how many digits of an odd base of at least 3 fit into a byte."""
     return int(math.log(256.5, base))
 
 
 def _packed(codes: np.ndarray) -> tuple[bytes, int]:
-    """Integers as digits: bytes and their base.
+    """Pack integer codes into bytes. Returns the bytes and the base of the digits.
 
-    A digit is a code plus the largest magnitude. As many as fit share a byte, the first one lowest,
-    since zstd spends at least a bit per byte; where none fits, low bytes come before high bytes.
+    A code q of magnitude at most m is the digit ``q + m`` of base ``2 m + 1``. As many digits as
+    fit share a byte, the first one in the lowest place, because zstd needs at least one bit per
+    byte. Digits that do not fit into a byte take two: first all low bytes, then all high bytes.
     """
-    most = max(1, int(np.abs(codes).max(initial=0)))
-    most = most if most < 128 else _WIDE
-    base, digits = 2 * most + 1, codes.astype(np.int64) + most
+    largest = max(1, int(np.abs(codes).max(initial=0)))
+    largest = largest if largest < 128 else _WIDE
+    base, digits = 2 * largest + 1, codes.astype(np.int64) + largest
     if base > 256:
         return digits.astype("<u2").view(np.uint8).reshape(-1, 2).T.tobytes(), base
-    per = _per_byte(base)
-    digits = np.pad(digits, (0, -len(digits) % per)).reshape(-1, per)
-    return (digits @ base ** np.arange(per)).astype(np.uint8).tobytes(), base
+    n = _digits_per_byte(base)
+    digits = np.pad(digits, (0, -len(digits) % n)).reshape(-1, n)
+    return (digits @ base ** np.arange(n)).astype(np.uint8).tobytes(), base
 
 
 def _unpacked(data: bytes, base: int, count: int) -> np.ndarray:
-    """The codes of `_packed`."""
-    whole = np.frombuffer(data, np.uint8).astype(np.int64)
+    """Return the codes that `_packed` has packed."""
+    values = np.frombuffer(data, np.uint8).astype(np.int64)
     if base > 256:
-        digits = whole.reshape(2, -1)[0] + 256 * whole.reshape(2, -1)[1]
+        digits = values.reshape(2, -1)[0] + 256 * values.reshape(2, -1)[1]
     else:
-        per = _per_byte(base)
-        digits = (whole[:, None] // base ** np.arange(per) % base).ravel()
-        digits = digits[:count] if digits.size - count < per else digits
+        n = _digits_per_byte(base)
+        digits = (values[:, None] // base ** np.arange(n) % base).ravel()
+        digits = digits[:count] if digits.size - count < n else digits
     _check(digits.size, (count,))
     return digits - base // 2
 
 
-def _check(values: int, shape: tuple[int, ...]) -> None:
-    if values != math.prod(shape):
-        raise ValueError(f"{values} values do not make a tensor of shape {shape}")
+def _check(size: int, shape: tuple[int, ...]) -> None:
+    if size != math.prod(shape):
+        raise ValueError(f"{size} values do not make a tensor of shape {shape}")

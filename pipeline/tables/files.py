@@ -1,4 +1,4 @@
-"""How the tables are written: encodings, compression and row groups."""
+"""Write Parquet files of the tables, with their encodings, compression and row groups."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 from dhr_batch.pipeline.tables.rows import Row
 from dhr_batch.pipeline.tables.schemas import RunInfo, described
 
+# Binary columns, for which minimum and maximum mean nothing.
 _BLOBS = frozenset({"image.bytes", "mask.bytes", "data", "cells"})
-# Encoded pictures and deltas fill row groups; below this size a group is still one read.
+# Row groups of pictures end at this size, which can still be read at once.
 _GROUP_BYTES = 64 * 2**20
 _GROUP_ROWS = 256
 
 
 def to_arrow(rows: list[Row], kind: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table; W+ codes are float32 arrays [L, 512]."""
+    """Convert rows to an Arrow table. `latent` of a row is a float32 array [L, 512]."""
     columns = []
     for column in kind:
         if column.name == "latent":
@@ -34,13 +35,14 @@ def to_arrow(rows: list[Row], kind: pa.Schema) -> pa.Table:
 
 
 def writer_settings(kind: pa.Schema) -> dict[str, Any]:
-    """zstd for numbers, nothing for PNG bytes, BYTE_STREAM_SPLIT for float lists.
+    """Return keyword arguments for `pyarrow.parquet.ParquetWriter`.
 
-    Measured on W+ codes: dictionary encoding makes them 7 % larger than raw, byte stream split
-    and zstd 15 % smaller. Dictionaries are kept for text. Digits of deltas repeat by chance only:
-    level 1, which looks for repeats least, makes them 3 to 9 % smaller than level 3.
+    Numbers are compressed with zstd, PNG bytes not at all, and lists of floats are encoded with
+    BYTE_STREAM_SPLIT first. On W+ codes, that and zstd save 15 %, whereas dictionary encoding costs
+    7 %, so dictionaries are used for text only. The codes of deltas repeat only by chance: zstd at
+    level 1, which hardly searches for repetitions, makes them 3 to 9 % smaller than at level 3.
     """
-    leaves = [kind_leaf for column in kind for kind_leaf in _leaves(column.name, column.type)]
+    leaves = [leaf for column in kind for leaf in _leaves(column.name, column.type)]
     pictures = {name for name, _ in leaves if name.endswith(".bytes")}
     return {
         "compression": {name: "none" if name in pictures else "zstd" for name, _ in leaves},
@@ -57,6 +59,7 @@ def writer_settings(kind: pa.Schema) -> dict[str, Any]:
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Iterate over the leaf columns of a column: their Parquet paths and types."""
     if pa.types.is_struct(kind):
         for part in kind:
             yield from _leaves(f"{path}.{part.name}", part.type)
@@ -67,16 +70,16 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
 
 
 class TableFile:
-    """One Parquet file in the making: rows are grouped as readers want them.
+    """Writes one Parquet file, image by image.
 
-    Pictures: groups of at most about 64 MB. Deltas: one image per group, so that one image can be
-    read alone. Others: 256 rows.
+    A row group holds up to 256 rows. It ends earlier when its pictures reach about 64 MB, and in
+    the table `deltas` after each image, so that the deltas of one image can be read alone.
     """
 
     def __init__(self, path: Path, table: str, info: RunInfo) -> None:
         self.path, self.table = path, table
         self.schema = described(table, info)
-        # An empty table has no row group at all: `datasets` fails on a group without rows.
+        # An empty table gets no row group, because `datasets` fails on a group without rows.
         self._writer = pq.ParquetWriter(path, self.schema, **writer_settings(self.schema))
         self._pending: list[Row] = []
         self._bytes = 0
@@ -98,7 +101,11 @@ class TableFile:
         self._bytes = sum(_blob_bytes(row) for row in self._pending)
 
     def close(self) -> None:
-        """Finish the file and read its footer back. Raises OSError where rows are missing."""
+        """Finish the file and verify its footer.
+
+        Raises:
+            OSError: If the file does not hold all rows.
+        """
         if self._pending:
             self._write(len(self._pending))
         self._writer.close()

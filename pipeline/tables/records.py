@@ -1,4 +1,4 @@
-"""Rows of the tables back to the `Record` they were made from."""
+"""Convert rows of the tables to records."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from dhr_batch.stages.base import EditedImage, Record
 
 
 def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
-    """What the rows of one image tell, by table; those of other tables are left out.
+    """Restore the record of one image from its rows. Only deltas lose precision (see `codec`).
 
-    Lossless for all but deltas (see `codec`). Raises LookupError, ValueError or OSError for damaged
-    rows.
+    Args:
+        image_id: The image.
+        tables: The rows of this image by table. Fields of tables that are not given stay empty.
+
+    Raises:
+        LookupError, ValueError, OSError: If a row is damaged.
     """
     fields: dict[str, Any] = {"source": image_id}
     pictures = {}
     for row in tables.get("images", ()):
         pictures[row["kind"], row["edit_name"], row["edit_strength"]] = picture(row["image"])
         if row["kind"] == "aligned":
-            fields |= _about(row)
+            fields |= _source_fields(row)
     names = {"image": "aligned", "inverted": "inverted", "refined": "refined"}
     fields |= {name: pictures.get((kind, None, None)) for name, kind in names.items()}
     for row in tables.get("latents", ()):
@@ -48,7 +52,7 @@ def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
     return Record(image_id, **fields)
 
 
-def _about(row: Row) -> dict[str, Any]:
+def _source_fields(row: Row) -> dict[str, Any]:
     sizes = row["source_width"], row["source_height"]
     return {
         "source": row["source"],
@@ -61,15 +65,23 @@ def _about(row: Row) -> dict[str, Any]:
 
 
 def picture(value: Mapping[str, Any]) -> np.ndarray:
-    """uint8 [H, W, 3] or [H, W], or bool [H, W], of a picture or mask in a table."""
+    """Decode a picture or mask of a table to uint8 [H, W, 3] or [H, W], or to bool [H, W]."""
     with Image.open(io.BytesIO(value["bytes"]), formats=("PNG",)) as image:
         return np.array(image)
 
 
 def tensors(image_id: str, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Tensors by name from rows of the table `deltas`, float32.
+    """Decode rows of the table `deltas`.
 
-    Raises ValueError, naming the tensor, for a row that cannot be decoded.
+    Args:
+        image_id: The image, for messages.
+        rows: Its rows.
+
+    Returns:
+        float32 arrays by the name of the tensor.
+
+    Raises:
+        ValueError: If a row cannot be decoded. The message names the tensor.
     """
     found = {}
     for row in rows:

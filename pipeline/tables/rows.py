@@ -1,4 +1,4 @@
-"""From a Record to the rows of the tables."""
+"""Convert records to rows of the tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ Row = dict[str, Any]
 
 
 def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
-    """Encode uint8 [H, W, 3] or [H, W], or bool [H, W] (1 bit); `text` becomes tEXt chunks."""
+    """Encode a picture as PNG.
+
+    Args:
+        pixels: uint8 [H, W, 3] or [H, W], or bool [H, W], which is stored with 1 bit per pixel.
+        text: Keys and values of tEXt chunks.
+    """
     notes = PngInfo()
     for key, value in (text or {}).items():
         notes.add_text(key, value)
@@ -49,7 +54,7 @@ def _digest(pixels: np.ndarray) -> str:
 
 
 def edit_text(edit: EditedImage) -> dict[str, str]:
-    """What every edited picture says about itself."""
+    """Return the text that is embedded in an edited picture: software, edit and strength."""
     return {
         "Software": "dhr-batch",
         "Comment": f"edited by dhr-batch: {edit.name} {edit.strength:+g}",
@@ -59,7 +64,10 @@ def edit_text(edit: EditedImage) -> dict[str, str]:
 
 
 def rows_of(record: Record, shard: int, info: RunInfo) -> dict[str, list[Row]]:
-    """All rows of one image by table: quarantine only for a failed one, else everything else."""
+    """Return all rows of one image by table.
+
+    A failed record has a row in `quarantine` only, any other record has rows in all other tables.
+    """
     if record.failure is not None:
         failure = record.failure
         tables: dict[str, list[Row]] = {
@@ -169,8 +177,8 @@ def _delta_rows(
     feature = record.feature
     if feature is not None:
         kept = codec.used_cells(record.mask, (feature.shape[1], feature.shape[2]))
-        wanted = steps.feature * magnitudes.get("feature", 0.0)
-        encoded = codec.encode_feature(feature, kept, wanted)
+        step = steps.feature * magnitudes.get("feature", 0.0)
+        encoded = codec.encode_feature(feature, kept, step)
         yield _delta_row("feature", "feature", feature, encoded)
 
 

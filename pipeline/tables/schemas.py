@@ -1,7 +1,7 @@
-"""The Parquet tables of a run: their columns, and what their metadata say.
+"""The columns and the metadata of the Parquet tables of a run.
 
 Vectors are nested fixed-size lists, the only layout that pandas, polars, duckdb and Hugging Face
-`datasets` all read. `edits.effect` is a list of key and value because `datasets` refuses maps.
+`datasets` all read. `edits.effect` is a list of key-value pairs because `datasets` rejects maps.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ _KEY_VALUES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.float64())]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the tables say about the run that made them.
+    """Facts about a run that its tables record.
 
-    rows: rows of a W+ code. embedder: name of the embedding stage. thresholds: of the
-    segmentation. deltas: how coarsely they are stored; None: not at all. magnitudes: of the
-    published generator (`Generator.magnitudes`), which steps are relative to. metadata: stored in
-    every file under the key `dhr_batch`.
+    Attributes:
+        rows: Number of rows of a W+ code.
+        embedder: Name of the embedding stage.
+        thresholds: Thresholds of the segmentation.
+        deltas: Quantization steps of the deltas; None if they are not stored.
+        magnitudes: Magnitudes of the published generator, to which the steps are relative.
+        store_features: Whether the features for distances between sets are stored.
+        random_weights: Whether the generator is untrained.
+        metadata: Stored in every file under the key `dhr_batch`.
     """
 
     rows: int
@@ -42,13 +47,18 @@ class RunInfo:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """The tables this run writes."""
+        """Names of the tables that this run writes."""
         stored = {"deltas": self.deltas is not None, "features": self.store_features}
         return tuple(t for t in TABLES if stored.get(t, True))
 
 
 def schema(table: str, rows: int) -> pa.Schema:
-    """Columns of a table; rows: rows of a W+ code."""
+    """Return the columns of a table.
+
+    Args:
+        table: One of `TABLES`.
+        rows: Number of rows of a W+ code.
+    """
     latent = pa.list_(pa.list_(pa.float32(), 512), rows)
     columns: dict[str, list[tuple[str, pa.DataType]]] = {
         "images": [
@@ -114,7 +124,11 @@ def schema(table: str, rows: int) -> pa.Schema:
 
 
 def described(table: str, info: RunInfo) -> pa.Schema:
-    """The schema with metadata for Hugging Face (`huggingface`) and about the run (`dhr_batch`)."""
+    """Return the schema of a table with metadata.
+
+    The key `huggingface` holds the features for `datasets`, the key `dhr_batch` facts about the
+    run.
+    """
     plain = schema(table, info.rows)
     about = {"schema_version": SCHEMA_VERSION, "table": table, **info.metadata}
     if info.random_weights:
