@@ -1,4 +1,4 @@
-"""Named datasets, and how their photographs are listed, read and checked; the embedded, the
-synthetic and the CelebA-HQ set. Imports storage, models and tables. Begin with `items`, then
+"""Datasets: their names, and listing, reading and checking their images. Includes the embedded, the
+synthetic and the CelebA-HQ datasets. Imports storage, models and tables. Begin with `items`, then
 `listing`.
 """

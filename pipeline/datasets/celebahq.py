@@ -1,4 +1,4 @@
-"""The test split of CelebA-HQ, out of the 30,000 images of CelebAMask-HQ."""
+"""The test split of CelebA-HQ, selected from the 30,000 images of CelebAMask-HQ."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from dhr_batch.pipeline.storage import locations
 
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 IMAGES = "CelebA-HQ-img"
-# CelebA's published partition: images from this index on are its test split.
+# In CelebA's published partition, the images from this index on are the test split.
 FIRST_TEST = 182_638
 TEST_IMAGES = 2_824
 
 
 def scan(root: str, rules: Rules) -> Listing:
-    """The images whose original CelebA index belongs to the test split, sorted as text.
+    """List the images whose original CelebA index belongs to the test split, sorted by id.
 
-    root: the CelebAMask-HQ folder, its folder CelebA-HQ-img, or a folder with the test images
-    only. Ids are relative to the folder of the images. Raises DatasetError where a folder has
-    more images than the split and no mapping lies beside them.
+    Args:
+        root: The folder CelebAMask-HQ, its folder CelebA-HQ-img, or a folder that contains only the
+            test images.
+        rules: How images are listed.
+
+    Returns:
+        Images whose ids are relative to the folder with the images.
+
+    Raises:
+        DatasetError: If there are more images than the split has and the mapping file is missing,
+            or if the mapping lacks an image.
     """
     folder = locations.join(root, IMAGES)
     listing = sources.scan(folder, rules) if _is_folder(folder) else sources.scan(root, rules)
@@ -45,9 +53,17 @@ def scan(root: str, rules: Rules) -> Listing:
 
 
 def parse_mapping(text: str, name: str) -> dict[int, int]:
-    """CelebA-HQ index -> CelebA index, from lines of `idx orig_idx orig_file` with or without head.
+    """Parse lines of `idx orig_idx orig_file`, with or without a header.
 
-    Raises DatasetError naming file and line.
+    Args:
+        text: The mapping file.
+        name: Its name, for messages.
+
+    Returns:
+        The CelebA index of each CelebA-HQ index.
+
+    Raises:
+        DatasetError: If a line is malformed or repeated. The message names file and line.
     """
     found: dict[int, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -65,14 +81,14 @@ def parse_mapping(text: str, name: str) -> dict[int, int]:
 
 
 def _mapping(root: str) -> str | None:
-    """The mapping in the dataset's folder, also where the root is the folder of the images."""
+    """Return the location of the mapping in `root` or, for the folder of the images, beside it."""
     folder, _, last = root.rstrip("/").rpartition("/")
-    places = [root, folder] if last == IMAGES else [root]
-    candidates = [locations.join(place, MAPPING) for place in places]
-    return next((place for place in candidates if locations.exists(place)), None)
+    folders = [root, folder] if last == IMAGES else [root]
+    candidates = [locations.join(parent, MAPPING) for parent in folders]
+    return next((file for file in candidates if locations.exists(file)), None)
 
 
-def _is_folder(place: str) -> bool:
-    if locations.is_url(place):
-        return next(locations.walk(place), None) is not None
-    return os.path.isdir(place)
+def _is_folder(location: str) -> bool:
+    if locations.is_url(location):
+        return next(locations.walk(location), None) is not None
+    return os.path.isdir(location)

@@ -1,4 +1,4 @@
-"""Is a dataset what it is said to be? Asked before a run takes any device."""
+"""Check a dataset against its description, before a run uses a device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ if TYPE_CHECKING:
 
     from dhr_batch.stages.networks.detect import Detector
 
-# Eyes of an FFHQ crop lie within this share of the side of where its recipe puts them.
+# The eyes of an FFHQ crop are at most this fraction of the side away from where FFHQ's alignment
+# puts them.
 FAR = 0.06
-# The smallest generator's pictures; smaller sources are enlarged before anything is measured.
+# Resolution of the smallest generator. Smaller images are enlarged before they are processed.
 SMALL = 256
 
 
 class Finding(Strict):
-    """One thing that was found. kind: a class of `stages/decode.py`, or a word of this module."""
+    """One finding of a check.
+
+    Attributes:
+        kind: An error class of `stages/decode.py`, or one of this module such as `not_square`.
+        message: What was found.
+        image_ids: The images concerned; empty if the finding concerns the whole dataset.
+    """
 
     kind: str
     message: str
@@ -34,9 +41,19 @@ class Finding(Strict):
 
 
 class Check(BaseModel):
-    """A dataset's state. found: images listed; sampled: images decoded; sizes in pixels (W, H).
+    """The result of checking a dataset.
 
-    broken: what a run would fail or quarantine for, or what makes its numbers incomparable.
+    Attributes:
+        place: The location of the images.
+        expected: The number of images according to the description; None if it is unknown.
+        found: Number of images listed.
+        ignored: Number of other files by extension.
+        sampled: Number of images decoded.
+        smallest: Width and height in pixels.
+        largest: Width and height in pixels.
+        broken: Findings that make a run fail, quarantine images or give numbers that cannot be
+            compared.
+        noted: Other findings.
     """
 
     name: str
@@ -53,9 +70,17 @@ class Check(BaseModel):
 
 
 def check(dataset: Dataset, sample: int) -> Check:
-    """List a dataset and decode `sample` images, evenly spread in plan order.
+    """List a dataset and decode a sample of its images.
 
-    Raises ModelMissing and StorageError; everything about the dataset is in the result.
+    Errors of the dataset are part of the result.
+
+    Args:
+        dataset: The dataset.
+        sample: Number of images to decode, evenly spaced in the order of the plan.
+
+    Raises:
+        ModelMissing: If embedded photographs were not downloaded.
+        StorageError: If the storage is unavailable.
     """
     result = Check(
         name=dataset.name,
@@ -83,15 +108,16 @@ def check(dataset: Dataset, sample: int) -> Check:
 
 
 def _decode(result: Check, items: list[Item]) -> None:
+    """Decode the images and add the findings to the result."""
     sizes: list[tuple[int, int]] = []
-    same: defaultdict[str, list[str]] = defaultdict(list)
+    ids_by_digest: defaultdict[str, list[str]] = defaultdict(list)
     detector = _detector(result) if result.aligned else None
     for item in items:
-        looked = _look(item, same)
-        if isinstance(looked, Finding):
-            result.broken.append(looked)
+        decoded = _decode_one(item, ids_by_digest)
+        if isinstance(decoded, Finding):
+            result.broken.append(decoded)
             continue
-        height, width = looked.shape[:2]
+        height, width = decoded.shape[:2]
         sizes.append((width, height))
         about, ids = f"{item.image_id}: {width} x {height} pixels", [item.image_id]
         if result.aligned and width != height:
@@ -101,7 +127,7 @@ def _decode(result: Check, items: list[Item]) -> None:
             message = f"{about}; less than {SMALL} are enlarged"
             result.noted.append(Finding(kind="small", message=message, image_ids=ids))
         if detector is not None and width == height:
-            shift = eye_shift(detector, looked)
+            shift = eye_shift(detector, decoded)
             if shift is None:
                 message = f"{item.image_id}: no face was found, so its alignment is not checked"
                 result.noted.append(Finding(kind="no_face", message=message, image_ids=ids))
@@ -111,7 +137,7 @@ def _decode(result: Check, items: list[Item]) -> None:
                     "alignment puts them; set aligned: false to have the faces aligned"
                 )
                 result.broken.append(Finding(kind="unaligned", message=message, image_ids=ids))
-    for ids in same.values():
+    for ids in ids_by_digest.values():
         if len(ids) > 1:
             message = f"the same file: {', '.join(ids)}"
             result.noted.append(Finding(kind="duplicate", message=message, image_ids=ids))
@@ -120,14 +146,14 @@ def _decode(result: Check, items: list[Item]) -> None:
         result.smallest, result.largest = sizes[0], sizes[-1]
 
 
-def _look(item: Item, same: defaultdict[str, list[str]]) -> np.ndarray | Finding:
-    """Pixels of an image as the align stage would see them, or why it would not."""
+def _decode_one(item: Item, ids_by_digest: defaultdict[str, list[str]]) -> np.ndarray | Finding:
+    """Decode an image like the align stage. Returns its pixels, or why it cannot be decoded."""
     from dhr_batch.stages.base import ImageError
     from dhr_batch.stages.decode import decode
 
     try:
         data = listing.read(item)
-        same[hashlib.sha256(data).hexdigest()].append(item.image_id)
+        ids_by_digest[hashlib.sha256(data).hexdigest()].append(item.image_id)
         return decode(data)[0]
     except (ImageError, Unreadable) as error:
         kind = error.error_class if isinstance(error, ImageError) else "unreadable"
@@ -136,7 +162,7 @@ def _look(item: Item, same: defaultdict[str, list[str]]) -> np.ndarray | Finding
 
 
 def _detector(result: Check) -> Detector | None:
-    """The face detector; None, and a note, where its weights are not there."""
+    """Return the face detector, or None and a finding if its weights are missing."""
     try:
         models.path("mtcnn")
     except models.ModelMissing as error:
@@ -149,9 +175,14 @@ def _detector(result: Check) -> Detector | None:
 
 
 def eye_shift(detector: Detector, pixels: np.ndarray) -> float | None:
-    """How far aligning a square picture again would move an eye at most, as a share of its side.
+    """Return how far aligning a square picture again would move the eyes.
 
-    pixels: uint8 [R, R, 3]. None where no face is found.
+    Args:
+        detector: The face detector.
+        pixels: uint8 [R, R, 3].
+
+    Returns:
+        The larger distance of the two eyes, as a fraction of R; None if no face is found.
     """
     import numpy as np
 

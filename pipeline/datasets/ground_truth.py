@@ -1,4 +1,4 @@
-"""Parquet of synthetic pictures: beside each picture what is known of it."""
+"""Parquet files of synthetic pictures, with the ground truth of each picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dhr_batch.pipeline.tables.schemas import PICTURE
 from dhr_batch.stages.base import Truth
 
 _CODE = pa.list_(pa.float32(), 512)
-# Tells such a file from others that happen to have columns of these names.
+# A metadata key that distinguishes such a file from others with the same column names.
 MARK = b"dhr_batch.truth"
 SCHEMA = pa.schema(
     [
@@ -35,15 +35,22 @@ SCHEMA = pa.schema(
         pa.field("latent", _CODE, nullable=False),
     ]
 )
-# Of `kind`, in pictures without an occluder.
+# The value of `kind` for pictures without an occluder.
 NONE = "none"
 _ROW_GROUP = 8
 _TRUTH = ("clean", "face", "occluder", "kind", "z", "truncation", "latent")
 
 
 def row(image_id: str, image: np.ndarray, kind: str, truth: Truth) -> dict[str, Any]:
-    """A row of `SCHEMA`. image: uint8 [T, T, 3]; kind: of the occluder, or `none`."""
-    hidden = truth.occluded * float(truth.occluder[truth.face].mean())
+    """Return a row of `SCHEMA`.
+
+    Args:
+        image_id: The id of the picture.
+        image: uint8 [T, T, 3].
+        kind: The kind of the occluder, or `none`.
+        truth: The ground truth.
+    """
+    covered = truth.occluded * float(truth.occluder[truth.face].mean())
     return {
         "image_id": image_id,
         "image": {"bytes": png(image), "path": image_id},
@@ -51,7 +58,7 @@ def row(image_id: str, image: np.ndarray, kind: str, truth: Truth) -> dict[str, 
         "face": {"bytes": png(truth.face), "path": None},
         "occluder": {"bytes": png(truth.occluder), "path": None},
         "kind": kind,
-        "share": hidden,
+        "share": covered,
         "z": truth.z,
         "truncation": truth.truncation,
         "latent": truth.latent,
@@ -59,23 +66,31 @@ def row(image_id: str, image: np.ndarray, kind: str, truth: Truth) -> dict[str, 
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]], about: dict[str, str]) -> None:
-    """Write rows of `SCHEMA` to a Parquet file. about: goes into its metadata."""
+    """Write a Parquet file.
+
+    Args:
+        path: The file.
+        rows: Rows of `SCHEMA`.
+        about: Keys and values for the metadata of the file.
+    """
     schema = SCHEMA.with_metadata({MARK.decode(): "1", **about})
-    waiting: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as file:
-        for made in rows:
-            waiting.append(made)
-            if len(waiting) == _ROW_GROUP:
-                file.write_table(pa.Table.from_pylist(waiting, schema=schema))
-                waiting = []
-        if waiting:
-            file.write_table(pa.Table.from_pylist(waiting, schema=schema))
+        for row in rows:
+            pending.append(row)
+            if len(pending) == _ROW_GROUP:
+                file.write_table(pa.Table.from_pylist(pending, schema=schema))
+                pending = []
+        if pending:
+            file.write_table(pa.Table.from_pylist(pending, schema=schema))
 
 
 def read(item: Item) -> Truth | None:
-    """What is known of an image; None for one that is not in such a Parquet file.
+    """Return the ground truth of an image, or None if its file has none.
 
-    Raises Unreadable for a damaged row, StorageError.
+    Raises:
+        Unreadable: If the row is damaged.
+        StorageError: If the storage is unavailable.
     """
     if not item.leaf or not parquet_rows.marked(item.location, MARK):
         return None

@@ -1,4 +1,4 @@
-"""What a dataset lists: images, where their bytes are, and the rules for their ids."""
+"""The images of a dataset, the location of their bytes, and the rules for their ids."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ Format = Literal["auto", "files", "tar", "parquet"]
 
 
 class DatasetError(ValueError):
-    """A dataset cannot be used; the message says why and what to do."""
+    """A dataset cannot be used. The message gives the reason and the remedy."""
 
 
 class Unreadable(Exception):
-    """One image cannot be read; the message says why."""
+    """One image cannot be read. The message gives the reason."""
 
 
 class Item(NamedTuple):
-    """One image of a dataset and where its bytes are: small, as there may be a million.
+    """One image of a dataset, and the location of its bytes.
 
-    place, name: together the path or URL of the file that holds it, in two strings that are shared
-    with other items and with the id. at: -1 where the file is the image, else the
-    byte offset in a tar or the row of a Parquet file. size: bytes, -1 where only reading tells.
-    etag: changes when the content does, "" where nothing cheap does so. leaf: Parquet column.
+    Items are small, because a dataset may have a million of them: `place` and `name` are shared
+    with other items and with the id.
+
+    Attributes:
+        image_id: The id of the image, unique in the dataset.
+        place: The folder of the file that holds the image, or the whole path or URL of the file.
+        name: The path of the file below `place`; empty if `place` is the file.
+        size: Bytes; -1 if they are known only after reading.
+        at: The byte offset in a tar, or the row of a Parquet file; -1 if the file is the image.
+        etag: A text that changes with the content; empty if there is none that is cheap to get.
+        leaf: The column of a Parquet file; empty for other files.
     """
 
     image_id: str
@@ -44,19 +51,24 @@ class Item(NamedTuple):
 
     @property
     def mark(self) -> int | str:
-        """What a changed image most likely changes: its size, and its etag where it has one."""
+        """The size, and the etag if there is one: a change of the image most likely changes it."""
         return f"{self.size}:{self.etag}" if self.etag else self.size
 
 
 class Listing(NamedTuple):
-    """The images of a dataset in plan order, and other files by extension."""
+    """The images of a dataset in plan order, and the number of other files by extension."""
 
     items: list[Item]
     ignored: Counter[str]
 
 
 class Rules(NamedTuple):
-    """How a place is listed. extensions: of images, lower case; the others are `Dataset`'s."""
+    """How images are listed.
+
+    Attributes:
+        extensions: Extensions of images in lower case, with the dot.
+        format: As in `Dataset`, and so are the other attributes.
+    """
 
     extensions: frozenset[str]
     format: Format = "auto"
@@ -67,7 +79,10 @@ class Rules(NamedTuple):
 
 
 def image_id(relative: str) -> str:
-    """NFC of a path with '/' separators; bytes that are not UTF-8 become `\\udcNN`."""
+    """Return the id of an image: its path in Unicode normalization form C.
+
+    Bytes that are not UTF-8 become `\\udcNN`.
+    """
     if relative.isascii():
         return relative
     text = unicodedata.normalize("NFC", relative)
@@ -75,7 +90,7 @@ def image_id(relative: str) -> str:
 
 
 def each(function: Callable[[File], Any], files: list[File]) -> Iterable[Any]:
-    """`map`; objects are waited for side by side, local archives need no company."""
+    """Apply a function to all files: to objects in eight threads, to local files one by one."""
     if not is_url(files[0].location):
         return map(function, files)
     with ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,4 @@
-"""The images of a folder, of tar archives or of Parquet files: listed once, read one by one."""
+"""List and read the images of a folder, of tar archives or of Parquet files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def scan(root: str, rules: Rules) -> Listing:
-    """All images below a folder or URL, or in one .tar or .parquet file.
+    """List all images below a folder or URL, or in one .tar or .parquet file.
 
-    A folder that holds no images is read as a folder of archives, unless `rules.format` says
-    otherwise. Files and tar members are sorted by image_id, by code point; Parquet rows stay in
-    file and row order, since a row group is read as a whole. Raises DatasetError, StorageError.
+    With the format `auto`, a folder without images is read as a folder of archives. Files and tar
+    members are sorted by id (by code point). Rows of Parquet files keep their order, because row
+    groups are read as a whole.
+
+    Raises:
+        DatasetError: If the location cannot be listed, or two images have the same id.
+        StorageError: If the storage is unavailable.
     """
     items, ignored, archives = [], Counter[str](), []
     try:
@@ -64,12 +68,16 @@ def _whole(file: File) -> Item:
 
 
 def is_archive(root: str) -> bool:
-    """Whether the path or URL names one .tar or .parquet file."""
+    """Whether a path or URL is a single .tar or .parquet file."""
     return extension(root) in (".tar", ".parquet") and not os.path.isdir(root)
 
 
 def extension(name: str) -> str:
-    """Lower case, with the dot; "" without one. `.tar.gz` and its like count as one."""
+    """Return the extension of a file name.
+
+    >>> extension("a/B.JPG"), extension("c.tar.gz"), extension("d")
+    ('.jpg', '.tar.gz', '')
+    """
     base = name.rpartition("/")[2].lstrip(".").lower()
     if base.endswith(_COMPRESSED):
         return next(suffix for suffix in _COMPRESSED if base.endswith(suffix))
@@ -99,7 +107,7 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
 
 
 def _members(file: File) -> list[tuple[str, int, int]]:
-    """Name, size and offset of each visible file in an archive. Raises DatasetError."""
+    """Return name, size and offset of each visible file in an archive. Raises DatasetError."""
     try:
         with (
             locations.open_file(file.location) as handle,
@@ -117,7 +125,7 @@ def _members(file: File) -> list[tuple[str, int, int]]:
 
 def _visible(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
     while (member := archive.next()) is not None:
-        # tarfile keeps a kilobyte per member otherwise.
+        # Otherwise tarfile keeps about a kilobyte per member.
         archive.members.clear()  # type: ignore[attr-defined]
         name = member.name.removeprefix("./")
         if member.isreg() and not member.issparse() and "/." not in f"/{name}":
@@ -125,7 +133,7 @@ def _visible(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
 
 
 def _unique(items: list[Item]) -> None:
-    """Items are sorted by id. Raises DatasetError where two share one."""
+    """Raise DatasetError if two items have the same id. The items are sorted by id."""
     for one, other in pairwise(items):
         if one.image_id == other.image_id:
             way_out = "rename one of them" if one.at < 0 else "set archive_in_id: true, or rename"
@@ -140,9 +148,11 @@ def _where(item: Item) -> str:
 
 
 def read(item: Item) -> bytes:
-    """The encoded image. Open Parquet files are kept by the process.
+    """Read an encoded image. Parquet files stay open in this process.
 
-    Raises Unreadable where this image cannot be read, StorageError where nothing can be now.
+    Raises:
+        Unreadable: If this image cannot be read.
+        StorageError: If its storage is unavailable.
     """
     if item.at < 0:
         try:
@@ -160,7 +170,7 @@ def read(item: Item) -> bytes:
     except StorageError:
         raise
     except OSError as error:
-        # An archive holds many images; its absence must not be held against one of them.
+        # An archive holds many images, so its absence is not a failure of this one.
         raise StorageError(f"{item.location}: {error.strerror or error}") from error
     if len(data) != item.size:
         raise Unreadable(f"{item.location} ends inside of it: was it replaced since the start?")

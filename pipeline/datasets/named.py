@@ -1,4 +1,4 @@
-"""Named datasets and places with photographs, and the list of their images."""
+"""Datasets by name, folder or URL, and the list of their images."""
 
 from __future__ import annotations
 
@@ -25,18 +25,27 @@ log = logging.getLogger(__name__)
 
 
 class UnknownDataset(DatasetError):
-    """Neither a configured name nor a folder; the message lists the valid names."""
+    """Neither the name of a dataset nor a folder. The message lists the valid names."""
 
 
 class Dataset(Strict):
-    """A place with photographs and what is known about it.
+    """The description of a dataset.
 
-    root: folder, .tar or .parquet file, or the URL of one. format: how a folder is read; `auto`
-    reads images, or archives where it has no images. column, id_column: of Parquet files.
-    archive_in_id: put the name of the tar before the member's. aligned: images are FFHQ crops
-    already. images: how many there should be, where known. config: settings of a run that this
-    dataset changes. prepare: `portraits` for the embedded photographs, which are put together in
-    the cache. select: `celebahq-test` takes the test split out of CelebAMask-HQ.
+    Attributes:
+        root: A folder, a .tar or .parquet file, or the URL of one.
+        aligned: Whether the images are FFHQ crops.
+        split: The name of the split, which is stored with each image.
+        extensions: Extensions of images.
+        recursive: Whether subfolders are listed.
+        format: How a folder is read. `auto` reads images, or archives if there are no images.
+        column: Column of the images in Parquet files.
+        id_column: Column of the ids in Parquet files.
+        archive_in_id: Whether ids begin with the name of the tar file.
+        images: The expected number of images; None if it is unknown.
+        note: How to get the dataset.
+        config: Settings of a run that this dataset changes.
+        prepare: `portraits` for the embedded photographs, which are copied to the cache.
+        select: `celebahq-test` selects the test split from CelebAMask-HQ.
     """
 
     name: str
@@ -59,7 +68,7 @@ class Dataset(Strict):
 
     @property
     def location(self) -> str:
-        """`root`; for a dataset without one, where it is looked for."""
+        """`root`, or the folder in which a dataset without `root` is expected."""
         if self.root is not None:
             return self.root
         if self.prepare:
@@ -68,26 +77,31 @@ class Dataset(Strict):
         return join(data if is_url(data) else os.path.expanduser(data), self.name)
 
 
-def _described(file: Path, before: dict[str, Any]) -> dict[str, Any]:
+def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Read the settings of a dataset from a YAML file, over settings that it may leave out."""
     try:
         given = yaml.safe_load(file.read_text(encoding="utf-8"))
-        settings = before | {"name": file.stem} | given
+        settings = defaults | {"name": file.stem} | given
         if settings.get("root"):
-            settings["root"] = _place(settings["root"], file.parent)
+            settings["root"] = _relative_to(settings["root"], file.parent)
         Dataset.model_validate(settings)
     except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise DatasetError(f"{file} does not describe a dataset: {error}") from error
     return settings
 
 
-def _place(root: str, folder: Path) -> str:
+def _relative_to(root: str, folder: Path) -> str:
     return root if is_url(str(root)) else str(folder / Path(root).expanduser())
 
 
 def datasets() -> dict[str, Dataset]:
-    """Shipped datasets by name, changed and joined by `datasets.d/*.yaml` of the cache folder.
+    """Return all datasets by name: the shipped ones and those in `datasets.d` of the cache folder.
 
-    A file there named as a shipped dataset changes only the settings it has, for instance `root`.
+    A file in `datasets.d` with the name of a shipped dataset changes only the settings it contains,
+    for example `root`.
+
+    Raises:
+        DatasetError: If a file does not describe a dataset.
     """
     found: dict[str, dict[str, Any]] = {}
     shipped = Path(__file__).parent.parent.parent / "configs" / "datasets"
@@ -98,10 +112,13 @@ def datasets() -> dict[str, Dataset]:
 
 
 def find(name_or_path: str | Path) -> Dataset:
-    """A configured dataset, a folder, a .tar or .parquet file, a URL, or a YAML description.
+    """Return the dataset of a name, a folder, a .tar or .parquet file, a URL or a YAML description.
 
-    A configured name wins over a folder of that name; write `./name` for the folder. Whether the
-    images are there is checked by `list_images`. Raises UnknownDataset.
+    A dataset takes precedence over a folder of the same name; write `./name` for the folder. The
+    images are not looked for, which `list_images` does.
+
+    Raises:
+        UnknownDataset: If there is no such dataset, folder or file.
     """
     text = str(name_or_path)
     known = datasets()
@@ -134,10 +151,12 @@ def _name(place: str) -> str:
 
 
 def list_images(dataset: Dataset) -> list[Item]:
-    """All images of a dataset in plan order (see `sources.scan`).
+    """Return all images of a dataset in the order of the plan (see `listing.scan`).
 
-    Raises DatasetError where the place is absent or has no images, StorageError where it does not
-    answer, and ModelMissing for embedded photographs that were not pulled.
+    Raises:
+        DatasetError: If the location does not exist or contains no images.
+        StorageError: If the storage is unavailable.
+        ModelMissing: If embedded photographs were not downloaded.
     """
     listing = scan(dataset)
     place = dataset.location
@@ -160,7 +179,7 @@ def list_images(dataset: Dataset) -> list[Item]:
 
 
 def scan(dataset: Dataset) -> Listing:
-    """As `list_images`, with what was ignored, and without a complaint about an empty place."""
+    """List a dataset like `list_images`, but return ignored files too, and allow no images."""
     if dataset.prepare:
         portraits.prepare(Path(dataset.location))
     root = dataset.location
@@ -191,7 +210,13 @@ def _how_to_get(dataset: Dataset) -> str:
 
 
 class DatasetStatus(Strict):
-    """A dataset's line in `datasets list`. found: images now there, without a check of each."""
+    """The entry of one dataset in `datasets list`.
+
+    Attributes:
+        found: Number of images listed. They are not checked.
+        images: The expected number of images; None if it is unknown.
+        message: Why the dataset cannot be used, and the remedy.
+    """
 
     name: str
     state: Literal["ready", "missing"]
@@ -206,7 +231,7 @@ class DatasetStatus(Strict):
 
 
 def listing() -> list[DatasetStatus]:
-    """Every configured dataset and whether it can be used, sorted by name."""
+    """Return the status of every dataset, sorted by name."""
     return [_status(dataset) for dataset in datasets().values()]
 
 

@@ -1,4 +1,4 @@
-"""Images in Parquet: a column of encoded files, or Hugging Face's `struct<bytes, path>`."""
+"""Images in Parquet files: a column of encoded images, or Hugging Face's `struct<bytes, path>`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ _lock = threading.Lock()
 
 
 def items(files: list[File], column: str | None, id_column: str | None) -> list[Item]:
-    """One item per row, in file and row order.
+    """Return one item per row, in the order of files and rows.
 
-    Ids are the values of `id_column`; else the paths of the image column where every row has one
-    and no two are equal; else row numbers, behind the file's name where there are several.
-    Raises DatasetError for columns that do not exist or fit.
+    Args:
+        files: The Parquet files.
+        column: The column of the images; None if only one column can hold images.
+        id_column: The column of the ids. If None, ids are the paths of the image column if all of
+            them exist and differ, and row numbers otherwise, after the name of the file if there
+            are several files.
+
+    Raises:
+        DatasetError: If a column is missing or does not fit.
+        StorageError: If the storage is unavailable.
     """
     found: list[Item] = []
     named: list[str | None] = []
@@ -55,9 +62,14 @@ def _index(
 
 
 def read(location: str, leaf: str, row: int) -> bytes:
-    """The encoded image of a row. Raises Unreadable for a damaged or empty row, StorageError."""
-    # One thread decodes the row group, the others find it decoded.
-    with _lock, _blamed(location, row):
+    """Read the encoded image of a row.
+
+    Raises:
+        Unreadable: If the row is damaged or empty.
+        StorageError: If the storage is unavailable.
+    """
+    # With the lock, one thread decodes the row group and the others use the result.
+    with _lock, _row_errors(location, row):
         group, first = _group_of(_kept(location), row)
         value = _values(location, leaf, group)[row - first].as_py()
     if value is None:
@@ -66,34 +78,44 @@ def read(location: str, leaf: str, row: int) -> bytes:
 
 
 def values(location: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Further columns of a row. Raises Unreadable for a damaged row, StorageError."""
-    with _lock, _blamed(location, row):
+    """Read other columns of a row.
+
+    Raises:
+        Unreadable: If the row is damaged.
+        StorageError: If the storage is unavailable.
+    """
+    with _lock, _row_errors(location, row):
         group, first = _group_of(_kept(location), row)
         return _table(location, columns, group).slice(row - first, 1).to_pylist()[0]
 
 
 def marked(location: str, key: bytes) -> bool:
-    """Whether a file has this key in its metadata. Raises Unreadable, StorageError."""
-    with _lock, _blamed(location, 0):
+    """Whether the metadata of a file contain a key.
+
+    Raises:
+        Unreadable: If the file is damaged.
+        StorageError: If the storage is unavailable.
+    """
+    with _lock, _row_errors(location, 0):
         return key in (_kept(location).schema_arrow.metadata or {})
 
 
 @contextmanager
-def _blamed(location: str, row: int) -> Iterator[None]:
-    """Whether an error is the fault of a row or of the place."""
+def _row_errors(location: str, row: int) -> Iterator[None]:
+    """Convert errors of reading to Unreadable for a damaged row, else to StorageError."""
     try:
         yield
     except StorageError:
         raise
     except (pa.ArrowException, OSError, IndexError) as error:
-        # pyarrow's own errors about damage are OSErrors without a number.
+        # Errors of pyarrow about damaged files are OSErrors without an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"{location}: {error.strerror or error}") from error
         raise Unreadable(f"{location}: row {row} cannot be read: {error}") from error
 
 
 def _open(location: str) -> pq.ParquetFile:
-    # Not by pyarrow itself: that would try nothing again where a mount is away for a moment.
+    # pyarrow's own file access has no retries for a mount that is temporarily unavailable.
     return pq.ParquetFile(locations.ranges(location))
 
 
@@ -101,7 +123,7 @@ _kept = lru_cache(maxsize=16)(_open)
 
 
 def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
-    """Number and first row of the row group that holds a row."""
+    """Return the number and the first row of the row group that contains a row."""
     first = 0
     for number in range(parquet.metadata.num_row_groups):
         count = parquet.metadata.row_group(number).num_rows
@@ -111,7 +133,7 @@ def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
     raise IndexError(f"the file has {first} rows now")
 
 
-# Rows come in order, so one decoded row group serves many images.
+# Rows are read in order, so one decoded row group serves many images.
 @lru_cache(maxsize=1)
 def _values(location: str, leaf: str, group: int) -> pa.ChunkedArray:
     values = _kept(location).read_row_group(group, columns=[leaf]).column(0)
@@ -124,7 +146,7 @@ def _table(location: str, columns: tuple[str, ...], group: int) -> pa.Table:
 
 
 def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
-    """Path of the leaf column with the encoded images. Raises DatasetError."""
+    """Return the path of the leaf column with the encoded images. Raises DatasetError."""
     schema = parquet.schema_arrow
     fits = {name: leaf for name in schema.names if (leaf := _image_leaf(schema.field(name)))}
     if column is not None and column not in fits:
@@ -154,7 +176,10 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
-    """Items with row numbers as ids; the etag is that of the row group, as sizes are not listed."""
+    """Return items with row numbers as ids.
+
+    The metadata contain no sizes of single rows, so the etag is made of the size of the row group.
+    """
     metadata = parquet.metadata
     prefix = f"{file.relative}/" if file.relative else ""
     location = file.location
@@ -174,7 +199,7 @@ def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
 def _names(
     parquet: pq.ParquetFile, leaf: str, id_column: str | None, location: str
 ) -> list[str | None]:
-    """What rows are called; empty where nothing names them. Raises DatasetError."""
+    """Return the ids or paths of the rows; empty if the file has none. Raises DatasetError."""
     schema = parquet.schema_arrow
     if id_column is not None:
         if id_column not in schema.names:

@@ -1,4 +1,4 @@
-"""The embedded portraits: photographs out of published packages, put together in the cache."""
+"""The embedded portraits: photographs from published packages, collected in the cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from dhr_batch.pipeline.models import catalogue as models
 
 
 def prepare(folder: Path) -> None:
-    """Put the embedded photographs into one folder, once. Raises ModelMissing."""
+    """Copy the embedded photographs that a folder lacks into it.
+
+    Raises:
+        ModelMissing: If the photographs were not downloaded.
+    """
     pulled = models.path("portraits")
     files = {name: pulled / name for name in models.find("portraits").files()}
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The dataset `synthetic`: faces of a generator, whose codes are known, under known occluders."""
+"""The dataset `synthetic`: generated faces with known latent codes under known occluders."""
 
 from __future__ import annotations
 
@@ -27,14 +27,22 @@ from dhr_batch.stages.networks.face_parts import FACE_CLASSES
 if TYPE_CHECKING:
     from dhr_batch.stages.occluders import Occluded
 
+# Range of the occluded share of a face.
 SHARES = (0.05, 0.4)
+# Part of the id of a picture without its occluder.
 TWIN = "-clean"
 _GOLDEN = (5**0.5 - 1) / 2
 _ATTEMPTS = 20
 
 
 class Sample(NamedTuple):
-    """A generated face and its occluder. truth: with `occluded` true."""
+    """A generated face with an occluder.
+
+    Attributes:
+        number: The index of the picture.
+        occluded: The picture and the kind of its occluder.
+        truth: The ground truth.
+    """
 
     number: int
     occluded: Occluded
@@ -42,35 +50,50 @@ class Sample(NamedTuple):
 
 
 def share(index: int) -> float:
-    """The occluded share of the face that picture `index` is made for.
+    """Return the share of the face that the occluder of a picture should cover.
 
-    Multiples of the golden ratio: any first N pictures cover `SHARES` evenly.
+    Fractional parts of multiples of the golden ratio are a low-discrepancy sequence, so the first N
+    pictures cover `SHARES` evenly for any N.
     """
     low, high = SHARES
     return low + (high - low) * ((index + 1) * _GOLDEN % 1)
 
 
 def image_id(index: int, occluded: bool = True) -> str:
-    """`00017.png`, and `00017-clean.png` for the twin without an occluder."""
+    """Return the id of a picture.
+
+    >>> image_id(17), image_id(17, occluded=False)
+    ('00017.png', '00017-clean.png')
+    """
     return f"{index:05d}{'' if occluded else TWIN}.png"
 
 
 def context(generator: str) -> Context:
-    """On the CPU, so that the pictures are the same everywhere but for rounding."""
+    """Return a context on the CPU, so that pictures differ between machines by rounding only."""
     return Context(device="cpu", generator=generator, models=models.path, aligned=True)
 
 
-def sample(made_with: Context, seed: int, index: int, truncation: float) -> Sample:
-    """Picture `index`, whatever others are made. A draw in which the parser sees no face is drawn
-    again. Raises DatasetError where none of twenty draws shows a face.
+def sample(context: Context, seed: int, index: int, truncation: float) -> Sample:
+    """Generate one picture, independently of all others.
+
+    Up to twenty codes are drawn, until the parser finds a face in the generated picture.
+
+    Args:
+        context: The device and the generator.
+        seed: Seed of the dataset.
+        index: Index of the picture.
+        truncation: Truncation of the generator, 1 for none.
+
+    Raises:
+        DatasetError: If no face is found.
     """
     import torch
 
     from dhr_batch.stages.occluders import KINDS, occlude
     from dhr_batch.stages.tensors import tensor_to_images
 
-    net = made_with.network("generator", made_with.generator)
-    parser = made_with.network("parser", "landmarks")
+    net = context.network("generator", context.generator)
+    parser = context.network("parser", "landmarks")
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     for _ in range(_ATTEMPTS):
         z = rng.standard_normal(512, dtype=np.float32)
@@ -87,19 +110,24 @@ def sample(made_with: Context, seed: int, index: int, truncation: float) -> Samp
             truth = Truth(clean, face, occluded.mask, True, z, truncation, code)
             return Sample(index, occluded, truth)
     raise DatasetError(
-        f"no face was found in {_ATTEMPTS} draws of {made_with.generator!r} at truncation "
+        f"no face was found in {_ATTEMPTS} draws of {context.generator!r} at truncation "
         f"{truncation:g}: take a generator of faces, or a smaller truncation"
     )
 
 
 def rows(samples: Iterator[Sample], pairs: bool) -> Iterator[dict[str, Any]]:
-    """Rows of `ground_truth.SCHEMA`; with `pairs`, that of the clean twin behind each."""
-    for made in samples:
-        picture, truth = made.occluded, made.truth
-        yield ground_truth.row(image_id(made.number), picture.image, picture.kind, truth)
+    """Iterate over rows of `ground_truth.SCHEMA`.
+
+    Args:
+        samples: The pictures.
+        pairs: Whether each picture is followed by the same picture without its occluder.
+    """
+    for sample in samples:
+        picture, truth = sample.occluded, sample.truth
+        yield ground_truth.row(image_id(sample.number), picture.image, picture.kind, truth)
         if pairs:
             twin = replace(truth, occluded=False)
-            name = image_id(made.number, occluded=False)
+            name = image_id(sample.number, occluded=False)
             yield ground_truth.row(name, truth.clean, ground_truth.NONE, twin)
 
 
@@ -113,22 +141,38 @@ def write(
     pairs: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Make `synthetic.parquet` and a description of it; returns the description, for `--dataset`.
+    """Write `synthetic.parquet` and its description `synthetic.yaml`.
 
-    images: pictures with an occluder. report: called after each with those done and all. A file of
-    an earlier call is replaced once the new one is whole. Raises Refused for a folder that holds
-    other files, DatasetError, ModelMissing, OSError.
+    A file of an earlier call is replaced when the new one is complete.
+
+    Args:
+        folder: The folder to write to.
+        images: Number of pictures with an occluder.
+        seed: Seed of the dataset.
+        generator: A generator of faces: a model's name or a file.
+        truncation: Truncation of the generator, 1 for none.
+        pairs: Whether each picture is written without its occluder, too.
+        report: Called after each picture with the number done and the number in total.
+
+    Returns:
+        The path of the description, for `--dataset`.
+
+    Raises:
+        Refused: If the folder contains other files.
+        DatasetError: If the generator shows no faces.
+        ModelMissing: If a model was not downloaded.
+        OSError: If the files cannot be written.
     """
     owned = Owned(connect(folder), SYNTHETIC)
     owned.check()
     target, description = folder / "synthetic.parquet", folder / "synthetic.yaml"
     owned.refused = owned.foreign([target.name, description.name])
     owned.require()
-    made_with = context(generator)
+    generating = context(generator)
 
     def samples() -> Iterator[Sample]:
         for index in range(images):
-            yield sample(made_with, seed, index, truncation)
+            yield sample(generating, seed, index, truncation)
             report(index + 1, images)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +197,11 @@ def write(
 
 
 def default_folder(dataset: Dataset) -> Path:
-    """Where the named dataset is looked for. Raises DatasetError for an object store."""
+    """Return the folder of a dataset.
+
+    Raises:
+        DatasetError: If the dataset lies in an object store.
+    """
     if is_url(dataset.location):
         raise DatasetError(
             f"{dataset.location} is no folder: give one with --out, and copy it there"
