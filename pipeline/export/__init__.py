@@ -1,3 +1,3 @@
-"""Training sets from the pictures of a run: choice, formats, labels, card, paste-back. Imports
-runs, planning and what they import. Begin with `write`.
+"""Exports: labelled training sets from the pictures of a run, in several formats and with a dataset
+card. Imports runs, planning and the packages that these import. Begin with `write`.
 """

@@ -1,4 +1,4 @@
-"""The dataset card of an export: how to load it, what it holds, where it comes from."""
+"""The dataset card of an export: how to load it, its content, and its origin."""
 
 from __future__ import annotations
 
@@ -95,7 +95,17 @@ def text(
     columns: Sequence[str],
     data_files: str,
 ) -> str:
-    """README.md of an export. columns: labels beside the class."""
+    """Return the text of README.md.
+
+    Args:
+        run: The run.
+        options: What was exported.
+        outcome: The result of the export.
+        classes: Names of the classes, in the order of their numbers.
+        columns: Names of the other labels.
+        data_files: Glob of the files of a split with `{split}` for its name; empty if loaders find
+            them without it.
+    """
     plan = run.plan
     generator = registry.label(plan["config"]["generator"])
     known = models.models().get(generator)
@@ -162,7 +172,7 @@ def _load(options: Options) -> str:
 
 
 def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
-    """Name and licence of the dataset; for a run that began from another one, of the first's."""
+    """Return name and licence of the dataset; for a run made from another run, of the first one."""
     name = plan["dataset"]
     try:
         plan = origin.first_plan(plan)
@@ -173,7 +183,7 @@ def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without folders of the machine: an edit's file is known by its name."""
+    """Return the settings without local folders: of the files of edits, only the names are left."""
     public = json.loads(json.dumps(settings))
     for edit in public.get("edit", {}).get("edits", ()):
         edit["direction"] = Path(edit["direction"]).name
@@ -255,6 +265,6 @@ def _models(run: Run) -> list[str]:
 
 
 def _size(pictures: int) -> str:
-    """As the Hugging Face Hub names sizes."""
+    """Return the size category of the Hugging Face Hub."""
     names = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
     return next((name for limit, name in names if pictures < limit), "1M<n<10M")

@@ -1,4 +1,4 @@
-"""Which of the pictures that pass are taken, and on which side of the split each falls."""
+"""The choice of pictures among those that pass the filters, and their assignment to splits."""
 
 from __future__ import annotations
 
@@ -15,31 +15,53 @@ _TEXT = ("edit", "label")
 
 
 def side(who: str, share: float, seed: int) -> str:
-    """Train or validation, by a hash of whom it shows: other images never move it.
+    """Assign a person or photograph to a split by a hash, so that it does not depend on others.
 
-    share: of validation, 0 to 1.
+    Args:
+        who: Name of the person or photograph.
+        share: Share of the validation split, 0 to 1.
+        seed: Seed of the assignment.
+
+    Returns:
+        `TRAIN` or `VALIDATION`.
     """
-    at = int(digest(f"{seed}\n{who}")[:16], 16) / 2**64
-    return VALIDATION if at < share else TRAIN
+    position = int(digest(f"{seed}\n{who}")[:16], 16) / 2**64
+    return VALIDATION if position < share else TRAIN
 
 
 def person(source: str, pattern: str | None) -> str:
-    """The part of a photograph's id that names the person; all of it without a pattern.
+    """Return the part of a photograph's id that names the person.
 
-    Raises Refused where the pattern is not in it.
+    Args:
+        source: The id.
+        pattern: A regular expression. Its first group is the name, or the match if it has no group.
+            With None, the whole id is the name.
+
+    Raises:
+        Refused: If the pattern does not match.
     """
     if pattern is None:
         return source
     found = re.search(pattern, source)
     name = found and found.group(found.re.groups and 1)
-    # A group may take no part in a match.
+    # A group may be empty although the pattern matches.
     if name is None:
         raise Refused(f"--person {pattern!r} matches nothing in the id {source!r}")
     return str(name)
 
 
 def parse_balance(text: str) -> tuple[str, int]:
-    """`edit`, `label`, or a number of the labels and its bins, `score_smile:4`. Raises Refused."""
+    """Parse the value of `--balance`.
+
+    Returns:
+        The name of a label and its number of bins; 0 for `edit` and `label`, which have no bins.
+
+    Raises:
+        Refused: If the text has another form.
+
+    >>> parse_balance("label"), parse_balance("score_smile:4")
+    (('label', 0), ('score_smile', 4))
+    """
     name, colon, bins = text.partition(":")
     if text in _TEXT:
         return text, 0
@@ -55,14 +77,22 @@ def parse_balance(text: str) -> tuple[str, int]:
 def balance(
     pictures: Mapping[Picture, str], by: tuple[str, int], seed: int
 ) -> tuple[set[Picture], int]:
-    """As many pictures of each value as the rarest one has, in each split.
+    """Choose equally many pictures of each value of a label, as many as the rarest value has.
 
-    pictures: with their split. by: a label and its bins, 0 where each value counts; bins are
-    equally wide from the least to the greatest value of all, for effects of each edit, whose units
-    differ; and those without pictures are no values. Returns the chosen pictures, and how many have
-    no such number and are left out. Which ones are chosen depends on a hash of each picture and the
-    seed.
-    Raises Refused where no picture has a value.
+    Every split is balanced separately. Pictures are chosen by a hash of the picture and the seed.
+
+    Args:
+        pictures: The split of each picture.
+        by: A label and its number of bins, as from `parse_balance`. Bins have equal widths between
+            the minimum and the maximum over all pictures, or over those of each edit for `effect`,
+            because the effects of edits have different units. Empty bins are ignored.
+        seed: Seed of the choice.
+
+    Returns:
+        The chosen pictures, and the number of pictures left out because they lack the label.
+
+    Raises:
+        Refused: If no picture has the label.
     """
     name, bins = by
     values = {picture: _value(picture, name) for picture in pictures}
@@ -70,7 +100,7 @@ def balance(
     if not known:
         raise Refused(f"--balance {name}: no picture has this label")
     if bins:
-        known = _binned(known, bins, apart=name == "effect")
+        known = _binned(known, bins, per_edit=name == "effect")
     groups: dict[str, dict[Any, list[Picture]]] = defaultdict(lambda: defaultdict(list))
     for picture, value in known.items():
         groups[pictures[picture]][value].append(picture)
@@ -89,12 +119,12 @@ def _value(picture: Picture, name: str) -> Any:
 
 
 def _binned(
-    values: Mapping[Picture, float], bins: int, apart: bool
+    values: Mapping[Picture, float], bins: int, per_edit: bool
 ) -> dict[Picture, tuple[str, int]]:
-    """apart: bins of each edit, not of all pictures."""
+    """Return edit and bin of each picture. per_edit: whether each edit has bins of its own."""
     groups: dict[str, dict[Picture, float]] = defaultdict(dict)
     for picture, value in values.items():
-        groups[picture.edit if apart else ""][picture] = value
+        groups[picture.edit if per_edit else ""][picture] = value
     found = {}
     for edit, group in groups.items():
         low, high = min(group.values()), max(group.values())
@@ -105,6 +135,6 @@ def _binned(
 
 
 def classes(pictures: Iterable[Picture]) -> list[str]:
-    """The labels there are: photographs and refined pictures first, then edits by name."""
+    """Return the labels of the pictures: photographs and refined pictures, then edits by name."""
     found = {p.label: (p.kind == "edit", p.edit, p.strength, p.label) for p in pictures}
     return sorted(found, key=found.__getitem__)

@@ -1,4 +1,4 @@
-"""The formats of an export. All bytes follow from the pictures: no times, no names of machines."""
+"""The file formats of an export. Files contain no times or host names, so they are reproducible."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ import pyarrow.parquet as pq
 
 from dhr_batch.pipeline.tables.schemas import PICTURE
 
-# Of a tar or Parquet file, where no picture is larger; the Hub splits at this size as well.
+# Size limit of tar and Parquet files, unless one picture is larger. The Hub uses the same limit.
 FILE_BYTES = 500 * 10**6
 _GROUP_BYTES, _GROUP_ROWS = 64 * 2**20, 1000
 _TEXT = ("image_id", "kind", "edit")
 
 
 class Sample(NamedTuple):
-    """An encoded picture. key: unique, without dots; extension: without its dot; label: its class;
-    labels: a value, or None, for each column."""
+    """An encoded picture with its labels.
+
+    Attributes:
+        key: A unique name without dots.
+        extension: The extension without the dot.
+        data: The encoded picture.
+        label: The class.
+        labels: A value or None for each column.
+    """
 
     key: str
     extension: str
@@ -34,17 +41,23 @@ class Sample(NamedTuple):
     labels: dict[str, Any]
 
     def about(self, **more: Any) -> str:
-        """All labels as JSON in one line."""
+        """Return all labels as one line of JSON."""
         line = {**more, "label": self.label, **self.labels}
         return json.dumps(line, ensure_ascii=False, allow_nan=False)
 
 
 class Writer(ABC):
-    """Writes the pictures of one split as they come.
+    """Writes the pictures of one split, in the order of the calls.
 
-    folder: of all splits. classes: the labels, in the order of their numbers. columns: of the
-    labels beside the class, in order: numbers, apart from `image_id`, `kind` and `edit`.
-    data_files: glob of the files of a split, for a dataset card; "" where loaders find them.
+    Args:
+        folder: The folder of the export.
+        split: Name of the split.
+        classes: Names of the classes, in the order of their numbers.
+        columns: Names of the other labels. They are numbers except `image_id`, `kind` and `edit`.
+
+    Attributes:
+        data_files: Glob of the files of a split for the dataset card; empty if loaders find them
+            without it.
     """
 
     data_files: ClassVar[str] = ""
@@ -73,7 +86,7 @@ class ImageFolder(Writer):
     """`SPLIT/LABEL/KEY.png`, as torchvision reads it, and `SPLIT/metadata.jsonl` for `datasets`."""
 
     def open(self) -> None:
-        # torchvision numbers the folders that there are: every split has the same ones.
+        # torchvision numbers the existing folders, so every split must have the same ones.
         for label in self.number:
             (self.folder / self.split / label).mkdir(parents=True)
         path = self.folder / self.split / "metadata.jsonl"
@@ -99,7 +112,7 @@ class WebDataset(Writer):
 
     def _next(self) -> None:
         path = self.folder / f"{self.split}-{self._files:05d}.tar"
-        # GNU: names of any length.
+        # The GNU format allows names of any length.
         self._tar = tarfile.TarFile(path, "w", format=tarfile.GNU_FORMAT)
         self._files += 1
 
@@ -116,7 +129,7 @@ class WebDataset(Writer):
         member = tarfile.TarInfo(name)
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
-        # They are kept otherwise, a kilobyte each.
+        # Otherwise tarfile keeps about a kilobyte per member.
         self._tar.members.clear()  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -124,7 +137,7 @@ class WebDataset(Writer):
 
 
 class Parquet(Writer):
-    """`SPLIT/part-00000.parquet`: a picture, the number of its class and its labels in a row."""
+    """`SPLIT/part-00000.parquet`: a row has a picture, the number of its class and its labels."""
 
     data_files = "{split}/part-*.parquet"
 
@@ -143,7 +156,7 @@ class Parquet(Writer):
         self._file = pq.ParquetWriter(
             path,
             self._schema,
-            # Encoded pictures get no smaller.
+            # Encoded pictures cannot be compressed further.
             compression={"image.bytes": "none", "image.path": "zstd"}
             | dict.fromkeys(numbers, "zstd"),
             use_dictionary=list(_TEXT),
@@ -206,10 +219,10 @@ def _schema(classes: list[str], columns: Sequence[str]) -> pa.Schema:
 
 
 class StyleGANZip(Writer):
-    """`SPLIT.zip` as StyleGAN's dataset tool writes it: numbered pictures and `dataset.json`.
+    """`SPLIT.zip` in the layout of StyleGAN's dataset tool: numbered pictures and `dataset.json`.
 
-    dataset.json: {"labels": [[name, number of the class], ...]}. `metadata.jsonl`, which trainers
-    ignore, has all labels.
+    `dataset.json` is `{"labels": [[name, number of the class], ...]}`. `metadata.jsonl` has all
+    labels; trainers ignore it.
     """
 
     def open(self) -> None:

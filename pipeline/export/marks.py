@@ -1,4 +1,4 @@
-"""What an exported picture says about itself, in PNG, JPEG and WebP."""
+"""Metadata that mark exported pictures as edited, in PNG, JPEG and WebP."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from dhr_batch.pipeline.export.pictures import Picture
 Encoding = Literal["png", "jpeg", "webp"]
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _QUALITY = 95
-# IPTC's term for pictures of which a generative model has changed a part.
+# IPTC's term for pictures that a generative model has partly changed.
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 _XMP_KEY = "XML:com.adobe.xmp"
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
+# The end of the header chunk of a PNG.
 _IHDR_ENDS = 33
 
 
 def comment(picture: Picture) -> str:
-    """The sentence in every format; "" for a photograph."""
+    """Return the comment that is stored in every format; empty for a photograph."""
     if picture.kind == "source":
         return ""
     if picture.kind == "refined":
@@ -34,7 +35,7 @@ def comment(picture: Picture) -> str:
 
 
 def texts(picture: Picture) -> dict[str, str]:
-    """tEXt chunks, named as in the tables of a run."""
+    """Return keys and values of tEXt chunks. The keys are those of the pictures of a run."""
     found = {"Software": "dhr-batch", "Comment": comment(picture)}
     if picture.kind == "edit":
         found["dhr-batch:edit"] = picture.edit
@@ -43,7 +44,7 @@ def texts(picture: Picture) -> dict[str, str]:
 
 
 def xmp(picture: Picture) -> str:
-    """An XMP packet with IPTC's digital source type, the edit and its strength."""
+    """Return an XMP packet with IPTC's digital source type, the edit and its strength."""
     edit = ""
     if picture.kind == "edit":
         edit = f' dhr:edit={quoteattr(picture.edit)} dhr:strength="{picture.strength:g}"'
@@ -60,9 +61,9 @@ def xmp(picture: Picture) -> str:
 
 
 def as_stored(data: bytes, picture: Picture) -> bytes:
-    """A PNG of a run with its marks added, its pixels not encoded again.
+    """Add the metadata to a PNG of a run without encoding its pixels again.
 
-    Edited pictures have the tEXt chunks already.
+    Edited pictures of a run already have the tEXt chunks.
     """
     if picture.kind == "source":
         return data
@@ -81,7 +82,13 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def encode(pixels: np.ndarray, encoding: Encoding, picture: Picture) -> bytes:
-    """Pixels, uint8 [H, W, 3], as a file with the picture's marks. JPEG and WebP: quality 95."""
+    """Encode pixels with the metadata of a picture. JPEG and WebP have quality 95.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        encoding: The format.
+        picture: The picture.
+    """
     image, stream = Image.fromarray(pixels), io.BytesIO()
     marked = picture.kind != "source"
     if encoding == "png":
@@ -98,7 +105,7 @@ def encode(pixels: np.ndarray, encoding: Encoding, picture: Picture) -> bytes:
         exif[_DESCRIPTION], exif[_SOFTWARE] = comment(picture), "dhr-batch"
         extra = {"exif": exif.tobytes(), "xmp": xmp(picture).encode()}
     if encoding == "jpeg":
-        # Colours at full resolution: a classifier should not learn what halving them leaves.
+        # Chroma is not subsampled, so that a classifier cannot learn its artefacts.
         image.save(stream, "JPEG", quality=_QUALITY, subsampling=0, **extra)
     else:
         image.save(stream, "WEBP", quality=_QUALITY, **extra)

@@ -1,4 +1,4 @@
-"""What an export has written, and what it has left out."""
+"""The options of an export, and its result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from dhr_batch.pipeline.export.pictures import NO_FACE, Filters, Picture
 
 @dataclass
 class Outcome:
-    """What was exported. counts: split -> label -> pictures. dropped: reason -> pictures.
+    """The result of an export.
 
-    images: of the run, with rows; used: split -> those of which there is a picture; planned: in the
-    run's plan. validation: its share of the photographs, as asked for. left: files in the folder
-    that no export wrote.
+    Attributes:
+        out: The folder.
+        validation: The requested share of photographs for validation.
+        counts: Number of pictures by split and label.
+        dropped: Number of pictures that were left out, by reason.
+        images: Number of images of the run that have rows.
+        used: Number of images with at least one picture, by split.
+        planned: Number of images in the plan of the run.
+        left: Files in the folder that were not written by an export.
     """
 
     out: str
@@ -39,7 +45,7 @@ class Outcome:
 
     @property
     def note(self) -> str:
-        """What is not as asked for; "" where nothing is."""
+        """A remark if the result differs from the options; otherwise empty."""
         if not self.validation or VALIDATION in self.counts:
             return ""
         return "no photograph falls into validation: raise --val or change --seed"
@@ -58,13 +64,13 @@ class Outcome:
 
 
 def why_nothing(dropped: Counter[str]) -> str:
-    """The reasons, and the options that change them."""
-    why = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    """Return the reasons why all pictures were left out, and the options that avoid that."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     if NO_FACE in dropped:
-        why += "; --keep-faceless keeps pictures without a face"
+        reasons += "; --keep-faceless keeps pictures without a face"
     if any(reason.startswith("photograph ") for reason in dropped):
-        why += "; say where the photographs are with --dataset"
-    return why or "the run has no edited pictures"
+        reasons += "; say where the photographs are with --dataset"
+    return reasons or "the run has no edited pictures"
 
 
 Splits = dict[Picture, str]
@@ -72,12 +78,20 @@ Splits = dict[Picture, str]
 
 @dataclass(frozen=True)
 class Options:
-    """What is exported, and how.
+    """The options of an export.
 
-    format: a key of `export_files.FORMATS`. include: kinds besides `edit`. balance: as
-    `export_choice.parse_balance` reads it. validation: its share of the photographs. person: a
-    regular expression for the part of an id that names the person. dataset: where the photographs
-    are now, for paste_back. fresh: an earlier export of this run may be replaced.
+    Attributes:
+        format: A key of `formats.FORMATS`.
+        include: Kinds of pictures besides `edit`.
+        filters: Which pictures pass.
+        balance: A label to balance by, for `choice.parse_balance`.
+        validation: Share of photographs for the validation split.
+        person: A regular expression for the part of an id that names the person.
+        seed: Seed of the split and of balancing.
+        paste_back: Whether edits are blended into the uncropped photographs.
+        dataset: The dataset with the photographs for `paste_back`, if it has been moved.
+        encoding: The format of the pictures.
+        fresh: Whether an earlier export of this run may be replaced.
     """
 
     format: str

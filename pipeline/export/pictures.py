@@ -1,4 +1,4 @@
-"""The pictures of a run that may be exported, what is known of each, and which of them pass."""
+"""The pictures of a run, their labels, and the filters of an export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.face_scores import NAMES, effect_score
 
-# Kind of an exported picture -> its kind in the table `images`.
+# The kind in the table `images` of each kind of exported picture.
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}
 NO_FACE = "no face found"
 _LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
@@ -30,10 +30,17 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_+-]+")
 class Picture:
     """A picture and its labels.
 
-    kind: a key of `KINDS`. effect: what the edit changed in the score of its name (`score_smile`
-    for `smile`), against the photograph. identity: cosine of the face descriptors of it and
-    the aligned photograph. Both are None where they were not measured, and effect is for `refined`;
-    scores lacks such values.
+    Attributes:
+        image_id: The aligned image.
+        source: The id of the photograph.
+        kind: A key of `KINDS`.
+        edit: Name of the edit; empty for other kinds.
+        strength: Strength of the edit; 0 for other kinds.
+        effect: Change of the edit's score against the photograph, for example of `score_smile`.
+            None if it was not measured, and for `refined`.
+        identity: Cosine similarity of the face descriptors of the picture and the aligned
+            photograph; None if it was not measured.
+        scores: The measured scores of the picture.
     """
 
     image_id: str
@@ -47,37 +54,40 @@ class Picture:
 
     @property
     def label(self) -> str:
-        """Its class: `smile+2`, `refined` or `source`."""
+        """The class: `smile+2`, `refined`, `source` and so on."""
         name = f"{self.edit}{self.strength:+g}" if self.kind == "edit" else self.kind
         return _UNSAFE.sub("_", name)
 
     @property
     def digest(self) -> str:
-        """Tells it from all other pictures of its run and does not depend on them."""
+        """A checksum that is unique in the run and does not depend on other pictures."""
         return digest(f"{self.image_id}\n{self.kind}\n{self.edit}\n{self.strength:g}")
 
     @property
     def key(self) -> str:
-        """A file name without ending and without dots, which WebDataset takes for endings."""
+        """A file name without extension and dots, because WebDataset parses dots as extensions."""
         return f"{_UNSAFE.sub('_', self.image_id)[:80]}-{self.label}-{self.digest[:8]}"
 
     def labels(self) -> dict[str, Any]:
-        """What is exported beside the pixels, apart from `label` and the scores."""
+        """Return the exported labels except `label` and the scores."""
         names = ("image_id", "kind", "edit", "strength", "effect", "identity")
         return {name: getattr(self, name) for name in names}
 
 
 def digest(text: str) -> str:
+    """Return the hexadecimal sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which pictures pass; photographs (kind `source`) always do.
+    """Conditions that exported pictures must fulfil. Photographs (kind `source`) always pass.
 
-    min_identity: least cosine. effects: edit -> least and greatest effect, for pictures of that
-    edit. most: metric -> greatest value, in the table `metrics`. faces: a picture passes only if
-    landmarks were found in it, as its landmark scores tell.
+    Attributes:
+        min_identity: Minimum cosine similarity; None for no limit.
+        effects: Minimum and maximum effect by edit, for pictures of that edit.
+        most: Maximum value by metric.
+        faces: Whether landmarks must have been found, which the landmark scores show.
     """
 
     min_identity: float | None = None
@@ -86,9 +96,11 @@ class Filters:
     faces: bool = True
 
     def reason(self, picture: Picture, metrics: Mapping[str, float]) -> str | None:
-        """Why a picture is dropped, the first of several reasons; None where it passes.
+        """Return the first reason why a picture does not pass, or None if it passes.
 
-        metrics: those of `most` that were measured for it.
+        Args:
+            picture: The picture.
+            metrics: Its measured metrics.
         """
         if picture.kind == "source":
             return None
@@ -107,7 +119,7 @@ class Filters:
                 return f"effect of {picture.edit} outside {low:g}:{high:g}"
         for name, limit in self.most.items():
             if picture.kind == "refined" and name.startswith("change_"):
-                continue  # A comparison with the refined picture.
+                continue  # These metrics compare with the refined picture itself.
             if name not in metrics:
                 return f"{name} not measured"
             if metrics[name] > limit:
@@ -117,9 +129,12 @@ class Filters:
 
 @dataclass
 class Gathered:
-    """Pictures that pass, by the file of the table `images` that holds them, in its order.
+    """The pictures that pass.
 
-    dropped: reason -> pictures. images: that have rows.
+    Attributes:
+        parts: Pictures by the file of the table `images` that contains them, in its order.
+        dropped: Number of pictures that do not pass, by reason.
+        images: Number of images that have rows.
     """
 
     parts: dict[str, list[Picture]] = field(default_factory=dict)
@@ -134,16 +149,22 @@ class Gathered:
 
 
 def measured_identity(run: Run) -> str | None:
-    """The network whose cosine is `identity`: the first that the run measured with."""
+    """Return the network of the label `identity`, the first one in the settings of the run."""
     names = run.plan["config"]["measure"].get("identity") or ()
     names = [names] if isinstance(names, str) else names
     return next((name for name in names if name != "none"), None)
 
 
 def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
-    """All pictures of these kinds that pass. Reads no pixels.
+    """Collect the pictures that pass. Pixels are not read.
 
-    Raises Refused for a filter on what the run does not have.
+    Args:
+        run: The run.
+        kinds: Keys of `KINDS`.
+        filters: The conditions.
+
+    Raises:
+        Refused: If a filter names an edit or a metric that the run does not have.
     """
     network = measured_identity(run)
     if filters.min_identity is not None and network is None:
@@ -193,7 +214,7 @@ def _rows(run: Run, key: str, kinds: list[str]) -> list[dict[str, Any]]:
 
 
 def _metrics(run: Run, key: str, seen: set[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """(image, stage) -> finite metrics of a file; their names are added to `seen`."""
+    """Return the finite metrics of a file by image and stage. Adds their names to `seen`."""
     data = ds.dataset([key], format="parquet", filesystem=run.storage.files)
     table = data.to_table(columns=["image_id", "stage", "metric", "value"])
     seen.update(pc.unique(table["metric"]).to_pylist())
@@ -210,7 +231,7 @@ def _picture(
     identity: str,
     measured: set[str],
 ) -> tuple[Picture, Mapping[str, float]]:
-    """A picture and its metrics. measured: names of all metrics."""
+    """Return a picture and its metrics. measured: names of all metrics."""
     image_id = row["image_id"]
     kind = next(kind for kind, stored in KINDS.items() if stored == row["kind"])
     edit, strength = row["edit_name"] or "", row["edit_strength"] or 0.0
@@ -235,7 +256,17 @@ def _picture(
 
 
 def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
-    """`smile=0.3:0.8`, either end of which may be left out. Raises Refused."""
+    """Parse the value of `--effect`.
+
+    Returns:
+        The edit, and the minimum and maximum of its effect.
+
+    Raises:
+        Refused: If the text has another form.
+
+    >>> parse_effect("smile=0.3:0.8"), parse_effect("smile=0.3:")
+    (('smile', (0.3, 0.8)), ('smile', (0.3, inf)))
+    """
     name, _, span = text.partition("=")
     low, colon, high = span.partition(":")
     ends = _number(low or "-inf"), _number(high or "inf")
@@ -247,7 +278,14 @@ def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def parse_limit(text: str) -> tuple[str, float]:
-    """`st_lpips_alex=0.2` as a metric and its greatest value. Raises Refused."""
+    """Parse the value of `--max`, such as `st_lpips_alex=0.2`.
+
+    Returns:
+        The metric and its maximum.
+
+    Raises:
+        Refused: If the text has another form.
+    """
     name, _, number = text.partition("=")
     limit = _number(number)
     if not name or limit is None:

@@ -1,4 +1,4 @@
-"""The folder of an export: where it may lie, and how it appears."""
+"""The folder of an export: where it may be, and how an earlier export is replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ _MARKER = ".dhr-batch.json"
 
 
 def resolved(out: Path, run: Run, fresh: bool) -> Path:
-    """The absolute folder. Raises Refused for one that an export of this run may not replace."""
+    """Return the absolute path of the folder.
+
+    Raises:
+        Refused: If the folder contains anything that an export of this run may not replace.
+    """
     out = out.expanduser().resolve()
     if Path.cwd().is_relative_to(out):
         raise Refused(f"{out} is the current folder or holds it: choose a folder in it with --out")
@@ -164,6 +168,6 @@ def _sum(path: Path) -> str:
 
 
 def identity(plan: dict[str, Any]) -> str:
-    """The same for all exports of a run, also after `--extend`."""
+    """Return a checksum that identifies a run, and that `--extend` does not change."""
     kept = json.dumps([plan["dataset"], plan["fingerprint"]], sort_keys=True)
     return hashlib.sha256(kept.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Pictures of a run as a labelled dataset that trainers read."""
+"""Write pictures of a run as a labelled training set."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dhr_batch.pipeline.storage.ownership import require_apart
 from dhr_batch.stages.paste_back import paste_back
 
 _COLUMNS = ["image_id", "kind", "edit_name", "edit_strength", "image", "quad"]
-# Rows of the table `images` that are in memory at a time.
+# Number of rows of the table `images` that are in memory at a time.
 _ROWS = 32
 
 
@@ -41,17 +41,26 @@ def write(
     options: Options,
     tick: Callable[[int, int], object] = lambda done, of: None,
 ) -> Outcome:
-    """Export pictures of a run to the folder `out`, which appears complete or not at all.
+    """Export pictures of a run to a folder. The folder appears when it is complete, or not at all.
 
-    tick: told how many of how many pictures are done.
-    Raises Refused for what cannot be exported as asked, NoRun, and StorageError.
+    Args:
+        run_place: Folder or URL of the run.
+        out: The folder to write to.
+        options: What to export.
+        tick: Called with the number of pictures done and in total.
+
+    Raises:
+        Refused: If the options contradict each other, the folder may not be used, or no picture is
+            left to export.
+        NoRun: If there is no run.
+        StorageError: If the storage is unavailable.
     """
     if options.paste_back and "refined" in options.include:
         raise Refused("--paste-back puts edits back: leave refined out of --include")
     if options.paste_back and options.format == "stylegan-zip":
         raise Refused("--paste-back makes photographs of many sizes, StyleGAN reads squares of one")
     run = results.open(run_place)
-    options = _fitting(options, run)
+    options = _applicable(options, run)
     out = target.resolved(out, run, options.fresh)
     if options.paste_back and options.dataset:
         require_apart(connect(out), [datasets.find(options.dataset).location])
@@ -71,17 +80,18 @@ def write(
     return outcome
 
 
-def _fitting(options: Options, run: Run) -> Options:
-    """Without landmark scores, nothing is known of faces, and no picture is dropped for it."""
+def _applicable(options: Options, run: Run) -> Options:
+    """Turn off the filter `faces` for a run without landmark scores, where no face is known."""
     measure = run.plan["config"]["measure"]
     scores = measure.get("scores", "landmarks")
-    asked = [scores] if isinstance(scores, str) else scores
-    if measure.get("landmarks", "none") != "none" and "landmarks" in asked:
+    measured = [scores] if isinstance(scores, str) else scores
+    if measure.get("landmarks", "none") != "none" and "landmarks" in measured:
         return options
     return replace(options, filters=replace(options.filters, faces=False))
 
 
 def _drop_lost(gathered: Gathered, photographs: Photographs) -> None:
+    """Drop the pictures whose photograph no longer exists."""
     kept = set()
     for picture in gathered.pictures():
         try:
@@ -94,7 +104,7 @@ def _drop_lost(gathered: Gathered, photographs: Photographs) -> None:
 
 
 def _choose(gathered: Gathered, options: Options) -> Splits:
-    """The chosen pictures with their split; what balancing leaves out is counted."""
+    """Return the split of each chosen picture, and count the pictures that balancing drops."""
     splits = {}
     for picture in gathered.pictures():
         who = choice.person(picture.source, options.person)
@@ -120,6 +130,7 @@ def _fill(
     outcome: Outcome,
     tick: Callable[[int, int], object],
 ) -> None:
+    """Write all files of the export, and complete the outcome."""
     scores = sorted({name for picture in splits for name in picture.scores})
     classes = choice.classes(splits)
     names = [*next(iter(splits)).labels(), *scores]
@@ -158,16 +169,16 @@ def _encoded(
     photographs: Photographs | None,
     encoding: Encoding,
 ) -> Iterator[tuple[Picture, bytes | str]]:
-    """Each picture as a file, or the reason why there is none."""
-    wanted = {(p.image_id, export_rows.KINDS[p.kind], p.edit, p.strength): p for p in pictures}
-    if not wanted:
+    """Iterate over pictures with their encoded bytes, or the reason why there are none."""
+    by_row = {(p.image_id, export_rows.KINDS[p.kind], p.edit, p.strength): p for p in pictures}
+    if not by_row:
         return
     refined: dict[str, Any] | None = None
     for row in _stream(run, key):
         if row["kind"] == "refined":
             refined = row
         name = (row["image_id"], row["kind"], row["edit_name"] or "", row["edit_strength"] or 0.0)
-        picture = wanted.get(name)
+        picture = by_row.get(name)
         if picture is None:
             continue
         data = row["image"]["bytes"]
@@ -202,6 +213,7 @@ def _pasted(
     photographs: Photographs,
     encoding: Encoding,
 ) -> bytes | str:
+    """Blend an edit into its photograph. Returns the encoded result, or why there is none."""
     if row["quad"] is None:
         return "place in the photograph not stored"
     if refined is None and picture.kind == "edit":
@@ -225,7 +237,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
-    """What `use` makes of a picture. Raises Lost for a damaged one, which costs itself alone."""
+    """Decode a picture and apply a function to it. Raises Lost if the picture is damaged."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return use(image)

@@ -1,3 +1,3 @@
-"""Metrics and pictures of a run as HTML, Markdown, CSV and PNG. Imports runs, planning and
+"""Reports: metrics and pictures of a run as HTML, Markdown, CSV and PNG. Imports runs, planning and
 stats. Begin with `write`.
 """

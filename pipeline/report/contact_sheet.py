@@ -1,4 +1,4 @@
-"""One picture of a run: source | inverted | refined | mask overlay | edits, a row per image."""
+"""The contact sheet of a run: source, inversion, refinement, mask and edits, in a row per image."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ Column = tuple[str, str]
 
 
 def columns(edits: Sequence[tuple[str, float]], max_edits: int | None = MAX_EDITS) -> list[Column]:
-    """(label, stage) of the columns: the four of every row, then edits.
+    """Return label and stage of each column: four fixed ones, then edits.
 
-    edits: (name, strength), in order. Where there are more of them than `max_edits`, the outermost
-    strengths of each edit are shown.
+    Args:
+        edits: Name and strength of the edits, in order.
+        max_edits: If there are more edits, only the lowest and the highest strength of each name
+            are shown; None for no limit.
     """
     if max_edits is not None and len(edits) > max_edits:
         ends: dict[tuple[str, float], None] = {}
@@ -47,13 +49,18 @@ def columns(edits: Sequence[tuple[str, float]], max_edits: int | None = MAX_EDIT
 
 
 def size(n_rows: int, n_columns: int) -> tuple[int, int]:
-    """Width and height in pixels of a sheet."""
+    """Return width and height of a sheet in pixels."""
     width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
     return width, HEAD + LABELS + n_rows * (CELL + CAPTION + GAP) + FOOT
 
 
 def draw(data: RunData, rows: Sequence[Row]) -> Image.Image:
-    """The sheet of some images of a run, PSNR and identity distance below each cell."""
+    """Draw the sheet, with PSNR and identity distance below each picture.
+
+    Args:
+        data: The run.
+        rows: The images to show.
+    """
     heads = columns(data.edits)
     sheet = Image.new("RGB", size(len(rows), len(heads)), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -79,15 +86,15 @@ def draw(data: RunData, rows: Sequence[Row]) -> Image.Image:
 
 
 def _head(pen: ImageDraw.ImageDraw, data: RunData, width: int) -> None:
-    room = width - 2 * MARGIN
-    name = _shorten(pen, f"dhr-batch · {data.name}", _font(26, bold=True), room)
+    available = width - 2 * MARGIN
+    name = _shorten(pen, f"dhr-batch · {data.name}", _font(26, bold=True), available)
     pen.text((MARGIN, 22), name, INK, _font(26, bold=True))
     if data.random_weights:
         warning = "random weights: nothing here shows what a trained generator does"
         pen.text((MARGIN, 58), warning, WARN, _font(17, bold=True))
     else:
         text = "source, inversion, refinement, in-domain mask and edits of one face per row"
-        pen.text((MARGIN, 58), _shorten(pen, text, _font(17), room), FAINT, _font(17))
+        pen.text((MARGIN, 58), _shorten(pen, text, _font(17), available), FAINT, _font(17))
 
 
 def _cell(sheet: Image.Image, row: Row, stage: str, x: int, y: int) -> None:
@@ -99,9 +106,12 @@ def _cell(sheet: Image.Image, row: Row, stage: str, x: int, y: int) -> None:
 
 
 def picture(row: Row, stage: str, side: int) -> Image.Image | None:
-    """The picture of a row for a stage (`aligned`, `mask`, `edit:smile:2`, ...), if it has one.
+    """Return the picture of an image for one column, or None if it is not stored.
 
-    It is shrunk to at most `side` px, never enlarged; the mask is laid over a picture of that size.
+    Args:
+        row: The image.
+        stage: `aligned`, `mask`, `edit:smile:2` and so on.
+        side: Maximum side in pixels. Smaller pictures are not enlarged.
     """
     if stage == "mask":
         source = picture(row, "aligned", side)
@@ -146,7 +156,7 @@ def _caption(
 def _shorten(
     pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float
 ) -> str:
-    """Cut the middle out of a text that is wider than `width` pixels."""
+    """Replace the middle of a text that is wider than `width` pixels by an ellipsis."""
     if pen.textlength(text, font) <= width:
         return text
     keep = len(text)

@@ -1,4 +1,4 @@
-"""What a report shows, read from the Parquet tables of one run."""
+"""Read the data of a report from the Parquet tables of a run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("image_id", "stage", "metric", "value", "model")
-# An almost all-out mask lets feature modulation copy pixels, so such images do not count.
+# If less of the face is in-domain, feature modulation may copy its pixels, so the metrics of the
+# image would say nothing about the method.
 MIN_IN_DOMAIN_FACE = 0.4
 
 
 @dataclass(frozen=True)
 class Edited:
-    """One edited picture: its edit, strength and encoded bytes."""
+    """One edited picture: name and strength of the edit, and the encoded bytes."""
 
     name: str
     strength: float
@@ -43,7 +44,14 @@ class Edited:
 
 @dataclass
 class Row:
-    """One image of the run. pictures: kind -> encoded bytes, kinds of the `images` table."""
+    """The pictures of one image.
+
+    Attributes:
+        image_id: The image.
+        pictures: Encoded pictures by kind, as in the table `images`.
+        edits: The edited pictures.
+        mask: The encoded in-domain mask.
+    """
 
     image_id: str
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -53,14 +61,21 @@ class Row:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run, as far as its report needs it; its pictures are read one after the other, by `rows`.
+    """The data of a report, without the pictures, which `rows` reads one image at a time.
 
-    metrics: that table, its columns of text categorical. quarantine: all rows of that table.
-    in_domain_face: image id -> share of the face that is in-domain, of every image whose mask and
-    labels are stored and show a face. edits: (name, strength) of the edited pictures. notes: image
-    id -> what its stages remarked. shards: manifests of the committed shards by number.
-    throughput: [Unix time, images finished in all], in the order of time.
-    distances: between sets of pictures, of the images that count.
+    Attributes:
+        name: The name of the run.
+        plan: Its plan; empty if there is none.
+        image_ids: The images in the order of the tables.
+        metrics: The table `metrics`, with categorical columns of text.
+        quarantine: The rows of the table `quarantine`.
+        in_domain_face: The in-domain share of the face by image id, for images whose mask and
+            labels are stored and show a face.
+        edits: Name and strength of the edited pictures.
+        notes: Remarks of the stages by image id.
+        shards: Manifests of the committed shards by number.
+        throughput: Unix time and total number of finished images, in the order of time.
+        distances: Distances between sets of pictures, without the excluded images.
     """
 
     name: str
@@ -77,12 +92,12 @@ class RunData:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models that were used."""
+        """Names of the models that the run used."""
         return sorted({m for shard in self.shards.values() for m in shard.get("models", ())})
 
     @property
     def random_weights(self) -> bool:
-        """Whether the generator has random weights, so that no number or picture means a thing."""
+        """Whether the generator is untrained, so that numbers and pictures have no meaning."""
         generator = _find(self.plan, "generator")
         if isinstance(generator, dict):
             generator = generator.get("name")
@@ -90,15 +105,16 @@ class RunData:
         return generator == "tiny" or labelled
 
     def excluded(self) -> list[str]:
-        """Images with less than 40 % of their face in-domain: they do not count in averages."""
+        """Return the images that averages leave out: less than 40 % of the face is in-domain."""
         shares = self.in_domain_face
         return [i for i in self.image_ids if shares.get(i, 1.0) < MIN_IN_DOMAIN_FACE]
 
 
 def load(run: Storage) -> RunData:
-    """Read everything of a run but its pictures.
+    """Read the data of a report, without the pictures.
 
-    Raises ReportError where there is no run or a table cannot be read.
+    Raises:
+        ReportError: If there is no run, or a table cannot be read.
     """
     folder = RunFolder(run)
     plan = folder.plan()
@@ -127,7 +143,7 @@ def load(run: Storage) -> RunData:
         metrics=metrics,
         quarantine=quarantine,
         in_domain_face=_face_shares(run),
-        edits=_in_order(edits),
+        edits=_sorted_edits(edits),
         notes=notes,
         shards=folder.manifests(),
         throughput=status_file.throughput(run),
@@ -143,9 +159,15 @@ def _distances(run: Storage, data: RunData) -> list[SetDistance]:
 
 
 def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a table in the order of its parts; columns that the table lacks are left out.
+    """Iterate over the rows of a table, in the order of its files.
 
-    A table without a finished part has no rows.
+    Args:
+        run: The run.
+        table: Name of the table. It has no rows if it has no finished file.
+        columns: Names of columns. Those that the table lacks are left out.
+
+    Raises:
+        ReportError: If the table cannot be read.
     """
     parts = run.parts(table)
     if not parts:
@@ -160,20 +182,26 @@ def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str,
 
 
 def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
-    """Pictures and masks of these images, which are in the order of the tables, one by one.
+    """Read the pictures and the mask of each of the given images, one image at a time.
 
-    Masks, a few kB each, are read first; pictures row group by row group. An image without any
-    picture is an empty Row.
+    All masks are read first, a few kB each. Pictures are read one row group at a time.
+
+    Args:
+        run: The run.
+        image_ids: The images, in the order of the tables.
+
+    Raises:
+        ReportError: If a table cannot be read.
     """
-    wanted = set(image_ids)
+    chosen = set(image_ids)
     masks = {
         record["image_id"]: record["mask"]["bytes"]
-        for record in _some_rows(run, "masks", ("image_id", "kind", "mask"), wanted)
+        for record in _rows_of(run, "masks", ("image_id", "kind", "mask"), chosen)
         if record["kind"] == "in_domain"
     }
     columns = ("image_id", "kind", "image", "edit_name", "edit_strength")
     missing = iter(image_ids)
-    found = groupby(_some_rows(run, "images", columns, wanted), lambda r: str(r["image_id"]))
+    found = groupby(_rows_of(run, "images", columns, chosen), lambda r: str(r["image_id"]))
     for image_id, records in found:
         while (expected := next(missing, image_id)) != image_id:
             yield Row(expected, mask=masks.get(expected))
@@ -193,10 +221,10 @@ def _row(image_id: str, records: Iterator[dict[str, Any]], mask: bytes | None) -
     return row
 
 
-def _some_rows(
+def _rows_of(
     run: Storage, table: str, columns: Sequence[str], image_ids: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of these images. A row group that has none of them is not read."""
+    """Iterate over the rows of the given images. Only row groups that contain one are read."""
     try:
         for part in run.parts(table):
             with run.files.open_input_file(part) as file, pq.ParquetFile(file) as parquet:
@@ -213,14 +241,14 @@ def _some_rows(
         raise ReportError(f"table {table!r} of {run.place} cannot be read: {error}") from error
 
 
-def _in_order(edits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Edits as named first, each from its lowest to its highest strength."""
+def _sorted_edits(edits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Sort edits by the first appearance of their name, then by strength."""
     names = list(dict.fromkeys(name for name, _ in edits))
     return sorted(edits, key=lambda edit: (names.index(edit[0]), edit[1]))
 
 
 def _metrics(run: Storage) -> pd.DataFrame:
-    """The metrics table. As dictionaries a row takes half a kilobyte, like this 24 bytes."""
+    """Read the table `metrics`. With categorical text, a row takes 24 bytes instead of 500."""
     import pandas as pd
 
     parts = run.parts("metrics")
@@ -236,11 +264,12 @@ def _metrics(run: Storage) -> pd.DataFrame:
 
 
 def _face_shares(run: Storage) -> dict[str, float]:
+    """Return the in-domain share of the face of each image with a mask, labels and a face."""
     shares: dict[str, float] = {}
-    waiting: dict[str, dict[str, bytes]] = {}
+    incomplete: dict[str, dict[str, bytes]] = {}
     for record in read(run, "masks", ("image_id", "mask", "kind")):
         image_id = record["image_id"]
-        pair = waiting.setdefault(image_id, {})
+        pair = incomplete.setdefault(image_id, {})
         pair[record["kind"]] = record["mask"]["bytes"]
         if {"in_domain", "labels"} <= pair.keys():
             share = face_share(
@@ -249,12 +278,12 @@ def _face_shares(run: Storage) -> dict[str, float]:
             )
             if share is not None:
                 shares[image_id] = share
-            del waiting[image_id]
+            del incomplete[image_id]
     return shares
 
 
 def _find(tree: Any, key: str) -> Any:
-    """First value of `key` in nested dicts, outer levels first."""
+    """Return the first value of a key in nested dictionaries, outer levels first."""
     level = [tree]
     while level:
         for node in level:

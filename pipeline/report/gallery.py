@@ -1,4 +1,4 @@
-"""The gallery of a run: which images it shows, their numbers, and their thumbnails."""
+"""The gallery of a report: the choice of images, their metrics, and their thumbnails."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages.base import EDIT_STAGE
 
 MAX_IMAGES = 3000
-# Base64 of all pictures of a page. A browser opens such a file from disk within seconds.
+# Limit for all pictures of a page in base64. A browser opens such a file within seconds.
 PAGE_BYTES = 64 * 2**20
-# Side in px -> base64 bytes that a face of this size takes as a WebP, with room to spare.
+# Side in pixels and the base64 bytes that a face of this size takes as a WebP at most.
 _SIZES = {320: 16_000, 256: 11_000, 192: 7_000, 128: 4_000, 96: 2_200}
 _QUALITIES = (75, 50, 25)
 _THREADS = 8
@@ -37,10 +37,13 @@ _IN_DOMAIN = "In-domain share of the face"
 
 
 def choose(data: RunData, most: int) -> tuple[list[str], str]:
-    """The images of the gallery in the order of the run, and a sentence that says which they are.
+    """Choose the images of the gallery.
 
-    Of more than `most` images, half are the worst by the headline metrics, the others are drawn by
-    a checksum of their ids: the same ones in every report.
+    If a run has more than `most` images, half of those shown are the worst by the headline metrics.
+    The others are chosen by a checksum of their ids, so every report shows the same ones.
+
+    Returns:
+        The ids in the order of the run, and a sentence that describes the choice.
     """
     total = len(data.image_ids)
     if total <= most:
@@ -64,12 +67,17 @@ def choose(data: RunData, most: int) -> tuple[list[str], str]:
 
 
 def capacity(columns: int, most: int = MAX_IMAGES) -> int:
-    """How many images with that many pictures each fit into a page, at most `most`."""
+    """Return how many images fit into a page.
+
+    Args:
+        columns: Number of pictures per image.
+        most: Upper limit of the result.
+    """
     return max(1, min(most, PAGE_BYTES // (columns * min(_SIZES.values()))))
 
 
 def gallery(data: RunData, image_ids: Sequence[str], about: str) -> Gallery:
-    """The gallery of these images, without its pictures."""
+    """Return the gallery of the given images, without its pictures."""
     columns = contact_sheet.columns(data.edits, max_edits=None)
     excluded = set(data.excluded())
     shares = data.in_domain_face
@@ -89,7 +97,7 @@ def _warning(share: float) -> str:
 
 
 def _scores(data: RunData, image_ids: Sequence[str], labels: dict[str, str]) -> Iterator[Score]:
-    """Every metric of every picture; those of the source stand with its picture."""
+    """Iterate over the metrics of all pictures. Metrics of the source belong to its picture."""
     names = labels | {"source": labels["aligned"]}
     long = data.metrics[data.metrics["image_id"].isin(image_ids)]
     groups = {key: group for key, group in long.groupby(["stage", "metric"], observed=True)}
@@ -100,7 +108,7 @@ def _scores(data: RunData, image_ids: Sequence[str], labels: dict[str, str]) -> 
         values = dict(zip(group["image_id"], group["value"].tolist(), strict=True))
         caption = _CAPTIONS.get(metric, "")
         if stage.startswith(EDIT_STAGE) and not metric.startswith("identity"):
-            # PSNR of an edit, for one, would only say how much it changed.
+            # Metrics such as the PSNR of an edit would only tell how much it has changed.
             caption = ""
         yield Score(
             names[stage],
@@ -118,10 +126,18 @@ def _order(key: tuple[str, str]) -> tuple[object, object]:
 def pictures(
     run: Storage, image_ids: Sequence[str], edits: Sequence[tuple[str, float]]
 ) -> Iterator[list[str | None]]:
-    """The thumbnails of each image: WebP in base64 by column, None for what is not stored.
+    """Iterate over the thumbnails of the images; each image has one per column.
 
-    Reads one row group at a time and holds the pictures of a few images only. Together they stay
-    below `PAGE_BYTES`.
+    The pictures of only a few images are in memory at a time.
+
+    Args:
+        run: The run.
+        image_ids: The images, in the order of the tables.
+        edits: Name and strength of the edits to show.
+
+    Yields:
+        WebP in base64 for each column, or None for a picture that is not stored. All of them
+        together take at most `PAGE_BYTES`.
     """
     columns = contact_sheet.columns(edits, max_edits=None)
     stages = [stage for _, stage in columns]
@@ -130,26 +146,32 @@ def pictures(
     rows = report_data.rows(run, image_ids)
     threads = min(_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(rows, threads)):
-            yield from pool.map(partial(thumbnails, stages=stages, side=side, most=allowed), some)
+        while batch := list(islice(rows, threads)):
+            yield from pool.map(partial(thumbnails, stages=stages, side=side, most=allowed), batch)
 
 
 def thumbnails(row: Row, stages: Sequence[str], side: int, most: int) -> list[str | None]:
-    """Pictures of one image at `side` px; each takes at most `most` bytes."""
+    """Return the thumbnails of one image, of at most `side` pixels and `most` bytes each."""
     return [thumbnail(row, stage, side, most) for stage in stages]
 
 
 def thumbnail(row: Row, stage: str, side: int, most: int) -> str | None:
-    """One of them; None where the image has no such picture."""
+    """Return the thumbnail of one stage, or None if the image has no such picture."""
     image = contact_sheet.picture(row, stage, side)
     mark = stage.removeprefix(EDIT_STAGE) if stage.startswith(EDIT_STAGE) else ""
     return None if image is None else webp(image, side, most, mark)
 
 
 def webp(image: Image.Image, side: int, most: int, edit: str = "") -> str:
-    """A WebP of at most `side` px and `most` bytes in base64; that of an edit names it in EXIF.
+    """Encode a picture as WebP in base64.
 
-    What does not fit is made coarser, then smaller.
+    Quality and then size are reduced until the result fits.
+
+    Args:
+        image: The picture.
+        side: Maximum side in pixels.
+        most: Maximum number of bytes.
+        edit: Name and strength of the edit, which are written to the EXIF data; empty for none.
     """
     exif = Image.Exif()
     if edit:

@@ -1,4 +1,4 @@
-"""Names, order and direction of the metrics that reports show."""
+"""Titles, order and direction of the metrics that reports show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
-# What an edit changes on purpose, and what an occluder hides.
+# Metrics of what an edit changes on purpose, and of what an occluder hides.
 NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded")
 TITLES = {
     "psnr": "PSNR [dB]",
@@ -49,7 +49,11 @@ TITLES = {
 
 
 def title(metric: str) -> str:
-    """Name of a metric for readers."""
+    """Return the title of a metric.
+
+    >>> title("psnr_1024_in")
+    'PSNR [dB] at 1024 px, in-domain'
+    """
     base, size, part = split(metric)
     if metric.startswith("score_"):
         return f"Score: {metric.removeprefix('score_').replace('_', ' ')}"
@@ -62,7 +66,11 @@ def title(metric: str) -> str:
 
 
 def split(metric: str) -> tuple[str, int, str]:
-    """`psnr_1024_in` -> ("psnr", 1024, "_in"); the size is 0 where the name has none."""
+    """Split the name of a metric into base name, size and part; 0 and "" if it has none.
+
+    >>> split("psnr_1024_in"), split("ssim")
+    (('psnr', 1024, '_in'), ('ssim', 0, ''))
+    """
     part = next((p for p in PARTS if metric.endswith(p)), "")
     base = metric.removesuffix(part)
     size = _AT_SIZE.search(base)
@@ -70,7 +78,7 @@ def split(metric: str) -> tuple[str, int, str]:
 
 
 def better(metric: str) -> str:
-    """Which way a metric improves: `higher`, `lower`, or `` for what is no quality."""
+    """Return `higher` or `lower` for the better direction of a metric, or "" if there is none."""
     if metric.startswith(NEITHER_IS_BETTER):
         return ""
     return "higher" if any(word in metric for word in HIGHER_IS_BETTER) else "lower"
@@ -93,13 +101,22 @@ def metric_key(metric: str) -> tuple[int, int, int, str]:
 
 
 def of_truth(metrics: pd.DataFrame, wanted: bool = True) -> pd.DataFrame:
-    """The rows of a metrics table that are against the ground truth, or all others."""
+    """Return the rows of a metrics table that compare with the ground truth.
+
+    Args:
+        metrics: The table.
+        wanted: Whether to return these rows, or all others.
+    """
     names = [name for name in metrics["metric"].unique() if name.startswith(TRUTH)]
     return metrics[metrics["metric"].isin(names) == wanted]
 
 
 def number(value: float | None) -> str:
-    """Four significant digits at most, no exponent for everyday sizes, `–` for nothing."""
+    """Format a number for readers; `–` for None and nan.
+
+    >>> number(24.104), number(0.51234), number(0.00012), number(None)
+    ('24.10', '0.512', '1.20e-04', '–')
+    """
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -110,5 +127,5 @@ def number(value: float | None) -> str:
 
 
 def signed(strength: float) -> str:
-    """Strength of an edit with its sign."""
+    """Format the strength of an edit with its sign."""
     return f"{strength:+g}" if strength else "0"

@@ -1,6 +1,6 @@
-"""A report page from plain data: sections of plots and tables, and one gallery of pictures.
+"""Render a report page: sections of plots and tables, and one gallery of pictures.
 
-Knows neither runs nor tables: whoever has a `Page` gets one self-contained HTML file.
+This module is independent of runs. It turns a `Page` into one self-contained HTML file.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ from dhr_batch.version import __version__
 
 @dataclass(frozen=True)
 class Shown:
-    """A number that stands in a table as `text` and is sorted by its value. mark: `best`, `second`
-    or none."""
+    """A cell of a table that is shown as text and sorted by a value.
+
+    Attributes:
+        value: The value to sort by.
+        text: The text to show.
+        mark: `best`, `second` or empty.
+    """
 
     value: float | None
     text: str
@@ -30,7 +35,13 @@ Cell = str | int | float | Shown | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. number: aligned right; code: in type of one width, broken anywhere."""
+    """A column of a table.
+
+    Attributes:
+        title: The heading.
+        number: Whether the column is aligned right.
+        code: Whether the text is monospaced and may be broken anywhere.
+    """
 
     title: str
     number: bool = False
@@ -39,7 +50,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that readers sort. Floats are shown with four digits and sorted by their value."""
+    """A table that readers can sort. Floats are shown with up to four significant digits.
+
+    Attributes:
+        folded: Whether the table is hidden until the reader opens it.
+    """
 
     title: str
     columns: Sequence[Column]
@@ -49,8 +64,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its headline. svg: of `report_plots`; means: series -> number, the last counts
-    most."""
+    """A plot with a headline.
+
+    Attributes:
+        title: The headline.
+        svg: The plot, from `plots`.
+        hint: A remark below the headline.
+        means: The formatted mean of each series. The last one is emphasized.
+    """
 
     title: str
     svg: str
@@ -60,10 +81,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Score:
-    """One number per item of a gallery.
+    """One number for each item of a gallery.
 
-    column: name of the gallery's column it belongs to. better: `higher`, `lower`, or `` where
-    neither is. caption: how it stands below the picture, `{}` for the number; `` if it does not.
+    Attributes:
+        column: Name of the column that the number belongs to.
+        title: Name of the number.
+        values: One for each item.
+        better: `higher` or `lower`; empty if neither is better.
+        caption: The caption below the picture, with `{}` for the number; empty for none.
     """
 
     column: str
@@ -75,7 +100,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Item:
-    """One row of a gallery. warning: why its numbers do not count, if they do not."""
+    """One row of a gallery.
+
+    Attributes:
+        name: The id of the image.
+        note: A remark of the run about the image.
+        warning: Why averages leave out the image; empty if they do not.
+    """
 
     name: str
     note: str = ""
@@ -84,7 +115,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of pictures. about: which items these are; columns: names of the pictures in a row."""
+    """Rows of pictures.
+
+    Attributes:
+        about: A sentence about the choice of the items.
+        columns: Names of the pictures in a row.
+        items: The rows.
+        scores: The numbers that readers can sort by.
+    """
 
     about: str
     columns: Sequence[str]
@@ -94,7 +132,18 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. more: plots that are folded away; code: a title and text to copy."""
+    """A section of the page.
+
+    Attributes:
+        key: The HTML id.
+        title: The heading.
+        text: Paragraphs.
+        plots: Plots that are always visible.
+        more: Plots that are hidden until the reader opens them.
+        tables: The tables.
+        gallery: The gallery, in one section of the page at most.
+        code: A title and a text to copy.
+    """
 
     key: str
     title: str
@@ -108,7 +157,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report. warning: said above everything else. files: more files beside the page."""
+    """A report page.
+
+    Attributes:
+        warning: A warning at the top; empty for none.
+        files: Names of other files in the same folder, to link to.
+    """
 
     title: str
     subtitle: str
@@ -118,7 +172,7 @@ class Page:
 
 
 def shown(estimate: Estimate | None, mark: str = "") -> Shown:
-    """An estimate with its confidence interval; a dash for none."""
+    """Format an estimate with its confidence interval; a dash if there is no value."""
     if estimate is None or math.isnan(estimate.value):
         return Shown(None, number(None))
     text = number(estimate.value)
@@ -129,10 +183,15 @@ def shown(estimate: Estimate | None, mark: str = "") -> Shown:
 
 
 def render(page: Page, pictures: Iterable[Sequence[str | None]] = ()) -> Iterator[str]:
-    """The page, piece by piece.
+    """Render the page as HTML.
 
-    pictures: for each item of the gallery one WebP in base64 per column, None where there is none;
-    taken one item at a time, so that they need not be in memory together.
+    Args:
+        page: The content.
+        pictures: For each item of the gallery one WebP in base64 per column, or None. The items are
+            consumed one at a time, so that the pictures need not be in memory together.
+
+    Yields:
+        The parts of the document.
     """
     import jinja2
 
@@ -156,7 +215,7 @@ def _shipped(name: str) -> str:
 
 
 def _data(gallery: Gallery) -> dict[str, object]:
-    """What the script of the page gets."""
+    """Return the data that is embedded for the script of the page."""
     return {
         "columns": list(gallery.columns),
         "items": [[item.name, item.note, item.warning] for item in gallery.items],
@@ -174,7 +233,7 @@ def _data(gallery: Gallery) -> dict[str, object]:
 
 
 def _plain(value: float | None) -> float | str | None:
-    """Six digits; JSON knows no infinity."""
+    """Round to six significant digits, and convert infinity to text, which JSON requires."""
     if value is None or math.isnan(value):
         return None
     if math.isinf(value):

@@ -1,4 +1,4 @@
-"""Pictures of a report: decoding, overlays of masks, share of the face."""
+"""Decode pictures for a report, overlay masks, and compute the in-domain share of the face."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from dhr_batch.stages.networks.face_parts import FACE_CLASSES
 
 
 def decode(data: bytes, what: str) -> Image.Image:
-    """Encoded bytes of a table -> loaded picture. Raises ReportError naming `what`."""
+    """Decode a picture of a table.
+
+    Args:
+        data: The encoded picture.
+        what: Name of the picture, for messages.
+
+    Raises:
+        ReportError: If the picture cannot be decoded.
+    """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
@@ -22,7 +30,7 @@ def decode(data: bytes, what: str) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """Picture with its out-of-domain part tinted and the border drawn; the rest untouched."""
+    """Tint the out-of-domain part of a picture and draw a white border around it."""
     size = image.size
     inside = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 0
     pixels = np.asarray(image.convert("RGB"), np.float32)
@@ -37,7 +45,13 @@ def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def face_share(mask: Image.Image, labels: Image.Image) -> float | None:
-    """In-domain share of the pixels labelled skin, brows, eyes, nose or mouth; None without any."""
+    """Return the in-domain share of the face.
+
+    The face consists of the pixels with the labels of skin, brows, eyes, nose or mouth.
+
+    Returns:
+        A value from 0 to 1, or None if no pixel has such a label.
+    """
     if labels.mode not in ("L", "P"):
         labels = labels.convert("L")
     face = np.isin(np.asarray(labels), FACE_CLASSES)

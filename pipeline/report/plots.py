@@ -1,7 +1,7 @@
-"""Plots as SVG text, without a plotting library: a few hundred bytes each, in the page's colours.
+"""Plots as SVG text, without a plotting library, so that a plot takes only a few hundred bytes.
 
-Marks of the first series have the class `s0`, those of the second `s1`, and so on; the style sheet
-of the page colours them, on light and on dark paper. A screen reader says a plot's `aria-label`.
+Marks of the first series have the class `s0`, those of the second `s1`, and so on. The style sheet
+of the page colours them, for light and dark backgrounds. Screen readers read the `aria-label`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from dhr_batch.pipeline.report.metrics import number
 
 WIDTH, HEIGHT = 250, 165
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 12, 36
-# Up to that many values per series, each is a dot; more are counted in a histogram.
+# Up to this number of values per series, each value is a dot. More are shown as a histogram.
 MAX_DOTS = 40
 _MAX_BINS = 24
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one curve or cloud; notes: what a mark says when it is pointed at."""
+    """Points of a curve or cloud.
+
+    Attributes:
+        name: Name of the series.
+        x: [N].
+        y: [N].
+        notes: [N], the tooltip of each point; empty for none.
+    """
 
     name: str
     x: Sequence[float]
@@ -33,9 +40,16 @@ class Series:
 
 
 def distribution(series: Mapping[str, Sequence[float]], title: str) -> str | None:
-    """Where the values of one or two series lie; None where there is no finite value.
+    """Plot the distribution of one or more series of values.
 
-    Infinite values and nan are left out, and their number is said.
+    Infinite values and nan are left out. Their number is part of the `aria-label`.
+
+    Args:
+        series: Values by the name of the series.
+        title: The title of the axis.
+
+    Returns:
+        SVG text, or None if there is no finite value.
     """
     values = {name: np.asarray(v, np.float64) for name, v in series.items()}
     infinite = sum(int((~np.isfinite(v)).sum()) for v in values.values())
@@ -92,9 +106,16 @@ def _histogram(values: Mapping[str, np.ndarray], title: str, label: str) -> str:
 def curves(
     lines: Sequence[Series], x_title: str, y_title: str, clouds: Sequence[Series] = ()
 ) -> str | None:
-    """Points joined in their order, over faint clouds; None where there is no point.
+    """Plot lines over faint clouds of points.
 
-    A point of a line with a note is labelled with it.
+    Args:
+        lines: Their points are joined in order, and labelled with their notes.
+        x_title: The title of the x axis.
+        y_title: The title of the y axis.
+        clouds: Points without lines.
+
+    Returns:
+        SVG text, or None if there is no finite point.
     """
     finite = [point for s in (*lines, *clouds) for point in zip(s.x, s.y, strict=True)]
     finite = [point for point in finite if np.isfinite(point).all()]
@@ -124,12 +145,19 @@ def curves(
 
 
 def _first(series: Sequence[Series]) -> int:
-    """A single series takes the second colour: the first one is a grey, for what is compared to."""
+    """Return the number of the first colour: a single series skips the grey of a reference."""
     return 1 if len(series) == 1 else 0
 
 
 def steps(edges: Sequence[float], rates: Sequence[float], x_title: str, y_title: str) -> str:
-    """A rate over time, as one filled outline. edges: one more than rates."""
+    """Plot a rate over time as a filled step function.
+
+    Args:
+        edges: [N + 1], increasing.
+        rates: [N], the rate between two edges.
+        x_title: The title of the x axis.
+        y_title: The title of the y axis.
+    """
     axes = _Axes((edges[0], edges[-1]), (0, max(rates)), x_title, y_title)
     outline = [f"M{axes.x(edges[0]):.1f},{axes.y(0):.1f}"]
     for left, right, rate in zip(edges[:-1], edges[1:], rates, strict=True):
@@ -141,7 +169,7 @@ def steps(edges: Sequence[float], rates: Sequence[float], x_title: str, y_title:
 
 
 def bars(counts: Mapping[str, int], title: str) -> str | None:
-    """Named counts as horizontal bars, in the order given; None without any."""
+    """Plot counts as horizontal bars in the given order. Returns None if there are none."""
     if not counts:
         return None
     pitch, left, top = 22, 84, max(counts.values())
@@ -156,12 +184,16 @@ def bars(counts: Mapping[str, int], title: str) -> str | None:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers in [low, high], 1, 2 or 5 times a power of ten apart, at most `most`."""
+    """Return at most `most` ticks in [low, high], spaced by 1, 2 or 5 times a power of ten.
+
+    >>> ticks(0, 10)
+    [0.0, 5.0, 10.0]
+    """
     if not high > low:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     while (high - low) / step + 1e-9 >= most:
-        # 1, 2, 5, 10: the middle step is 2.5 times the one before.
+        # From 2 to 5 the factor is 2.5; from 1 to 2 and from 5 to 10 it is 2.
         first = round(step / 10.0 ** math.floor(math.log10(step) + 1e-9))
         step *= 2.5 if first == 2 else 2
     return [
@@ -170,7 +202,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 class _Axes:
-    """A frame: scales, grid, ticks and titles."""
+    """The axes of a plot: scales, grid, ticks and titles."""
 
     def __init__(
         self,
@@ -180,7 +212,7 @@ class _Axes:
         y_title: str,
         y_ticks: bool = True,
     ) -> None:
-        self._x, self._y, self._y_ticks = _open(x), _open(y), y_ticks
+        self._x, self._y, self._y_ticks = _widened(x), _widened(y), y_ticks
         self._left = _LEFT if y_ticks else _RIGHT
         self._titles = (x_title, y_title)
 
@@ -211,8 +243,8 @@ class _Axes:
         return _svg([*frame, *marks], label, HEIGHT)
 
 
-def _open(ends: tuple[float, float]) -> tuple[float, float]:
-    """A range that is never a point."""
+def _widened(ends: tuple[float, float]) -> tuple[float, float]:
+    """Widen an empty range, so that it has a length."""
     low, high = float(ends[0]), float(ends[1])
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
@@ -230,7 +262,7 @@ def _points(series: Series) -> list[tuple[float, float, str]]:
 
 
 def _tick_texts(values: Sequence[float]) -> list[str]:
-    """Ticks with as many decimals as tell them apart, all alike."""
+    """Format ticks with the smallest equal number of decimals that represents all of them."""
     for decimals in range(7):
         texts = [f"{value:.{decimals}f}" for value in values]
         if all(

@@ -1,4 +1,4 @@
-"""What a report says about where its numbers come from, and about rights."""
+"""The sections of a report on settings, versions and models, and on rights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _MAX_HOSTS = 10
 
 
 def settings(data: RunData) -> Section | None:
+    """Return the section on settings, versions and models, or None if nothing is known of them."""
     plan = data.plan
     config, fingerprint = plan.get("config") or {}, plan.get("fingerprint") or {}
     facts = {"dhr-batch": fingerprint.get("version"), "code of the stages": fingerprint.get("code")}
@@ -41,7 +42,12 @@ def settings(data: RunData) -> Section | None:
 
 
 def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
-    """Models with their checksums as they were when the run was planned."""
+    """Return a table of models.
+
+    Args:
+        names: Names of the models.
+        digests: Their checksums when the run was planned.
+    """
     heads = ["model", "role", "sha256 begins", "source", "commercial use", "licence"]
     return Table(
         "Models used",
@@ -62,6 +68,7 @@ def _model_rows(names: Sequence[str], digests: dict[str, str]) -> Iterator[list[
 
 
 def rights() -> Section:
+    """Return the section on rights and personal data."""
     return Section(
         "rights",
         "Rights and personal data",

@@ -1,4 +1,4 @@
-"""The page of a run: its sections, in the order in which they are read."""
+"""The sections of a report page."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_FAILURES = 200
-# Points of a cloud; more make the page slow and the plot no clearer.
+# Points of a cloud. More make the page slow but not the plot clearer.
 _MAX_CLOUD = 500
 _MAX_NAMED = 10
 FILES = ("contact_sheet.png", "metrics.md", "metrics.csv")
 
 
 def page(data: RunData, gallery: Gallery) -> Page:
-    """Everything but the pictures."""
+    """Return the page of a run, without the pictures of the gallery."""
     excluded = len(data.excluded())
     images = len(data.image_ids)
     subtitle = f"{images} image{'' if images == 1 else 's'} processed, "
@@ -63,8 +63,8 @@ def page(data: RunData, gallery: Gallery) -> Page:
         provenance.settings(data),
         provenance.rights(),
     )
-    there = [section for section in sections if section is not None]
-    return Page(data.name, subtitle, there, warning, FILES)
+    present = [section for section in sections if section is not None]
+    return Page(data.name, subtitle, present, warning, FILES)
 
 
 def _metrics(data: RunData) -> Section | None:
@@ -141,7 +141,7 @@ def _distances(data: RunData) -> Table:
 
 def _edits(data: RunData) -> Section | None:
     metrics = sorted(m for m in data.metrics["metric"].unique() if m.startswith("identity_"))
-    # One network: two scales of identity in one row of plots cannot be compared.
+    # Only one network is shown, because identities of different networks have different scales.
     chosen = next((m for m in metrics if m.endswith("_distance")), next(iter(metrics), None))
     table = strengths(data)
     names = dict.fromkeys(name for name, _ in data.edits)
@@ -158,7 +158,7 @@ def _edits(data: RunData) -> Section | None:
 
 
 def strengths(data: RunData) -> Table:
-    """Effect and costs of every edit at every strength, with confidence intervals."""
+    """Return a table of effect and costs of every edit at every strength."""
     long = data.metrics[~data.metrics["image_id"].isin(data.excluded())]
     costs = equal_effect.costs_of(long["metric"].unique())
     rows: list[list[Cell]] = [
@@ -215,7 +215,7 @@ def _speed(data: RunData) -> Section | None:
 
 
 def _psnr_plot(data: RunData) -> Plot | None:
-    """Means over shards: times are known per shard."""
+    """Plot means of shards, because times are recorded per shard."""
     long = data.metrics[data.metrics["metric"] == "psnr"]
     long = long[~long["image_id"].isin(data.excluded())]
     shards = {i: n for n, ids in enumerate(data.plan.get("shards", ())) for i in ids}
@@ -229,10 +229,10 @@ def _psnr_plot(data: RunData) -> Plot | None:
             if image_id in seconds and np.isfinite(value):
                 found[shards[image_id]].append(value)
                 times[shards[image_id]] = seconds[image_id]
-        some = list(found)[:: max(1, len(found) // _MAX_CLOUD)]
-        values = [float(np.mean(found[n])) for n in some]
-        notes = [f"{stage}, shard {n}: {number(v)} dB" for n, v in zip(some, values, strict=True)]
-        clouds.append(Series(stage, [times[n] for n in some], values, notes))
+        drawn = list(found)[:: max(1, len(found) // _MAX_CLOUD)]
+        values = [float(np.mean(found[n])) for n in drawn]
+        notes = [f"{stage}, shard {n}: {number(v)} dB" for n, v in zip(drawn, values, strict=True)]
+        clouds.append(Series(stage, [times[n] for n in drawn], values, notes))
     if not all(cloud.x for cloud in clouds):
         return None
     means = Series(

@@ -1,4 +1,4 @@
-"""Numbers of a report: the wide table, its summary, and what the plots show."""
+"""The numbers of a report: a wide table of metrics, its summary, and the data of plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dhr_batch.stages.face_scores import effect_score
 if TYPE_CHECKING:
     import pandas as pd
 
-# Seconds without a finished image that count as a pause.
+# A longer time without a finished image, in seconds, is a pause.
 _PAUSE = 600.0
 SETS = (
     "Each stage against the aligned photographs, as stored (8 bits, full size). They are biased "
@@ -28,10 +28,10 @@ _MAX_INTERVALS = 60
 
 
 def wide(data: RunData) -> pd.DataFrame:
-    """One row per image and stage, one column per metric.
+    """Return a table with one row per image and stage, and one column per metric.
 
-    in_domain_face: share of the face that is in-domain; counted: whether that is at least 40 %
-    (empty where the share is not known).
+    Two more columns are `in_domain_face`, the in-domain share of the face, and `counted`: `yes` if
+    the share is at least 40 %, `no` if it is less, and empty if it is unknown.
     """
     table = data.metrics.pivot_table(
         index=["image_id", "stage"],
@@ -60,10 +60,13 @@ def _counted(share: float) -> str:
 
 
 def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
-    """Mean, median, min, max and n per stage, metric and model.
+    """Return mean, median, min, max and n for each stage, metric and model.
 
-    Images with less than 40 % of their face in-domain are left out unless `everything`. Infinite
-    values, the PSNR of an exact copy, do not count.
+    Infinite values, such as the PSNR of an exact copy, are left out.
+
+    Args:
+        data: The run.
+        everything: Whether to include images with less than 40 % of the face in-domain.
     """
     long = of_truth(data.metrics, False)
     if not everything:
@@ -86,7 +89,13 @@ def summary(data: RunData, *, everything: bool = False) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images per second over the time of work. edges: seconds, one more than rates."""
+    """Images per second over the working time.
+
+    Attributes:
+        mean: The mean rate.
+        edges: [N + 1], limits of the intervals in seconds.
+        rates: [N], the rate in each interval.
+    """
 
     mean: float
     edges: list[float]
@@ -94,10 +103,13 @@ class Throughput:
 
 
 def throughput(points: Sequence[Sequence[float]]) -> Throughput | None:
-    """Images per second over the time of work. points: [Unix time, images finished in all].
+    """Compute the throughput of a run, without pauses of more than ten minutes.
 
-    Pauses of more than ten minutes in which nothing was finished are left out. None where nothing
-    was finished, or in no time.
+    Args:
+        points: Unix time and total number of finished images, in the order of time.
+
+    Returns:
+        The throughput, or None if no image was finished or no time has passed.
     """
     times, counts = np.array([[0.0, 0.0], *points]).T[:, 1:]
     steps, done = np.diff(times), np.maximum(np.diff(counts), 0)
@@ -105,7 +117,7 @@ def throughput(points: Sequence[Sequence[float]]) -> Throughput | None:
     clock, total = np.append(0, steps.cumsum()), np.append(0, done.cumsum())
     if clock[-1] <= 0 or total[-1] <= 0:
         return None
-    # Fewer images than intervals would show when single ones end, not how fast they do.
+    # With more intervals than images, the plot would show the ends of single images, not a rate.
     ends = min(_MAX_INTERVALS, len(points), max(2, int(total[-1])))
     edges = np.linspace(0, clock[-1], ends)
     rates = np.diff(np.interp(edges, clock, total)) / np.diff(edges)
@@ -113,9 +125,11 @@ def throughput(points: Sequence[Sequence[float]]) -> Throughput | None:
 
 
 def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
-    """Image id -> seconds of all stages up to `until`, the mean of its shard.
+    """Return the mean seconds per image of each shard, by image id.
 
-    Only of shards whose manifest has the times of that stage.
+    Args:
+        data: The run. Shards whose manifest lacks the time of the stage are left out.
+        until: The last stage whose time is included.
     """
     seconds: dict[str, float] = {}
     for number, image_ids in enumerate(data.plan.get("shards", ())):
@@ -130,11 +144,18 @@ def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
 
 
 def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
-    """One row per image and strength of an edit: image_id, strength, effect, identity.
+    """Return the effect and the identity of an edit, with one row per image and strength.
 
-    effect: change of the score of its name (`score_smile` for `smile`) against the source; nan
-    where there is no such score. identity: that metric of the edited picture. The refined picture
-    is strength 0. Images that do not count are left out.
+    Images that averages leave out are left out here, too.
+
+    Args:
+        data: The run.
+        edit: Name of the edit.
+        identity: Name of the identity metric.
+
+    Returns:
+        Columns `image_id`, `strength` (0 for the refined picture), `effect` and `identity`. The
+        effect is the change of the edit's score against the source; nan without such a score.
     """
     import pandas as pd
 
@@ -162,7 +183,13 @@ def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class FailureClass:
-    """Images that failed alike. example: the first one's row."""
+    """Images that failed with the same class of error.
+
+    Attributes:
+        name: The class.
+        count: Number of images.
+        example: The row of the first image in the table `quarantine`.
+    """
 
     name: str
     count: int
@@ -170,7 +197,7 @@ class FailureClass:
 
 
 def failures(data: RunData) -> list[FailureClass]:
-    """The classes of failure, the most frequent first."""
+    """Return the classes of failure, the most frequent first."""
     counts = Counter(row["error_class"] for row in data.quarantine).most_common()
     first = {row["error_class"]: row for row in reversed(data.quarantine)}
     return [FailureClass(name, n, first[name]) for name, n in counts]

@@ -1,6 +1,7 @@
-"""What a run on synthetic pictures says against their ground truth, all of it by occluded share.
+"""Comparison of a run on synthetic pictures with their ground truth, by occluded share.
 
-Every picture counts, also one of which little is in-domain: what occluders do is the question here.
+All pictures count, even if little of the face is in-domain, because the effect of occluders is what
+is measured here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from dhr_batch.pipeline.report.data import RunData
 
-# Bounds of the occluded share; a picture at the last one belongs to the last bin.
+# Limits of the bins of the occluded share. The last bin includes its upper limit.
 BINS = (SHARES[0], 0.1, 0.2, 0.3, SHARES[1])
 _SHARE = TRUTH + "occluded"
 _ORDER = ("mask_iou", "mask_precision", "mask_recall", "mask_false", "latent_w", "latent_w_plus")
@@ -42,10 +43,17 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over pictures with its 95 % interval. n: pictures; by_share: means in `BINS`.
+    """The mean of a metric over pictures, with its 95 % interval.
 
-    picture: `occluded`, CLEAN, or `difference` (with minus without the occluder, the same face).
-    A single picture has no interval.
+    Attributes:
+        picture: `occluded`, `CLEAN`, or `difference`: with minus without the occluder.
+        stage: The stage.
+        metric: The metric.
+        mean: The mean.
+        low: Lower end of the interval; None for a single picture.
+        high: Upper end of the interval; None for a single picture.
+        n: Number of pictures.
+        by_share: The mean in each of the `BINS`; None for an empty bin.
     """
 
     picture: str
@@ -59,7 +67,7 @@ class Figure:
 
 
 def figures(metrics: pd.DataFrame) -> list[Figure]:
-    """All figures of a metrics table; none where no picture has a ground truth."""
+    """Return all figures of a metrics table; empty if no picture has a ground truth."""
     tables = _wide(metrics)
     if tables is None:
         return []
@@ -73,9 +81,10 @@ def figures(metrics: pd.DataFrame) -> list[Figure]:
 
 
 def _wide(metrics: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame, pd.DataFrame] | None:
-    """Shares by id, and rows by id of occluded pictures and of twins, under the ids of the former.
+    """Return occluded shares, metrics of occluded pictures, and metrics of their clean twins.
 
-    Columns are (stage, metric).
+    All three are indexed by the ids of the occluded pictures. Columns are pairs of stage and
+    metric. The result is None if no picture has a ground truth.
     """
     long = of_truth(metrics).astype({"stage": str, "metric": str, "image_id": str})
     long = long[np.isfinite(long["value"])]
@@ -101,9 +110,9 @@ def _figures(picture: str, table: pd.DataFrame, shares: pd.Series) -> Iterator[F
         values = table[stage, metric].dropna()
         if len(values):
             mean = estimate(values)
-            where = _bins(shares.reindex(values.index))
+            bins = _bins(shares.reindex(values.index))
             means = tuple(
-                float(values[where == n].mean()) if (where == n).any() else None
+                float(values[bins == n].mean()) if (bins == n).any() else None
                 for n in range(len(BINS) - 1)
             )
             low, high = (None, None) if mean.n < 2 else (mean.low, mean.high)
@@ -111,17 +120,18 @@ def _figures(picture: str, table: pd.DataFrame, shares: pd.Series) -> Iterator[F
 
 
 def _bins(shares: pd.Series) -> np.ndarray:
-    # The share of a picture is met only within the steps of its pixels.
+    """Return the bin of each share."""
+    # Shares are whole pixels, so one may lie slightly outside of the limits.
     return np.clip(np.digitize(shares, BINS[1:-1]), 0, len(BINS) - 2)
 
 
 def bin_names() -> list[str]:
-    """`5-10 %` and so on."""
+    """Return the names of the bins, such as `5-10 %`."""
     return [f"{100 * a:.0f}-{100 * b:.0f} %" for a, b in pairwise(BINS)]
 
 
 def section(data: RunData) -> Section | None:
-    """The section of a report; None for a run whose pictures have no ground truth."""
+    """Return the section of a report, or None if no picture has a ground truth."""
     found = figures(data.metrics)
     if not found:
         return None
@@ -134,9 +144,15 @@ def section(data: RunData) -> Section | None:
 
 
 def compared(methods: Mapping[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
-    """Method and figure of refined pictures, by metric; none without a ground truth.
+    """Return the figures of refined pictures for several methods, sorted by metric.
 
-    methods: metrics tables by name. Each metric is of the pictures that every method with it has.
+    A metric is averaged over the pictures for which all methods that measure it have a value.
+
+    Args:
+        methods: Metrics tables by the name of the method.
+
+    Returns:
+        Pairs of method and figure; empty if no picture has a ground truth.
     """
     found = [
         (name, figure)
@@ -149,7 +165,7 @@ def compared(methods: Mapping[str, pd.DataFrame]) -> list[tuple[str, Figure]]:
 
 
 def table(found: Sequence[tuple[str, Figure]]) -> Table | None:
-    """What `compared` has found, to be read; None where that is nothing."""
+    """Return the result of `compared` as a table, or None if it is empty."""
     if not found:
         return None
     return _table(
@@ -160,7 +176,10 @@ def table(found: Sequence[tuple[str, Figure]]) -> Table | None:
 
 
 def _shared(methods: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The rows against the ground truth, without those that a method with their metric lacks."""
+    """Return rows that compare with the ground truth, for pictures that all methods have.
+
+    Only methods that measure the metric of a row count.
+    """
     keys = {}
     for name, metrics in methods.items():
         rows = of_truth(metrics)
@@ -179,7 +198,7 @@ def _shared(methods: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 def _table(
     headline: str, heads: Sequence[str], found: Sequence[tuple[Sequence[str], Figure]]
 ) -> Table:
-    """found: the texts under `heads`, and the figure behind them, row by row."""
+    """Return a table. found: for each row, the cells under `heads`, and the figure."""
     numbers = ("mean", "from", "to", *bin_names(), "n")
     columns = [*map(Column, heads), *(Column(name, number=True) for name in numbers)]
     rows: list[list[Cell]] = [
@@ -208,17 +227,17 @@ def _plots(metrics: pd.DataFrame) -> Iterator[Plot]:
 
 
 def _line(name: str, values: pd.Series, shares: pd.Series) -> Series:
-    """Means of the bins at their mean shares."""
+    """Return the mean of each bin over the mean share of the bin."""
     values = values.dropna()
-    at = shares.reindex(values.index)
-    where = _bins(at)
-    there = [n for n in range(len(BINS) - 1) if (where == n).any()]
-    x = [float(at[where == n].mean()) for n in there]
-    return Series(name, x, [float(values[where == n].mean()) for n in there])
+    shares = shares.reindex(values.index)
+    bins = _bins(shares)
+    filled = [n for n in range(len(BINS) - 1) if (bins == n).any()]
+    x = [float(shares[bins == n].mean()) for n in filled]
+    return Series(name, x, [float(values[bins == n].mean()) for n in filled])
 
 
 def markdown(metrics: pd.DataFrame) -> list[str]:
-    """The figures as lines of a Markdown table; none for a run without ground truth."""
+    """Return the figures as lines of a Markdown table; empty if there is no ground truth."""
     found = figures(metrics)
     if not found:
         return []

@@ -1,6 +1,7 @@
-"""The report of a run: an HTML page, a contact sheet, and the metrics as Markdown and CSV.
+"""Write the report of a run: an HTML page, a contact sheet, and metrics as Markdown and CSV.
 
-Everything is made from the Parquet tables of the run and its plan.json, without a network.
+A report uses only the Parquet tables and the plan of the run. It needs neither models nor a network
+connection.
 """
 
 from __future__ import annotations
@@ -31,13 +32,21 @@ if TYPE_CHECKING:
 def write(
     run: str | Path | Storage, out: str | Path | None = None, max_images: int = MAX_IMAGES
 ) -> str:
-    """Write index.html, contact_sheet.png, metrics.md and metrics.csv; returns where the page is.
+    """Write index.html, contact_sheet.png, metrics.md and metrics.csv.
 
-    run, out: folder or URL of the run, and to write to, by default `report/` in the run.
-    max_images: the page shows the pictures of at most that many images, and of fewer where each
-    has many edits; numbers and plots are always of all.
-    Raises ReportError where the run cannot be read, and Refused, after all else is written, where
-    it was not a report that wrote a file of these names.
+    Args:
+        run: Folder or URL of the run.
+        out: Folder or URL to write to; by default `report/` in the run.
+        max_images: The page shows the pictures of at most this number of images, and of fewer if
+            they have many edits. Numbers and plots always include all images.
+
+    Returns:
+        The path or URL of the page.
+
+    Raises:
+        ReportError: If the run cannot be read.
+        Refused: If a file with one of these names was not written by a report. It is left as it is,
+            and the other files are written.
     """
     source = connect(run)
     data = load(source)
@@ -67,7 +76,7 @@ def _page(run: Storage, data: RunData, max_images: int) -> bytes:
     columns = len(contact_sheet.columns(data.edits, max_edits=None))
     shown, about = gallery.choose(data, gallery.capacity(columns, max_images))
     page = sections.page(data, gallery.gallery(data, shown, about))
-    # In one buffer: thumbnails are bounded together, and a store takes a file at once.
+    # The size of all thumbnails is limited, and an object store takes a file as a whole.
     buffer = io.BytesIO()
     for text in report_page.render(page, gallery.pictures(run, shown, data.edits)):
         buffer.write(text.encode())
@@ -75,7 +84,7 @@ def _page(run: Storage, data: RunData, max_images: int) -> bytes:
 
 
 def markdown(data: RunData) -> str:
-    """The summary of all metrics as a Markdown document."""
+    """Return the summary of all metrics as a Markdown document."""
     lines = [f"# Metrics of {escaped(data.name)}", ""]
     if data.random_weights:
         lines += ["**random weights**: no number here says anything about a trained model.", ""]

@@ -135,14 +135,14 @@ def test_pictures_are_read_as_they_are_needed(
 ) -> None:
     run = connect(make_run())
     reads: list[str] = []
-    original = report_data._some_rows
+    original = report_data._rows_of
 
     def watched(run: Any, table: str, *more: Any) -> Any:
         for record in original(run, table, *more):
             reads.extend([record["image_id"]] if table == "images" else [])
             yield record
 
-    monkeypatch.setattr(report_data, "_some_rows", watched)
+    monkeypatch.setattr(report_data, "_rows_of", watched)
     first = next(report_data.rows(run, IDS))
     # The first picture of the next image ends the first one.
     assert reads == [IDS[0]] * (3 + len(EDITS)) + [IDS[1]]
