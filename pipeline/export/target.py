@@ -49,10 +49,12 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
 
 @contextmanager
 def partial(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` for an export in the making, deleted at the end.
+    """Provide an empty temporary folder beside `out`, and delete it after the block.
 
-    What a killed export has left there is deleted before. Raises Refused where another folder has
-    this name.
+    The remains of a killed export are deleted first.
+
+    Raises:
+        Refused: If a folder of this name was not written by an export.
     """
     folder = out.parent / f".{out.name}.partial"
     _require_export(_old(out))
@@ -66,7 +68,7 @@ def partial(out: Path) -> Iterator[Path]:
 
 
 def _discard(folder: Path) -> None:
-    """Delete the folder of an export that was not finished."""
+    """Delete the folder of an unfinished export."""
     if folder.is_dir() and any(folder.iterdir()):
         _require_export(folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,10 +77,21 @@ def _discard(folder: Path) -> None:
 
 
 def place(partial: Path, out: Path, run: Run) -> list[str]:
-    """Put a finished export in the place of an earlier one, if there is any.
+    """Move a finished export to its folder, in place of an earlier export.
 
-    The folder appears as a whole, unless it holds files that no export wrote: these stay where they
-    are, and are returned. Raises Refused where one has the name of a file that is to be written.
+    The folder is replaced as a whole, unless it contains files that were not written by an export.
+    Those stay in it, and the files of the export are replaced one by one.
+
+    Args:
+        partial: The folder of the finished export.
+        out: Its final folder.
+        run: The run that was exported.
+
+    Returns:
+        The names of the files that were not written by an export.
+
+    Raises:
+        Refused: If such a file has the name of a file of the export.
     """
     new = {name: [_sum(partial / name)] for name in _files(partial)}
     earlier = Owned(connect(out), EXPORT)
@@ -91,7 +104,7 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
         )
     about = {"run": identity(run.plan)}
     if stay:
-        # A kill from here on leaves files of both, all of which are known.
+        # If the process is killed from here on, files of both exports are left, and all are listed.
         earlier.claim(**about)
         known = set(earlier.files) - set(stay)
         earlier.keep({name: earlier.files[name] for name in known} | new)
@@ -112,7 +125,7 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
 
 
 def _swap(partial: Path, out: Path) -> None:
-    """Between the two moves a kill leaves the earlier export under its temporary name."""
+    """Replace a folder. A kill between the two moves leaves the old one under a temporary name."""
     old = _old(out)
     _delete(old)
     if out.exists():
@@ -126,9 +139,9 @@ def _old(out: Path) -> Path:
 
 
 def _require_export(folder: Path) -> None:
-    """Raises Refused for a folder of a temporary name that no export made."""
-    holds = folder.is_dir() and any(folder.iterdir())
-    if holds and Owned(connect(folder), EXPORT).kind_there != EXPORT:
+    """Raise Refused if a folder with a temporary name was not written by an export."""
+    filled = folder.is_dir() and any(folder.iterdir())
+    if filled and Owned(connect(folder), EXPORT).found_kind != EXPORT:
         raise Refused(
             f"{folder} is needed for an export in the making, and no export made it: move it "
             "away, or choose another --out"
@@ -147,7 +160,7 @@ def _delete(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder but the marker, hidden ones included."""
+    """Iterate over the names of all files below a folder, hidden ones too, except the marker."""
     for top, _, names in os.walk(folder):
         for name in names:
             found = Path(top, name).relative_to(folder).as_posix()
@@ -156,7 +169,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _taken(new: Iterable[str], stay: Iterable[str]) -> set[str]:
-    """Those that stay, and are in the way of a new file or of its folder."""
+    """Return the files in `stay` that have the name of a new file, or of a folder of one."""
     folders = {str(parent) for name in new for parent in Path(name).parents}
     inside = {name for name in stay if any(str(p) in set(new) for p in Path(name).parents)}
     return inside | {name for name in stay if name in set(new) | folders}

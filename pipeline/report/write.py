@@ -62,7 +62,7 @@ def write(
 
 
 def _target(source: Storage, data: RunData, out: str | Path | None) -> tuple[Owned, str]:
-    """Where the files go, and what their names begin with."""
+    """Return the place to write to, and the prefix of all keys."""
     target = source if out is None else connect(out)
     if out is None or target.address == f"{source.address.rstrip('/')}/report":
         return Owned(source, RUN), "report/"

@@ -202,7 +202,7 @@ class RunFolder:
             self.check()
             self.storage.remove(keys)
         owned.forget(rest)
-        if owned.kind_there:
+        if owned.found_kind:
             owned.claim(unlisted=False)
         left = set(sizes).difference(*groups, rest, [PLAN])
         return sorted(key for key in left if not _KEPT.fullmatch(key))

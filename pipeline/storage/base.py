@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -148,18 +147,19 @@ class Storage(ABC):
 
     @abstractmethod
     def entries(self) -> list[str]:
-        """Names at the top, of an object store perhaps not all; `/` ends those of folders.
+        """Return the names at the top level, those of folders with a `/` at the end.
 
-        Hidden names and folders without any file are left out.
+        Hidden names and folders without any file are left out. The list of a large object store may
+        be incomplete.
         """
 
     def delete(self, prefix: str, ours: Callable[[str], bool] = lambda key: True) -> None:
-        """Delete a key, or those files below a prefix that are `ours`."""
+        """Delete a key, or all files below a prefix for which `ours` returns True."""
         self.remove(list(filter(ours, self.sizes(prefix) or [prefix])))
 
     @abstractmethod
     def remove(self, keys: Collection[str]) -> None:
-        """Delete files, and folders that are empty then. Some may be gone already."""
+        """Delete files, and folders that become empty. Files that do not exist are ignored."""
 
 
 @contextmanager
@@ -179,13 +179,3 @@ def full_disk(where: str | Path) -> Iterator[None]:
 def is_part(key: str) -> bool:
     """Whether a key has the name of a finished file of a table."""
     return key.count("/") == 1 and _PART.fullmatch(key.rpartition("/")[2]) is not None
-
-
-def _holds_file(folder: str) -> bool:
-    return any(names for _, _, names in os.walk(folder))
-
-
-def _remove_empty(folder: Path) -> None:
-    # Others may hold something, or a worker of a killed driver still writes there.
-    with suppress(OSError):
-        folder.rmdir()

@@ -13,15 +13,7 @@ from typing import Any
 
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.storage.base import (
-    Object,
-    Storage,
-    Version,
-    _holds_file,
-    _remove_empty,
-    full_disk,
-    log,
-)
+from dhr_batch.pipeline.storage.base import Object, Storage, Version, full_disk, log
 
 
 class LocalStorage(Storage):
@@ -143,8 +135,8 @@ class LocalStorage(Storage):
 
     def entries(self) -> list[str]:
         found: list[str] = []
-        with suppress(FileNotFoundError), os.scandir(self.root) as there:
-            for entry in there:
+        with suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if not entry.is_dir():
@@ -158,7 +150,7 @@ class LocalStorage(Storage):
         self.prune(prefix)
 
     def prune(self, prefix: str = "") -> None:
-        """Delete the folders below a prefix that hold no file, and that of the prefix."""
+        """Delete the folder of a prefix and all folders below it, unless they contain a file."""
         for folder, _, _ in os.walk(self.root / prefix, topdown=False):
             _remove_empty(Path(folder))
 
@@ -187,3 +179,13 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _holds_file(folder: str) -> bool:
+    return any(names for _, _, names in os.walk(folder))
+
+
+def _remove_empty(folder: Path) -> None:
+    # The folder may contain other files, or a worker of a killed driver may still write to it.
+    with suppress(OSError):
+        folder.rmdir()

@@ -63,7 +63,7 @@ def join(location: str, name: str) -> str:
 
 
 def absolute(location: str) -> str:
-    """A place as it can be found from any folder."""
+    """Return an absolute path, or a URL as it is."""
     return location if is_url(location) else os.path.abspath(os.path.expanduser(location))
 
 

@@ -164,11 +164,11 @@ class ObjectStorage(Storage):
         return self._call(f"copy {staged} to {final}", attempt)
 
     def entries(self) -> list[str]:
-        def verb() -> list[str]:
+        def attempt() -> list[str]:
             pages = obstore.list(self._store, chunk_size=1000)
             return [item["path"] for item in next(iter(pages), [])]
 
-        keys = [key.partition("/") for key in self._call("list", verb)]
+        keys = [key.partition("/") for key in self._call("list", attempt)]
         return sorted({top + slash for top, slash, _ in keys if not top.startswith(".")})
 
     def remove(self, keys: Collection[str]) -> None:
@@ -176,7 +176,7 @@ class ObjectStorage(Storage):
         if not left:
             return
 
-        def verb() -> None:
+        def attempt() -> None:
             try:
                 obstore.delete(self._store, left)
             except FileNotFoundError:
@@ -186,7 +186,7 @@ class ObjectStorage(Storage):
                     left[:] = remaining
                     raise _Again(f"{len(left)} objects are left") from None
 
-        self._call(f"delete {left[0]}", verb)
+        self._call(f"delete {left[0]}", attempt)
 
     def _get(self, key: str) -> Object | None:
         try:

@@ -1,10 +1,11 @@
-"""What this program may overwrite and delete: only what it can show to be its own.
+"""Ownership of files: dhr-batch overwrites and deletes only files that it has written itself.
 
-A command writes into a place that does not exist, is empty, or carries the marker that this program
-wrote there. The marker also lists the files that nothing else vouches for, with their checksums: it
-is written before the file, so that a kill in between leaves a file that is still known. (Parts of
-tables are named by the manifests of a run, pictures of `render` by their own metadata.) A file that
-has another content was put there by somebody else. It is never overwritten or deleted, but named.
+A command writes only to a place that does not exist, is empty, or contains a marker that dhr-batch
+has written there. The marker lists files with their checksums. It is updated before a file is
+written, so that a file is listed even if the process is killed in between. (Files of tables are
+listed in the manifests of a run instead, and pictures of `render` are recognized by their
+metadata.) A file with another checksum was written by someone else: it is reported, but never
+overwritten or deleted.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ _NAMED = 5
 
 
 class Owned:
-    """The files of this program in a place.
+    """The files in a place that dhr-batch has written.
 
-    kind: what the place is; a marker of another kind counts as none. refused: files that `write`
-    has left alone, as they are not of this program. is_free: nothing has the name of the marker.
+    Attributes:
+        kind: What the place is used for. The lists of a marker of another kind are ignored.
+        key: The key of the marker.
+        refused: Files that `write` and `note` have not replaced, as someone else has written them.
+        is_free: Whether no file has the name of the marker.
     """
 
     def __init__(self, storage: Storage, kind: str) -> None:
@@ -43,39 +47,43 @@ class Owned:
         self._read()
 
     def _read(self) -> None:
-        there = self.storage.get(self.key)
-        self._version = there.version if there else None
-        self._marker = _parse(there.content) if there else None
-        self.is_free = there is None
+        found = self.storage.get(self.key)
+        self._version = found.version if found else None
+        self._marker = _parse(found.content) if found else None
+        self.is_free = found is None
 
     @property
-    def kind_there(self) -> str | None:
-        """The kind of the place by its marker; None where there is no marker of this program."""
+    def found_kind(self) -> str | None:
+        """The kind according to the marker; None if there is no marker of dhr-batch."""
         return self._marker["kind"] if self._marker else None
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the command has noted of the place beside its files."""
-        found = self._marker if self.kind_there == self.kind else None
+        """Facts about the place that a command has stored in the marker."""
+        found = self._marker if self.found_kind == self.kind else None
         return (found or {}).get("about", {})
 
     @property
     def unlisted(self) -> bool:
-        """Whether the place is a run of a version that wrote no marker."""
-        return self.kind_there is None or bool(self.about.get("unlisted"))
+        """Whether the place is a run of an older version, which wrote no marker."""
+        return self.found_kind is None or bool(self.about.get("unlisted"))
 
     @property
     def files(self) -> dict[str, list[str]]:
-        """The checksums that each file may have."""
-        found = self._marker if self.kind_there == self.kind else None
+        """The possible checksums of each listed file."""
+        found = self._marker if self.found_kind == self.kind else None
         return (found or {}).get("files", {})
 
     def check(self) -> None:
-        """Raises Refused where the place holds something else. Writes nothing."""
-        if self.kind_there == self.kind:
+        """Check that a command may write to the place. Nothing is written.
+
+        Raises:
+            Refused: If the place contains anything else.
+        """
+        if self.found_kind == self.kind:
             return
-        if self.kind_there:
-            what = f"a {self.kind_there} that {_MADE_BY} made"
+        if self.found_kind:
+            what = f"a {self.found_kind} that {_MADE_BY} made"
         elif not self.is_free:
             what = f"{self.key}, which {_MADE_BY} did not write"
         elif self.kind == RUN and _is_run(self.storage):
@@ -90,57 +98,69 @@ class Owned:
         )
 
     def claim(self, **about: Any) -> None:
-        """Mark the place. about: what is noted of it. Raises Refused as `check` does."""
+        """Write the marker.
+
+        Args:
+            **about: Facts to store in it.
+
+        Raises:
+            Refused: If the place contains anything else.
+        """
         self.check()
         if self.kind == RUN and self.is_free and _is_run(self.storage):
             about["unlisted"] = True
-        if self.kind_there != self.kind or self.about != self.about | about:
+        if self.found_kind != self.kind or self.about != self.about | about:
             self._change(self.files, self.about | about)
         crash.at("after-claim")
 
     def foreign(self, keys: Iterable[str]) -> list[str]:
-        """Those of the files that exist and are not of this program."""
+        """Return those of the files that exist and were not written by dhr-batch."""
         sums = {key: self._checksum(key) for key in keys}
         return [key for key, found in sums.items() if found not in (None, *self.files.get(key, ()))]
 
     def write(self, key: str, content: bytes) -> bool:
-        """Write a file; False, and nothing is changed, where somebody else's has its name."""
-        there, wanted = self.storage.get(key), _sum(content)
-        before = _sum(there.content) if there else None
-        if not self._note(key, wanted, before):
+        """Write a file and list it. Returns False if the existing file is someone else's."""
+        found, after = self.storage.get(key), _sum(content)
+        before = _sum(found.content) if found else None
+        if not self._note(key, after, before):
             return False
-        version = there.version if there else None
-        # On the condition that it is still what was looked at.
-        if before != wanted and self.storage.swap(key, content, version) is None:
+        version = found.version if found else None
+        # The version ensures that the file has not changed since it was read.
+        if before != after and self.storage.swap(key, content, version) is None:
             self.refused.append(key)
             return False
         return True
 
     def note(self, key: str, checksum: str) -> bool:
-        """Take down that a file is about to be written; False where somebody else's is there."""
+        """List a file before it is written. Returns False if the existing file is someone else's.
+
+        Args:
+            key: The file.
+            checksum: The sha256 of its new content.
+        """
         return self._note(key, checksum, self._checksum(key))
 
-    def _note(self, key: str, checksum: str, before: str | None) -> bool:
-        if before not in (None, checksum, *self.files.get(key, ())):
+    def _note(self, key: str, after: str, before: str | None) -> bool:
+        if before not in (None, after, *self.files.get(key, ())):
             self.refused.append(key)
             return False
-        wanted = sorted({checksum, before or checksum})
-        if self.files.get(key) != wanted:
-            self._change(self.files | {key: wanted}, self.about)
+        possible = sorted({after, before or after})
+        if self.files.get(key) != possible:
+            self._change(self.files | {key: possible}, self.about)
         return True
 
     def keep(self, files: dict[str, list[str]]) -> None:
-        """Make these the files of the place."""
+        """Replace the list of files: their names and possible checksums."""
         self._change(files, self.about)
 
     def forget(self, keys: Collection[str]) -> None:
-        """Take files off the list, as they are deleted."""
-        left = {key: sums for key, sums in self.files.items() if key not in keys}
-        if left != self.files:
-            self._change(left, self.about)
+        """Remove deleted files from the list."""
+        remaining = {key: sums for key, sums in self.files.items() if key not in keys}
+        if remaining != self.files:
+            self._change(remaining, self.about)
 
     def require(self) -> None:
-        """Raises Refused where `write` or `note` has left a file alone."""
+        """Raise Refused if `write` or `note` has refused a file."""
         if self.refused:
             raise Refused(
                 f"{listed([self.storage.locate(key) for key in self.refused])}: not written, as "
@@ -149,7 +169,7 @@ class Owned:
             )
 
     def _checksum(self, key: str) -> str | None:
-        """None where there is no such file; "" for what is no file, which nothing is equal to."""
+        """Return the sha256 of a file; None if it does not exist, "" if it is not a file."""
         try:
             if isinstance(self.storage, LocalStorage):
                 with (self.storage.root / key).open("rb") as file:
@@ -162,9 +182,9 @@ class Owned:
         return None if content is None else _sum(content)
 
     def _change(self, files: dict[str, list[str]], about: dict[str, Any]) -> None:
-        """Write the marker. What another command has noted meanwhile is kept."""
+        """Write the marker. Files that another command has listed in the meantime are kept."""
         while True:
-            if self.kind_there != self.kind and not self.is_free:
+            if self.found_kind != self.kind and not self.is_free:
                 self.check()
             marker = {"made_by": _MADE_BY, "kind": self.kind, "schema": 1, "about": about}
             marker["files"] = files
@@ -183,7 +203,7 @@ def _sum(content: bytes) -> str:
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """A marker; None for a file that is none."""
+    """Parse a marker. Returns None for any other file."""
     try:
         found = json.loads(content)
         ours = found["made_by"] == _MADE_BY and isinstance(found["kind"], str)
@@ -193,7 +213,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _is_run(storage: Storage) -> bool:
-    """Whether a place without a marker is a run of a version that wrote none."""
+    """Whether a place without a marker is a run of an older version, which wrote no marker."""
     content = storage.read("plan.json")
     try:
         plan = json.loads(content or b"")
@@ -203,16 +223,19 @@ def _is_run(storage: Storage) -> bool:
 
 
 def listed(names: Collection[str]) -> str:
-    """The first few of some names."""
+    """Return the first few names as text, and the number of the others."""
     more = len(names) - _NAMED
     return ", ".join(sorted(names)[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def require_apart(out: Storage, inputs: Iterable[str]) -> None:
-    """Raises Refused where an output lies in one of the inputs of a command, or one in it.
+    """Check that the output of a command neither lies in one of its inputs nor contains one.
 
-    What is written into a folder of photographs would be taken for photographs, and deleting an
-    output that holds them would delete them.
+    Pictures that are written to a dataset would become images of it, and a dataset inside of an
+    output could be deleted together with it.
+
+    Raises:
+        Refused: If one lies in the other.
     """
     for place in inputs:
         require_outside(out, [place])
@@ -224,7 +247,11 @@ def require_apart(out: Storage, inputs: Iterable[str]) -> None:
 
 
 def require_outside(out: Storage, inputs: Iterable[str]) -> None:
-    """Raises Refused where an output lies in one of the inputs of a command."""
+    """Check that the output of a command does not lie in one of its inputs.
+
+    Raises:
+        Refused: If it does.
+    """
     for place in inputs:
         if lies_in(real(out.address), real(place)):
             raise Refused(
@@ -234,7 +261,7 @@ def require_outside(out: Storage, inputs: Iterable[str]) -> None:
 
 
 def real(place: str) -> str:
-    """A place by the one name it has: without links, or with the scheme that others have too."""
+    """Return the canonical form of a location, without symbolic links, scheme aliases or `//`."""
     place = place.removeprefix("file://")
     if not is_url(place):
         return os.path.realpath(os.path.expanduser(place))

@@ -34,16 +34,16 @@ def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
 
 
 def own_text(pixels: np.ndarray) -> dict[str, str]:
-    """What a picture that a command writes to a file says, by which it is known again."""
+    """Return the text by which a picture in a file of its own is recognized by `is_own`."""
     return {"Software": "dhr-batch", "dhr-batch:pixels": _digest(pixels)}
 
 
 def is_own(content: bytes) -> bool:
-    """Whether a file is a picture with `own_text`, and shows what it showed then."""
+    """Whether a file is a picture that dhr-batch has written, with unchanged pixels."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            said = getattr(image, "text", {}).get("dhr-batch:pixels")
-            return said == _digest(np.asarray(image))
+            recorded = getattr(image, "text", {}).get("dhr-batch:pixels")
+            return recorded == _digest(np.asarray(image))
     except (OSError, SyntaxError, ValueError):
         return False
 
