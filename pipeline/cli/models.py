@@ -83,7 +83,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     with errors():
         chosen = downloads.from_package_indexes() if everything else list(names)
         before = {status.name: status for status in registry.listing()}
-        needed = [before[model.name] for model in downloads.wanted(chosen)]
+        needed = [before[model.name] for model in downloads.with_required(chosen)]
         _announce([status for status in needed if status.state != "ready" and status.download])
         if file:
             downloads.adopt(chosen[0], file)

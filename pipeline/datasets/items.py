@@ -47,6 +47,7 @@ class Item(NamedTuple):
 
     @property
     def location(self) -> str:
+        """The path or URL of the file that holds the image."""
         return self.place + self.name
 
     @property

@@ -64,7 +64,7 @@ with IPTC's digital source type.
 | `identity` | {identity} |
 | `score_*` | landmark scores of this picture (`stages/face_scores.py`) |
 
-Missing values were not measured. Labels that come from measurements are as good as those.
+Missing values were not measured. Measured labels are only as accurate as the measurement.
 {split}
 
 ## What was left out
@@ -82,8 +82,8 @@ Settings of the run and of this export are in the head of this file, under `dhr_
 - Generator `{generator}`: {generator_licence}
 
 Faces are personal data: the consent of the people shown and the licences of photographs and models
-bind whoever uses this dataset. The file NOTICE of dhr-batch names the licence of every model. Keep
-the marks of edited pictures when you pass them on.
+apply to every use of this dataset. The file NOTICE of dhr-batch names the licence of every model.
+Keep the marks of edited pictures when you pass them on.
 """
 
 
@@ -144,7 +144,7 @@ def text(
         run=run.storage.name,
         dataset=dataset,
         generator=generator,
-        warning=" **Random weights: no picture means anything.**" if generator == "tiny" else "",
+        warning=" **Random weights: the pictures have no meaning.**" if generator == "tiny" else "",
         what="Edits were put back into the uncropped photographs; `identity`, `effect` and "
         "`score_*` are those of the crop before it was blended in."
         if options.paste_back
@@ -230,11 +230,11 @@ def _split(options: Options, outcome: Outcome) -> str:
     if not options.validation:
         return "All pictures are in one split."
     who = "photograph" if options.person is None else "person"
-    there = outcome.used.get(VALIDATION, 0)
+    count = outcome.used.get(VALIDATION, 0)
     return (
         f"All pictures of one {who} are in one split, chosen by a hash of its name. For validation "
-        f"are {there} of {outcome.photographs} photographs ({there / outcome.photographs:.1%}; "
-        f"{options.validation:.1%} was asked for)."
+        f"are {count} of {outcome.photographs} photographs ({count / outcome.photographs:.1%}; "
+        f"{options.validation:.1%} was requested)."
     )
 
 

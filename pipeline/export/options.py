@@ -37,10 +37,12 @@ class Outcome:
 
     @property
     def pictures(self) -> int:
+        """Number of exported pictures."""
         return sum(counts.total() for counts in self.counts.values())
 
     @property
     def photographs(self) -> int:
+        """Number of images of which at least one picture was exported."""
         return sum(self.used.values())
 
     @property
@@ -51,6 +53,7 @@ class Outcome:
         return "no photograph falls into validation: raise --val or change --seed"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as `export --json` prints it."""
         images = {"planned": self.planned, "with_rows": self.images, "used": self.photographs}
         return {
             "out": self.out,

@@ -142,9 +142,11 @@ class Gathered:
     images: int = 0
 
     def pictures(self) -> Iterable[Picture]:
+        """Iterate over all pictures."""
         return (picture for part in self.parts.values() for picture in part)
 
     def keep(self, passes: Mapping[Picture, Any] | set[Picture]) -> None:
+        """Drop all pictures that are not in `passes`."""
         self.parts = {k: [p for p in part if p in passes] for k, part in self.parts.items()}
 
 

@@ -162,7 +162,7 @@ def _cache_folder() -> Check:
             name="cache",
             state="broken" if missing else "note",
             found=f"{home} ({source}) cannot be written: {error.strerror}",
-            way_out="set DHR_BATCH_HOME to a folder of yours",
+            way_out="set DHR_BATCH_HOME to a folder that you can write to",
         )
     return Check(name="cache", state="ok", found=f"{home} ({source})")
 
@@ -176,7 +176,7 @@ def _space(name: str, folder: Path) -> Check:
         name=name,
         state="note" if free >= 0.3 * GB else "broken",
         found=found,
-        way_out="make room; models take 0.5 GB, and `run` tells how much it will write",
+        way_out="free some space: models take 0.5 GB, and `run` shows how much it will write",
     )
 
 

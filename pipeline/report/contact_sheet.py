@@ -90,7 +90,7 @@ def _head(pen: ImageDraw.ImageDraw, data: RunData, width: int) -> None:
     name = _shorten(pen, f"dhr-batch · {data.name}", _font(26, bold=True), available)
     pen.text((MARGIN, 22), name, INK, _font(26, bold=True))
     if data.random_weights:
-        warning = "random weights: nothing here shows what a trained generator does"
+        warning = "random weights: these pictures show nothing about a trained generator"
         pen.text((MARGIN, 58), warning, WARN, _font(17, bold=True))
     else:
         text = "source, inversion, refinement, in-domain mask and edits of one face per row"

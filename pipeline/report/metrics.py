@@ -100,15 +100,15 @@ def metric_key(metric: str) -> tuple[int, int, int, str]:
     return (rank, size, len(part), metric)
 
 
-def of_truth(metrics: pd.DataFrame, wanted: bool = True) -> pd.DataFrame:
+def of_truth(metrics: pd.DataFrame, included: bool = True) -> pd.DataFrame:
     """Return the rows of a metrics table that compare with the ground truth.
 
     Args:
         metrics: The table.
-        wanted: Whether to return these rows, or all others.
+        included: Whether to return these rows, or all others.
     """
     names = [name for name in metrics["metric"].unique() if name.startswith(TRUTH)]
-    return metrics[metrics["metric"].isin(names) == wanted]
+    return metrics[metrics["metric"].isin(names) == included]
 
 
 def number(value: float | None) -> str:

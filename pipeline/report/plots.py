@@ -217,14 +217,17 @@ class _Axes:
         self._titles = (x_title, y_title)
 
     def x(self, value: float) -> float:
+        """Return the position of a value on the x axis."""
         low, high = self._x
         return self._left + (value - low) / (high - low) * (WIDTH - self._left - _RIGHT)
 
     def y(self, value: float) -> float:
+        """Return the position of a value on the y axis."""
         low, high = self._y
         return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
     def svg(self, marks: Sequence[str], label: str) -> str:
+        """Return the plot with its axes below the marks. label: the text for screen readers."""
         base, x_title, y_title = HEIGHT - _BOTTOM, *self._titles
         frame = [_line("axis", self._left, base, WIDTH - _RIGHT, base)]
         shown = ticks(*self._x)

@@ -34,8 +34,8 @@ def settings(data: RunData) -> Section | None:
     text, code = [], None
     if config:
         text.append(
-            "The settings below, saved as settings.yaml, make this run again: "
-            "dhr-batch run -c settings.yaml --out DIR. They are all there are, defaults included."
+            "To repeat this run, save the settings below as settings.yaml and use: "
+            "dhr-batch run -c settings.yaml --out DIR. All settings are listed, defaults included."
         )
         code = ("Settings, as YAML", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return Section("settings", "Settings and provenance", text, tables=tables, code=code)
@@ -75,7 +75,7 @@ def rights() -> Section:
         (
             "Photographs of faces, and everything computed from them (latent codes, masks, "
             "identity distances, edited pictures), are personal data. The consent of the people "
-            "shown and the licence of the dataset bind whoever uses this page.",
+            "shown and the licence of the dataset apply to every use of this page.",
             "Output of a generator with non-commercial weights is for non-commercial use. The "
             "embedded generators descend from StyleGAN2 weights trained on FFHQ and are such "
             "weights; dlib's landmark model excludes commercial use as well. The file NOTICE of "

@@ -80,7 +80,7 @@ def _metrics(data: RunData) -> Section | None:
     shares = list(data.in_domain_face.values())
     if svg := report_plots.distribution({"share": shares}, "in-domain share"):
         means = {"share": number(float(np.mean(shares)))}
-        hint = f"mean of {len(shares)}, 1 is all of it"
+        hint = f"mean of {len(shares)}, 1 is the whole face"
         plots.append(Plot("In-domain share of the face", svg, hint, means))
     summary = summaries.summary(data)
     edits = summary["stage"].astype(str).str.startswith(EDIT_STAGE)
@@ -195,7 +195,9 @@ def _identity_plot(data: RunData, edit: str, identity: str) -> Plot | None:
     cloud = Series("images", few[x].tolist(), few["identity"].tolist(), notes)
     svg = report_plots.curves([line], x_title, title(identity), [cloud])
     count = table["image_id"].nunique()
-    hint = f"means of {count}" + ("" if scored else "; no score of that name, so against strength")
+    hint = f"means of {count}" + (
+        "" if scored else "; over strength, because the edit has no score"
+    )
     return None if svg is None else Plot(edit, svg, hint)
 
 
@@ -242,7 +244,7 @@ def _psnr_plot(data: RunData) -> Plot | None:
         [cloud.name for cloud in clouds],
     )
     svg = report_plots.curves([means], "seconds per image", "PSNR [dB]", clouds)
-    hint = "time of all stages so far, per image of a worker; faint dots are shards"
+    hint = "time of a worker per image, up to and including the stage; faint dots are shards"
     return None if svg is None else Plot("PSNR against seconds", svg, hint)
 
 

@@ -35,9 +35,9 @@ CLEAN = "same without its occluder"
 _TEXT = (
     "These pictures are faces of a generator under occluders, so the truth is known. The mask is "
     "compared with the occluder within the face of the clean picture. The code is compared with "
-    "the one the face was made of; 1 is as far as the mean face. Reconstructions are compared "
-    "with the clean picture where the face is not covered. Intervals are 95 %, by bootstrap over "
-    "pictures; all pictures count."
+    "the one that generated the face; 1 is the distance of the mean face. Reconstructions are "
+    "compared with the clean picture where the face is not covered. Intervals are 95 %, by "
+    "bootstrap over pictures; all pictures count."
 )
 
 

@@ -51,14 +51,17 @@ class File(NamedTuple):
 
     @property
     def location(self) -> str:
+        """The path or URL."""
         return self.folder + self.relative
 
 
 def is_url(location: str) -> bool:
+    """Whether a location is a URL, not a path."""
     return "://" in location
 
 
 def join(location: str, name: str) -> str:
+    """Append a name to a path or URL."""
     return f"{location.rstrip('/')}/{name}"
 
 

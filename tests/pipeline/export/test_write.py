@@ -213,7 +213,7 @@ def test_a_validation_split_without_photographs_is_said(run: Path, tmp_path: Pat
     exported(run, tmp_path / "some", "--val", 0.4)
     there = {r["image_id"] for r in listed(tmp_path / "some") if r["split"] == "validation"}
     card = (tmp_path / "some" / "README.md").read_text("utf-8")
-    share = f"{len(there)} of 9 photographs ({len(there) / 9:.1%}; 40.0% was asked for)"
+    share = f"{len(there)} of 9 photographs ({len(there) / 9:.1%}; 40.0% was requested)"
     assert share in " ".join(card.split())
 
 
