@@ -87,7 +87,7 @@ def commands(
     monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
     monkeypatch.setattr(bench_write, "load", lambda *_: [])
     matrix = benched.tiny(small_run.photographs)
-    monkeypatch.setattr("dhr_batch.pipeline.bench.run.matrix.preset", lambda name: matrix)
+    monkeypatch.setattr("dhr_batch.pipeline.bench.matrix.preset", lambda name: matrix)
 
     def by_itself(*words: object) -> Callable[[Path], dict[str, bytes]]:
         def write(out: Path) -> dict[str, bytes]:

@@ -415,7 +415,7 @@ def test_commands(home: Path, tmp_path: Path, arguments: list[str], code: int, s
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; import dhr_batch.pipeline.cli_models; "
+        "import sys; import dhr_batch.pipeline.cli.models; "
         "print({'torch', 'ray', 'numpy', 'pydantic', 'rich'} & set(sys.modules))"
     )
     run: Callable[..., Any] = subprocess.run
