@@ -49,7 +49,7 @@ def take_turns(requests: Sequence[Request], say: Callable[[str], None]) -> set[s
     asked to stop; shards that are finished by then are kept.
     """
     stopper, turns = stopping.Stopper(), []
-    with stopping.forgotten(), ExitStack() as stack, stopping.signals(stopper):
+    with stopping.scope(), ExitStack() as stack, stopping.signals(stopper):
         for request in requests:
             try:
                 turns.append(stack.enter_context(_open(request)))
@@ -66,8 +66,8 @@ def take_turns(requests: Sequence[Request], say: Callable[[str], None]) -> set[s
                 except Exception as error:
                     say(f"{turn.request.out} takes no more turns: {error}")
                     turn.missing.clear()
-                stopper.tell(say)
-                if stopper.asked:
+                stopper.announce(say)
+                if stopper.requested:
                     raise KeyboardInterrupt
             say(f"turn {number + 1} of {len(shards)} is finished")
     return computed
