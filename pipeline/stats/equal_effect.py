@@ -40,7 +40,7 @@ def crossing(values: Sequence[float] | np.ndarray, target: float, last: bool = F
             first.
 
     Returns:
-        An index in [0, N - 1]: 0 if the first value is at least the target, nan if no value is.
+        An index in [0, N - 1]: 0 if the first value exceeds the target, nan if no value reaches it.
 
     >>> crossing([0.0, 2.0, 1.0, 4.0], 1.0), crossing([0.0, 2.0, 1.0, 4.0], 3.0)
     (0.5, 2.5)
@@ -108,7 +108,10 @@ class Curve:
         return at(branch, crossing(sign * self.effects[branch], sign * effect))
 
     def spent(self, sign: int, cost: str) -> tuple[np.ndarray, np.ndarray]:
-        """A cost from strength 0 outwards, and the size of the effect against strength 0."""
+        """Return a cost and the magnitude of the effect from strength 0 outwards.
+
+        The effect is the change against strength 0, not against the source.
+        """
         branch = self._branch(sign)
         return self.costs[cost][branch], np.abs(self.effects[branch] - self.effects[self._zero])
 
@@ -276,14 +279,18 @@ def equal_effect(methods: Mapping[str, Mapping[str, Curve]], share: float = 1.0)
 def effect_at_equal_cost(
     methods: Mapping[str, Mapping[str, Curve]], cost: str
 ) -> dict[str, dict[str, float]]:
-    """Method -> image -> size of the effect where the edit has cost all methods as much.
+    """Return the effect of each method at equal cost, by method and image id.
 
-    For each image and direction the largest cost that all methods reach with their strengths; of
-    each method the effect of the strongest edit within it, against its refined picture, and 0 where
-    that picture alone costs more. A cost never falls on the way: an edit does not count as giving
-    identity back. The mean of both directions, of those in which every picture has the cost.
+    For each image and direction, the cost is the largest one that all methods reach,
+    ``c = min(max(cost))`` with the minimum over methods and the maximum over strengths. The effect
+    of a method is that of its strongest edit with at most this cost, ``|e(s) - e(0)|``, or 0 if its
+    refined picture alone costs more. The running maximum of the cost is used, so a decrease at
+    larger strengths is ignored. A value is the mean over the directions in which the cost of every
+    picture was measured.
 
-    methods: method -> image id -> curve. cost: of which less is better.
+    Args:
+        methods: Curves by method and image id.
+        cost: A metric that is better if it is lower.
     """
     found: dict[str, list[tuple[str, float]]] = {method: [] for method in methods}
     for image_id in _shared(methods):
@@ -299,7 +306,7 @@ def effect_at_equal_cost(
 
 
 def _shared(methods: Mapping[str, Mapping[str, Curve]]) -> list[str]:
-    """Images of which all methods have a curve, in the order of the first."""
+    """Return the images for which all methods have a curve, in the order of the first method."""
     first, *others = methods.values()
     return [i for i in first if all(i in other for other in others)]
 
