@@ -91,7 +91,7 @@ def _applicable(options: Options, run: Run) -> Options:
 
 
 def _drop_lost(gathered: Gathered, photographs: Photographs) -> None:
-    """Drop the pictures whose photograph no longer exists."""
+    """Drop the pictures whose photograph cannot be found."""
     kept = set()
     for picture in gathered.pictures():
         try:
