@@ -10,6 +10,7 @@ import click
 
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli import start
+from dhr_batch.pipeline.cli.output import Group
 from dhr_batch.version import __version__
 
 # Other commands live beside what they do and are imported only when one of them is called.
@@ -31,7 +32,7 @@ _ELSEWHERE = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """A group that knows the names and help of commands it has not imported."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -90,15 +91,9 @@ def run(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(run_dir: str, out: str | None, as_json: bool) -> None:
     """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
-    from dhr_batch.pipeline.errors import Refused, ReportError
     from dhr_batch.pipeline.report.write import write
 
-    try:
-        page = write(run_dir, out)
-    except Refused as error:
-        raise click.UsageError(str(error)) from error
-    except (ReportError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    page = write(run_dir, out)
     click.echo(json.dumps({"report": page}) if as_json else page)
 
 

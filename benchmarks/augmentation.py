@@ -22,6 +22,7 @@ from PIL import Image
 
 from dhr_batch.benchmarks.machine import json_option, write_json
 from dhr_batch.pipeline.cli.export import pattern
+from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import choice
 from dhr_batch.pipeline.export import write as export
@@ -93,8 +94,10 @@ def compare(found: Sequence[Example]) -> list[Result]:
     photographs = [e for e in found if not e.edited]
     if (shown := len({e.who for e in photographs})) < _LEAST:
         raise Refused(
-            f"the {len(photographs)} photographs with a smile score show {shown} persons: "
-            f"{_LEAST} are needed"
+            "runs",
+            f"the {len(photographs)} photographs with a smile score show {shown} persons: {_LEAST} "
+            "are needed",
+            "give more runs, or --person",
         )
     threshold = float(np.median([e.score for e in photographs]))
     sets = {"photographs": photographs, "photographs and edits": found}
@@ -127,20 +130,17 @@ def training(found: Sequence[Example], held_out: Example) -> list[Example]:
     return [e for e in found if e.who != held_out.who]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--person", metavar="REGEX", callback=pattern, help="As of `dhr-batch export`.")
 @json_option
 def main(runs: tuple[str, ...], person: str | None, file: Path | None) -> None:
     """Train a small classifier of smiles with and without edits, and print both."""
     found: list[Example] = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for number, run in enumerate(runs):
-                found += examples(run, Path(folder, str(number)), person)
-        rows = compare(distinct(found))
-    except (Refused, ValueError) as error:
-        raise click.UsageError(str(error)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        for number, run in enumerate(runs):
+            found += examples(run, Path(folder, str(number)), person)
+    rows = compare(distinct(found))
     click.echo("An illustration: few photographs, labels from landmarks.")
     cells = (
         (r.name, f"{r.trained_on:.0f}", f"{r.correct} of {r.photographs}", f"{r.auc:.2f}")

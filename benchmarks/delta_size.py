@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dhr_batch.benchmarks.machine import json_option, write_json
+from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.engine import worker
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import devices
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.tables import codec
@@ -178,7 +180,7 @@ def text(row: Row) -> str:
     return line + ",".join(f" {p} {row[p]:.3f} ({row[f'{p} worst']:.3f})" for p in parts)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--images", type=click.IntRange(1), help="Only the first ones.")
 @click.option("--dataset", default="portraits", show_default=True)
 @click.option("--generator", default="mobilestylegan-256", show_default=True)
@@ -198,7 +200,7 @@ def main(
             size = f"{row['bytes'] / 1e6:.2f} MB"
             click.echo(f"  {row['image']:24}{row['level']:9}{size}, {', '.join(figures)}")
     if not rows:
-        raise click.ClickException("no photograph could be refined")
+        raise CommandError("no photograph could be refined")
     lines = [*summary(rows, generator), *computed(LEVELS)]
     for line in lines:
         click.echo(text(line))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.benchmarks import machine
+from dhr_batch.pipeline.cli.output import Command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ def counter() -> Any:
 
 
 def configured(generator: str) -> Config:
-    """The default settings for a generator. Raises ConfigError for an unknown one."""
+    """The default settings for a generator. Raises Refused for an unknown one."""
     from dhr_batch.pipeline.planning import config
 
     layers = [config.preset("tiny")] if generator == "tiny" else []
@@ -286,15 +287,12 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--generator", default="mobilestylegan-256", show_default=True)
 @click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="of each kind")
 @machine.json_option
 def main(generator: str, steps: int, file: Path | None) -> None:
-    from dhr_batch.pipeline.cli.output import refusals
-
-    with refusals():
-        result = measure(generator, steps)
+    result = measure(generator, steps)
     click.echo(text(result))
     machine.write_json(result, file)
 

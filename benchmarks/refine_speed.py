@@ -17,6 +17,8 @@ import click
 import yaml
 
 from dhr_batch.benchmarks.machine import json_option, write_json
+from dhr_batch.pipeline.cli.output import Command
+from dhr_batch.pipeline.errors import CommandError
 
 # Columns of the benchmark that are printed; all are in the JSON.
 SHOWN = (
@@ -54,14 +56,14 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
     planned = bench.plan(found, out, images, random_weights=True)
     done = bench.run(planned, bench.Machine(), lambda text: click.echo(text, err=True))
     if done.failed:
-        raise click.ClickException("\n".join(f"{n}: {why}" for n, why in done.failed.items()))
+        raise CommandError("\n".join(f"{n}: {why}" for n, why in done.failed.items()))
     bench_write.write(planned, done.failed)
     tables = json.loads((out / "benchmark.json").read_text())["datasets"]
     figures = {method["refiner"]: method["figures"] for method in tables[0]["methods"]}
     rows = {name: {key: f["value"] for key, f in own.items()} for name, own in figures.items()}
     ratio = figures.get("tuned", {}).get("turn_seconds_ratio")
     if ratio is None:
-        raise click.ClickException("no photograph was refined in turn; the reason stands above")
+        raise CommandError("no photograph was refined in turn", "the reason stands above")
     ours, theirs = (rows[name].get("psnr") for name in ("dhr", "tuned"))
     warnings = {
         f"{ratio['n']} pairs are few for a median: give 5 photographs or more": ratio["n"] < 5,
@@ -76,7 +78,7 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
     }
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--images", type=click.IntRange(1), help="only the first photographs")
 @click.option("--dataset", default="portraits", show_default=True, help="name or folder")
 @click.option("--aligned", is_flag=True, help="the photographs are FFHQ crops already")
@@ -85,10 +87,9 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
 def main(
     images: int | None, dataset: str, aligned: bool, generator: str, file: Path | None
 ) -> None:
-    from dhr_batch.pipeline.cli.output import refusals
     from dhr_batch.pipeline.datasets import named as datasets
 
-    with tempfile.TemporaryDirectory() as folder, refusals():
+    with tempfile.TemporaryDirectory() as folder:
         if aligned:
             found = datasets.find(dataset).model_copy(update={"aligned": True})
             dataset = f"{folder}/dataset.yaml"

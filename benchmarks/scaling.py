@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from dhr_batch.benchmarks.machine import json_option, write_json
+from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.engine import members
 from dhr_batch.pipeline.planning import config, estimate
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -143,7 +144,7 @@ def evaluate(run: Run) -> dict[str, str]:
     }
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--images", default=1_000_000, show_default=True, type=click.IntRange(1))
 @click.option("--gpus", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--seconds-per-image", "seconds", default=12.0, show_default=True, type=float)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from dhr_batch.pipeline.cli.output import Command
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.report.metrics import number, title
 from dhr_batch.pipeline.report.truth import Figure, bin_names, figures
 
@@ -42,9 +44,7 @@ def measured(
     request = Request(settings=asked, sets=sets, out=out / "run")
     outcome = runner.run(prepare(request), request)
     if outcome.done < outcome.images:
-        raise click.ClickException(
-            f"{outcome.images - outcome.done} images failed: see {outcome.out}"
-        )
+        raise CommandError(f"{outcome.images - outcome.done} images failed: see {outcome.out}")
     return figures(open_run(outcome.out).metrics)
 
 
@@ -56,7 +56,7 @@ def text(figure: Figure) -> str:
     return f"{figure.picture:28}{name:44}{mean:28}{shares}"
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--images", type=click.IntRange(0), default=64, show_default=True)
 @click.option("--refined", type=click.IntRange(0), default=8, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

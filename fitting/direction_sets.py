@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from dhr_batch.fitting.directions import Fit, fit
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.stages.direction_files import digest
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str,
         effect = probe(context, fitted.array, deviations, seed)
         own = effect[name]
         if not own > 0.25:
-            raise ValueError(f"direction {name!r} changes its own score by {own:.2f} instead of 1")
+            raise CommandError(
+                f"direction {name!r}", f"it changes its own score by {own:.2f} instead of 1"
+            )
         scaled = {n: round(e / own, 3) for n, e in effect.items()}
         done[name] = replace(fitted, array=fitted.array / np.float32(own), effect=scaled)
     return done

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages.directions import orthogonalise
 
 FOLDS = 5
@@ -144,11 +145,13 @@ def fit(
     """
     count = len(w)
     if count < 10 * FOLDS:
-        raise ValueError(f"{count} samples are too few to fit directions; use {10 * FOLDS} or more")
+        raise Refused(
+            f"{count} samples", "they are too few to fit directions", f"use {10 * FOLDS} or more"
+        )
     clean = {name: clip_outliers(np.asarray(s, np.float64)) for name, s in scores.items()}
     for name, score in clean.items():
         if not score.std() > 0:
-            raise ValueError(f"score {name!r} is the same for all samples")
+            raise Refused(f"score {name!r}", "it is the same for all samples")
     w = np.asarray(w, np.float64)
     centred = w - w.mean(0)
     standard = {name: (s - s.mean()) / s.std() for name, s in clean.items()}

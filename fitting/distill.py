@@ -36,6 +36,7 @@ from dhr_batch.fitting.distill_pairs import (
     uniform_in_head,
     write_atomically,
 )
+from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.generators import cut, distilled_tensors, load_distilled
@@ -265,7 +266,7 @@ def _fill(net: MobileStyleGAN, tensors: dict[str, Tensor]) -> None:
         tensor.copy_(tensors[name].half())
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--minutes", default=50.0, show_default=True, help="Training time on one core.")
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")

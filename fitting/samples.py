@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.stages import registry
 
@@ -97,18 +98,20 @@ def collect(
 
 
 def _check(card: Path, about: dict[str, Any]) -> None:
-    """Raises ValueError where the card of a cache folder describes other samples."""
+    """Raises Refused where the card of a cache folder describes other samples."""
     found = json.loads(card.read_text())
     weights = json.dumps(about["generator_weights"])
     if isinstance(former := found["generator_weights"], str):
-        raise ValueError(
-            f'{card}: "generator_weights" is {former!r}, a fingerprint of an earlier version, '
-            "which depends on the processor and cannot be compared. If the weights of the "
-            f"generator are still the same, write {weights} in its place; otherwise fit on these "
-            "samples as they are with --reuse, or choose another folder with --cache"
+        raise Refused(
+            str(card),
+            f'"generator_weights" is {former!r}, a fingerprint of an earlier version, which '
+            "depends on the processor and cannot be compared",
+            "if the weights of the generator are still the same, write "
+            f"{weights} in its place; otherwise fit on these samples as they are with --reuse, or "
+            "choose another folder with --cache",
         )
     if found != about:
-        raise ValueError(f"{card.parent}: holds samples of {found}, asked for {about}")
+        raise Refused(str(card.parent), f"it holds samples of {found}, asked for are {about}")
 
 
 def load(folder: Path, shards: int | None = None) -> Samples:
@@ -119,7 +122,7 @@ def load(folder: Path, shards: int | None = None) -> Samples:
     """
     files = sorted(folder.glob("[0-9]*.npz"))[:shards]
     if not files:
-        raise ValueError(f"{folder}: there are no samples in it; fit without --reuse")
+        raise Refused(str(folder), "it has no samples", "fit without --reuse")
     parts: list[dict[str, np.ndarray]] = []
     for file in files:
         with np.load(file, allow_pickle=False) as archive:

@@ -27,6 +27,9 @@ from typing import Any
 import click
 import numpy as np
 
+from dhr_batch.pipeline.cli.output import Command
+from dhr_batch.pipeline.errors import CommandError
+
 GROUPS = ("face", "parts", "other")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -90,7 +93,9 @@ def choose(
         good, good_size = _pool(clean, index)
         bad, bad_size = _pool(occluded, index)
         if len(good) == 0:
-            raise ValueError(f"group {group!r} has no pixels in these portraits; use more of them")
+            raise CommandError(
+                f"group {group!r}", "it has no pixels in these portraits", "use more of them"
+            )
         order = np.argsort(good)
         share = np.cumsum(good_size[order]) / good_size.sum()
         last = min(int(np.searchsorted(share, keep)), len(good) - 1)
@@ -173,7 +178,7 @@ def _records(folders: Sequence[Path]):
                 yield Record(file.name, str(file), data=file.read_bytes())
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--images", "folders", type=click.Path(path_type=Path, exists=True, file_okay=False),
     multiple=True, required=True, help="Folder of portraits without occluders; may be repeated.",
@@ -237,7 +242,7 @@ def main(
             click.echo(f"{record.source} is left out: {record.failure.message}", err=True)
     good = [r for r in records if r.image is not None and r.inverted is not None]
     if not good:
-        raise click.ClickException("no portrait could be aligned and inverted; see above")
+        raise CommandError("no portrait could be aligned and inverted")
     segment = prepared(
         "segment", name="dhr", source=source, error_layers=error_layers or None,
         perceptual=perceptual, parser=parser, segments=segments,

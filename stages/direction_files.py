@@ -33,6 +33,8 @@ LENGTH_UNIT = "the length of the vector in the file"
 class DirectionError(ValueError):
     """A direction cannot be found or used. The message names it and what is expected."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Direction:

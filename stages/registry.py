@@ -120,6 +120,8 @@ def label(generator: str) -> str:
 class UnknownName(ValueError):
     """A name is not a member of its family. The message lists the valid names."""
 
+    exit_code = 2
+
 
 def names(family: str) -> list[str]:
     """Return the valid names of a family in alphabetical order."""

@@ -25,11 +25,13 @@ import click
 import ray
 
 from dhr_batch.benchmarks.machine import held_mb, json_option, write_json
+from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.engine import driver as driver_module
 from dhr_batch.pipeline.engine import run as runner
 from dhr_batch.pipeline.engine.attempt import memory_peak
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import config, plan, resume
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -113,7 +115,7 @@ def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: fl
     with watching() as watch:
         outcome = runner.run(made(items, workers, shard_size, seconds), request)
     if outcome.done != len(items):
-        raise click.ClickException(f"{outcome.done} of {len(items)} images were finished")
+        raise CommandError(f"{outcome.done} of {len(items)} images were finished")
     return watch
 
 
@@ -261,7 +263,7 @@ def holds(name: str, value: float, slack: float = 1) -> bool:
     return {">=": value >= limit, "<": value < limit, "<=": value <= limit}[relation]
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--images", default=6400, show_default=True, type=click.IntRange(128))
 @json_option
 def main(images: int, file: Path | None) -> None:
@@ -276,7 +278,7 @@ def main(images: int, file: Path | None) -> None:
             click.echo(f"{name:24}{value:12.2f}{limit}")
     write_json(figures | {"rows": list(figures.items())}, file)
     if missed := [name for name in _HELD if not holds(name, figures[name], _SLACK)]:
-        raise click.ClickException(f"missed by more than {_SLACK} times: {', '.join(missed)}")
+        raise CommandError(f"missed by more than {_SLACK} times: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

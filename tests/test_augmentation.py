@@ -74,4 +74,4 @@ def test_a_photograph_of_two_runs_counts_once() -> None:
 def test_a_wrong_pattern_is_refused() -> None:
     result = CliRunner().invoke(augmentation.main, ["run", "--person", "("])
     assert result.exit_code == 2
-    assert "no regular expression" in result.output
+    assert "not a regular expression" in result.output

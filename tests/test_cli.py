@@ -85,7 +85,7 @@ def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--set", "embed.stps=3"], "unknown setting embed.stps: did you mean 'steps'?"),
+        (["--set", "embed.stps=3"], "unknown setting embed.stps\nHint: did you mean 'steps'?"),
         (["--set", "refine.name=x"], "choose from: "),
         (["--preset", "huge"], "unknown preset 'huge'"),
         (["--set", "refine.name=nowhere:Refiner"], "cannot be imported"),
@@ -132,8 +132,8 @@ def test_absent_gpus_say_what_to_do(photographs: Path, monkeypatch: pytest.Monke
     [
         (["--help"], 0, "Usage: dhr-batch [OPTIONS] COMMAND"),
         (["--version"], 0, "dhr-batch, version"),
-        (["report", "."], 1, "is not a run"),
-        (["run", "--no-such-option"], 2, "Usage: dhr-batch run [OPTIONS]"),
+        (["report", "."], 2, "is not a run"),
+        (["run", "--no-such-option"], 2, "see: dhr-batch run --help"),
     ],
 )
 def test_the_module_is_run_as_the_command(
@@ -145,7 +145,7 @@ def test_the_module_is_run_as_the_command(
     assert said in (done.stderr if code else done.stdout)
 
 
-def test_report_of_no_run_is_an_error(tmp_path: Path) -> None:
+def test_report_of_a_place_without_a_run_is_refused(tmp_path: Path) -> None:
     result = dhr("report", str(tmp_path))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "is not a run" in result.stderr

@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from dhr_batch.pipeline.datasets.named import Dataset
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
-from dhr_batch.pipeline.planning.config import ConfigError
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.stages import registry
 
@@ -126,30 +126,31 @@ def presets() -> list[str]:
 
 
 def preset(name: str) -> Matrix:
-    """A shipped benchmark. Raises ConfigError, naming the valid ones."""
+    """A shipped benchmark. Raises Refused, naming the valid ones."""
     if name not in presets():
-        raise ConfigError(f"unknown benchmark {name!r}; choose from: {', '.join(presets())}")
+        raise Refused(f"unknown benchmark {name!r}", way_out=f"choose from: {', '.join(presets())}")
     folder = resources.files("dhr_batch.configs") / "benchmarks"
     text = (folder / f"{name}.yaml").read_text("utf-8")
     return matrix(yaml.safe_load(text), f"benchmark {name}")
 
 
 def read(file: Path) -> Matrix:
-    """A benchmark from a YAML file. Raises ConfigError."""
+    """A benchmark from a YAML file. Raises Refused."""
     return matrix(configs.read_file(file), str(file))
 
 
 def matrix(content: Any, where: str) -> Matrix:
-    """A benchmark from its content. Raises ConfigError, naming what is wrong and where."""
+    """A benchmark from its content. Raises Refused, naming what is wrong and where."""
     try:
         return Matrix.model_validate(content)
     except ValidationError as error:
         lines = []
         for item in error.errors():
             path = ".".join(str(part) for part in item["loc"])
-            words = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+            said = item["msg"].removeprefix("Value error, ")
+            words = "unknown key" if item["type"] == "extra_forbidden" else said
             lines.append(f"{where}: {path + ': ' if path else ''}{words}")
-        raise ConfigError("\n".join(lines)) from error
+        raise Refused("\n".join(lines)) from error
 
 
 def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
@@ -196,15 +197,15 @@ def first_stage(settings: Mapping[str, Any]) -> str:
 
 
 def dataset_names(datasets: Sequence[Dataset], asked: Sequence[str]) -> dict[str, str]:
-    """What was asked for -> the dataset's name, safe in a folder's name. Raises ConfigError for two
+    """What was asked for -> the dataset's name, safe in a folder's name. Raises Refused for two
     of one name."""
     names: dict[str, str] = {}
     for text, dataset in zip(asked, datasets, strict=True):
         name = re.sub(r"[^A-Za-z0-9_.+]+", "_", dataset.name) or "dataset"
         if name in names.values():
-            raise ConfigError(
-                f"two datasets are both called {name!r}: describe one in a YAML file with another "
-                "name"
+            raise Refused(
+                f"two datasets are both called {name!r}",
+                way_out="describe one in a YAML file with another name",
             )
         names[text] = name
     return names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dhr_batch.pipeline.bench import matrix as bench_matrix
 from dhr_batch.pipeline.bench.matrix import Cell, Matrix
 from dhr_batch.pipeline.datasets import named as datasets
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.request import Mode, Request
 from dhr_batch.pipeline.planning.resume import OtherRun
@@ -67,8 +67,8 @@ def plan(
     """Expand a benchmark and check all of its settings, images and models before anything starts.
 
     limit: only the first images of each dataset. random_weights: allow generators and metrics
-    without trained weights, for tests of the benchmark itself. Raises Refused, ConfigError,
-    DatasetError and ModelMissing.
+    without trained weights, for tests of the benchmark itself. Raises Refused and
+    ModelMissing.
     """
     if matrix.in_turn and machine.address:
         raise Refused(
@@ -112,8 +112,9 @@ def _refuse_random(cell: Cell, made: Plan) -> None:
     for key, value in ({"generator": config.generator} | used).items():
         if "tiny" in (value if isinstance(value, list | tuple) else [value]):
             raise Refused(
-                f"{cell.name}: {key}=tiny has random weights, so that its figures mean nothing: "
-                "choose a trained network"
+                cell.name,
+                f"{key}=tiny has random weights, so that its figures mean nothing",
+                "choose a trained network",
             )
 
 
@@ -139,7 +140,6 @@ def run(
     """
     from dhr_batch.pipeline.bench import turns
     from dhr_batch.pipeline.engine import run as runner
-    from dhr_batch.pipeline.engine.driver import RunFailed
 
     Owned(connect(benchmark.out), BENCHMARK).claim()
     failed: dict[str, str] = {}
@@ -157,12 +157,12 @@ def run(
             done = runner.run(made, request)
         except OtherRun as error:
             raise Refused(
-                f"run {cell.name} of this benchmark was made with other settings or images; "
-                f"changed:\n  {error.changed}\n"
-                "Choose another folder for the benchmark with --out, go on with what it was made "
-                f"with, or delete {request.out} to make this run again"
+                f"run {cell.name} of this benchmark",
+                f"it was made with other settings or images:\n  {error.changed}",
+                "choose another folder for the benchmark with --out, go on with what it was made "
+                f"with, or delete {request.out} to make this run again",
             ) from error
-        except (Refused, RunFailed, prepare.models.RegistryError, OSError) as error:
+        except (CommandError, OSError) as error:
             say(f"{cell.name} has failed: {error}")
             failed[cell.name] = str(error)
             continue

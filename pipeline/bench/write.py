@@ -19,7 +19,7 @@ from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned
 def write(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
     """Write index.html and the files of `bench_page.FILES`; returns where the page is.
 
-    failed: runs that could not be finished, and why. Raises ReportError where a table cannot be
+    failed: runs that could not be finished, and why. Raises CommandError where a table cannot be
     read, and Refused, after all else is written, where no benchmark wrote a file of these names.
     """
     boards = [board(found, benchmark.matrix.compare_to) for found in load(benchmark, failed)]

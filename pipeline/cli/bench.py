@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dhr_batch.pipeline.cli.output import fail, interrupted, refusals
+from dhr_batch.pipeline.errors import Refused
 
 
 @click.command()
@@ -60,36 +60,31 @@ def bench(
     """
     from dhr_batch.pipeline.bench import matrix as bench_matrix
     from dhr_batch.pipeline.bench import run as benchmarks
-    from dhr_batch.pipeline.errors import ReportError
 
     if (preset is None) == (file is None):
         names = ", ".join(bench_matrix.presets())
-        raise click.UsageError(f"give a benchmark: --preset with one of {names}, or -c FILE.yaml")
+        raise Refused(
+            "one benchmark is needed", way_out=f"give --preset with one of {names}, or -c FILE.yaml"
+        )
     logging.basicConfig(level=logging.WARNING)
     machine = benchmarks.Machine(**where)
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    try:
-        with refusals():
-            matrix = bench_matrix.read(file) if file else bench_matrix.preset(preset or "")
-            if datasets:
-                matrix = matrix.model_copy(update={"datasets": datasets})
-            planned = benchmarks.plan(matrix, out, limit, machine)
-            if dry_run:
-                for cell in planned.cells:
-                    begins = f"  (from {cell.begins_at} of {cell.base})" if cell.base else ""
-                    click.echo(f"{planned.place(cell.name)}{begins}")
-                return
-            done = benchmarks.run(planned, machine, say)
-            from dhr_batch.pipeline.bench.write import write
+    matrix = bench_matrix.read(file) if file else bench_matrix.preset(preset or "")
+    if datasets:
+        matrix = matrix.model_copy(update={"datasets": datasets})
+    planned = benchmarks.plan(matrix, out, limit, machine)
+    if dry_run:
+        for cell in planned.cells:
+            begins = f"  (from {cell.begins_at} of {cell.base})" if cell.base else ""
+            click.echo(f"{planned.place(cell.name)}{begins}")
+        return
+    done = benchmarks.run(planned, machine, say)
+    from dhr_batch.pipeline.bench.write import write
 
-            page = write(planned, done.failed)
-    except ReportError as error:
-        fail(str(error), 1)
-    except KeyboardInterrupt:
-        interrupted()
+    page = write(planned, done.failed)
     if as_json:
         result = {"report": page, "computed": list(done.computed), "failed": dict(done.failed)}
         click.echo(json.dumps(result, indent=2))

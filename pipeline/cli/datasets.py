@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dhr_batch.pipeline.cli.output import as_json, errors, print_json, show, table_of
+from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.datasets.check import Check
@@ -25,8 +25,7 @@ def list_datasets(as_json: bool) -> None:
     """Show every named dataset: whether it is here, where it is looked for, its licence."""
     from dhr_batch.pipeline.datasets import named
 
-    with errors():
-        rows = named.listing()
+    rows = named.listing()
     if as_json:
         return print_json(rows)
     table = table_of("dataset", "state", "images", "aligned", "place", "licence")
@@ -58,13 +57,9 @@ def check(name: str, sample: int, as_json: bool) -> None:
     Exit codes: 0 usable, 1 something is broken, 2 unknown dataset.
     """
     from dhr_batch.pipeline.datasets.check import check as examine
-    from dhr_batch.pipeline.datasets.named import UnknownDataset, find
+    from dhr_batch.pipeline.datasets.named import find
 
-    with errors():
-        try:
-            found = examine(find(name), sample)
-        except UnknownDataset as error:
-            raise click.UsageError(str(error)) from error
+    found = examine(find(name), sample)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
     else:
@@ -103,20 +98,13 @@ def synthesize(out: Path | None, images: int, generator: str, **options: Any) ->
     """
     from dhr_batch.pipeline.datasets import synthetic
     from dhr_batch.pipeline.datasets.named import find
-    from dhr_batch.pipeline.errors import Refused
-    from dhr_batch.stages.registry import UnknownName
 
     def report(done: int, total: int) -> None:
         if done == total or done % 16 == 0:
             click.echo(f"{done} of {total} pictures", err=True)
 
-    with errors():
-        folder = out or synthetic.default_folder(find("synthetic"))
-        try:
-            made = synthetic.write(folder, images, generator=generator, report=report, **options)
-        except (UnknownName, Refused) as error:
-            raise click.UsageError(str(error)) from error
-    click.echo(made)
+    folder = out or synthetic.default_folder(find("synthetic"))
+    click.echo(synthetic.write(folder, images, generator=generator, report=report, **options))
 
 
 def _print(found: Check) -> None:

@@ -12,7 +12,7 @@ import click
 
 from dhr_batch.pipeline.cli.sweep import sweep
 from dhr_batch.stages import registry
-from dhr_batch.stages.direction_files import DirectionError, describe_set, sets_folder, shipped
+from dhr_batch.stages.direction_files import describe_set, sets_folder, shipped
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -75,10 +75,7 @@ edits.add_command(sweep)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_directions(as_json: bool) -> None:
     """List the directions that can be chosen by name."""
-    try:
-        files = shipped()
-    except DirectionError as error:
-        raise click.ClickException(str(error)) from error
+    files = shipped()
     rows = {name: describe_set(file)["directions"][name] for name, file in files.items()}
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -131,27 +128,24 @@ def fit_directions(
     """
     from dhr_batch.fitting import direction_sets
     from dhr_batch.fitting import samples as sampling
-    from dhr_batch.pipeline.models.catalogue import RegistryError, home
+    from dhr_batch.pipeline.models.catalogue import home
 
     folder = cache or home() / "samples" / f"{generator}-seed{seed}-truncation{truncation:g}"
-    try:
-        context = _context(generator, seed)
-        if reuse:
-            data = sampling.load(folder)
-        else:
-            data = sampling.collect(
-                context,
-                folder,
-                samples,
-                seed,
-                truncation,
-                lambda done, total: click.echo(f"samples {done}/{total}", err=True),
-            )
-        fits, found = direction_sets.fit_samples(data, seed)
-        click.echo(f"fitted on {found} of {len(data.w)} samples with a face; measuring", err=True)
-        fits = direction_sets.calibrate(context, fits, seed=seed + 1_000_000)
-    except (RegistryError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    context = _context(generator, seed)
+    if reuse:
+        data = sampling.load(folder)
+    else:
+        data = sampling.collect(
+            context,
+            folder,
+            samples,
+            seed,
+            truncation,
+            lambda done, total: click.echo(f"samples {done}/{total}", err=True),
+        )
+    fits, found = direction_sets.fit_samples(data, seed)
+    click.echo(f"fitted on {found} of {len(data.w)} samples with a face; measuring", err=True)
+    fits = direction_sets.calibrate(context, fits, seed=seed + 1_000_000)
     about = {
         "about": "Linear edit directions in W, fitted to landmark scores of generated faces.",
         "command": f"dhr-batch edits fit --generator {data.about['generator']} "
@@ -198,13 +192,9 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
 @OUT
 def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> None:
     """Compute directions from the weights alone (SeFa, closed-form factorisation)."""
-    from dhr_batch.pipeline.models.catalogue import RegistryError
     from dhr_batch.stages.directions import sefa
 
-    try:
-        net = _context(generator).network("generator", generator)
-    except RegistryError as error:
-        raise click.ClickException(str(error)) from error
+    net = _context(generator).network("generator", generator)
     chosen = _rows(rows, net.live_rows)
     directions, values = sefa(net, chosen, count)
     arrays = {f"sefa{i:02d}": d for i, d in enumerate(directions)}
@@ -228,13 +218,9 @@ def ganspace_directions(
     """
     import numpy as np
 
-    from dhr_batch.pipeline.models.catalogue import RegistryError
     from dhr_batch.stages.directions import ganspace_fit
 
-    try:
-        net = _context(generator).network("generator", generator)
-    except RegistryError as error:
-        raise click.ClickException(str(error)) from error
+    net = _context(generator).network("generator", generator)
     chosen = _rows(rows, net.live_rows)
     pca = ganspace_fit(net, samples, count, seed)
     arrays = {}

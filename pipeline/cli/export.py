@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dhr_batch.pipeline.cli.output import refusals
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.ownership import listed
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def pattern(_context: object, _parameter: object, value: str | None) -> str | No
     try:
         re.compile(value or "")
     except re.error as error:
-        raise click.BadParameter(f"{value!r} is no regular expression: {error}") from error
+        raise click.BadParameter(f"{value!r} is not a regular expression: {error}") from error
     return value
 
 
@@ -47,7 +47,7 @@ def _kinds(_context: object, _parameter: object, value: str) -> tuple[str, ...]:
 
 def _cosine(_context: object, _parameter: object, value: float | None) -> float | None:
     if value is not None and not -1 <= value <= 1:
-        raise click.BadParameter(f"{value:g} is no cosine: these lie between -1 and 1")
+        raise click.BadParameter(f"{value:g} is not a cosine: these lie between -1 and 1")
     return value
 
 
@@ -61,7 +61,7 @@ def _once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     found: dict[str, T] = {}
     for name, value in pairs:
         if name in found:
-            raise click.UsageError(f"{option} {name} is given twice: put both limits into one")
+            raise Refused(f"{option} {name}", "it is given twice", "put both limits into one")
         found[name] = value
     return found
 
@@ -117,33 +117,28 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
     from dhr_batch.pipeline.export import choice, pictures
     from dhr_batch.pipeline.export import write as exporter
     from dhr_batch.pipeline.export.options import Options
-    from dhr_batch.pipeline.runs.results import NoRun
 
-    with refusals():
-        if options["balance"]:
-            choice.parse_balance(options["balance"])
-        chosen = Options(
-            format=format_,
-            include=options["include"],
-            filters=pictures.Filters(
-                min_identity=options["min_identity"],
-                effects=_once("--effect", map(pictures.parse_effect, options["effects"])),
-                most=_once("--max", map(pictures.parse_limit, options["most"])),
-                faces=not options["keep_faceless"],
-            ),
-            balance=options["balance"],
-            validation=options["val"],
-            person=options["person"],
-            seed=options["seed"],
-            paste_back=options["paste_back"],
-            dataset=options["dataset"],
-            encoding=options["encoding"],
-            fresh=options["fresh"],
-        )
-        try:
-            outcome = _with_bar(lambda tick: exporter.write(run, out, chosen, tick))
-        except NoRun as error:
-            raise click.UsageError(str(error)) from error
+    if options["balance"]:
+        choice.parse_balance(options["balance"])
+    chosen = Options(
+        format=format_,
+        include=options["include"],
+        filters=pictures.Filters(
+            min_identity=options["min_identity"],
+            effects=_once("--effect", map(pictures.parse_effect, options["effects"])),
+            most=_once("--max", map(pictures.parse_limit, options["most"])),
+            faces=not options["keep_faceless"],
+        ),
+        balance=options["balance"],
+        validation=options["val"],
+        person=options["person"],
+        seed=options["seed"],
+        paste_back=options["paste_back"],
+        dataset=options["dataset"],
+        encoding=options["encoding"],
+        fresh=options["fresh"],
+    )
+    outcome = _with_bar(lambda tick: exporter.write(run, out, chosen, tick))
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dhr_batch.pipeline.cli.output import as_json, errors, print_json, show, table_of
+from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
+from dhr_batch.pipeline.errors import Refused
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,8 +39,7 @@ def list_models(as_json: bool) -> None:
     """Show every model: whether it is here, its size, licence and source."""
     from dhr_batch.pipeline.models import catalogue as registry
 
-    with errors():
-        rows = registry.listing()
+    rows = registry.listing()
     if as_json:
         return print_json(rows)
     table = table_of("model", "role", "state", "size", "commercial use", "source", "licence")
@@ -77,19 +77,21 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     from dhr_batch.pipeline.models import pull as downloads
 
     if bool(names) == everything:
-        raise click.UsageError("give names of models or --all (see: dhr-batch models list)")
+        raise Refused(
+            "names with --all" if names else "no models are named",
+            way_out="give names or --all; see them with: dhr-batch models list",
+        )
     if file and len(names) != 1:
-        raise click.UsageError("--file goes with exactly one name")
-    with errors():
-        chosen = downloads.from_package_indexes() if everything else list(names)
-        before = {status.name: status for status in registry.listing()}
-        needed = [before[model.name] for model in downloads.with_required(chosen)]
-        _announce([status for status in needed if status.state != "ready" and status.download])
-        if file:
-            downloads.adopt(chosen[0], file)
-        with _progress() as progress:
-            downloads.pull(chosen, progress)
-        after = registry.listing()
+        raise Refused(f"--file with {len(names)} names", way_out="give exactly one name")
+    chosen = downloads.from_package_indexes() if everything else list(names)
+    before = {status.name: status for status in registry.listing()}
+    needed = [before[model.name] for model in downloads.with_required(chosen)]
+    _announce([status for status in needed if status.state != "ready" and status.download])
+    if file:
+        downloads.adopt(chosen[0], file)
+    with _progress() as progress:
+        downloads.pull(chosen, progress)
+    after = registry.listing()
     done = [status for status in after if status.name in {n.name for n in needed}]
     if everything:
         _mention([status for status in after if status not in done and status.state != "ready"])
@@ -170,8 +172,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     """
     from dhr_batch.pipeline.models import catalogue as registry
 
-    with errors():
-        rows = registry.verify(names)
+    rows = registry.verify(names)
     if as_json:
         print_json(rows)
     else:
@@ -201,19 +202,14 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
       dhr-batch models convert ffhq.pkl
       dhr-batch run --dataset ~/photos --set generator=ffhq.safetensors
     """
-    from dhr_batch.stages.networks.checkpoints import CheckpointError
-    from dhr_batch.stages.networks.stylegan2_layouts import LayoutError
     from dhr_batch.stages.networks.stylegan2_layouts import convert as convert_file
 
     out = out or file.with_suffix(".safetensors")
     if out.suffix != ".safetensors":
-        raise click.BadParameter(f"{out} does not end in .safetensors", param_hint="--out")
+        raise Refused(f"--out {out}", "it does not end in .safetensors")
     if out.exists():
-        raise click.UsageError(f"{out} exists; delete it or choose another file with --out")
-    try:
-        about = convert_file(file, out)
-    except (CheckpointError, LayoutError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Refused(str(out), "it exists", "delete it or choose another file with --out")
+    about = convert_file(file, out)
     if as_json:
         return click.echo(json.dumps({"path": str(out), **about}, indent=2))
     return click.echo(f"{out}\t{about['resolution']} px, {about['layout']} layout")
@@ -228,8 +224,7 @@ def doctor(as_json: bool) -> None:
     """
     from dhr_batch.pipeline.models.doctor import checks
 
-    with errors():
-        found = checks()
+    found = checks()
     if as_json:
         print_json(found)
     else:

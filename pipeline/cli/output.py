@@ -1,15 +1,17 @@
-"""What the commands share: JSON or a table on stdout, and exit codes for errors."""
+"""What the commands share: JSON or a table on stdout, and how an error ends a command."""
 
 from __future__ import annotations
 
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
+
+from dhr_batch.pipeline.errors import CommandError, Refused
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -38,45 +40,65 @@ def show(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 
-@contextmanager
-def errors() -> Iterator[None]:
-    """Exit code 2 for a name that does not exist, 1 for everything else that is no bug."""
-    from dhr_batch.pipeline.datasets.items import DatasetError
-    from dhr_batch.pipeline.models.catalogue import RegistryError, UnknownModel
+class Command(click.Command):
+    """A command that reports what ends it, in one layout on stderr, and exits with its code.
 
-    try:
-        yield
-    except UnknownModel as error:
-        raise click.UsageError(str(error)) from error
-    except (RegistryError, DatasetError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    Commands below it are included. An exception that no input explains gives a traceback.
+    """
 
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Exit code 2 for what is asked wrongly, 1 for what cannot be used now."""
-    from dhr_batch.pipeline.datasets.items import DatasetError
-    from dhr_batch.pipeline.errors import Refused, StorageError
-    from dhr_batch.pipeline.models.catalogue import RegistryError
-    from dhr_batch.pipeline.planning.config import ConfigError
-
-    try:
-        yield
-    except (ConfigError, DatasetError, Refused) as error:
-        fail(str(error), 2)
-    except (RegistryError, StorageError) as error:
-        fail(str(error), 1)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
+    def main(self, args: Sequence[str] | None = None, *names: Any, **extra: Any) -> Any:
+        """Run the command and end the process. See `click.Command.main`."""
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            code = super().main(words, *names, **extra | {"standalone_mode": False})
+        except NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            ignore_signals()
+            known = CommandError("interrupted", way_out="the same command goes on from here")
+            known.exit_code = 130
+        except Exception as error:
+            if (found := stated(error)) is None:
+                raise
+            known = found
+        else:
+            sys.exit(code if isinstance(code, int) else 0)
+        # Benchmarks have a --json that takes a file.
+        flag = all(getattr(p, "is_flag", False) for p in self.params if "--json" in p.opts)
+        report(known, as_json=flag and "--json" in words)
 
 
-def interrupted() -> NoReturn:
-    """Exit code 130, whatever signals follow."""
-    ignore_signals()
-    fail("interrupted; the same command goes on from here", 130)
+class Group(Command, click.Group):
+    """A group of commands that reports what ends any of them."""
+
+
+def stated(error: Exception) -> CommandError | None:
+    """An exception as the error of a command; None for a mistake in the program."""
+    if isinstance(error, CommandError):
+        return error
+    if isinstance(error, click.UsageError):
+        way_out = f"see: {error.ctx.command_path} --help" if error.ctx else ""
+        return Refused(error.format_message().rstrip("."), way_out=way_out)
+    if isinstance(error, OSError):
+        if error.filename is None:
+            return CommandError(str(error))
+        way_out = "check the place and its permissions, or choose another one"
+        return CommandError(str(error.filename), error.strerror or "", way_out)
+    # Stages import nothing of the pipeline: their errors about the input carry the code only.
+    return Refused(str(error)) if getattr(error, "exit_code", None) == Refused.exit_code else None
+
+
+def report(error: CommandError, as_json: bool) -> NoReturn:
+    """Write an error to stderr, as one line of JSON or as text, and exit."""
+    if as_json:
+        parts = {"what": error.what, "why": error.why, "way_out": error.way_out}
+        click.echo(json.dumps({"error": parts, "exit_code": error.exit_code}), err=True)
+    else:
+        click.echo(f"Error: {error.reason}", err=True)
+        if error.way_out:
+            click.echo(f"Hint: {error.way_out}", err=True)
+    sys.exit(error.exit_code)
 
 
 def ignore_signals() -> None:

@@ -27,7 +27,9 @@ def parse(text: str) -> EditChoice:
     except ValueError:
         strength = math.nan
     if not (name and equals and math.isfinite(strength)):
-        raise Refused(f"--edit {text!r} is not of the form NAME=STRENGTH, for instance smile=2")
+        raise Refused(
+            f"--edit {text!r}", "it is not of the form NAME=STRENGTH", "write for instance smile=2"
+        )
     return name, strength
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.output import as_json, print_json, refusals, show, table_of
+from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
+from dhr_batch.pipeline.errors import Refused
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.plan import Plan
@@ -34,12 +35,11 @@ def plan(show_config: bool, as_json: bool, **options: Any) -> None:
     """
     from dhr_batch.pipeline.planning.prepare import prepare
 
-    with refusals():
-        request = cli_options.request(options)
-        made = prepare(request)
-        if show_config and not as_json:
-            click.echo(made.config.to_yaml(), nl=False)
-        print_plan(made, request, as_json, err=show_config)
+    request = cli_options.request(options)
+    made = prepare(request)
+    if show_config and not as_json:
+        click.echo(made.config.to_yaml(), nl=False)
+    print_plan(made, request, as_json, err=show_config)
 
 
 def print_plan(made: Plan, request: Request, as_json: bool, err: bool = False) -> None:
@@ -85,8 +85,7 @@ def status(run: str, as_json: bool) -> None:
     """Show how far a run is, what its workers do, and whether a driver is there."""
     from dhr_batch.pipeline.runs.overview import overview
 
-    with refusals():
-        found = overview(run)
+    found = overview(run)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.lines()))
 
 
@@ -101,8 +100,7 @@ def verify(run: str, as_json: bool) -> None:
     """
     from dhr_batch.pipeline.runs.verify import verify as examine
 
-    with refusals():
-        found = examine(run)
+    found = examine(run)
     if as_json:
         click.echo(json.dumps(found.model_dump() | {"complete": found.complete}, indent=2))
     else:
@@ -148,21 +146,20 @@ def render(
     from dhr_batch.pipeline.runs import results
 
     if bool(images) == everything:
-        raise click.UsageError("name the images with --image ID, or take them all with --all")
+        raise Refused(
+            "no images are chosen" if not images else "--all with --image",
+            way_out="name the images with --image ID, or take them all with --all",
+        )
     failed = False
-    with refusals():
-        choices = [cli_render.parse(text) for text in edits]
-        try:
-            opened = results.open(run)
-        except results.NoRun as error:
-            raise click.UsageError(str(error)) from error
-        ids = opened.ids if everything else opened.select(images)
-        for done in cli_render.write(opened, ids, choices, out or cli_render.beside(opened)):
-            if isinstance(done, str):
-                failed = True
-                click.echo(f"Error: {done}", err=True)
-            else:
-                click.echo(done)
+    choices = [cli_render.parse(text) for text in edits]
+    opened = results.open(run)
+    ids = opened.ids if everything else opened.select(images)
+    for done in cli_render.write(opened, ids, choices, out or cli_render.beside(opened)):
+        if isinstance(done, str):
+            failed = True
+            click.echo(f"Error: {done}", err=True)
+        else:
+            click.echo(done)
     sys.exit(1 if failed else 0)
 
 
@@ -179,8 +176,7 @@ def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
     """Show every quarantined image: the stage, the class of the failure and the message."""
     from dhr_batch.pipeline.runs.quarantine import listing
 
-    with refusals():
-        rows = listing(run, error_class)
+    rows = listing(run, error_class)
     if as_json:
         return print_json(rows)
     if not rows:
@@ -206,18 +202,15 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     from dhr_batch.pipeline.runs import quarantine as failures
     from dhr_batch.pipeline.runs.folder import RunFolder
 
-    with refusals():
-        rows = failures.listing(run, error_class)
-        if not rows:
-            click.echo("no image is in quarantine")
-            return
-        shards = len({row.shard for row in rows})
-        question = f"Make {shards} shards of {run} again, for {len(rows)} quarantined images?"
-        if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
-            raise click.UsageError(f"nothing was changed. {question} Confirm with --yes")
-        rows = failures.retry(run, error_class)
-        folder = RunFolder(run)
-        stored = folder.plan()
-        click.echo(f"{len(rows)} images in {shards} shards are to be tried again; now run:")
-        assert stored is not None
-        click.echo(goes_on(stored, folder.storage.place))
+    rows = failures.listing(run, error_class)
+    if not rows:
+        click.echo("no image is in quarantine")
+        return
+    shards = len({row.shard for row in rows})
+    question = f"Make {shards} shards of {run} again, for {len(rows)} quarantined images?"
+    if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
+        raise Refused("nothing was changed", question, "confirm with --yes")
+    rows = failures.retry(run, error_class)
+    folder = RunFolder(run)
+    click.echo(f"{len(rows)} images in {shards} shards are to be tried again; now run:")
+    click.echo(goes_on(folder.started_plan(), folder.storage.place))

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.output import fail, ignore_signals, interrupted, refusals
+from dhr_batch.pipeline.cli.output import ignore_signals
+from dhr_batch.pipeline.errors import Refused
 
 
 def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
@@ -19,38 +20,30 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
 
     Ends the process with the exit code of `run`, unless it is a dry run.
     """
-    from dhr_batch.pipeline.errors import Refused
-    from dhr_batch.pipeline.models.catalogue import RegistryError
     from dhr_batch.pipeline.planning.prepare import place, prepare
     from dhr_batch.pipeline.storage.ownership import RUN, Owned
 
     if options["fresh"] and options["extend"]:
-        raise click.UsageError("--fresh deletes the run that --extend would add to; give one")
+        raise Refused(
+            "--fresh with --extend", "it deletes the run that --extend would add to", "give one"
+        )
     logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
-    with refusals():
-        request = cli_options.request(options | {"confirmed": yes})
-        plan = prepare(request)
-        out = place(plan, request)
-        Owned(out, RUN).check()
-        if options["verbose"]:
-            click.echo(plan.config.to_yaml(), err=True)
-        if dry_run:
-            from dhr_batch.pipeline.cli.runs import print_plan
+    request = cli_options.request(options | {"confirmed": yes})
+    plan = prepare(request)
+    out = place(plan, request)
+    Owned(out, RUN).check()
+    if options["verbose"]:
+        click.echo(plan.config.to_yaml(), err=True)
+    if dry_run:
+        from dhr_batch.pipeline.cli.runs import print_plan
 
-            print_plan(plan, request, as_json)
-            return
-        if request.fresh and not yes:
-            request = replace(request, confirmed=_confirm(out))
-        from dhr_batch.pipeline.engine.driver import RunFailed
-        from dhr_batch.pipeline.engine.run import INTERRUPTED, run
-    try:
-        outcome = run(plan, request)
-    except Refused as error:
-        fail(str(error), 2)
-    except (RunFailed, RegistryError, OSError) as error:
-        fail(str(error), 1)
-    except KeyboardInterrupt:
-        interrupted()
+        print_plan(plan, request, as_json)
+        return
+    if request.fresh and not yes:
+        request = replace(request, confirmed=_confirm(out))
+    from dhr_batch.pipeline.engine.run import INTERRUPTED, run
+
+    outcome = run(plan, request)
     if outcome.exit_code == INTERRUPTED:
         ignore_signals()
     if as_json:
@@ -74,4 +67,4 @@ def _confirm(out: Any) -> bool:
     asked = question(RunFolder(out), out.place)
     if asked is None or click.confirm(asked, err=True):
         return True
-    fail("nothing was deleted", 2)
+    raise Refused("nothing was deleted")

@@ -10,7 +10,6 @@ import click
 
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli import start
-from dhr_batch.pipeline.cli.output import refusals
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.locations import is_url
 
@@ -39,8 +38,7 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
     Example:
       dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit yaw=-1,1
     """
-    with refusals():
-        chosen = {"name": "directions", "edits": parse(edits)}
+    chosen = {"name": "directions", "edits": parse(edits)}
     # A configured dataset may be called like the folder, and `.` has no name to add to.
     place = run.rstrip("/") if is_url(run) else str(Path(run).expanduser().resolve())
     settings = {"dataset": place, "first_stage": "edit", "edit": chosen}
@@ -62,8 +60,9 @@ def parse(texts: tuple[str, ...]) -> list[dict[str, Any]]:
             strengths = []
         if not (name and strengths and all(map(math.isfinite, strengths))):
             raise Refused(
-                f"--edit {text!r} is not of the form NAME=STRENGTHS, for instance smile=-1,0.5,1 "
-                "or smile=-2:2:5 (five from -2 to 2)"
+                f"--edit {text!r}",
+                "it is not of the form NAME=STRENGTHS",
+                "write for instance smile=-1,0.5,1, or smile=-2:2:5 for five from -2 to 2",
             )
         found.setdefault(name, {}).update(dict.fromkeys(strengths))
     return [{"direction": name, "strengths": list(s)} for name, s in found.items()]

@@ -37,8 +37,9 @@ def scan(root: str, rules: Rules) -> Listing:
     if mapping is None:
         if len(listing.items) > TEST_IMAGES:
             raise DatasetError(
-                f"{root} holds {len(listing.items)} images, the test split has {TEST_IMAGES}: put "
-                f"{MAPPING} of CelebAMask-HQ there, or leave only the test images"
+                str(root),
+                f"it holds {len(listing.items)} images, the test split has {TEST_IMAGES}",
+                f"put {MAPPING} of CelebAMask-HQ there, or leave only the test images",
             )
         return listing
     original = parse_mapping(locations.fetch(mapping).decode("utf-8", "replace"), mapping)
@@ -46,7 +47,7 @@ def scan(root: str, rules: Rules) -> Listing:
     for item in listing.items:
         stem = PurePosixPath(item.image_id).stem
         if not stem.isdecimal() or int(stem) not in original:
-            raise DatasetError(f"{item.location}: {mapping} has no line for an image {stem!r}")
+            raise DatasetError(item.location, f"{mapping} has no line for an image {stem!r}")
         if original[int(stem)] >= FIRST_TEST:
             kept.append(item)
     return Listing(kept, listing.ignored)
@@ -72,10 +73,12 @@ def parse_mapping(text: str, name: str) -> dict[int, int]:
             continue
         if len(words) < 2 or not (words[0] + words[1]).isdecimal():
             raise DatasetError(
-                f"{name}, line {number}: expected 'idx orig_idx orig_file', found {line[:80]!r}"
+                f"{name}, line {number}", f"expected 'idx orig_idx orig_file', found {line[:80]!r}"
             )
         if int(words[0]) in found:
-            raise DatasetError(f"{name}, line {number}: a second line for image {words[0]}")
+            raise DatasetError(
+                f"{name}, line {number}", f"it is a second line for image {words[0]}"
+            )
         found[int(words[0])] = int(words[1])
     return found
 

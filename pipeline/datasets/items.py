@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.locations import File, is_url
 
 Format = Literal["auto", "files", "tar", "parquet"]
 
 
-class DatasetError(ValueError):
+class DatasetError(Refused):
     """A dataset cannot be used. The message gives the reason and the remedy."""
 
 

@@ -51,7 +51,7 @@ def scan(root: str, rules: Rules) -> Listing:
     except StorageError:
         raise
     except OSError as error:
-        raise DatasetError(f"{root} cannot be listed: {error}") from error
+        raise DatasetError(str(root), f"it cannot be listed: {error}") from error
     for kind in ("tar", "parquet"):
         chosen = [f for f in archives if extension(f.relative) == f".{kind}"]
         if chosen and not items and rules.format in ("auto", kind):
@@ -118,8 +118,9 @@ def _members(file: File) -> list[tuple[str, int, int]]:
         raise
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DatasetError(
-            f"{file.location} cannot be read as an uncompressed tar archive: {error}. Pack it "
-            "again without compression, or unpack it and give the folder"
+            file.location,
+            f"it cannot be read as an uncompressed tar archive: {error}",
+            "pack it again without compression, or unpack it and give the folder",
         ) from error
 
 
@@ -138,8 +139,10 @@ def _unique(items: list[Item]) -> None:
         if one.image_id == other.image_id:
             way_out = "rename one of them" if one.at < 0 else "set archive_in_id: true, or rename"
             raise DatasetError(
-                f"{_where(one)} and {_where(other)} have the same id {one.image_id!r} "
-                f"(names are compared after Unicode normalisation); {way_out}"
+                f"{_where(one)} and {_where(other)}",
+                f"they have the same id {one.image_id!r} (names are compared after Unicode "
+                "normalisation)",
+                way_out,
             )
 
 
@@ -171,7 +174,7 @@ def read(item: Item) -> bytes:
         raise
     except OSError as error:
         # An archive holds many images, so its absence is not a failure of this one.
-        raise StorageError(f"{item.location}: {error.strerror or error}") from error
+        raise StorageError(item.location, error.strerror or str(error)) from error
     if len(data) != item.size:
         raise Unreadable(f"{item.location} ends inside of it: was it replaced since the start?")
     return data

@@ -24,10 +24,6 @@ EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
 log = logging.getLogger(__name__)
 
 
-class UnknownDataset(DatasetError):
-    """Neither the name of a dataset nor a folder. The message lists the valid names."""
-
-
 class Dataset(Strict):
     """The description of a dataset.
 
@@ -86,7 +82,7 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
             settings["root"] = _relative_to(settings["root"], file.parent)
         Dataset.model_validate(settings)
     except (yaml.YAMLError, ValidationError, TypeError) as error:
-        raise DatasetError(f"{file} does not describe a dataset: {error}") from error
+        raise DatasetError(str(file), f"it does not describe a dataset: {error}") from error
     return settings
 
 
@@ -118,7 +114,7 @@ def find(name_or_path: str | Path) -> Dataset:
     images are not looked for, which `list_images` does.
 
     Raises:
-        UnknownDataset: If there is no such dataset, folder or file.
+        DatasetError: If there is no such dataset, folder or file.
     """
     text = str(name_or_path)
     known = datasets()
@@ -132,16 +128,24 @@ def find(name_or_path: str | Path) -> Dataset:
     if path.is_file() and path.suffix in {".yaml", ".yml"}:
         return Dataset(**_described(path.resolve(), {}))
     if path.is_file():
-        raise UnknownDataset(
-            f"{text} is a file; give the folder it lies in, a .tar, .parquet or .yaml file"
+        raise DatasetError(
+            text,
+            "it is a file of another kind",
+            "give the folder it lies in, or a .tar, .parquet or .yaml file",
         )
     if path.is_absolute() or len(path.parts) > 1:
-        raise UnknownDataset(f"there is no folder {text}")
+        raise DatasetError(
+            text,
+            "it does not exist",
+            "give a folder or file of photographs, or the name of a dataset",
+        )
     close = difflib.get_close_matches(text, known, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise UnknownDataset(
-        f"unknown dataset {text!r}{hint}; choose from: {', '.join(known)}; or give a folder, a "
-        ".tar or .parquet file, or a URL"
+    raise DatasetError(
+        f"unknown dataset {text!r}{hint}",
+        way_out=(
+            f"choose from: {', '.join(known)}; or give a folder, a .tar or .parquet file, or a URL"
+        ),
     )
 
 
@@ -184,7 +188,7 @@ def scan(dataset: Dataset) -> Listing:
         portraits.prepare(Path(dataset.location))
     root = dataset.location
     if not (is_url(root) or Path(root).is_dir() or sources.is_archive(root)):
-        raise DatasetError(_how_to_get(dataset))
+        raise _how_to_get(dataset)
     rules = Rules(
         extensions=frozenset(extension.lower() for extension in dataset.extensions),
         format=dataset.format,
@@ -196,17 +200,16 @@ def scan(dataset: Dataset) -> Listing:
     return celebahq.scan(root, rules) if dataset.select else sources.scan(root, rules)
 
 
-def _how_to_get(dataset: Dataset) -> str:
+def _how_to_get(dataset: Dataset) -> DatasetError:
+    what, why = f"dataset {dataset.name!r}", f"there is no folder {dataset.location}"
     if dataset.root is not None:
-        return (
-            f"dataset {dataset.name!r}: there is no folder {dataset.root}. {dataset.note}".strip()
-        )
+        return DatasetError(what, why, dataset.note)
     setting = models.home() / "datasets.d" / f"{dataset.name}.yaml"
-    return (
-        f"dataset {dataset.name!r}: there is no folder {dataset.location}. {dataset.note} "
-        f"Another place: set DHR_BATCH_DATA to the folder that contains {dataset.name}/, or write "
-        f"'root: FOLDER' into {setting}"
+    way_out = (
+        f"{dataset.note} Another place: set DHR_BATCH_DATA to the folder that contains "
+        f"{dataset.name}/, or write 'root: FOLDER' into {setting}"
     )
+    return DatasetError(what, why, way_out)
 
 
 class DatasetStatus(Strict):

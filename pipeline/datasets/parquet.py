@@ -42,7 +42,9 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
     names = [image_id(name) for name in named if name]
     if id_column:
         if len(names) != len(found):
-            raise DatasetError(f"column {id_column!r} is empty in some rows; ids are needed in all")
+            raise DatasetError(
+                f"column {id_column!r}", "it is empty in some rows; ids are needed in all"
+            )
     elif len(names) != len(found) or len(set(names)) != len(names):
         return found
     return [item._replace(image_id=name) for item, name in zip(found, names, strict=True)]
@@ -58,7 +60,7 @@ def _index(
     except StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{file.location} cannot be read as Parquet: {error}") from error
+        raise DatasetError(file.location, f"it cannot be read as Parquet: {error}") from error
 
 
 def read(location: str, leaf: str, row: int) -> bytes:
@@ -110,7 +112,7 @@ def _row_errors(location: str, row: int) -> Iterator[None]:
     except (pa.ArrowException, OSError, IndexError) as error:
         # Errors of pyarrow about damaged files are OSErrors without an errno.
         if isinstance(error, OSError) and error.errno is not None:
-            raise StorageError(f"{location}: {error.strerror or error}") from error
+            raise StorageError(location, error.strerror or str(error)) from error
         raise Unreadable(f"{location}: row {row} cannot be read: {error}") from error
 
 
@@ -151,13 +153,16 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
     fits = {name: leaf for name in schema.names if (leaf := _image_leaf(schema.field(name)))}
     if column is not None and column not in fits:
         raise DatasetError(
-            f"{location}: column {column!r} holds no encoded images (binary, or a struct with "
-            f"'bytes'); columns that do: {', '.join(fits) or 'none'}; all: {schema.names}"
+            location,
+            f"column {column!r} holds no encoded images (binary, or a struct with 'bytes')",
+            f"choose a column that does: {', '.join(fits) or 'none'}; all: {schema.names}",
         )
     if column is None and len(fits) != 1:
         raise DatasetError(
-            f"{location}: {'several columns' if fits else 'no column'} could hold the images "
-            f"({', '.join(fits) or schema.names}); set 'column: NAME' in the dataset's YAML"
+            location,
+            f"{'several columns' if fits else 'no column'} could hold the images "
+            f"({', '.join(fits) or schema.names})",
+            "set 'column: NAME' in the dataset's YAML",
         )
     return fits[column or next(iter(fits))]
 
@@ -203,7 +208,11 @@ def _names(
     schema = parquet.schema_arrow
     if id_column is not None:
         if id_column not in schema.names:
-            raise DatasetError(f"{location}: no column {id_column!r}; columns: {schema.names}")
+            raise DatasetError(
+                location,
+                f"it has no column {id_column!r}",
+                f"choose from its columns: {schema.names}",
+            )
         values = parquet.read([id_column]).column(0).to_pylist()
         return [None if value is None else str(value) for value in values]
     name = leaf.removesuffix(".bytes")

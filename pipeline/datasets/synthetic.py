@@ -110,8 +110,9 @@ def sample(context: Context, seed: int, index: int, truncation: float) -> Sample
             truth = Truth(clean, face, occluded.mask, True, z, truncation, code)
             return Sample(index, occluded, truth)
     raise DatasetError(
-        f"no face was found in {_ATTEMPTS} draws of {context.generator!r} at truncation "
-        f"{truncation:g}: take a generator of faces, or a smaller truncation"
+        f"generator {context.generator!r}",
+        f"no face was found in {_ATTEMPTS} draws at truncation {truncation:g}",
+        "take a generator of faces, or a smaller truncation",
     )
 
 
@@ -204,6 +205,6 @@ def default_folder(dataset: Dataset) -> Path:
     """
     if is_url(dataset.location):
         raise DatasetError(
-            f"{dataset.location} is no folder: give one with --out, and copy it there"
+            dataset.location, "it is not a folder", "give one with --out, and copy it there"
         )
     return Path(dataset.location)

@@ -20,7 +20,7 @@ from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.status import Status
 from dhr_batch.pipeline.engine.tasks import Queue, Task, describe
 from dhr_batch.pipeline.engine.worker import Settings
-from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.errors import CommandError, StorageError
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.stopping import Interrupted, Stopper
@@ -32,10 +32,10 @@ from dhr_batch.stages import failures
 DEATHS_IN_A_ROW = 20
 _WAKE_SECONDS = 0.25
 _WAITING_SECONDS = 30.0
-_GOES_ON = "Finished shards are kept; the same command goes on from here"
+_GOES_ON = "finished shards are kept; the same command goes on from here"
 
 
-class RunFailed(RuntimeError):
+class RunFailed(CommandError):
     """A run cannot be finished now; what is committed stays. Exit code 1."""
 
 
@@ -179,7 +179,7 @@ class Driver:
             self._start(max(self._members) + 1)
         elif all(other.parked for other in self._members.values()):
             names = ", ".join(sorted(map(str, self._blame.broken)))
-            raise RunFailed(f"no GPU is left: {names} ended all workers. {_GOES_ON}")
+            raise RunFailed("no GPU is left", f"{names} ended all workers", _GOES_ON)
 
     def _set_up(self, number: int, facts: dict[str, Any]) -> None:
         if self.on_ready is not None:
@@ -234,9 +234,9 @@ class Driver:
         elif task.shard is None:
             self._no_start(task.worker, reason)
         elif isinstance(cause, StorageError):
-            raise RunFailed(f"{reason}. {_GOES_ON}") from error
+            raise RunFailed(reason, way_out=_GOES_ON) from error
         elif isinstance(cause, OSError):
-            raise RunFailed(f"cannot write the results: {reason}. {_GOES_ON}") from error
+            raise RunFailed("the results cannot be written", reason, _GOES_ON) from error
         else:
             self._again(task, task.shard, reason)
             self._count_error(task.shard, reason)
@@ -247,7 +247,7 @@ class Driver:
         history = self._blame.history(shard.index)
         history.errors += 1
         if history.errors >= ATTEMPTS:
-            raise RunFailed(f"{describe(shard)} failed {ATTEMPTS} times: {reason}. {_GOES_ON}")
+            raise RunFailed(describe(shard), f"failed {ATTEMPTS} times: {reason}", _GOES_ON)
 
     def _lost(
         self, task: Task, reason: str, error_class: str = "crash", innocent: bool = False
@@ -275,7 +275,9 @@ class Driver:
         if self._deaths_in_a_row >= max(DEATHS_IN_A_ROW, 3 * self.workers):
             raise RunFailed(
                 f"{self._deaths_in_a_row} workers ended one after the other and no image was "
-                f"finished between; the last one: {reason}. {_GOES_ON}"
+                "finished between",
+                f"the last one: {reason}",
+                _GOES_ON,
             )
         if place and self._blame.is_broken(place):
             self._take_out(place, number, reason)
@@ -318,7 +320,7 @@ class Driver:
         self.progress.state.workers.pop(number, None)
         left = sum(not member.parked for member in self._members.values())
         if not left:
-            raise RunFailed(f"worker {number} cannot start: {reason}")
+            raise RunFailed(f"worker {number} cannot start", reason)
         self.progress.say(f"worker {number} cannot start: {reason}; going on with {left}")
 
     def _again(self, task: Task, shard: Shard, reason: str) -> None:
@@ -341,7 +343,7 @@ class Driver:
                 continue
             self._note_progress(member)
             if member.stuck:
-                raise RunFailed(f"{member.stuck} {_GOES_ON}")
+                raise RunFailed(member.stuck, way_out=_GOES_ON)
             limit = config.image_timeout
             images = 1 if task.position is not None else member.where["batch_size"]
             if limit and member.overdue(limit, images):
@@ -358,8 +360,9 @@ class Driver:
         if now - self._waiting_since > limit:
             missed = "loaded its networks" if there else f"found {what}"
             raise RunFailed(
-                f"no worker {missed} within wait_timeout={duration(limit)}: {members.room()}. "
-                f"Wait for other work to end, or ask for less (--gpus, threads). {_GOES_ON}"
+                f"no worker {missed} within wait_timeout={duration(limit)}",
+                members.room(),
+                f"wait for other work to end, or ask for less (--gpus, threads). {_GOES_ON}",
             )
         if waiting and now - self._spoken > _WAITING_SECONDS:
             self._spoken = now

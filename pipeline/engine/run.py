@@ -17,7 +17,7 @@ from dhr_batch.pipeline.engine.driver import Driver
 from dhr_batch.pipeline.engine.progress import Progress, State
 from dhr_batch.pipeline.engine.status import Status
 from dhr_batch.pipeline.engine.worker import Settings
-from dhr_batch.pipeline.errors import Refused, ReportError
+from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, place
@@ -218,7 +218,9 @@ def _joined(request: Request, plan: Plan, workers: int) -> str:
         if (config.gpus or 0) > there:
             ray.shutdown()
             raise Refused(
-                f"--gpus {config.gpus}: the cluster at {request.address} has {there} GPUs"
+                f"--gpus {config.gpus}",
+                f"the cluster at {request.address} has {there} GPUs",
+                "ask for fewer",
             )
     else:
         # Without this word Ray joins whatever cluster somebody has started on this machine.
@@ -279,7 +281,7 @@ def _outcome(
 def _report(out: Storage, progress: Progress) -> str | None:
     try:
         return report.write(out)
-    except (ReportError, Refused) as error:
+    except CommandError as error:
         progress.say(f"no report: {error}")
     except Exception as error:
         # The run is finished, whatever becomes of its report.

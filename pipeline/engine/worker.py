@@ -23,6 +23,7 @@ from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
 from dhr_batch.pipeline.engine.waits import Waits
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.planning import code, devices
 from dhr_batch.pipeline.planning.config import Config
@@ -39,10 +40,6 @@ from dhr_batch.stages.base import Context, Record, Stage
 
 # Class and message of images that ended a worker, by image id.
 Lost = Mapping[str, tuple[str, str]]
-
-
-class NoGPU(RuntimeError):
-    """A worker that was promised a GPU does not see one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Worker:
     def setup(self) -> dict[str, Any]:
         """Load all networks. Returns facts about the generator that the driver plans with.
 
-        Raises NoGPU, OtherCode, and whatever a stage raises for a missing model or a wrong option.
+        Raises CommandError, and whatever a stage raises for a missing model or a wrong option.
         """
         config = self.settings.config
         if self.settings.code:
@@ -304,7 +301,7 @@ def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInf
 
 
 def _prepare_torch(device: str, threads: int) -> str:
-    """Set torch's threads; the name of the device. Raises NoGPU."""
+    """Set torch's threads; the name of the device. Raises CommandError without a GPU."""
     if device == "cpu" and "torch" not in sys.modules:
         # No stage uses it, and importing it takes longer than anything else here.
         return "CPU"
@@ -315,7 +312,9 @@ def _prepare_torch(device: str, threads: int) -> str:
         devices.keep_freed_memory()
         return "CPU"
     if not torch.cuda.is_available():
-        raise NoGPU("a GPU worker sees no CUDA device: check the driver, or use --gpus 0")
+        raise CommandError(
+            "a GPU worker sees no CUDA device", way_out="check the driver, or use --gpus 0"
+        )
     return torch.cuda.get_device_name()
 
 

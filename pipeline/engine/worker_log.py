@@ -110,6 +110,6 @@ def _folder_of(out: Storage) -> Path:
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():
         raise StorageError(
-            f"{place} is not this user's: delete it, or set TMPDIR to another folder"
+            str(place), "it belongs to another user", "delete it, or set TMPDIR to another folder"
         )
     return place / hashlib.sha256(out.address.encode()).hexdigest()[:16]

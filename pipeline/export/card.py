@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dhr_batch.pipeline.datasets import named as datasets
-from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
 from dhr_batch.pipeline.export.pictures import measured_identity
@@ -178,7 +177,7 @@ def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
         plan = origin.first_plan(plan)
         name = plan["dataset"]
         return name, " ".join(datasets.find(plan["config"]["dataset"]).licence.split())
-    except (DatasetError, Refused, StorageError):
+    except (Refused, StorageError):
         return name, "not stated"
 
 

@@ -46,7 +46,11 @@ def person(source: str, pattern: str | None) -> str:
     name = found and found.group(found.re.groups and 1)
     # A group may be empty although the pattern matches.
     if name is None:
-        raise Refused(f"--person {pattern!r} matches nothing in the id {source!r}")
+        raise Refused(
+            f"--person {pattern!r}",
+            f"it matches nothing in the id {source!r}",
+            "give an expression that matches every id",
+        )
     return str(name)
 
 
@@ -68,9 +72,15 @@ def parse_balance(text: str) -> tuple[str, int]:
     if name in ("effect", "identity") or name.startswith("score_"):
         if colon and bins.isdigit() and 2 <= int(bins) <= 1000:
             return name, int(bins)
-        raise Refused(f"--balance {text}: give 2 to 1000 bins of this number, such as {name}:4")
+        raise Refused(
+            f"--balance {text}",
+            "it needs a number of bins",
+            f"give 2 to 1000 of them, such as {name}:4",
+        )
     raise Refused(
-        f"--balance {text!r}: choose edit, label, effect:BINS, identity:BINS or score_NAME:BINS"
+        f"--balance {text!r}",
+        "it is not something to balance by",
+        "choose edit, label, effect:BINS, identity:BINS or score_NAME:BINS",
     )
 
 
@@ -98,7 +108,7 @@ def balance(
     values = {picture: _value(picture, name) for picture in pictures}
     known = {picture: value for picture, value in values.items() if value is not None}
     if not known:
-        raise Refused(f"--balance {name}: no picture has this label")
+        raise Refused(f"--balance {name}", "no picture has this label")
     if bins:
         known = _binned(known, bins, per_edit=name == "effect")
     groups: dict[str, dict[Any, list[Picture]]] = defaultdict(lambda: defaultdict(list))

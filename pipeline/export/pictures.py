@@ -171,8 +171,9 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
     network = measured_identity(run)
     if filters.min_identity is not None and network is None:
         raise Refused(
-            f"{run.storage.place} measured no identity, so --min-identity drops everything: run "
-            "again with measure.identity=dlib, or leave it out"
+            "--min-identity",
+            f"{run.storage.place} measured no identity, so every picture would be dropped",
+            "run again with measure.identity=dlib, or leave it out",
         )
     identity = f"identity_{network}_cosine"
     stored = [KINDS[kind] for kind in kinds]
@@ -199,14 +200,14 @@ def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
     for name in filters.effects:
         if name not in edits:
             there = ", ".join(sorted(edits)) or "none"
-            raise Refused(f"--effect {name}: the run has no such edit; it has: {there}")
+            raise Refused(f"--effect {name}", "the run has no such edit", f"choose from: {there}")
         score = effect_score(name, metrics)
         if score not in metrics:
-            raise Refused(f"--effect {name}: the run measured no {score}, so no effect of it")
+            raise Refused(f"--effect {name}", f"the run measured no {score}, so no effect of it")
     for name in filters.most:
         if name not in metrics:
             there = ", ".join(sorted(metrics)) or "none"
-            raise Refused(f"--max {name}: the run has no such metric; it has: {there}")
+            raise Refused(f"--max {name}", "the run has no such metric", f"choose from: {there}")
 
 
 def _rows(run: Run, key: str, kinds: list[str]) -> list[dict[str, Any]]:
@@ -273,9 +274,15 @@ def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
     low, colon, high = span.partition(":")
     ends = _number(low or "-inf"), _number(high or "inf")
     if not (name and colon) or None in ends:
-        raise Refused(f"--effect {text!r} is not of the form NAME=LOW:HIGH, such as smile=0.1:0.4")
+        raise Refused(
+            f"--effect {text!r}",
+            "it is not of the form NAME=LOW:HIGH",
+            "write for instance smile=0.1:0.4",
+        )
     if ends[0] > ends[1]:  # type: ignore[operator]
-        raise Refused(f"--effect {text!r}: nothing lies between {low} and {high}; exchange them")
+        raise Refused(
+            f"--effect {text!r}", f"nothing lies between {low} and {high}", "exchange them"
+        )
     return name, ends  # type: ignore[return-value]
 
 
@@ -291,7 +298,11 @@ def parse_limit(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     limit = _number(number)
     if not name or limit is None:
-        raise Refused(f"--max {text!r} is not of the form METRIC=NUMBER, such as change_out=0.05")
+        raise Refused(
+            f"--max {text!r}",
+            "it is not of the form METRIC=NUMBER",
+            "write for instance change_out=0.05",
+        )
     return name, limit
 
 

@@ -30,19 +30,24 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
     """
     out = out.expanduser().resolve()
     if Path.cwd().is_relative_to(out):
-        raise Refused(f"{out} is the current folder or holds it: choose a folder in it with --out")
+        raise Refused(
+            str(out), "it is the current folder or holds it", "choose a folder in it with --out"
+        )
     if lies_in(str(out), run.storage.address):
-        raise Refused(f"{out} lies in the run, which holds tables only: choose another --out")
+        raise Refused(
+            str(out), "it lies in the run, which holds tables only", "choose another --out"
+        )
     place = connect(out)
     require_apart(place, origin.inputs(run.storage, run.plan))
     owned = Owned(place, EXPORT)
     if owned.about.get("run") == identity(run.plan):
         if not fresh:
-            raise Refused(f"{out} holds an export of this run: replace it with --fresh")
+            raise Refused(str(out), "it holds an export of this run", "replace it with --fresh")
     elif found := place.entries() or ([] if owned.is_free else [_MARKER]):
         raise Refused(
-            f"{out} holds something else than an export of this run ({listed(found)}): choose "
-            "another --out"
+            str(out),
+            f"it holds something else than an export of this run ({listed(found)})",
+            "choose another --out",
         )
     return out
 

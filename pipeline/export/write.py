@@ -56,9 +56,17 @@ def write(
         StorageError: If the storage is unavailable.
     """
     if options.paste_back and "refined" in options.include:
-        raise Refused("--paste-back puts edits back: leave refined out of --include")
+        raise Refused(
+            "--paste-back",
+            "it puts edits back, not refined pictures",
+            "leave refined out of --include",
+        )
     if options.paste_back and options.format == "stylegan-zip":
-        raise Refused("--paste-back makes photographs of many sizes, StyleGAN reads squares of one")
+        raise Refused(
+            "--paste-back",
+            "it makes photographs of many sizes, StyleGAN reads squares of one",
+            "choose another --format",
+        )
     run = results.open(run_place)
     options = _applicable(options, run)
     out = target.resolved(out, run, options.fresh)
@@ -70,7 +78,7 @@ def write(
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
     if not splits:
-        raise Refused(f"nothing is left to export: {why_nothing(gathered.dropped)}")
+        raise Refused("nothing is left to export", why_nothing(gathered.dropped))
     planned = sum(map(len, run.plan["shards"]))
     outcome = Outcome(str(out), options.validation)
     outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
@@ -157,7 +165,7 @@ def _fill(
         writer.close()
     outcome.used = {split: len(ids) for split, ids in used.items()}
     if not outcome.counts:
-        raise Refused(f"no picture could be exported: {why_nothing(outcome.dropped)}")
+        raise Refused("no picture could be exported", why_nothing(outcome.dropped))
     card = export_card.text(run, options, outcome, classes, names, format_.data_files)
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 

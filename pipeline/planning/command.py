@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import origin
@@ -23,13 +22,13 @@ _FLAGS = (*_ALWAYS, "limit", "seed")
 def goes_on(plan: dict[str, Any], place: str) -> str:
     """The command line of a stored plan: a flag or `--set` for each setting that is no default.
 
-    Raises ConfigError for a preset or a stage that is not there any more.
+    Raises Refused for a preset or a stage that is not there any more.
     """
     settings = plan["config"]
     given = {key: settings[key] for key in _START if settings.get(key) is not None}
     try:
         layers = origin.start(given)[2]
-    except (DatasetError, Refused):
+    except Refused:
         # It lies elsewhere now; its settings are then given one by one.
         layers = [configs.preset(given["preset"])] if "preset" in given else []
     base = configs.build([*layers, given])

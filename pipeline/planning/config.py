@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
 
 Layer = Mapping[str, Any]
@@ -22,10 +23,6 @@ RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_
     "image_timeout",
     "wait_timeout",
 }
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or has a value it cannot have. Exit code 2."""
 
 
 class Config(BaseModel):
@@ -109,38 +106,38 @@ def presets() -> list[str]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Settings of a shipped preset. Raises ConfigError, naming the valid ones."""
+    """Settings of a shipped preset. Raises Refused, naming the valid ones."""
     if name not in presets():
-        raise ConfigError(f"unknown preset {name!r}; choose from: {', '.join(presets())}")
+        raise Refused(f"unknown preset {name!r}", way_out=f"choose from: {', '.join(presets())}")
     text = (resources.files("dhr_batch.configs") / "presets" / f"{name}.yaml").read_text("utf-8")
     return _mapping(yaml.safe_load(text), f"preset {name}")
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file. Raises ConfigError where it is no mapping of settings."""
+    """Settings of a YAML file. Raises Refused where it is no mapping of settings."""
     try:
         return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise Refused(str(path), f"it is not valid YAML: {error}") from error
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`a.b=c` texts as nested settings; values are YAML. Raises ConfigError for other texts."""
+    """`a.b=c` texts as nested settings; values are YAML. Raises Refused for other texts."""
     settings: dict[str, Any] = {}
     for text in texts:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise ConfigError(f"--set {text!r} is not of the form key=value or section.key=value")
+            raise Refused(f"--set {text!r}", "it is not of the form key=value or section.key=value")
         place = settings
         for key in keys[:-1]:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"--set {text!r}: {key} was already given a value")
+                raise Refused(f"--set {text!r}", f"{key} was already given a value")
         try:
             place[keys[-1]] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+            raise Refused(f"--set {text!r}", f"the value is not valid YAML: {error}") from error
     return settings
 
 
@@ -164,18 +161,18 @@ def merge(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def build(layers: Iterable[Layer]) -> Config:
-    """Merge and check the settings that need no stage. Raises ConfigError."""
+    """Merge and check the settings that need no stage. Raises Refused."""
     merged = merge([preset("default"), *layers])
     try:
         return Config(**merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, Config, "")) from error
+        raise _explained(error, Config, "") from error
 
 
 def resolve(config: Config, gpus: int, images: int) -> Config:
     """The settings with every default filled in, as they are stored with a run.
 
-    gpus: how many the run uses; images: how many it has. Raises ConfigError for unknown names and
+    gpus: how many the run uses; images: how many it has. Raises Refused for unknown names and
     options. Imports the stages, hence torch.
     """
     generator = config.generator
@@ -196,7 +193,7 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
         try:
             updates[family] = options(**section).model_dump(mode="json")
         except ValidationError as error:
-            raise ConfigError(_explain(error, options, f"{family}.")) from error
+            raise _explained(error, options, f"{family}.") from error
     return config.model_copy(update=updates)
 
 
@@ -205,40 +202,43 @@ def _generator_file(file: Path) -> Path:
     file = file.expanduser().absolute()
     converted = file.with_suffix(registry.GENERATOR_FILE)
     if file != converted:
-        raise ConfigError(
-            f"generator {file} is a checkpoint; convert it with: dhr-batch models convert {file} "
-            f"and give generator={converted}"
+        raise Refused(
+            f"generator {file}",
+            "it is a checkpoint",
+            f"convert it with: dhr-batch models convert {file} and give generator={converted}",
         )
     if not file.is_file():
-        raise ConfigError(
-            f"generator {file} is not there; make it from a published StyleGAN2 checkpoint with: "
-            f"dhr-batch models convert CHECKPOINT --out {file}"
+        raise Refused(
+            f"generator {file}",
+            "it is not there",
+            "make it from a published StyleGAN2 checkpoint with: dhr-batch models convert "
+            f"CHECKPOINT --out {file}",
         )
     return file
 
 
 def options_class(family: str, name: Any) -> type[BaseModel]:
-    """The options of a stage. Raises ConfigError for an unknown name."""
+    """The options of a stage. Raises Refused for an unknown name."""
     if not isinstance(name, str) or (":" not in name and name not in registry.names(family)):
         _unknown_name(f"{family}.name", name, family)
     try:
         return registry.lookup(family, name).Options
     except registry.UnknownName as error:
-        raise ConfigError(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:
     valid = registry.names(family or path)
     close = difflib.get_close_matches(str(name), valid, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ConfigError(f"unknown {path} {name!r}{hint}; choose from: {', '.join(valid)}")
+    raise Refused(f"unknown {path} {name!r}{hint}", way_out=f"choose from: {', '.join(valid)}")
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{where}: expected settings as `key: value`, found {value!r}")
+        raise Refused(where, f"expected settings as `key: value`, found {value!r}")
     return value
 
 
@@ -256,15 +256,16 @@ def _deep(before: Layer, after: Layer) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
-    return "\n".join(_explain_one(item, model, prefix) for item in error.errors())
+def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> Refused:
+    found = [_explain_one(item, model, prefix) for item in error.errors()]
+    return found[0] if len(found) == 1 else Refused("\n".join(map(str, found)))
 
 
-def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> str:
+def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:
     path = prefix + ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         given = f", got {item['input']!r}" if item["type"] != "missing" else ""
-        return f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]}{given}"
+        return Refused(path, f"{item['msg'][:1].lower()}{item['msg'][1:]}{given}")
     fields: type[BaseModel] | Any = model
     for part in item["loc"][:-1]:
         field = getattr(fields, "model_fields", {}).get(part)
@@ -272,7 +273,7 @@ def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> str:
     valid = list(getattr(fields, "model_fields", {}))
     close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
-    return f"unknown setting {path}: {hint}"
+    return Refused(f"unknown setting {path}", way_out=hint)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import os
 import platform
 from typing import Literal
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
 
 # Parameters of glibc's mallopt.
@@ -29,13 +30,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def missing_gpus(asked: int, there: int) -> str:
-    """What to do about GPUs that were asked for and are not there."""
-    return (
-        f"--gpus {asked} asks for {asked} GPU{'s' if asked > 1 else ''}, this machine has {there} "
-        f"that torch can use. Use --gpus {there}"
-        + (" to run on the CPU" if there == 0 else "")
-        + ", or --address to join a Ray cluster that has them; see `dhr-batch doctor`"
+def missing_gpus(asked: int, there: int) -> Refused:
+    """The error for GPUs that were asked for and are not there."""
+    return Refused(
+        f"--gpus {asked}",
+        f"it asks for {asked} GPU{'s' if asked > 1 else ''}, this machine has {there} that torch "
+        "can use",
+        f"use --gpus {there}{' to run on the CPU' if there == 0 else ''}, or --address to join a "
+        "Ray cluster that has them; see `dhr-batch doctor`",
     )
 
 

@@ -72,7 +72,9 @@ class Reader:
             # pyarrow's and Pillow's own errors about damage are OSErrors without a number.
             if isinstance(error, OSError) and error.errno is not None:
                 what = error.strerror or error
-                raise StorageError(f"the run in {item.location} cannot be read: {what}") from error
+                raise StorageError(
+                    f"the run in {item.location}", f"it cannot be read: {what}"
+                ) from error
             if failures.kind_of(error) != "image":
                 raise
             raise Unreadable(f"its rows in the run it comes from: {error}") from error

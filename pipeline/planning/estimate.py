@@ -64,7 +64,9 @@ def check_space(
     line = f"expected output: {size(total)} ({parts}); free space: {there}"
     if free is not None and total > free and not force:
         raise Refused(
-            f"{line}. That cannot suffice: free some space, choose another folder with --out, "
-            "write fewer tables (--set store_deltas=none), or go on with --force"
+            line,
+            "that cannot suffice",
+            "free some space, choose another folder with --out, write fewer tables (--set "
+            "store_deltas=none), or go on with --force",
         )
     return line

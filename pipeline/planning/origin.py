@@ -32,7 +32,7 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
     """The dataset of a run, the run it begins from if it does, and the settings below those given.
 
     asked: merged settings as the user gave them; `dataset`, `preset` and `first_stage` are read.
-    Raises ConfigError, DatasetError, Refused and StorageError.
+    Raises Refused and StorageError.
     """
     dataset = datasets.find(asked["dataset"])
     preset = [configs.preset(asked["preset"])] if asked.get("preset") else []
@@ -42,9 +42,11 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
     if not listing.is_archive(dataset.location) and locations.exists(
         locations.join(dataset.location, "plan.json")
     ):
-        raise configs.ConfigError(
-            f"{dataset.location} is a run: name the stage to begin at with --from (one of: "
-            f"{', '.join(registry.STAGES[1:])}), or give the photographs it was made of"
+        raise Refused(
+            dataset.location,
+            "it is a run",
+            f"name the stage to begin at with --from (one of: {', '.join(registry.STAGES[1:])}), "
+            "or give the photographs it was made of",
         )
     return dataset, None, [*preset, dataset.config]
 
@@ -59,7 +61,7 @@ def first_plan(plan: dict[str, Any]) -> dict[str, Any]:
         earlier = RunFolder(datasets.find(place).location).plan()
         # Equal to a part of itself is no fingerprint, so this ends.
         if earlier is None or earlier["fingerprint"] != plan["fingerprint"].get("origin"):
-            raise Refused(f"{place} is not the run any more that this one began from")
+            raise Refused(place, "it is not the run any more that this one began from")
         plan = earlier
     return plan
 
@@ -111,13 +113,7 @@ class Origin:
     def __init__(self, place: str) -> None:
         self.folder = RunFolder(place)
         self.storage = self.folder.storage
-        plan = self.folder.plan()
-        if plan is None:
-            raise Refused(
-                f"{self.storage.place} is not a run folder: it has no plan.json. --from takes a "
-                "finished run as --dataset"
-            )
-        self.plan = plan
+        self.plan = plan = self.folder.started_plan()
         self.fingerprint: dict[str, Any] = plan["fingerprint"]
         dropped = RUN_ONLY | {"first_stage"}
         self.settings = {
@@ -145,8 +141,9 @@ class Origin:
                 key = part(table, shard)
                 if sizes.get(key) != manifest["files"].get(table, {}).get("bytes"):
                     raise Refused(
-                        f"{self.storage.locate(key)} is not as its manifest says: `dhr-batch "
-                        f"verify {self.storage.place}` tells what to do"
+                        self.storage.locate(key),
+                        "it is not as its manifest says",
+                        f"see what to do with: dhr-batch verify {self.storage.place}",
                     )
             files = [manifest["files"][table] for table in tables]
             sums = hashlib.sha256("".join(file["sha256"] for file in files).encode())
@@ -154,13 +151,14 @@ class Origin:
         planned = self.plan["shards"]
         if missing := len(planned) - len(marks):
             raise Refused(
-                f"{self.storage.place} is not finished: {missing} of {len(planned)} shards are to "
-                "do. Its own command goes on with it; then begin from it"
+                self.storage.place,
+                f"it is not finished: {missing} of {len(planned)} shards are to do",
+                "finish it with its own command, then begin from it",
             )
         failed = {row.image_id for row in quarantine.listing(self.storage)}
         self.left_out = len(failed)
         if not (found := list(self._items(marks, failed))):
-            raise Refused(f"{self.storage.place} has no images: all are in quarantine")
+            raise Refused(self.storage.place, "it has no images: all are in quarantine")
         return found
 
     def _items(self, marks: Mapping[int, tuple[int, str]], failed: set[str]) -> Iterator[Item]:
@@ -181,13 +179,15 @@ class Origin:
             return
         if config.store_deltas not in ("none", there):
             raise Refused(
-                f"store_deltas={config.store_deltas}: {place} was made with {there}, and what it "
-                "has not cannot be stored; leave it, or say store_deltas=none"
+                f"store_deltas={config.store_deltas}",
+                f"{place} was made with {there}, and what it has not cannot be stored",
+                "leave it, or say store_deltas=none",
             )
         if "edit" in config.stages and there == "none" and config.refine["name"] != "none":
             raise Refused(
-                f"{place} was made with store_deltas=none, so it has no refined weights to edit "
-                "with: begin at refine with --set store_deltas=small, or make it again with that"
+                place,
+                "it was made with store_deltas=none, so it has no refined weights to edit with",
+                "begin at refine with --set store_deltas=small, or make it again with that",
             )
 
     def _check_same(self, config: Config) -> None:
@@ -203,7 +203,8 @@ class Origin:
         if changed:
             listed = "\n  ".join(changed)
             raise Refused(
-                f"a run that begins at {config.first_stage} takes the rest as {self.storage.place} "
-                f"has it, which was made with other settings:\n  {listed}\nLeave these out, or "
-                "make a whole run with them"
+                f"a run that begins at {config.first_stage}",
+                f"it takes the rest as {self.storage.place} has it, which was made with other "
+                f"settings:\n  {listed}",
+                "leave these out, or make a whole run with them",
             )

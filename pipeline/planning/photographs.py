@@ -11,7 +11,7 @@ import numpy as np
 
 from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets import named as datasets
-from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable
+from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.results import Run
@@ -42,11 +42,12 @@ class Photographs:
             plan = _first(run.plan, known=place is not None)
             place = place or plan["config"]["dataset"]
             items = datasets.list_images(datasets.find(place))
-        except (DatasetError, Refused) as error:
+        except Refused as error:
             where = f"at {place!r}" if place else "to be found"
             raise Refused(
-                f"the photographs of {run.storage.place} are not {where}: {error}. Say where "
-                "they are with --dataset"
+                f"the photographs of {run.storage.place}",
+                f"they are not {where}: {error}",
+                "say where they are with --dataset",
             ) from error
         self._items = {item.image_id: item for item in items}
         self._marks = _marks(plan)
@@ -85,7 +86,7 @@ def truths(run: Run) -> dict[str, Item]:
     try:
         if not any(name.startswith(TRUTH) for name in run.metric_names()):
             return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Refused) as error:
         # What is to be measured anew need not be whole; a truth that might be there is missed.
         log.warning(_NO_TRUTH, run.storage.place, "any", f"its metrics cannot be read: {error}")
         return {}
@@ -110,7 +111,7 @@ def _first(plan: dict[str, Any], known: bool) -> dict[str, Any]:
     """The plan with the dataset and its marks; without marks where it is gone but not needed."""
     try:
         return origin.first_plan(plan)
-    except (DatasetError, Refused):
+    except Refused:
         if not known:
             raise
         return plan | {"contents": ()}

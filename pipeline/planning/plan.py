@@ -10,9 +10,10 @@ from typing import Any
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.pipeline.planning import code
-from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, ConfigError
+from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
 from dhr_batch.stages import direction_files, registry
 from dhr_batch.version import __version__
 
@@ -82,7 +83,7 @@ def _versions() -> dict[str, str]:
 def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:
     """Cut the images into shards of `config.shard_size`, in the order given.
 
-    Raises ConfigError for a chain of stages in which one needs what no earlier one gives, and for
+    Raises Refused for a chain of stages in which one needs what no earlier one gives, and for
     edit directions that cannot be used.
     """
     check_stages(config)
@@ -99,26 +100,27 @@ def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]
 
 
 def digests(config: Config) -> dict[str, str]:
-    """Start of the sha256 of each direction that the edits name. Raises ConfigError."""
+    """Start of the sha256 of each direction that the edits name. Raises Refused."""
     used = config.edit.get("edits", ()) if "edit" in config.stages else ()
     names = [edit["direction"] for edit in used]
     try:
         return {name: direction_files.resolve(name).sha256[:16] for name in names}
     except direction_files.DirectionError as error:
-        raise ConfigError(f"edit.edits: {error}") from error
+        raise Refused("edit.edits", str(error)) from error
 
 
 def check_stages(config: Config) -> None:
-    """Each stage's needs must be given by the stages before it. Raises ConfigError."""
+    """Each stage's needs must be given by the stages before it. Raises Refused."""
     given = set(_GIVEN)
     for family in registry.STAGES:
         name = getattr(config, family)["name"]
         stage = registry.lookup(family, name)
         missing = stage.needs - given
         if missing:
-            raise ConfigError(
-                f"{family}.name={name} needs {', '.join(sorted(missing))}, which no earlier stage "
-                f"gives; choose another {family}: {', '.join(registry.names(family))}"
+            raise Refused(
+                f"{family}.name={name}",
+                f"it needs {', '.join(sorted(missing))}, which no earlier stage gives",
+                f"choose another {family}: {', '.join(registry.names(family))}",
             )
         given |= stage.gives
 

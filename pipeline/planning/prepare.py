@@ -27,7 +27,7 @@ from dhr_batch.stages import registry
 def prepare(request: Request) -> plan.Plan:
     """Merge the settings, find the images and cut them into shards. Starts and writes nothing.
 
-    Raises ConfigError, DatasetError, Refused, StorageError and ModelMissing (an embedded dataset
+    Raises Refused, StorageError and ModelMissing (an embedded dataset
     that was not pulled).
     """
     files = [configs.read_file(path) for path in request.files]
@@ -35,7 +35,7 @@ def prepare(request: Request) -> plan.Plan:
     asked = configs.merge(given)
     if not asked.get("dataset"):
         names = ", ".join(datasets.datasets())
-        raise configs.ConfigError(f"no dataset: give --dataset with a folder or one of: {names}")
+        raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
     dataset, begun, layers = origin.start(asked)
     config = configs.build([*layers, *given])
     listed = datasets.list_images(dataset) if begun is None else begun.items(config)
@@ -61,7 +61,7 @@ def check_gpus(made: plan.Plan, request: Request) -> None:
     asked = made.config.gpus or 0
     there = devices.physical_gpus() if asked and not request.address else asked
     if asked > there:
-        raise Refused(devices.missing_gpus(asked, there))
+        raise devices.missing_gpus(asked, there)
 
 
 def check_models(made: plan.Plan, request: Request) -> None:
@@ -92,11 +92,14 @@ def place(made: plan.Plan, request: Request) -> Storage:
     if begun:
         source = connect(made.dataset.location).address.rstrip("/")
         if out.address.rstrip("/") == source:
-            raise Refused(f"{out.place} is the run to begin from: choose another folder with --out")
+            raise Refused(
+                out.place, "it is the run to begin from", "choose another folder with --out"
+            )
         if locations.lies_in(out.address, source):
             raise Refused(
-                f"{out.place} lies in the run to begin from, {source}: choose a folder outside of "
-                "it with --out"
+                out.place,
+                f"it lies in the run to begin from, {source}",
+                "choose a folder outside of it with --out",
             )
     try:
         ownership.require_apart(out, inputs(made))

@@ -25,9 +25,10 @@ class OtherRun(Refused):
     def __init__(self, where: object, changed: Sequence[str]) -> None:
         self.changed = "\n  ".join(changed)
         super().__init__(
-            f"{where} holds a run with other settings or images; changed:\n  {self.changed}\n"
-            "Use the same ones to go on with it, choose another folder with --out, or delete the "
-            "run and start over with --fresh"
+            str(where),
+            f"it holds a run with other settings or images:\n  {self.changed}",
+            "use the same ones to go on with it, choose another folder with --out, or delete the "
+            "run and start over with --fresh",
         )
 
 
@@ -41,8 +42,10 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
     if stored is None:
         if finished := run.committed():
             raise Refused(
-                f"{where} has {len(finished)} finished shards but no plan.json, so nobody can tell "
-                "which images they hold: put it back, or choose another folder with --out"
+                str(where),
+                f"it has {len(finished)} finished shards but no plan.json, so nobody can tell "
+                "which images they hold",
+                "put it back, or choose another folder with --out",
             )
         return plan
     compared = _Compared(stored, plan) if stored["schema"] == SCHEMA else None
@@ -65,10 +68,7 @@ def _stored(run: RunFolder, where: object) -> dict[str, Any] | None:
             if stored["schema"] == SCHEMA:
                 _ = stored["contents"]
     except (KeyError, TypeError) as error:
-        raise Refused(
-            f"the plan.json of {where} is damaged (it lacks {error}): put back a copy of it, or "
-            "choose another folder with --out"
-        ) from error
+        raise run.damaged_plan(f"damaged (it lacks {error})") from error
     return stored
 
 
@@ -228,5 +228,5 @@ def start_over(run: RunFolder, where: object, confirmed: bool) -> list[str]:
     """
     asked = question(run, where)
     if asked and not confirmed:
-        raise Refused(f"--fresh deletes finished work. {asked} Confirm with --yes")
+        raise Refused("--fresh", "it deletes finished work", f"{asked} Confirm with --yes")
     return run.clear() if asked else []

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from dhr_batch.pipeline.errors import ReportError
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.report.pictures import decode, face_share
 from dhr_batch.pipeline.runs import status_file
-from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.folder import RunFolder, no_run
 from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
 from dhr_batch.pipeline.storage.base import Storage
@@ -114,15 +114,13 @@ def load(run: Storage) -> RunData:
     """Read the data of a report, without the pictures.
 
     Raises:
-        ReportError: If there is no run, or a table cannot be read.
+        NoRun: If there is no run.
+        CommandError: If a table cannot be read.
     """
     folder = RunFolder(run)
     plan = folder.plan()
     if plan is None and not run.tables():
-        raise ReportError(
-            f"{run.place} is not a run: it has neither plan.json nor tables. "
-            "Make one with 'dhr-batch run --dataset NAME --out DIR'."
-        )
+        raise no_run(run)
     metrics = _metrics(run)
     quarantine = list(
         read(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
@@ -155,7 +153,13 @@ def _distances(run: Storage, data: RunData) -> list[SetDistance]:
     try:
         return set_distances.distances(run, data.plan, data.excluded())
     except (OSError, ValueError) as error:
-        raise ReportError(f"table 'features' of {run.place} cannot be read: {error}") from error
+        raise unreadable(run, "features", error) from error
+
+
+def unreadable(run: Storage, table: str, error: Exception) -> CommandError:
+    """The error for a table that is damaged."""
+    way_out = f"see what to do with: dhr-batch verify {run.place}"
+    return CommandError(f"table {table!r} of {run.place}", f"it cannot be read: {error}", way_out)
 
 
 def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -167,7 +171,7 @@ def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str,
         columns: Names of columns. Those that the table lacks are left out.
 
     Raises:
-        ReportError: If the table cannot be read.
+        CommandError: If the table cannot be read.
     """
     parts = run.parts(table)
     if not parts:
@@ -178,7 +182,7 @@ def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str,
         for batch in data.to_batches(columns=names, batch_size=64):
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
-        raise ReportError(f"table {table!r} of {run.place} cannot be read: {error}") from error
+        raise unreadable(run, table, error) from error
 
 
 def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
@@ -191,7 +195,7 @@ def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
         image_ids: The images, in the order of the tables.
 
     Raises:
-        ReportError: If a table cannot be read.
+        CommandError: If a table cannot be read.
     """
     chosen = set(image_ids)
     masks = {
@@ -238,7 +242,7 @@ def _rows_of(
                             if record["image_id"] in image_ids:
                                 yield record
     except (OSError, ValueError) as error:
-        raise ReportError(f"table {table!r} of {run.place} cannot be read: {error}") from error
+        raise unreadable(run, table, error) from error
 
 
 def _sorted_edits(edits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -260,7 +264,7 @@ def _metrics(run: Storage) -> pd.DataFrame:
         data = ds.dataset(parts, format=layout, filesystem=run.files)
         return data.to_table(columns=list(METRICS)).unify_dictionaries().to_pandas()
     except (OSError, ValueError) as error:
-        raise ReportError(f"table 'metrics' of {run.place} cannot be read: {error}") from error
+        raise unreadable(run, "metrics", error) from error
 
 
 def _face_shares(run: Storage) -> dict[str, float]:

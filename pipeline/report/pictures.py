@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dhr_batch.pipeline.errors import ReportError
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.stages.networks.face_parts import FACE_CLASSES
 
 
@@ -19,13 +19,13 @@ def decode(data: bytes, what: str) -> Image.Image:
         what: Name of the picture, for messages.
 
     Raises:
-        ReportError: If the picture cannot be decoded.
+        CommandError: If the picture cannot be decoded.
     """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError) as error:
-        raise ReportError(f"{what} is not a readable picture: {error}") from error
+        raise CommandError(what, f"it is not a readable picture: {error}") from error
     return image
 
 

@@ -44,7 +44,7 @@ def write(
         The path or URL of the page.
 
     Raises:
-        ReportError: If the run cannot be read.
+        CommandError: If the run cannot be read.
         Refused: If a file with one of these names was not written by a report. It is left as it is,
             and the other files are written.
     """

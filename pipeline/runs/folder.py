@@ -79,7 +79,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import crash, stopping
-from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
 from dhr_batch.pipeline.runs import plan_file, status_file
 from dhr_batch.pipeline.runs.lease import LeaseLost, lease
 from dhr_batch.pipeline.runs.manifests import Alike, Finished
@@ -150,17 +150,31 @@ class RunFolder:
         if there is None:
             return None
         try:
-            return plan_file.loads(there.content)
+            plan = plan_file.loads(there.content)
         except ValueError as error:
-            problem = f"damaged ({error})" if there.content else "empty"
-            raise Refused(
-                f"{self.storage.locate(PLAN)} is {problem}, so nobody can tell which images the "
-                "finished shards hold: put back a copy of it, or choose another folder with --out"
-            ) from error
+            raise self.damaged_plan(f"damaged ({error})" if there.content else "empty") from error
+        if "shards" not in plan:
+            raise self.damaged_plan("damaged (it lacks 'shards')")
+        return plan
+
+    def damaged_plan(self, how: str) -> Refused:
+        """The error for a plan that cannot be used."""
+        return Refused(
+            self.storage.locate(PLAN),
+            f"it is {how}, so nobody can tell which images the finished shards hold",
+            "put back a copy of it, or choose another folder",
+        )
+
+    def started_plan(self) -> dict[str, Any]:
+        """The plan of a run that was started. Raises NoRun for any other place."""
+        plan = self.plan()
+        if plan is None:
+            raise no_run(self.storage)
+        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         if not self.storage.create(PLAN, plan_file.dumps(plan)):
-            raise Refused(f"{self.storage.locate(PLAN)} appeared while starting: start again")
+            raise Refused(self.storage.locate(PLAN), "it appeared while starting", "start again")
         crash.at("after-plan")
 
     def replace_plan(self, plan: dict[str, Any]) -> None:
@@ -318,8 +332,9 @@ class RunFolder:
             crash.at("after-manifest")
             if not self.publish(shard, receipt):
                 raise StorageError(
-                    f"{self.storage.place}: files of shard {shard} vanished from {STAGING} while "
-                    "it was committed; start the same command again"
+                    self.storage.place,
+                    f"files of shard {shard} vanished from {STAGING} while it was committed",
+                    "start the same command again",
                 )
         crash.at("before-staging-cleanup")
         self.discard(receipt["attempt"])
@@ -334,8 +349,9 @@ class RunFolder:
             key = f"{prefix}/{table}.parquet"
             if sizes.get(key) != facts["bytes"]:
                 raise StorageError(
-                    f"{self.storage.locate(key)}, which a worker wrote for shard {shard}, is not "
-                    "there for the driver: is the run on a disk that all machines share?"
+                    self.storage.locate(key),
+                    f"a worker wrote it for shard {shard}, and it is not there for the driver",
+                    "put the run on a disk that all machines share",
                 )
 
     def publish(self, shard: int, manifest: dict[str, Any]) -> bool:
@@ -439,8 +455,9 @@ class RunFolder:
 
     def _damaged(self, key: str, error: Exception) -> StorageError:
         return StorageError(
-            f"{self.storage.locate(key)} is damaged ({error}): delete it, and its shard is "
-            "made again by the same command"
+            self.storage.locate(key),
+            f"it is damaged ({error})",
+            "delete it, and its shard is made again by the same command",
         )
 
     def _void(self, shard: int, manifest: dict[str, Any]) -> None:
@@ -462,8 +479,8 @@ class RunFolder:
 
     def _changed(self, key: str) -> LeaseLost:
         return LeaseLost(
-            f"{self.storage.locate(key)} was changed by another driver, which must have taken over "
-            "this run; this one stops"
+            self.storage.locate(key),
+            "it was changed by another driver, which must have taken over this run; this one stops",
         )
 
     def clear_staging(self) -> None:
@@ -473,6 +490,13 @@ class RunFolder:
         """
         self.check()
         self.storage.delete(STAGING, _is_staged)
+
+
+def no_run(place: Storage) -> NoRun:
+    """The error for a place that holds no run."""
+    there = place.root.is_dir() if isinstance(place, LocalStorage) else bool(place.sizes())
+    why = "it is not a run, because it has no plan.json" if there else "it does not exist"
+    return NoRun(place.place, why, "give the folder or URL of a run")
 
 
 def _number(key: str) -> int:

@@ -94,7 +94,7 @@ class FileLease(Lease):
         except BlockingIOError:
             record = _parse(os.read(handle, 1000))
             os.close(handle)
-            raise Refused(_in_use(self._place, record)) from None
+            raise _in_use(self._place, record) from None
         try:
             _require_own(str(self._path), os.read(handle, 1000))
         except Refused:
@@ -106,13 +106,15 @@ class FileLease(Lease):
 
     def check(self) -> None:
         if self._handle is None:
-            raise LeaseLost(f"{self._place} is not held by this process")
+            raise LeaseLost(str(self._place), "it is not held by this process")
         try:
             same = os.path.samestat(os.fstat(self._handle), os.stat(self._path))
         except FileNotFoundError:
             same = False
         if not same:
-            raise LeaseLost(f"{self._path} was deleted or replaced during the run: start again")
+            raise LeaseLost(
+                str(self._path), "it was deleted or replaced during the run", "start again"
+            )
 
     def release(self) -> None:
         if self._handle is not None:
@@ -155,7 +157,7 @@ class ObjectLease(Lease):
         self._version = self._storage.swap(KEY, content, before)
         if self._version is None:
             there = self._storage.get(KEY)
-            raise Refused(_in_use(self._storage.place, _parse(there.content if there else b"")))
+            raise _in_use(self._storage.place, _parse(there.content if there else b""))
         self._confirmed = began
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -166,8 +168,10 @@ class ObjectLease(Lease):
         silent = time.clock_gettime(_CLOCK) - self._confirmed
         if self._version is None or silent > _VALID * self._timeout:
             raise LeaseLost(
-                f"{self._storage.place}: this driver could not confirm for {silent:.0f} s that the "
-                "run is still its own, and stops; the same command goes on from here"
+                self._storage.place,
+                f"this driver could not confirm for {silent:.0f} s that the run is still its own, "
+                "and stops",
+                "the same command goes on from here",
             )
 
     def release(self) -> None:
@@ -202,8 +206,8 @@ class ObjectLease(Lease):
         timeout = float(holder.get("timeout", self._timeout)) + _RESOLUTION
         age = (self._storage.now() - there.modified).total_seconds()
         if age < timeout:
-            hint = f" If it is dead, its claim lapses in {timeout - age:.0f} s."
-            raise Refused(_in_use(self._storage.place, holder) + hint)
+            hint = f"; if it is dead, its claim lapses in {timeout - age:.0f} s"
+            raise _in_use(self._storage.place, holder, hint)
 
     def _beat(self) -> None:
         # One try per beat: a call that goes on trying would itself delay the sign of life.
@@ -269,7 +273,7 @@ def _parse(content: bytes) -> dict[str, Any]:
 def _require_own(place: str, content: bytes) -> None:
     """Raises Refused for a file of this name that no driver has written. Empty: killed before."""
     if content and not {"pid", "released"} & _parse(content).keys():
-        raise Refused(f"{place} is not the lease of a run, but another file: move it away")
+        raise Refused(place, "it is not the lease of a run, but another file", "move it away")
 
 
 def _who(holder: dict[str, Any]) -> str:
@@ -278,8 +282,6 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder.get('host', 'an unknown host')}"
 
 
-def _in_use(place: str, holder: dict[str, Any]) -> str:
-    return (
-        f"{place} is in use by {_who(holder)}: wait for it to end, stop it, or choose another "
-        "folder with --out."
-    )
+def _in_use(place: str, holder: dict[str, Any], hint: str = "") -> Refused:
+    way_out = f"wait for it to end, stop it, or choose another folder with --out{hint}"
+    return Refused(place, f"it is in use by {_who(holder)}", way_out)

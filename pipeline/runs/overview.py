@@ -9,11 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs import manifests, status_file
-from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.folder import RunFolder, no_run
 from dhr_batch.pipeline.storage.base import Storage
-from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.units import duration
 
 
@@ -43,7 +41,7 @@ class Overview(BaseModel):
     """
 
     run: str
-    state: Literal["not started", "starting", "running", "interrupted", "finished"]
+    state: Literal["starting", "running", "interrupted", "finished"]
     driver: dict[str, Any] | None = None
     updated: float | None = None
     images: Images | None = None
@@ -78,8 +76,6 @@ class Overview(BaseModel):
         if self.driver:
             pid, host = (self.driver.get(key, "unknown") for key in ("pid", "host"))
             return f"process {pid} on {host}"
-        if self.state == "not started":
-            return "none; there is no plan.json yet"
         since = f" since {_clock(self.updated)}" if self.updated else ""
         more = "" if self.state == "finished" else "; the same command goes on from here"
         return f"not running{since}{more}"
@@ -107,15 +103,15 @@ def _clock(when: float) -> str:
 def overview(place: str | Path | Storage) -> Overview:
     """Look at a run, without writing anything. Counts are those of the manifests.
 
-    Raises Refused where there is no such folder, and StorageError.
+    Raises NoRun where no run was started, and StorageError.
     """
     run = RunFolder(place)
     # In this order: what a driver commits in between is missing, but nothing is counted twice.
     plan, holder = run.plan(), run.holder()
     if plan is None:
-        _require_folder(run.storage)
-        state: Any = "not started" if holder is None else "starting"
-        return Overview(run=run.storage.place, state=state, driver=holder)
+        if holder is None:
+            raise no_run(run.storage)
+        return Overview(run=run.storage.place, state="starting", driver=holder)
     status = status_file.read(run.storage)
     done = run.committed().values()
     total = sum(map(len, plan["shards"]))
@@ -163,9 +159,3 @@ def _with_driver(
             "workers": workers,
         }
     )
-
-
-def _require_folder(run: Storage) -> None:
-    there = run.root.is_dir() if isinstance(run, LocalStorage) else bool(run.sizes())
-    if not there:
-        raise Refused(f"{run.place} does not exist: give the folder or URL of a run")

@@ -40,7 +40,9 @@ def chosen(rows: list[Failure], error_class: str | None) -> list[Failure]:
     classes = sorted({row.error_class for row in rows})
     if error_class is not None and rows and error_class not in classes:
         raise Refused(
-            f"no image is quarantined as {error_class!r}; there are: {', '.join(classes)}"
+            f"--class {error_class}",
+            "no image is quarantined as this",
+            f"choose from: {', '.join(classes)}",
         )
     return [row for row in rows if error_class in (None, row.error_class)]
 
@@ -52,7 +54,7 @@ def retry(place: str | Path | Storage, error_class: str | None = None) -> list[F
     Raises Refused as `listing` does, and where a driver is at work; StorageError.
     """
     run = RunFolder(place)
-    _require_plan(run)
+    run.started_plan()
     run.lock()
     try:
         run.recover()
@@ -67,15 +69,8 @@ def retry(place: str | Path | Storage, error_class: str | None = None) -> list[F
     return rows
 
 
-def _require_plan(run: RunFolder) -> dict[str, object]:
-    plan = run.plan()
-    if plan is None:
-        raise Refused(f"{run.storage.place} is not a run folder: it has no plan.json")
-    return plan
-
-
 def _rows(run: RunFolder) -> list[Failure]:
-    _require_plan(run)
+    run.started_plan()
     manifests = run.committed()
     found = []
     for key in run.storage.parts("quarantine"):

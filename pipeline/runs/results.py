@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.errors import NoRun, Refused
 from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
@@ -29,16 +29,10 @@ if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
 
 
-class NoRun(ValueError):
-    """A folder that holds no run; the message says what was looked for."""
-
-
 def open(path: str | Path) -> Run:
     """The run in a folder or at the URL of an object store. Raises NoRun where there is none."""
     storage = connect(path)
-    plan = RunFolder(storage).plan()
-    if plan is None:
-        raise NoRun(f"{storage.place} is not a run folder: it has no plan.json")
+    plan = RunFolder(storage).started_plan()
     return Run(storage, plan | {"shards": list(plan["shards"])})
 
 
@@ -63,7 +57,7 @@ class Run:
         parts = self.storage.parts(name)
         if not parts:
             there, place = ", ".join(self.storage.tables()) or "none", self.storage.place
-            raise NoRun(f"{place} has no table {name!r}; it has: {there}")
+            raise NoRun(place, f"it has no table {name!r}", f"choose from: {there}")
         return self._read(parts, columns, equal)
 
     def _read(
@@ -202,8 +196,9 @@ class Run:
             if image_id not in known:
                 near = difflib.get_close_matches(image_id, self.ids, 3, 0.4) or self.ids[:5]
                 raise Refused(
-                    f"{self.storage.place} has no rows of image {image_id!r}; "
-                    f"{len(known)} images have, such as: {', '.join(near) or 'none'}"
+                    self.storage.place,
+                    f"it has no rows of image {image_id!r}",
+                    f"choose from its {len(known)} images, such as: {', '.join(near) or 'none'}",
                 )
         return list(images)
 

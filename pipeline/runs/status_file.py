@@ -30,8 +30,9 @@ def read(run: Storage) -> dict[str, Any]:
             raise ValueError("not a JSON object")
     except ValueError as error:
         raise Damaged(
-            f"{run.locate(STATUS)} is damaged ({error}): delete it; only the speed of earlier "
-            "starts is lost"
+            run.locate(STATUS),
+            f"it is damaged ({error})",
+            "delete it; only the speed of earlier starts is lost",
         ) from error
     return found
 

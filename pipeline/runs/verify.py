@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import STAGING, part, staging
 from dhr_batch.pipeline.runs.verify_tables import AGAIN, Problem, check, some
@@ -48,18 +47,12 @@ class Verification(BaseModel):
 def verify(place: str | Path | Storage) -> Verification:
     """Compare all published files with the manifests, and their rows with the plan.
 
-    Raises Refused where there is no run, and StorageError where a file cannot be read now.
+    Raises Refused where there is no run or its plan is damaged, and StorageError where a file
+    cannot be read now.
     """
     run = RunFolder(place)
     found = Verification(run=run.storage.place)
-    try:
-        plan = run.plan()
-    except Refused as error:
-        problem, _, way_out = str(error).partition(": ")
-        found.problems.append(Problem(file="plan.json", problem=problem, way_out=way_out))
-        return found
-    if plan is None:
-        raise Refused(f"{run.storage.place} is not a run folder: it has no plan.json")
+    plan = run.started_plan()
     # The lease first and the files last: what a driver commits meanwhile is not called an orphan.
     busy = run.holder() is not None
     manifests = {

@@ -171,8 +171,8 @@ def full_disk(where: str | Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StorageError(
-            f"no space left on the disk of {where}: free some and start the same command again; "
-            "finished shards are kept"
+            f"no space left on the disk of {where}",
+            way_out="free some and start the same command again; finished shards are kept",
         ) from error
 
 

@@ -26,7 +26,7 @@ def patience() -> float:
         return float(text)
     except ValueError:
         raise Refused(
-            f"DHR_BATCH_STORAGE_PATIENCE={text} is not a number: give seconds, or unset it"
+            f"DHR_BATCH_STORAGE_PATIENCE={text}", "it is not a number", "give seconds, or unset it"
         ) from None
 
 

@@ -28,7 +28,11 @@ def connect(place: str | Path | Storage) -> Storage:
         return LocalStorage(Path(rest))
     if scheme not in SCHEMES:
         schemes = ", ".join(f"{name}://" for name in SCHEMES)
-        raise Refused(f"{place} is neither a folder nor the URL of an object store ({schemes})")
+        raise Refused(
+            str(place),
+            "it is neither a folder nor the URL of an object store",
+            f"give a URL that begins with {schemes}",
+        )
     from dhr_batch.pipeline.storage.objects import ObjectStorage
 
     return ObjectStorage(str(place))

@@ -21,7 +21,7 @@ class LocalStorage(Storage):
 
     def __init__(self, root: Path) -> None:
         if root.exists() and not root.is_dir():
-            raise Refused(f"{root} is a file: choose a folder with --out")
+            raise Refused(str(root), "it is a file", "give a folder")
         self.root = root
         self.place, self.address = str(root), str(root.resolve())
 
@@ -94,7 +94,7 @@ class LocalStorage(Storage):
     def local(self, key: str) -> Iterator[Path]:
         path = self.root / key
         if not path.is_file():
-            raise StorageError(f"{path} does not exist")
+            raise StorageError(str(path), "it does not exist")
         yield path
 
     def sizes(self, prefix: str = "") -> dict[str, int]:

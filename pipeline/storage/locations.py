@@ -225,7 +225,7 @@ def _store(url: str) -> Any:
     try:
         return from_url(url, **options)
     except (BaseError, ValueError) as error:
-        raise StorageError(f"{url} cannot be opened: {message(error)}") from error
+        raise StorageError(url, f"it cannot be opened: {message(error)}") from error
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def _asking(location: str) -> Iterator[None]:
         _check_bucket(location)
         raise FileNotFoundError(errno.ENOENT, "no such object", location) from error
     except (BaseError, OSError) as error:
-        raise StorageError(f"{location}: {message(error)}") from error
+        raise StorageError(location, message(error)) from error
 
 
 def _check_bucket(location: str) -> None:
@@ -256,7 +256,7 @@ def _check_bucket(location: str) -> None:
     except PermissionDeniedError:
         return  # The permission to read does not include the permission to list.
     except (BaseError, OSError) as error:
-        raise StorageError(f"{location}: {message(error)}") from error
+        raise StorageError(location, message(error)) from error
 
 
 def _fetch_local(path: str, start: int, length: int | None) -> bytes:
@@ -279,7 +279,7 @@ def _fetch_local(path: str, start: int, length: int | None) -> bytes:
                 if error.errno == errno.EIO:
                     _check_folder(path, error)
                     raise
-                raise StorageError(f"{path}: {error.strerror or error}") from error
+                raise StorageError(str(path), error.strerror or str(error)) from error
             time.sleep(pause)
 
 
@@ -291,7 +291,7 @@ def _check_folder(path: str, error: OSError) -> None:
         mounted = False
     if not mounted:
         raise StorageError(
-            f"the folder of {path} is gone or empty: is its file system mounted?"
+            f"the folder of {path}", "it is gone or empty", "check that its file system is mounted"
         ) from error
 
 

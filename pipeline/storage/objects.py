@@ -70,7 +70,9 @@ class ObjectStorage(Storage):
         try:
             self._store = from_url(self.place, **self._options)
         except exceptions.BaseError as error:
-            raise Refused(f"{url} cannot be used as a place for a run: {message(error)}") from error
+            raise Refused(
+                url, f"it cannot be used as a place for a run: {message(error)}"
+            ) from error
 
     @cached_property
     def files(self) -> Any:
@@ -119,7 +121,7 @@ class ObjectStorage(Storage):
         """Return the time by the clock of the store, the only clock that all hosts share."""
         key = "_state/clock"
         if self.read(key):
-            raise Refused(f"{self.locate(key)} is not of this program: move it away")
+            raise Refused(self.locate(key), "it is not of this program", "move it away")
         self.replace(key, b"")
         return self._call(f"read {key}", lambda: obstore.head(self._store, key))["last_modified"]
 
@@ -203,16 +205,16 @@ class ObjectStorage(Storage):
             try:
                 return stopping.interruptible(request)
             except FileNotFoundError as error:
-                raise StorageError(f"{self.place}: cannot {what}: {message(error)}") from error
+                raise StorageError(self.place, f"cannot {what}: {message(error)}") from error
             except (exceptions.BaseError, _Again) as error:
                 pause = min(_LONGEST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1)
                 final = isinstance(error, _FINAL) or _FINAL_STATUS.search(str(error)) is not None
                 if final or time.monotonic() + pause > give_up:
                     self._patience = 0.0
                     raise StorageError(
-                        f"{self.place}: cannot {what}, tried {attempt + 1} times: "
-                        f"{message(error)}. Finished shards are kept; the same command goes on "
-                        "from here"
+                        self.place,
+                        f"cannot {what}, tried {attempt + 1} times: {message(error)}",
+                        "finished shards are kept; the same command goes on from here",
                     ) from error
                 log.warning("%s: cannot %s yet: %s", self.place, what, message(error))
             stopping.pause(pause)

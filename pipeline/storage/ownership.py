@@ -93,8 +93,9 @@ class Owned:
         else:
             return
         raise Refused(
-            f"{self.storage.place} cannot take the {self.kind}, as it holds {what}. Choose "
-            "another place with --out: one that does not exist, or is empty"
+            self.storage.place,
+            f"it cannot take the {self.kind}, as it holds {what}",
+            "choose another place with --out: one that does not exist, or is empty",
         )
 
     def claim(self, **about: Any) -> None:
@@ -163,9 +164,10 @@ class Owned:
         """Raise Refused if `write` or `note` has refused a file."""
         if self.refused:
             raise Refused(
-                f"{listed([self.storage.locate(key) for key in self.refused])}: not written, as "
-                f"{_MADE_BY} did not write the file that is there, or it was changed since. Move "
-                "it away and give the same command again, or choose another place with --out"
+                listed([self.storage.locate(key) for key in self.refused]),
+                f"not written, as {_MADE_BY} did not write the file that is there, or it was "
+                "changed since",
+                "move it away and give the same command again, or choose another place with --out",
             )
 
     def _checksum(self, key: str) -> str | None:
@@ -241,8 +243,9 @@ def require_apart(out: Storage, inputs: Iterable[str]) -> None:
         require_outside(out, [place])
         if lies_in(real(place), real(out.address)):
             raise Refused(
-                f"the dataset {place} lies in {out.place}, so that its files would be among those "
-                "that are written: choose a place that does not hold it with --out"
+                f"the dataset {place}",
+                f"it lies in {out.place}, so that its files would be among those that are written",
+                "choose a place that does not hold it with --out",
             )
 
 
@@ -255,8 +258,10 @@ def require_outside(out: Storage, inputs: Iterable[str]) -> None:
     for place in inputs:
         if lies_in(real(out.address), real(place)):
             raise Refused(
-                f"{out.place} lies in the dataset {place}, where the files that are written would "
-                "be taken for photographs: choose a place outside of it with --out"
+                out.place,
+                f"it lies in the dataset {place}, where the files that are written would be taken "
+                "for photographs",
+                "choose a place outside of it with --out",
             )
 
 

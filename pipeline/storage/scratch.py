@@ -31,7 +31,7 @@ def scratch() -> Iterator[Path]:
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():
         raise StorageError(
-            f"{place} is not this user's: delete it, or set TMPDIR to another folder"
+            str(place), "it belongs to another user", "delete it, or set TMPDIR to another folder"
         )
     for old in place.glob(f"{_PREFIX}*"):
         _delete_if_abandoned(old)

@@ -27,6 +27,8 @@ _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 class CheckpointError(ValueError):
     """A file cannot be read, or names something that no checkpoint needs."""
 
+    exit_code = 2
+
 
 class _Forbidden(Exception):
     """A pickle names something that is not in the table."""

@@ -32,6 +32,8 @@ State = Mapping[str, Tensor]
 class LayoutError(ValueError):
     """A state dict is not a StyleGAN2 generator of a known layout."""
 
+    exit_code = 2
+
 
 def _rosinality_name(key: str) -> str:
     if match := re.fullmatch(r"style\.(\d+)\.(weight|bias)", key):

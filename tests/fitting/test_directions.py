@@ -5,6 +5,7 @@ import pytest
 
 from dhr_batch.fitting import direction_sets
 from dhr_batch.fitting.directions import METHODS, Fit, clip_outliers, cross_validate, fit
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import direction_files
 
 # Narrower than a real latent: the models are the same and the tests take seconds.
@@ -75,9 +76,9 @@ def test_noise_is_not_predicted(planted):
 
 def test_bad_scores_are_refused(planted):
     w = planted[0]
-    with pytest.raises(ValueError, match="'flat' is the same"):
+    with pytest.raises(Refused, match="'flat': it is the same"):
         fit(w, {"flat": np.ones(len(w))})
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(Refused, match="too few"):
         fit(w[:20], {"s": np.arange(20.0)})
 
 

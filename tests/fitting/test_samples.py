@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from dhr_batch.fitting import samples
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages.base import Context
 
 
@@ -59,13 +60,13 @@ def test_a_run_that_was_interrupted_goes_on(context, tmp_path):
 
 def test_samples_of_another_seed_are_not_mixed_in(context, tmp_path):
     samples.collect(context, tmp_path, 4, seed=3)
-    with pytest.raises(ValueError, match="holds samples of"):
+    with pytest.raises(Refused, match="holds samples of"):
         samples.collect(context, tmp_path, 4, seed=4)
     assert json.loads((tmp_path / "samples.json").read_text())["seed"] == 3
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(Refused, match="no samples"):
         samples.load(tmp_path)
 
 
@@ -74,9 +75,7 @@ def test_samples_with_a_former_fingerprint_are_refused_with_a_way_out(context, t
     card = tmp_path / "samples.json"
     now = card.read_text()
     card.write_text(json.dumps(json.loads(now) | {"generator_weights": "cb7babc3764a"}))
-    with pytest.raises(
-        ValueError, match=r"write \{\} in its place; .*--reuse, .*--cache"
-    ) as refusal:
+    with pytest.raises(Refused, match=r"write \{\} in its place; .*--reuse, .*--cache") as refusal:
         samples.collect(context, tmp_path, 4, seed=3)
     assert str(card) in str(refusal.value)
     assert samples.load(tmp_path).w.shape == (4, 512)

@@ -15,6 +15,7 @@ from dhr_batch.fitting.thresholds import (
     main,
     measure,
 )
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks.face_parts import INDEX
 from dhr_batch.stages.segment import DomainSpecific
@@ -43,7 +44,7 @@ def test_vanished_superpixels_do_not_count() -> None:
 
 
 def test_group_without_pixels_is_named() -> None:
-    with pytest.raises(ValueError, match="parts"):
+    with pytest.raises(CommandError, match="parts"):
         choose([sample(np.ones(3), 0)], [], 0.9)
 
 

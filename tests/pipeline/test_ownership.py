@@ -474,10 +474,10 @@ def test_below_the_dataset_of_a_run_nothing_is_made_of_it(
     ):
         done = dhr(*words)
         assert done.exit_code == 2, (words, done.output, done.exception)
-        assert f"{inside} lies in the dataset {project / 'images'}" in done.output
-    with pytest.raises(Refused, match=r"new lies in the dataset .*images"):
+        assert f"{inside}: it lies in the dataset {project / 'images'}" in done.output
+    with pytest.raises(Refused, match=r"new: it lies in the dataset .*images"):
         bench.plan(matrix, inside, machine=benched.MACHINE, random_weights=True)
-    with pytest.raises(Refused, match=r"the dataset .*images lies in .*proj"):
+    with pytest.raises(Refused, match=r"the dataset .*images: it lies in .*proj"):
         bench.plan(matrix, project / "images" / "..", machine=benched.MACHINE, random_weights=True)
     assert files(project) == before
 

@@ -9,8 +9,8 @@ import pytest
 from dhr_batch.pipeline.bench import matrix
 from dhr_batch.pipeline.bench import text as bench_text
 from dhr_batch.pipeline.bench.board import marks
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config
-from dhr_batch.pipeline.planning.config import ConfigError
 from dhr_batch.tests.pipeline.benched import tiny
 
 
@@ -73,7 +73,7 @@ def test_a_refiner_begins_where_its_settings_do_and_may_choose_embedders():
     ],
 )  # fmt: skip
 def test_a_wrong_matrix_is_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(Refused, match=message):
         tiny("photos", **change)
 
 
@@ -91,7 +91,7 @@ def test_shipped_benchmarks_are_valid():
         # Every method has a difference, and there is one reference.
         assert set(held_to.values()) <= methods
         assert [m for m in methods if held_to[m] == m] == [*set(held_to.values())]
-    with pytest.raises(ConfigError, match="choose from: " + ", ".join(shipped)):
+    with pytest.raises(Refused, match="choose from: " + ", ".join(shipped)):
         matrix.preset("all")
 
 

@@ -186,7 +186,7 @@ def test_other_settings_in_the_same_place_are_refused(finished, photographs):
     other = bench.plan(changed, planned.out, machine=MACHINE, random_weights=True)
     with pytest.raises(
         Refused,
-        match=r"run photos-w\+-none of this benchmark was made with (.|\n)*store_deltas(.|\n)*"
+        match=r"run photos-w\+-none of this benchmark: it was made with (.|\n)*store_deltas(.|\n)*"
         r"delete .*/out/runs/photos-w\+-none to make this run again",
     ) as refusal:
         bench.run(other, MACHINE)

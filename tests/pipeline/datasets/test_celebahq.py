@@ -35,7 +35,7 @@ def test_all_images_without_the_mapping_are_refused(
     monkeypatch.setattr(celebahq, "TEST_IMAGES", 2)
     root = celeba(tmp_path / "CelebAMask-HQ", [1, 2, 3])
     (root / celebahq.MAPPING).unlink()
-    with pytest.raises(DatasetError, match=r"holds 3 images.*2: put CelebA-HQ-to-CelebA-mapping"):
+    with pytest.raises(DatasetError, match=r"holds 3 images.*2; put CelebA-HQ-to-CelebA-mapping"):
         listed("celebahq", root=str(root))
     (root / "CelebA-HQ-img" / "2.jpg").unlink()
     assert list(content(listed("celebahq", root=str(root)))) == ["0.jpg", "1.jpg"]
@@ -63,5 +63,5 @@ def test_mapping_raises_nothing_but_its_own_error(text: str) -> None:
 
 
 def test_two_lines_for_an_image_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"m\.txt, line 3: a second line for image 7"):
+    with pytest.raises(DatasetError, match=r"m\.txt, line 3: it is a second line for image 7"):
         celebahq.parse_mapping("idx orig_idx\n7 1\n7 2", "m.txt")

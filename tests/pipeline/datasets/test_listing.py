@@ -179,11 +179,11 @@ def test_compressed_or_damaged_tar_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "faces.tar"
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
-    with pytest.raises(DatasetError, match=r"faces\.tar .*without compression"):
+    with pytest.raises(DatasetError, match=r"faces\.tar: .*without compression"):
         listed(path)
     whole = pack(path, {"a.jpg": b"1" * 2000, "b.jpg": b"2" * 2000}).read_bytes()
     path.write_bytes(whole[:4000])
-    with pytest.raises(DatasetError, match=r"faces\.tar cannot be read"):
+    with pytest.raises(DatasetError, match=r"faces\.tar: it cannot be read"):
         listed(path)
 
 
@@ -228,7 +228,7 @@ def test_columns_are_chosen_by_the_description(tmp_path: Path) -> None:
         listed(path)
     with pytest.raises(DatasetError, match=r"'key' holds no encoded images.*image, other"):
         listed(path, column="key")
-    with pytest.raises(DatasetError, match=r"no column 'kex'; columns"):
+    with pytest.raises(DatasetError, match=r"no column 'kex'; choose from its columns"):
         listed(path, column="image", id_column="kex")
     assert content(listed(path, column="other", id_column="key")) == {"7": b"x", "3": b"y"}
     with pytest.raises(DatasetError, match="same id '7'"):
@@ -347,7 +347,7 @@ def test_missing_file_is_told_from_a_missing_disk(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="No such file"):
         listing.read(items[0])
     (root / "b.jpg").unlink()
-    with pytest.raises(StorageError, match="is its file system mounted"):
+    with pytest.raises(StorageError, match="its file system is mounted"):
         listing.read(items[1])
 
 
@@ -389,7 +389,7 @@ def test_a_damaged_file_is_told_from_a_soft_mount_that_is_away(
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     if away:
         monkeypatch.setattr(Path, "iterdir", failing)
-        with pytest.raises(StorageError, match=r"a\.jpg .* is its file system mounted"):
+        with pytest.raises(StorageError, match=r"a\.jpg: .* its file system is mounted"):
             listing.read(item)
     else:
         with pytest.raises(Unreadable, match="Input/output error"):

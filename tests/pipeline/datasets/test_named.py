@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dhr_batch.pipeline.cli.datasets import datasets as command
+from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import named as datasets
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.models import catalogue as registry
@@ -103,12 +103,12 @@ def test_empty_folder_says_what_it_has(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("celebhq", "did you mean 'celebahq'.*portraits"),
-        ("/no/such/folder", "there is no folder /no/such/folder"),
+        ("/no/such/folder", "/no/such/folder: it does not exist"),
         (__file__, "is a file"),
     ],
 )
 def test_unknown_names(name: str, said: str) -> None:
-    with pytest.raises(datasets.UnknownDataset, match=said):
+    with pytest.raises(datasets.DatasetError, match=said):
         datasets.find(name)
 
 
@@ -175,9 +175,9 @@ def test_portraits(
 
 
 def test_list_command() -> None:
-    result = CliRunner().invoke(command, ["list", "--json"])
+    result = CliRunner().invoke(main, ["datasets", "list", "--json"])
     assert result.exit_code == 0
     rows = {row["name"]: row for row in json.loads(result.output)}
     assert set(rows) == {"celebahq", "ffhq", "portraits", "synthetic"}
     assert rows["celebahq"]["state"] == "missing"
-    assert CliRunner().invoke(command, ["list"]).exit_code == 0
+    assert CliRunner().invoke(main, ["datasets", "list"]).exit_code == 0

@@ -193,9 +193,10 @@ def test_a_damaged_file_costs_only_the_speed_of_earlier_starts(tmp_path: Path) -
     assert status_file.throughput(run) == []
 
 
-def test_a_run_that_was_not_started(tmp_path: Path) -> None:
-    assert seen(tmp_path)["state"] == "not started"
-    assert "no plan.json yet" in status(tmp_path).output
+def test_a_place_without_a_run_is_refused(tmp_path: Path) -> None:
+    result = status(tmp_path)
+    assert result.exit_code == 2
+    assert "no plan.json" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +207,7 @@ def test_wrong_places_and_damaged_files_are_named(small_run: Any, tmp_path: Path
     (run / "_state" / "status.json").write_text("{")
     result = status(run)
     assert result.exit_code == 1
-    assert "status.json is damaged" in result.stderr
+    assert "status.json: it is damaged" in result.stderr
 
 
 def test_looking_needs_neither_ray_nor_torch(small_run: Any) -> None:

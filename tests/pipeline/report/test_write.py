@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline.errors import ReportError
+from dhr_batch.pipeline.errors import CommandError, NoRun
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.report import contact_sheet, provenance
@@ -63,7 +63,7 @@ def test_run_without_edits(make_run: Callable[..., Path]) -> None:
 
 
 def test_run_that_only_quarantined(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "plan.json").write_text('{"config": {}, "shards": []}')
     quarantine(tmp_path)
     page = write(tmp_path, tmp_path / "elsewhere")
     assert page == tmp_path / "elsewhere" / "index.html"
@@ -99,7 +99,7 @@ def test_random_weights_are_seen_in_the_metrics_too(make_run: Callable[..., Path
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"is not a run.*dhr-batch run"):
+    with pytest.raises(NoRun, match="it is not a run"):
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_table_is_named(make_run: Callable[..., Path]) -> None:
     run = make_run()
     (run / "metrics" / "part-00000.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ReportError, match="table 'metrics'"):
+    with pytest.raises(CommandError, match="table 'metrics'"):
         write(run)
 
 

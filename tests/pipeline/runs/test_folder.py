@@ -175,7 +175,7 @@ def test_a_damaged_plan_is_refused(run: RunFolder, content: bytes, problem: str)
 
 def test_a_damaged_manifest_is_named(run: RunFolder) -> None:
     run.storage.replace("_state/shards/00004.json", b"{")
-    with pytest.raises(StorageError, match=r"00004\.json is damaged.*delete it"):
+    with pytest.raises(StorageError, match=r"00004\.json: it is damaged.*delete it"):
         run.committed()
 
 

@@ -168,7 +168,7 @@ def test_a_frozen_driver_does_not_replace_the_plan(frozen: tuple[RunFolder, RunF
     old, new = frozen
     assert old.plan() == new.plan() == PLAN
     new.replace_plan(LONGER)
-    with pytest.raises(LeaseLost, match=r"plan\.json was changed by another driver"):
+    with pytest.raises(LeaseLost, match=r"plan\.json: it was changed by another driver"):
         old.replace_plan(PLAN | {"dataset": "other"})
     assert new.plan() == LONGER
     new.replace_plan(PLAN)
@@ -201,7 +201,7 @@ def test_a_frozen_driver_does_not_take_back_a_manifest(
         return False
 
     monkeypatch.setattr(old, "publish", void)
-    with pytest.raises(LeaseLost, match=r"00000\.json was changed by another driver"):
+    with pytest.raises(LeaseLost, match=r"00000\.json: it was changed by another driver"):
         old.recover()
     assert list(new.committed()) == [0]
     assert files(new.storage).keys() == {"images/part-00000.parquet", "latents/part-00000.parquet"}
@@ -223,7 +223,7 @@ def test_a_frozen_driver_gives_no_shard_back(
         return there
 
     monkeypatch.setattr(old.storage, "get", freezing)
-    with pytest.raises(LeaseLost, match=r"00000\.json was changed by another driver"):
+    with pytest.raises(LeaseLost, match=r"00000\.json: it was changed by another driver"):
         old.reopen({0: {"b"}})
     assert list(new.committed()) == [0]
     assert set(files(new.storage).values()) == {b"new rows"}

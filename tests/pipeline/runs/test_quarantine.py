@@ -70,7 +70,7 @@ def test_every_failed_image_is_listed(small_run: Any, bucket: str) -> None:
 def test_wrong_words_are_refused(run: Path, tmp_path: Path, command: str) -> None:
     result = quarantine(command, run, "--class", "crash")
     assert result.exit_code == 2
-    assert "there are: not_an_image, not_square" in result.stderr
+    assert "choose from: not_an_image, not_square" in result.stderr
     assert quarantine(command, tmp_path / "nowhere").exit_code == 2
     assert manifests(run) == SHARDS
 

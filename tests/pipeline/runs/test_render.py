@@ -215,11 +215,11 @@ def test_a_direction_may_be_a_file(made: tuple[Path, list[Record]], tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--image", "b.png"], r"no rows of image 'b.png'; 2 images have.*sub/b.png"),
+        (["--image", "b.png"], r"no rows of image 'b.png'\n.*its 2 images.*sub/b.png"),
         (["--image", "c.png"], r"no rows of image 'c.png'"),
         (["--image", "a.png", "--edit", "smlie=1"], r"unknown direction 'smlie'.*'smile'"),
-        (["--image", "a.png", "--edit", "smile"], r"'smile' is not of the form NAME=STRENGTH"),
-        (["--image", "a.png", "--edit", "smile=nan"], r"'smile=nan' is not of the form"),
+        (["--image", "a.png", "--edit", "smile"], r"'smile': it is not of the form NAME=STRENGTH"),
+        (["--image", "a.png", "--edit", "smile=nan"], r"'smile=nan': it is not of the form"),
         ([], r"--image ID.*--all"),
         (["--all", "--image", "a.png"], r"--image ID.*--all"),
     ],

@@ -171,10 +171,6 @@ def planned_twice(run: Path) -> None:
     (run / "plan.json").write_text(json.dumps(plan))
 
 
-def damaged_plan(run: Path) -> None:
-    (run / "plan.json").write_text("{")
-
-
 @pytest.mark.parametrize(
     ("change", "where", "what", "way_out"),
     [
@@ -199,7 +195,6 @@ def damaged_plan(run: Path) -> None:
         (nonsense, METRICS, "cannot be read as Parquet", "delete it"),
         (wrong_count, "_state/shards/00000.json", "have 2 and 0", "delete it"),
         (planned_twice, "plan.json", "planned twice: a.png", "--fresh"),
-        (damaged_plan, "plan.json", "is damaged", "put back a copy"),
     ],
 )
 def test_each_problem_is_named(
@@ -246,6 +241,14 @@ def test_a_kill_while_publishing_is_no_problem(run: Path) -> None:
     result = verify(run)
     assert result.exit_code == 0, result.output
     assert "not published yet: shards 1" in result.output
+
+
+def test_a_damaged_plan_is_refused(run: Path) -> None:
+    (run / "plan.json").write_text("{")
+    result = verify(run)
+    assert result.exit_code == 2
+    assert "plan.json: it is damaged" in result.stderr
+    assert "put back a copy" in result.stderr
 
 
 def test_a_place_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_folders_of_other_names_and_users_are_left_alone(
     assert {path.name for path in tmp_path.iterdir()} == {*names, place.name}
     monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
     (tmp_path / f"dhr-batch.scratch-{os.getuid()}").mkdir()
-    with pytest.raises(StorageError, match="is not this user's"), scratch():
+    with pytest.raises(StorageError, match="belongs to another user"), scratch():
         pass
 
 

@@ -157,7 +157,7 @@ def test_places_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").write_text("x")
     with pytest.raises(Refused, match="is a file"):
         connect(tmp_path / "file")
-    with pytest.raises(Refused, match="ftp://x/y is neither a folder nor the URL"):
+    with pytest.raises(Refused, match="ftp://x/y: it is neither a folder nor the URL"):
         connect("ftp://x/y")
     assert isinstance(connect(f"file://{tmp_path}"), LocalStorage)
     monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "long")

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import dhr_batch
+from dhr_batch.pipeline.errors import NoRun
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.tables import codec, schemas
 from dhr_batch.pipeline.tables import rows as tables
@@ -237,9 +238,9 @@ def test_library_gives_back_what_was_stored(run: Path) -> None:
 
 
 def test_no_run_and_no_table_are_named(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(ValueError, match=r"no plan\.json"):
+    with pytest.raises(NoRun, match=r"no plan\.json"):
         dhr_batch.open(tmp_path)
-    with pytest.raises(ValueError, match=r"no table 'stages'; it has: deltas, edits"):
+    with pytest.raises(NoRun, match=r"no table 'stages'; choose from: deltas, edits"):
         dhr_batch.open(run).table("stages")
 
 

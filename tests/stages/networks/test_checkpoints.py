@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from safetensors import safe_open
 from torch import Tensor
 
-from dhr_batch.pipeline.cli.models import models as command
+from dhr_batch.cli import main
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks.checkpoints import CheckpointError, read
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
@@ -375,19 +375,23 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path: Path) -> None:
 
 def test_command_converts_and_refuses(tmp_path: Path) -> None:
     file = rosinality_file(tmp_path / "ffhq.pt", random_net())
-    run = CliRunner().invoke(command, ["convert", str(file), "--json"])
+    run = CliRunner().invoke(main, ["models", "convert", str(file), "--json"])
     assert run.exit_code == 0, run.output
     told = json.loads(run.stdout)
     assert (told["path"], told["resolution"]) == (str(tmp_path / "ffhq.safetensors"), "32")
     assert_same(layouts.load(Path(told["path"])), random_net())
 
-    again = CliRunner().invoke(command, ["convert", str(file)])
+    again = CliRunner().invoke(main, ["models", "convert", str(file)])
     assert (again.exit_code, "exists" in again.output) == (2, True)
-    other = CliRunner().invoke(command, ["convert", str(file), "--out", str(tmp_path / "x.pt")])
+    other = CliRunner().invoke(
+        main, ["models", "convert", str(file), "--out", str(tmp_path / "x.pt")]
+    )
     assert (other.exit_code, ".safetensors" in other.output) == (2, True)
     file.write_bytes(pickle.dumps(Call(os.system, f"touch {tmp_path / 'canary'}")))
-    evil = CliRunner().invoke(command, ["convert", str(file), "--out", f"{tmp_path}/y.safetensors"])
-    assert (evil.exit_code, "system" in evil.output) == (1, True)
+    evil = CliRunner().invoke(
+        main, ["models", "convert", str(file), "--out", f"{tmp_path}/y.safetensors"]
+    )
+    assert (evil.exit_code, "system" in evil.output) == (2, True)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"ffhq.pt", "ffhq.safetensors"}
 

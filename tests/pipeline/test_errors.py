@@ -1,0 +1,238 @@
+"""The same mistake ends every command alike: exit code, layout, text and JSON."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from dhr_batch.cli import main
+from dhr_batch.pipeline.cli.output import Command
+from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
+from dhr_batch.stages.registry import UnknownName
+from dhr_batch.tests.pipeline.exported import write_photographs, write_run
+
+# RUN, OUT and DATA stand for what a mistake gives.
+ON_A_RUN = [
+    "status RUN",
+    "verify RUN",
+    "report RUN",
+    "render RUN --all --out OUT",
+    "export RUN --out OUT",
+    "quarantine list RUN",
+    "quarantine retry RUN --yes",
+    "plan --dataset RUN --from edit --gpus 0",
+    "edits sweep RUN --edit smile=1 --gpus 0 --out OUT",
+]
+FROM_A_RUN = ON_A_RUN[-2:]
+STARTS = [
+    "plan --dataset DATA --preset tiny --gpus 0 --out OUT",
+    "run --dataset DATA --preset tiny --gpus 0 --out OUT",
+    "bench -c BENCH --gpus 0 --out OUT",
+]
+WRITES = [
+    "report RUN --out OUT",
+    "export RUN --out OUT",
+    "run --dataset DATA --preset tiny --gpus 0 --out OUT",
+    "models pull portraits",
+]
+MODELS = [
+    "run --dataset portraits --preset tiny --gpus 0 --out OUT",
+    "plan --dataset portraits --preset tiny --gpus 0 --out OUT",
+    "bench --preset smoke --dataset portraits --gpus 0 --out OUT",
+    "datasets check portraits",
+    "datasets synthesize --images 1 --out OUT",
+    "edits sefa --out OUT/directions.npz",
+    "edits fit --samples 50 --out OUT",
+]
+SAY_MORE = ("edits fit", "models pull")
+JSON = ("status", "verify", "report", "export", "quarantine list", "plan", "run", "bench")
+
+
+def ended(command: str, **places: object) -> Result:
+    words = [str(places.get(word, word)) for word in command.split()]
+    words = [str(places["OUT"]) + w[3:] if w.startswith("OUT/") else w for w in words]
+    return CliRunner().invoke(main, words)
+
+
+def mistaken(command: str, code: int, said: str, **places: object) -> tuple[str, str]:
+    """What a command with a mistake says of it in its two lines, which is checked to be alike."""
+    result = ended(command, **places)
+    assert isinstance(result.exception, SystemExit), (command, result.exception)
+    assert (result.exit_code, result.stdout) == (code, ""), (command, result.output)
+    *before, error = result.stderr.split("Error: ")
+    assert not "".join(before) or command.startswith(SAY_MORE), result.output
+    reason, hint, way_out = error.partition("\nHint: ")
+    assert said in error, (command, error)
+    assert hint, (command, error)
+    assert len(way_out.splitlines()) == 1, (command, error)
+    if command.startswith(JSON):
+        as_json = ended(f"{command} --json", **places)
+        assert (as_json.exit_code, as_json.stdout) == (code, ""), (command, as_json.output)
+        told = json.loads(as_json.stderr.splitlines()[-1])
+        assert set(told) == {"error", "exit_code"}
+        assert told["exit_code"] == code
+        parts = told["error"]
+        assert list(parts) == ["what", "why", "way_out"]
+        assert ": ".join(filter(None, (parts["what"], parts["why"]))) == reason
+        assert parts["way_out"] == way_out.strip()
+    return reason, way_out
+
+
+@pytest.fixture(scope="module")
+def run_with_edits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edited")
+    return write_run(folder / "run", write_photographs(folder / "photographs"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_a_folder_that_does_not_exist(command: str, tmp_path: Path) -> None:
+    place = tmp_path / "none"
+    reason, _ = mistaken(command, 2, "does not exist", RUN=place, OUT=tmp_path / "out")
+    assert reason == f"{place}: it does not exist"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_a_folder_that_is_not_a_run(command: str, tmp_path: Path) -> None:
+    place = tmp_path / "photos"
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    reason, way_out = mistaken(command, 2, "not a run", RUN=place, OUT=tmp_path / "out")
+    assert reason == f"{place}: it is not a run, because it has no plan.json"
+    assert way_out == "give the folder or URL of a run\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "notes.txt"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_a_damaged_plan(small_run: Any, tmp_path: Path, command: str, content: str) -> None:
+    run = small_run.copy(tmp_path / "run")
+    (run / "plan.json").write_text(content)
+    reason, _ = mistaken(command, 2, "put back a copy", RUN=run, OUT=tmp_path / "out")
+    assert reason.startswith(f"{run}/plan.json: it is {'damaged (' if content else 'empty'}")
+
+
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_an_unfinished_run(small_run: Any, tmp_path: Path, command: str) -> None:
+    """What reads a run takes the part that is there; what begins from one needs all of it."""
+    run = small_run.copy(tmp_path / "run")
+    for path in [run / "_state/shards/00001.json", *run.glob("*/part-00001.parquet")]:
+        path.unlink()
+    places = {"RUN": run, "OUT": tmp_path / "out"}
+    if command in FROM_A_RUN:
+        reason, _ = mistaken(command, 2, "finish it with its own command", **places)
+        assert reason == f"{run}: it is not finished: 1 of 3 shards are to do"
+    elif command.startswith(("status", "verify", "quarantine list")):
+        assert ended(command, **places).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [*STARTS, "edits sweep RUN --edit smile=1 --gpus 0 --out OUT"])
+def test_an_unknown_setting(small_run: Any, tmp_path: Path, command: str) -> None:
+    bench = {
+        "datasets": [str(small_run.photographs)],
+        "settings": {"generatr": 3},
+        "embedders": {"w": {"settings": {}}},
+    }
+    (tmp_path / "bench.yaml").write_text(json.dumps(bench))
+    places = {"RUN": small_run.out, "DATA": small_run.photographs, "OUT": tmp_path / "out"}
+    words = "" if command.startswith("bench") else " --set generatr=3"
+    reason, way_out = mistaken(command + words, 2, "", **places, BENCH=tmp_path / "bench.yaml")
+    assert reason == "unknown setting generatr"
+    assert way_out == "did you mean 'generator'?\n"
+
+
+@pytest.mark.parametrize("command", MODELS)
+def test_a_missing_model(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))
+    mistaken(command, 1, "with: dhr-batch models pull", OUT=tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_a_place_that_cannot_be_written(
+    small_run: Any,
+    run_with_edits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    monkeypatch.setenv("DHR_BATCH_HOME", str(file / "home"))
+    places = {"RUN": run_with_edits, "DATA": small_run.photographs, "OUT": file / "out"}
+    mistaken(command, 1, "Not a directory", **places)
+    assert file.read_text() == "mine"
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, (*words, name))
+    else:
+        yield " ".join(words)
+
+
+@pytest.mark.parametrize("command", list(commands(main)))
+def test_an_unknown_option(command: str) -> None:
+    reason, way_out = mistaken(f"{command} --no-such-option", 2, "--no-such-option")
+    assert reason.startswith("No such option")
+    assert way_out == f"see: main {command} --help\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Refused("this"), 2),
+        (CommandError("this"), 1),
+        (StorageError("this"), 1),
+        (OSError("this"), 1),
+        (UnknownName("this"), 2),
+    ],
+)
+def test_one_text_is_a_whole_error(error: Exception, code: int) -> None:
+    @click.command(cls=Command)
+    def command() -> None:
+        raise error
+
+    result = CliRunner().invoke(command, [])
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", "Error: this\n")
+
+
+def test_a_mistake_in_the_program_keeps_its_traceback() -> None:
+    @click.command(cls=Command)
+    def command() -> None:
+        raise ValueError("a bug")
+
+    result = CliRunner().invoke(command, [])
+    assert (result.exit_code, type(result.exception)) == (1, ValueError)
+
+
+def test_ctrl_c_ends_with_130() -> None:
+    @click.command(cls=Command)
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 130
+    assert "Error: interrupted\nHint: the same command goes on from here\n" in result.stderr
+
+
+@pytest.mark.parametrize("kind", [CommandError, Refused, StorageError])
+def test_errors_come_whole_from_another_process(kind: type[CommandError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("a", "b", "c")))
+    assert type(error) is kind
+    assert (error.what, error.why, error.way_out, str(error)) == ("a", "b", "c", "a: b; c")
