@@ -91,9 +91,9 @@ def run(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(run_dir: str, out: str | None, as_json: bool) -> None:
     """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
-    from dhr_batch.pipeline.report.write import write
+    from dhr_batch.pipeline.report.write import write_report
 
-    page = write(run_dir, out)
+    page = write_report(run_dir, out)
     click.echo(json.dumps({"report": page}) if as_json else page)
 
 

@@ -25,9 +25,9 @@ from dhr_batch.pipeline.cli.export import pattern
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import choice
-from dhr_batch.pipeline.export import write as export
 from dhr_batch.pipeline.export.options import Options
 from dhr_batch.pipeline.export.pictures import Filters
+from dhr_batch.pipeline.export.write import write_export
 from dhr_batch.pipeline.markdown import table_lines
 
 SCORE = "score_smile"
@@ -67,7 +67,7 @@ class Result:
 def examples(run: str, folder: Path, person: str | None = None) -> Iterator[Example]:
     """Edits and photographs of a run with a smile score, exported to `folder`."""
     options = Options("imagefolder", include=("source",), filters=Filters(), person=person)
-    export.write(run, folder, options)
+    write_export(run, folder, options)
     for line in (folder / "train" / "metadata.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
         if row.get(SCORE) is None:

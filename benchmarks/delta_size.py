@@ -54,7 +54,7 @@ def refined(request: Any) -> Iterator[tuple[worker.Worker, Record]]:
     )
     made.setup()
     for item in (item for shard in plan.shards for item in shard.items):
-        records = [worker.read(item, plan.dataset.split)]
+        records = [worker.read_record(item, plan.dataset.split)]
         for stage in made.stages:
             if stage.family in ("align", "embed", "segment", "refine"):
                 records = stage.run(records)

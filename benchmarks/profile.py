@@ -85,7 +85,7 @@ def refiner(config: Config, **options: Any) -> HybridRefinement:
     """The default refiner as a worker sets it up; options: other than those of the settings."""
     import torch
 
-    from dhr_batch.pipeline.models import catalogue as models
+    from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning import devices
     from dhr_batch.stages.base import Context
     from dhr_batch.stages.refine_dhr import HybridRefinement
@@ -94,7 +94,7 @@ def refiner(config: Config, **options: Any) -> HybridRefinement:
     if machine.device() == "cpu":
         devices.keep_freed_memory()
     stage = HybridRefinement(HybridRefinement.Options(**config.refine | options))
-    stage.setup(Context(machine.device(), config.generator, models.path, config.seed))
+    stage.setup(Context(machine.device(), config.generator, catalogue.path, config.seed))
     return stage
 
 

@@ -33,7 +33,7 @@ def matrix(dataset: str, generator: str) -> dict[str, Any]:
     from dhr_batch.pipeline.bench import matrix as bench_matrix
     from dhr_batch.pipeline.planning import config
 
-    content = bench_matrix.preset("refine-speed").model_dump()
+    content = bench_matrix.shipped_matrix("refine-speed").model_dump()
     content |= {"datasets": [dataset], "settings": content["settings"] | {"generator": generator}}
     if generator == "tiny":
         tiny = config.preset("tiny")
@@ -52,12 +52,12 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
     from dhr_batch.pipeline.bench import run as bench
     from dhr_batch.pipeline.bench import write as bench_write
 
-    found = bench_matrix.matrix(content, "refine_speed")
+    found = bench_matrix.parse_matrix(content, "refine_speed")
     planned = bench.plan(found, out, images, random_weights=True)
     done = bench.run(planned, bench.Machine(), lambda text: click.echo(text, err=True))
     if done.failed:
         raise CommandError("\n".join(f"{n}: {why}" for n, why in done.failed.items()))
-    bench_write.write(planned, done.failed)
+    bench_write.write_benchmark(planned, done.failed)
     tables = json.loads((out / "benchmark.json").read_text())["datasets"]
     figures = {method["refiner"]: method["figures"] for method in tables[0]["methods"]}
     rows = {name: {key: f["value"] for key, f in own.items()} for name, own in figures.items()}
@@ -87,11 +87,11 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
 def main(
     images: int | None, dataset: str, aligned: bool, generator: str, file: Path | None
 ) -> None:
-    from dhr_batch.pipeline.datasets import named as datasets
+    from dhr_batch.pipeline.datasets import named
 
     with tempfile.TemporaryDirectory() as folder:
         if aligned:
-            found = datasets.find(dataset).model_copy(update={"aligned": True})
+            found = named.find(dataset).model_copy(update={"aligned": True})
             dataset = f"{folder}/dataset.yaml"
             Path(dataset).write_text(yaml.safe_dump(found.model_dump(exclude_defaults=True)))
         result = measure(matrix(dataset, generator), images, Path(folder, "out"))

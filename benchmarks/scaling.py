@@ -36,7 +36,7 @@ GENERATOR = {"resolution": 256, "rows": 23, "weights": 7_028_748, "feature": 2_0
 
 
 @dataclass(frozen=True)
-class Run:
+class ScalingRun:
     """images over gpus, in shards; seconds: of a GPU per image; latency: s per storage request."""
 
     images: int
@@ -90,7 +90,7 @@ def resume_requests(shards: int, tables: int) -> dict[str, int]:
     return {"GET": shards + 2, "LIST": lists, "PUT": 1}
 
 
-def driver_load(run: Run, object_store: bool) -> float:
+def driver_load(run: ScalingRun, object_store: bool) -> float:
     """Seconds of the driver's one thread per second of the run; above 1 the GPUs wait for it.
 
     In an object store four answers of a commit follow one another: for the manifest, for copies,
@@ -102,13 +102,13 @@ def driver_load(run: Run, object_store: bool) -> float:
     return run.commits_per_second * (COMMIT + answers) + asked
 
 
-def resume_seconds(run: Run) -> float:
+def resume_seconds(run: ScalingRun) -> float:
     """Requests before the first worker starts: listings one by one, manifests 16 at a time."""
     requests = resume_requests(run.shards, run.tables)
     return (requests["LIST"] + requests["GET"] / MANIFEST_READERS) * run.latency
 
 
-def table_bytes(run: Run) -> dict[str, float]:
+def table_bytes(run: ScalingRun) -> dict[str, float]:
     """Expected bytes by table at 256 px, with the default edits and deltas."""
     layers = [{"dataset": "any", "store_deltas": "small"}]
     settings = config.resolve(config.build(layers), 0, run.images)
@@ -116,7 +116,7 @@ def table_bytes(run: Run) -> dict[str, float]:
     return {table: count * run.images for table, count in counts.items()}
 
 
-def evaluate(run: Run) -> dict[str, str]:
+def evaluate(run: ScalingRun) -> dict[str, str]:
     """The model for people: what, and how much."""
     per_shard = shard_requests(run.tables)
     tables = table_bytes(run)
@@ -159,7 +159,7 @@ def main(
     latency: float,
     file: Path | None,
 ) -> None:
-    run = Run(images, gpus, seconds, shard_size, latency)
+    run = ScalingRun(images, gpus, seconds, shard_size, latency)
     rows = evaluate(run)
     for name, value in rows.items():
         click.echo(f"{name:28}{value}")

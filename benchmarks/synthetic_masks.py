@@ -32,12 +32,12 @@ def measured(
 ) -> list[Figure]:
     """Make pictures in `out`, run on them, and compare. The same call finishes a run."""
     from dhr_batch.pipeline.datasets import synthetic
-    from dhr_batch.pipeline.engine import run as runner
+    from dhr_batch.pipeline.engine import runner
     from dhr_batch.pipeline.planning.prepare import prepare
     from dhr_batch.pipeline.planning.request import Request
     from dhr_batch.pipeline.runs.results import open as open_run
 
-    described = synthetic.write(
+    described = synthetic.write_dataset(
         out / "pictures", images, seed=seed, generator=GENERATOR, pairs=pairs
     )
     asked = {"dataset": str(described), "generator": GENERATOR, **settings}

@@ -37,7 +37,7 @@ from dhr_batch.fitting.distill_pairs import (
     write_atomically,
 )
 from dhr_batch.pipeline.cli.output import Command
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.generators import cut, distilled_tensors, load_distilled
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
@@ -295,7 +295,7 @@ def main(
     """
     torch.set_num_threads(1)
     cache.mkdir(parents=True, exist_ok=True)
-    context = Context(device="cpu", generator="mobilestylegan-1024", models=models.path)
+    context = Context(device="cpu", generator="mobilestylegan-1024", models=catalogue.path)
     teacher = context.network("generator", "mobilestylegan-1024")
     perceptual = context.network("perceptual", "st_lpips_alex")
     student = cut(teacher)

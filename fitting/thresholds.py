@@ -215,12 +215,12 @@ def main(
     """Print thresholds for `segment.thresholds` in a preset."""
     import torch
 
-    from dhr_batch.pipeline.models import catalogue as models
+    from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages import registry
     from dhr_batch.stages.base import Context
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    context = Context(device=device, generator=generator, models=models.path, aligned=aligned)
+    context = Context(device=device, generator=generator, models=catalogue.path, aligned=aligned)
 
     def prepared(family: str, **chosen: Any) -> Any:
         kind = registry.lookup(family, chosen["name"])

@@ -52,12 +52,12 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def models() -> Callable[[str], Path]:
     """Path of a pulled model; skips where it is not in the cache."""
-    from dhr_batch.pipeline.models import catalogue as registry
+    from dhr_batch.pipeline.models import catalogue
 
     def find(name: str) -> Path:
         try:
-            return registry.path(name)
-        except registry.ModelMissing as error:
+            return catalogue.path(name)
+        except catalogue.ModelMissing as error:
             pytest.skip(str(error))
 
     return find

@@ -29,7 +29,7 @@ from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.engine import driver as driver_module
-from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.attempt import memory_peak
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import config, plan, resume

@@ -71,7 +71,7 @@ def portraits(tmp_path: Path) -> Path:
         "shards": [[image_id] for image_id in ids],
     }
     (run / "plan.json").write_text(json.dumps(plan), "utf-8")
-    card.write(run, plan, len(ids), counts)
+    card.write_card(run, plan, len(ids), counts)
     return tmp_path
 
 

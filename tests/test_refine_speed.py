@@ -108,9 +108,9 @@ def test_targets_computed_again_give_the_same_mask(context, monkeypatch):
 
 def test_the_published_methods_have_masks_and_steps_of_their_own():
     """Whatever the settings of the default are."""
-    content = matrix.preset("refine-speed").model_dump()
+    content = matrix.shipped_matrix("refine-speed").model_dump()
     content["settings"]["segment"] = {"name": "dhr", "error_layers": 1, "thresholds": {"mouth": 3}}
-    found = matrix.matrix(content, "test")
+    found = matrix.parse_matrix(content, "test")
     cells = {c.refiner: c for c in matrix.expand(found, {"portraits": "p"})}
     assert {c.begins_at for name, c in cells.items() if name != "none"} == {"segment"}
     resolved = {

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch.benchmarks import scaling
-from dhr_batch.benchmarks.scaling import Run
+from dhr_batch.benchmarks.scaling import ScalingRun
 
 DHR = 12.0
 
@@ -28,25 +28,25 @@ def test_the_document_quotes_the_model(root: Path) -> None:
     assert len(rows) > 10
     for column, name in enumerate(runs, 1):
         images, gpus, size = (int(part.replace(",", "")) for part in name.split(", "))
-        figures = scaling.evaluate(Run(images, gpus, DHR, size))
+        figures = scaling.evaluate(ScalingRun(images, gpus, DHR, size))
         assert {row[0]: row[column] for row in rows} == {
             what: value for what, value in figures.items() if what != "output"
         }
 
 
 def test_rounds_are_whole() -> None:
-    assert Run(100, 2, 1.0, 25).wall == 50
-    assert Run(101, 2, 1.0, 25).wall == 75
-    assert Run(10, 100, 1.0, 10).wall == 10
-    assert Run(10, 100, 1.0, 10).commits_per_second == pytest.approx(0.1)
+    assert ScalingRun(100, 2, 1.0, 25).wall == 50
+    assert ScalingRun(101, 2, 1.0, 25).wall == 75
+    assert ScalingRun(10, 100, 1.0, 10).wall == 10
+    assert ScalingRun(10, 100, 1.0, 10).commits_per_second == pytest.approx(0.1)
 
 
 def test_larger_shards_relieve_the_driver() -> None:
-    small, large = (Run(10_000_000, 1000, DHR, size) for size in (32, 128))
+    small, large = (ScalingRun(10_000_000, 1000, DHR, size) for size in (32, 128))
     assert 0.5 < scaling.driver_load(small, object_store=True) < 1
     assert scaling.driver_load(large, object_store=True) < 0.5
     assert scaling.driver_load(small, object_store=False) < 0.25
-    slow = Run(10_000_000, 1000, DHR, 32, latency=0.2)
+    slow = ScalingRun(10_000_000, 1000, DHR, 32, latency=0.2)
     assert scaling.driver_load(slow, object_store=True) > 1
 
 

@@ -35,7 +35,7 @@ _BACKGROUND = "psnr_out"
 
 
 @dataclass(frozen=True)
-class Column:
+class BoardColumn:
     """sheet: heading of the table that it is part of. better: `higher`, `lower`, or `` for what is
     not ranked."""
 
@@ -46,7 +46,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditBoard:
     """One edit: at the full common effect, and at shares of it for a plot.
 
     score: the metric of its effect. measured: whether all methods have it.
@@ -68,12 +68,12 @@ class Board:
     """
 
     compared: Compared
-    columns: Sequence[Column]
+    columns: Sequence[BoardColumn]
     cells: Mapping[str, Mapping[str, Estimate]]
     values: Mapping[str, Mapping[str, Mapping[str, float]]]
     differences: Mapping[str, Mapping[str, Estimate]]
     against: Mapping[str, str]
-    edits: Sequence[Edited] = field(default_factory=tuple)
+    edits: Sequence[EditBoard] = field(default_factory=tuple)
 
     @cached_property
     def truths(self) -> list[tuple[str, Figure]]:
@@ -86,12 +86,12 @@ class Board:
         return truth.table(self.truths)
 
     @property
-    def compared_edits(self) -> list[Edited]:
+    def compared_edits(self) -> list[EditBoard]:
         """Those that have an equal effect on some image."""
         return [edited for edited in self.edits if edited.full.matches]
 
     @property
-    def sheets(self) -> dict[str, list[Column]]:
+    def sheets(self) -> dict[str, list[BoardColumn]]:
         """The columns of each table, the most important table first."""
         first = [RECONSTRUCTION, PARTS]
         between = [c.sheet for c in self.columns if c.sheet not in (*first, COST, FURTHER)]
@@ -99,13 +99,13 @@ class Board:
         found = {sheet: [c for c in self.columns if c.sheet == sheet] for sheet in order}
         return {sheet: columns for sheet, columns in found.items() if columns}
 
-    def marks(self, column: Column) -> dict[str, str]:
+    def marks(self, column: BoardColumn) -> dict[str, str]:
         """Method -> mark."""
         found = {m: own[column.key].value for m, own in self.cells.items() if column.key in own}
         return marks(found, column.better)
 
     @property
-    def compared_columns(self) -> list[Column]:
+    def compared_columns(self) -> list[BoardColumn]:
         """Those with paired differences."""
         keys = {key for own in self.differences.values() for key in own}
         return [c for c in self.columns if c.better and c.sheet != FURTHER and c.key in keys]
@@ -164,7 +164,7 @@ def board(compared: Compared, compare_to: str) -> Board:
 
 def _reconstruction(
     compared: Compared, values: Mapping[str, dict[str, dict[str, float]]]
-) -> Iterator[Column]:
+) -> Iterator[BoardColumn]:
     """Fills values. Each column is of the images that every method with that metric has."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for method in compared.methods:
@@ -181,7 +181,7 @@ def _reconstruction(
             values[name][metric] = {i: own[i] for i in shared}
         ranked = compared.same_masks or not split(metric)[2]
         better = metric_names.better(metric) if ranked else ""
-        yield Column(metric, title(metric), _sheet(metric), better)
+        yield BoardColumn(metric, title(metric), _sheet(metric), better)
 
 
 def _sheet(metric: str) -> str:
@@ -198,8 +198,8 @@ def _sheet(metric: str) -> str:
 def _edits(
     compared: Compared,
     values: Mapping[str, dict[str, dict[str, float]]],
-    columns: list[Column],
-) -> Iterator[Edited]:
+    columns: list[BoardColumn],
+) -> Iterator[EditBoard]:
     """Fills values and columns."""
     metrics = {m.name: compared.metrics(m) for m in compared.methods}
     names: dict[str, None] = {}
@@ -219,21 +219,21 @@ def _edits(
         columns += _at_equal_identity(name, curves, costs, values, effect_unit(score))
         measured = score in (shared or ())
         if not full.matches:
-            yield Edited(name, score, measured, full, {})
+            yield EditBoard(name, score, measured, full, {})
             continue
         sheet, unit = f"Edit {name} at equal effect", effect_unit(score)
-        columns.append(Column(f"{name}@effect", f"effect{unit}", sheet))
-        columns.append(Column(f"{name}@reach", f"largest effect{unit}", sheet))
-        columns.append(Column(f"{name}@strength", "strength needed", sheet))
+        columns.append(BoardColumn(f"{name}@effect", f"effect{unit}", sheet))
+        columns.append(BoardColumn(f"{name}@reach", f"largest effect{unit}", sheet))
+        columns.append(BoardColumn(f"{name}@strength", "strength needed", sheet))
         for cost in costs:
             key = f"{name}@{cost}"
             for method, own in full.costs(cost).items():
                 values[method][key] = own
             ranked = compared.same_masks or cost != _BACKGROUND
             better = metric_names.better(cost) if ranked else ""
-            columns.append(Column(key, title(cost), sheet, better))
+            columns.append(BoardColumn(key, title(cost), sheet, better))
         shares = {share: equal_effect.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
-        yield Edited(name, score, measured, full, shares | {1.0: full})
+        yield EditBoard(name, score, measured, full, shares | {1.0: full})
 
 
 def _at_equal_identity(
@@ -242,7 +242,7 @@ def _at_equal_identity(
     costs: Sequence[str],
     values: Mapping[str, dict[str, dict[str, float]]],
     unit: str,
-) -> Iterator[Column]:
+) -> Iterator[BoardColumn]:
     """Fills values. A column for each network whose distances were measured."""
     for cost in [c for c in costs if c.startswith("identity_") and c.endswith("_distance")]:
         found = equal_effect.effect_at_equal_cost(curves, cost)
@@ -251,7 +251,7 @@ def _at_equal_identity(
             for method, own in found.items():
                 values[method][key] = own
             heading = f"effect{unit} at equal {title(cost)}"
-            yield Column(key, heading, f"Edit {edit} at equal identity", "higher")
+            yield BoardColumn(key, heading, f"Edit {edit} at equal identity", "higher")
 
 
 def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
@@ -328,9 +328,11 @@ _COST_TITLES = {
 }
 
 
-def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[Column]:
+def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[BoardColumn]:
     """Columns of distances between sets and of costs, which are not per image."""
     keys = dict.fromkeys(key for own in cells.values() for key in own)
     sets = [key for key in keys if key in ("fid", "kid") or key.startswith("frechet_")]
-    found = [Column(key, title(key), RECONSTRUCTION, "lower") for key in sets]
-    return found + [Column(key, _COST_TITLES[key], COST) for key in _COST_TITLES if key in keys]
+    found = [BoardColumn(key, title(key), RECONSTRUCTION, "lower") for key in sets]
+    return found + [
+        BoardColumn(key, _COST_TITLES[key], COST) for key in _COST_TITLES if key in keys
+    ]

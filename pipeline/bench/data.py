@@ -52,7 +52,7 @@ class Made:
         columns = ("image_id", "kind", "mask")
         return {
             row["image_id"]: hashlib.sha256(row["mask"]["bytes"]).hexdigest()
-            for row in report_data.read(self.storage, "masks", columns)
+            for row in report_data.read_rows(self.storage, "masks", columns)
             if row["kind"] == "in_domain"
         }
 

@@ -23,7 +23,7 @@ BASE = "none"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]*")
 
 
-class Refiner(Strict):
+class RefinerEntry(Strict):
     """A refiner under a name of its own. settings: of a run. embedders: by default all."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -31,7 +31,7 @@ class Refiner(Strict):
     about: str = ""
 
 
-class Embedder(Strict):
+class EmbedderEntry(Strict):
     """An embedder under a name of its own. settings: of a run."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -48,8 +48,8 @@ class Matrix(Strict):
     about: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
     settings: dict[str, Any] = Field(default_factory=dict)
-    embedders: dict[str, Embedder] = Field(min_length=1)
-    refiners: dict[str, Refiner] = Field(default_factory=dict)
+    embedders: dict[str, EmbedderEntry] = Field(min_length=1)
+    refiners: dict[str, RefinerEntry] = Field(default_factory=dict)
     edits: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     compare_to: str = BASE
@@ -117,7 +117,7 @@ class Cell:
     about: str = ""
 
 
-def presets() -> list[str]:
+def shipped_names() -> list[str]:
     """Names of the shipped benchmarks."""
     folder = resources.files("dhr_batch.configs") / "benchmarks"
     return sorted(
@@ -125,21 +125,23 @@ def presets() -> list[str]:
     )
 
 
-def preset(name: str) -> Matrix:
+def shipped_matrix(name: str) -> Matrix:
     """A shipped benchmark. Raises Refused, naming the valid ones."""
-    if name not in presets():
-        raise Refused(f"unknown benchmark {name!r}", way_out=f"choose from: {', '.join(presets())}")
+    if name not in shipped_names():
+        raise Refused(
+            f"unknown benchmark {name!r}", way_out=f"choose from: {', '.join(shipped_names())}"
+        )
     folder = resources.files("dhr_batch.configs") / "benchmarks"
     text = (folder / f"{name}.yaml").read_text("utf-8")
-    return matrix(yaml.safe_load(text), f"benchmark {name}")
+    return parse_matrix(yaml.safe_load(text), f"benchmark {name}")
 
 
-def read(file: Path) -> Matrix:
+def read_matrix(file: Path) -> Matrix:
     """A benchmark from a YAML file. Raises Refused."""
-    return matrix(configs.read_file(file), str(file))
+    return parse_matrix(configs.read_file(file), str(file))
 
 
-def matrix(content: Any, where: str) -> Matrix:
+def parse_matrix(content: Any, where: str) -> Matrix:
     """A benchmark from its content. Raises Refused, naming what is wrong and where."""
     try:
         return Matrix.model_validate(content)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dhr_batch.pipeline.bench.board import FURTHER, Board, Edited
+from dhr_batch.pipeline.bench.board import FURTHER, Board, EditBoard
 from dhr_batch.pipeline.bench.data import Made
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.bench.text import (
@@ -31,7 +31,7 @@ from dhr_batch.pipeline.report.page import (
     Cell,
     Column,
     Gallery,
-    Item,
+    GalleryItem,
     Page,
     Plot,
     Score,
@@ -102,7 +102,7 @@ def _differences(board: Board) -> Table:
     return Table("Paired differences, per image", heads, rows)
 
 
-def _curves(board: Board, edited: Edited) -> Iterator[Plot]:
+def _curves(board: Board, edited: EditBoard) -> Iterator[Plot]:
     """What the edit costs at shares of the common effect, on the images that have all of them."""
     costs = [key.partition("@")[2] for own in board.values.values() for key in own if "@" in key]
     wanted = [c for c in dict.fromkeys(costs) if c.startswith("identity_") or c == "psnr_out"]
@@ -200,7 +200,7 @@ def _gallery(board: Board) -> Gallery:
                     caption,
                 )
             )
-    return Gallery("", [c.title for c in _columns(board)], [Item(i) for i in ids], scores)
+    return Gallery("", [c.title for c in _columns(board)], [GalleryItem(i) for i in ids], scores)
 
 
 def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dhr_batch.pipeline.bench import matrix as bench_matrix
-from dhr_batch.pipeline.bench.matrix import Cell, Matrix
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.bench.matrix import Cell, Matrix, dataset_names, expand
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.request import Mode, Request
@@ -75,9 +74,9 @@ def plan(
             "in_turn: runs that take turns are computed on this machine, so that a cluster cannot "
             "be joined: leave out --address"
         )
-    found = [datasets.find(name) for name in matrix.datasets]
-    names = bench_matrix.dataset_names(found, matrix.datasets)
-    cells = bench_matrix.expand(matrix, names)
+    found = [named.find(name) for name in matrix.datasets]
+    names = dataset_names(found, matrix.datasets)
+    cells = expand(matrix, names)
     if limit is not None:
         cells = [_limited(cell, limit) for cell in cells]
     place = str(out) if is_url(str(out)) else str(Path(out).expanduser().absolute())
@@ -119,7 +118,7 @@ def _refuse_random(cell: Cell, made: Plan) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchOutcome:
     """How a benchmark ended. failed: run -> why it has no complete tables. exit_code: as of `run`,
     the worst of its runs.
     """
@@ -131,7 +130,7 @@ class Outcome:
 
 def run(
     benchmark: Benchmark, machine: Machine, say: Callable[[str], None] = lambda text: None
-) -> Outcome:
+) -> BenchOutcome:
     """Finish every run of a benchmark. A run that fails does not keep the others from being made.
 
     computed: runs that were not finished before. Raises Refused where the folder holds a run with
@@ -139,7 +138,7 @@ def run(
     is refused for another reason, such as a run in use or a full disk, has failed.
     """
     from dhr_batch.pipeline.bench import turns
-    from dhr_batch.pipeline.engine import run as runner
+    from dhr_batch.pipeline.engine import runner
 
     Owned(connect(benchmark.out), BENCHMARK).claim()
     failed: dict[str, str] = {}
@@ -175,7 +174,7 @@ def run(
             followers = [c for c in benchmark.cells if c.base == cell.name]
             requests = [request_of(benchmark, c, machine) for c in followers]
             turned |= turns.take_turns(requests, say)
-    return Outcome(computed, failed, runner.ERROR if failed else code)
+    return BenchOutcome(computed, failed, runner.ERROR if failed else code)
 
 
 def request_of(benchmark: Benchmark, cell: Cell, machine: Machine) -> Request:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from dhr_batch.pipeline.bench.board import COST, FURTHER, Board, Column
+from dhr_batch.pipeline.bench.board import COST, FURTHER, Board, BoardColumn
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines
@@ -110,7 +110,7 @@ def _who(why: Mapping[str, str]) -> str:
     return "; ".join(f"{reason} in {', '.join(who)}" for reason, who in reasons.items())
 
 
-def rows_of(board: Board, columns: Sequence[Column]) -> dict[str, list[tuple[str, str]]]:
+def rows_of(board: Board, columns: Sequence[BoardColumn]) -> dict[str, list[tuple[str, str]]]:
     """Method -> text and mark of each cell."""
     rows: dict[str, list[tuple[str, str]]] = {method: [] for method in board.cells}
     for column in columns:
@@ -153,7 +153,7 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
     return "\n".join(lines)
 
 
-def sheets(board: Board) -> Iterator[tuple[str, list[Column]]]:
+def sheets(board: Board) -> Iterator[tuple[str, list[BoardColumn]]]:
     """The tables that papers print: all but further metrics."""
     return ((sheet, columns) for sheet, columns in board.sheets.items() if sheet != FURTHER)
 
@@ -169,7 +169,7 @@ def texts(found: Published) -> Iterator[list[str]]:
         yield ["–" if cell is None else cell for cell in row]
 
 
-def head(board: Board, column: Column) -> str:
+def head(board: Board, column: BoardColumn) -> str:
     """A column's title, with the number of its images where these are not all that count."""
     if column.sheet == COST:
         return column.title
@@ -178,7 +178,7 @@ def head(board: Board, column: Column) -> str:
     return column.title + (f" (n = {min(few)})" if few else "")
 
 
-def long_title(column: Column) -> str:
+def long_title(column: BoardColumn) -> str:
     """The name of a column outside its table."""
     edit, at, _ = column.key.rpartition("@")
     return f"{edit}{at and ': '}{column.title}"

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from dhr_batch.pipeline import stopping
-from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning import prepare, resume
 from dhr_batch.pipeline.planning.plan import Shard

@@ -16,7 +16,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned
 
 
-def write(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
+def write_benchmark(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
     """Write index.html and the files of `bench_page.FILES`; returns where the page is.
 
     failed: runs that could not be finished, and why. Raises CommandError where a table cannot be

@@ -58,11 +58,11 @@ def bench(
     Exit codes: 0 done, 1 error or a run failed, 2 usage or refused, 3 too many images quarantined,
     130 interrupted (state is safe).
     """
-    from dhr_batch.pipeline.bench import matrix as bench_matrix
     from dhr_batch.pipeline.bench import run as benchmarks
+    from dhr_batch.pipeline.bench.matrix import read_matrix, shipped_matrix, shipped_names
 
     if (preset is None) == (file is None):
-        names = ", ".join(bench_matrix.presets())
+        names = ", ".join(shipped_names())
         raise Refused(
             "one benchmark is needed", way_out=f"give --preset with one of {names}, or -c FILE.yaml"
         )
@@ -72,7 +72,7 @@ def bench(
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    matrix = bench_matrix.read(file) if file else bench_matrix.preset(preset or "")
+    matrix = read_matrix(file) if file else shipped_matrix(preset or "")
     if datasets:
         matrix = matrix.model_copy(update={"datasets": datasets})
     planned = benchmarks.plan(matrix, out, limit, machine)
@@ -82,9 +82,9 @@ def bench(
             click.echo(f"{planned.place(cell.name)}{begins}")
         return
     done = benchmarks.run(planned, machine, say)
-    from dhr_batch.pipeline.bench.write import write
+    from dhr_batch.pipeline.bench.write import write_benchmark
 
-    page = write(planned, done.failed)
+    page = write_benchmark(planned, done.failed)
     if as_json:
         result = {"report": page, "computed": list(done.computed), "failed": dict(done.failed)}
         click.echo(json.dumps(result, indent=2))

@@ -11,7 +11,7 @@ import click
 from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.datasets.check import Check
+    from dhr_batch.pipeline.datasets.check import DatasetCheck
 
 
 @click.group()
@@ -25,7 +25,7 @@ def list_datasets(as_json: bool) -> None:
     """Show every named dataset: whether it is here, where it is looked for, its licence."""
     from dhr_batch.pipeline.datasets import named
 
-    rows = named.listing()
+    rows = named.dataset_statuses()
     if as_json:
         return print_json(rows)
     table = table_of("dataset", "state", "images", "aligned", "place", "licence")
@@ -104,10 +104,12 @@ def synthesize(out: Path | None, images: int, generator: str, **options: Any) ->
             click.echo(f"{done} of {total} pictures", err=True)
 
     folder = out or synthetic.default_folder(find("synthetic"))
-    click.echo(synthetic.write(folder, images, generator=generator, report=report, **options))
+    click.echo(
+        synthetic.write_dataset(folder, images, generator=generator, report=report, **options)
+    )
 
 
-def _print(found: Check) -> None:
+def _print(found: DatasetCheck) -> None:
     expected = "" if found.expected is None else f" (expected {found.expected})"
     click.echo(f"{found.name}: {found.found} images{expected} in {found.place}")
     if found.ignored:

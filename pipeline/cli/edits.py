@@ -40,11 +40,11 @@ ROWS = click.option(
 def _context(generator: str, seed: int = 0) -> Context:
     import torch
 
-    from dhr_batch.pipeline.models import catalogue as models
+    from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages.base import Context
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Context(device=device, generator=generator, models=models.path, seed=seed)
+    return Context(device=device, generator=generator, models=catalogue.path, seed=seed)
 
 
 def _rows(text: str | None, live: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.ownership import listed
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.export.options import Outcome
+    from dhr_batch.pipeline.export.options import ExportOutcome
 
 T = TypeVar("T")
 
@@ -115,8 +115,8 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
     Exit codes: 0 done, 1 error, 2 usage or refused.
     """
     from dhr_batch.pipeline.export import choice, pictures
-    from dhr_batch.pipeline.export import write as exporter
     from dhr_batch.pipeline.export.options import Options
+    from dhr_batch.pipeline.export.write import write_export
 
     if options["balance"]:
         choice.parse_balance(options["balance"])
@@ -138,14 +138,14 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
         encoding=options["encoding"],
         fresh=options["fresh"],
     )
-    outcome = _with_bar(lambda tick: exporter.write(run, out, chosen, tick))
+    outcome = _with_bar(lambda tick: write_export(run, out, chosen, tick))
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:
         click.echo("\n".join(lines(outcome)))
 
 
-def _with_bar(work: Callable[[Callable[[int, int], None]], Outcome]) -> Outcome:
+def _with_bar(work: Callable[[Callable[[int, int], None]], ExportOutcome]) -> ExportOutcome:
     """The outcome of some work, which tells how far it is; shown on a terminal only."""
     if not sys.stderr.isatty():
         return work(lambda done, of: None)
@@ -158,7 +158,7 @@ def _with_bar(work: Callable[[Callable[[int, int], None]], Outcome]) -> Outcome:
         return work(tick)
 
 
-def lines(outcome: Outcome) -> list[str]:
+def lines(outcome: ExportOutcome) -> list[str]:
     """What the command prints."""
     splits = ", ".join(
         f"{name} {counts.total()}" for name, counts in sorted(outcome.counts.items())

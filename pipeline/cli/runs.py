@@ -154,7 +154,7 @@ def render(
     choices = [cli_render.parse(text) for text in edits]
     opened = results.open(run)
     ids = opened.ids if everything else opened.select(images)
-    for done in cli_render.write(opened, ids, choices, out or cli_render.beside(opened)):
+    for done in cli_render.write_pictures(opened, ids, choices, out or cli_render.beside(opened)):
         if isinstance(done, str):
             failed = True
             click.echo(f"Error: {done}", err=True)
@@ -174,9 +174,9 @@ def quarantine() -> None:
 @as_json
 def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
     """Show every quarantined image: the stage, the class of the failure and the message."""
-    from dhr_batch.pipeline.runs.quarantine import listing
+    from dhr_batch.pipeline.runs.quarantine import quarantined
 
-    rows = listing(run, error_class)
+    rows = quarantined(run, error_class)
     if as_json:
         return print_json(rows)
     if not rows:
@@ -199,10 +199,10 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     because they were repaired; all other images must be the same.
     """
     from dhr_batch.pipeline.planning.command import goes_on
-    from dhr_batch.pipeline.runs import quarantine as failures
     from dhr_batch.pipeline.runs.folder import RunFolder
+    from dhr_batch.pipeline.runs.quarantine import quarantined, requeue
 
-    rows = failures.listing(run, error_class)
+    rows = quarantined(run, error_class)
     if not rows:
         click.echo("no image is in quarantine")
         return
@@ -210,7 +210,7 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     question = f"Make {shards} shards of {run} again, for {len(rows)} quarantined images?"
     if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
         raise Refused("nothing was changed", question, "confirm with --yes")
-    rows = failures.retry(run, error_class)
+    rows = requeue(run, error_class)
     folder = RunFolder(run)
     click.echo(f"{len(rows)} images in {shards} shards are to be tried again; now run:")
     click.echo(goes_on(folder.started_plan(), folder.storage.place))

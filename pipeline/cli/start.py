@@ -41,7 +41,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
         return
     if request.fresh and not yes:
         request = replace(request, confirmed=_confirm(out))
-    from dhr_batch.pipeline.engine.run import INTERRUPTED, run
+    from dhr_batch.pipeline.engine.runner import INTERRUPTED, run
 
     outcome = run(plan, request)
     if outcome.exit_code == INTERRUPTED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import PurePosixPath
 
-from dhr_batch.pipeline.datasets import listing as sources
+from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import DatasetError, Listing, Rules
 from dhr_batch.pipeline.storage import locations
 
@@ -32,25 +32,25 @@ def scan(root: str, rules: Rules) -> Listing:
             or if the mapping lacks an image.
     """
     folder = locations.join(root, IMAGES)
-    listing = sources.scan(folder, rules) if _is_folder(folder) else sources.scan(root, rules)
+    listed = listing.scan(folder, rules) if _is_folder(folder) else listing.scan(root, rules)
     mapping = _mapping(root)
     if mapping is None:
-        if len(listing.items) > TEST_IMAGES:
+        if len(listed.items) > TEST_IMAGES:
             raise DatasetError(
                 str(root),
-                f"it holds {len(listing.items)} images, the test split has {TEST_IMAGES}",
+                f"it holds {len(listed.items)} images, the test split has {TEST_IMAGES}",
                 f"put {MAPPING} of CelebAMask-HQ there, or leave only the test images",
             )
-        return listing
+        return listed
     original = parse_mapping(locations.fetch(mapping).decode("utf-8", "replace"), mapping)
     kept = []
-    for item in listing.items:
+    for item in listed.items:
         stem = PurePosixPath(item.image_id).stem
         if not stem.isdecimal() or int(stem) not in original:
             raise DatasetError(item.location, f"{mapping} has no line for an image {stem!r}")
         if original[int(stem)] >= FIRST_TEST:
             kept.append(item)
-    return Listing(kept, listing.ignored)
+    return Listing(kept, listed.ignored)
 
 
 def parse_mapping(text: str, name: str) -> dict[int, int]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable
 from dhr_batch.pipeline.datasets.named import Dataset, scan
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.strict import Strict
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Finding(Strict):
     image_ids: list[str] = Field(default_factory=list)
 
 
-class Check(BaseModel):
+class DatasetCheck(BaseModel):
     """The result of checking a dataset.
 
     Attributes:
@@ -69,7 +69,7 @@ class Check(BaseModel):
     noted: list[Finding] = Field(default_factory=list)
 
 
-def check(dataset: Dataset, sample: int) -> Check:
+def check(dataset: Dataset, sample: int) -> DatasetCheck:
     """List a dataset and decode a sample of its images.
 
     Errors of the dataset are part of the result.
@@ -82,7 +82,7 @@ def check(dataset: Dataset, sample: int) -> Check:
         ModelMissing: If embedded photographs were not downloaded.
         StorageError: If the storage is unavailable.
     """
-    result = Check(
+    result = DatasetCheck(
         name=dataset.name,
         place=dataset.location,
         aligned=dataset.aligned,
@@ -107,7 +107,7 @@ def check(dataset: Dataset, sample: int) -> Check:
     return result
 
 
-def _decode(result: Check, items: list[Item]) -> None:
+def _decode(result: DatasetCheck, items: list[Item]) -> None:
     """Decode the images and add the findings to the result."""
     sizes: list[tuple[int, int]] = []
     ids_by_digest: defaultdict[str, list[str]] = defaultdict(list)
@@ -152,7 +152,7 @@ def _decode_one(item: Item, ids_by_digest: defaultdict[str, list[str]]) -> np.nd
     from dhr_batch.stages.decode import decode
 
     try:
-        data = listing.read(item)
+        data = listing.read_bytes(item)
         ids_by_digest[hashlib.sha256(data).hexdigest()].append(item.image_id)
         return decode(data)[0]
     except (ImageError, Unreadable) as error:
@@ -161,11 +161,11 @@ def _decode_one(item: Item, ids_by_digest: defaultdict[str, list[str]]) -> np.nd
         return Finding(kind=kind, message=message, image_ids=[item.image_id])
 
 
-def _detector(result: Check) -> Detector | None:
+def _detector(result: DatasetCheck) -> Detector | None:
     """Return the face detector, or None and a finding if its weights are missing."""
     try:
-        models.path("mtcnn")
-    except models.ModelMissing as error:
+        catalogue.path("mtcnn")
+    except catalogue.ModelMissing as error:
         message = f"the alignment of the faces is not checked: {error}"
         result.noted.append(Finding(kind="unchecked", message=message))
         return None

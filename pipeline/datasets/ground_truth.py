@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import UnidentifiedImageError
 
-from dhr_batch.pipeline.datasets import parquet as parquet_rows
+from dhr_batch.pipeline.datasets import parquet
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.tables.records import picture
 from dhr_batch.pipeline.tables.rows import png
@@ -65,7 +65,7 @@ def row(image_id: str, image: np.ndarray, kind: str, truth: Truth) -> dict[str, 
     }
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]], about: dict[str, str]) -> None:
+def write_truths(path: Path, rows: Iterable[dict[str, Any]], about: dict[str, str]) -> None:
     """Write a Parquet file.
 
     Args:
@@ -85,16 +85,16 @@ def write(path: Path, rows: Iterable[dict[str, Any]], about: dict[str, str]) -> 
             file.write_table(pa.Table.from_pylist(pending, schema=schema))
 
 
-def read(item: Item) -> Truth | None:
+def read_truth(item: Item) -> Truth | None:
     """Return the ground truth of an image, or None if its file has none.
 
     Raises:
         Unreadable: If the row is damaged.
         StorageError: If the storage is unavailable.
     """
-    if not item.leaf or not parquet_rows.marked(item.location, MARK):
+    if not item.leaf or not parquet.marked(item.location, MARK):
         return None
-    found = parquet_rows.values(item.location, item.at, _TRUTH)
+    found = parquet.values(item.location, item.at, _TRUTH)
     try:
         return Truth(
             clean=picture(found["clean"]),

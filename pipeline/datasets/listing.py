@@ -86,9 +86,9 @@ def extension(name: str) -> str:
 
 def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str]) -> Listing:
     if kind == "parquet":
-        from dhr_batch.pipeline.datasets import parquet as parquet_rows
+        from dhr_batch.pipeline.datasets import parquet
 
-        items = parquet_rows.items(files, rules.column, rules.id_column)
+        items = parquet.items(files, rules.column, rules.id_column)
         _unique(sorted(items, key=itemgetter(0)))
         return Listing(items, +ignored)
     items = []
@@ -150,7 +150,7 @@ def _where(item: Item) -> str:
     return item.location if item.at < 0 else f"{item.location} (at {item.at})"
 
 
-def read(item: Item) -> bytes:
+def read_bytes(item: Item) -> bytes:
     """Read an encoded image. Parquet files stay open in this process.
 
     Raises:
@@ -165,9 +165,9 @@ def read(item: Item) -> bytes:
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
     if item.leaf:
-        from dhr_batch.pipeline.datasets import parquet as parquet_rows
+        from dhr_batch.pipeline.datasets import parquet
 
-        return parquet_rows.read(item.location, item.leaf, item.at)
+        return parquet.read_cell(item.location, item.leaf, item.at)
     try:
         data = locations.fetch(item.location, item.at, item.size)
     except StorageError:

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from dhr_batch.pipeline.datasets import celebahq, portraits
-from dhr_batch.pipeline.datasets import listing as sources
+from dhr_batch.pipeline.datasets import celebahq, listing, portraits
 from dhr_batch.pipeline.datasets.items import DatasetError, Format, Item, Listing, Rules
 from dhr_batch.pipeline.errors import StorageError
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.strict import Strict
 
@@ -68,8 +67,8 @@ class Dataset(Strict):
         if self.root is not None:
             return self.root
         if self.prepare:
-            return str(models.home() / "datasets" / self.name)
-        data = os.environ.get("DHR_BATCH_DATA", str(models.home() / "data"))
+            return str(catalogue.home() / "datasets" / self.name)
+        data = os.environ.get("DHR_BATCH_DATA", str(catalogue.home() / "data"))
         return join(data if is_url(data) else os.path.expanduser(data), self.name)
 
 
@@ -101,7 +100,7 @@ def datasets() -> dict[str, Dataset]:
     """
     found: dict[str, dict[str, Any]] = {}
     shipped = Path(__file__).parent.parent.parent / "configs" / "datasets"
-    for folder in (shipped, models.home() / "datasets.d"):
+    for folder in (shipped, catalogue.home() / "datasets.d"):
         for file in sorted(folder.glob("*.yaml")):
             found[file.stem] = _described(file, found.get(file.stem, {}))
     return {name: Dataset(**settings) for name, settings in sorted(found.items())}
@@ -123,7 +122,7 @@ def find(name_or_path: str | Path) -> Dataset:
     if is_url(text):
         return Dataset(name=_name(text), root=text)
     path = Path(text).expanduser()
-    if path.is_dir() or (path.is_file() and sources.is_archive(text)):
+    if path.is_dir() or (path.is_file() and listing.is_archive(text)):
         return Dataset(name=_name(str(path.resolve())), root=str(path.resolve()))
     if path.is_file() and path.suffix in {".yaml", ".yml"}:
         return Dataset(**_described(path.resolve(), {}))
@@ -151,7 +150,7 @@ def find(name_or_path: str | Path) -> Dataset:
 
 def _name(place: str) -> str:
     last = place.rstrip("/").rpartition("/")[2]
-    return last.removesuffix(sources.extension(last)) if sources.is_archive(place) else last
+    return last.removesuffix(listing.extension(last)) if listing.is_archive(place) else last
 
 
 def list_images(dataset: Dataset) -> list[Item]:
@@ -162,24 +161,24 @@ def list_images(dataset: Dataset) -> list[Item]:
         StorageError: If the storage is unavailable.
         ModelMissing: If embedded photographs were not downloaded.
     """
-    listing = scan(dataset)
+    found = scan(dataset)
     place = dataset.location
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.ignored.items()))
-    if not listing.items:
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.ignored.items()))
+    if not found.items:
         there = f"; other files there: {kinds}" if kinds else ""
         allowed = " ".join(sorted(dataset.extensions))
         raise DatasetError(f"no images in {place} (extensions {allowed}){there}")
     if kinds:
         log.info("%s: ignored files that are not images by extension: %s", place, kinds)
-    if dataset.images not in (None, len(listing.items)):
+    if dataset.images not in (None, len(found.items)):
         log.warning(
             "%s: %d images in %s, expected %d",
             dataset.name,
-            len(listing.items),
+            len(found.items),
             place,
             dataset.images,
         )
-    return listing.items
+    return found.items
 
 
 def scan(dataset: Dataset) -> Listing:
@@ -187,7 +186,7 @@ def scan(dataset: Dataset) -> Listing:
     if dataset.prepare:
         portraits.prepare(Path(dataset.location))
     root = dataset.location
-    if not (is_url(root) or Path(root).is_dir() or sources.is_archive(root)):
+    if not (is_url(root) or Path(root).is_dir() or listing.is_archive(root)):
         raise _how_to_get(dataset)
     rules = Rules(
         extensions=frozenset(extension.lower() for extension in dataset.extensions),
@@ -197,14 +196,14 @@ def scan(dataset: Dataset) -> Listing:
         id_column=dataset.id_column,
         archive_in_id=dataset.archive_in_id,
     )
-    return celebahq.scan(root, rules) if dataset.select else sources.scan(root, rules)
+    return celebahq.scan(root, rules) if dataset.select else listing.scan(root, rules)
 
 
 def _how_to_get(dataset: Dataset) -> DatasetError:
     what, why = f"dataset {dataset.name!r}", f"there is no folder {dataset.location}"
     if dataset.root is not None:
         return DatasetError(what, why, dataset.note)
-    setting = models.home() / "datasets.d" / f"{dataset.name}.yaml"
+    setting = catalogue.home() / "datasets.d" / f"{dataset.name}.yaml"
     way_out = (
         f"{dataset.note} Another place: set DHR_BATCH_DATA to the folder that contains "
         f"{dataset.name}/, or write 'root: FOLDER' into {setting}"
@@ -233,7 +232,7 @@ class DatasetStatus(Strict):
     message: str = ""
 
 
-def listing() -> list[DatasetStatus]:
+def dataset_statuses() -> list[DatasetStatus]:
     """Return the status of every dataset, sorted by name."""
     return [_status(dataset) for dataset in datasets().values()]
 
@@ -243,7 +242,7 @@ def _status(dataset: Dataset) -> DatasetStatus:
     found, message = 0, ""
     try:
         found = len(list_images(dataset))
-    except (DatasetError, StorageError, models.ModelMissing) as error:
+    except (DatasetError, StorageError, catalogue.ModelMissing) as error:
         state, message = "missing", str(error)
     return DatasetStatus(
         **dataset.model_dump(include=set(DatasetStatus.model_fields) - {"folder"}),

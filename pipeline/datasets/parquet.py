@@ -63,7 +63,7 @@ def _index(
         raise DatasetError(file.location, f"it cannot be read as Parquet: {error}") from error
 
 
-def read(location: str, leaf: str, row: int) -> bytes:
+def read_cell(location: str, leaf: str, row: int) -> bytes:
     """Read the encoded image of a row.
 
     Raises:

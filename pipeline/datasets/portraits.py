@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 
 
 def prepare(folder: Path) -> None:
@@ -15,8 +15,8 @@ def prepare(folder: Path) -> None:
     Raises:
         ModelMissing: If the photographs were not downloaded.
     """
-    pulled = models.path("portraits")
-    files = {name: pulled / name for name in models.find("portraits").files()}
+    pulled = catalogue.path("portraits")
+    files = {name: pulled / name for name in catalogue.find("portraits").files()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != source.stat().st_size:

@@ -16,7 +16,7 @@ import yaml
 from dhr_batch.pipeline.datasets import ground_truth
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.datasets.named import Dataset
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url
 from dhr_batch.pipeline.storage.ownership import SYNTHETIC, Owned
@@ -35,7 +35,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 _ATTEMPTS = 20
 
 
-class Sample(NamedTuple):
+class SyntheticFace(NamedTuple):
     """A generated face with an occluder.
 
     Attributes:
@@ -70,10 +70,10 @@ def image_id(index: int, occluded: bool = True) -> str:
 
 def context(generator: str) -> Context:
     """Return a context on the CPU, so that pictures differ between machines by rounding only."""
-    return Context(device="cpu", generator=generator, models=models.path, aligned=True)
+    return Context(device="cpu", generator=generator, models=catalogue.path, aligned=True)
 
 
-def sample(context: Context, seed: int, index: int, truncation: float) -> Sample:
+def sample(context: Context, seed: int, index: int, truncation: float) -> SyntheticFace:
     """Generate one picture, independently of all others.
 
     Up to twenty codes are drawn, until the parser finds a face in the generated picture.
@@ -108,7 +108,7 @@ def sample(context: Context, seed: int, index: int, truncation: float) -> Sample
             occluded = occlude(rng, clean, face, share(index), KINDS[index % len(KINDS)])
             code = w[0].numpy().copy()
             truth = Truth(clean, face, occluded.mask, True, z, truncation, code)
-            return Sample(index, occluded, truth)
+            return SyntheticFace(index, occluded, truth)
     raise DatasetError(
         f"generator {context.generator!r}",
         f"no face was found in {_ATTEMPTS} draws at truncation {truncation:g}",
@@ -116,7 +116,7 @@ def sample(context: Context, seed: int, index: int, truncation: float) -> Sample
     )
 
 
-def rows(samples: Iterator[Sample], pairs: bool) -> Iterator[dict[str, Any]]:
+def rows(samples: Iterator[SyntheticFace], pairs: bool) -> Iterator[dict[str, Any]]:
     """Iterate over rows of `ground_truth.SCHEMA`.
 
     Args:
@@ -132,7 +132,7 @@ def rows(samples: Iterator[Sample], pairs: bool) -> Iterator[dict[str, Any]]:
             yield ground_truth.row(name, truth.clean, ground_truth.NONE, twin)
 
 
-def write(
+def write_dataset(
     folder: Path,
     images: int,
     *,
@@ -171,7 +171,7 @@ def write(
     owned.require()
     generating = context(generator)
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[SyntheticFace]:
         for index in range(images):
             yield sample(generating, seed, index, truncation)
             report(index + 1, images)
@@ -180,7 +180,7 @@ def write(
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     about = {"generator": registry.label(generator), "seed": str(seed)}
     try:
-        ground_truth.write(part, rows(samples(), pairs), about)
+        ground_truth.write_truths(part, rows(samples(), pairs), about)
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         owned.claim()

@@ -17,7 +17,7 @@ from dhr_batch.pipeline.engine import members
 from dhr_batch.pipeline.engine.blame import ATTEMPTS, Blame, Death, Place
 from dhr_batch.pipeline.engine.members import Member
 from dhr_batch.pipeline.engine.progress import Progress
-from dhr_batch.pipeline.engine.status import Status
+from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.tasks import Queue, Task, describe
 from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import CommandError, StorageError
@@ -53,7 +53,7 @@ class Driver:
         progress: Progress,
         workers: int,
         on_ready: Callable[[dict[str, Any]], None],
-        status: Status,
+        status: StatusWriter,
         stopper: Stopper,
     ) -> None:
         self.run, self.settings, self.progress, self.workers = run, settings, progress, workers

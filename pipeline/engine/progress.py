@@ -24,7 +24,7 @@ _SHOWN_WORKERS = 30
 
 
 @dataclass
-class State:
+class RunCounters:
     """Counters of a run. total, shards: to do in this start; workers: what each one is busy with.
 
     before: images that earlier starts have finished.
@@ -55,9 +55,11 @@ class State:
 
 
 class Progress:
-    """Shows a `State`. Use as a context manager; `say` prints a line above the live table."""
+    """Shows a `RunCounters`. Use as a context manager; `say` prints a line above the live table."""
 
-    def __init__(self, state: State, mode: Mode, quiet: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, state: RunCounters, mode: Mode, quiet: bool, stream: TextIO | None = None
+    ) -> None:
         stream = stream or sys.stderr
         self.state, self.quiet = state, quiet
         rich = mode == "rich" or (mode == "auto" and stream.isatty())

@@ -11,13 +11,13 @@ from typing import Any
 
 from ray.util import metrics
 
-from dhr_batch.pipeline.engine.progress import State
+from dhr_batch.pipeline.engine.progress import RunCounters
 
 _WINDOW = 300.0
 _MOST_POINTS = 500
 
 
-class Status:
+class StatusWriter:
     """Writes the state of a run every few seconds.
 
     write: stores the content of the file. every: seconds between two writes.
@@ -26,7 +26,7 @@ class Status:
 
     def __init__(
         self,
-        state: State,
+        state: RunCounters,
         write: Callable[[bytes], None],
         every: float = 2.0,
         points: list[list[float]] | None = None,

@@ -24,7 +24,7 @@ from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
 from dhr_batch.pipeline.engine.waits import Waits
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import code, devices
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.planning.earlier_run import Reader
@@ -115,7 +115,7 @@ class Worker:
 
     def _model(self, name: str) -> Path:
         self._used.add(name)
-        return models.path(name)
+        return catalogue.path(name)
 
     def events(self) -> dict[str, Any]:
         """What has happened since the last call, and how long the slowest batch in progress takes.
@@ -235,7 +235,7 @@ class Worker:
     def _read(self, item: Item) -> Record:
         with self._waits.reading(item.location):
             truth = self.settings.truths.get(item.image_id)
-            return read(item, self.settings.split, self._stored, truth)
+            return read_record(item, self.settings.split, self._stored, truth)
 
     @property
     def _ahead(self) -> int:
@@ -267,7 +267,9 @@ class Worker:
             del self._busy[who]
 
 
-def read(item: Item, split: str, stored: Reader | None = None, truth: Item | None = None) -> Record:
+def read_record(
+    item: Item, split: str, stored: Reader | None = None, truth: Item | None = None
+) -> Record:
     """The record of an image with its file's bytes, or with a failure where it is unreadable.
 
     stored: reads what earlier stages left, where a run begins from another. truth: where the ground
@@ -277,9 +279,9 @@ def read(item: Item, split: str, stored: Reader | None = None, truth: Item | Non
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
         if stored is not None:
-            known = ground_truth.read(truth) if truth else None
+            known = ground_truth.read_truth(truth) if truth else None
             return replace(stored.record(item), truth=known)
-        return replace(record, data=listing.read(item), truth=ground_truth.read(item))
+        return replace(record, data=listing.read_bytes(item), truth=ground_truth.read_truth(item))
     except Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
         return record.failed("read", "unreadable", message)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
 from dhr_batch.pipeline.export.pictures import measured_identity
 from dhr_batch.pipeline.export.target import identity
 from dhr_batch.pipeline.markdown import table_lines
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages import registry
 
 if TYPE_CHECKING:
-    from dhr_batch.pipeline.export.options import Options, Outcome
+    from dhr_batch.pipeline.export.options import ExportOutcome, Options
 
 _LOAD = {
     "webdataset": 'import webdataset\n\ntrain = webdataset.WebDataset("train-00000.tar")'
@@ -89,7 +89,7 @@ Keep the marks of edited pictures when you pass them on.
 def text(
     run: Run,
     options: Options,
-    outcome: Outcome,
+    outcome: ExportOutcome,
     classes: Sequence[str],
     columns: Sequence[str],
     data_files: str,
@@ -107,7 +107,7 @@ def text(
     """
     plan = run.plan
     generator = registry.label(plan["config"]["generator"])
-    known = models.models().get(generator)
+    known = catalogue.models().get(generator)
     dataset, licence = _photographs(plan)
     splits = [name for name in (TRAIN, VALIDATION) if name in outcome.counts]
     head: dict[str, Any] = {
@@ -176,7 +176,7 @@ def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
     try:
         plan = origin.first_plan(plan)
         name = plan["dataset"]
-        return name, " ".join(datasets.find(plan["config"]["dataset"]).licence.split())
+        return name, " ".join(named.find(plan["config"]["dataset"]).licence.split())
     except (Refused, StorageError):
         return name, "not stated"
 
@@ -208,7 +208,7 @@ def _settings(options: Options) -> dict[str, Any]:
     }
 
 
-def _counts(outcome: Outcome, classes: Sequence[str], splits: Sequence[str]) -> list[str]:
+def _counts(outcome: ExportOutcome, classes: Sequence[str], splits: Sequence[str]) -> list[str]:
     rows = (
         [f"`{label}`", str(number), *(str(outcome.counts[split][label]) for split in splits)]
         for number, label in enumerate(classes)
@@ -225,7 +225,7 @@ def _identity(run: Run) -> str:
     )
 
 
-def _split(options: Options, outcome: Outcome) -> str:
+def _split(options: Options, outcome: ExportOutcome) -> str:
     if not options.validation:
         return "All pictures are in one split."
     who = "photograph" if options.person is None else "person"
@@ -237,7 +237,7 @@ def _split(options: Options, outcome: Outcome) -> str:
     )
 
 
-def _dropped(outcome: Outcome) -> Iterator[str]:
+def _dropped(outcome: ExportOutcome) -> Iterator[str]:
     missing = outcome.planned - outcome.images
     if missing:
         yield f"- {missing} of {outcome.planned} photographs of the run have no rows"
@@ -250,7 +250,7 @@ def _dropped(outcome: Outcome) -> Iterator[str]:
 def _models(run: Run) -> list[str]:
     shards = RunFolder(run.storage).manifests().values()
     used = sorted({name for shard in shards for name in shard.get("models", ())})
-    digests, known = run.plan["fingerprint"]["models"], models.models()
+    digests, known = run.plan["fingerprint"]["models"], catalogue.models()
     rows = []
     for name in used:
         digest = digests.get(name, "not recorded").replace("+", " ")

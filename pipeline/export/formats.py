@@ -23,7 +23,7 @@ _GROUP_BYTES, _GROUP_ROWS = 64 * 2**20, 1000
 _TEXT = ("image_id", "kind", "edit")
 
 
-class Sample(NamedTuple):
+class ExportSample(NamedTuple):
     """An encoded picture with its labels.
 
     Attributes:
@@ -74,7 +74,7 @@ class Writer(ABC):
         """Start the first file."""
 
     @abstractmethod
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         """Write a picture."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class ImageFolder(Writer):
         path = self.folder / self.split / "metadata.jsonl"
         self._list = path.open("w", encoding="utf-8", newline="\n")
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         name = f"{sample.label}/{sample.key}.{sample.extension}"
         (self.folder / self.split / name).write_bytes(sample.data)
         self._list.write(sample.about(file_name=name) + "\n")
@@ -116,7 +116,7 @@ class WebDataset(Writer):
         self._tar = tarfile.TarFile(path, "w", format=tarfile.GNU_FORMAT)
         self._files += 1
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         if self._tar.offset and self._tar.offset + len(sample.data) > FILE_BYTES:
             self._tar.close()
             self._next()
@@ -166,7 +166,7 @@ class Parquet(Writer):
         self._rows: list[dict[str, Any]] = []
         self._bytes = self._group = 0
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         size = len(sample.data)
         if self._bytes and self._bytes + size > FILE_BYTES:
             self._finish()
@@ -230,7 +230,7 @@ class StyleGANZip(Writer):
         self._labels: list[tuple[str, int]] = []
         self._lines: list[str] = []
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ExportSample) -> None:
         count = len(self._labels)
         name = f"{count // 1000:05d}/img{count:08d}.{sample.extension}"
         self._store(name, sample.data)

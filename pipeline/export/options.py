@@ -12,7 +12,7 @@ from dhr_batch.pipeline.export.pictures import NO_FACE, Filters, Picture
 
 
 @dataclass
-class Outcome:
+class ExportOutcome:
     """The result of an export.
 
     Attributes:

@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import card as export_card
-from dhr_batch.pipeline.export import choice, marks, target
-from dhr_batch.pipeline.export import pictures as export_rows
-from dhr_batch.pipeline.export.formats import FORMATS, Sample, Writer
+from dhr_batch.pipeline.export import choice, marks, pictures, target
+from dhr_batch.pipeline.export.formats import FORMATS, ExportSample, Writer
 from dhr_batch.pipeline.export.marks import Encoding
-from dhr_batch.pipeline.export.options import Options, Outcome, Splits, why_nothing
+from dhr_batch.pipeline.export.options import ExportOutcome, Options, Splits, why_nothing
 from dhr_batch.pipeline.export.pictures import Gathered, Picture
 from dhr_batch.pipeline.planning.photographs import Lost, Photographs
 from dhr_batch.pipeline.runs import results
@@ -35,12 +34,12 @@ _COLUMNS = ["image_id", "kind", "edit_name", "edit_strength", "image", "quad"]
 _ROWS = 32
 
 
-def write(
+def write_export(
     run_place: str | Path,
     out: Path,
     options: Options,
     tick: Callable[[int, int], object] = lambda done, of: None,
-) -> Outcome:
+) -> ExportOutcome:
     """Export pictures of a run to a folder. The folder appears when it is complete, or not at all.
 
     Args:
@@ -71,16 +70,16 @@ def write(
     options = _applicable(options, run)
     out = target.resolved(out, run, options.fresh)
     if options.paste_back and options.dataset:
-        require_apart(connect(out), [datasets.find(options.dataset).location])
+        require_apart(connect(out), [named.find(options.dataset).location])
     photographs = Photographs(run, options.dataset) if options.paste_back else None
-    gathered = export_rows.gather(run, ("edit", *options.include), options.filters)
+    gathered = pictures.gather(run, ("edit", *options.include), options.filters)
     if photographs:
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
     if not splits:
         raise Refused("nothing is left to export", why_nothing(gathered.dropped))
     planned = sum(map(len, run.plan["shards"]))
-    outcome = Outcome(str(out), options.validation)
+    outcome = ExportOutcome(str(out), options.validation)
     outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
     with full_disk(out.parent), target.partial(out) as folder:
         _fill(folder, run, gathered, splits, photographs, options, outcome, tick)
@@ -135,7 +134,7 @@ def _fill(
     splits: Splits,
     photographs: Photographs | None,
     options: Options,
-    outcome: Outcome,
+    outcome: ExportOutcome,
     tick: Callable[[int, int], object],
 ) -> None:
     """Write all files of the export, and complete the outcome."""
@@ -147,8 +146,8 @@ def _fill(
     extension = marks.EXTENSIONS[options.encoding]
     used: dict[str, set[str]] = {}
     done = 0
-    for key, pictures in gathered.parts.items():
-        for picture, data in _encoded(run, key, pictures, photographs, options.encoding):
+    for key, wanted in gathered.parts.items():
+        for picture, data in _encoded(run, key, wanted, photographs, options.encoding):
             done += 1
             tick(done, len(splits))
             if isinstance(data, str):
@@ -158,7 +157,7 @@ def _fill(
             labels = picture.labels() | {name: picture.scores.get(name) for name in scores}
             if split not in writers:
                 writers[split] = format_(folder, split, classes, names)
-            writers[split].add(Sample(picture.key, extension, data, label, labels))
+            writers[split].add(ExportSample(picture.key, extension, data, label, labels))
             outcome.counts.setdefault(split, Counter())[label] += 1
             used.setdefault(split, set()).add(picture.image_id)
     for writer in writers.values():
@@ -173,12 +172,12 @@ def _fill(
 def _encoded(
     run: Run,
     key: str,
-    pictures: list[Picture],
+    chosen: list[Picture],
     photographs: Photographs | None,
     encoding: Encoding,
 ) -> Iterator[tuple[Picture, bytes | str]]:
     """Iterate over pictures with their encoded bytes, or the reason why there are none."""
-    by_row = {(p.image_id, export_rows.KINDS[p.kind], p.edit, p.strength): p for p in pictures}
+    by_row = {(p.image_id, pictures.KINDS[p.kind], p.edit, p.strength): p for p in chosen}
     if not by_row:
         return
     refined: dict[str, Any] | None = None

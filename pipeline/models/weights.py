@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.spec import LocalFile
 from dhr_batch.stages import registry
 
@@ -22,7 +22,7 @@ def weights_of(generator: str) -> dict[str, str]:
     """
     checksums = {
         name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
-        for name, model in sorted(models.models().items())
+        for name, model in sorted(catalogue.models().items())
     }
     checksums |= own_weights(generator)
     return {name: checksum for name, checksum in checksums.items() if checksum}
@@ -36,15 +36,15 @@ def own_weights(generator: str) -> dict[str, str]:
     """
     if generator.endswith(registry.GENERATOR_FILE):
         file = Path(generator)
-    elif isinstance(getattr(models.models().get(generator), "source", None), LocalFile):
+    elif isinstance(getattr(catalogue.models().get(generator), "source", None), LocalFile):
         try:
-            file = models.path(generator)
-        except models.ModelMissing:
+            file = catalogue.path(generator)
+        except catalogue.ModelMissing:
             # A plan may be shown before its models are downloaded. A worker cannot start then.
             return {}
     else:
         return {}
-    return {registry.label(generator): models.sha256_of(file)[:16]}
+    return {registry.label(generator): catalogue.sha256_of(file)[:16]}
 
 
 def check_weights(plan: Mapping[str, Any], place: str) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dhr_batch.pipeline.datasets import listing
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import listing, named
 from dhr_batch.pipeline.datasets.items import DatasetError, Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.errors import Refused, StorageError
@@ -34,7 +33,7 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
     asked: merged settings as the user gave them; `dataset`, `preset` and `first_stage` are read.
     Raises Refused and StorageError.
     """
-    dataset = datasets.find(asked["dataset"])
+    dataset = named.find(asked["dataset"])
     preset = [configs.preset(asked["preset"])] if asked.get("preset") else []
     if asked.get("first_stage", registry.STAGES[0]) != registry.STAGES[0]:
         origin = Origin(dataset.location)
@@ -58,7 +57,7 @@ def first_plan(plan: dict[str, Any]) -> dict[str, Any]:
     """
     while plan["config"].get("first_stage", registry.STAGES[0]) != registry.STAGES[0]:
         place = plan["config"]["dataset"]
-        earlier = RunFolder(datasets.find(place).location).plan()
+        earlier = RunFolder(named.find(place).location).plan()
         # Equal to a part of itself is no fingerprint, so this ends.
         if earlier is None or earlier["fingerprint"] != plan["fingerprint"].get("origin"):
             raise Refused(place, "it is not the run any more that this one began from")
@@ -77,7 +76,7 @@ def inputs(run: Storage, plan: Mapping[str, Any]) -> Iterator[str]:
         known = Owned(run, RUN).about.get("dataset")
         try:
             if not known and (os.path.isabs(named) or locations.is_url(named)):
-                known = datasets.find(named).location
+                known = named.find(named).location
             if not known or known in seen:
                 return
             yield known
@@ -155,7 +154,7 @@ class Origin:
                 f"it is not finished: {missing} of {len(planned)} shards are to do",
                 "finish it with its own command, then begin from it",
             )
-        failed = {row.image_id for row in quarantine.listing(self.storage)}
+        failed = {row.image_id for row in quarantine.quarantined(self.storage)}
         self.left_out = len(failed)
         if not (found := list(self._items(marks, failed))):
             raise Refused(self.storage.place, "it has no images: all are in quarantine")

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dhr_batch.pipeline.datasets import listing
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import listing, named
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import origin
@@ -41,7 +40,7 @@ class Photographs:
         try:
             plan = _first(run.plan, known=place is not None)
             place = place or plan["config"]["dataset"]
-            items = datasets.list_images(datasets.find(place))
+            items = named.list_images(named.find(place))
         except Refused as error:
             where = f"at {place!r}" if place else "to be found"
             raise Refused(
@@ -69,7 +68,7 @@ class Photographs:
         if self._last and self._last[0] == image_id:
             return self._last[1]
         try:
-            pixels, _ = decode(listing.read(self.item(image_id)), self._megapixels)
+            pixels, _ = decode(listing.read_bytes(self.item(image_id)), self._megapixels)
         except (Unreadable, ImageError) as error:
             raise Lost("photograph cannot be read") from error
         if pixels.shape[1::-1] != size:

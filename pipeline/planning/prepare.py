@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs, plan
 from dhr_batch.pipeline.planning.request import Request
@@ -34,11 +34,11 @@ def prepare(request: Request) -> plan.Plan:
     given = [*files, configs.assignments(request.sets), request.settings]
     asked = configs.merge(given)
     if not asked.get("dataset"):
-        names = ", ".join(datasets.datasets())
+        names = ", ".join(named.datasets())
         raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
     dataset, begun, layers = origin.start(asked)
     config = configs.build([*layers, *given])
-    listed = datasets.list_images(dataset) if begun is None else begun.items(config)
+    listed = named.list_images(dataset) if begun is None else begun.items(config)
     items = listed[: config.limit]
     gpus = config.gpus
     if gpus is None:
@@ -79,7 +79,7 @@ def check_models(made: plan.Plan, request: Request) -> None:
         member = plan.registry.lookup(family, section["name"])
         names |= member(member.Options(**section)).models(made.dataset.aligned)
     for name in sorted(names):
-        models.path(name)
+        catalogue.path(name)
 
 
 def place(made: plan.Plan, request: Request) -> Storage:

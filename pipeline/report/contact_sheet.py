@@ -7,7 +7,7 @@ from importlib import resources
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dhr_batch.pipeline.report.data import Row, RunData
+from dhr_batch.pipeline.report.data import ImageRow, RunData
 from dhr_batch.pipeline.report.metrics import number, signed
 from dhr_batch.pipeline.report.pictures import decode, overlay
 from dhr_batch.stages.base import EDIT_STAGE, edit_stage
@@ -54,7 +54,7 @@ def size(n_rows: int, n_columns: int) -> tuple[int, int]:
     return width, HEAD + LABELS + n_rows * (CELL + CAPTION + GAP) + FOOT
 
 
-def draw(data: RunData, rows: Sequence[Row]) -> Image.Image:
+def draw(data: RunData, rows: Sequence[ImageRow]) -> Image.Image:
     """Draw the sheet, with PSNR and identity distance below each picture.
 
     Args:
@@ -97,7 +97,7 @@ def _head(pen: ImageDraw.ImageDraw, data: RunData, width: int) -> None:
         pen.text((MARGIN, 58), _shorten(pen, text, _font(17), available), FAINT, _font(17))
 
 
-def _cell(sheet: Image.Image, row: Row, stage: str, x: int, y: int) -> None:
+def _cell(sheet: Image.Image, row: ImageRow, stage: str, x: int, y: int) -> None:
     image = picture(row, stage, CELL)
     if image is None:
         ImageDraw.Draw(sheet).rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=EMPTY)
@@ -105,7 +105,7 @@ def _cell(sheet: Image.Image, row: Row, stage: str, x: int, y: int) -> None:
     sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
 
 
-def picture(row: Row, stage: str, side: int) -> Image.Image | None:
+def picture(row: ImageRow, stage: str, side: int) -> Image.Image | None:
     """Return the picture of an image for one column, or None if it is not stored.
 
     Args:
@@ -126,14 +126,14 @@ def picture(row: Row, stage: str, side: int) -> Image.Image | None:
     return image
 
 
-def _values(data: RunData, rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
+def _values(data: RunData, rows: Sequence[ImageRow]) -> dict[tuple[str, str, str], float]:
     shown = data.metrics[data.metrics["image_id"].isin([row.image_id for row in rows])]
     keys = zip(shown["image_id"], shown["stage"], shown["metric"], strict=True)
     return {key: value for key, value in zip(keys, shown["value"], strict=True) if value == value}
 
 
 def _caption(
-    data: RunData, values: dict[tuple[str, str, str], float], row: Row, stage: str
+    data: RunData, values: dict[tuple[str, str, str], float], row: ImageRow, stage: str
 ) -> tuple[str, str]:
     if stage == "aligned":
         return row.image_id, INK

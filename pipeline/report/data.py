@@ -29,7 +29,7 @@ MIN_IN_DOMAIN_FACE = 0.4
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditPicture:
     """One edited picture: name and strength of the edit, and the encoded bytes."""
 
     name: str
@@ -43,7 +43,7 @@ class Edited:
 
 
 @dataclass
-class Row:
+class ImageRow:
     """The pictures of one image.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row:
 
     image_id: str
     pictures: dict[str, bytes] = field(default_factory=dict)
-    edits: list[Edited] = field(default_factory=list)
+    edits: list[EditPicture] = field(default_factory=list)
     mask: bytes | None = None
 
 
@@ -123,12 +123,12 @@ def load(run: Storage) -> RunData:
         raise no_run(run)
     metrics = _metrics(run)
     quarantine = list(
-        read(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
+        read_rows(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
     )
     listed: dict[str, None] = {}
     edits: dict[tuple[str, float], None] = {}
     notes: dict[str, str] = {}
-    for row in read(run, "images", ("image_id", "edit_name", "edit_strength", "note")):
+    for row in read_rows(run, "images", ("image_id", "edit_name", "edit_strength", "note")):
         listed[row["image_id"]] = None
         if row.get("note"):
             notes[row["image_id"]] = row["note"]
@@ -162,7 +162,7 @@ def unreadable(run: Storage, table: str, error: Exception) -> CommandError:
     return CommandError(f"table {table!r} of {run.place}", f"it cannot be read: {error}", way_out)
 
 
-def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_rows(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Iterate over the rows of a table, in the order of its files.
 
     Args:
@@ -185,7 +185,7 @@ def read(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str,
         raise unreadable(run, table, error) from error
 
 
-def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
+def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[ImageRow]:
     """Read the pictures and the mask of each of the given images, one image at a time.
 
     All masks are read first, a few kB each. Pictures are read one row group at a time.
@@ -208,18 +208,18 @@ def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[Row]:
     found = groupby(_rows_of(run, "images", columns, chosen), lambda r: str(r["image_id"]))
     for image_id, records in found:
         while (expected := next(missing, image_id)) != image_id:
-            yield Row(expected, mask=masks.get(expected))
+            yield ImageRow(expected, mask=masks.get(expected))
         yield _row(image_id, records, masks.get(image_id))
     for image_id in missing:
-        yield Row(image_id, mask=masks.get(image_id))
+        yield ImageRow(image_id, mask=masks.get(image_id))
 
 
-def _row(image_id: str, records: Iterator[dict[str, Any]], mask: bytes | None) -> Row:
-    row = Row(image_id, mask=mask)
+def _row(image_id: str, records: Iterator[dict[str, Any]], mask: bytes | None) -> ImageRow:
+    row = ImageRow(image_id, mask=mask)
     for record in records:
         data = (record["image"] or {}).get("bytes")
         if data is not None and record["kind"] == "edit":
-            row.edits.append(Edited(record["edit_name"], record["edit_strength"], data))
+            row.edits.append(EditPicture(record["edit_name"], record["edit_strength"], data))
         elif data is not None:
             row.pictures[record["kind"]] = data
     return row
@@ -271,7 +271,7 @@ def _face_shares(run: Storage) -> dict[str, float]:
     """Return the in-domain share of the face of each image with a mask, labels and a face."""
     shares: dict[str, float] = {}
     incomplete: dict[str, dict[str, bytes]] = {}
-    for record in read(run, "masks", ("image_id", "mask", "kind")):
+    for record in read_rows(run, "masks", ("image_id", "mask", "kind")):
         image_id = record["image_id"]
         pair = incomplete.setdefault(image_id, {})
         pair[record["kind"]] = record["mask"]["bytes"]

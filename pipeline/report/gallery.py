@@ -15,9 +15,9 @@ from PIL import ExifTags, Image
 
 from dhr_batch.pipeline.report import contact_sheet
 from dhr_batch.pipeline.report import data as report_data
-from dhr_batch.pipeline.report.data import Row, RunData
+from dhr_batch.pipeline.report.data import ImageRow, RunData
 from dhr_batch.pipeline.report.metrics import HEADLINES, better, metric_key, stage_key, title
-from dhr_batch.pipeline.report.page import Gallery, Item, Score
+from dhr_batch.pipeline.report.page import Gallery, GalleryItem, Score
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages.base import EDIT_STAGE
 
@@ -82,7 +82,7 @@ def gallery(data: RunData, image_ids: Sequence[str], about: str) -> Gallery:
     excluded = set(data.excluded())
     shares = data.in_domain_face
     items = [
-        Item(i, data.notes.get(i, ""), _warning(shares[i]) if i in excluded else "")
+        GalleryItem(i, data.notes.get(i, ""), _warning(shares[i]) if i in excluded else "")
         for i in image_ids
     ]
     scores = list(_scores(data, image_ids, {stage: label for label, stage in columns}))
@@ -150,12 +150,12 @@ def pictures(
             yield from pool.map(partial(thumbnails, stages=stages, side=side, most=allowed), batch)
 
 
-def thumbnails(row: Row, stages: Sequence[str], side: int, most: int) -> list[str | None]:
+def thumbnails(row: ImageRow, stages: Sequence[str], side: int, most: int) -> list[str | None]:
     """Return the thumbnails of one image, of at most `side` pixels and `most` bytes each."""
     return [thumbnail(row, stage, side, most) for stage in stages]
 
 
-def thumbnail(row: Row, stage: str, side: int, most: int) -> str | None:
+def thumbnail(row: ImageRow, stage: str, side: int, most: int) -> str | None:
     """Return the thumbnail of one stage, or None if the image has no such picture."""
     image = contact_sheet.picture(row, stage, side)
     mark = stage.removeprefix(EDIT_STAGE) if stage.startswith(EDIT_STAGE) else ""

@@ -99,7 +99,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Item:
+class GalleryItem:
     """One row of a gallery.
 
     Attributes:
@@ -126,7 +126,7 @@ class Gallery:
 
     about: str
     columns: Sequence[str]
-    items: Sequence[Item]
+    items: Sequence[GalleryItem]
     scores: Sequence[Score]
 
 

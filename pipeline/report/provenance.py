@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.report.data import RunData
 from dhr_batch.pipeline.report.page import Column, Section, Table
 
@@ -57,7 +57,7 @@ def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
 
 
 def _model_rows(names: Sequence[str], digests: dict[str, str]) -> Iterator[list[Any]]:
-    known = models.models()
+    known = catalogue.models()
     for name in names:
         digest = digests.get(name, "not recorded").replace("+", " ")
         if name in known:

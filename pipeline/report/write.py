@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write(
+def write_report(
     run: str | Path | Storage, out: str | Path | None = None, max_images: int = MAX_IMAGES
 ) -> str:
     """Write index.html, contact_sheet.png, metrics.md and metrics.csv.

@@ -38,7 +38,7 @@ Faces are personal data: consent and the licences of the photographs and models 
 """
 
 
-def write(
+def write_card(
     place: str | Path | Storage, plan: dict[str, Any], images: int, rows: Mapping[str, int]
 ) -> bool:
     """Write README.md into a run, with one `configs:` entry per table that has rows.

@@ -208,7 +208,7 @@ class RunFolder:
         others = owned.foreign(owned.files)
         rest = [key for key in owned.files if key not in others]
         with suppress(status_file.Damaged):
-            status_file.read(self.storage)
+            status_file.read_status(self.storage)
             rest.append(STATUS)
         groups = [[key for key in parts if key.startswith(f"{table}/")] for table in TABLES]
         groups += [list(filter(pattern.fullmatch, sizes)) for pattern in (_STAGED, _RECORD)]

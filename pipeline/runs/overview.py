@@ -112,7 +112,7 @@ def overview(place: str | Path | Storage) -> Overview:
         if holder is None:
             raise no_run(run.storage)
         return Overview(run=run.storage.place, state="starting", driver=holder)
-    status = status_file.read(run.storage)
+    status = status_file.read_status(run.storage)
     done = run.committed().values()
     total = sum(map(len, plan["shards"]))
     images = Images(

@@ -15,7 +15,7 @@ from dhr_batch.pipeline.storage.base import Storage
 _COLUMNS = ("image_id", "stage", "error_class", "message")
 
 
-class Failure(BaseModel):
+class QuarantinedImage(BaseModel):
     """A row of the table. waiting: its shard was given back and is to be made again."""
 
     image_id: str
@@ -26,16 +26,18 @@ class Failure(BaseModel):
     waiting: bool
 
 
-def listing(place: str | Path | Storage, error_class: str | None = None) -> list[Failure]:
+def quarantined(
+    place: str | Path | Storage, error_class: str | None = None
+) -> list[QuarantinedImage]:
     """Quarantined images in plan order; of one class only, if given.
 
     Raises Refused where there is no run, or where no image is of that class but others are.
     """
     run = RunFolder(place)
-    return chosen(_rows(run), error_class)
+    return of_class(_rows(run), error_class)
 
 
-def chosen(rows: list[Failure], error_class: str | None) -> list[Failure]:
+def of_class(rows: list[QuarantinedImage], error_class: str | None) -> list[QuarantinedImage]:
     """The rows of one class, or all. Raises Refused, naming the classes there are."""
     classes = sorted({row.error_class for row in rows})
     if error_class is not None and rows and error_class not in classes:
@@ -47,18 +49,18 @@ def chosen(rows: list[Failure], error_class: str | None) -> list[Failure]:
     return [row for row in rows if error_class in (None, row.error_class)]
 
 
-def retry(place: str | Path | Storage, error_class: str | None = None) -> list[Failure]:
+def requeue(place: str | Path | Storage, error_class: str | None = None) -> list[QuarantinedImage]:
     """Give the shards of quarantined images back; the next start of the run makes them again.
 
     The files of these images may have changed meanwhile, all others may not. Returns the images.
-    Raises Refused as `listing` does, and where a driver is at work; StorageError.
+    Raises Refused as `quarantined` does, and where a driver is at work; StorageError.
     """
     run = RunFolder(place)
     run.started_plan()
     run.lock()
     try:
         run.recover()
-        rows = chosen(_rows(run), error_class)
+        rows = of_class(_rows(run), error_class)
         images: dict[int, set[str]] = {}
         for row in rows:
             images.setdefault(row.shard, set()).add(row.image_id)
@@ -69,7 +71,7 @@ def retry(place: str | Path | Storage, error_class: str | None = None) -> list[F
     return rows
 
 
-def _rows(run: RunFolder) -> list[Failure]:
+def _rows(run: RunFolder) -> list[QuarantinedImage]:
     run.started_plan()
     manifests = run.committed()
     found = []
@@ -81,5 +83,5 @@ def _rows(run: RunFolder) -> list[Failure]:
         if content is not None:
             table = pq.read_table(pa.BufferReader(content), columns=list(_COLUMNS))
             rows = table.to_pylist()
-            found += [Failure(**row, shard=shard, waiting=waiting) for row in rows]
+            found += [QuarantinedImage(**row, shard=shard, waiting=waiting) for row in rows]
     return found

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
@@ -27,7 +27,7 @@ def context(plan: Mapping[str, Any], place: str) -> Context:
 
     check_weights(plan, place)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Context(device, plan["config"]["generator"], models.path)
+    return Context(device, plan["config"]["generator"], catalogue.path)
 
 
 def renderer(networks: Context, edits: Iterable[EditChoice]) -> Rerender:

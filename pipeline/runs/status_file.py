@@ -19,7 +19,7 @@ class Damaged(StorageError):
     """The file cannot be read; nothing depends on it."""
 
 
-def read(run: Storage) -> dict[str, Any]:
+def read_status(run: Storage) -> dict[str, Any]:
     """What the last driver wrote, {} where none did. Raises Damaged."""
     content = run.read(STATUS)
     if content is None:
@@ -40,7 +40,7 @@ def read(run: Storage) -> dict[str, Any]:
 def writer(run: Storage) -> Callable[[bytes], None]:
     """What writes the file; nothing where another file that no driver wrote has its name."""
     try:
-        read(run)
+        read_status(run)
     except Damaged as error:
         if run.read(STATUS):
             log.warning("%s; until then no status is written", error)
@@ -51,7 +51,7 @@ def writer(run: Storage) -> Callable[[bytes], None]:
 def throughput(run: Storage) -> list[list[float]]:
     """Points [Unix time, images finished] of all starts so far; none where the file is damaged."""
     try:
-        return read(run).get("throughput", [])
+        return read_status(run).get("throughput", [])
     except Damaged as error:
         log.warning("%s", error)
         return []

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import STAGING, part, staging
-from dhr_batch.pipeline.runs.verify_tables import AGAIN, Problem, check, some
+from dhr_batch.pipeline.runs.verify_tables import AGAIN, Problem, check, first_names
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.tables.schemas import TABLES
@@ -111,7 +111,7 @@ class _Look:
         if twice:
             yield Problem(
                 file="plan.json",
-                problem=f"images are planned twice: {some(twice)}",
+                problem=f"images are planned twice: {first_names(twice)}",
                 way_out="put back a copy of it, or start over with --fresh",
             )
 
@@ -173,12 +173,12 @@ class _Look:
             yield f"{todo} of {found.shards} shards are not done; the same command goes on"
         if self.waiting:
             yield (
-                f"committed, but not published yet: shards {some(map(str, self.waiting))}; "
+                f"committed, but not published yet: shards {first_names(map(str, self.waiting))}; "
                 "the same command publishes them"
             )
         if self.stale:
             yield (
-                f"to be made again: shards {some(map(str, sorted(self.stale)))}; "
+                f"to be made again: shards {first_names(map(str, sorted(self.stale)))}; "
                 "their earlier rows stay readable until then"
             )
         if self.busy:

@@ -101,7 +101,7 @@ def _rows(
         problem = f"{file.metadata.num_rows} rows, {rows} by its manifest"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
     if missing:
-        problem = f"without the columns {some(sorted(missing))}"
+        problem = f"without the columns {first_names(sorted(missing))}"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
         return None
     # Older versions have fewer columns and can still be read.
@@ -125,22 +125,22 @@ def _accounts(
     ids = {table: rows["image_id"].to_pylist() for table, rows in tables.items()}
     for table, rows in tables.items():
         if unknown := sorted(set(ids[table]) - known):
-            yield wrong(table, f"images that the shard does not have: {some(unknown)}")
+            yield wrong(table, f"images that the shard does not have: {first_names(unknown)}")
         if set(rows["shard"].to_pylist()) - {shard}:
             yield wrong(table, f"rows of another shard than {shard}")
         if twice := _twice(table, rows):
-            yield wrong(table, f"rows that are there twice, of: {some(twice)}")
+            yield wrong(table, f"rows that are there twice, of: {first_names(twice)}")
     if not {"latents", "images", "quarantine"} <= tables.keys():
         return
     failed, done = set(ids["quarantine"]), set(ids["latents"]) | set(ids["images"])
     for table in sorted(tables.keys() - {"quarantine"}):
         if both := sorted(failed & set(ids[table])):
-            yield wrong(table, f"images that are in quarantine as well: {some(both)}")
+            yield wrong(table, f"images that are in quarantine as well: {first_names(both)}")
     for table in ("latents", "images"):
         if lacking := sorted(done - set(ids[table])):
-            yield wrong(table, f"no row of: {some(lacking)}")
+            yield wrong(table, f"no row of: {first_names(lacking)}")
     if lost := [image_id for image_id in planned if image_id not in done | failed]:
-        yield wrong("latents", f"neither here nor in quarantine: {some(lost)}")
+        yield wrong("latents", f"neither here nor in quarantine: {first_names(lost)}")
     counts = len(done & known), len(failed & known)
     if counts != (manifest["ok"], manifest["quarantined"]):
         told = f"{manifest['ok']} done and {manifest['quarantined']} quarantined images"
@@ -159,7 +159,7 @@ def _twice(table: str, rows: pa.Table) -> list[str]:
     return sorted({str(key[0]) for key, count in counts.items() if count > 1})
 
 
-def some(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
     """The first names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""

@@ -16,7 +16,7 @@ import ray
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
-from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.storage.connect import connect
@@ -62,7 +62,7 @@ def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.
     return plan.make(resolved, dataset, items)
 
 
-def run(made: plan.Plan, out: str | Path, **request: Any) -> runner.Outcome:
+def run(made: plan.Plan, out: str | Path, **request: Any) -> runner.RunOutcome:
     asked = Request(out=out, progress="plain", report=False, **request)
     return runner.run(made, asked)
 

@@ -56,7 +56,7 @@ def counted(faults: Any, bucket: str, tmp_path: Path) -> dict[str, dict[str, int
 
 def test_requests_are_those_of_the_model(counted: dict[str, dict[str, int]]) -> None:
     print(f"\n{counted}")
-    tables = scaling.Run(1, 1, 1.0, 1).tables
+    tables = scaling.ScalingRun(1, 1, 1.0, 1).tables
     expected = scaling.shard_requests(tables)
     ends = counted["end"]["GET"] / SHARDS
     shard = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline.bench.matrix import Matrix, matrix
+from dhr_batch.pipeline.bench.matrix import Matrix, parse_matrix
 from dhr_batch.pipeline.bench.run import Machine
 
 MACHINE = Machine(gpus=0, progress="none")
@@ -42,4 +42,4 @@ def tiny(dataset: Path | str, **more: Any) -> Matrix:
         "edits": [{"direction": "smile", "strengths": [-2, 2], "label": "darkness"}],
         "compare_to": "dhr",
     }
-    return matrix(content | more, "test")
+    return parse_matrix(content | more, "test")

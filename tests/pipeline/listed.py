@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline.datasets import celebahq, listing
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import celebahq, listing, named
 from dhr_batch.pipeline.datasets.items import Item
 
 
 def listed(place: object, **settings: Any) -> list[Item]:
-    dataset = datasets.find(str(place)).model_copy(update=settings)
-    return datasets.list_images(dataset)
+    dataset = named.find(str(place)).model_copy(update=settings)
+    return named.list_images(dataset)
 
 
 def content(items: list[Item]) -> dict[str, bytes]:
-    return {item.image_id: listing.read(item) for item in items}
+    return {item.image_id: listing.read_bytes(item) for item in items}
 
 
 def unpack(root: Path, files: dict[str, bytes]) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dhr_batch.pipeline.report import write as report
+from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables import schemas
 
@@ -22,7 +22,7 @@ EDITS = [("smile", -2.0), ("smile", 2.0), ("yaw", 1.5)]
 
 
 def write(*arguments: Any, **options: Any) -> Path:
-    return Path(report.write(*arguments, **options))
+    return Path(write_report(*arguments, **options))
 
 
 def portrait(seed: int, size: int = 64) -> bytes:

@@ -60,7 +60,7 @@ def kinds(names: Mapping[str, bytes]) -> list[str]:
 def run_files(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """All that `run` writes, with its report."""
     run = small_run.copy(tmp_path_factory.mktemp("whole") / "run")
-    report.write(run)
+    report.write_report(run)
     return files(run)
 
 
@@ -87,7 +87,7 @@ def commands(
     monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
     monkeypatch.setattr(bench_write, "load", lambda *_: [])
     matrix = benched.tiny(small_run.photographs)
-    monkeypatch.setattr("dhr_batch.pipeline.bench.matrix.preset", lambda name: matrix)
+    monkeypatch.setattr("dhr_batch.pipeline.bench.matrix.shipped_matrix", lambda name: matrix)
 
     def by_itself(*words: object) -> Callable[[Path], dict[str, bytes]]:
         def write(out: Path) -> dict[str, bytes]:
@@ -98,7 +98,7 @@ def commands(
         return write
 
     def benchmark(out: Path) -> dict[str, bytes]:
-        bench_write.write(no_runs(matrix, out), {})
+        bench_write.write_benchmark(no_runs(matrix, out), {})
         return files(out)
 
     sweep = ("edits", "sweep", small_run.out, "--edit", "smile=1", "--gpus", "0")

@@ -79,9 +79,9 @@ def test_a_wrong_matrix_is_refused(change, message):
 
 def test_shipped_benchmarks_are_valid():
     shipped = ["ablations", "occluders", "published", "refine-speed", "smoke"]
-    assert matrix.presets() == shipped
-    for name in matrix.presets():
-        found = matrix.preset(name)
+    assert matrix.shipped_names() == shipped
+    for name in matrix.shipped_names():
+        found = matrix.shipped_matrix(name)
         cells = matrix.expand(found, {d: d for d in found.datasets})
         for cell in cells:
             config.resolve(config.build([{"dataset": cell.dataset}, cell.settings]), 0, 1)
@@ -92,7 +92,7 @@ def test_shipped_benchmarks_are_valid():
         assert set(held_to.values()) <= methods
         assert [m for m in methods if held_to[m] == m] == [*set(held_to.values())]
     with pytest.raises(Refused, match="choose from: " + ", ".join(shipped)):
-        matrix.preset("all")
+        matrix.shipped_matrix("all")
 
 
 def test_published_tables_are_complete():

@@ -16,16 +16,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.bench import matrix as bench_matrix
 from dhr_batch.pipeline.bench import page as bench_page
 from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench import text as bench_text
 from dhr_batch.pipeline.bench.board import Board, board
 from dhr_batch.pipeline.bench.data import load, method_name
-from dhr_batch.pipeline.bench.matrix import matrix
-from dhr_batch.pipeline.bench.write import write
+from dhr_batch.pipeline.bench.matrix import RefinerEntry, parse_matrix
+from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.datasets import synthetic
-from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.report.metrics import number
 from dhr_batch.pipeline.runs.results import open as open_run
@@ -57,7 +56,7 @@ def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory):
     with harness.session():
         planned = bench.plan(tiny(photographs), out, machine=MACHINE, random_weights=True)
         done = bench.run(planned, MACHINE)
-        page = write(planned, done.failed)
+        page = write_benchmark(planned, done.failed)
     return planned, done, Path(page)
 
 
@@ -124,14 +123,14 @@ def test_runs_that_take_turns_have_the_rows_of_others(finished, photographs, tmp
 
 def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
-    described = synthetic.write(tmp_path / "synthetic", 3, generator="tiny")
+    described = synthetic.write_dataset(tmp_path / "synthetic", 3, generator="tiny")
     found = tiny(described)
     refiners = {name: found.refiners[name] for name in ("dhr", "no_mask")}
     found = found.model_copy(update={"refiners": refiners})
     with harness.session():
         planned = bench.plan(found, tmp_path / "out", machine=MACHINE, random_weights=True)
         assert bench.run(planned, MACHINE).exit_code == runner.DONE
-    page = Path(write(planned, {}))
+    page = Path(write_benchmark(planned, {}))
     lines = page.with_name("benchmark.md").read_text().splitlines()
     (board,) = json.loads(page.with_name("benchmark.json").read_text())["datasets"]
     kept = {
@@ -216,7 +215,7 @@ def test_a_stop_that_is_asked_for_ends_the_benchmark(finished, monkeypatch, code
 
     def stopped(plan, request):
         calls.append(request.out)
-        return runner.Outcome(str(request.out), 5, 5, 0, code, stopped=True)
+        return runner.RunOutcome(str(request.out), 5, 5, 0, code, stopped=True)
 
     monkeypatch.setattr(runner, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -242,11 +241,11 @@ def test_random_weights_are_refused(photographs, tmp_path):
 def test_random_losses_are_refused(photographs, tmp_path, stage):
     names = {"embed": "w+", "segment": "dhr", "refine": "dhr"}
     settings = {"refine": "none", stage: {"name": names[stage], "perceptual": "tiny"}}
-    found = matrix({"datasets": [str(photographs)], "embedders": {"a": {"settings": settings}}}, "")
+    found = parse_matrix(
+        {"datasets": [str(photographs)], "embedders": {"a": {"settings": settings}}}, ""
+    )
     if stage == "refine":
-        found = found.model_copy(
-            update={"refiners": {"r": bench_matrix.Refiner(settings=settings)}}
-        )
+        found = found.model_copy(update={"refiners": {"r": RefinerEntry(settings=settings)}})
     with pytest.raises(Refused, match=f"{stage}.perceptual=tiny has random weights"):
         bench.plan(found, tmp_path, machine=MACHINE)
 

@@ -13,7 +13,7 @@ import pytest
 from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench import turns
 from dhr_batch.pipeline.bench.turns import ClockedWorker, in_turn
-from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.storage.connect import connect

@@ -15,7 +15,7 @@ from skimage import data
 
 from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import check as module
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages import ffhq
 from dhr_batch.stages.networks.detect import Detector
 
@@ -130,9 +130,9 @@ def test_alignment_that_cannot_be_checked_is_said(
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> Path:
-        raise models.ModelMissing(f"model {name!r} is damaged")
+        raise catalogue.ModelMissing(f"model {name!r} is damaged")
 
-    monkeypatch.setattr(models, "path", missing)
+    monkeypatch.setattr(catalogue, "path", missing)
     (note,) = check(faces, code=0)["noted"]
     assert note["kind"] == "unchecked"
     assert "mtcnn" in note["message"]

@@ -18,9 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dhr_batch.pipeline.datasets import celebahq, listing
-from dhr_batch.pipeline.datasets import named as datasets
-from dhr_batch.pipeline.datasets import parquet as parquet_rows
+from dhr_batch.pipeline.datasets import celebahq, listing, named, parquet
 from dhr_batch.pipeline.datasets.items import DatasetError, Unreadable, image_id
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
@@ -138,9 +136,9 @@ def test_extensions(name: str, expected: str) -> None:
 def test_tar_has_the_ids_and_content_of_the_folder(tmp_path: Path) -> None:
     shuffled = dict(reversed((FILES | OTHERS).items()))
     path = pack(tmp_path / "faces.tar", shuffled, prefix="./")
-    dataset = datasets.find(path)
+    dataset = named.find(path)
     assert dataset.name == "faces"
-    items, ignored = datasets.scan(dataset)
+    items, ignored = named.scan(dataset)
     assert [item.image_id for item in items] == list(FILES)
     assert content(items) == FILES
     assert ignored == {".txt": 1, "no extension": 1}
@@ -192,10 +190,10 @@ def test_tar_that_shrank_or_vanished_since_the_listing(tmp_path: Path) -> None:
     (item,) = listed(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(Unreadable, match="ends inside"):
-        listing.read(item)
+        listing.read_bytes(item)
     path.unlink()
     with pytest.raises(StorageError, match=r"faces\.tar"):
-        listing.read(item)
+        listing.read_bytes(item)
 
 
 # ----------------------------------------------------------------------------- Parquet
@@ -239,20 +237,20 @@ def test_a_row_without_image_and_a_damaged_row_group(tmp_path: Path) -> None:
     rows = [{"bytes": b"1" * 99, "path": "a"}, None, {"bytes": None, "path": "c"}]
     path = write_table(tmp_path / "t.parquet", [*rows, {"bytes": b"4" * 99, "path": "d"}])
     items = listed(path)
-    assert listing.read(items[0]) == b"1" * 99
+    assert listing.read_bytes(items[0]) == b"1" * 99
     for item in items[1:3]:
         with pytest.raises(Unreadable, match="holds no image"):
-            listing.read(item)
+            listing.read_bytes(item)
     column = pq.read_metadata(path).row_group(1).column(0)
     start = column.dictionary_page_offset or column.data_page_offset
     data = bytearray(path.read_bytes())
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
-    for cache in (parquet_rows._kept, parquet_rows._values):
+    for cache in (parquet._kept, parquet._values):
         cache.cache_clear()
-    assert listing.read(items[0]) == b"1" * 99
+    assert listing.read_bytes(items[0]) == b"1" * 99
     with pytest.raises(Unreadable, match="row 3 cannot be read"):
-        listing.read(items[3])
+        listing.read_bytes(items[3])
 
 
 def test_a_changed_row_changes_the_marks_of_its_group(tmp_path: Path) -> None:
@@ -279,7 +277,7 @@ def test_object_store_has_the_ids_and_content_of_the_folder(bucket: Callable[...
         assert [item.image_id for item in items] == list(FILES)
         assert content(items) == FILES
         assert [item.size for item in items] == [len(data) for data in FILES.values()]
-    assert datasets.find(url).name == "v1"
+    assert named.find(url).name == "v1"
     etags = [item.etag for item in items]
     bucket({"sub/10.png": b"SECOND"}, "faces/v1")
     changed = [item.etag for item in listed(url)]
@@ -305,13 +303,13 @@ def test_missing_objects_are_told_from_a_missing_bucket(bucket: Callable[..., st
     url = bucket({"a.jpg": b"1"}, "set")
     (item,) = listed(url)
     with pytest.raises(Unreadable, match="no such object"):
-        listing.read(item._replace(name="b.jpg"))
+        listing.read_bytes(item._replace(name="b.jpg"))
     with pytest.raises(StorageError, match="no-such-bucket"):
         listed("s3://no-such-bucket/set")
     gone = item._replace(place="s3://no-such-bucket/set/")
     for broken in (gone, gone._replace(at=512)):
         with pytest.raises(StorageError, match=r"no-such-bucket.* 404"):
-            listing.read(broken)
+            listing.read_bytes(broken)
     with pytest.raises(StorageError, match=r"no-such-bucket.* 404"):
         locations.describe(gone.location)
     with pytest.raises(DatasetError, match=r"no images in s3://.*/other"):
@@ -326,7 +324,7 @@ def test_a_store_that_does_not_answer_is_nobodys_quarantine(
     monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "0.5")
     locations._store.cache_clear()
     with pytest.raises(StorageError, match=r"a\.jpg"):
-        listing.read(item)
+        listing.read_bytes(item)
 
 
 def test_celebahq_in_an_object_store(bucket: Callable[..., str]) -> None:
@@ -345,10 +343,10 @@ def test_missing_file_is_told_from_a_missing_disk(tmp_path: Path) -> None:
     items = listed(root)
     (root / "a.jpg").unlink()
     with pytest.raises(Unreadable, match="No such file"):
-        listing.read(items[0])
+        listing.read_bytes(items[0])
     (root / "b.jpg").unlink()
     with pytest.raises(StorageError, match="its file system is mounted"):
-        listing.read(items[1])
+        listing.read_bytes(items[1])
 
 
 @pytest.mark.parametrize("failures", [2, 99])
@@ -367,10 +365,10 @@ def test_a_disk_that_is_away_for_a_moment_is_asked_again(
     monkeypatch.setattr(locations, "open", flaky, raising=False)
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     if failures == 2:
-        assert listing.read(item) == b"1"
+        assert listing.read_bytes(item) == b"1"
     else:
         with pytest.raises(StorageError, match="Stale file handle"):
-            listing.read(item)
+            listing.read_bytes(item)
         assert len(asked) == 4
 
 
@@ -390,10 +388,10 @@ def test_a_damaged_file_is_told_from_a_soft_mount_that_is_away(
     if away:
         monkeypatch.setattr(Path, "iterdir", failing)
         with pytest.raises(StorageError, match=r"a\.jpg: .* its file system is mounted"):
-            listing.read(item)
+            listing.read_bytes(item)
     else:
         with pytest.raises(Unreadable, match="Input/output error"):
-            listing.read(item)
+            listing.read_bytes(item)
     assert asked.count(item.location) == 4
 
 
@@ -421,10 +419,10 @@ def test_an_archive_on_a_mount_that_goes_away_is_nobodys_quarantine(
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     if lasts:
         with pytest.raises(StorageError, match=rf"a\.{kind}: Input/output error"):
-            listing.read(items[1])
+            listing.read_bytes(items[1])
         assert len(asked) == 4
     else:
-        assert listing.read(items[1]) == b"2"
+        assert listing.read_bytes(items[1]) == b"2"
 
 
 def test_pipes_are_no_images_and_broken_links_are_unreadable(tmp_path: Path) -> None:
@@ -434,4 +432,4 @@ def test_pipes_are_no_images_and_broken_links_are_unreadable(tmp_path: Path) -> 
     items = listed(root)
     assert [(item.image_id, item.size) for item in items] == [("a.jpg", 1), ("z.jpg", -1)]
     with pytest.raises(Unreadable):
-        listing.read(items[1])
+        listing.read_bytes(items[1])

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.datasets.items import DatasetError
-from dhr_batch.pipeline.models import catalogue as registry
+from dhr_batch.pipeline.models import catalogue
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def fill(root: Path, *names: str) -> Path:
 
 
 def ids(root: Path) -> list[str]:
-    return [item.image_id for item in datasets.list_images(datasets.find(root))]
+    return [item.image_id for item in named.list_images(named.find(root))]
 
 
 def test_folder_is_listed_by_id_without_hidden_and_other_files(
@@ -54,15 +54,15 @@ def test_folder_is_listed_by_id_without_hidden_and_other_files(
     with caplog.at_level(logging.INFO):
         assert ids(root) == ["a.webp", "a/z.tiff", "b/10.png", "b/2.JPG"]
     assert "1 .txt, 1 no extension" in caplog.text
-    dataset = datasets.find(root)
+    dataset = named.find(root)
     assert (dataset.name, dataset.aligned) == ("photos", False)
-    assert all(Path(item.location).is_file() for item in datasets.list_images(dataset))
+    assert all(Path(item.location).is_file() for item in named.list_images(dataset))
 
 
 def test_ids_are_nfc_and_paths_stay_as_they_are(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "Zoë.png")
     root = fill(tmp_path / "photos", decomposed)
-    (item,) = datasets.list_images(datasets.find(root))
+    (item,) = named.list_images(named.find(root))
     assert item.image_id == unicodedata.normalize("NFC", "Zoë.png")
     assert Path(item.location).is_file()
 
@@ -108,16 +108,16 @@ def test_empty_folder_says_what_it_has(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_names(name: str, said: str) -> None:
-    with pytest.raises(datasets.DatasetError, match=said):
-        datasets.find(name)
+    with pytest.raises(named.DatasetError, match=said):
+        named.find(name)
 
 
 def test_celebahq_without_its_images_says_what_to_do() -> None:
-    dataset = datasets.find("celebahq")
+    dataset = named.find("celebahq")
     assert (dataset.aligned, dataset.split, dataset.images) == (True, "test", 2824)
     assert dataset.config == {"max_quarantined": 0.01}
     with pytest.raises(DatasetError, match=r"g_partition.*DHR_BATCH_DATA.*datasets\.d"):
-        datasets.list_images(dataset)
+        named.list_images(dataset)
 
 
 def test_celebahq_is_found_by_environment_and_its_count_is_checked(
@@ -125,7 +125,7 @@ def test_celebahq_is_found_by_environment_and_its_count_is_checked(
 ) -> None:
     fill(tmp_path / "data" / "celebahq", "0.jpg")
     monkeypatch.setenv("DHR_BATCH_DATA", str(tmp_path / "data"))
-    assert len(datasets.list_images(datasets.find("celebahq"))) == 1
+    assert len(named.list_images(named.find("celebahq"))) == 1
     assert "expected 2824" in caplog.text
 
 
@@ -134,36 +134,36 @@ def test_a_root_of_the_users_keeps_the_other_settings(home: Path, tmp_path: Path
     fill(home, "datasets.d/celebahq.yaml").joinpath("datasets.d/celebahq.yaml").write_text(
         f"root: {root}\n"
     )
-    dataset = datasets.find("celebahq")
+    dataset = named.find("celebahq")
     assert (dataset.location, dataset.aligned) == (str(root), True)
 
 
 def test_description_by_path(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "a.png")
     (tmp_path / "mine.yaml").write_text("root: photos\naligned: true\n")
-    dataset = datasets.find(tmp_path / "mine.yaml")
+    dataset = named.find(tmp_path / "mine.yaml")
     assert (dataset.name, dataset.aligned) == ("mine", True)
-    assert len(datasets.list_images(dataset)) == 1
+    assert len(named.list_images(dataset)) == 1
     (tmp_path / "mine.yaml").write_text("rooot: photos\n")
     with pytest.raises(DatasetError, match="rooot"):
-        datasets.find(tmp_path / "mine.yaml")
+        named.find(tmp_path / "mine.yaml")
 
 
 def test_portraits_that_were_not_pulled_name_the_command() -> None:
-    with pytest.raises(registry.ModelMissing, match="dhr-batch models pull portraits"):
-        datasets.list_images(datasets.find("portraits"))
+    with pytest.raises(catalogue.ModelMissing, match="dhr-batch models pull portraits"):
+        named.list_images(named.find("portraits"))
 
 
 def test_portraits(
     models: Callable[[str], Path], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dhr_batch.pipeline.models import catalogue as registry
+    from dhr_batch.pipeline.models import catalogue
 
     with monkeypatch.context() as patch:
         patch.delenv("DHR_BATCH_HOME")
         pulled = models("portraits")
-    monkeypatch.setattr(registry, "path", lambda name: pulled)
-    items = datasets.list_images(datasets.find("portraits"))
+    monkeypatch.setattr(catalogue, "path", lambda name: pulled)
+    items = named.list_images(named.find("portraits"))
     assert [item.image_id for item in items] == [
         "astronaut.png",
         "biden.jpg",

@@ -10,9 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.datasets import ground_truth, listing, synthetic
-from dhr_batch.pipeline.datasets import named as datasets
-from dhr_batch.pipeline.datasets import parquet as parquet_rows
+from dhr_batch.pipeline.datasets import ground_truth, listing, named, parquet, synthetic
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.engine import worker
 from dhr_batch.stages.base import required
@@ -81,13 +79,13 @@ def test_a_generator_without_faces_is_named() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_what_is_written_is_a_dataset_with_its_truth(tmp_path: Path) -> None:
-    described = synthetic.write(tmp_path / "a", 10, seed=2, generator="tiny", pairs=True)
-    dataset = datasets.find(described)
+    described = synthetic.write_dataset(tmp_path / "a", 10, seed=2, generator="tiny", pairs=True)
+    dataset = named.find(described)
     assert dataset.aligned
-    items = datasets.list_images(dataset)
+    items = named.list_images(dataset)
     ids = [name for n in range(10) for name in (f"{n:05}.png", f"{n:05}-clean.png")]
     assert [item.image_id for item in items] == ids
-    records = [worker.read(item, "") for item in items]
+    records = [worker.read_record(item, "") for item in items]
     for n, (record, twin) in enumerate(zip(records[::2], records[1::2], strict=True)):
         made = synthetic.sample(context(), 2, n, 0.7)
         truth, other = required(record.truth), required(twin.truth)
@@ -108,23 +106,23 @@ def test_what_is_written_is_a_dataset_with_its_truth(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_more_pictures_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
     for images in (3, 9):
-        synthetic.write(tmp_path / str(images), images, generator="tiny")
+        synthetic.write_dataset(tmp_path / str(images), images, generator="tiny")
     few, many = (pq.read_table(tmp_path / n / "synthetic.parquet") for n in ("3", "9"))
     assert many.slice(0, 3).equals(few)
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_damaged_truth_costs_its_image_alone(tmp_path: Path) -> None:
-    described = synthetic.write(tmp_path, 3, generator="tiny")
+    described = synthetic.write_dataset(tmp_path, 3, generator="tiny")
     file = tmp_path / "synthetic.parquet"
     rows = pq.read_table(file).to_pylist()
     rows[1]["occluder"]["bytes"] = rows[1]["occluder"]["bytes"][:40]
     file.unlink()
-    ground_truth.write(file, rows, {})
-    parquet_rows._kept.cache_clear()
-    parquet_rows._table.cache_clear()
-    parquet_rows._values.cache_clear()
-    records = [worker.read(item, "") for item in datasets.list_images(datasets.find(described))]
+    ground_truth.write_truths(file, rows, {})
+    parquet._kept.cache_clear()
+    parquet._table.cache_clear()
+    parquet._values.cache_clear()
+    records = [worker.read_record(item, "") for item in named.list_images(named.find(described))]
     assert [record.failure is not None for record in records] == [False, True, False]
     assert "00001.png" in required(records[1].failure).message
     assert "ground truth of row 1" in required(records[1].failure).message
@@ -132,18 +130,18 @@ def test_a_damaged_truth_costs_its_image_alone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_parquet_of_the_same_columns_without_the_mark_has_no_truth(tmp_path: Path) -> None:
-    synthetic.write(tmp_path, 2, generator="tiny")
+    synthetic.write_dataset(tmp_path, 2, generator="tiny")
     file = tmp_path / "synthetic.parquet"
     table = pq.read_table(file)
     other = tmp_path / "other.parquet"
     pq.write_table(table.replace_schema_metadata(None), other)
     marked, plain = (
-        datasets.scan(datasets.Dataset(name="x", root=str(f), column="image")).items[0]
+        named.scan(named.Dataset(name="x", root=str(f), column="image")).items[0]
         for f in (file, other)
     )
-    assert ground_truth.read(marked) is not None
-    assert ground_truth.read(plain) is None
-    assert listing.read(plain) == listing.read(marked)
+    assert ground_truth.read_truth(marked) is not None
+    assert ground_truth.read_truth(plain) is None
+    assert listing.read_bytes(plain) == listing.read_bytes(marked)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -152,13 +150,13 @@ def test_the_command_makes_the_named_dataset(
 ) -> None:
     monkeypatch.setenv("DHR_BATCH_DATA", str(tmp_path))
     with pytest.raises(DatasetError, match="dhr-batch datasets synthesize"):
-        datasets.list_images(datasets.find("synthetic"))
+        named.list_images(named.find("synthetic"))
     words = ["datasets", "synthesize", "--images", "2", "--generator", "tiny"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "synthetic" / "synthetic.yaml") in result.output
-    named = datasets.list_images(datasets.find("synthetic"))
-    assert [item.image_id for item in named] == ["00000.png", "00001.png"]
+    items = named.list_images(named.find("synthetic"))
+    assert [item.image_id for item in items] == ["00000.png", "00001.png"]
 
 
 def test_an_unknown_generator_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.worker import Settings, Worker
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config
 from dhr_batch.stages.base import Context
 
@@ -81,6 +81,6 @@ def test_a_gpu_worker_tries_one_image_of_all_stages(
 
         monkeypatch.setattr(stage, "run", noted)
     monkeypatch.setattr(worker, "settings", Settings(worker.settings.config, False, "", "cuda", ""))
-    net = Context("cpu", "tiny", models.path).network("generator", "tiny")
+    net = Context("cpu", "tiny", catalogue.path).network("generator", "tiny")
     assert worker._fitting_batch(net) == 8
     assert ran == [stage for stage in worker.settings.config.stages if stage in COMPUTED]

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from dhr_batch.pipeline.engine import members
-from dhr_batch.pipeline.engine.progress import Progress, State
+from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 
 
 def test_few_workers_are_asked_four_times_a_second() -> None:
@@ -44,7 +44,9 @@ def test_a_worker_whose_answer_does_not_come_is_lost_and_blamed_for_nothing(
     monkeypatch.setattr(members.ray, "get", get)
     member = members.Member(handle=None, pending=object())
     with pytest.raises(GetTimeoutError) as caught:
-        members.listen(member, 0, Progress(State(total=1, shards=1), "none", quiet=True), wait=True)
+        members.listen(
+            member, 0, Progress(RunCounters(total=1, shards=1), "none", quiet=True), wait=True
+        )
     assert members.lost_node(caught.value)
     assert member.pending is None
 

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from dhr_batch.pipeline.engine.progress import Progress, State
+from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, estimate
 from dhr_batch.pipeline.units import duration, size
@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 def shown(stream: io.StringIO, mode: str = "auto", quiet: bool = False) -> str:
-    state = State(total=3, shards=1, parallel=2)
+    state = RunCounters(total=3, shards=1, parallel=2)
     with Progress(state, mode, quiet, stream) as progress:  # type: ignore[arg-type]
         progress.say("hello")
         progress.event(0, {"what": "shard 0: embed 1-2 of 3"})
@@ -50,7 +50,7 @@ def test_live_table_on_a_terminal() -> None:
 
 
 def test_a_thousand_workers_do_not_fill_the_screen() -> None:
-    state = State(total=3, shards=1, workers={number: "busy" for number in range(1000)})
+    state = RunCounters(total=3, shards=1, workers={number: "busy" for number in range(1000)})
     stream = Terminal()
     with Progress(state, "auto", False, stream):
         pass
@@ -69,7 +69,7 @@ def test_quiet(mode: str, quiet: bool, expected: str | None) -> None:
 
 
 def test_a_failed_first_image_is_not_timed() -> None:
-    state = State(total=5, shards=1)
+    state = RunCounters(total=5, shards=1)
     progress = Progress(state, "none", True, io.StringIO())
     progress.event(0, {"what": "", "done": 1, "failed": 1, "errors": ["x"], "seconds": 0.1})
     assert state.first_image_seconds is None

@@ -19,7 +19,7 @@ import yaml
 from obstore import exceptions
 
 from dhr_batch.pipeline import stopping
-from dhr_batch.pipeline.engine import run as runner
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.storage import objects
 from dhr_batch.pipeline.storage.connect import connect

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.engine.progress import State
-from dhr_batch.pipeline.engine.status import Status
+from dhr_batch.pipeline.engine.progress import RunCounters
+from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.runs import status_file
 from dhr_batch.pipeline.storage.connect import connect
 
@@ -34,13 +34,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def made(state: State, **options: Any) -> tuple[Status, list[dict[str, Any]]]:
+def made(state: RunCounters, **options: Any) -> tuple[StatusWriter, list[dict[str, Any]]]:
     written: list[dict[str, Any]] = []
-    return Status(state, lambda content: written.append(json.loads(content)), **options), written
+    return StatusWriter(
+        state, lambda content: written.append(json.loads(content)), **options
+    ), written
 
 
 def test_it_is_written_every_few_seconds_and_on_demand(clock: Clock) -> None:
-    status, written = made(State(total=10, shards=2), every=2.0)
+    status, written = made(RunCounters(total=10, shards=2), every=2.0)
     for _ in range(10):
         status.update(list)
         clock.now += 0.5
@@ -51,7 +53,7 @@ def test_it_is_written_every_few_seconds_and_on_demand(clock: Clock) -> None:
 
 
 def test_rates_and_the_time_left(clock: Clock) -> None:
-    state = State(total=1000, shards=10, before=50, started=clock.now)
+    state = RunCounters(total=1000, shards=10, before=50, started=clock.now)
     status, written = made(state)
     for _ in range(100):
         status.update(list, now=True)
@@ -73,7 +75,7 @@ def test_rates_and_the_time_left(clock: Clock) -> None:
 
 
 def test_throughput_goes_on_and_stays_small(clock: Clock) -> None:
-    state = State(total=10**6, shards=10, before=50)
+    state = RunCounters(total=10**6, shards=10, before=50)
     status, written = made(state, points=[[900.0, 20], [950.0, 50]])
     for _ in range(2000):
         status.update(list, now=True)

@@ -106,7 +106,7 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
     made = harness.make(items, image_timeout=0.1, shard_size=2)
     built = worker(made, tmp_path)
     monkeypatch.setattr("dhr_batch.pipeline.engine.waits._READ_SECONDS", 0.2)
-    monkeypatch.setattr("dhr_batch.pipeline.datasets.listing.read", hang)
+    monkeypatch.setattr("dhr_batch.pipeline.datasets.listing.read_bytes", hang)
     receipts: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: receipts.append(built.run_shard(made.shards[0], "a")))
     thread.start()

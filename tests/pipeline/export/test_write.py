@@ -19,7 +19,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
-from dhr_batch.pipeline.datasets import named as datasets
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.export import card as export_card
 from dhr_batch.pipeline.export import choice, formats, target
 from dhr_batch.pipeline.export import write as export
@@ -242,7 +242,7 @@ def test_a_run_from_a_run_names_the_first_dataset(run: Path, tmp_path: Path) -> 
     exported(write_later_run(tmp_path / "sweep", first), tmp_path / "out")
     head = yaml.safe_load((tmp_path / "out" / "README.md").read_text("utf-8").split("---\n")[1])
     assert head["dhr_batch"]["dataset"] == "portraits"
-    licence = " ".join(datasets.find("portraits").licence.split())
+    licence = " ".join(named.find("portraits").licence.split())
     assert head["dhr_batch"]["photograph_licence"] == licence != "not stated"
 
 
@@ -377,7 +377,7 @@ def test_an_export_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(export_card, "text", fails)
     with pytest.raises(RuntimeError, match="no card"):
-        export.write(run, out, Options("parquet", fresh=True))
+        export.write_export(run, out, Options("parquet", fresh=True))
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -20,8 +20,7 @@ from click.testing import CliRunner
 
 from dhr_batch.cli import main
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.models import catalogue as models
-from dhr_batch.pipeline.models import pull as downloads
+from dhr_batch.pipeline.models import catalogue, downloads
 from dhr_batch.pipeline.models.spec import PyPI
 from dhr_batch.pipeline.models.weights import own_weights
 
@@ -136,8 +135,8 @@ def test_wheel_members_are_pulled_verified_and_kept(
     home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe(home, "two", pypi(make_wheel(index), "weights.bin", "graph.xml"))
-    with pytest.raises(models.ModelMissing, match="dhr-batch models pull two"):
-        models.path("two")
+    with pytest.raises(catalogue.ModelMissing, match="dhr-batch models pull two"):
+        catalogue.path("two")
     steps: list[tuple[str, int, int]] = []
     (folder,) = downloads.pull(["two"], lambda *step: steps.append(step))
     assert (folder / "weights.bin").read_bytes() == FILES["weights.bin"]
@@ -145,7 +144,7 @@ def test_wheel_members_are_pulled_verified_and_kept(
     assert not (folder / "other.bin").exists()
     assert steps[-1][0] == "fake-weights==1.0"
     assert steps[-1][1] == steps[-1][2] > 0
-    assert [s.state for s in models.verify(["two"])] == ["ready"]
+    assert [s.state for s in catalogue.verify(["two"])] == ["ready"]
 
     def no_pip(*args: object, **options: object) -> None:
         raise AssertionError("a model that is there was downloaded again")
@@ -179,7 +178,7 @@ def test_wrong_archive_is_rejected_before_its_code_runs(
 ) -> None:
     source = pypi(make_sdist(index), "weights.bin", archive_sha256=sha(b"another archive"))
     describe(home, "wrong", source)
-    with pytest.raises(models.RegistryError, match="does not have the sha256"):
+    with pytest.raises(catalogue.RegistryError, match="does not have the sha256"):
         downloads.pull(["wrong"])
     assert not (tmp_path / "ran").exists()
     assert left_behind(home) == []
@@ -193,18 +192,18 @@ def test_wrong_member_leaves_nothing(home: Path, index: Path, change: dict[str, 
     source = pypi(archive, "graph.xml", "weights.bin")
     source["members"]["weights.bin"] |= change
     describe(home, "wrong", source)
-    with pytest.raises(models.RegistryError, match=r"weights\.bin|absent"):
+    with pytest.raises(catalogue.RegistryError, match=r"weights\.bin|absent"):
         downloads.adopt("wrong", archive)
     assert left_behind(home) == []
-    with pytest.raises(models.ModelMissing):
-        models.path("wrong")
+    with pytest.raises(catalogue.ModelMissing):
+        catalogue.path("wrong")
 
 
 def test_pip_failure_is_told(home: Path, index: Path) -> None:
     archive = make_wheel(index)
     describe(home, "absent", pypi(archive, "graph.xml"))
     archive.unlink()
-    with pytest.raises(models.RegistryError, match="No matching distribution found"):
+    with pytest.raises(catalogue.RegistryError, match="No matching distribution found"):
         downloads.pull(["absent"])
     assert left_behind(home) == []
 
@@ -244,7 +243,7 @@ def test_web_page_saved_as_weights(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "net.pth"
     file.write_bytes(b"<!doctype html> quota exceeded")
     describe(home, "net", url(file, b"net" * 100))
-    with pytest.raises(models.RegistryError, match="web page"):
+    with pytest.raises(catalogue.RegistryError, match="web page"):
         downloads.pull(["net"])
     assert left_behind(home) == []
 
@@ -253,9 +252,9 @@ def test_one_failure_does_not_stop_the_others(home: Path, tmp_path: Path) -> Non
     (tmp_path / "b.pth").write_bytes(b"b")
     describe(home, "a", url(tmp_path / "a.pth", b"a"))
     describe(home, "b", url(tmp_path / "b.pth", b"b"))
-    with pytest.raises(models.RegistryError, match=r"a\.pth.*--file PATH"):
+    with pytest.raises(catalogue.RegistryError, match=r"a\.pth.*--file PATH"):
         downloads.pull(["a", "b"])
-    assert models.path("b").read_bytes() == b"b"
+    assert catalogue.path("b").read_bytes() == b"b"
 
 
 def test_many_pullers(home: Path, tmp_path: Path) -> None:
@@ -279,9 +278,9 @@ def test_damage_is_seen_and_repaired(home: Path, tmp_path: Path) -> None:
     (path,) = downloads.pull(["net"])
     path.write_bytes(b"abd")
     os.utime(path, (1, 1))
-    with pytest.raises(models.ModelMissing, match=r"is damaged.*models pull net"):
-        models.path("net")
-    assert [s.state for s in models.verify(["net"])] == ["damaged"]
+    with pytest.raises(catalogue.ModelMissing, match=r"is damaged.*models pull net"):
+        catalogue.path("net")
+    assert [s.state for s in catalogue.verify(["net"])] == ["damaged"]
     assert downloads.pull(["net"])[0].read_bytes() == b"abc"
 
 
@@ -293,7 +292,7 @@ def test_verify_reads_bytes_behind_an_unchanged_stamp(home: Path, tmp_path: Path
     before = path.stat()
     path.write_bytes(b"abd")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert [s.state for s in models.verify(["net"])] == ["damaged"]
+    assert [s.state for s in catalogue.verify(["net"])] == ["damaged"]
 
 
 def test_a_copied_cache_is_verified_again_and_used(home: Path, tmp_path: Path) -> None:
@@ -302,7 +301,7 @@ def test_a_copied_cache_is_verified_again_and_used(home: Path, tmp_path: Path) -
     describe(home, "net", url(file, b"abc"))
     (path,) = downloads.pull(["net"])
     os.utime(path, (5, 5))
-    assert models.path("net") == path
+    assert catalogue.path("net") == path
 
 
 def test_adopt_takes_only_the_described_file(home: Path, tmp_path: Path) -> None:
@@ -318,27 +317,27 @@ def test_adopt_takes_only_the_described_file(home: Path, tmp_path: Path) -> None
 def test_file_source(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.pt"
     describe(home, "own", {"kind": "file", "path": str(file), "sha256": sha(b"own")})
-    with pytest.raises(models.ModelMissing, match="is not there"):
-        models.path("own")
+    with pytest.raises(catalogue.ModelMissing, match="is not there"):
+        catalogue.path("own")
     file.write_bytes(b"own")
-    assert models.path("own") == file
+    assert catalogue.path("own") == file
     file.write_bytes(b"owm")
-    with pytest.raises(models.ModelMissing, match="does not have the sha256"):
-        models.path("own")
+    with pytest.raises(catalogue.ModelMissing, match="does not have the sha256"):
+        catalogue.path("own")
 
 
 def test_own_generator_is_asked_for_and_its_content_is_noticed(home: Path) -> None:
     name = "stylegan2-ffhq-1024"
     place = home / "files" / f"{name}.safetensors"
     with pytest.raises(
-        models.ModelMissing, match=rf"models convert .*pull {name} --file {place.name}"
+        catalogue.ModelMissing, match=rf"models convert .*pull {name} --file {place.name}"
     ):
-        models.path(name)
+        catalogue.path(name)
     assert own_weights(name) == {} == own_weights("tiny")
     place.parent.mkdir(parents=True)
     place.write_bytes(b"one")
-    assert models.path(name) == place
-    assert [s.size for s in models.listing() if s.name == name] == [3]
+    assert catalogue.path(name) == place
+    assert [s.size for s in catalogue.model_statuses() if s.name == name] == [3]
     expected = {name: sha(b"one")[:16]}
     assert own_weights(name) == own_weights(str(place)) == expected
 
@@ -349,18 +348,18 @@ def test_shipped_file_is_checked(
     content = b"shipped"
     shipped = {"kind": "shipped", "path": "s.bin", "sha256": sha(content), "size": len(content)}
     describe(home, "s", shipped)
-    monkeypatch.setattr(models, "_folders", lambda: (tmp_path, home / "models.d"))
-    with pytest.raises(models.ModelMissing, match=r"s\.bin is not there"):
-        models.path("s")
+    monkeypatch.setattr(catalogue, "_folders", lambda: (tmp_path, home / "models.d"))
+    with pytest.raises(catalogue.ModelMissing, match=r"s\.bin is not there"):
+        catalogue.path("s")
     (tmp_path / "s.bin").write_bytes(content)
-    assert models.path("s") == tmp_path / "s.bin"
+    assert catalogue.path("s") == tmp_path / "s.bin"
     (tmp_path / "s.bin").write_bytes(b"changed")
-    with pytest.raises(models.ModelMissing, match="is damaged"):
-        models.path("s")
+    with pytest.raises(catalogue.ModelMissing, match="is damaged"):
+        catalogue.path("s")
 
 
 def test_installed_package(home: Path) -> None:
-    assert sorted(p.name for p in models.path("mtcnn").glob("?net.pt")) == [
+    assert sorted(p.name for p in catalogue.path("mtcnn").glob("?net.pt")) == [
         "onet.pt",
         "pnet.pt",
         "rnet.pt",
@@ -368,7 +367,7 @@ def test_installed_package(home: Path) -> None:
 
 
 def test_shipped_descriptions(home: Path) -> None:
-    found = models.models()
+    found = catalogue.models()
     assert {"mobilestylegan-ffhq", "mobilestylegan-256", "stlpips-alex", "portraits"} <= set(found)
     archives: dict[str, tuple[str, int]] = {}
     for model in found.values():
@@ -380,10 +379,10 @@ def test_shipped_descriptions(home: Path) -> None:
 
 def test_unknown_name_and_bad_description(home: Path) -> None:
     with pytest.raises(Refused, match="did you mean 'dlib-landmarks68'"):
-        models.path("dlib-landmarks")
+        catalogue.path("dlib-landmarks")
     describe(home, "x", {"kind": "url", "url": "https://host/x", "sha256": None, "size": 1})
     with pytest.raises(Refused, match=r"x\.yaml: it does not describe a model"):
-        models.path("x")
+        catalogue.path("x")
 
 
 def test_members_cannot_leave_the_cache(home: Path, index: Path) -> None:
@@ -391,7 +390,7 @@ def test_members_cannot_leave_the_cache(home: Path, index: Path) -> None:
     source["members"]["../../escape"] = source["members"].pop("graph.xml")
     describe(home, "x", source)
     with pytest.raises(Refused, match="does not describe a model"):
-        models.models()
+        catalogue.models()
 
 
 @pytest.mark.parametrize(
@@ -428,16 +427,16 @@ def test_a_file_that_users_bring_is_placed_in_the_cache(home: Path, tmp_path: Pa
     source = {"kind": "file", "path": "net.pt", "obtain": "example.org/net"}
     describe(home, "own", source)
     message = r"get it from example.org/net, then: dhr-batch models pull own --file net.pt"
-    with pytest.raises(models.ModelMissing, match=message):
-        models.path("own")
+    with pytest.raises(catalogue.ModelMissing, match=message):
+        catalogue.path("own")
     mine = tmp_path / "download.pt"
     mine.write_bytes(b"own")
     done = CliRunner().invoke(main, ["models", "pull", "own", "--file", str(mine)])
     assert done.exit_code == 0, done.output
-    assert models.path("own") == home / "files" / "net.pt"
-    assert models.path("own").read_bytes() == b"own"
-    assert [s.size for s in models.listing() if s.name == "own"] == [3]
-    assert downloads.adopt("own", models.path("own")).read_bytes() == b"own"
+    assert catalogue.path("own") == home / "files" / "net.pt"
+    assert catalogue.path("own").read_bytes() == b"own"
+    assert [s.size for s in catalogue.model_statuses() if s.name == "own"] == [3]
+    assert downloads.adopt("own", catalogue.path("own")).read_bytes() == b"own"
 
 
 def test_a_brought_file_with_a_known_checksum_is_checked(home: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.models import catalogue as models
-from dhr_batch.pipeline.models import doctor
+from dhr_batch.pipeline.models import catalogue, doctor
 
 
 def by_name(found: list[doctor.Check]) -> dict[str, doctor.Check]:
@@ -34,8 +33,10 @@ def test_missing_models_are_broken_with_their_command(
 
 
 def test_everything_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = [s.model_copy(update={"state": "ready", "path": "x"}) for s in models.listing()]
-    monkeypatch.setattr(models, "listing", lambda: ready)
+    ready = [
+        s.model_copy(update={"state": "ready", "path": "x"}) for s in catalogue.model_statuses()
+    ]
+    monkeypatch.setattr(catalogue, "model_statuses", lambda: ready)
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0, result.output
     assert "broken" not in result.output

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.models import catalogue as models
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Stage
 
@@ -39,7 +39,7 @@ def test_the_table_names_what_networks_ask_for(family: str, name: str) -> None:
         registry.lookup(family, name)(Context(device="cpu", generator="tiny", models=ask))
     listed = registry.MODELS.get((family, name), ())
     assert set(asked) <= set(listed)
-    assert set(listed) <= set(models.models())
+    assert set(listed) <= set(catalogue.models())
 
 
 def stage(family: str, name: str, **options: object) -> Stage:

@@ -18,8 +18,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.cli import start, sweep
-from dhr_batch.pipeline.datasets import parquet as parquet_rows
-from dhr_batch.pipeline.datasets import synthetic
+from dhr_batch.pipeline.datasets import parquet, synthetic
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.planning import resume
@@ -151,7 +150,7 @@ def test_synthetic_pictures_keep_their_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
-    described = synthetic.write(tmp_path / "pictures", 3, generator="tiny")
+    described = synthetic.write_dataset(tmp_path / "pictures", 3, generator="tiny")
     base = whole(str(described), tmp_path / "base")
     for first, begins in (("refine", base), ("measure", tmp_path / "refine")):
         made(tmp_path / first, dataset=str(begins), first_stage=first, shard_size=2)
@@ -170,8 +169,8 @@ def test_synthetic_pictures_keep_their_truth(
     (tmp_path / "away").rename(files)
 
     # Pictures of another seed under the same names.
-    synthetic.write(tmp_path / "pictures", 3, seed=1, generator="tiny")
-    parquet_rows._kept.cache_clear()
+    synthetic.write_dataset(tmp_path / "pictures", 3, seed=1, generator="tiny")
+    parquet._kept.cache_clear()
     other = made(tmp_path / "other", dataset=str(base), first_stage="measure")
     assert not [row for row in rows(other, "metrics") if row["metric"].startswith(TRUTH)]
     assert "changed since the run (3x)" in caplog.text

@@ -15,7 +15,16 @@ from PIL import Image
 from dhr_batch.pipeline.report import gallery as report_gallery
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report import plots
-from dhr_batch.pipeline.report.page import Column, Gallery, Item, Page, Plot, Score, Section, Table
+from dhr_batch.pipeline.report.page import (
+    Column,
+    Gallery,
+    GalleryItem,
+    Page,
+    Plot,
+    Score,
+    Section,
+    Table,
+)
 from dhr_batch.tests.pipeline.chromium import Chromium
 
 COLUMNS = ("source", "inverted", "refined", "mask")
@@ -24,8 +33,8 @@ SMALL, LARGE = 7, 3000
 
 def page_of(count: int) -> Page:
     """`count` images whose order by PSNR is not the order of their names; one has no PSNR."""
-    items = [Item(f"people/{n:04}.png") for n in range(count)]
-    items[1] = Item(items[1].name, "a note", "not counted: 12% of the face is in-domain")
+    items = [GalleryItem(f"people/{n:04}.png") for n in range(count)]
+    items[1] = GalleryItem(items[1].name, "a note", "not counted: 12% of the face is in-domain")
     psnr = [20.0 + n * 5 % 7 for n in range(count)]
     known = [None if n == 4 else value for n, value in enumerate(psnr)]
     scores = [
@@ -239,7 +248,9 @@ def test_3000_images_keep_the_page_small(chromium: Chromium, large: Path) -> Non
 
 def test_a_hostile_id_is_only_text(chromium: Chromium, tmp_path: Path) -> None:
     name = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
-    gallery = Gallery(name, (name,), [Item(name, name, name)], [Score(name, name, [1.0], "", name)])
+    gallery = Gallery(
+        name, (name,), [GalleryItem(name, name, name)], [Score(name, name, [1.0], "", name)]
+    )
     page = Page(
         name, name, [Section("images", name, [name], gallery=gallery, code=(name, name))], name
     )

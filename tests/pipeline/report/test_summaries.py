@@ -15,8 +15,8 @@ import pytest
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report import sections, summaries
-from dhr_batch.pipeline.report import write as report
 from dhr_batch.pipeline.report.metrics import metric_key, number, title
+from dhr_batch.pipeline.report.write import markdown
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline.reported import EDITS, IDS, table_of, write
 
@@ -45,7 +45,7 @@ def test_summary_leaves_out_what_does_not_count(make_run: Callable[..., Path]) -
     everything = summaries.summary(data, everything=True).set_index(["stage", "metric"])
     assert everything.loc[("refined", "psnr"), "n"] == 3
     assert table.loc[("inverted", "identity_dlib_distance"), "model"] == "dlib-face-resnet"
-    text = report.markdown(data)
+    text = markdown(data)
     assert "Not counted" in text
     assert "| refined" in text
 
@@ -65,13 +65,13 @@ def test_sets_of_pictures_are_compared_without_those_that_do_not_count(
         for image_id in IDS
         for kind in ("aligned", "refined")
     ]
-    assert "Distances between sets" not in report.markdown(report_data.load(connect(run)))
+    assert "Distances between sets" not in markdown(report_data.load(connect(run)))
     table_of(run, "features", rows)
     data = report_data.load(connect(run))
     assert data.excluded() == IDS[2:]
     first, second = data.distances
     assert (first.stage, first.metric, first.n) == ("refined", "fid", 2)
-    text, page = report.markdown(data), write(run).read_text("utf-8")
+    text, page = markdown(data), write(run).read_text("utf-8")
     model = "inception-2015-12-05; generator=mobilestylegan-256"
     assert f"| refined | fid | {first.value:.4g} | 2 | {model} |" in text
     assert re.search(rf"<td[^>]*>KID</td>\s*<td[^>]*>{second.value:.4g}</td>", page)

@@ -18,7 +18,7 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.report import contact_sheet, provenance
 from dhr_batch.pipeline.report import data as report_data
-from dhr_batch.pipeline.report import write as report
+from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import schemas
 from dhr_batch.tests.pipeline.chromium import Chromium
@@ -51,7 +51,7 @@ def test_a_run_in_an_object_store(make_run: Callable[..., Path], bucket: str) ->
     local, run = make_run(), connect(f"{bucket}/my run")
     for path in [p for p in local.rglob("*") if p.is_file()]:
         run.replace(path.relative_to(local).as_posix(), path.read_bytes())
-    assert report.write(f"{bucket}/my run") == f"{bucket}/my run/report/index.html"
+    assert write_report(f"{bucket}/my run") == f"{bucket}/my run/report/index.html"
     for name in ("index.html", "metrics.md", "metrics.csv", "contact_sheet.png"):
         assert run.read(f"report/{name}") == (write(local).parent / name).read_bytes()
 

@@ -23,7 +23,7 @@ from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.engine.worker import run_info
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, plan
-from dhr_batch.pipeline.runs import render as rerender
+from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
@@ -159,7 +159,7 @@ def test_one_forward_pass_per_picture(
     assert passes == {"trunk": 3, "from_feature": 3}
 
 
-def render(*words: object) -> Result:
+def command(*words: object) -> Result:
     return CliRunner().invoke(main, ["render", *map(str, words)])
 
 
@@ -168,7 +168,7 @@ def test_the_command_writes_pictures_that_say_what_they_are(
 ) -> None:
     root, _ = made
     edits = ["--edit", "smile=2", "--edit", "yaw=-1"]
-    done = render(root, "--all", *edits, "--out", tmp_path)
+    done = command(root, "--all", *edits, "--out", tmp_path)
     assert done.exit_code == 0, done.output
     names = [f"{i}.{edit}.png" for i in IDS[:2] for edit in ("smile.2", "yaw.-1")]
     assert done.output.split() == [str(tmp_path / name) for name in names]
@@ -183,7 +183,7 @@ def test_without_an_edit_the_refined_picture_lies_beside_the_run(
     made: tuple[Path, list[Record]], tmp_path: Path
 ) -> None:
     root = shutil.copytree(made[0], tmp_path / "mine")
-    done = render(root, "--image", "a.png")
+    done = command(root, "--image", "a.png")
     assert done.exit_code == 0, done.output
     picture = np.asarray(Image.open(tmp_path / "mine-render" / "a.png.refined.png"))
     np.testing.assert_array_equal(picture, dhr_batch.open(root).render("a.png").refined)
@@ -197,7 +197,7 @@ def test_a_run_may_lie_in_an_object_store(
     for path in (path for path in root.rglob("*") if path.is_file()):
         place.replace(path.relative_to(root).as_posix(), path.read_bytes())
     monkeypatch.chdir(tmp_path)
-    done = render(url, "--image", "a.png")
+    done = command(url, "--image", "a.png")
     assert done.exit_code == 0, done.output
     picture = np.asarray(Image.open("mine-render/a.png.refined.png"))
     np.testing.assert_array_equal(picture, dhr_batch.open(root).render("a.png").refined)
@@ -205,7 +205,7 @@ def test_a_run_may_lie_in_an_object_store(
 
 def test_a_direction_may_be_a_file(made: tuple[Path, list[Record]], tmp_path: Path) -> None:
     np.save(tmp_path / "age.npy", np.ones(512, np.float32))
-    done = render(
+    done = command(
         made[0], "--image", "a.png", "--edit", f"{tmp_path}/age.npy=1.5", "--out", tmp_path
     )
     assert done.exit_code == 0, done.output
@@ -227,14 +227,14 @@ def test_a_direction_may_be_a_file(made: tuple[Path, list[Record]], tmp_path: Pa
 def test_wrong_words_are_refused(
     made: tuple[Path, list[Record]], words: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = render(made[0], *words, "--out", tmp_path)
+    done = command(made[0], *words, "--out", tmp_path)
     assert done.exit_code == 2
     assert re.search(message, done.output), done.output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_run_is_said(tmp_path: Path) -> None:
-    done = render(tmp_path, "--all")
+    done = command(tmp_path, "--all")
     assert done.exit_code == 2
     assert "no plan.json" in done.output
 
@@ -245,7 +245,7 @@ def test_other_weights_are_refused(made: tuple[Path, list[Record]], tmp_path: Pa
     settings = run.plan["config"] | {"generator": "mobilestylegan-256"}
     changed = run.plan | {"config": settings, "fingerprint": {"models": models}}
     with pytest.raises(Refused, match="made with other weights of mobilestylegan-ffhq"):
-        rerender.context(changed, run.storage.place)
+        render.context(changed, run.storage.place)
 
 
 def test_a_run_without_deltas_says_why(made: tuple[Path, list[Record]], tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_run_without_deltas_says_why(made: tuple[Path, list[Record]], tmp_path
     stored = json.loads((root / "plan.json").read_text())
     stored["config"]["store_deltas"] = "none"
     (root / "plan.json").write_text(json.dumps(stored))
-    done = render(root, "--all", "--out", tmp_path / "out")
+    done = command(root, "--all", "--out", tmp_path / "out")
     assert done.exit_code == 1
     assert done.output.count("it was made with store_deltas=none") == 2
 
@@ -280,7 +280,7 @@ def test_a_row_that_cannot_be_decoded_costs_its_image_alone(
 ) -> None:
     root = shutil.copytree(made[0], tmp_path / "run")
     rewritten(root, lambda rows: [rows[0] | damage, *rows[1:]])
-    done = render(root, "--all", "--out", tmp_path / "out")
+    done = command(root, "--all", "--out", tmp_path / "out")
     assert done.exit_code == 1
     assert re.search(f"Error: a.png: .*of 'a.png': .*{message}", done.output), done.output
     assert [path.name for path in tmp_path.glob("out/**/*.png")] == ["b.png.refined.png"]

@@ -8,14 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dhr_batch.pipeline.stats import equal_effect as editing
 from dhr_batch.pipeline.stats.bootstrap import estimate, ratio
-from dhr_batch.pipeline.stats.equal_effect import (
-    Curve,
-    crossing,
-    effect_at_equal_cost,
-    equal_effect,
-)
+from dhr_batch.pipeline.stats.equal_effect import *  # noqa
 
 IDENTITY = "identity_dlib_distance"
 
@@ -140,7 +134,7 @@ def test_the_difference_of_a_method_to_itself_is_nothing():
     draw = np.random.default_rng(0)
     own = {f"{i}": line(0.1 + draw.random(), draw.random()) for i in range(9)}
     costs = equal_effect({"a": own, "b": dict(own)}).costs(IDENTITY)
-    found = editing.difference(costs["a"], costs["b"])
+    found = difference(costs["a"], costs["b"])
     assert (found.value, found.low, found.high, found.n) == (0, 0, 0, 9)
 
 
@@ -165,7 +159,7 @@ def test_a_cost_that_is_missed_in_one_direction_is_of_the_other_for_all():
     assert len(found.matches) == 4
     costs = found.costs(IDENTITY)
     assert costs == {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 1.0, "y": 2.0}}
-    assert editing.difference(costs["a"], costs["b"]).value == 0
+    assert difference(costs["a"], costs["b"]).value == 0
 
 
 def test_intervals_hold_the_mean_of_a_skewed_distribution():
@@ -226,19 +220,19 @@ def test_curves_and_strengths_are_read_from_the_metrics():
         rows += [(image, stage, IDENTITY, n / 10) for n, stage in enumerate(stages) if n]
     rows += [("x", "edit:age:1", IDENTITY, 0.5), ("z", "refined", "score_smile", 0.5)]
     metrics = table(*rows)
-    assert editing.strengths_of(metrics) == {"smile": [-1.5, 2.0], "age": [1.0]}
-    found = editing.curves(metrics, "smile", [IDENTITY])
+    assert strengths_of(metrics) == {"smile": [-1.5, 2.0], "age": [1.0]}
+    found = curves(metrics, "smile", [IDENTITY])
     assert found.keys() == {"x", "y"}
     np.testing.assert_array_equal(found["x"].strengths, [-1.5, 0, 2])
     np.testing.assert_allclose(found["y"].effects, [-0.2, 0.01, 0.3])
     np.testing.assert_allclose(found["x"].costs[IDENTITY], [0.2, 0.1, 0.3])
-    assert editing.curves(metrics, "age", [IDENTITY]) == {}
+    assert curves(metrics, "age", [IDENTITY]) == {}
 
-    smile = [s for s in editing.by_strength(metrics, [IDENTITY]) if s.edit == "smile"]
+    smile = [s for s in by_strength(metrics, [IDENTITY]) if s.edit == "smile"]
     assert [s.strength for s in smile] == [-1.5, 0, 2]
     assert [s.effect.value for s in smile] == pytest.approx([-0.2, 0.01, 0.3])
     assert [s.costs[IDENTITY].value for s in smile] == pytest.approx([0.2, 0.1, 0.3])
-    (nothing, aged) = [s for s in editing.by_strength(metrics, [IDENTITY]) if s.edit == "age"]
+    (nothing, aged) = [s for s in by_strength(metrics, [IDENTITY]) if s.edit == "age"]
     assert (nothing.strength, aged.effect.n, aged.costs[IDENTITY].n) == (0, 0, 1)
 
 
@@ -256,8 +250,8 @@ def test_yaw_is_judged_in_degrees_where_these_were_measured(scores, effect):
             for n, stage in enumerate(stages)
         )
     )
-    found = editing.curves(metrics, "yaw", [])
-    (_, edited) = editing.by_strength(metrics, [])
+    found = curves(metrics, "yaw", [])
+    (_, edited) = by_strength(metrics, [])
     if effect is None:
         assert found == {}
         assert edited.effect.n == 0
@@ -268,4 +262,4 @@ def test_yaw_is_judged_in_degrees_where_these_were_measured(scores, effect):
 
 def test_the_ground_truth_is_no_cost_of_an_edit() -> None:
     names = ["st_lpips_alex", "truth_st_lpips_alex", "truth_psnr", "psnr_out"]
-    assert editing.costs_of(iter(names)) == ["st_lpips_alex", "psnr_out"]
+    assert costs_of(iter(names)) == ["st_lpips_alex", "psnr_out"]

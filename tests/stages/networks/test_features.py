@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from dhr_batch.pipeline.models import catalogue as registry
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import features
 
@@ -66,8 +66,8 @@ def test_a_file_with_code_is_refused_before_the_package_reads_it(tmp_path, capsy
 
 def test_missing_inception_names_its_command(tmp_path, monkeypatch):
     monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path))
-    with pytest.raises(registry.ModelMissing, match="dhr-batch models pull inception-2015-12-05"):
-        registry.path("inception-2015-12-05")
+    with pytest.raises(catalogue.ModelMissing, match="dhr-batch models pull inception-2015-12-05"):
+        catalogue.path("inception-2015-12-05")
 
 
 @pytest.mark.parametrize(("name", "size"), [("st_alex", 256), ("tiny", 32)])

@@ -9,7 +9,7 @@ import torch
 from facenet_pytorch import InceptionResnetV1, extract_face, fixed_image_standardization
 from PIL import Image
 
-from dhr_batch.pipeline.models import catalogue as registry
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import identity
 from dhr_batch.stages.networks.detect import Face
@@ -151,5 +151,5 @@ def test_another_file_is_refused_by_its_key(context, tmp_path):
 @pytest.mark.parametrize("name", ["arcface-irse50", "curricularface-ir101", "facenet-vggface2"])
 def test_a_missing_file_names_its_command(name, tmp_path, monkeypatch):
     monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path))
-    with pytest.raises(registry.ModelMissing, match=f"dhr-batch models pull {name} --file"):
-        registry.path(name)
+    with pytest.raises(catalogue.ModelMissing, match=f"dhr-batch models pull {name} --file"):
+        catalogue.path(name)

@@ -14,15 +14,15 @@ import ray
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine.driver import Driver
-from dhr_batch.pipeline.engine.progress import Progress, State
-from dhr_batch.pipeline.engine.status import Status
+from dhr_batch.pipeline.engine.progress import Progress, RunCounters
+from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, place
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.pipeline.report import write as report
+from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.runs import card, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import total
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended. images: planned; done: in committed rows; seconds: of this start.
 
     stopped: the user asked for it, perhaps when nothing was left to do.
@@ -61,7 +61,7 @@ class Outcome:
         return content
 
 
-def run(plan: Plan, request: Request) -> Outcome:
+def run(plan: Plan, request: Request) -> RunOutcome:
     """Process the shards of a plan that are not committed yet.
 
     Raises Refused (another driver, changed settings, too little space, absent GPUs), ModelMissing
@@ -72,7 +72,7 @@ def run(plan: Plan, request: Request) -> Outcome:
     check_gpus(plan, request)
     run_folder = claimed(plan, request)
     out = run_folder.storage
-    state, stopper = State(total=0, shards=0), stopping.Stopper()
+    state, stopper = RunCounters(total=0, shards=0), stopping.Stopper()
     with stopping.scope(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
@@ -175,12 +175,12 @@ def worker_settings(plan: Plan, out: Storage) -> Settings:
     )
 
 
-def _status(state: State, out: Storage) -> Status:
+def _status(state: RunCounters, out: Storage) -> StatusWriter:
     """The status file of a run, which goes on with the throughput of earlier starts."""
     points = status_file.throughput(out)
     every = 2.0 if isinstance(out, LocalStorage) else 10.0
     write = status_file.writer(out)
-    return Status(state, write, every, points)
+    return StatusWriter(state, write, every, points)
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def _outcome(
     progress: Progress,
     finished: bool,
     started: float,
-) -> Outcome:
+) -> RunOutcome:
     shards = run_folder.committed().values()
     ok = sum(shard.ok for shard in shards)
     bad = sum(shard.quarantined for shard in shards)
@@ -254,7 +254,7 @@ def _outcome(
         too_many = plan.images > 0 and bad / plan.images > plan.config.max_quarantined
         code = TOO_MANY_QUARANTINED if too_many else DONE
         rows = total(s.rows for s in shards)
-        if not card.write(run_folder.storage, plan.head(), plan.images, rows):
+        if not card.write_card(run_folder.storage, plan.head(), plan.images, rows):
             progress.say(
                 f"{run_folder.storage.locate(card.NAME)} is left as it is: no run wrote it, or it "
                 "was changed since. Move it away, and the same command writes that of this run"
@@ -275,12 +275,12 @@ def _outcome(
     if not finished:
         progress.say("interrupted; the same command goes on from here")
     out = run_folder.storage.place
-    return Outcome(out, plan.images, ok, bad, code, round(seconds, 3), report=page)
+    return RunOutcome(out, plan.images, ok, bad, code, round(seconds, 3), report=page)
 
 
 def _report(out: Storage, progress: Progress) -> str | None:
     try:
-        return report.write(out)
+        return write_report(out)
     except CommandError as error:
         progress.say(f"no report: {error}")
     except Exception as error:

