@@ -16,8 +16,9 @@ import click
 
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.pipeline.report.metrics import number, title
+from dhr_batch.pipeline.report.metrics import title
 from dhr_batch.pipeline.report.truth import Figure, bin_names, figures
+from dhr_batch.pipeline.units import number
 
 GENERATOR = "mobilestylegan-256"
 

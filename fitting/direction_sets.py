@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from dhr_batch.fitting.directions import Fit, fit
 from dhr_batch.pipeline.errors import CommandError
+from dhr_batch.pipeline.files import whole
 from dhr_batch.stages.direction_files import digest
 
 if TYPE_CHECKING:
@@ -156,7 +156,6 @@ def write_set(
     )
     file = folder / f"{name}.yaml"
     for target, data in ((file.with_suffix(".npz"), buffer.getvalue()), (file, text.encode())):
-        part = target.with_suffix(f"{target.suffix}.{os.getpid()}.part")
-        part.write_bytes(data)
-        os.replace(part, target)
+        with whole(target) as part:
+            part.write_bytes(data)
     return file

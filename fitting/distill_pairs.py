@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dhr_batch.pipeline.files import whole
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 
@@ -52,10 +52,9 @@ def codes(net: MobileStyleGAN, seed: int) -> Tensor:
 
 def write_atomically(file: Path, save: Callable[[Path], object]) -> None:
     """Write a file atomically, so that no reader sees part of it."""
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    save(temporary)
-    temporary.chmod(0o644)
-    os.replace(temporary, file)
+    with whole(file) as temporary:
+        save(temporary)
+        temporary.chmod(0o644)
 
 
 def _savez(**arrays: np.ndarray) -> Callable[[Path], None]:

@@ -7,7 +7,6 @@ The fitting commands learn from them. Pictures are not stored. A cache folder ho
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.files import whole
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.stages import registry
 
@@ -169,13 +169,10 @@ def find_landmarks(finder: Landmarks68, image: np.ndarray) -> np.ndarray:
 
 
 def _save(file: Path, arrays: dict[str, Any]) -> None:
-    part = file.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as stream:
+    with whole(file) as part, part.open("wb") as stream:
         np.savez(stream, **arrays)
-    os.replace(part, file)
 
 
 def _replace(file: Path, data: bytes) -> None:
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, file)
+    with whole(file) as part:
+        part.write_bytes(data)

@@ -46,3 +46,9 @@ class NoRun(Refused):
 
 class StorageError(CommandError, OSError):
     """A place of images or of a run cannot be used now; what is committed stays. Exit code 1."""
+
+
+class RunFailed(CommandError):
+    """A run cannot be finished now; what is committed stays. Exit code 1."""
+
+    GOES_ON = "finished shards are kept; the same command goes on from here"

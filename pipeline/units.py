@@ -1,6 +1,8 @@
-"""Format durations and sizes for people."""
+"""Format durations, sizes and other numbers for people."""
 
 from __future__ import annotations
+
+import math
 
 
 def duration(seconds: float | None) -> str:
@@ -32,3 +34,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def number(value: float | None) -> str:
+    """Format a number for readers; `–` for None and nan.
+
+    >>> number(24.104), number(0.51234), number(0.00012), number(None)
+    ('24.10', '0.512', '1.20e-04', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value and abs(value) < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def signed(strength: float) -> str:
+    """Format the strength of an edit with its sign."""
+    return f"{strength:+g}" if strength else "0"

@@ -91,6 +91,14 @@ def bucket(s3: str) -> str:
     return f"s3://{name}"
 
 
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a run may be made: a folder, then a prefix of a bucket."""
+    if request.param == "local":
+        return str(tmp_path / "run")
+    return str(request.getfixturevalue("bucket")) + "/run"
+
+
 Rules = Sequence[tuple[str, float | str, float, str]]
 
 

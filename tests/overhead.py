@@ -28,7 +28,6 @@ from dhr_batch.benchmarks.machine import held_mb, json_option, write_json
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
-from dhr_batch.pipeline.engine import driver as driver_module
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.attempt import memory_peak
 from dhr_batch.pipeline.errors import CommandError
@@ -92,11 +91,11 @@ def watching() -> Iterator[Watch]:
         finally:
             watch.waited += time.perf_counter() - began
 
-    RunFolder.commit, driver_module.ray.wait = noted_commit, timed_wait  # type: ignore[method-assign]
+    RunFolder.commit, ray.wait = noted_commit, timed_wait  # type: ignore[method-assign]
     try:
         yield watch
     finally:
-        RunFolder.commit, driver_module.ray.wait = commit, wait  # type: ignore[method-assign]
+        RunFolder.commit, ray.wait = commit, wait  # type: ignore[method-assign]
 
 
 def made(items: list[Item], workers: int, shard_size: int, seconds: float = 0.0) -> plan.Plan:

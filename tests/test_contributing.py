@@ -65,7 +65,7 @@ def dataset(copy: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(root: Path, copy: Path, dataset: Path) -> dhr_batch.pipeline.results.Run:
+def run(root: Path, copy: Path, dataset: Path) -> dhr_batch.pipeline.runs.results.Run:
     command = shlex.split(_blocks(root / "CONTRIBUTING.md")["bash"])
     assert command[:4] == ["dhr-batch", "run", "--dataset", "portraits"]
     command[:4] = [sys.executable, "-m", "dhr_batch.cli", "run", "--dataset", str(dataset)]
@@ -87,7 +87,7 @@ def test_the_copy_is_what_is_imported(copy: Path) -> None:
 
 
 def test_a_run_with_the_new_refiner_fills_the_tables(
-    run: dhr_batch.pipeline.results.Run,
+    run: dhr_batch.pipeline.runs.results.Run,
 ) -> None:
     assert run.plan["config"]["refine"] == {"name": "toy", "steps": 30, "rate": 0.05}
     assert run.ids == ["0.png", "1.png"]
@@ -96,7 +96,7 @@ def test_a_run_with_the_new_refiner_fills_the_tables(
     assert metrics["model"].str.contains("random weights").all()
 
 
-def test_the_new_refiner_refines(run: dhr_batch.pipeline.results.Run) -> None:
+def test_the_new_refiner_refines(run: dhr_batch.pipeline.runs.results.Run) -> None:
     table = run.metrics.set_index(["image_id", "stage", "metric"])["value"]
     for image_id in run.ids:
         gain = table[image_id, "refined", "psnr"] - table[image_id, "inverted", "psnr"]

@@ -13,12 +13,13 @@ from dhr_batch.pipeline.bench.data import RENDERED_FROM, Compared, Method, metho
 from dhr_batch.pipeline.bench.matrix import reference
 from dhr_batch.pipeline.report import metrics as metric_names
 from dhr_batch.pipeline.report import truth
-from dhr_batch.pipeline.report.metrics import number, split, title
+from dhr_batch.pipeline.report.metrics import split, title
 from dhr_batch.pipeline.report.page import Table
 from dhr_batch.pipeline.report.truth import Figure
 from dhr_batch.pipeline.stats import equal_effect, set_distances
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
+from dhr_batch.pipeline.units import number
 from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from dhr_batch.pipeline.datasets.named import Dataset
@@ -119,21 +117,12 @@ class Cell:
 
 def shipped_names() -> list[str]:
     """Names of the shipped benchmarks."""
-    folder = resources.files("dhr_batch.configs") / "benchmarks"
-    return sorted(
-        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
-    )
+    return configs.presets("benchmark")
 
 
 def shipped_matrix(name: str) -> Matrix:
     """A shipped benchmark. Raises Refused, naming the valid ones."""
-    if name not in shipped_names():
-        raise Refused(
-            f"unknown benchmark {name!r}", way_out=f"choose from: {', '.join(shipped_names())}"
-        )
-    folder = resources.files("dhr_batch.configs") / "benchmarks"
-    text = (folder / f"{name}.yaml").read_text("utf-8")
-    return parse_matrix(yaml.safe_load(text), f"benchmark {name}")
+    return parse_matrix(configs.preset(name, "benchmark"), f"benchmark {name}")
 
 
 def read_matrix(file: Path) -> Matrix:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dhr_batch.pipeline import units
 from dhr_batch.pipeline.bench.board import FURTHER, Board, EditBoard
 from dhr_batch.pipeline.bench.data import Made
 from dhr_batch.pipeline.bench.run import Benchmark
@@ -121,7 +122,7 @@ def _curves(board: Board, edited: EditBoard) -> Iterator[Plot]:
         better = metric_names.better(cost)
         hint = f"at equal effect, {better} is better; n = {len(edited.full.images)}"
         if svg is not None:
-            means = {s.name: metric_names.number(s.y[-1] if s.y else None) for s in series}
+            means = {s.name: units.number(s.y[-1] if s.y else None) for s in series}
             yield Plot(f"{edited.name}: {title(cost)}", svg, hint, means)
 
 
@@ -134,7 +135,7 @@ def _speed(board: Board) -> Plot | None:
     svg = plots.curves(points, "seconds per image", "PSNR [dB]")
     if svg is None:
         return None
-    means = {s.name: metric_names.number(s.y[0]) for s in points}
+    means = {s.name: units.number(s.y[0]) for s in points}
     return Plot("PSNR against seconds", svg, "embed, segment and refine", means)
 
 
@@ -157,7 +158,7 @@ def _columns(board: Board) -> list[_Picture]:
         name = edits[0][0]
         strength = max(s for edit, s in edits if edit == name)
         stage = edit_stage(name, strength)
-        label = f"{name} {metric_names.signed(strength)}"
+        label = f"{name} {units.signed(strength)}"
         found += [_Picture(f"{m.name}, {label}", m.runs[0], stage) for m in methods]
     return found
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dhr_batch.pipeline.bench.matrix import Cell, Matrix, dataset_names, expand
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import prepare
+from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.planning.request import Mode, Request
 from dhr_batch.pipeline.planning.resume import OtherRun
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -18,9 +19,6 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned, require_apart
 from dhr_batch.stages.registry import STAGES
-
-if TYPE_CHECKING:
-    from dhr_batch.pipeline.planning.plan import Plan
 
 RUNS = "runs"
 

@@ -16,10 +16,11 @@ from dhr_batch.pipeline.bench.board import COST, FURTHER, Board, BoardColumn
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines
-from dhr_batch.pipeline.report.metrics import number, title
+from dhr_batch.pipeline.report.metrics import title
 from dhr_batch.pipeline.report.page import Cell, shown
 from dhr_batch.pipeline.stats.bootstrap import LEVEL
 from dhr_batch.pipeline.strict import Strict
+from dhr_batch.pipeline.units import number
 
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from dhr_batch.pipeline.datasets import listing
@@ -13,10 +14,10 @@ from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable
 from dhr_batch.pipeline.datasets.named import Dataset, scan
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.strict import Strict
+from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.decode import decode
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dhr_batch.stages.networks.detect import Detector
 
 # The eyes of an FFHQ crop are at most this fraction of the side away from where FFHQ's alignment
@@ -148,9 +149,6 @@ def _decode(result: DatasetCheck, items: list[Item]) -> None:
 
 def _decode_one(item: Item, ids_by_digest: defaultdict[str, list[str]]) -> np.ndarray | Finding:
     """Decode an image like the align stage. Returns its pixels, or why it cannot be decoded."""
-    from dhr_batch.stages.base import ImageError
-    from dhr_batch.stages.decode import decode
-
     try:
         data = listing.read_bytes(item)
         ids_by_digest[hashlib.sha256(data).hexdigest()].append(item.image_id)
@@ -184,8 +182,6 @@ def eye_shift(detector: Detector, pixels: np.ndarray) -> float | None:
     Returns:
         The larger distance of the two eyes, as a fraction of R; None if no face is found.
     """
-    import numpy as np
-
     from dhr_batch.stages import ffhq
 
     faces = detector.detect([pixels])[0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import shutil
+from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
+
+from dhr_batch.pipeline.files import whole
 from dhr_batch.pipeline.models import catalogue
 
 
@@ -20,28 +23,16 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != source.stat().st_size:
-            _write(folder / name, source.read_bytes())
+            with whole(folder / name) as file:
+                shutil.copyfile(source, file)
     if not (folder / "astronaut.png").is_file():
-        _write(folder / "astronaut.png", _astronaut())
+        with whole(folder / "astronaut.png") as file:
+            file.write_bytes(_astronaut())
 
 
 def _astronaut() -> bytes:
-    from io import BytesIO
-
-    from PIL import Image
     from skimage import data
 
     buffer = BytesIO()
     Image.fromarray(data.astronaut()).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _write(target: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        os.replace(temporary, target)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise

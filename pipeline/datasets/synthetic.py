@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import yaml
 from dhr_batch.pipeline.datasets import ground_truth
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.datasets.named import Dataset
+from dhr_batch.pipeline.files import sha256, whole
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url
@@ -177,17 +175,12 @@ def write_dataset(
             report(index + 1, images)
 
     folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     about = {"generator": registry.label(generator), "seed": str(seed)}
-    try:
+    with whole(target) as part:
         ground_truth.write_truths(part, rows(samples(), pairs), about)
-        with part.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
         owned.claim()
-        if owned.note(target.name, checksum):
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        owned.note(target.name, sha256(part))
+        owned.require()
     text = f"{registry.label(generator)}, truncation {truncation:g}, seed {seed}"
     settings = {"root": target.name, "aligned": True, "column": "image", "id_column": "image_id"}
     described = {"description": f"{images} generated faces under occluders: {text}"} | settings

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning.plan import Shard
-from dhr_batch.pipeline.runs.names import sha256
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import Row, rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo

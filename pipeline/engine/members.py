@@ -1,10 +1,9 @@
-"""The workers of a run as the driver sees them: starting, watching and ending their actors."""
+"""A worker as the driver sees it, and what it reports."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +16,11 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from dhr_batch.pipeline.engine import actor
 from dhr_batch.pipeline.engine.blame import Place
 from dhr_batch.pipeline.engine.progress import Progress
-from dhr_batch.pipeline.engine.worker import Settings
 
 # Time to answer a question, on top of what an image may take.
 _GRACE_SECONDS = 5.0
-_CLOSING_SECONDS = 10.0
 # An answer is a few kilobytes: later than this, whoever holds it is gone.
 _ANSWER_SECONDS = 30.0
 # A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
@@ -94,13 +90,6 @@ def poll_seconds(workers: int) -> float:
     return min(_LONGEST_POLL, _POLL_SECONDS * max(1.0, workers / _WORKERS_PER_POLL))
 
 
-def start(settings: Settings, number: int) -> Member:
-    """Ask Ray for an actor; it may take long until there is room for it."""
-    config = settings.config
-    share = 1 / config.workers_per_gpu if config.gpus else 0
-    return Member(actor.remote(share, config.threads).remote(settings, number))
-
-
 def listen(member: Member, number: int, progress: Progress, wait: bool = False) -> None:
     """Take in what a worker has reported, without waiting for it unless told to.
 
@@ -161,25 +150,3 @@ def lost_node(error: RayError) -> bool:
     """Whether a whole machine went away, which says nothing about what its workers did."""
     away = isinstance(error, ActorUnavailableError | GetTimeoutError)
     return away or "node has died" in str(error)
-
-
-def end(workers: Iterable[Member], closing: bool) -> None:
-    """End the processes. closing: let those that run bring their logs away, for some seconds."""
-    workers = list(workers)
-    closed = [member.handle.close.remote() for member in workers if member.where and closing]
-    if closed:
-        ray.wait(closed, num_returns=len(closed), timeout=_CLOSING_SECONDS)
-    for member in workers:
-        ray.kill(member.handle)
-
-
-def slots(settings: Settings) -> int:
-    """How many workers have room on the GPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("GPU", 0)) * settings.config.workers_per_gpu
-
-
-def room() -> str:
-    """What the cluster has and what of it is free."""
-    have, free = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
-    return ", ".join(parts)

@@ -138,9 +138,9 @@ def _process(
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")
         status = _status(state, run_folder.storage)
-        driver = Driver(run_folder, settings, progress, workers, on_ready, status, stopper)
+        driver = Driver(run_folder, settings, todo, progress, workers, on_ready, status, stopper)
         try:
-            return driver.process(todo)
+            return driver.process()
         except stopping.Interrupted:
             return False
 

@@ -1,4 +1,4 @@
-"""What the driver has to do and has given out: the queue of shards, and what each future is for."""
+"""What a worker can be asked for, and the queue of shards that wait for one."""
 
 from __future__ import annotations
 
@@ -6,43 +6,99 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.engine.blame import Blame, Place
+from dhr_batch.pipeline.engine.worker import Lost
 from dhr_batch.pipeline.planning.plan import Shard
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a future stands for: a worker's `join` or `setup` (no shard), or work on a shard.
-
-    position: of the only image asked for, where a shard is given out image by image; -1 while the
-    worker is told of it, and behind the last while its tables are closed: no image is to blame.
-    """
+    """One question to a worker. `ask` puts it to the worker's actor and returns Ray's future."""
 
     worker: int
-    what: str
-    shard: Shard | None = None
-    attempt: str = ""
-    position: int | None = None
+
+    def ask(self, handle: Any) -> Any:
+        raise NotImplementedError
+
+
+class Join(Task):
+    """Say where you run. Answered once Ray has found room for the worker."""
+
+    def ask(self, handle: Any) -> Any:
+        return handle.join.remote()
+
+
+class Setup(Task):
+    """Load the networks."""
+
+    def ask(self, handle: Any) -> Any:
+        return handle.setup.remote()
+
+
+@dataclass(frozen=True)
+class ShardTask(Task):
+    """Work on a shard. attempt: the name under which its tables are staged."""
+
+    shard: Shard
+    attempt: str
 
     @property
     def image(self) -> Item | None:
         """The only image in work, if it is known."""
-        if self.shard is None or self.position is None:
-            return None
-        inside = 0 <= self.position < len(self.shard.items)
-        return self.shard.items[self.position] if inside else None
+        return None
 
 
-def describe(shard: Shard) -> str:
-    """A shard by its number and first images."""
-    names = ", ".join(item.image_id for item in shard.items[:3])
-    return f"shard {shard.index} ({names}{', ...' if len(shard.items) > 3 else ''})"
+class WholeShard(ShardTask):
+    """Finish a shard and return its receipt."""
+
+    def ask(self, handle: Any) -> Any:
+        return handle.run_shard.remote(self.shard, self.attempt)
+
+
+@dataclass(frozen=True)
+class OpenShard(ShardTask):
+    """Begin a shard whose images are asked for one by one. lost: images to leave alone."""
+
+    lost: Lost
+
+    def ask(self, handle: Any) -> Any:
+        return handle.isolate.remote(self.shard, self.attempt, self.lost)
+
+
+@dataclass(frozen=True)
+class OneImage(ShardTask):
+    """Finish the image at `position` of an opened shard."""
+
+    position: int
+
+    @property
+    def image(self) -> Item:
+        return self.shard.items[self.position]
+
+    def ask(self, handle: Any) -> Any:
+        return handle.next_image.remote()
+
+
+class CloseShard(ShardTask):
+    """Close the tables of an opened shard and return its receipt: no image is in work."""
+
+    def ask(self, handle: Any) -> Any:
+        return handle.next_image.remote()
+
+
+def following(task: OpenShard | OneImage) -> OneImage | CloseShard:
+    """The next question about an opened shard."""
+    position = task.position + 1 if isinstance(task, OneImage) else 0
+    if position < len(task.shard.items):
+        return OneImage(task.worker, task.shard, task.attempt, position)
+    return CloseShard(task.worker, task.shard, task.attempt)
 
 
 class Queue:
-    """Shards that wait: those given back first, then `todo`, of which one at a time is made."""
+    """Shards that wait: those given back first, then `todo`, which is read one shard at a time."""
 
     def __init__(self, todo: Iterable[Shard], blame: Blame) -> None:
         self._todo, self._blame = iter(todo), blame

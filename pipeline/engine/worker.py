@@ -150,9 +150,9 @@ class Worker:
             tables = self._begin(shard, folder)
             with (
                 Behind(partial(self._add, tables)) as behind,
-                closing(ahead(self._aligned(shard))) as batches,
+                closing(ahead(self._aligned(shard))) as aligned,
             ):
-                for records in batches:
+                for records in aligned:
                     behind.put(self._computed(shard, first, records))
                     first += len(records)
             receipt = self._receipt(tables, attempt)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
+from dhr_batch.pipeline.export.options import ExportOutcome, Options
 from dhr_batch.pipeline.export.pictures import measured_identity
 from dhr_batch.pipeline.export.target import identity
 from dhr_batch.pipeline.markdown import table_lines
@@ -20,9 +21,6 @@ from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages import registry
-
-if TYPE_CHECKING:
-    from dhr_batch.pipeline.export.options import ExportOutcome, Options
 
 _LOAD = {
     "webdataset": 'import webdataset\n\ntrain = webdataset.WebDataset("train-00000.tar")'

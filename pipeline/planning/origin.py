@@ -16,7 +16,7 @@ from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import earlier_run
-from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, Layer
+from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, Layer, differences, flat
 from dhr_batch.pipeline.runs import quarantine
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
@@ -72,11 +72,11 @@ def inputs(run: Storage, plan: Mapping[str, Any]) -> Iterator[str]:
     """
     seen: set[str] = set()
     while True:
-        named = str(plan.get("config", {}).get("dataset", ""))
+        asked = str(plan.get("config", {}).get("dataset", ""))
         known = Owned(run, RUN).about.get("dataset")
         try:
-            if not known and (os.path.isabs(named) or locations.is_url(named)):
-                known = named.find(named).location
+            if not known and (os.path.isabs(asked) or locations.is_url(asked)):
+                known = named.find(asked).location
             if not known or known in seen:
                 return
             yield known
@@ -191,8 +191,6 @@ class Origin:
 
     def _check_same(self, config: Config) -> None:
         """Settings of the stages that have run are facts."""
-        from dhr_batch.pipeline.planning.config import differences, flat
-
         earlier = [stage for stage in registry.STAGES if stage not in config.stages]
         fixed = ("generator", "seed", *earlier)
         made = configs.build([self.settings, {"dataset": config.dataset}])

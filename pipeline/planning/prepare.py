@@ -73,10 +73,10 @@ def check_models(made: plan.Plan, request: Request) -> None:
     if request.address:
         return
     config = made.config
-    names = set(plan.registry.MODELS.get(("generator", config.generator), ()))
+    names = set(registry.MODELS.get(("generator", config.generator), ()))
     for family in config.stages:
         section = getattr(config, family)
-        member = plan.registry.lookup(family, section["name"])
+        member = registry.lookup(family, section["name"])
         names |= member(member.Options(**section)).models(made.dataset.aligned)
     for name in sorted(names):
         catalogue.path(name)

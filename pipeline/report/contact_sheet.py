@@ -8,8 +8,8 @@ from importlib import resources
 from PIL import Image, ImageDraw, ImageFont
 
 from dhr_batch.pipeline.report.data import ImageRow, RunData
-from dhr_batch.pipeline.report.metrics import number, signed
 from dhr_batch.pipeline.report.pictures import decode, overlay
+from dhr_batch.pipeline.units import number, signed
 from dhr_batch.stages.base import EDIT_STAGE, edit_stage
 
 MAX_ROWS = 12

@@ -188,7 +188,7 @@ def read_rows(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict
 def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[ImageRow]:
     """Read the pictures and the mask of each of the given images, one image at a time.
 
-    All masks are read first, a few kB each. Pictures are read one row group at a time.
+        All masks are read first, a few kB each. Pictures are read one row group at a time.
 
     Args:
         run: The run.

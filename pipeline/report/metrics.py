@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -109,23 +108,3 @@ def of_truth(metrics: pd.DataFrame, included: bool = True) -> pd.DataFrame:
     """
     names = [name for name in metrics["metric"].unique() if name.startswith(TRUTH)]
     return metrics[metrics["metric"].isin(names) == included]
-
-
-def number(value: float | None) -> str:
-    """Format a number for readers; `–` for None and nan.
-
-    >>> number(24.104), number(0.51234), number(0.00012), number(None)
-    ('24.10', '0.512', '1.20e-04', '–')
-    """
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if value and abs(value) < 1e-3:
-        return f"{value:.2e}"
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def signed(strength: float) -> str:
-    """Format the strength of an edit with its sign."""
-    return f"{strength:+g}" if strength else "0"

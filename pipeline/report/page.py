@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-from dhr_batch.pipeline.report.metrics import number
 from dhr_batch.pipeline.stats.bootstrap import Estimate
+from dhr_batch.pipeline.units import number
 from dhr_batch.version import __version__
 
 

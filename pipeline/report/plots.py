@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dhr_batch.pipeline.report.metrics import number
+from dhr_batch.pipeline.units import number
 
 WIDTH, HEIGHT = 250, 165
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 12, 36

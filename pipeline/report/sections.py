@@ -15,15 +15,13 @@ from dhr_batch.pipeline.report.metrics import (
     STAGES,
     better,
     metric_key,
-    number,
     of_truth,
-    signed,
     title,
 )
 from dhr_batch.pipeline.report.page import Cell, Column, Gallery, Page, Plot, Section, Table, shown
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.pipeline.stats import equal_effect
-from dhr_batch.pipeline.units import duration
+from dhr_batch.pipeline.units import duration, number, signed
 from dhr_batch.stages.base import EDIT_STAGE
 
 if TYPE_CHECKING:

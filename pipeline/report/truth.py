@@ -16,16 +16,17 @@ import numpy as np
 from dhr_batch.pipeline.datasets.synthetic import SHARES, TWIN
 from dhr_batch.pipeline.markdown import table_lines
 from dhr_batch.pipeline.report import plots
-from dhr_batch.pipeline.report.metrics import STAGES, better, number, of_truth, title
+from dhr_batch.pipeline.report.data import RunData
+from dhr_batch.pipeline.report.metrics import STAGES, better, of_truth, title
 from dhr_batch.pipeline.report.page import Cell, Column, Plot, Section, Table
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.pipeline.stats.bootstrap import estimate
+from dhr_batch.pipeline.units import number
 from dhr_batch.stages.base import TRUTH
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dhr_batch.pipeline.report.data import RunData
 
 # Limits of the bins of the occluded share. The last bin includes its upper limit.
 BINS = (SHARES[0], 0.1, 0.2, 0.3, SHARES[1])

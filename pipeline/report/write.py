@@ -19,11 +19,10 @@ from dhr_batch.pipeline.report import contact_sheet, gallery, sections, summarie
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, rows
 from dhr_batch.pipeline.report.gallery import MAX_IMAGES
-from dhr_batch.pipeline.report.metrics import number
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import REPORT, RUN, Owned, require_apart
-from dhr_batch.pipeline.units import duration
+from dhr_batch.pipeline.units import duration, number
 
 if TYPE_CHECKING:
     import pandas as pd

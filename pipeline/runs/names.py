@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 STAGING = "_staging"
 SHARDS = "_state/shards"
 PLAN = "plan.json"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def staging(attempt: str) -> str:

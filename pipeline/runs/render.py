@@ -11,6 +11,7 @@ from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.direction_files import DirectionError
 
 if TYPE_CHECKING:
     from dhr_batch.stages.rerender import Rerender
@@ -32,7 +33,6 @@ def context(plan: Mapping[str, Any], place: str) -> Context:
 
 def renderer(networks: Context, edits: Iterable[EditChoice]) -> Rerender:
     """What makes the pictures of a run's records. Raises Refused for unknown directions."""
-    from dhr_batch.stages.direction_files import DirectionError
     from dhr_batch.stages.rerender import Rerender
 
     try:

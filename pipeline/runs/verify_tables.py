@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from dhr_batch.pipeline.runs.names import manifest_key, part, sha256
+from dhr_batch.pipeline.files import sha256
+from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.storage.base import Storage, Version
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import is_url, lies_in
@@ -174,8 +175,7 @@ class Owned:
         """Return the sha256 of a file; None if it does not exist, "" if it is not a file."""
         try:
             if isinstance(self.storage, LocalStorage):
-                with (self.storage.root / key).open("rb") as file:
-                    return hashlib.file_digest(file, "sha256").hexdigest()
+                return sha256(self.storage.root / key)
             content = self.storage.read(key)
         except FileNotFoundError:
             return None

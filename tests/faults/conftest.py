@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -272,11 +271,3 @@ def same() -> Callable[[object, Reference], None]:
         assert b"config_name: latents" in (connect(str(place)).read("README.md") or b"")
 
     return check
-
-
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a run may be made: a folder, then a prefix of a bucket."""
-    if request.param == "local":
-        return str(tmp_path / "run")
-    return str(request.getfixturevalue("bucket")) + "/run"

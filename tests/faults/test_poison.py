@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from dhr_batch.pipeline.engine.driver import RunFailed
+from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import HERE, NAMES
 
@@ -224,7 +224,7 @@ def test_a_bug_stops_the_run_after_two_attempts(
 
 
 def test_workers_that_only_die_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dhr_batch.pipeline.engine.driver.DEATHS_IN_A_ROW", 4)
+    monkeypatch.setattr("dhr_batch.pipeline.engine.losses.DEATHS_IN_A_ROW", 4)
     items = harness.photographs(tmp_path / "in", [f"exit-{i}.png" for i in range(6)])
     with pytest.raises(RunFailed, match="4 workers ended one after the other"):
         harness.run(harness.make(items, shard_size=6), tmp_path / "out")
@@ -259,7 +259,7 @@ def held(gpus: int) -> Iterator[None]:
 def two_logical_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dhr_batch.pipeline.planning.devices.torch_device", lambda _config: "cpu")
     monkeypatch.setattr("dhr_batch.pipeline.planning.devices.physical_gpus", lambda: 2)
-    monkeypatch.setattr("dhr_batch.pipeline.engine.driver._WAITING_SECONDS", 0.5)
+    monkeypatch.setattr("dhr_batch.pipeline.engine.crew._WAITING_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("two_logical_gpus")

@@ -108,6 +108,12 @@ def test_an_upload_that_nobody_takes_or_answers_is_given_up(
     assert connect(f"{bucket}/run").sizes() == {}
 
 
+@pytest.fixture(params=[3, None])
+def options(request: pytest.FixtureRequest) -> dict[str, int]:
+    """How long a run waits for its store: shortly, then as long as it does by itself."""
+    return {} if request.param is None else {"DHR_BATCH_STORAGE_PATIENCE": request.param}
+
+
 def stopped(process: Any, what: str) -> str:
     """What a run says that gives its store up, soon after `what`, and can go on later."""
     began = time.monotonic()
@@ -122,18 +128,16 @@ def stopped(process: Any, what: str) -> str:
 
 
 @slow
-@pytest.mark.parametrize("patience", [3, None])
 def test_a_run_whose_uploads_hang_stops_and_goes_on_later(
     bare_runs: Any,
     bare_reference: Any,
     same: Callable[..., None],
     bucket: str,
     faults: Any,
-    patience: int | None,
+    options: dict[str, int],
 ) -> None:
     """Everything else is answered: the driver has its lease, and hears from its workers."""
     place = f"{bucket}/run"
-    options = {} if patience is None else {"DHR_BATCH_STORAGE_PATIENCE": patience}
     faults.silent = "_staging/"
     with bare_runs.start(place, **options) as process:
         while not faults.injected["silence"]:
@@ -161,17 +165,15 @@ def test_a_run_survives_ten_percent(
 
 
 @slow
-@pytest.mark.parametrize("patience", [3, None])
 def test_a_run_without_its_store_stops_and_goes_on_later(
     runs: Any,
     reference: Any,
     same: Callable[..., None],
     bucket: str,
     faults: Any,
-    patience: int | None,
+    options: dict[str, int],
 ) -> None:
     place = f"{bucket}/run"
-    options = {} if patience is None else {"DHR_BATCH_STORAGE_PATIENCE": patience}
     with runs.start(place, **options) as process:
         while connect(place).read("plan.json") is None:
             assert process.poll() is None

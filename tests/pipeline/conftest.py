@@ -101,14 +101,6 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return made
 
 
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a run may lie: a folder, and a prefix of a bucket."""
-    if request.param == "local":
-        return str(tmp_path / "run")
-    return str(request.getfixturevalue("bucket")) + "/run"
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`reported.made` in a folder of the test's own."""

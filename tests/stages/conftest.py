@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.encoders import Encoder
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.tests.awkward import write_awkward_folder
@@ -24,6 +25,19 @@ def astronaut() -> np.ndarray:
     from skimage.data import astronaut
 
     return astronaut()
+
+
+@pytest.fixture
+def context() -> Context:
+    """A context of tiny networks in double precision, without any model."""
+
+    def no_models(name: str) -> Path:
+        raise AssertionError(f"asked for {name}")
+
+    made = Context("cpu", "tiny", no_models)
+    made.network("generator", "tiny").double()
+    made.network("perceptual", "tiny").double()
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,6 @@ from dhr_batch.stages.refine_ablations import FeatureModulation, WeightModulatio
 from dhr_batch.stages.refine_dhr import HybridRefinement
 
 
-@pytest.fixture
-def context() -> Context:
-    def no_models(name):
-        raise AssertionError(f"asked for {name}")
-
-    made = Context("cpu", "tiny", no_models)
-    made.network("generator", "tiny").double()
-    made.network("perceptual", "tiny").double()
-    return made
-
-
 def build(context: Context, member, **options):
     stage = member(member.Options(perceptual="tiny", **options))
     stage.setup(context)

@@ -14,17 +14,6 @@ from dhr_batch.stages.refine import Refinement
 from dhr_batch.stages.refine_pti import PivotalTuning
 
 
-@pytest.fixture
-def context() -> Context:
-    def no_models(name):
-        raise AssertionError(f"asked for {name}")
-
-    made = Context("cpu", "tiny", no_models)
-    made.network("generator", "tiny").double()
-    made.network("perceptual", "tiny").double()
-    return made
-
-
 def refiner(context: Context, **options) -> PivotalTuning:
     stage = PivotalTuning(PivotalTuning.Options(perceptual="tiny", **options))
     stage.setup(context)

@@ -26,8 +26,8 @@ from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.datasets import synthetic
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.report.metrics import number
 from dhr_batch.pipeline.runs.results import open as open_run
+from dhr_batch.pipeline.units import number
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline import discs
 from dhr_batch.tests.pipeline.benched import MACHINE, REFINE, TINY, tiny

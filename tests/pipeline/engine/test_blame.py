@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dhr_batch.pipeline.engine.blame import Blame, Death, Place
-from dhr_batch.pipeline.engine.driver import RunFailed
 from dhr_batch.pipeline.engine.tasks import Queue
+from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.tests.faults import harness
 

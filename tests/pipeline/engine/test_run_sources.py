@@ -22,8 +22,9 @@ IDS = ["a.png", "b/1.png", "b/2.png"]
 RUNS = """
 import json, sys, ray
 from pathlib import Path
-from dhr_batch.pipeline.prepare import Request, prepare
-from dhr_batch.pipeline.runner import run
+from dhr_batch.pipeline.planning.prepare import prepare
+from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.engine.runner import run
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
 for given in json.loads(sys.argv[1]):
     settings = {"preset": "tiny", "gpus": 0, "shard_size": 2, "workers": 1} | given.pop("settings")

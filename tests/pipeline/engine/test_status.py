@@ -125,7 +125,7 @@ def test_counts_do_not_need_the_file(small_run: Any, tmp_path: Path) -> None:
 
 HOLD = """
 import json, os, sys
-from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.runs.folder import RunFolder
 run = RunFolder(sys.argv[1])
 run.lock()
 if len(sys.argv) > 2:

@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import resource, numpy as np
-from dhr_batch.pipeline.devices import keep_freed_memory
+from dhr_batch.pipeline.planning.devices import keep_freed_memory
 if {keep}: keep_freed_memory()
 def touch():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

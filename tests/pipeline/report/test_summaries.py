@@ -15,9 +15,10 @@ import pytest
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report import sections, summaries
-from dhr_batch.pipeline.report.metrics import metric_key, number, title
+from dhr_batch.pipeline.report.metrics import metric_key, title
 from dhr_batch.pipeline.report.write import markdown
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.units import number
 from dhr_batch.tests.pipeline.reported import EDITS, IDS, table_of, write
 
 

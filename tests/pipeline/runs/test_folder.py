@@ -67,28 +67,6 @@ def test_files_that_the_driver_does_not_see_are_not_committed(tmp_path: Path) ->
     run.unlock()
 
 
-def test_a_receipt_that_does_not_add_up_fails_the_run(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dhr_batch.pipeline.datasets.items import Item
-    from dhr_batch.pipeline.engine import members
-    from dhr_batch.pipeline.engine.blame import Blame
-    from dhr_batch.pipeline.engine.driver import Driver, RunFailed
-    from dhr_batch.pipeline.engine.tasks import Task
-    from dhr_batch.pipeline.planning.plan import Shard
-
-    for name in ("listen", "hear"):
-        monkeypatch.setattr(members, name, lambda *_, **__: None)
-    driver: Any = Driver.__new__(Driver)
-    driver.run, driver.progress, driver._blame, driver._idle = run, None, Blame(), []
-    driver._members = {0: members.Member(handle=None)}
-    driver._assign = lambda: None
-    shard = Shard(4, (Item("a.png", "", "a.png", 1),))
-    with pytest.raises(RunFailed, match="do not add up to the 1 planned"):
-        driver._worked(Task(0, "shard", shard), shard, {"receipt": attempt(run, 4)})
-    assert run.committed() == {}
-
-
 def test_without_the_lease_nothing_is_committed(place: str) -> None:
     run = RunFolder(place)
     with pytest.raises(LeaseLost):

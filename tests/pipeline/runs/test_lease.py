@@ -24,7 +24,7 @@ from dhr_batch.tests.pipeline.attempts import PLAN, attempt, files
 
 _OTHER = """
 import sys
-from dhr_batch.pipeline.commit import RunFolder
+from dhr_batch.pipeline.runs.folder import RunFolder
 run = RunFolder(sys.argv[1])
 run.lock()
 print("locked", flush=True)

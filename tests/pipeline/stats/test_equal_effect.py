@@ -9,7 +9,17 @@ import pandas as pd
 import pytest
 
 from dhr_batch.pipeline.stats.bootstrap import estimate, ratio
-from dhr_batch.pipeline.stats.equal_effect import *  # noqa
+from dhr_batch.pipeline.stats.equal_effect import (
+    Curve,
+    by_strength,
+    costs_of,
+    crossing,
+    curves,
+    difference,
+    effect_at_equal_cost,
+    equal_effect,
+    strengths_of,
+)
 
 IDENTITY = "identity_dlib_distance"
 

@@ -1,0 +1,124 @@
+"""All workers of a run: starting and ending their actors, and what each of them was asked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+
+from dhr_batch.pipeline.engine import actor
+from dhr_batch.pipeline.engine.blame import Place
+from dhr_batch.pipeline.engine.members import Member
+from dhr_batch.pipeline.engine.progress import Progress
+from dhr_batch.pipeline.engine.tasks import Join, ShardTask, Task
+from dhr_batch.pipeline.engine.worker import Settings
+from dhr_batch.pipeline.errors import RunFailed
+from dhr_batch.pipeline.units import duration
+
+_CLOSING_SECONDS = 10.0
+_WAITING_SECONDS = 30.0
+
+
+class Crew:
+    """The workers by number, the task behind each of Ray's futures, and who has nothing to do."""
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        self.settings, self.progress = settings, progress
+        self.members: dict[int, Member] = {}
+        self.tasks: dict[Any, Task] = {}
+        self.idle: list[int] = []
+
+    def start(self, number: int) -> None:
+        """Ask Ray for an actor; it may take long until there is room for it."""
+        config = self.settings.config
+        share = 1 / config.workers_per_gpu if config.gpus else 0
+        remote = actor.remote(share, config.threads)
+        self.members[number] = Member(remote.remote(self.settings, number))
+        self.ask(Join(number))
+        self.say(number, self.members[number].what)
+
+    def ask(self, task: Task) -> None:
+        self.tasks[task.ask(self.members[task.worker].handle)] = task
+
+    def say(self, number: int, what: str) -> None:
+        """Show what a worker does."""
+        self.members[number].what = self.progress.state.workers[number] = what
+
+    def answered(self, seconds: float) -> tuple[Any, Task] | None:
+        """A future that is done, with its task; None where there is none within some seconds."""
+        ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
+        return (ready[0], self.tasks.pop(ready[0])) if ready else None
+
+    def has_shards(self) -> bool:
+        """Whether any worker has a shard in hand."""
+        return any(isinstance(task, ShardTask) for task in self.tasks.values())
+
+    def shards_of(self, number: int) -> list[ShardTask]:
+        """What a worker has in hand."""
+        tasks = self.tasks.values()
+        return [task for task in tasks if isinstance(task, ShardTask) and task.worker == number]
+
+    def places(self) -> set[Place]:
+        """The GPUs where workers are ready."""
+        return {m.place for m in self.members.values() if m.ready and m.place}
+
+    def end(self, number: int) -> None:
+        """End a worker's process and forget what was expected of it."""
+        self.tasks = {f: t for f, t in self.tasks.items() if t.worker != number}
+        self.idle = [idle for idle in self.idle if idle != number]
+        ray.kill(self.members[number].handle)
+
+    def end_all(self, closing: bool) -> None:
+        """End the processes. closing: first let those that run store their logs, for some time."""
+        members = self.members.values()
+        closed = [member.handle.close.remote() for member in members if member.where and closing]
+        if closed:
+            ray.wait(closed, num_returns=len(closed), timeout=_CLOSING_SECONDS)
+        for member in members:
+            ray.kill(member.handle)
+        self.members.clear()
+
+    def slots(self) -> int:
+        """How many workers have room on the GPUs of the whole cluster."""
+        return int(ray.cluster_resources().get("GPU", 0)) * self.settings.config.workers_per_gpu
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [member.to_json(number) for number, member in sorted(self.members.items())]
+
+
+class RoomWatch:
+    """Says which workers wait for room; gives up where none finds any for `wait_timeout`."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._ready_at = self._said_at = time.monotonic()
+
+    def check(self) -> None:
+        """To be called often. Raises RunFailed."""
+        config, members = self._crew.settings.config, self._crew.members.values()
+        now, placed = time.monotonic(), sum(bool(member.where) for member in members)
+        waiting = len(members) - placed
+        if any(member.ready for member in members):
+            self._ready_at = now
+        resource = "a free GPU" if config.gpus else "free CPU cores"
+        if now - self._ready_at > config.wait_timeout:
+            missed = "loaded its networks" if placed else f"found {resource}"
+            raise RunFailed(
+                f"no worker {missed} within wait_timeout={duration(config.wait_timeout)}",
+                _room(),
+                "wait for other work to end, or ask for less (--gpus, threads). "
+                f"{RunFailed.GOES_ON}",
+            )
+        if waiting and now - self._said_at > _WAITING_SECONDS:
+            self._said_at = now
+            self._crew.progress.say(
+                f"{waiting} of {len(members)} workers wait for {resource}: {_room()}"
+            )
+
+
+def _room() -> str:
+    """What the cluster has and what of it is free."""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
+    return ", ".join(parts)
