@@ -32,7 +32,7 @@ PLAN_BYTES = 28
 PAGE, PART = 1000, 5 * 2**20
 MANIFEST_READERS = 16
 # What a worker says of `mobilestylegan-256`.
-GENERATOR = {"resolution": 256, "rows": 23, "weights": 7_028_748, "feature": 2_097_152}
+GENERATOR = estimate.GeneratorFacts(256, rows=23, weights=7_028_748, feature=2_097_152)
 
 
 @dataclass(frozen=True)

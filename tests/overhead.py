@@ -9,7 +9,6 @@ than a factor of three, which no busy machine explains.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import multiprocessing
 import os
@@ -34,6 +33,7 @@ from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import config, plan, resume
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest, dumps
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.tests.no_op import NAMES, write_images
@@ -80,9 +80,10 @@ def watching() -> Iterator[Watch]:
     """Watch the driver of the runs in this block."""
     watch, commit, wait = Watch(), RunFolder.commit, ray.wait
 
-    def noted_commit(self: RunFolder, shard: int, receipt: dict[str, Any], planned: int) -> None:
+    def noted_commit(self: RunFolder, shard: int, receipt: Manifest, planned: int) -> None:
         commit(self, shard, receipt, planned)
-        watch.note(receipt["worker"]["number"])
+        assert receipt.worker is not None
+        watch.note(receipt.worker.number)
 
     def timed_wait(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -187,25 +188,23 @@ def _start(images: int, folder: Path) -> dict[str, float]:
     import_module("torch")
     began = time.perf_counter()
     run_folder = RunFolder(folder)
-    run_folder.write_plan(made(_listed(images), 8, 32).to_json())
+    run_folder.write_plan(made(_listed(images), 8, 32).stored())
     seconds, written = time.perf_counter() - began, run_folder.storage.sizes()["plan.json"]
     return {"plan_file_mb": written / 1e6, "plan_seconds": seconds, "plan_memory_mb": peak_mb()}
 
 
 def _finish(images: int, folder: Path) -> dict[str, float]:
     """Manifests of all shards but one, without the care of a commit, which takes minutes."""
-    facts = {"rows": 32, "bytes": 0, "sha256": "0" * 64}
+    facts = FileFacts(rows=32, sha256="0" * 64)
     (folder / "_state" / "shards").mkdir(parents=True)
     for shard in range(math.ceil(images / 32) - 1):
-        receipt = {
-            "attempt": f"{shard:05d}.1.{shard:08x}",
-            "files": dict.fromkeys(_TABLES, facts),
-            "ok": 32,
-            "quarantined": 0,
-            "errors": {},
-            "models": ["mobilestylegan-256", "stlpips-alex"],
-        }
-        (folder / manifest_key(shard)).write_text(json.dumps(receipt, indent=1))
+        receipt = Manifest(
+            attempt=f"{shard:05d}.1.{shard:08x}",
+            files=dict.fromkeys(_TABLES, facts),
+            ok=32,
+            models=["mobilestylegan-256", "stlpips-alex"],
+        )
+        (folder / manifest_key(shard)).write_bytes(dumps(receipt))
     return {"finished_shards": math.ceil(images / 32) - 1}
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.runs import card
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import files, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.stages.base import EditedImage, Metric, Record
@@ -71,7 +72,7 @@ def portraits(tmp_path: Path) -> Path:
         "shards": [[image_id] for image_id in ids],
     }
     (run / "plan.json").write_text(json.dumps(plan), "utf-8")
-    card.write_card(run, plan, len(ids), counts)
+    card.write_card(run, StoredPlan.from_json(plan), len(ids), counts)
     return tmp_path
 
 

@@ -86,8 +86,8 @@ def _method(
                 "begins_from": run.cell.base or None,
                 "fingerprint": run.fingerprint,
                 "models": run.models,
-                "settings": run.data.plan["config"],
-                "versions": run.data.plan.get("versions", {}),
+                "settings": run.data.plan.settings.values,
+                "versions": run.data.plan.versions,
             }
             for run in method.runs
         ],

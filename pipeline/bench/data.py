@@ -35,14 +35,16 @@ class Made:
     @property
     def fingerprint(self) -> str:
         """Digest of everything that the rows depend on, apart from the images."""
-        content = json.dumps(self.data.plan["fingerprint"], sort_keys=True, ensure_ascii=False)
+        content = json.dumps(
+            self.data.plan.fingerprint.to_json(), sort_keys=True, ensure_ascii=False
+        )
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def models(self) -> dict[str, str]:
         """Models that were used, here or in the run that this one begins from -> their sha256, as
         far as it is recorded."""
-        known = self.data.plan["fingerprint"].get("models", {})
+        known = self.data.plan.fingerprint.models
         names = {*self.data.models, *(self.base.data.models if self.base else ())}
         return {name: known.get(name, "not recorded") for name in sorted(names)}
 
@@ -59,10 +61,10 @@ class Made:
     def seconds(self) -> dict[str, dict[int, float]]:
         """Stage -> shard -> seconds per image. Stages that were taken over took what they did for
         these images in the base, whose shards may be cut elsewhere."""
-        shards = self.data.plan["shards"]
+        shards = self.data.plan.shards
         found: dict[str, dict[int, float]] = {}
         if self.base:
-            by_image = {i: n for n, ids in enumerate(self.base.data.plan["shards"]) for i in ids}
+            by_image = self.base.data.plan.shard_of()
             for stage, spent in self.base.seconds().items():
                 for shard, ids in enumerate(shards):
                     known = [spent[by_image[i]] for i in ids if by_image.get(i) in spent]
@@ -70,39 +72,38 @@ class Made:
                         found.setdefault(stage, {})[shard] = sum(known) / len(known)
             found = {s: v for s, v in found.items() if s not in self._own_stages}
         for shard, manifest in self.data.shards.items():
-            images = manifest.get("ok", 0) + manifest.get("quarantined", 0)
-            for stage, spent in (manifest.get("stage_seconds") or {}).items():
-                if images:
-                    found.setdefault(stage, {})[shard] = spent / images
+            for stage, seconds in manifest.stage_seconds.items():
+                if manifest.images:
+                    found.setdefault(stage, {})[shard] = seconds / manifest.images
         return found
 
     def clocks(self) -> dict[tuple[str, ...], dict[str, float]]:
         """Images of a shard -> what `bench_turns` has clocked, per image."""
-        shards = self.data.plan["shards"]
+        shards = self.data.plan.shards
         return {
-            tuple(shards[n]): {key: v / len(shards[n]) for key, v in manifest["clocked"].items()}
+            tuple(shards[n]): {key: v / len(shards[n]) for key, v in manifest.clocked.items()}
             for n, manifest in self.data.shards.items()
-            if "clocked" in manifest
+            if manifest.clocked
         }
 
     @property
     def _own_stages(self) -> set[str]:
-        return {s for m in self.data.shards.values() for s in m.get("stage_seconds") or ()}
+        return {s for m in self.data.shards.values() for s in m.stage_seconds}
 
     def peak(self, where: str) -> int | None:
         """The most bytes that a worker held, `host` or `gpu`, here or in the base."""
         runs = [self.data, *([self.base.data] if self.base else [])]
-        peaks = [m.get("memory_peak", {}).get(where) for d in runs for m in d.shards.values()]
+        peaks = [m.memory_peak.get(where) for d in runs for m in d.shards.values()]
         return max((p for p in peaks if p), default=None)
 
     def bytes_of(self, tables: Sequence[str] | None = None) -> list[tuple[int, int]]:
         """Of each shard with images: bytes of its files, of these tables or of all, and images."""
         found = []
         for manifest in self.data.shards.values():
-            files = manifest.get("files", {})
-            sizes = [f["bytes"] for table, f in files.items() if tables is None or table in tables]
-            if manifest.get("ok", 0):
-                found.append((sum(sizes), manifest["ok"]))
+            files = manifest.files.items()
+            sizes = [facts.bytes for table, facts in files if tables is None or table in tables]
+            if manifest.ok:
+                found.append((sum(sizes), manifest.ok))
         return found
 
 

@@ -20,17 +20,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine import runner
+from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning import prepare, resume
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.stages.base import Record, Stage
 
 T = TypeVar("T")
@@ -147,7 +149,7 @@ class ClockedWorker(Worker):
     while it computes another has the writing in them, so shards should be of one batch.
     """
 
-    def setup(self) -> dict[str, Any]:
+    def setup(self) -> WorkerFacts:
         facts = super().setup()
         self.clocks = {"seconds": 0.0, "cpu_seconds": 0.0, "generator_calls": 0.0}
         context = self.stages[0].context
@@ -171,6 +173,6 @@ class ClockedWorker(Worker):
             self.clocks["generator_calls"] = before["generator_calls"]
         return records
 
-    def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
+    def run_shard(self, shard: Shard, attempt: str) -> Manifest:
         self.clocks |= dict.fromkeys(self.clocks, 0.0)
-        return super().run_shard(shard, attempt) | {"clocked": dict(self.clocks)}
+        return replace(super().run_shard(shard, attempt), clocked=dict(self.clocks))

@@ -54,8 +54,8 @@ def write_pictures(
     that could not be rendered or a file that is not overwritten. Raises Refused for what `renderer`
     refuses, and for a folder in the dataset."""
     folder = connect(out)
-    require_outside(folder, origin.inputs(run.storage, run.plan))
-    make = renderer(run.networks, edits)
+    require_outside(folder, origin.inputs(run.storage, run.stored))
+    make = renderer(run.networks, edits, run.stored.rules)
     for image_id in images:
         try:
             files = pictures(make(run.record(image_id)))

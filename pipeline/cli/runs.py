@@ -59,7 +59,7 @@ def print_plan(made: Plan, request: Request, as_json: bool, err: bool = False) -
     if there and not there["changes"] and not request.fresh:
         made = resume.continued(run, where, made, request.extend)
     if as_json:
-        content = made.to_json() | {"out": where, "run": there}
+        content = made.stored().to_json() | {"out": where, "run": there}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         click.echo(describe(made, where), err=err)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import Any
 
 import ray
 
+from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
 from dhr_batch.pipeline.engine.worker import Lost, Settings, Worker
 from dhr_batch.pipeline.engine.worker_log import WorkerLog
 from dhr_batch.pipeline.planning.plan import Shard
+from dhr_batch.pipeline.runs.manifests import Manifest, Where
 from dhr_batch.pipeline.storage.connect import connect
 
 log = logging.getLogger("dhr_batch")
@@ -23,7 +26,7 @@ class ShardActor(Worker):
         super().__init__(settings)
         self._number = number
 
-    def join(self) -> dict[str, Any]:
+    def join(self) -> Where:
         """The first call: answered once Ray has found a place. Opens the log; says where it runs.
 
         Raises OSError where the log cannot be written.
@@ -31,31 +34,27 @@ class ShardActor(Worker):
         where = ray.get_runtime_context()
         gpus = where.get_accelerator_ids().get("GPU", [])
         node = where.get_node_id()[:12]
-        self._where = {"host": os.uname().nodename, "pid": os.getpid(), "gpus": gpus, "node": node}
+        self._where = Where(self._number, os.uname().nodename, os.getpid(), gpus, node)
         self._log = WorkerLog(connect(self.settings.out), self._number)
         log.info("worker %d started: %s", self._number, self._where)
         self._log.sync()
         return self._where
 
-    def setup(self) -> dict[str, Any]:
+    def setup(self) -> WorkerFacts:
         return self._logged(super().setup)
 
-    def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
-        receipt = self._logged(super().run_shard, shard, attempt)
-        return {"receipt": self._signed(receipt), **super().events()}
+    def run_shard(self, shard: Shard, attempt: str) -> Report:  # type: ignore[override]
+        return self._report(self._logged(super().run_shard, shard, attempt))
 
-    def isolate(  # type: ignore[override]
-        self, shard: Shard, attempt: str, lost: Lost
-    ) -> dict[str, Any]:
+    def isolate(self, shard: Shard, attempt: str, lost: Lost) -> Report:  # type: ignore[override]
         super().isolate(shard, attempt, lost)
-        return {"receipt": None, **super().events()}
+        return self._report(None)
 
-    def next_image(self) -> dict[str, Any]:
-        receipt = self._logged(super().next_image)
-        return {"receipt": receipt and self._signed(receipt), **super().events()}
+    def next_image(self) -> Report:  # type: ignore[override]
+        return self._report(self._logged(super().next_image))
 
     @ray.method(concurrency_group="progress")
-    def events(self) -> dict[str, Any]:  # type: ignore[override]
+    def events(self) -> Report:  # type: ignore[override]
         return super().events()
 
     @ray.method(concurrency_group="progress")
@@ -63,8 +62,9 @@ class ShardActor(Worker):
         """The last call: sees that the log is where the run is."""
         self._log.close()
 
-    def _signed(self, receipt: dict[str, Any]) -> dict[str, Any]:
-        return receipt | {"worker": {"number": self._number, **self._where}}
+    def _report(self, receipt: Manifest | None) -> Report:
+        signed = receipt and replace(receipt, worker=self._where)
+        return replace(super().events(), receipt=signed)
 
     def _logged(self, work: Any, *arguments: Any) -> Any:
         try:

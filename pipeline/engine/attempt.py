@@ -7,14 +7,15 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dhr_batch.pipeline import crash
+from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning.plan import Shard
+from dhr_batch.pipeline.runs.manifests import FailedImage, FileFacts, Manifest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import Row, rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -31,14 +32,14 @@ class Attempt:
     """
 
     def __init__(
-        self, shard: Shard, folder: Path, info: RunInfo, report: Callable[[dict[str, Any]], None]
+        self, shard: Shard, folder: Path, info: RunInfo, report: Callable[[Event], None]
     ) -> None:
         self.shard, self.folder, self.info, self.report = shard, folder, info, report
         self._files = {t: TableFile(folder / f"{t}.parquet", t, info) for t in info.tables}
         self._started = self._before = time.monotonic()
         self._done = 0
         self._errors: Counter[str] = Counter()
-        self._failures: list[dict[str, str]] = []
+        self._failures: list[FailedImage] = []
 
     def add(self, records: Sequence[Record]) -> None:
         """Write the rows of finished records. Raises OSError where the disk refuses them."""
@@ -54,13 +55,13 @@ class Attempt:
         self._errors.update(failed)
         now = time.monotonic()
         self.report(
-            {
-                "what": f"shard {self.shard.index}: {self._done} of {len(self.shard.items)} done",
-                "done": len(records),
-                "failed": len(failed),
-                "errors": failed,
-                "seconds": now - self._before,
-            }
+            Event(
+                what=f"shard {self.shard.index}: {self._done} of {len(self.shard.items)} done",
+                done=len(records),
+                failed=len(failed),
+                errors=failed,
+                seconds=now - self._before,
+            )
         )
         self._before = now
         crash.at("mid-shard")
@@ -81,30 +82,25 @@ class Attempt:
         where, why = record.failure.stage, record.failure
         text = f"{record.image_id} quarantined in {where} as {why.error_class}: {why.message}"
         log.warning("%s\n%s", text, why.details.rstrip())
-        self._failures.append(
-            {
-                "image_id": record.image_id,
-                "stage": where,
-                "error_class": why.error_class,
-                "traceback": why.details,
-            }
-        )
+        self._failures.append(FailedImage(record.image_id, where, why.error_class, why.details))
 
-    def receipt(self, attempt: str, **facts: Any) -> dict[str, Any]:
-        """Close the files and describe them: rows, bytes and sha256, how many images ended where,
-        and `facts`."""
+    def receipt(
+        self, attempt: str, stage_seconds: Mapping[str, float], models: list[str]
+    ) -> Manifest:
+        """Close the files and describe them, and how many images ended where."""
         quarantined = self._errors.total()
-        return {
-            "attempt": attempt,
-            "files": {table: _finish(file) for table, file in self._files.items()},
-            "ok": self._done - quarantined,
-            "quarantined": quarantined,
-            "errors": dict(self._errors),
-            "failures": self._failures,
-            "seconds": round(time.monotonic() - self._started, 3),
-            "memory_peak": memory_peak(),
-            **facts,
-        }
+        return Manifest(
+            attempt=attempt,
+            files={table: _finish(file) for table, file in self._files.items()},
+            ok=self._done - quarantined,
+            quarantined=quarantined,
+            errors=dict(self._errors),
+            failures=self._failures,
+            seconds=round(time.monotonic() - self._started, 3),
+            memory_peak=memory_peak(),
+            stage_seconds=stage_seconds,
+            models=models,
+        )
 
 
 def memory_peak() -> dict[str, int]:
@@ -125,6 +121,6 @@ def _host_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _finish(file: TableFile) -> dict[str, Any]:
+def _finish(file: TableFile) -> FileFacts:
     file.close()
-    return {"rows": file.rows, "bytes": file.path.stat().st_size, "sha256": sha256(file.path)}
+    return FileFacts(file.rows, file.path.stat().st_size, sha256(file.path))

@@ -14,6 +14,7 @@ from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.tasks import Join, ShardTask, Task
 from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import RunFailed
+from dhr_batch.pipeline.runs.status_file import WorkerStatus
 from dhr_batch.pipeline.units import duration
 
 _CLOSING_SECONDS = 10.0
@@ -83,8 +84,9 @@ class Crew:
         """How many workers have room on the GPUs of the whole cluster."""
         return int(ray.cluster_resources().get("GPU", 0)) * self.settings.config.workers_per_gpu
 
-    def to_json(self) -> list[dict[str, Any]]:
-        return [member.to_json(number) for number, member in sorted(self.members.items())]
+    def status(self) -> list[WorkerStatus]:
+        """What `_state/status.json` says of each worker."""
+        return [member.status(number) for number, member in sorted(self.members.items())]
 
 
 class RoomWatch:

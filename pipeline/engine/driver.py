@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -13,6 +14,7 @@ from dhr_batch.pipeline.engine.blame import Blame
 from dhr_batch.pipeline.engine.crew import Crew, RoomWatch
 from dhr_batch.pipeline.engine.losses import Losses
 from dhr_batch.pipeline.engine.members import Member
+from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.tasks import (
@@ -30,6 +32,7 @@ from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import Manifest, Where
 from dhr_batch.pipeline.stopping import Interrupted, Stopper
 from dhr_batch.pipeline.storage.local import LocalStorage
 
@@ -50,12 +53,12 @@ class Driver:
         todo: Iterable[Shard],
         progress: Progress,
         workers: int,
-        on_ready: Callable[[dict[str, Any]], None],
+        on_ready: Callable[[WorkerFacts], None],
         status: StatusWriter,
         stopper: Stopper,
     ) -> None:
         self.run, self.settings, self.progress, self.workers = run, settings, progress, workers
-        self.on_ready: Callable[[dict[str, Any]], None] | None = on_ready
+        self.on_ready: Callable[[WorkerFacts], None] | None = on_ready
         self.status = status
         self.stopper = stopper
         self.crew = Crew(settings, progress)
@@ -78,7 +81,7 @@ class Driver:
             # In a folder the logs are where they belong.
             away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.immediate
             self.crew.end_all(closing=away)
-        self.status.update(self.crew.to_json, now=True)
+        self.status.update(self.crew.status, now=True)
         return not self._queue
 
     def _loop(self) -> None:
@@ -95,7 +98,7 @@ class Driver:
                 self._room.check()
             self._assign()
             self.progress.update()
-            self.status.update(self.crew.to_json)
+            self.status.update(self.crew.status)
 
     def _assign(self) -> None:
         if not self.crew.idle or self.stopper.requested or not self._queue:
@@ -133,7 +136,7 @@ class Driver:
             else:
                 self._set_up(task.worker, result)
 
-    def _joined(self, number: int, where: dict[str, Any]) -> None:
+    def _joined(self, number: int, where: Where) -> None:
         member = self.crew.members[number]
         member.where = where
         if member.place in self._blame.broken:
@@ -142,19 +145,17 @@ class Driver:
             self.crew.ask(Setup(number))
             self.crew.say(number, "loads networks")
 
-    def _set_up(self, number: int, facts: dict[str, Any]) -> None:
+    def _set_up(self, number: int, facts: WorkerFacts) -> None:
         if self.on_ready is not None:
             self.on_ready(facts)
             self.on_ready = None
             self.progress.state.started = time.monotonic()
         self._losses.started(number)
-        member = self.crew.members[number]
-        member.ready = True
-        member.where |= {k: facts[k] for k in ("device", "batch_size")}
+        self.crew.members[number].facts = facts
         self.crew.say(number, "ready")
         self.crew.idle.append(number)
 
-    def worked(self, task: ShardTask, result: dict[str, Any]) -> None:
+    def worked(self, task: ShardTask, result: Report) -> None:
         """Take in what a worker answers about a shard. Raises RunFailed."""
         member = self.crew.members[task.worker]
         try:
@@ -164,17 +165,15 @@ class Driver:
             return
         members.hear(member, task.worker, result, self.progress)
         self._losses.note_progress(member)
-        receipt = result["receipt"]
-        if receipt is None:
+        if result.receipt is None:
             assert isinstance(task, OpenShard | OneImage)
             self.crew.ask(following(task))
         else:
-            self._commit(task, member, receipt)
+            self._commit(task, member, result.receipt)
 
-    def _commit(self, task: ShardTask, member: Member, receipt: dict[str, Any]) -> None:
-        history = self._blame.finished(task.shard.index)
-        receipt["attempts"] = len(history.reasons) + 1
-        receipt["failed_attempts"] = history.reasons
+    def _commit(self, task: ShardTask, member: Member, receipt: Manifest) -> None:
+        reasons = self._blame.finished(task.shard.index).reasons
+        receipt = replace(receipt, attempts=len(reasons) + 1, failed_attempts=reasons)
         member.begin(None)
         self.crew.idle.append(task.worker)
         # The worker goes on while this one is committed.
@@ -201,6 +200,7 @@ class Driver:
             self._losses.note_progress(member)
             if member.stuck:
                 raise RunFailed(member.stuck, way_out=RunFailed.GOES_ON)
-            images = member.where["batch_size"] if isinstance(task, WholeShard) else 1
+            assert member.facts is not None
+            images = member.facts.batch_size if isinstance(task, WholeShard) else 1
             if limit and member.overdue(limit, images):
                 self._losses.lost(task, f"not finished within image_timeout={limit:g} s", "timeout")

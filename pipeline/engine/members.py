@@ -17,7 +17,10 @@ from ray.exceptions import (
 )
 
 from dhr_batch.pipeline.engine.blame import Place
+from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress
+from dhr_batch.pipeline.runs.manifests import Where
+from dhr_batch.pipeline.runs.status_file import WorkerStatus
 
 # Time to answer a question, on top of what an image may take.
 _GRACE_SECONDS = 5.0
@@ -31,7 +34,7 @@ _WORKERS_PER_POLL = 100
 
 @dataclass
 class Member:
-    """One worker. where: host, process and GPUs, known once it runs. ready: networks are loaded.
+    """One worker. where: known once it runs. facts: known once its networks are loaded.
 
     asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
     stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
@@ -44,8 +47,8 @@ class Member:
     what: str = "waits for resources"
     shard: int | None = None
     since: float = field(default_factory=time.time)
-    where: dict[str, Any] = field(default_factory=dict)
-    ready: bool = False
+    where: Where | None = None
+    facts: WorkerFacts | None = None
     parked: bool = False
     asked: float = 0.0
     pace: float = 0.0
@@ -59,8 +62,13 @@ class Member:
     @property
     def place(self) -> Place | None:
         """Its GPU; None on a CPU, or while it waits for resources."""
-        gpus = self.where.get("gpus")
-        return Place(self.where["node"], self.where["host"], tuple(gpus)) if gpus else None
+        where = self.where
+        return Place(where.node, where.host, tuple(where.gpus)) if where and where.gpus else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether its networks are loaded."""
+        return self.facts is not None
 
     def begin(self, shard: int | None) -> None:
         """Note what is in hand now; whatever was reported before is settled."""
@@ -80,9 +88,21 @@ class Member:
         silent = time.monotonic() - self.asked if self.pending is not None else 0.0
         return self.pace > limit or silent > limit * images + _GRACE_SECONDS
 
-    def to_json(self, number: int) -> dict[str, Any]:
-        known = {"worker": number, "what": self.what, "shard": self.shard, "since": self.since}
-        return known | self.where
+    def status(self, number: int) -> WorkerStatus:
+        """What `_state/status.json` says of it."""
+        where, facts = self.where, self.facts
+        return WorkerStatus(
+            worker=number,
+            what=self.what,
+            shard=self.shard,
+            since=self.since,
+            host=where.host if where else None,
+            pid=where.pid if where else None,
+            gpus=where.gpus if where else None,
+            node=where.node if where else None,
+            device=facts.device if facts else None,
+            batch_size=facts.batch_size if facts else None,
+        )
 
 
 def poll_seconds(workers: int) -> float:
@@ -116,14 +136,14 @@ def answer(future: Any) -> Any:
     return ray.get(future, timeout=_ANSWER_SECONDS)
 
 
-def hear(member: Member, number: int, report: dict[str, Any], progress: Progress) -> None:
+def hear(member: Member, number: int, report: Report, progress: Progress) -> None:
     """Count what a worker reports."""
-    member.pace, member.stuck = report["pace"], report["stuck"]
-    for event in report["events"]:
-        member.what = event["what"]
-        member.done += event.get("done", 0)
-        member.failed += event.get("failed", 0)
-        member.errors.update(event.get("errors", ()))
+    member.pace, member.stuck = report.pace, report.stuck
+    for event in report.events:
+        member.what = event.what
+        member.done += event.done
+        member.failed += event.failed
+        member.errors.update(event.errors)
         progress.event(number, event)
 
 

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.planning.request import Mode
 from dhr_batch.pipeline.units import duration
 
@@ -90,21 +91,21 @@ class Progress:
         if not self.quiet:
             self.console.print(Text(text))
 
-    def event(self, worker: int, event: dict[str, Any]) -> None:
+    def event(self, worker: int, event: Event) -> None:
         """Take in what a worker reports: the stage it works on, or images it has finished."""
         state = self.state
-        state.workers[worker] = event["what"]
-        state.done += event.get("done", 0)
-        state.failed += event.get("failed", 0)
-        finished = event.get("done", 0) - event.get("failed", 0)
+        state.workers[worker] = event.what
+        state.done += event.done
+        state.failed += event.failed
+        finished = event.done - event.failed
         if finished > 0 and state.first_image_seconds is None:
-            state.first_image_seconds = event["seconds"] / finished
+            state.first_image_seconds = event.seconds / finished
             left = state.first_image_seconds * state.total / state.parallel
             self.say(
                 f"first image: {duration(state.first_image_seconds)}; "
                 f"estimated time in all: {duration(left)}"
             )
-        state.failures.update(event.get("errors", ()))
+        state.failures.update(event.errors)
 
     def take_back(self, done: int, failed: int, errors: Counter[str]) -> None:
         """Images that were reported finished are lost with their worker and will be done again."""

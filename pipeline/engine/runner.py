@@ -14,6 +14,7 @@ import ray
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine.driver import Driver
+from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.worker import Settings
@@ -125,13 +126,13 @@ def _process(
     if state.shards < len(plan.shards):
         progress.say(f"resuming: {len(plan.shards) - state.shards} shards are finished already")
 
-    def on_ready(facts: dict[str, Any]) -> None:
-        tables = estimate.bytes_per_image(config, facts)
+    def on_ready(facts: WorkerFacts) -> None:
+        tables = estimate.bytes_per_image(config, facts.generator)
         free = run_folder.storage.free()
         line = estimate.check_space(free, tables, state.total, state.shards, force=request.force)
         progress.say(line)
         keep_plan(run_folder, plan)
-        progress.say(f"{state.total} images to do on {facts['device']}; timing the first one")
+        progress.say(f"{state.total} images to do on {facts.device}; timing the first one")
 
     settings = worker_settings(plan, run_folder.storage)
     with _ray(request, plan, workers, stopper) as dashboard:
@@ -149,28 +150,28 @@ def keep_plan(run_folder: RunFolder, plan: Plan) -> None:
     """Write the plan of a new run, or add to the stored one what a continued plan has behind it."""
     stored = run_folder.plan()
     if stored is None:
-        run_folder.write_plan(plan.to_json())
-    elif len(stored["shards"]) < len(plan.shards) or resume.has_open_marks(stored):
+        run_folder.write_plan(plan.stored())
+    elif len(stored.shards) < len(plan.shards) or resume.has_open_marks(stored):
         run_folder.replace_plan(resume.extended(stored, plan))
 
 
 def worker_settings(plan: Plan, out: Storage) -> Settings:
     """What the workers of a run need to know."""
-    fingerprint = plan.head()["fingerprint"]
+    fingerprint = plan.head().fingerprint
     return Settings(
         config=plan.config,
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
         device=devices.torch_device(plan.config),
         out=out.address,
-        code=fingerprint["code"],
+        code=fingerprint.code,
         truths=plan.truths,
         metadata={
-            "version": fingerprint["version"],
+            "version": fingerprint.version,
             "generator": plan.config.generator,
             "seed": plan.config.seed,
-            "config": fingerprint["config"],
-            "models": fingerprint["models"],
+            "config": fingerprint.config,
+            "models": fingerprint.models,
         },
     )
 

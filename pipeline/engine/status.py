@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from ray.util import metrics
 
 from dhr_batch.pipeline.engine.progress import RunCounters
+from dhr_batch.pipeline.runs import status_file
+from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.status_file import (
+    DriverProcess,
+    ImageCounts,
+    ShardCounts,
+    Speed,
+    StatusContent,
+    WorkerStatus,
+)
 
 _WINDOW = 300.0
 _MOST_POINTS = 500
@@ -41,22 +49,22 @@ class StatusWriter:
         self._bad = metrics.Counter("dhr_batch_images_quarantined", "Images that failed")
         self._shard = metrics.Gauge("dhr_batch_shard_seconds", "Duration of the last shard")
 
-    def shard_done(self, receipt: dict[str, Any]) -> None:
+    def shard_done(self, receipt: Manifest) -> None:
         """Count a committed shard."""
-        for counter, count in ((self._done, receipt["ok"]), (self._bad, receipt["quarantined"])):
+        for counter, count in ((self._done, receipt.ok), (self._bad, receipt.quarantined)):
             # Ray refuses to count nothing.
             if count:
                 counter.inc(count)
-        self._shard.set(receipt["seconds"])
+        self._shard.set(receipt.seconds)
 
-    def update(self, workers: Callable[[], list[dict[str, Any]]], now: bool = False) -> None:
+    def update(self, workers: Callable[[], list[WorkerStatus]], now: bool = False) -> None:
         """Write the file where it is due, or `now`. workers: asked only then."""
         time_ = time.time()
         if not now and time_ - self._written < self._every:
             return
         self._written = time_
         self._sample(time_)
-        self._write(json.dumps(self._content(time_, workers()), ensure_ascii=False).encode())
+        self._write(status_file.dumps(self._content(time_, workers())))
 
     def _sample(self, now: float) -> None:
         done = self.state.done
@@ -69,25 +77,20 @@ class StatusWriter:
             self._points = self._points[::2]
             self._spacing *= 2
 
-    def _content(self, now: float, workers: list[dict[str, Any]]) -> dict[str, Any]:
+    def _content(self, now: float, workers: list[WorkerStatus]) -> StatusContent:
         state, (since, before) = self.state, self._recent[0]
         recent = (state.done - before) / (now - since) if now > since else 0.0
         overall = state.done / state.elapsed if state.elapsed > 0 else 0.0
         rate = recent or overall
-        return {
-            "updated": now,
-            "started": self._started,
-            "driver": {"host": os.uname().nodename, "pid": os.getpid()},
-            "images": {
-                "total": state.total,
-                "done": state.done,
-                "quarantined": state.failed,
-                "before": state.before,
-            },
-            "shards": {"total": state.shards, "done": state.shards_done},
-            "images_per_second": {"overall": overall, "last_5_minutes": recent},
-            "seconds_left": (state.total - state.done) / rate if rate > 0 else None,
-            "errors": dict(state.failures),
-            "workers": workers,
-            "throughput": self._points,
-        }
+        return StatusContent(
+            updated=now,
+            started=self._started,
+            driver=DriverProcess(os.uname().nodename, os.getpid()),
+            images=ImageCounts(state.total, state.done, state.failed, state.before),
+            shards=ShardCounts(state.shards, state.shards_done),
+            images_per_second=Speed(overall, recent),
+            seconds_left=(state.total - state.done) / rate if rate > 0 else None,
+            errors=dict(state.failures),
+            workers=workers,
+            throughput=self._points,
+        )

@@ -22,13 +22,16 @@ from dhr_batch.pipeline.datasets import ground_truth, listing
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
+from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.waits import Waits
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import code, devices
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.planning.earlier_run import Reader
+from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.planning.plan import Shard
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import staging
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
@@ -68,14 +71,14 @@ class Worker:
         self._out = connect(settings.out)
         begins = settings.config.first_stage == registry.STAGES[0]
         self._stored = None if begins else Reader(settings.config)
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[Event] = deque()
         self._busy: dict[str, tuple[float, int]] = {}
         self._waits = Waits(settings.config.image_timeout)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._used: set[str] = set()
 
-    def setup(self) -> dict[str, Any]:
-        """Load all networks. Returns facts about the generator that the driver plans with.
+    def setup(self) -> WorkerFacts:
+        """Load all networks. Returns what the driver plans with.
 
         Raises CommandError, and whatever a stage raises for a missing model or a wrong option.
         """
@@ -97,14 +100,13 @@ class Worker:
         self.info = run_info(config, generator, self.settings.metadata)
         self._batch = config.batch_size or self._fitting_batch(generator)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
-        return {
-            "device": device,
-            "batch_size": self._batch,
-            "resolution": generator.resolution,
-            "rows": generator.num_ws,
-            "weights": sum(generator.weight(name).numel() for name in names),
-            "feature": math.prod(generator.feature_shape),
-        }
+        facts = GeneratorFacts(
+            resolution=generator.resolution,
+            rows=generator.num_ws,
+            weights=sum(generator.weight(name).numel() for name in names),
+            feature=math.prod(generator.feature_shape),
+        )
+        return WorkerFacts(device, self._batch, facts)
 
     def _fitting_batch(self, generator: Any) -> int:
         if self.settings.device == "cpu":
@@ -117,28 +119,19 @@ class Worker:
         self._used.add(name)
         return catalogue.path(name)
 
-    def events(self) -> dict[str, Any]:
-        """What has happened since the last call, and how long the slowest batch in progress takes.
-
-        pace: seconds per image so far, 0 while no stage runs. stuck: which image does not come
-        from its place within `image_timeout`, or that the folder of the run takes no table, ""
-        while all goes on; no image is to blame for it.
-        """
+    def events(self) -> Report:
+        """What has happened since the last call."""
         now = time.monotonic()
         paces = [(now - since) / count for since, count in list(self._busy.values())]
-        return {
-            "events": list(self._taken()),
-            "pace": max(paces, default=0.0),
-            "stuck": self._waits.stuck(now),
-        }
+        return Report(list(self._taken()), max(paces, default=0.0), self._waits.stuck(now))
 
-    def _taken(self) -> Iterator[dict[str, Any]]:
+    def _taken(self) -> Iterator[Event]:
         # Two threads take: the one that answers for progress and the one that ends a shard.
         with suppress(IndexError):
             while True:
                 yield self._events.popleft()
 
-    def run_shard(self, shard: Shard, attempt: str) -> dict[str, Any]:
+    def run_shard(self, shard: Shard, attempt: str) -> Manifest:
         """Run all stages on a shard and stage its tables under the name of `attempt`.
 
         Batches are cut in plan order, so that every attempt forms the same ones. Returns the
@@ -166,7 +159,7 @@ class Worker:
         """
         self._images = self._one_by_one(shard, attempt, lost)
 
-    def next_image(self) -> dict[str, Any] | None:
+    def next_image(self) -> Manifest | None:
         """One image, and nothing beside it, so that the driver knows which one ends the process.
 
         Returns None after each image, and the receipt of the closed tables at one more call, so
@@ -174,9 +167,7 @@ class Worker:
         """
         return next(self._images)
 
-    def _one_by_one(
-        self, shard: Shard, attempt: str, lost: Lost
-    ) -> Iterator[dict[str, Any] | None]:
+    def _one_by_one(self, shard: Shard, attempt: str, lost: Lost) -> Iterator[Manifest | None]:
         with self._stage(attempt) as folder:
             tables = self._begin(shard, folder)
             for position, item in enumerate(shard.items):
@@ -215,10 +206,10 @@ class Worker:
         else:
             yield
 
-    def _receipt(self, tables: Attempt, attempt: str) -> dict[str, Any]:
+    def _receipt(self, tables: Attempt, attempt: str) -> Manifest:
         seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
         with self._writing():
-            return tables.receipt(attempt, stage_seconds=seconds, models=sorted(self._used))
+            return tables.receipt(attempt, seconds, sorted(self._used))
 
     def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
         for first in range(0, len(shard.items), self._batch):
@@ -248,7 +239,7 @@ class Worker:
         with self._timed("stages", len(records)):
             for stage in self.stages[self._ahead :]:
                 what = f"shard {shard.index}: {stage.family} {count} of {len(shard.items)}"
-                self._events.append({"what": what})
+                self._events.append(Event(what))
                 records = self._run(stage, records)
         return records
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages import registry
 
 _LOAD = {
@@ -103,8 +104,8 @@ def text(
         data_files: Glob of the files of a split with `{split}` for its name; empty if loaders find
             them without it.
     """
-    plan = run.plan
-    generator = registry.label(plan["config"]["generator"])
+    plan = run.stored
+    generator = registry.label(plan.settings.generator)
     known = catalogue.models().get(generator)
     dataset, licence = _photographs(plan)
     splits = [name for name in (TRAIN, VALIDATION) if name in outcome.counts]
@@ -121,7 +122,7 @@ def text(
         head["configs"] = [{"config_name": "default", "data_files": files}]
     head["dhr_batch"] = {
         "run": identity(plan),
-        "version": plan["fingerprint"]["version"],
+        "version": plan.fingerprint.version,
         "dataset": dataset,
         "photograph_licence": licence,
         "generator": generator,
@@ -131,13 +132,13 @@ def text(
         "labels": list(columns),
         "export": _settings(options),
         "dropped": dict(outcome.dropped.most_common()),
-        "settings": _public(plan["fingerprint"]["config"]),
+        "settings": _public(plan.fingerprint.config),
     }
     body = _TEXT.format(
         name=Path(outcome.out).name,
         pictures=outcome.pictures,
         used=outcome.photographs,
-        version=plan["fingerprint"]["version"],
+        version=plan.fingerprint.version,
         run=run.storage.name,
         dataset=dataset,
         generator=generator,
@@ -168,18 +169,18 @@ def _load(options: Options) -> str:
     return _LOAD.get(options.format, _DATASETS)
 
 
-def _photographs(plan: dict[str, Any]) -> tuple[str, str]:
+def _photographs(plan: StoredPlan) -> tuple[str, str]:
     """Return name and licence of the dataset; for a run made from another run, of the first one."""
-    name = plan["dataset"]
+    name = plan.dataset
     try:
         plan = origin.first_plan(plan)
-        name = plan["dataset"]
-        return name, " ".join(named.find(plan["config"]["dataset"]).licence.split())
+        name = plan.dataset
+        return name, " ".join(named.find(plan.settings.dataset).licence.split())
     except (Refused, StorageError):
         return name, "not stated"
 
 
-def _public(settings: dict[str, Any]) -> dict[str, Any]:
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without local folders: of the files of edits, only the names are left."""
     public = json.loads(json.dumps(settings))
     for edit in public.get("edit", {}).get("edits", ()):
@@ -247,8 +248,8 @@ def _dropped(outcome: ExportOutcome) -> Iterator[str]:
 
 def _models(run: Run) -> list[str]:
     shards = RunFolder(run.storage).manifests().values()
-    used = sorted({name for shard in shards for name in shard.get("models", ())})
-    digests, known = run.plan["fingerprint"]["models"], catalogue.models()
+    used = sorted({name for shard in shards for name in shard.models})
+    digests, known = run.stored.fingerprint.models, catalogue.models()
     rows = []
     for name in used:
         digest = digests.get(name, "not recorded").replace("+", " ")

@@ -152,7 +152,7 @@ class Gathered:
 
 def measured_identity(run: Run) -> str | None:
     """Return the network of the label `identity`, the first one in the settings of the run."""
-    names = run.plan["config"]["measure"].get("identity") or ()
+    names = run.stored.settings.section("measure").get("identity") or ()
     names = [names] if isinstance(names, str) else names
     return next((name for name in names if name != "none"), None)
 

@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import lies_in
@@ -39,9 +39,9 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
             str(out), "it lies in the run, which holds tables only", "choose another --out"
         )
     place = connect(out)
-    require_apart(place, origin.inputs(run.storage, run.plan))
+    require_apart(place, origin.inputs(run.storage, run.stored))
     owned = Owned(place, EXPORT)
-    if owned.about.get("run") == identity(run.plan):
+    if owned.about.get("run") == identity(run.stored):
         if not fresh:
             raise Refused(str(out), "it holds an export of this run", "replace it with --fresh")
     elif found := place.entries() or ([] if owned.is_free else [_MARKER]):
@@ -108,7 +108,7 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
             f"{out} holds files that no export wrote, or that were changed since, and that would "
             f"be replaced: {listed(taken)}. Move them away, or choose another --out"
         )
-    about = {"run": identity(run.plan)}
+    about = {"run": identity(run.stored)}
     if stay:
         # If the process is killed from here on, files of both exports are left, and all are listed.
         earlier.claim(**about)
@@ -181,7 +181,7 @@ def _taken(new: Iterable[str], stay: Iterable[str]) -> set[str]:
     return inside | {name for name in stay if name in set(new) | folders}
 
 
-def identity(plan: dict[str, Any]) -> str:
+def identity(plan: StoredPlan) -> str:
     """Return a checksum that identifies a run, and that `--extend` does not change."""
-    kept = json.dumps([plan["dataset"], plan["fingerprint"]], sort_keys=True)
+    kept = json.dumps([plan.dataset, plan.fingerprint.to_json()], sort_keys=True)
     return hashlib.sha256(kept.encode()).hexdigest()[:16]

@@ -78,9 +78,9 @@ def write_export(
     splits = _choose(gathered, options)
     if not splits:
         raise Refused("nothing is left to export", why_nothing(gathered.dropped))
-    planned = sum(map(len, run.plan["shards"]))
     outcome = ExportOutcome(str(out), options.validation)
-    outcome.dropped, outcome.images, outcome.planned = gathered.dropped, gathered.images, planned
+    outcome.dropped, outcome.images = gathered.dropped, gathered.images
+    outcome.planned = run.stored.images
     with full_disk(out.parent), target.partial(out) as folder:
         _fill(folder, run, gathered, splits, photographs, options, outcome, tick)
         outcome.left = target.place(folder, out, run)
@@ -89,7 +89,7 @@ def write_export(
 
 def _applicable(options: Options, run: Run) -> Options:
     """Turn off the filter `faces` for a run without landmark scores, where no face is known."""
-    measure = run.plan["config"]["measure"]
+    measure = run.stored.settings.section("measure")
     scores = measure.get("scores", "landmarks")
     measured = [scores] if isinstance(scores, str) else scores
     if measure.get("landmarks", "none") != "none" and "landmarks" in measured:

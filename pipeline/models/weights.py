@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256
@@ -48,18 +47,18 @@ def own_weights(generator: str) -> dict[str, str]:
     return {registry.label(generator): sha256(file)[:16]}
 
 
-def check_weights(plan: Mapping[str, Any], place: str) -> None:
+def check_weights(generator: str, then: Mapping[str, str], place: str) -> None:
     """Check that the generator of a run still has the weights that the run was made with.
 
     Args:
-        plan: The plan of the run.
+        generator: The generator of the run.
+        then: The weights it was made with, as `weights_of` gives them.
         place: The folder or URL of the run, for the message.
 
     Raises:
         Refused: If the weights have changed.
     """
-    generator = plan["config"]["generator"]
-    then, now = plan["fingerprint"]["models"], weights_of(generator)
+    now = weights_of(generator)
     names = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
     for name in sorted(names & then.keys() & now.keys()):
         if then[name] != now[name]:

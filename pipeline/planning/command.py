@@ -12,6 +12,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.planning.config import flat
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages.registry import STAGES
 
 _START = ("dataset", "preset", "first_stage")
@@ -19,12 +20,12 @@ _ALWAYS = ("dataset", "preset", "gpus")
 _FLAGS = (*_ALWAYS, "limit", "seed")
 
 
-def goes_on(plan: dict[str, Any], place: str) -> str:
+def goes_on(plan: StoredPlan, place: str) -> str:
     """The command line of a stored plan: a flag or `--set` for each setting that is no default.
 
     Raises Refused for a preset or a stage that is not there any more.
     """
-    settings = plan["config"]
+    settings = plan.settings.values
     given = {key: settings[key] for key in _START if settings.get(key) is not None}
     try:
         layers = origin.start(given)[2]
@@ -33,10 +34,9 @@ def goes_on(plan: dict[str, Any], place: str) -> str:
         layers = [configs.preset(given["preset"])] if "preset" in given else []
     base = configs.build([*layers, given])
     # An option of another member of a family is compared with the defaults of that member.
-    names = {family: {"name": settings[family]["name"]} for family in STAGES}
-    images = sum(map(len, plan["shards"]))
+    names = {family: {"name": plan.settings.member(family)} for family in STAGES}
     plain = configs.resolve(
-        configs.build([*layers, given, names]), settings["gpus"], images
+        configs.build([*layers, given, names]), plan.settings.gpus, plan.images
     ).model_dump()
     defaults = flat(plain | {f: plain[f] | {"name": getattr(base, f)["name"]} for f in STAGES})
     words = ["dhr-batch", "run"]
@@ -44,8 +44,8 @@ def goes_on(plan: dict[str, Any], place: str) -> str:
         value = settings[flag]
         if value is not None and (flag in _ALWAYS or value != defaults[flag]):
             words += [f"--{flag}", str(value)]
-    if settings.get("first_stage", STAGES[0]) != STAGES[0]:
-        words += ["--from", settings["first_stage"]]
+    if plan.settings.begins_late:
+        words += ["--from", plan.settings.first_stage]
     for key, value in flat(settings).items():
         if key not in _FLAGS and (key not in defaults or defaults[key] != value):
             words += ["--set", f"{key}={_text(value)}"]

@@ -286,7 +286,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
             yield key, f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name."""
     found: dict[str, Any] = {}
     for key, value in tree.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
@@ -22,18 +22,28 @@ _REFINERS = {"pti": 2.4, "dhr-published": 2.4, "weights": 0.5, "feature": 0.6}
 _EMPTY_FILE = 6000
 
 
+@dataclass(frozen=True)
+class GeneratorFacts:
+    """A generator, as far as its tables depend on it.
+
+    resolution: of its pictures. rows: of a W+ code. weights, feature: values that are refined.
+    """
+
+    resolution: int
+    rows: int
+    weights: int
+    feature: int
+
+
 def edited_pictures(config: Config) -> int:
     """Edits times strengths of one image."""
     return sum(len(edit.get("strengths", ())) for edit in config.edit.get("edits", ()))
 
 
-def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, float]:
-    """Expected bytes of one image by table.
-
-    generator: what a worker's setup returned (`resolution`, `rows`, `weights`, `feature`).
-    """
-    pixels, edits = generator["resolution"] ** 2, edited_pictures(config)
-    code = generator["rows"] * _LATENT_ROW
+def bytes_per_image(config: Config, generator: GeneratorFacts) -> dict[str, float]:
+    """Expected bytes of one image by table."""
+    pixels, edits = generator.resolution**2, edited_pictures(config)
+    code = generator.rows * _LATENT_ROW
     tables = {
         "images": (3 + edits) * pixels * _PICTURE,
         "latents": code,
@@ -42,7 +52,7 @@ def bytes_per_image(config: Config, generator: dict[str, Any]) -> dict[str, floa
         "metrics": (2 + edits) * 20 * _METRIC,
     }
     if config.store_deltas != "none" and config.refine["name"] != "none":
-        values = generator["weights"] + generator["feature"]
+        values = generator.weights + generator.feature
         more = _REFINERS.get(config.refine["name"], 1)
         tables["deltas"] = _DELTA[config.store_deltas] * more * values
     if extractors := config.measure.get("features"):

@@ -20,6 +20,7 @@ from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, Layer, differen
 from dhr_batch.pipeline.runs import quarantine
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
+from dhr_batch.pipeline.runs.stored_plan import RunSettings, StoredPlan
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -35,7 +36,7 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
     """
     dataset = named.find(asked["dataset"])
     preset = [configs.preset(asked["preset"])] if asked.get("preset") else []
-    if asked.get("first_stage", registry.STAGES[0]) != registry.STAGES[0]:
+    if RunSettings(asked).begins_late:
         origin = Origin(dataset.location)
         return origin.dataset(dataset), origin, [origin.settings, *preset]
     if not listing.is_archive(dataset.location) and locations.exists(
@@ -50,41 +51,41 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
     return dataset, None, [*preset, dataset.config]
 
 
-def first_plan(plan: dict[str, Any]) -> dict[str, Any]:
+def first_plan(plan: StoredPlan) -> StoredPlan:
     """The plan of the run that read the photographs, which a run of this plan goes back to.
 
     Raises Refused where a run in between is gone or another one, DatasetError and StorageError.
     """
-    while plan["config"].get("first_stage", registry.STAGES[0]) != registry.STAGES[0]:
-        place = plan["config"]["dataset"]
+    while plan.settings.begins_late:
+        place = plan.settings.dataset
         earlier = RunFolder(named.find(place).location).plan()
         # Equal to a part of itself is no fingerprint, so this ends.
-        if earlier is None or earlier["fingerprint"] != plan["fingerprint"].get("origin"):
+        if earlier is None or earlier.fingerprint != plan.fingerprint.origin:
             raise Refused(place, "it is not the run any more that this one began from")
         plan = earlier
     return plan
 
 
-def inputs(run: Storage, plan: Mapping[str, Any]) -> Iterator[str]:
+def inputs(run: Storage, plan: StoredPlan) -> Iterator[str]:
     """Where the dataset of a run lies, and those of the runs that it began from, as far as known.
 
     A run has noted it; of one that has not, the plan may name it, if not by a relative path.
     """
     seen: set[str] = set()
     while True:
-        asked = str(plan.get("config", {}).get("dataset", ""))
+        dataset = plan.settings.dataset
         known = Owned(run, RUN).about.get("dataset")
         try:
-            if not known and (os.path.isabs(asked) or locations.is_url(asked)):
-                known = named.find(asked).location
+            if not known and (os.path.isabs(dataset) or locations.is_url(dataset)):
+                known = named.find(dataset).location
             if not known or known in seen:
                 return
             yield known
             seen.add(known)
-            if plan.get("config", {}).get("first_stage", registry.STAGES[0]) == registry.STAGES[0]:
+            if not plan.settings.begins_late:
                 return
             run = connect(known)
-            plan = RunFolder(run).plan() or {}
+            plan = RunFolder(run).plan() or StoredPlan()
         except (DatasetError, Refused, StorageError):
             return
 
@@ -113,18 +114,18 @@ class Origin:
         self.folder = RunFolder(place)
         self.storage = self.folder.storage
         self.plan = plan = self.folder.started_plan()
-        self.fingerprint: dict[str, Any] = plan["fingerprint"]
+        self.fingerprint = plan.fingerprint
         dropped = RUN_ONLY | {"first_stage"}
         self.settings = {
             key: _completed(key, value) if key in registry.STAGES else value
-            for key, value in plan["config"].items()
+            for key, value in plan.settings.values.items()
             if key not in dropped
         }
         self.left_out = 0
 
     def dataset(self, found: Dataset) -> Dataset:
         """What is known of the images."""
-        about = {key: self.fingerprint[key] for key in ("aligned", "split")}
+        about = {"aligned": self.fingerprint.aligned, "split": self.fingerprint.split}
         return found.model_copy(update=about | {"config": {}})
 
     def items(self, config: Config) -> list[Item]:
@@ -137,17 +138,17 @@ class Origin:
         sizes, marks = self.storage.sizes(), {}
         for shard, manifest in self.folder.each_manifest():
             for table in tables:
-                key = part(table, shard)
-                if sizes.get(key) != manifest["files"].get(table, {}).get("bytes"):
+                key, facts = part(table, shard), manifest.files.get(table)
+                if sizes.get(key) != (facts and facts.bytes):
                     raise Refused(
                         self.storage.locate(key),
                         "it is not as its manifest says",
                         f"see what to do with: dhr-batch verify {self.storage.place}",
                     )
-            files = [manifest["files"][table] for table in tables]
-            sums = hashlib.sha256("".join(file["sha256"] for file in files).encode())
-            marks[shard] = sum(file["bytes"] for file in files), sums.hexdigest()[:16]
-        planned = self.plan["shards"]
+            files = [manifest.files[table] for table in tables]
+            sums = hashlib.sha256("".join(file.sha256 for file in files).encode())
+            marks[shard] = sum(file.bytes for file in files), sums.hexdigest()[:16]
+        planned = self.plan.shards
         if missing := len(planned) - len(marks):
             raise Refused(
                 self.storage.place,
@@ -162,7 +163,7 @@ class Origin:
 
     def _items(self, marks: Mapping[int, tuple[int, str]], failed: set[str]) -> Iterator[Item]:
         place = self.storage.address
-        for shard, ids in enumerate(self.plan["shards"]):
+        for shard, ids in enumerate(self.plan.shards):
             size, etag = marks[shard]
             for image_id in ids:
                 if image_id not in failed:
@@ -171,7 +172,7 @@ class Origin:
     def check(self, config: Config) -> None:
         """Raises Refused for resolved settings of a new run that do not fit what was stored."""
         place = self.storage.place
-        check_weights(self.plan, place)
+        check_weights(self.plan.settings.generator, self.fingerprint.models, place)
         self._check_same(config)
         there = self.settings.get("store_deltas")
         if "refine" in config.stages:

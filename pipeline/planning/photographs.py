@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.pipeline.runs.stored_plan import Mark, StoredPlan
 from dhr_batch.stages.base import TRUTH, ImageError
 from dhr_batch.stages.decode import decode
 
@@ -35,11 +36,11 @@ class Photographs:
     """
 
     def __init__(self, run: Run, place: str | None = None) -> None:
-        config = run.plan["config"]
-        self._megapixels = float(config["align"].get("max_megapixels", 64))
+        settings = run.stored.settings
+        self._megapixels = float(settings.section("align").get("max_megapixels", 64))
         try:
-            plan = _first(run.plan, known=place is not None)
-            place = place or plan["config"]["dataset"]
+            plan = _first(run.stored, known=place is not None)
+            place = place or plan.settings.dataset
             items = named.list_images(named.find(place))
         except Refused as error:
             where = f"at {place!r}" if place else "to be found"
@@ -95,7 +96,7 @@ def truths(run: Run) -> dict[str, Item]:
         log.warning(_NO_TRUTH, run.storage.place, "all", error.__cause__)
         return {}
     found, lost = {}, Counter[str]()
-    for image_id in chain.from_iterable(run.plan["shards"]):
+    for image_id in chain.from_iterable(run.stored.shards):
         try:
             found[image_id] = pictures.item(image_id)
         except Lost as error:
@@ -106,17 +107,17 @@ def truths(run: Run) -> dict[str, Item]:
     return found
 
 
-def _first(plan: dict[str, Any], known: bool) -> dict[str, Any]:
+def _first(plan: StoredPlan, known: bool) -> StoredPlan:
     """The plan with the dataset and its marks; without marks where it is gone but not needed."""
     try:
         return origin.first_plan(plan)
     except Refused:
         if not known:
             raise
-        return plan | {"contents": ()}
+        return replace(plan, contents=None)
 
 
-def _marks(plan: dict[str, Any]) -> dict[str, Any]:
+def _marks(plan: StoredPlan) -> dict[str, Mark | None]:
     """Image id -> what a changed file would change; empty for plans that do not say."""
-    pairs = zip(plan["shards"], plan.get("contents", ()), strict=False)
+    pairs = zip(plan.shards, plan.contents or (), strict=False)
     return {i: mark for ids, marks in pairs for i, mark in zip(ids, marks, strict=True)}

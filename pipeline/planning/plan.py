@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
-from typing import Any
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
@@ -14,6 +13,8 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
+from dhr_batch.pipeline.runs.stored_plan import Fingerprint, RunSettings, StoredPlan
+from dhr_batch.pipeline.runs.versions import newest_rules, newest_schema
 from dhr_batch.stages import direction_files, registry
 from dhr_batch.version import __version__
 
@@ -44,7 +45,7 @@ class Plan:
     shards: tuple[Shard, ...]
     sized: bool = True
     directions: dict[str, str] = field(default_factory=dict)
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: Fingerprint | None = None
     left_out: int = 0
     truths: dict[str, Item] = field(default_factory=dict)
 
@@ -52,27 +53,25 @@ class Plan:
     def images(self) -> int:
         return sum(len(shard.items) for shard in self.shards)
 
-    def head(self) -> dict[str, Any]:
+    def head(self) -> StoredPlan:
         """The content of `plan.json` without the images."""
-        return {
-            "schema": SCHEMA,
-            "dataset": self.dataset.name,
-            "config": self.config.model_dump(),
-            "fingerprint": fingerprint(self),
-            "versions": _versions(),
-        }
+        return StoredPlan(
+            dataset=self.dataset.name,
+            settings=RunSettings(self.config.model_dump()),
+            fingerprint=fingerprint(self),
+            versions=_versions(),
+            schema=SCHEMA,
+            schema_version=newest_schema(),
+            rules=newest_rules(),
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of `plan.json`. No paths: a dataset may move.
-
-        shards: image ids by shard. contents: beside each id what a changed file would change; null
-        in a stored plan where `quarantine retry` allows another content. versions: of the machine
-        that planned the run; a later start may have others.
-        """
-        return self.head() | {
-            "shards": [[item.image_id for item in shard.items] for shard in self.shards],
-            "contents": [[item.mark for item in shard.items] for shard in self.shards],
-        }
+    def stored(self) -> StoredPlan:
+        """The content of `plan.json`."""
+        return replace(
+            self.head(),
+            shards=[[item.image_id for item in shard.items] for shard in self.shards],
+            contents=[[item.mark for item in shard.items] for shard in self.shards],
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -125,21 +124,17 @@ def check_stages(config: Config) -> None:
         given |= stage.gives
 
 
-def fingerprint(plan: Plan) -> dict[str, Any]:
+def fingerprint(plan: Plan) -> Fingerprint:
     """What every row of a run depends on, apart from the images; they are in `contents`."""
-    settings = {k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY}
-    content = {
-        "version": __version__,
-        "code": code.digest(plan.config),
-        "aligned": plan.dataset.aligned,
-        "split": plan.dataset.split,
-        "config": settings,
-        "models": weights_of(plan.config.generator),
-        "directions": plan.directions,
-    }
-    if plan.origin:
-        content["origin"] = plan.origin
-    if plan.truths:
+    return Fingerprint(
+        version=__version__,
+        code=code.digest(plan.config),
+        aligned=plan.dataset.aligned,
+        split=plan.dataset.split,
+        config={k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY},
+        models=weights_of(plan.config.generator),
+        directions=plan.directions,
+        origin=plan.origin,
         # Another start that finds fewer would fill the rest of the run with other rows.
-        content["truths"] = len(plan.truths)
-    return content
+        truths=len(plan.truths) or None,
+    )

@@ -18,6 +18,7 @@ from dhr_batch.pipeline.planning import devices, origin, photographs, plan
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage import locations, ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -118,7 +119,7 @@ def inputs(made: plan.Plan) -> Iterator[str]:
     yield made.dataset.location
     if made.origin:
         source = RunFolder(made.dataset.location)
-        yield from origin.inputs(source.storage, source.plan() or {})
+        yield from origin.inputs(source.storage, source.plan() or StoredPlan())
         return
     items = (item for shard in made.shards for item in shard.items if item.at < 0)
     folders = {item.place + item.name.rpartition("/")[0] for item in items}

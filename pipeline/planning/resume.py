@@ -11,11 +11,13 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import differences, flat
 from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 
 _NAMED = 5
 _CODE = (
-    " (source of the stages was edited; go back to it as it was or, if no row depends on the edit, "
-    "write the new value of `code` into plan.json)"
+    " (the source of the stages is another one: finish the run with the dhr-batch that began it, "
+    "which was version {version}, start over with --fresh, or choose another folder with --out; "
+    "if no row depends on the difference, write the new value of `code` into plan.json)"
 )
 
 
@@ -48,45 +50,39 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
                 "put it back, or choose another folder with --out",
             )
         return plan
-    compared = _Compared(stored, plan) if stored["schema"] == SCHEMA else None
+    compared = _Compared(stored, plan) if stored.schema == SCHEMA else None
     if lines := [*_changes(stored, plan, compared, extend)]:
         raise OtherRun(where, lines)
     assert compared is not None
-    size = stored["config"]["shard_size"]
+    size = stored.settings.shard_size
     added = cut(compared.added, size, len(compared.shards))
     config = plan.config.model_copy(update={"shard_size": size})
     return replace(plan, config=config, shards=(*compared.shards, *added))
 
 
-def _stored(run: RunFolder, where: object) -> dict[str, Any] | None:
+def _stored(run: RunFolder, where: object) -> StoredPlan | None:
     """The plan of the folder. Raises Refused where it lacks what is compared."""
     stored = run.plan()
-    try:
-        if stored is not None:
-            _ = stored["schema"], stored["shards"], stored["config"]["shard_size"]
-            _ = stored["fingerprint"]["config"], stored["fingerprint"]["models"]
-            if stored["schema"] == SCHEMA:
-                _ = stored["contents"]
-    except (KeyError, TypeError) as error:
-        raise run.damaged_plan(f"damaged (it lacks {error})") from error
+    if stored is not None and stored.missing:
+        raise run.damaged_plan(f"damaged (it lacks {stored.missing[0]!r})")
     return stored
 
 
-def extended(stored: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def extended(stored: StoredPlan, plan: Plan) -> StoredPlan:
     """The stored plan with the shards that a continued plan has behind it, and with the marks of
     images that are tried again; all else as it was."""
-    now = plan.to_json()
-    before = stored["contents"]
+    now, before = plan.stored(), stored.contents or ()
+    marks_now = now.contents or ()
     contents = [
         [mark if old is None else old for old, mark in zip(olds, marks, strict=True)]
-        for olds, marks in zip(before, now["contents"], strict=False)
+        for olds, marks in zip(before, marks_now, strict=False)
     ]
-    return stored | {"shards": now["shards"], "contents": contents + now["contents"][len(before) :]}
+    return replace(stored, shards=now.shards, contents=[*contents, *marks_now[len(before) :]])
 
 
-def has_open_marks(stored: dict[str, Any]) -> bool:
+def has_open_marks(stored: StoredPlan) -> bool:
     """Whether the content of an image is not settled, since `quarantine retry` gave it back."""
-    return any(mark is None for marks in stored["contents"] for mark in marks)
+    return any(mark is None for marks in stored.contents or () for mark in marks)
 
 
 def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] | None:
@@ -97,36 +93,36 @@ def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] 
     finished = run.committed().values()
     return {
         "changes": [*changes(stored, plan, extend)],
-        "shards": {"total": len(stored["shards"]), "done": len(finished)},
+        "shards": {"total": len(stored.shards), "done": len(finished)},
         "images": {
-            "total": sum(map(len, stored["shards"])),
+            "total": stored.images,
             "done": sum(shard.ok for shard in finished),
             "quarantined": sum(shard.quarantined for shard in finished),
         },
     }
 
 
-def changes(stored: dict[str, Any], plan: Plan, extend: bool = False) -> Iterator[str]:
+def changes(stored: StoredPlan, plan: Plan, extend: bool = False) -> Iterator[str]:
     """How a plan differs from the stored one of the same folder, as `key: old -> new` lines.
 
     Models that only one of them knows do not count: no row can depend on them.
     """
-    compared = _Compared(stored, plan) if stored["schema"] == SCHEMA else None
+    compared = _Compared(stored, plan) if stored.schema == SCHEMA else None
     return _changes(stored, plan, compared, extend)
 
 
 def _changes(
-    stored: dict[str, Any], plan: Plan, compared: _Compared | None, extend: bool
+    stored: StoredPlan, plan: Plan, compared: _Compared | None, extend: bool
 ) -> Iterator[str]:
-    before, now = stored["fingerprint"], fingerprint(plan)
+    before, now = stored.fingerprint.to_json(), fingerprint(plan).to_json()
     if not plan.sized:
         # It came from the number of images; the stored shards stay as they are.
-        now["config"]["shard_size"] = stored["config"]["shard_size"]
+        now["config"] |= {"shard_size": stored.settings.shard_size}
     known = before["models"].keys() & now["models"].keys()
-    old = flat({"schema": stored["schema"]} | _with_models(before, known))
+    old = flat({"schema": stored.schema} | _with_models(before, known))
     new = flat({"schema": SCHEMA} | _with_models(now, known))
     for key, line in differences(old, new):
-        yield line + (_CODE if key == "code" else "")
+        yield line + (_CODE.format(version=stored.fingerprint.version) if key == "code" else "")
     if compared is not None:
         yield from _changed_images(compared, plan, extend)
 
@@ -142,12 +138,12 @@ class _Compared:
     images that the stored plan has not.
     """
 
-    def __init__(self, stored: dict[str, Any], plan: Plan) -> None:
+    def __init__(self, stored: StoredPlan, plan: Plan) -> None:
         self.shards: list[Shard] = []
         self.gone: list[str] = []
         self.changed: list[str] = []
         items = _InOrder(item for shard in plan.shards for item in shard.items)
-        for ids, marks in zip(stored["shards"], stored["contents"], strict=True):
+        for ids, marks in zip(stored.shards, stored.contents or (), strict=True):
             found = [items.take(image_id) for image_id in ids]
             for image_id, mark, item in zip(ids, marks, found, strict=True):
                 if item is None:

@@ -14,6 +14,8 @@ from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.report.pictures import decode, face_share
 from dhr_batch.pipeline.runs import status_file
 from dhr_batch.pipeline.runs.folder import RunFolder, no_run
+from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
 from dhr_batch.pipeline.storage.base import Storage
@@ -79,30 +81,27 @@ class RunData:
     """
 
     name: str
-    plan: dict[str, Any]
+    plan: StoredPlan
     image_ids: list[str]
     metrics: pd.DataFrame
     quarantine: list[dict[str, Any]]
     in_domain_face: dict[str, float]
     edits: list[tuple[str, float]] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
-    shards: dict[int, dict[str, Any]] = field(default_factory=dict)
+    shards: dict[int, Manifest] = field(default_factory=dict)
     throughput: list[list[float]] = field(default_factory=list)
     distances: list[SetDistance] = field(default_factory=list)
 
     @property
     def models(self) -> list[str]:
         """Names of the models that the run used."""
-        return sorted({m for shard in self.shards.values() for m in shard.get("models", ())})
+        return sorted({m for shard in self.shards.values() for m in shard.models})
 
     @property
     def random_weights(self) -> bool:
         """Whether the generator is untrained, so that numbers and pictures have no meaning."""
-        generator = _find(self.plan, "generator")
-        if isinstance(generator, dict):
-            generator = generator.get("name")
         labelled = any("random weights" in str(model) for model in self.metrics["model"].unique())
-        return generator == "tiny" or labelled
+        return self.plan.settings.generator == "tiny" or labelled
 
     def excluded(self) -> list[str]:
         """Return the images that averages leave out: less than 40 % of the face is in-domain."""
@@ -136,7 +135,7 @@ def load(run: Storage) -> RunData:
             edits[row["edit_name"], row["edit_strength"]] = None
     data = RunData(
         name=run.name,
-        plan=plan or {},
+        plan=plan or StoredPlan(),
         image_ids=list(listed | dict.fromkeys(metrics["image_id"].unique())),
         metrics=metrics,
         quarantine=quarantine,
@@ -151,7 +150,7 @@ def load(run: Storage) -> RunData:
 
 def _distances(run: Storage, data: RunData) -> list[SetDistance]:
     try:
-        return set_distances.distances(run, data.plan, data.excluded())
+        return set_distances.distances(run, data.plan.settings.generator, data.excluded())
     except (OSError, ValueError) as error:
         raise unreadable(run, "features", error) from error
 
@@ -284,14 +283,3 @@ def _face_shares(run: Storage) -> dict[str, float]:
                 shares[image_id] = share
             del incomplete[image_id]
     return shares
-
-
-def _find(tree: Any, key: str) -> Any:
-    """Return the first value of a key in nested dictionaries, outer levels first."""
-    level = [tree]
-    while level:
-        for node in level:
-            if isinstance(node, dict) and key in node:
-                return node[key]
-        level = [v for node in level if isinstance(node, dict) for v in node.values()]
-    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -16,19 +16,19 @@ _MAX_HOSTS = 10
 
 def settings(data: RunData) -> Section | None:
     """Return the section on settings, versions and models, or None if nothing is known of them."""
-    plan = data.plan
-    config, fingerprint = plan.get("config") or {}, plan.get("fingerprint") or {}
-    facts = {"dhr-batch": fingerprint.get("version"), "code of the stages": fingerprint.get("code")}
-    facts |= plan.get("versions") or {}
-    facts |= {"dataset": plan.get("dataset"), "seed": config.get("seed")}
-    if "origin" in fingerprint:
-        facts["begins at"] = f"{config.get('first_stage')}; the dataset is the run it begins from"
-    hosts = sorted({shard["worker"]["host"] for shard in data.shards.values() if "worker" in shard})
+    plan, config = data.plan, data.plan.settings.values
+    fingerprint = plan.fingerprint
+    facts: dict[str, Any] = {"dhr-batch": fingerprint.version}
+    facts |= {"code of the stages": fingerprint.code, **plan.versions}
+    facts |= {"dataset": plan.dataset, "seed": plan.settings.seed}
+    if fingerprint.origin is not None:
+        facts["begins at"] = f"{plan.settings.first_stage}; the dataset is the run it begins from"
+    hosts = sorted({shard.worker.host for shard in data.shards.values() if shard.worker})
     facts["workers ran on"] = ", ".join(hosts[:_MAX_HOSTS])
     rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]
     tables = [Table("Made with", [Column("what"), Column("version or value", code=True)], rows)]
     if data.models:
-        tables.append(models_table(data.models, fingerprint.get("models") or {}))
+        tables.append(models_table(data.models, fingerprint.models))
     if not (config or rows or data.models):
         return None
     text, code = [], None
@@ -41,7 +41,7 @@ def settings(data: RunData) -> Section | None:
     return Section("settings", "Settings and provenance", text, tables=tables, code=code)
 
 
-def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
+def models_table(names: Sequence[str], digests: Mapping[str, str]) -> Table:
     """Return a table of models.
 
     Args:
@@ -56,7 +56,7 @@ def models_table(names: Sequence[str], digests: dict[str, str]) -> Table:
     )
 
 
-def _model_rows(names: Sequence[str], digests: dict[str, str]) -> Iterator[list[Any]]:
+def _model_rows(names: Sequence[str], digests: Mapping[str, str]) -> Iterator[list[Any]]:
     known = catalogue.models()
     for name in names:
         digest = digests.get(name, "not recorded").replace("+", " ")

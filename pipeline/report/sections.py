@@ -218,7 +218,7 @@ def _psnr_plot(data: RunData) -> Plot | None:
     """Plot means of shards, because times are recorded per shard."""
     long = data.metrics[data.metrics["metric"] == "psnr"]
     long = long[~long["image_id"].isin(data.excluded())]
-    shards = {i: n for n, ids in enumerate(data.plan.get("shards", ())) for i in ids}
+    shards = data.plan.shard_of()
     clouds: list[Series] = []
     for stage, until in (("inverted", "embed"), ("refined", "refine")):
         seconds = summaries.seconds_per_image(data, until)

@@ -12,6 +12,7 @@ import numpy as np
 
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report.metrics import metric_key, of_truth, stage_key
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.face_scores import effect_score
 
@@ -132,14 +133,13 @@ def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
         until: The last stage whose time is included.
     """
     seconds: dict[str, float] = {}
-    for number, image_ids in enumerate(data.plan.get("shards", ())):
-        shard = data.shards.get(number, {})
-        times = shard.get("stage_seconds") or {}
-        images = shard.get("ok", 0) + shard.get("quarantined", 0)
-        if until in times and images:
+    for number, image_ids in enumerate(data.plan.shards):
+        shard = data.shards.get(number, Manifest())
+        times = shard.stage_seconds
+        if until in times and shard.images:
             names = list(times)
             spent = sum(times[name] for name in names[: names.index(until) + 1])
-            seconds |= dict.fromkeys(image_ids, spent / images)
+            seconds |= dict.fromkeys(image_ids, spent / shard.images)
     return seconds
 
 

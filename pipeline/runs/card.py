@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dhr_batch.pipeline.markdown import table_lines
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import RUN, Owned
@@ -39,7 +39,7 @@ Faces are personal data: consent and the licences of the photographs and models 
 
 
 def write_card(
-    place: str | Path | Storage, plan: dict[str, Any], images: int, rows: Mapping[str, int]
+    place: str | Path | Storage, plan: StoredPlan, images: int, rows: Mapping[str, int]
 ) -> bool:
     """Write README.md into a run, with one `configs:` entry per table that has rows.
 
@@ -58,13 +58,13 @@ def write_card(
             if count
         ]
     }
-    generator = registry.label(plan["config"]["generator"])
+    generator = registry.label(plan.settings.generator)
     text = _TEXT.format(
         name=run.name,
         folder=run.place if "://" in run.place else run.name,
-        version=plan["fingerprint"]["version"],
+        version=plan.fingerprint.version,
         images=images,
-        dataset=plan["dataset"],
+        dataset=plan.dataset,
         generator=generator,
         warning=" **Random weights: no picture or number means anything.**"
         if generator == "tiny"

@@ -80,11 +80,12 @@ from typing import Any
 
 from dhr_batch.pipeline import crash, stopping
 from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
-from dhr_batch.pipeline.runs import plan_file, status_file
-from dhr_batch.pipeline.runs.lease import LeaseLost, lease
-from dhr_batch.pipeline.runs.manifests import Alike, Finished
+from dhr_batch.pipeline.runs import manifests, plan_file, status_file
+from dhr_batch.pipeline.runs.lease import Holder, LeaseLost, lease
+from dhr_batch.pipeline.runs.manifests import Alike, Finished, Manifest
 from dhr_batch.pipeline.runs.names import PLAN, SHARDS, STAGING, manifest_key, part, staging
 from dhr_batch.pipeline.runs.status_file import STATUS
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stopping import Interrupted
 from dhr_batch.pipeline.storage.base import Object, Storage, Version, is_part
 from dhr_batch.pipeline.storage.connect import connect
@@ -140,20 +141,21 @@ class RunFolder:
         except (StorageError, Interrupted) as error:
             log.warning("the run was not given back: %s", error or "interrupted")
 
-    def plan(self) -> dict[str, Any] | None:
-        """The plan this run was started with, or None for a new one. Raises Refused if damaged.
+    def plan(self) -> StoredPlan | None:
+        """The plan this run was started with, or None for a new one.
 
-        Its lists of shards may be `plan_file.Rows`.
+        Its lists of shards may be `plan_file.Rows`. Raises Refused for one that is damaged, or of
+        a version that this program does not know.
         """
         there = self.storage.get(PLAN)
         self._plan_version = there.version if there else None
         if there is None:
             return None
         try:
-            plan = plan_file.loads(there.content)
+            plan = plan_file.loads(there.content, self.storage.place)
         except ValueError as error:
             raise self.damaged_plan(f"damaged ({error})" if there.content else "empty") from error
-        if "shards" not in plan:
+        if "shards" in plan.missing:
             raise self.damaged_plan("damaged (it lacks 'shards')")
         return plan
 
@@ -165,19 +167,19 @@ class RunFolder:
             "put back a copy of it, or choose another folder",
         )
 
-    def started_plan(self) -> dict[str, Any]:
+    def started_plan(self) -> StoredPlan:
         """The plan of a run that was started. Raises NoRun for any other place."""
         plan = self.plan()
         if plan is None:
             raise no_run(self.storage)
         return plan
 
-    def write_plan(self, plan: dict[str, Any]) -> None:
+    def write_plan(self, plan: StoredPlan) -> None:
         if not self.storage.create(PLAN, plan_file.dumps(plan)):
             raise Refused(self.storage.locate(PLAN), "it appeared while starting", "start again")
         crash.at("after-plan")
 
-    def replace_plan(self, plan: dict[str, Any]) -> None:
+    def replace_plan(self, plan: StoredPlan) -> None:
         """Put a changed plan in place of the one that `plan` returned last.
 
         The caller holds the lease. Raises LeaseLost where another driver changed it meanwhile.
@@ -198,7 +200,8 @@ class RunFolder:
         owned = Owned(self.storage, RUN)
         sizes = self.storage.sizes()
         known: dict[str, int] = {}
-        if not {"schema", "shards"} <= (self.plan() or {"schema": 0, "shards": 0}).keys():
+        plan = self.plan()
+        if plan is not None and {"schema", "shards"} & set(plan.missing):
             place = self.storage.locate(PLAN)
             raise Refused(f"{place} is not the plan of a run, but another file: move it away")
         for shard, manifest in self.each_manifest():
@@ -230,14 +233,11 @@ class RunFolder:
             if is_part(key) and key.partition("/")[0] in TABLES
         }
 
-    def _bytes(self, shard: int, manifest: Mapping[str, Any]) -> dict[str, int]:
+    def _bytes(self, shard: int, manifest: Manifest) -> dict[str, int]:
         """The parts that a manifest names, and how large they are. Raises StorageError."""
-        try:
-            _ = manifest["attempt"]
-            files = manifest["files"].items()
-            return {part(table, shard): facts["bytes"] for table, facts in files}
-        except (LookupError, TypeError, AttributeError) as error:
-            raise self._damaged(manifest_key(shard), error) from error
+        if not manifest.attempt:
+            raise self._damaged(manifest_key(shard), "it names no attempt")
+        return {part(table, shard): facts.bytes for table, facts in manifest.files.items()}
 
     def _require_own(self, parts: Mapping[str, int], known: Mapping[str, int]) -> None:
         """Raises Refused for parts that are not of this run. known: those that manifests name."""
@@ -252,7 +252,7 @@ class RunFolder:
                     others[key] = shard
         if others and Owned(self.storage, RUN).unlisted:
             # Of such a run the plan alone tells which parts it has.
-            planned = len(plan_file.loads(self.storage.read(PLAN) or b"{}").get("shards", ()))
+            planned = len(plan_file.loads(self.storage.read(PLAN) or b"{}").shards)
             others = {key: shard for key, shard in others.items() if shard >= planned}
         if others:
             raise Refused(
@@ -265,10 +265,12 @@ class RunFolder:
     def _earlier(self, shard: int) -> dict[str, list[int]]:
         """Files of a shard as they were before it was given back: key -> possible bytes."""
         key = f"{_EARLIER}/{shard:05d}.json"
-        content = self.storage.read(key)
-        return self._parse(key, content) if content else {}
+        try:
+            return json.loads(self.storage.read(key) or b"{}")
+        except ValueError as error:
+            raise self._damaged(key, error) from error
 
-    def _note_earlier(self, shard: int, manifest: Mapping[str, Any]) -> None:
+    def _note_earlier(self, shard: int, manifest: Manifest) -> None:
         """Keep what shows that the published files of a manifest are of this run."""
         known = self._earlier(shard)
         for key, size in self._bytes(shard, manifest).items():
@@ -281,11 +283,11 @@ class RunFolder:
         alike = Alike()
         return {shard: alike.finished(manifest) for shard, manifest in self.each_manifest()}
 
-    def manifests(self) -> dict[int, dict[str, Any]]:
+    def manifests(self) -> dict[int, Manifest]:
         """All that is known of the committed shards, by shard number: a few kilobytes each."""
         return dict(self.each_manifest())
 
-    def each_manifest(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def each_manifest(self) -> Iterator[tuple[int, Manifest]]:
         """Shards and manifests, of which some are read at once."""
         keys = sorted(key for key in self.storage.sizes(SHARDS) if key.endswith(".json"))
         for first in range(0, len(keys), _MANIFESTS):
@@ -302,18 +304,18 @@ class RunFolder:
         """A name that no other attempt has had or will have."""
         return f"{shard:05d}.{number}.{uuid.uuid4().hex[:8]}"
 
-    def commit(self, shard: int, receipt: dict[str, Any], planned: int) -> None:
+    def commit(self, shard: int, receipt: Manifest, planned: int) -> None:
         """Steps 3 to 5 for a finished attempt.
 
         Raises ValueError where the receipt does not account for every planned image, LeaseLost
         where another driver took over, and StorageError where the storage does not answer.
         """
-        if receipt["ok"] + receipt["quarantined"] != planned:
+        if receipt.images != planned:
             raise ValueError(
-                f"shard {shard}: {receipt['ok']} finished and {receipt['quarantined']} quarantined "
+                f"shard {shard}: {receipt.ok} finished and {receipt.quarantined} quarantined "
                 f"images do not add up to the {planned} planned ones"
             )
-        content = json.dumps(receipt, ensure_ascii=False, indent=1).encode()
+        content = manifests.dumps(receipt)
         self._check_staged(shard, receipt)
         self.check()
         crash.at("before-manifest")
@@ -322,7 +324,7 @@ class RunFolder:
             there = self.storage.get(key)
             other = self._parse(key, there.content) if there and there.content else None
             if other is not None and self.publish(shard, other):
-                self.discard(other["attempt"])
+                self.discard(other.attempt)
                 break
             self.check()
             if other is not None:
@@ -337,24 +339,24 @@ class RunFolder:
                     "start the same command again",
                 )
         crash.at("before-staging-cleanup")
-        self.discard(receipt["attempt"])
+        self.discard(receipt.attempt)
 
-    def _check_staged(self, shard: int, receipt: dict[str, Any]) -> None:
+    def _check_staged(self, shard: int, receipt: Manifest) -> None:
         """Raises StorageError where the driver does not see what the worker has staged."""
         if not isinstance(self.storage, LocalStorage):
             return  # An upload that was answered is there for everyone.
-        prefix = staging(receipt["attempt"])
+        prefix = staging(receipt.attempt)
         sizes = self.storage.sizes(prefix)
-        for table, facts in receipt["files"].items():
+        for table, facts in receipt.files.items():
             key = f"{prefix}/{table}.parquet"
-            if sizes.get(key) != facts["bytes"]:
+            if sizes.get(key) != facts.bytes:
                 raise StorageError(
                     self.storage.locate(key),
                     f"a worker wrote it for shard {shard}, and it is not there for the driver",
                     "put the run on a disk that all machines share",
                 )
 
-    def publish(self, shard: int, manifest: dict[str, Any]) -> bool:
+    def publish(self, shard: int, manifest: Manifest) -> bool:
         """Give the files of a committed shard their final names; does nothing where done.
 
         False where the manifest is void: a file is neither staged nor published. Others of the
@@ -364,14 +366,14 @@ class RunFolder:
         def one(table: str) -> bool:
             self.check()
             final = part(table, shard)
-            staged = f"{staging(manifest['attempt'])}/{table}.parquet"
-            size = manifest["files"][table]["bytes"]
+            staged = f"{staging(manifest.attempt)}/{table}.parquet"
+            size = manifest.files[table].bytes
             self._require_free(final, size)
             there = self.storage.publish(staged, final) or self._size(table, final) == size
             crash.at("mid-publish")
             return there
 
-        tables = list(manifest["files"])
+        tables = list(manifest.files)
         if isinstance(self.storage, LocalStorage):
             # A move takes no time, and after a missing file the others are left where they are.
             return all(map(one, tables))
@@ -399,9 +401,11 @@ class RunFolder:
         """
         plan = self.plan()
         assert plan is not None
+        # Rows of a large plan, of which only those that change are held apart from its text.
+        contents: Any = plan.contents
         for shard, ids in images.items():
-            marks = zip(plan["shards"][shard], plan["contents"][shard], strict=True)
-            plan["contents"][shard] = [None if i in ids else mark for i, mark in marks]
+            marks = zip(plan.shards[shard], contents[shard], strict=True)
+            contents[shard] = [None if i in ids else mark for i, mark in marks]
         self.replace_plan(plan)
         crash.at("after-open-marks")
         for shard in sorted(images):
@@ -413,7 +417,7 @@ class RunFolder:
                 self._withdraw(shard, there)
             crash.at("mid-reopen")
 
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Holder | None:
         """The process that works on the run now: host and pid, as far as known; None: nobody."""
         return self._lease.holder()
 
@@ -429,8 +433,8 @@ class RunFolder:
             known = self._bytes(shard, manifest)
             there = {key: parts.pop(key) for key in known if key in parts}
             done = there == known and all(
-                f"{staging(manifest['attempt'])}/{table}.parquet" not in sizes
-                for table in manifest["files"]
+                f"{staging(manifest.attempt)}/{table}.parquet" not in sizes
+                for table in manifest.files
             )
             if not done:
                 self._require_own(there, known)
@@ -444,23 +448,20 @@ class RunFolder:
         self.clear_staging()
         return found
 
-    def _parse(self, key: str, content: bytes) -> dict[str, Any]:
+    def _parse(self, key: str, content: bytes) -> Manifest:
         try:
-            found = json.loads(content)
-            if not isinstance(found, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:
+            return manifests.loads(content)
+        except (ValueError, TypeError, AttributeError) as error:
             raise self._damaged(key, error) from error
-        return found
 
-    def _damaged(self, key: str, error: Exception) -> StorageError:
+    def _damaged(self, key: str, error: object) -> StorageError:
         return StorageError(
             self.storage.locate(key),
             f"it is damaged ({error})",
             "delete it, and its shard is made again by the same command",
         )
 
-    def _void(self, shard: int, manifest: dict[str, Any]) -> None:
+    def _void(self, shard: int, manifest: Manifest) -> None:
         log.warning(
             "%s: shard %d was committed, but its files are gone; it is made again",
             self.storage.place,

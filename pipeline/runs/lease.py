@@ -19,12 +19,13 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.storage.base import Object, Storage, Version
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.objects import ObjectStorage
@@ -40,6 +41,23 @@ _GLANCE = 0.1
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Holder(JsonRecord):
+    """Who holds a lease. boot: of the kernel and the namespace in which the pid means something.
+
+    Of a lease in an object store, token: its own; timeout: seconds without a sign of life after
+    which it lapses; beat: number of the last one; released: whether it was given back.
+    """
+
+    host: str | None = None
+    pid: int | None = None
+    boot: str | None = None
+    token: str | None = None
+    timeout: float | None = None
+    beat: int | None = None
+    released: bool | None = None
 
 
 class LeaseLost(StorageError):
@@ -62,7 +80,7 @@ class Lease(ABC):
         """Give the right back; does nothing where it is not held."""
 
     @abstractmethod
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Holder | None:
         """Who holds the right now: host and pid, as far as known; None: nobody. Writes nothing."""
 
 
@@ -101,7 +119,7 @@ class FileLease(Lease):
             os.close(handle)
             raise
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(_identity()).encode(), 0)
+        os.pwrite(handle, _dumps(_identity()), 0)
         self._handle = handle
 
     def check(self) -> None:
@@ -121,7 +139,7 @@ class FileLease(Lease):
             os.close(self._handle)
             self._handle = None
 
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Holder | None:
         try:
             handle = os.open(self._path, os.O_RDONLY)
         except FileNotFoundError:
@@ -140,7 +158,7 @@ class ObjectLease(Lease):
 
     def __init__(self, storage: ObjectStorage, timeout: float) -> None:
         self._storage, self._timeout = storage, timeout
-        self._record = _identity() | {"token": uuid.uuid4().hex, "timeout": timeout, "beat": 0}
+        self._record = replace(_identity(), token=uuid.uuid4().hex, timeout=timeout, beat=0)
         self._version: Version | None = None
         self._confirmed = 0.0
         self._lost = ""
@@ -180,41 +198,46 @@ class ObjectLease(Lease):
         self._stop.set()
         # It may be waiting for an answer.
         stopping.interruptible(self._thread.join)
-        self._record["released"] = True
+        self._record = replace(self._record, released=True)
         if not self._lost:
             # It lapses by itself: not worth a wait where the store does not answer.
             storage = ObjectStorage(self._storage.place, _RELEASE_PATIENCE)
             storage.swap(KEY, self._content(), self._version)
         self._version = self._thread = None
 
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Holder | None:
         """By the clock of this host: that of the store could only be learnt by a write."""
         there = self._storage.get(KEY)
-        holder = _parse(there.content) if there else {}
-        if there is None or holder.get("released") or _is_dead(holder):
+        if there is None or _is_free(holder := _parse(there.content)):
             return None
         age = (datetime.now(UTC) - there.modified).total_seconds()
-        return holder if age < float(holder.get("timeout", self._timeout)) + _RESOLUTION else None
+        return holder if age < self._lapses(holder) else None
 
     def _content(self) -> bytes:
-        return json.dumps(self._record).encode()
+        return _dumps(self._record)
 
     def _require_free(self, there: Object) -> None:
         holder = _parse(there.content)
-        if holder.get("released") or _is_dead(holder):
+        if _is_free(holder):
             return
-        timeout = float(holder.get("timeout", self._timeout)) + _RESOLUTION
+        timeout = self._lapses(holder)
         age = (self._storage.now() - there.modified).total_seconds()
         if age < timeout:
             hint = f"; if it is dead, its claim lapses in {timeout - age:.0f} s"
             raise _in_use(self._storage.place, holder, hint)
 
+    def _lapses(self, holder: Holder) -> float:
+        """Seconds after which a silent holder is replaced."""
+        timeout = self._timeout if holder.timeout is None else holder.timeout
+        return float(timeout) + _RESOLUTION
+
     def _beat(self) -> None:
         # One try per beat: a call that goes on trying would itself delay the sign of life.
-        storage = ObjectStorage(self._storage.place, patience=0)
+        storage, beat = ObjectStorage(self._storage.place, patience=0), 0
         while not self._stop.wait(self._timeout / _BEATS_PER_TIMEOUT):
             began = time.clock_gettime(_CLOCK)
-            self._record["beat"] += 1
+            beat += 1
+            self._record = replace(self._record, beat=beat)
             try:
                 version = storage.swap(KEY, self._content(), self._version)
                 if version is None:
@@ -228,16 +251,15 @@ class ObjectLease(Lease):
 
     def _after_a_lost_answer(self, there: Object | None) -> Version | None:
         """The version where an earlier beat of ours had arrived after all; else None."""
-        holder = _parse(there.content) if there else {}
-        if there and holder.get("token") == self._record["token"]:
+        holder = _parse(there.content) if there else Holder()
+        if there and holder.token == self._record.token:
             return there.version
         self._lost = f"{self._storage.place}: {_who(holder)} took over this run; this one stops"
         return None
 
 
-def _identity() -> dict[str, Any]:
-    """Who holds a lease. boot: of the kernel and the namespace in which the pid means something."""
-    return {"host": os.uname().nodename, "pid": os.getpid(), "boot": _boot()}
+def _identity() -> Holder:
+    return Holder(os.uname().nodename, os.getpid(), _boot())
 
 
 def _boot() -> str:
@@ -249,12 +271,17 @@ def _boot() -> str:
         return ""
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _is_free(holder: Holder) -> bool:
+    """Whether a lease was given back, or its holder is a process of this machine that is gone."""
+    return bool(holder.released) or _is_dead(holder)
+
+
+def _is_dead(holder: Holder) -> bool:
     here = _identity()
-    if not here["boot"] or any(holder.get(key) != here[key] for key in ("host", "boot")):
+    if not here.boot or (holder.host, holder.boot) != (here.host, here.boot):
         return False
     try:
-        os.kill(int(holder["pid"]), 0)
+        os.kill(int(holder.pid or 0), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -262,26 +289,30 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     return False
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> Holder:
     try:
-        record = json.loads(content)
+        return Holder.from_json(json.loads(content))
     except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+        return Holder()
 
 
 def _require_own(place: str, content: bytes) -> None:
     """Raises Refused for a file of this name that no driver has written. Empty: killed before."""
-    if content and not {"pid", "released"} & _parse(content).keys():
+    holder = _parse(content)
+    if content and holder.pid is None and holder.released is None:
         raise Refused(place, "it is not the lease of a run, but another file", "move it away")
 
 
-def _who(holder: dict[str, Any]) -> str:
-    if "pid" not in holder:
+def _dumps(holder: Holder) -> bytes:
+    return json.dumps(holder.to_json()).encode()
+
+
+def _who(holder: Holder) -> str:
+    if holder.pid is None:
         return "another process"
-    return f"process {holder['pid']} on {holder.get('host', 'an unknown host')}"
+    return f"process {holder.pid} on {holder.host or 'an unknown host'}"
 
 
-def _in_use(place: str, holder: dict[str, Any], hint: str = "") -> Refused:
+def _in_use(place: str, holder: Holder, hint: str = "") -> Refused:
     way_out = f"wait for it to end, stop it, or choose another folder with --out{hint}"
     return Refused(place, f"it is in use by {_who(holder)}", way_out)

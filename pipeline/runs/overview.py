@@ -7,10 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 
 from dhr_batch.pipeline.runs import manifests, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder, no_run
+from dhr_batch.pipeline.runs.lease import Holder
+from dhr_batch.pipeline.runs.status_file import Speed, StatusContent, WorkerStatus
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.units import duration
 
@@ -42,14 +44,26 @@ class Overview(BaseModel):
 
     run: str
     state: Literal["starting", "running", "interrupted", "finished"]
-    driver: dict[str, Any] | None = None
+    driver: Holder | None = None
     updated: float | None = None
     images: Images | None = None
     shards: Shards | None = None
-    images_per_second: dict[str, float] = {}
+    images_per_second: Speed | None = None
     seconds_left: float | None = None
     errors: dict[str, int] = {}
-    workers: list[dict[str, Any]] = []
+    workers: list[WorkerStatus] = []
+
+    @field_serializer("driver")
+    def _holder(self, driver: Holder | None) -> dict[str, Any] | None:
+        return driver.to_json() if driver else None
+
+    @field_serializer("images_per_second")
+    def _speed(self, speed: Speed | None) -> dict[str, float]:
+        return speed.to_json() if speed else {}
+
+    @field_serializer("workers")
+    def _workers(self, workers: list[WorkerStatus]) -> list[dict[str, Any]]:
+        return [worker.to_json() for worker in workers]
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -61,21 +75,21 @@ class Overview(BaseModel):
         if self.driver and self.images_per_second:
             rate = self.images_per_second
             yield (
-                f"speed        {rate['overall']:.3g} images/s, {rate['last_5_minutes']:.3g} in the "
+                f"speed        {rate.overall:.3g} images/s, {rate.last_5_minutes:.3g} in the "
                 f"last 5 minutes; {duration(self.seconds_left)} left"
             )
         if self.errors:
             counts = (f"{count} x {name}" for name, count in self.errors.items())
             yield f"quarantined  {', '.join(counts)}"
         for worker in self.workers:
-            known = [f"{k} {worker[k]}" for k in ("host", "pid", "device") if worker.get(k)]
+            about = {"host": worker.host, "pid": worker.pid, "device": worker.device}
+            known = [f"{name} {value}" for name, value in about.items() if value]
             where = f" ({', '.join(known)})" if known else ""
-            yield f"worker {worker['worker']:<5} {worker['what']}{where}"
+            yield f"worker {worker.worker:<5} {worker.what}{where}"
 
     def _driver(self) -> str:
         if self.driver:
-            pid, host = (self.driver.get(key, "unknown") for key in ("pid", "host"))
-            return f"process {pid} on {host}"
+            return f"process {self.driver.pid or 'unknown'} on {self.driver.host or 'unknown'}"
         since = f" since {_clock(self.updated)}" if self.updated else ""
         more = "" if self.state == "finished" else "; the same command goes on from here"
         return f"not running{since}{more}"
@@ -114,48 +128,47 @@ def overview(place: str | Path | Storage) -> Overview:
         return Overview(run=run.storage.place, state="starting", driver=holder)
     status = status_file.read_status(run.storage)
     done = run.committed().values()
-    total = sum(map(len, plan["shards"]))
     images = Images(
-        total=total,
+        total=plan.images,
         done=sum(shard.ok for shard in done),
         quarantined=sum(shard.quarantined for shard in done),
     )
     shards = Shards(
-        total=len(plan["shards"]),
+        total=len(plan.shards),
         done=len(done),
         tried_again=sum(shard.attempts > 1 for shard in done),
     )
     errors = manifests.total(shard.errors for shard in done)
-    complete = len(done) == len(plan["shards"])
+    complete = len(done) == len(plan.shards)
     found = Overview(
         run=run.storage.place,
         state="finished" if complete else "interrupted" if holder is None else "starting",
         driver=holder,
-        updated=status.get("updated"),
+        updated=status.updated,
         images=images,
         shards=shards,
         errors=dict(errors.most_common()),
-        images_per_second=status.get("images_per_second", {}),
+        images_per_second=status.images_per_second,
     )
-    return _with_driver(found, images, shards, status) if holder and not complete else found
+    known = holder is not None and holder.pid is not None
+    return _with_driver(found, images, shards, status) if known and not complete else found
 
 
 def _with_driver(
-    found: Overview, images: Images, shards: Shards, status: dict[str, Any]
+    found: Overview, images: Images, shards: Shards, status: StatusContent
 ) -> Overview:
     """What the driver says of itself; a file that an earlier one left says nothing about this."""
-    driver, writer = found.driver or {}, status.get("driver", {})
-    if any(driver.get(key) != writer.get(key) for key in ("host", "pid")):
-        return found.model_copy(update={"images_per_second": {}})
-    said, workers = status["images"], status["workers"]
-    computed = said["before"] + said["done"] - images.done - images.quarantined
-    running = [w["shard"] for w in workers if w.get("shard") is not None]
+    driver, writer = found.driver, status.driver
+    if driver is None or (driver.host, driver.pid) != (writer.host, writer.pid):
+        return found.model_copy(update={"images_per_second": None})
+    computed = status.images.before + status.images.done - images.done - images.quarantined
+    running = [worker.shard for worker in status.workers if worker.shard is not None]
     return found.model_copy(
         update={
             "state": "running",
             "images": images.model_copy(update={"in_work": max(0, computed)}),
             "shards": shards.model_copy(update={"running": sorted(running)}),
-            "seconds_left": status["seconds_left"],
-            "workers": workers,
+            "seconds_left": status.seconds_left,
+            "workers": status.workers,
         }
     )

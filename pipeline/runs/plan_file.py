@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, overload
 
+from dhr_batch.pipeline.runs import versions
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+
 _LONG = ("shards", "contents")
 _END = b"\n ]"
 
@@ -48,12 +51,13 @@ class Rows(Sequence[list[Any]]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def dumps(plan: dict[str, Any]) -> bytes:
+def dumps(plan: StoredPlan) -> bytes:
     """A plan as JSON. Lists of shards are written a line each, and last."""
-    head = {key: value for key, value in plan.items() if key not in _LONG}
+    content = plan.to_json()
+    head = {key: value for key, value in content.items() if key not in _LONG}
     text = io.BytesIO()
     text.write(json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode())
-    for line in _lines(plan):
+    for line in _lines(content):
         text.write(line.encode())
     text.write(b"\n}\n")
     return text.getvalue()
@@ -68,21 +72,29 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
             yield "\n ]"
 
 
-def loads(text: bytes) -> dict[str, Any]:
+def loads(text: bytes, place: str = "the run") -> StoredPlan:
     """A plan from its JSON; the lists of shards are `Rows` where it was written by `dumps`.
 
-    Raises ValueError for what is no JSON object, or whose lists do not fit together.
+    Args:
+        text: content of `plan.json`.
+        place: the run, for messages.
+
+    Raises:
+        ValueError: this is no JSON object, or its lists do not fit together.
+        Refused: the run was made by a newer program.
     """
     try:
         plan = _by_lines(text)
+        versions.check(plan, place)
         _check_lists(plan)
     except ValueError:
         # Written by something else, or damaged, which is told best where all is read.
         plan = json.loads(text)
         if not isinstance(plan, dict):
             raise ValueError("not a JSON object") from None
+        versions.check(plan, place)
         _check_lists(plan)
-    return plan
+    return StoredPlan.from_json(plan)
 
 
 def _check_lists(plan: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from dhr_batch.pipeline.errors import NoRun, Refused
 from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
@@ -32,22 +33,27 @@ if TYPE_CHECKING:
 def open(path: str | Path) -> Run:
     """The run in a folder or at the URL of an object store. Raises NoRun where there is none."""
     storage = connect(path)
-    plan = RunFolder(storage).started_plan()
-    return Run(storage, plan | {"shards": list(plan["shards"])})
+    return Run(storage, RunFolder(storage).started_plan())
 
 
 class Run:
     """Committed rows of a run. Every attribute reads its table on first use.
 
     Pictures and masks are read for the images asked for; all else is small.
-    plan: settings, fingerprint and image ids by shard, as planned.
+    stored: settings, fingerprint and image ids by shard, as planned.
     """
 
-    def __init__(self, storage: Storage, plan: dict[str, Any]) -> None:
-        self.storage, self.plan = storage, plan
+    def __init__(self, storage: Storage, stored: StoredPlan) -> None:
+        self.storage, self.stored = storage, stored
 
     def __repr__(self) -> str:
         return f"Run({self.storage.place!r}, {len(self.ids)} images)"
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The content of `plan.json` as dictionaries and lists."""
+        plan = self.stored.to_json()
+        return plan | {"shards": list(plan["shards"])}
 
     def table(self, name: str, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
         """A whole table, or its rows where each column in `equal` has that value.
@@ -157,7 +163,7 @@ class Run:
         rows = self._rows("deltas", image_id)
         kept = part("deltas", self._shards.get(image_id, -1)) in self._files
         if not rows and not (kept and self._rows("latents", image_id)):
-            kept_none = self.plan["config"].get("store_deltas") in ("none", False)
+            kept_none = self.stored.settings.store_deltas == "none"
             why = ": it was made with store_deltas=none" if kept_none else ""
             raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
         return tensors(image_id, rows)
@@ -170,7 +176,7 @@ class Run:
             raise KeyError(f"no rows of {image_id!r} in {self.storage.place}")
         masks = self._rows("masks", image_id, kind="in_domain")
         delta: dict[str, np.ndarray] = {}
-        if self.plan["config"]["refine"]["name"] != "none":
+        if self.stored.settings.member("refine") != "none":
             delta = self.delta(image_id)
         record = record_of(image_id, {"latents": codes, "masks": masks})
         return replace(record, feature=delta.pop("feature", None), delta=delta)
@@ -178,7 +184,7 @@ class Run:
     @cached_property
     def networks(self) -> Context:
         """The generator of the run, loaded on first use (see `runs.render.context`)."""
-        return render.context(self.plan, self.storage.place)
+        return render.context(self.stored, self.storage.place)
 
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
         """The refined picture again, or edits of it: a forward pass each and no optimisation.
@@ -186,7 +192,7 @@ class Run:
         edits: direction (a shipped name or a file) -> strength; each makes a picture of its own.
         Returns a record with `edits`, or without any with `refined`. Raises Refused, KeyError.
         """
-        make = render.renderer(self.networks, (edits or {}).items())
+        make = render.renderer(self.networks, (edits or {}).items(), self.stored.rules)
         return make(self.record(*self.select([image_id])))
 
     def select(self, images: Sequence[str]) -> list[str]:
@@ -204,7 +210,7 @@ class Run:
 
     @cached_property
     def _shards(self) -> dict[str, int]:
-        return {i: shard for shard, ids in enumerate(self.plan["shards"]) for i in ids}
+        return self.stored.shard_of()
 
     def _rows(self, name: str, image_id: str, **equal: Any) -> list[dict[str, Any]]:
         """Rows of one image, from the file of its shard; [] where there is none."""

@@ -5,18 +5,18 @@ Writes nothing, so that it may look at a run while a driver works on it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
+from dhr_batch.pipeline.runs import manifests
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import STAGING, part, staging
 from dhr_batch.pipeline.runs.verify_tables import AGAIN, Problem, check, first_names
 from dhr_batch.pipeline.storage.base import Storage
@@ -55,19 +55,19 @@ def verify(place: str | Path | Storage) -> Verification:
     plan = run.started_plan()
     # The lease first and the files last: what a driver commits meanwhile is not called an orphan.
     busy = run.holder() is not None
-    manifests = {
+    present = {
         int(match[1]): key
         for key, size in run.storage.sizes("_state/shards").items()
         # One that was taken back may be left empty.
         if size and (match := _MANIFEST.fullmatch(key))
     }
-    look = _Look(run.storage, plan["shards"], manifests, run.storage.sizes(), busy)
+    look = _Look(run.storage, plan.shards, present, run.storage.sizes(), busy)
     found.shards, found.images = len(look.plan), sum(map(len, look.plan))
     found.problems += look.planned_twice()
     for shard in range(len(look.plan)):
-        if shard in manifests:
+        if shard in present:
             _verify_shard(look, shard, found)
-    found.problems += look.orphans(complete=len(manifests) >= found.shards)
+    found.problems += look.orphans(complete=len(present) >= found.shards)
     found.notes += look.notes(found)
     return found
 
@@ -82,8 +82,8 @@ def _verify_shard(look: _Look, shard: int, found: Verification) -> None:
         return
     found.problems += check(look.storage, shard, look.plan[shard], manifest, look.sizes)
     found.verified += 1
-    found.done += manifest["ok"]
-    found.quarantined += manifest["quarantined"]
+    found.done += manifest.ok
+    found.quarantined += manifest.quarantined
 
 
 @dataclass
@@ -92,7 +92,7 @@ class _Look:
     has not published; stale: shards to do of which an earlier result can still be read."""
 
     storage: Storage
-    plan: list[list[str]]
+    plan: Sequence[list[str]]
     manifests: dict[int, str]
     sizes: dict[str, int]
     busy: bool
@@ -115,28 +115,25 @@ class _Look:
                 way_out="put back a copy of it, or start over with --fresh",
             )
 
-    def manifest(self, shard: int) -> tuple[dict[str, Any] | None, list[Problem]]:
+    def manifest(self, shard: int) -> tuple[Manifest | None, list[Problem]]:
         key = self.manifests[shard]
         content = self.storage.read(key)
         if content is None:
             return None, []
         try:
-            manifest = json.loads(content)
-            for facts in manifest["files"].values():
-                _ = facts["rows"], facts["bytes"], facts["sha256"]
-            _ = manifest["attempt"], manifest["ok"], manifest["quarantined"]
+            manifest = manifests.loads_whole(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"damaged ({type(error).__name__}: {error})"
             problem = Problem(file=key, problem=what, way_out=f"delete it, then {AGAIN}")
             # Which of the files belong to the run cannot be told.
             self.named |= {part(table, shard) for table in TABLES}
             return None, [problem]
-        self.named |= {part(table, shard) for table in manifest["files"]}
+        self.named |= {part(table, shard) for table in manifest.files}
         return manifest, []
 
-    def unpublished(self, manifest: dict[str, Any]) -> bool:
+    def unpublished(self, manifest: Manifest) -> bool:
         """Whether a driver was, or is, between the commit and the end of publishing."""
-        return staging(manifest["attempt"]) in self.staged
+        return staging(manifest.attempt) in self.staged
 
     def orphans(self, complete: bool) -> Iterator[Problem]:
         """Files in table folders that no manifest names, and staging that nobody will publish."""

@@ -9,13 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from dhr_batch.pipeline.files import sha256
+from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
@@ -46,7 +46,7 @@ def check(
     storage: Storage,
     shard: int,
     planned: Sequence[str],
-    manifest: dict[str, Any],
+    manifest: Manifest,
     sizes: dict[str, int],
 ) -> Iterator[Problem]:
     """All that is wrong with the published files of a shard.
@@ -55,7 +55,7 @@ def check(
     be read now.
     """
     tables: dict[str, pa.Table] = {}
-    for table, facts in manifest["files"].items():
+    for table, facts in manifest.files.items():
         key = part(table, shard)
         # A listing may miss what was moved meanwhile.
         size = sizes[key] if key in sizes else storage.sizes(table).get(key)
@@ -65,18 +65,18 @@ def check(
         with storage.local(key) as path:
             problems = list(_bytes(path, facts, size, key))
             yield from problems
-            rows = yield from _rows(path, table, key, facts["rows"], bool(problems))
+            rows = yield from _rows(path, table, key, facts.rows, bool(problems))
         if rows is not None:
             tables[table] = rows
     yield from _accounts(shard, planned, manifest, tables)
 
 
-def _bytes(path: Path, facts: dict[str, Any], size: int, key: str) -> Iterator[Problem]:
-    if size != facts["bytes"]:
-        problem = f"{size} bytes, {facts['bytes']} by its manifest"
+def _bytes(path: Path, facts: FileFacts, size: int, key: str) -> Iterator[Problem]:
+    if size != facts.bytes:
+        problem = f"{size} bytes, {facts.bytes} by its manifest"
         yield Problem(file=key, problem=problem, way_out=AGAIN)
-    elif (found := sha256(path)) != facts["sha256"]:
-        problem = f"sha256 {found[:16]}, {facts['sha256'][:16]} by its manifest"
+    elif (found := sha256(path)) != facts.sha256:
+        problem = f"sha256 {found[:16]}, {facts.sha256[:16]} by its manifest"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
 
 
@@ -114,7 +114,7 @@ def _rows(
 
 
 def _accounts(
-    shard: int, planned: Sequence[str], manifest: dict[str, Any], tables: dict[str, pa.Table]
+    shard: int, planned: Sequence[str], manifest: Manifest, tables: dict[str, pa.Table]
 ) -> Iterator[Problem]:
     """Every planned image in the tables or in quarantine, once."""
 
@@ -143,8 +143,8 @@ def _accounts(
     if lost := [image_id for image_id in planned if image_id not in done | failed]:
         yield wrong("latents", f"neither here nor in quarantine: {first_names(lost)}")
     counts = len(done & known), len(failed & known)
-    if counts != (manifest["ok"], manifest["quarantined"]):
-        told = f"{manifest['ok']} done and {manifest['quarantined']} quarantined images"
+    if counts != (manifest.ok, manifest.quarantined):
+        told = f"{manifest.ok} done and {manifest.quarantined} quarantined images"
         yield Problem(
             file=manifest_key(shard),
             problem=f"{told}, the tables have {counts[0]} and {counts[1]}",

@@ -13,10 +13,9 @@ run is split into shards.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -158,16 +157,14 @@ class SetDistance:
     model: str
 
 
-def distances(
-    run: Storage, plan: Mapping[str, Any], leave_out: Collection[str] = ()
-) -> list[SetDistance]:
+def distances(run: Storage, generator: str, leave_out: Collection[str] = ()) -> list[SetDistance]:
     """Return the distances of all stages, for every extractor whose features are stored.
 
     The features of two sets are in memory at a time.
 
     Args:
         run: The run.
-        plan: Its plan.
+        generator: The generator that made its pictures.
         leave_out: Ids of images to leave out.
 
     Returns:
@@ -190,7 +187,7 @@ def distances(
         for kind in [kind for kind in kinds if kind != SOURCE]:
             pictures = _Set(data, chosen & (ds.field("kind") == kind))
             if min(source.count, pictures.count) > 1:
-                model = _model(extractor, plan)
+                model = _model(extractor, generator)
                 found += [
                     SetDistance(kind, metric, value, pictures.count, model)
                     for metric, value in _compared(extractor, source, pictures)
@@ -224,8 +221,7 @@ def _compared(extractor: str, source: _Set, pictures: _Set) -> Iterator[tuple[st
         yield f"frechet_{extractor}", distance
 
 
-def _model(extractor: str, plan: Mapping[str, Any]) -> str:
+def _model(extractor: str, generator: str) -> str:
     names = ", ".join(registry.MODELS.get(("features", extractor), (extractor,)))
-    generator = registry.label(plan.get("config", {}).get("generator", "unknown"))
-    parts = (names, f"generator={generator}")
+    parts = (names, f"generator={registry.label(generator)}")
     return "; ".join(f"{p} (random weights)" if "tiny" in p else p for p in parts)

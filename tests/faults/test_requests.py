@@ -33,7 +33,7 @@ def counted(faults: Any, bucket: str, tmp_path: Path) -> dict[str, dict[str, int
 
     run = RunFolder(place)
     run.lock()
-    run.write_plan(plan.to_json())
+    run.write_plan(plan.stored())
     note("start")
     for shard in plan.shards:
         attempt = run.new_attempt(shard.index, 1)

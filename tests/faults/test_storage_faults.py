@@ -11,7 +11,9 @@ import pytest
 
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.objects import ObjectStorage
 
@@ -23,7 +25,7 @@ def commit(run: RunFolder, shard: int) -> None:
     with run.storage.stage(staging(name)) as folder:
         (folder / "images.parquet").write_bytes(b"rows of %d" % shard)
     size = len(b"rows of %d" % shard)
-    receipt = {"attempt": name, "files": {"images": {"bytes": size}}, "ok": 1, "quarantined": 0}
+    receipt = Manifest(name, {"images": FileFacts(bytes=size)}, ok=1)
     run.commit(shard, receipt, planned=1)
 
 
@@ -34,7 +36,7 @@ def test_shards_are_committed_although_calls_fail(
     faults.rate, faults.stall, faults.injected["timeout"] = 0.3, 0.0, 2
     run = RunFolder(f"{bucket}/run", lease_timeout=60)
     run.lock()
-    run.write_plan({"shards": []})
+    run.write_plan(StoredPlan())
     for shard in range(12):
         commit(run, shard)
     assert list(run.recover()) == list(range(12))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 
-PLAN: dict[str, Any] = {"schema": 2, "shards": [["a", "b", "c"]], "contents": [[1, 2, 3]]}
+PLAN = StoredPlan(schema=2, shards=[["a", "b", "c"]], contents=[[1, 2, 3]])
 
 
-def attempt(run: RunFolder, shard: int, content: bytes = b"rows") -> dict[str, Any]:
+def attempt(run: RunFolder, shard: int, content: bytes = b"rows") -> Manifest:
     name = run.new_attempt(shard, 1)
     tables = ("images", "latents")
     with run.storage.stage(staging(name)) as folder:
         for table in tables:
             (folder / f"{table}.parquet").write_bytes(content)
-    files = {table: {"bytes": len(content)} for table in tables}
-    return {"attempt": name, "files": files, "ok": 2, "quarantined": 1}
+    facts = FileFacts(bytes=len(content))
+    return Manifest(name, dict.fromkeys(tables, facts), ok=2, quarantined=1)
 
 
 def files(storage: Storage) -> dict[str, bytes | None]:

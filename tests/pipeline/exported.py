@@ -106,7 +106,7 @@ def write_run(root: Path, photographs: Path, seed: int = 0) -> Path:
     settings = config.resolve(config.build([*layers, measured, {"seed": seed}]), 0, len(items))
     made = plan.make(settings, find(photographs), items)
     root.mkdir(parents=True)
-    (root / "plan.json").write_text(json.dumps(made.to_json()))
+    (root / "plan.json").write_text(json.dumps(made.stored().to_json()))
     numbers = {image_id: number for number, image_id in enumerate(IDS)}
     for shard in made.shards:
         files = {}

@@ -329,12 +329,12 @@ def test_folders_with_the_temporary_names_of_an_export_survive(
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """A run that can be rendered, and the pictures."""
     from dhr_batch.stages.base import Context
-    from dhr_batch.tests.pipeline import test_rerender
+    from dhr_batch.tests.pipeline.runs import test_render
 
     folder = tmp_path_factory.mktemp("render")
     context = Context("cpu", "tiny", models=lambda name: Path())
-    records = [test_rerender.refined(context, name, 0, 0.03) for name in test_rerender.IDS[:2]]
-    test_rerender.write(folder / "run", "tiny", context, records)
+    records = [test_render.refined(context, name, 0, 0.03) for name in test_render.IDS[:2]]
+    test_render.write(folder / "run", "tiny", context, records)
     for words in ([], ["--edit", "smile=2"]):
         assert dhr("render", folder / "run", "--all", "--out", folder / "out", *words).output
     return folder / "run", files(folder / "out")

@@ -119,7 +119,7 @@ def test_the_clocks_are_those_of_mask_and_refinement(tmp_path, monkeypatch):
     worker = ClockedWorker(runner.worker_settings(plan, connect(tmp_path / "out")))
     worker.setup()
     for number, shard in enumerate(plan.shards):
-        clocks = worker.run_shard(shard, f"{number}")["clocked"]
+        clocks = worker.run_shard(shard, f"{number}").clocked
         assert clocks == {"seconds": 110.0, "cpu_seconds": 55.0, "generator_calls": 0}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.engine.driver import Driver
 from dhr_batch.pipeline.engine.members import Member
+from dhr_batch.pipeline.engine.messages import Report
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.tasks import (
@@ -52,7 +52,7 @@ def test_a_receipt_that_does_not_add_up_fails_the_run(tmp_path: Path) -> None:
     run.lock()
     driver = a_driver(run)
     driver.crew.members[0] = Member(handle=None)
-    answer: dict[str, Any] = {"receipt": attempt(run, 4), "events": [], "pace": 0.0, "stuck": ""}
+    answer = Report([], 0.0, "", attempt(run, 4))
     with pytest.raises(RunFailed, match="do not add up to the 1 planned"):
         driver.worked(WholeShard(0, a_shard("a.png"), "4-1"), answer)
     assert run.committed() == {}

@@ -35,7 +35,7 @@ def test_a_resume_makes_no_second_copy_of_the_images(
 ) -> None:
     """The text of the plan takes 28 bytes per image, its place in a shard 8; ids alone take 65."""
     run = RunFolder(tmp_path)
-    run.write_plan(plan.to_json())
+    run.write_plan(plan.stored())
     request.getfixturevalue("traced")
     continued = resume.continued(run, tmp_path, plan)
     _, peak = tracemalloc.get_traced_memory()

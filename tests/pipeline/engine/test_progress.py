@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, estimate
@@ -21,10 +22,9 @@ def shown(stream: io.StringIO, mode: str = "auto", quiet: bool = False) -> str:
     state = RunCounters(total=3, shards=1, parallel=2)
     with Progress(state, mode, quiet, stream) as progress:  # type: ignore[arg-type]
         progress.say("hello")
-        progress.event(0, {"what": "shard 0: embed 1-2 of 3"})
+        progress.event(0, Event("shard 0: embed 1-2 of 3"))
         progress.update()
-        events = {"what": "shard 0: 2 of 3 done", "done": 2, "failed": 1, "errors": ["no_face"]}
-        progress.event(0, events | {"seconds": 30.0})
+        progress.event(0, Event("shard 0: 2 of 3 done", 2, 1, ["no_face"], seconds=30.0))
         progress.update()
         progress.update()
     assert (state.done, state.failed, state.failures["no_face"]) == (2, 1, 1)
@@ -71,7 +71,7 @@ def test_quiet(mode: str, quiet: bool, expected: str | None) -> None:
 def test_a_failed_first_image_is_not_timed() -> None:
     state = RunCounters(total=5, shards=1)
     progress = Progress(state, "none", True, io.StringIO())
-    progress.event(0, {"what": "", "done": 1, "failed": 1, "errors": ["x"], "seconds": 0.1})
+    progress.event(0, Event("", done=1, failed=1, errors=["x"], seconds=0.1))
     assert state.first_image_seconds is None
 
 
@@ -87,7 +87,7 @@ def test_size() -> None:
     assert [size(n) for n in (12, 3200, 4.5e9, 7e12)] == ["12 B", "3.2 kB", "4.5 GB", "7.0 TB"]
 
 
-GENERATOR = {"resolution": 256, "rows": 23, "weights": 3_000_000, "feature": 4_194_304}
+GENERATOR = estimate.GeneratorFacts(256, rows=23, weights=3_000_000, feature=4_194_304)
 
 
 def made(*sets: str) -> config.Config:

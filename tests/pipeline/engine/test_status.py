@@ -17,6 +17,7 @@ from dhr_batch.cli import main
 from dhr_batch.pipeline.engine.progress import RunCounters
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.runs import status_file
+from dhr_batch.pipeline.runs.status_file import WorkerStatus
 from dhr_batch.pipeline.storage.connect import connect
 
 
@@ -62,7 +63,7 @@ def test_rates_and_the_time_left(clock: Clock) -> None:
     clock.now += 300
     state.done += 300
     state.failures["no_face"] += 7
-    status.update(lambda: [{"worker": 0, "what": "shard 3: embed 1-4 of 32"}], now=True)
+    status.update(lambda: [WorkerStatus(0, "shard 3: embed 1-4 of 32")], now=True)
     last = written[-1]
     assert last["images"] == {"total": 1000, "done": 400, "quarantined": 0, "before": 50}
     assert last["images_per_second"]["overall"] == pytest.approx(400 / 1300)
@@ -181,7 +182,7 @@ def test_looking_never_keeps_a_driver_out(small_run: Any, tmp_path: Path) -> Non
     run.lock()
     held = RunFolder(run.storage).holder()
     assert held is not None
-    assert held["pid"] == os.getpid()
+    assert held.pid == os.getpid()
     run.unlock()
     assert run.holder() is None
 

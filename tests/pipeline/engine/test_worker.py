@@ -15,6 +15,7 @@ import pytest
 
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning.plan import Plan
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.stages.base import Record
 from dhr_batch.tests import no_op
@@ -69,10 +70,10 @@ def test_the_next_batch_is_aligned_while_one_is_computed(tmp_path: Path, made: P
     receipt = worker(made, tmp_path, Asking("align", align), Asking("embed", embed)).run_shard(
         made.shards[0], "a"
     )
-    assert receipt["ok"] == 7
+    assert receipt.ok == 7
     assert threads == {"reader", "MainThread"}
     assert aligned == [f"good-{i}.png" for i in range(7)]
-    assert receipt["stage_seconds"].keys() == {"align", "embed"}
+    assert receipt.stage_seconds.keys() == {"align", "embed"}
 
 
 def test_pace_tells_how_long_a_batch_takes(tmp_path: Path, made: Plan) -> None:
@@ -83,14 +84,14 @@ def test_pace_tells_how_long_a_batch_takes(tmp_path: Path, made: Plan) -> None:
     thread = threading.Thread(target=built.run_shard, args=(made.shards[0], "a"))
     thread.start()
     deadline = time.monotonic() + 60
-    while built.events()["pace"] < 0.2:
+    while built.events().pace < 0.2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     go.set()
     thread.join()
     report = built.events()
-    assert report["pace"] == 0
-    assert sum(event.get("done", 0) for event in report["events"]) == 7
+    assert report.pace == 0
+    assert sum(event.done for event in report.events) == 7
 
 
 def test_a_read_without_an_end_is_told_and_blames_no_image(
@@ -107,20 +108,20 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
     built = worker(made, tmp_path)
     monkeypatch.setattr("dhr_batch.pipeline.engine.waits._READ_SECONDS", 0.2)
     monkeypatch.setattr("dhr_batch.pipeline.datasets.listing.read_bytes", hang)
-    receipts: list[dict[str, Any]] = []
+    receipts: list[Manifest] = []
     thread = threading.Thread(target=lambda: receipts.append(built.run_shard(made.shards[0], "a")))
     thread.start()
     deadline = time.monotonic() + 60
-    while not (report := built.events())["stuck"]:
+    while not (report := built.events()).stuck:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     # An overdue stage would be held against the image.
-    assert report["pace"] == 0
-    assert re.search(r"/in/a\.png for \d+ s: is its file system mounted", report["stuck"])
+    assert report.pace == 0
+    assert re.search(r"/in/a\.png for \d+ s: is its file system mounted", report.stuck)
     go.set()
     thread.join()
-    assert built.events()["stuck"] == ""
-    assert (receipts[0]["ok"], receipts[0]["quarantined"]) == (2, 0)
+    assert built.events().stuck == ""
+    assert (receipts[0].ok, receipts[0].quarantined) == (2, 0)
 
 
 @pytest.mark.parametrize("step", ["append", "close"])
@@ -140,13 +141,13 @@ def test_a_write_without_an_end_is_told_and_blames_no_image(
     thread = threading.Thread(target=built.run_shard, args=(made.shards[0], "a"))
     thread.start()
     deadline = time.monotonic() + 30
-    while not (report := built.events())["stuck"] and time.monotonic() < deadline:
+    while not (report := built.events()).stuck and time.monotonic() < deadline:
         time.sleep(0.05)
     go.set()
     thread.join()
-    assert re.search(r"no answer from .* for \d+ s: is its file system mounted", report["stuck"])
-    assert report["pace"] == 0
-    assert built.events()["stuck"] == ""
+    assert re.search(r"no answer from .* for \d+ s: is its file system mounted", report.stuck)
+    assert report.pace == 0
+    assert built.events().stuck == ""
 
 
 def test_one_by_one_gives_the_same_files(tmp_path: Path, made: Plan) -> None:
@@ -157,11 +158,11 @@ def test_one_by_one_gives_the_same_files(tmp_path: Path, made: Plan) -> None:
     assert [built.next_image() for _ in range(7)] == [None] * 7
     alone = built.next_image()
     assert alone is not None
-    assert alone["files"] == together["files"]
+    assert alone.files == together.files
     built.isolate(shard, "without", {"good-3.png": ("crash", "good-3.png: ended three workers")})
     without = [built.next_image() for _ in range(8)][-1]
     assert without is not None
-    assert (without["ok"], without["errors"]) == (6, {"crash": 1})
+    assert (without.ok, without.errors) == (6, {"crash": 1})
 
 
 def test_a_full_disk_behind_comes_out_of_the_shard(
@@ -190,4 +191,4 @@ def test_a_bug_ahead_comes_out_of_the_shard(tmp_path: Path, made: Plan) -> None:
 def test_no_op_stages_fit_together(tmp_path: Path) -> None:
     items = harness.photographs(tmp_path / "in", ["a.png"])
     made = harness.make(items, **no_op.NAMES)
-    assert worker(made, tmp_path).run_shard(made.shards[0], "a")["ok"] == 1
+    assert worker(made, tmp_path).run_shard(made.shards[0], "a").ok == 1

@@ -25,6 +25,7 @@ from dhr_batch.pipeline.export import choice, formats, target
 from dhr_batch.pipeline.export import write as export
 from dhr_batch.pipeline.export.options import Options
 from dhr_batch.pipeline.export.pictures import Filters, Picture
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.tests.pipeline.exported import (
     EDITS,
     IDS,
@@ -389,7 +390,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
     head = yaml.safe_load(text.split("---\n")[1])
     made = head["dhr_batch"]
     plan = json.loads((run / "plan.json").read_text())
-    assert made["run"] == target.identity(plan)
+    assert made["run"] == target.identity(StoredPlan.from_json(plan))
     assert made["settings"]["seed"] == plan["config"]["seed"]
     assert made["export"]["min_identity"] == 0.9
     assert made["export"]["effect"] == {"yaw": "-inf:0.2"}

@@ -81,7 +81,7 @@ def test_edited_stages_are_refused_by_name_and_the_way_out_is_one(
 ) -> None:
     out = tmp_path / "out"
     run = RunFolder(out)
-    run.write_plan(made(tmp_path).to_json())
+    run.write_plan(made(tmp_path).stored())
     before = code.digest(made(tmp_path).config)
     (package / "stages" / "embed.py").write_text("RATE = 2\n")
     edited = made(tmp_path)

@@ -48,7 +48,7 @@ def made(out: Path, **settings: Any) -> Path:
     folder.lock()
     planned = resume.continued(folder, out, planned)
     if folder.plan() is None:
-        folder.write_plan(planned.to_json())
+        folder.write_plan(planned.stored())
     compute(planned, folder)
     folder.unlock()
     return out
@@ -139,7 +139,7 @@ def test_another_refiner_gives_the_rows_of_its_own_whole_run(
     assert not same(rows(out, "deltas"), rows(source, "deltas"))
     # Nothing else is a stage of it, so nothing else can have taken time.
     manifests = RunFolder(out).manifests().values()
-    assert {stage for m in manifests for stage in m["stage_seconds"]} == {
+    assert {stage for m in manifests for stage in m.stage_seconds} == {
         "refine",
         "edit",
         "measure",
@@ -421,7 +421,7 @@ def test_a_sweep_in_its_run_is_refused(copy: Path, monkeypatch: pytest.MonkeyPat
 def test_the_command_that_goes_on_names_what_differs(source: Path, tmp_path: Path) -> None:
     settings = {"dataset": str(source), "first_stage": "refine", "refine": {"name": "none"}}
     out = made(tmp_path / "out", **settings)
-    words = shlex.split(goes_on(dhr_batch.open(out).plan, str(out)))
+    words = shlex.split(goes_on(dhr_batch.open(out).stored, str(out)))
     named = ["--dataset", str(source), "--gpus", "0", "--from", "refine"]
     assert words == ["dhr-batch", "run", *named, "--set", "refine.name=none", "--out", str(out)]
     again = call(*words[1:], "--dry-run")

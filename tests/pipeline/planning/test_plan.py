@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,7 +40,7 @@ def test_images_are_cut_into_shards_in_order(photographs: Path) -> None:
     made = prepare(request(photographs, "shard_size=2"))
     ids = [[item.image_id for item in shard.items] for shard in made.shards]
     assert ids == [["a.jpg", "b/2.png"], ["c.webp"]]
-    assert made.to_json()["shards"] == ids
+    assert made.stored().shards == ids
     assert made.images == 3
 
 
@@ -49,18 +50,18 @@ def test_limit_takes_the_first_images(photographs: Path) -> None:
 
 
 def test_the_file_of_a_plan_reads_back_and_has_a_line_per_shard(photographs: Path) -> None:
-    content = prepare(request(photographs, "shard_size=2")).to_json()
-    text = plan_file.dumps(content)
-    assert json.loads(text) == content
+    plan = prepare(request(photographs, "shard_size=2")).stored()
+    text = plan_file.dumps(plan)
+    assert json.loads(text) == plan.to_json()
     assert b'\n  ["a.jpg", "b/2.png"],\n  ["c.webp"]\n' in text
-    assert json.loads(plan_file.dumps(content | {"shards": [], "contents": []}))["shards"] == []
+    assert json.loads(plan_file.dumps(replace(plan, shards=[], contents=[])))["shards"] == []
 
 
 def test_directions_are_part_of_the_fingerprint(photographs: Path) -> None:
     def digests(scale: float) -> dict[str, str]:
         np.save(photographs / "age.npy", np.full(512, scale, np.float32))
         edits = f"edit.edits=[{{direction: {photographs / 'age.npy'}}}, {{direction: smile}}]"
-        return fingerprint(prepare(request(photographs, edits)))["directions"]
+        return fingerprint(prepare(request(photographs, edits))).directions
 
     first, same, other = digests(1), digests(1), digests(2)
     assert first == same

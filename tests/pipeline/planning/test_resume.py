@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.stages.base import required
 
 
 @pytest.fixture
@@ -38,9 +41,8 @@ def run(photographs: Path, tmp_path: Path) -> Iterator[RunFolder]:
     """A run that was started, and has committed its first shard of two; it is held."""
     run = RunFolder(tmp_path / "out")
     run.lock()
-    run.write_plan(made(photographs, "shard_size=2").to_json())
-    receipt = {"attempt": "00000.1.x", "files": {}, "ok": 2, "quarantined": 0, "errors": {}}
-    run.commit(0, receipt, 2)
+    run.write_plan(made(photographs, "shard_size=2").stored())
+    run.commit(0, Manifest("00000.1.x", ok=2), 2)
     yield run
     run.unlock()
 
@@ -75,10 +77,12 @@ def test_changed_settings_are_named(photographs: Path, run: RunFolder) -> None:
 def test_changed_code_weights_and_directions_are_named(photographs: Path, run: RunFolder) -> None:
     stored = run.plan()
     assert stored is not None
-    name = next(iter(stored["fingerprint"]["models"]))
-    stored["fingerprint"]["models"] |= {name: "0" * 16, "a-model-of-before": "1" * 16}
-    stored["fingerprint"] |= {"directions": {"smile": "2" * 16}, "version": "0.0.9", "code": "3"}
-    run.replace_plan(stored)
+    before = stored.fingerprint
+    name = next(iter(before.models))
+    models = {**before.models, name: "0" * 16, "a-model-of-before": "1" * 16}
+    before = replace(before, models=models, version="0.0.9", code="3")
+    before = replace(before, directions={"smile": "2" * 16})
+    run.replace_plan(replace(stored, fingerprint=before))
     said = refused(run, made(photographs, "shard_size=2"))
     assert f"models.{name}: {'0' * 16} -> " in said
     assert f"directions.smile: {'2' * 16} -> " in said
@@ -90,8 +94,7 @@ def test_changed_code_weights_and_directions_are_named(photographs: Path, run: R
 def test_a_plan_of_an_earlier_layout_is_refused(photographs: Path, run: RunFolder) -> None:
     stored = run.plan()
     assert stored is not None
-    del stored["contents"]
-    run.replace_plan(stored | {"schema": 1})
+    run.replace_plan(replace(stored, schema=1, contents=None))
     assert "schema: 1 -> 2" in refused(run, made(photographs))
 
 
@@ -132,9 +135,9 @@ def test_extend_puts_new_images_into_shards_behind_the_others(
     run.replace_plan(resume.extended(before, longer))
     after = run.plan()
     assert after is not None
-    assert after | {"shards": 0, "contents": 0} == before | {"shards": 0, "contents": 0}
-    assert after["shards"][:2] == before["shards"] == old
-    assert after["contents"][:2] == before["contents"]
+    assert replace(after, shards=(), contents=()) == replace(before, shards=(), contents=())
+    assert after.shards[:2] == before.shards == old
+    assert required(after.contents)[:2] == before.contents
     # Without the flag the longer plan is simply the plan now.
     assert ids(resume.continued(run, "out", made(photographs))) == ids(longer)
     assert list(run.committed()) == [0]
@@ -143,8 +146,7 @@ def test_extend_puts_new_images_into_shards_behind_the_others(
 def test_etags_count_only_where_both_sides_have_one(photographs: Path, run: RunFolder) -> None:
     stored = run.plan()
     assert stored is not None
-    stored["contents"] = [["5:aa", 7], ["6:bb"]]
-    run.replace_plan(stored)
+    run.replace_plan(replace(stored, contents=[["5:aa", 7], ["6:bb"]]))
     plan = made(photographs, "shard_size=2")
     assert resume.continued(run, "out", plan).images == 3
     first = plan.shards[0]
@@ -226,7 +228,7 @@ def test_an_image_that_was_given_back_may_have_changed_and_is_then_known_again(
     assert stored is not None
     assert resume.has_open_marks(stored)
     after = resume.extended(stored, plan)
-    assert after["contents"] == [[8, 7], [6]]
+    assert after.contents == [[8, 7], [6]]
     assert not resume.has_open_marks(after)
     (photographs / "b" / "2.png").write_bytes(b"changed as well")
     assert "1 with other content: b/2.png" in refused(run, made(photographs, "shard_size=2"))

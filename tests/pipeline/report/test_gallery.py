@@ -18,6 +18,7 @@ from PIL import Image
 from dhr_batch.pipeline.report import contact_sheet, gallery
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report import pictures as report_pictures
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline.reported import EDITS, IDS, embedded, names, portrait, write
 
@@ -99,7 +100,7 @@ def test_the_worst_of_each_metric_are_chosen() -> None:
         for metric, values in (("psnr", psnr), ("identity_dlib_distance", distance))
         for i in ids
     ]
-    data = report_data.RunData("run", {}, ids, pd.DataFrame(rows), [], {})
+    data = report_data.RunData("run", StoredPlan(), ids, pd.DataFrame(rows), [], {})
     chosen, about = gallery.choose(data, 8)
     assert len(chosen) == 8
     assert chosen == sorted(chosen)

@@ -9,6 +9,7 @@ import pytest
 from dhr_batch.pipeline.report import summaries, truth
 from dhr_batch.pipeline.report.data import RunData
 from dhr_batch.pipeline.report.metrics import of_truth
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats.bootstrap import estimate
 
 SHARES = {"0.png": 0.06, "1.png": 0.15, "2.png": 0.25, "3.png": 0.4}
@@ -87,7 +88,7 @@ def test_an_exact_copy_counts_neither_in_figures_nor_in_plots() -> None:
 
 
 def data(metrics: pd.DataFrame) -> RunData:
-    return RunData("run", {}, list(SHARES), metrics, [], {})
+    return RunData("run", StoredPlan(), list(SHARES), metrics, [], {})
 
 
 def test_the_report_has_a_section_where_there_is_a_truth() -> None:

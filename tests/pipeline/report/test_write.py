@@ -124,14 +124,14 @@ def test_the_settings_make_the_run_again(tmp_path: Path) -> None:
     photographs.mkdir()
     Image.new("RGB", (8, 8)).save(photographs / "a.png")
     asked = {"dataset": str(photographs), "preset": "tiny", "gpus": 0}
-    planned = prepare(Request(settings=asked, sets=["embed.steps=7"])).to_json()
+    planned = prepare(Request(settings=asked, sets=["embed.steps=7"])).stored()
     data = report_data.RunData("run", planned, [], pd.DataFrame(), [], {})
     section = provenance.settings(data)
     assert section is not None
     assert section.code is not None
     file = tmp_path / "settings.yaml"
     file.write_text(section.code[1], "utf-8")
-    assert prepare(Request(files=[file])).to_json() == planned
+    assert prepare(Request(files=[file])).stored() == planned
 
 
 def test_chromium_shows_the_report_of_a_run(make_run: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import LeaseLost
+from dhr_batch.pipeline.runs.manifests import dumps
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline.attempts import PLAN, attempt, files
@@ -46,7 +49,7 @@ def test_the_second_attempt_at_a_shard_loses(run: RunFolder) -> None:
     run.commit(4, first, planned=3)
     run.commit(4, second, planned=3)
     assert files(run.storage) == DONE
-    assert manifest(run, 4)["attempt"] == first["attempt"]
+    assert manifest(run, 4)["attempt"] == first.attempt
 
 
 def test_a_missing_image_is_not_committed(run: RunFolder) -> None:
@@ -59,11 +62,11 @@ def test_files_that_the_driver_does_not_see_are_not_committed(tmp_path: Path) ->
     run = RunFolder(tmp_path)
     run.lock()
     receipt = attempt(run, 4)
-    run.storage.delete(f"{staging(receipt['attempt'])}/latents.parquet")
+    run.storage.delete(f"{staging(receipt.attempt)}/latents.parquet")
     with pytest.raises(StorageError, match=r"latents\.parquet.*shard 4.*all machines share"):
         run.commit(4, receipt, planned=3)
     assert run.committed() == {}
-    assert files(run.storage).keys() <= {f"{staging(receipt['attempt'])}/images.parquet"}
+    assert files(run.storage).keys() <= {f"{staging(receipt.attempt)}/images.parquet"}
     run.unlock()
 
 
@@ -83,8 +86,8 @@ def test_a_kill_after_the_commit_point_rolls_forward(
     monkeypatch.setattr(run, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.commit(4, receipt, planned=3)
-    for table in list(receipt["files"])[:moved]:
-        staged = f"{staging(receipt['attempt'])}/{table}.parquet"
+    for table in list(receipt.files)[:moved]:
+        staged = f"{staging(receipt.attempt)}/{table}.parquet"
         assert run.storage.publish(staged, f"{table}/part-00004.parquet")
     monkeypatch.undo()
     assert list(run.recover()) == [4]
@@ -102,7 +105,7 @@ def test_a_manifest_without_its_files_is_void(run: RunFolder) -> None:
     """What a driver leaves that was frozen while another one took over."""
     late = attempt(run, 4, b"late")
     run.clear_staging()
-    run.storage.create("_state/shards/00004.json", json.dumps(late).encode())
+    run.storage.create("_state/shards/00004.json", dumps(late))
     run.commit(4, attempt(run, 4), planned=3)
     assert files(run.storage) == DONE
     run.storage.delete("latents/part-00004.parquet")
@@ -115,18 +118,18 @@ def test_a_manifest_without_its_files_is_void(run: RunFolder) -> None:
 
 def test_a_late_manifest_with_its_files_finishes_the_shard(run: RunFolder) -> None:
     late = attempt(run, 4)
-    run.storage.create("_state/shards/00004.json", json.dumps(late).encode())
+    run.storage.create("_state/shards/00004.json", dumps(late))
     run.commit(4, attempt(run, 4, b"other"), planned=3)
     assert files(run.storage) == DONE
-    assert manifest(run, 4)["attempt"] == late["attempt"]
+    assert manifest(run, 4)["attempt"] == late.attempt
 
 
 def test_a_shard_that_was_given_back_keeps_its_rows_until_it_is_made_again(run: RunFolder) -> None:
-    plan = {"schema": 2, "shards": [["a"], ["b", "c"]], "contents": [[1], [2, 3]]}
+    plan = StoredPlan(schema=2, shards=[["a"], ["b", "c"]], contents=[[1], [2, 3]])
     run.write_plan(plan)
     run.commit(1, attempt(run, 1), planned=3)
     run.reopen({1: {"c"}})
-    assert run.plan() == plan | {"contents": [[1], [2, None]]}
+    assert run.plan() == replace(plan, contents=[[1], [2, None]])
     assert (run.committed(), run.recover()) == ({}, {})
     names = ("images/part-00001.parquet", "latents/part-00001.parquet")
     assert files(run.storage) == dict.fromkeys(names, b"rows")
@@ -136,10 +139,11 @@ def test_a_shard_that_was_given_back_keeps_its_rows_until_it_is_made_again(run: 
 
 def test_only_the_holder_gives_shards_back(place: str) -> None:
     run = RunFolder(place)
-    run.write_plan({"schema": 2, "shards": [["a"]], "contents": [[1]]})
+    plan = StoredPlan(schema=2, shards=[["a"]], contents=[[1]])
+    run.write_plan(plan)
     with pytest.raises(LeaseLost):
         run.reopen({0: {"a"}})
-    assert run.plan() == {"schema": 2, "shards": [["a"]], "contents": [[1]]}
+    assert run.plan() == plan
 
 
 @pytest.mark.parametrize(
@@ -159,10 +163,11 @@ def test_a_damaged_manifest_is_named(run: RunFolder) -> None:
 
 def test_the_plan_is_written_once(run: RunFolder) -> None:
     assert run.plan() is None
-    run.write_plan({"schema": 2, "shards": []})
-    assert run.plan() == {"schema": 2, "shards": []}
+    plan = StoredPlan(schema=2, shards=[])
+    run.write_plan(plan)
+    assert run.plan() == plan
     with pytest.raises(Refused, match="start again"):
-        run.write_plan({"schema": 2, "shards": [[]]})
+        run.write_plan(replace(plan, shards=[[]]))
 
 
 def test_a_manifest_that_was_taken_back_is_none(run: RunFolder) -> None:

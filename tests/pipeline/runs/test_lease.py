@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs import lease
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import LeaseLost
+from dhr_batch.pipeline.runs.manifests import Manifest, dumps
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.stages.base import required
 from dhr_batch.tests.pipeline.attempts import PLAN, attempt, files
 
 _OTHER = """
@@ -161,7 +164,7 @@ def frozen(bucket: str) -> Iterator[tuple[RunFolder, RunFolder]]:
     new.unlock()
 
 
-LONGER = PLAN | {"shards": [*PLAN["shards"], ["d"]], "contents": [*PLAN["contents"], [4]]}
+LONGER = replace(PLAN, shards=[*PLAN.shards, ["d"]], contents=[*required(PLAN.contents), [4]])
 
 
 def test_a_frozen_driver_does_not_replace_the_plan(frozen: tuple[RunFolder, RunFolder]) -> None:
@@ -169,7 +172,7 @@ def test_a_frozen_driver_does_not_replace_the_plan(frozen: tuple[RunFolder, RunF
     assert old.plan() == new.plan() == PLAN
     new.replace_plan(LONGER)
     with pytest.raises(LeaseLost, match=r"plan\.json: it was changed by another driver"):
-        old.replace_plan(PLAN | {"dataset": "other"})
+        old.replace_plan(replace(PLAN, dataset="other"))
     assert new.plan() == LONGER
     new.replace_plan(PLAN)
     assert new.plan() == PLAN
@@ -181,7 +184,7 @@ def test_a_frozen_driver_does_not_take_back_a_manifest(
     old, new = frozen
     late = attempt(old, 0, b"late")
     new.clear_staging()
-    old.storage.create("_state/shards/00000.json", json.dumps(late).encode())
+    old.storage.create("_state/shards/00000.json", dumps(late))
     get = old.storage.get
 
     def freezing(key: str) -> Any:
@@ -195,7 +198,7 @@ def test_a_frozen_driver_does_not_take_back_a_manifest(
     monkeypatch.setattr(old, "clear_staging", lambda: None)
     publish = old.publish
 
-    def void(shard: int, manifest: dict[str, Any]) -> bool:
+    def void(shard: int, manifest: Manifest) -> bool:
         assert not publish(shard, manifest)
         monkeypatch.setattr(old.storage, "get", freezing)
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,41 @@ from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.runs import plan_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.plan_file import Rows
+from dhr_batch.pipeline.runs.stored_plan import RunSettings, StoredPlan
 
 ROWS: list[list[Any]] = [["a.png", 'quote " and\nline', "ü ]"], [], ["z"]]
-PLAN = {"schema": 2, "config": {"a": [1]}, "shards": ROWS, "contents": [[1, "2:x", None], [], [3]]}
+PLAN = StoredPlan(
+    settings=RunSettings({"a": [1]}),
+    shards=ROWS,
+    contents=[[1, "2:x", None], [], [3]],
+    schema=2,
+)
+TEXT = PLAN.to_json()
+
+
+def in_lines(plan: dict[str, Any]) -> bytes:
+    """As `plan_file.dumps` writes it, but with lists that may be damaged."""
+    return plan_file.dumps(replace(PLAN, shards=plan["shards"], contents=plan["contents"]))
+
 
 _text = st.text(st.characters(blacklist_categories=["Cs"]))
 
 
 @given(st.lists(st.lists(_text)), st.dictionaries(st.sampled_from("abc"), _text, min_size=1))
 def test_what_is_written_is_read_back(shards: list[list[str]], head: dict[str, str]) -> None:
-    plan = head | {"shards": shards, "contents": [[len(i) for i in row] for row in shards]}
+    contents = [[len(i) for i in row] for row in shards]
+    plan = StoredPlan(settings=RunSettings(head), shards=shards, contents=contents)
     text = plan_file.dumps(plan)
-    assert json.loads(text) == plan
+    assert json.loads(text) == plan.to_json()
     found = plan_file.loads(text)
-    assert isinstance(found["shards"], Rows)
+    assert isinstance(found.shards, Rows)
     assert found == plan
     assert plan_file.dumps(found) == text
 
 
 def test_rows_are_a_sequence_of_lists() -> None:
-    rows = plan_file.loads(plan_file.dumps(PLAN))["shards"]
+    rows = plan_file.loads(plan_file.dumps(PLAN)).shards
+    assert isinstance(rows, Rows)
     assert (len(rows), rows[0], rows[-1], rows[1:]) == (3, ROWS[0], ["z"], ROWS[1:])
     with pytest.raises(IndexError):
         rows[3]
@@ -47,7 +63,7 @@ def test_rows_are_a_sequence_of_lists() -> None:
 
 @pytest.mark.parametrize("indent", [None, 1, 2])
 def test_a_plan_that_was_written_otherwise_is_read_too(indent: int | None) -> None:
-    assert plan_file.loads(json.dumps(PLAN, indent=indent).encode()) == PLAN
+    assert plan_file.loads(json.dumps(TEXT, indent=indent).encode()) == PLAN
 
 
 def test_damage_is_told_when_the_plan_is_read() -> None:
@@ -68,11 +84,11 @@ def test_damage_is_told_when_the_plan_is_read() -> None:
         ({"shards": "abc"}, "shards (is no list|has no row 0)"),
     ],
 )
-@pytest.mark.parametrize("write", [plan_file.dumps, lambda plan: json.dumps(plan).encode()])
+@pytest.mark.parametrize("write", [in_lines, lambda plan: json.dumps(plan).encode()])
 def test_lists_that_do_not_fit_together_are_told(
     changed: dict[str, Any], reason: str, write: Callable[[dict[str, Any]], bytes]
 ) -> None:
-    text = write(PLAN | changed)
+    text = write(TEXT | changed)
     with pytest.raises(ValueError, match=reason):
         plan_file.loads(text)
 
@@ -94,6 +110,7 @@ def test_a_plan_that_lacks_something_is_refused(tmp_path: Path, lacking: str) ->
     }
     plan["fingerprint"] = {"config": {}, "models": {}}
     run = RunFolder(tmp_path)
-    run.write_plan({key: value for key, value in plan.items() if key != lacking})
+    stored = {key: value for key, value in plan.items() if key != lacking}
+    run.storage.create("plan.json", json.dumps(stored).encode())
     with pytest.raises(Refused, match=f"plan.json: it is damaged .it lacks '{lacking}'"):
         resume._stored(run, tmp_path)

@@ -18,6 +18,7 @@ from PIL import Image
 from dhr_batch.cli import main
 from dhr_batch.pipeline.planning.command import goes_on
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 
 SHARDS = ["00000.json", "00001.json", "00002.json"]
 
@@ -199,7 +200,7 @@ def test_the_command_that_goes_on_names_what_is_no_default(tmp_path: Path) -> No
     ]
     options += ["--set", "edit.edits=[{direction: smile, strengths: [1, 2]}]", "--seed", "5"]
     plan = json.loads(CliRunner().invoke(main, ["plan", *options, "--json"]).stdout)
-    command = goes_on(plan, "s3://bucket/my run")
+    command = goes_on(StoredPlan.from_json(plan), "s3://bucket/my run")
     words = shlex.split(command)
     assert words[:2] == ["dhr-batch", "run"]
     assert words[-2:] == ["--out", "s3://bucket/my run"]

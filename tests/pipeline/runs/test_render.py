@@ -24,6 +24,7 @@ from dhr_batch.pipeline.engine.worker import run_info
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.pipeline.runs import render
+from dhr_batch.pipeline.runs.stored_plan import Fingerprint, RunSettings
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
@@ -75,7 +76,7 @@ def write(root: Path, generator: str, context: Context, records: list[Record]) -
     settings = config.resolve(config.build([*layers, {"shard_size": 1}]), 0, len(items))
     made = plan.make(settings, Dataset(name="d", root="."), items)
     root.mkdir(exist_ok=True)
-    (root / "plan.json").write_text(json.dumps(made.to_json()))
+    (root / "plan.json").write_text(json.dumps(made.stored().to_json()))
     info = run_info(settings, context.network("generator", generator), {})
     failed = Record(IDS[2], IDS[2]).failed("align", "no_face", "no face")
     for shard, record in enumerate([*records, failed]):
@@ -243,7 +244,9 @@ def test_other_weights_are_refused(made: tuple[Path, list[Record]], tmp_path: Pa
     run = dhr_batch.open(made[0])
     models = {"mobilestylegan-ffhq": "0" * 16}
     settings = run.plan["config"] | {"generator": "mobilestylegan-256"}
-    changed = run.plan | {"config": settings, "fingerprint": {"models": models}}
+    changed = replace(
+        run.stored, settings=RunSettings(settings), fingerprint=Fingerprint(models=models)
+    )
     with pytest.raises(Refused, match="made with other weights of mobilestylegan-ffhq"):
         render.context(changed, run.storage.place)
 

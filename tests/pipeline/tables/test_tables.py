@@ -18,6 +18,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.pipeline.errors import NoRun
 from dhr_batch.pipeline.runs import card
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import codec, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables.files import TableFile
@@ -99,7 +100,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "_state").mkdir()
     (root / "_staging" / "x").mkdir(parents=True)
     (root / "_staging" / "x" / "images.parquet").write_bytes(b"unfinished")
-    card.write_card(root, plan, 3, COUNTS)
+    card.write_card(root, StoredPlan.from_json(plan), 3, COUNTS)
     return root
 
 
@@ -124,7 +125,7 @@ def test_the_card_counts_rows_without_opening_a_table(tmp_path: Path) -> None:
         "fingerprint": {"version": "0"},
         "shards": [["a.jpg"], ["b.jpg"]],
     }
-    card.write_card(tmp_path, plan, 2, {"images": 12, "quarantine": 0})
+    card.write_card(tmp_path, StoredPlan.from_json(plan), 2, {"images": 12, "quarantine": 0})
     text = (tmp_path / "README.md").read_text("utf-8")
     assert "| images | 12 |" in text
     assert "| quarantine | 0 |" in text
