@@ -185,11 +185,11 @@ def test_a_read_that_never_ends_stops_the_run_and_blames_no_image(
     os.mkfifo(pipe)
     align = f"{HERE}:Impatient"
     made = harness.make(items, shard_size=1, batch_size=1, image_timeout=1.5, align={"name": align})
-    message = r"no answer from .*away-1\.png for (\d+) s: is its file system mounted\? "
+    message = r"no answer from .*away-1\.png for (\d+) s: is its file system mounted\?"
     # Ends the read where nobody else does: then the run does not fail.
     rescue = threading.Timer(120, lambda: os.close(os.open(pipe, os.O_WRONLY)))
     rescue.start()
-    with pytest.raises(RunFailed, match=f"{message}.*the same command goes on") as stopped:
+    with pytest.raises(RunFailed, match=f"{message}; .*the same command goes on") as stopped:
         harness.run(made, out)
     rescue.cancel()
     with capsys.disabled():
@@ -218,7 +218,7 @@ def test_a_bug_stops_the_run_after_two_attempts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = harness.photographs(tmp_path / "in", ["bug-1.png"])
-    with pytest.raises(RunFailed, match=r"shard 0 \(bug-1.png\) failed 2 times: TypeError"):
+    with pytest.raises(RunFailed, match=r"shard 0 \(bug-1.png\): failed 2 times: TypeError"):
         harness.run(harness.make(items), tmp_path / "out")
     assert deaths(capsys.readouterr().err) == 0
 

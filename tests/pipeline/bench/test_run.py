@@ -95,6 +95,7 @@ def test_runs_that_take_turns_have_the_rows_of_others(finished, photographs, tmp
     before, _, page = finished
     base = Path("runs") / before.cells[0].name
     shutil.copytree(page.parent / base, tmp_path / base)
+    shutil.copy(page.parent / ".dhr-batch.json", tmp_path)
     found = tiny(photographs, in_turn=True)
     planned = bench.plan(found, tmp_path, machine=MACHINE, random_weights=True)
     done = bench.run(planned, MACHINE)
