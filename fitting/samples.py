@@ -111,7 +111,9 @@ def _check(card: Path, about: dict[str, Any]) -> None:
             "choose another folder with --cache",
         )
     if found != about:
-        raise Refused(str(card.parent), f"it holds samples of {found}, asked for are {about}")
+        raise Refused(
+            str(card.parent), f"it contains samples of {found}, but samples of {about} are needed"
+        )
 
 
 def load(folder: Path, shards: int | None = None) -> Samples:

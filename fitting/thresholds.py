@@ -200,13 +200,15 @@ def _records(folders: Sequence[Path]):
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Number of layers that count, the finest; 0: all.",
+    help="Number of the finest layers whose errors are used; 0: all.",
 )
 @click.option("--parser", default="landmarks", show_default=True)
 @click.option("--segments", default=200, show_default=True)
 @click.option("--occluders", default=8, show_default=True, help="Number of occluders per portrait.")
 @click.option("--keep", default=0.9, show_default=True, help="Share of clean pixels in-domain.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON of the table.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file of the table."
+)
 def main(
     folders: tuple[Path, ...], aligned: bool, generator: str, perceptual: str, embed: str,
     steps: int | None, source: str, error_layers: int, parser: str, segments: int,

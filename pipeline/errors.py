@@ -1,4 +1,4 @@
-"""The errors that end a command: what they say, and with which exit code."""
+"""The errors that end a command, with their messages and exit codes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 class CommandError(Exception):
     """An error that is about the input or the machine, not about a mistake in the program.
 
-    A command reports it without a traceback; `dhr_batch.pipeline.cli.output` does so for all of
-    them. Its text is all parts in one, for logs and for messages that quote it.
+    `dhr_batch.pipeline.cli.output` reports such errors for all commands, without a traceback.
+    The text of the exception joins all parts, for logs and for messages that quote it.
 
     Args:
-        what: What was asked for, or a whole message in itself.
-        why: Why it cannot be.
-        way_out: What to do about it, in the imperative. No part ends in a full stop.
+        what: What was requested, or a complete message.
+        why: Why it is not possible.
+        way_out: The remedy, in the imperative. No part ends with a full stop.
     """
 
     exit_code = 1
@@ -26,7 +26,7 @@ class CommandError(Exception):
 
     @property
     def reason(self) -> str:
-        """What was asked for and why it cannot be, without the way out."""
+        """What was requested and why it is not possible, without the remedy."""
         return ": ".join(filter(None, (self.what, self.why)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -35,20 +35,20 @@ class CommandError(Exception):
 
 
 class Refused(CommandError):
-    """What was asked cannot be done as it was asked. Exit code 2."""
+    """The request is invalid: an option or an input does not allow it. Exit code 2."""
 
     exit_code = 2
 
 
 class NoRun(Refused):
-    """A place that holds no run."""
+    """A folder or URL does not contain a run."""
 
 
 class StorageError(CommandError, OSError):
-    """A place of images or of a run cannot be used now; what is committed stays. Exit code 1."""
+    """The storage of images or of a run is unavailable. Committed shards stay. Exit code 1."""
 
 
 class RunFailed(CommandError):
-    """A run cannot be finished now; what is committed stays. Exit code 1."""
+    """A run cannot be finished now. Committed shards stay. Exit code 1."""
 
     GOES_ON = "finished shards are kept; the same command goes on from here"

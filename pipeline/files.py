@@ -1,4 +1,4 @@
-"""Files on local disks: checksums, and files that only ever appear whole."""
+"""Files on local disks: checksums and atomic writes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
+    """Return the hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A path to write to, in the folder of `target`, which gets the name at the end of the block.
+    """Provide a temporary path beside `target`, and rename it to `target` after the block.
 
-    Where the block fails the target stays as it was. The file is not forced to the disk: what a
-    power failure must not take is written through a `Storage`.
+    If the block raises, the target is unchanged. The file is not flushed to the disk; files that
+    must survive a power failure are written through a `Storage`.
     """
     temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
     try:

@@ -153,7 +153,7 @@ def read(path: str) -> Direction:
     if reader is None:
         raise DirectionError(f"{path}: not a direction file; supported are {', '.join(READERS)}")
     if not file.is_file():
-        raise DirectionError(f"{path}: there is no such file")
+        raise DirectionError(f"{path}: the file does not exist")
     try:
         array = reader(file, key)
     except DirectionError:

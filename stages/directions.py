@@ -106,7 +106,9 @@ def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:
     fit = np.linalg.lstsq(basis, np.asarray(direction, np.float64), rcond=None)[0]
     rest = direction - basis @ fit
     if np.linalg.norm(rest) < 1e-6 * np.linalg.norm(direction):
-        raise ValueError("the direction is a combination of its conditions: nothing is left")
+        raise ValueError(
+            "the direction is a combination of its conditions, so nothing of it is left"
+        )
     return rest.astype(direction.dtype)
 
 

@@ -73,7 +73,7 @@ def occlude(
         True
     """
     if not face.any():
-        raise ValueError("the face has no pixel, so there is nothing to hide")
+        raise ValueError("the mask of the face is empty, so no part of it can be covered")
     shape = {"hand": _hand, "mask": _mask, "frame": _frame, "text": _plate}[kind](rng, face)
     mask = _sized(shape, face, share)
     surface = _texture(rng, image.shape[0]) if kind != "text" else _print(rng, image.shape[0])

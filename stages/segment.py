@@ -253,12 +253,12 @@ class DomainSpecific(Stage):
         thresholds: Thresholds = Thresholds()
         source: Literal["coarse", "embedding", "mean_row", "projection"] = "embedding"
         coarse_steps: int = Field(40, ge=1, description="steps of `coarse` and `projection`")
-        coarse_rate: float = Field(0.1, gt=0, description="their Adam learning rate")
+        coarse_rate: float = Field(0.1, gt=0, description="Adam learning rate of these steps")
         error_layers: int | None = Field(
             None,
             ge=1,
-            description="number of layers, the finest, whose errors count: they see less of the "
-            "surroundings of a superpixel; null: all",
+            description="number of the finest layers whose errors are used, because they see "
+            "less of the surroundings of a superpixel; null: all",
         )
         error_size: int = Field(256, ge=32, description="errors are measured at this size")
         bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")

@@ -38,7 +38,7 @@ def scan(root: str, rules: Rules) -> Listing:
         if len(listed.items) > TEST_IMAGES:
             raise DatasetError(
                 str(root),
-                f"it holds {len(listed.items)} images, the test split has {TEST_IMAGES}",
+                f"it contains {len(listed.items)} images, but the test split has {TEST_IMAGES}",
                 f"put {MAPPING} of CelebAMask-HQ there, or leave only the test images",
             )
         return listed

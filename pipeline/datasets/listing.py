@@ -176,5 +176,8 @@ def read_bytes(item: Item) -> bytes:
         # An archive holds many images, so its absence is not a failure of this one.
         raise StorageError(item.location, error.strerror or str(error)) from error
     if len(data) != item.size:
-        raise Unreadable(f"{item.location} ends inside of it: was it replaced since the start?")
+        raise Unreadable(
+            f"{item.location} ends before the end of the image; it may have been replaced "
+            "since the start of the run"
+        )
     return data

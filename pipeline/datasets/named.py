@@ -165,7 +165,7 @@ def list_images(dataset: Dataset) -> list[Item]:
     place = dataset.location
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.ignored.items()))
     if not found.items:
-        there = f"; other files there: {kinds}" if kinds else ""
+        there = f"; other files in it: {kinds}" if kinds else ""
         allowed = " ".join(sorted(dataset.extensions))
         raise DatasetError(f"no images in {place} (extensions {allowed}){there}")
     if kinds:
@@ -200,12 +200,12 @@ def scan(dataset: Dataset) -> Listing:
 
 
 def _how_to_get(dataset: Dataset) -> DatasetError:
-    what, why = f"dataset {dataset.name!r}", f"there is no folder {dataset.location}"
+    what, why = f"dataset {dataset.name!r}", f"the folder {dataset.location} does not exist"
     if dataset.root is not None:
         return DatasetError(what, why, dataset.note)
     setting = catalogue.home() / "datasets.d" / f"{dataset.name}.yaml"
     way_out = (
-        f"{dataset.note} Another place: set DHR_BATCH_DATA to the folder that contains "
+        f"{dataset.note} For another place, set DHR_BATCH_DATA to the folder that contains "
         f"{dataset.name}/, or write 'root: FOLDER' into {setting}"
     )
     return DatasetError(what, why, way_out)

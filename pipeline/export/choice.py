@@ -79,7 +79,7 @@ def parse_balance(text: str) -> tuple[str, int]:
         )
     raise Refused(
         f"--balance {text!r}",
-        "it is not something to balance by",
+        "pictures cannot be balanced by it",
         "choose edit, label, effect:BINS, identity:BINS or score_NAME:BINS",
     )
 

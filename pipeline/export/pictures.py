@@ -172,7 +172,7 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
     if filters.min_identity is not None and network is None:
         raise Refused(
             "--min-identity",
-            f"{run.storage.place} measured no identity, so every picture would be dropped",
+            f"{run.storage.place} did not measure identity, so every picture would be dropped",
             "run again with measure.identity=dlib, or leave it out",
         )
     identity = f"identity_{network}_cosine"
@@ -281,7 +281,7 @@ def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
         )
     if ends[0] > ends[1]:  # type: ignore[operator]
         raise Refused(
-            f"--effect {text!r}", f"nothing lies between {low} and {high}", "exchange them"
+            f"--effect {text!r}", f"no number lies between {low} and {high}", "exchange them"
         )
     return name, ends  # type: ignore[return-value]
 

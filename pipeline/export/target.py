@@ -32,22 +32,24 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
     out = out.expanduser().resolve()
     if Path.cwd().is_relative_to(out):
         raise Refused(
-            str(out), "it is the current folder or holds it", "choose a folder in it with --out"
+            str(out), "it is or contains the current folder", "choose a folder in it with --out"
         )
     if lies_in(str(out), run.storage.address):
         raise Refused(
-            str(out), "it lies in the run, which holds tables only", "choose another --out"
+            str(out),
+            "it lies in the run, which may only contain its tables",
+            "choose another --out",
         )
     place = connect(out)
     require_apart(place, origin.inputs(run.storage, run.stored))
     owned = Owned(place, EXPORT)
     if owned.about.get("run") == identity(run.stored):
         if not fresh:
-            raise Refused(str(out), "it holds an export of this run", "replace it with --fresh")
+            raise Refused(str(out), "it contains an export of this run", "replace it with --fresh")
     elif found := place.entries() or ([] if owned.is_free else [_MARKER]):
         raise Refused(
             str(out),
-            f"it holds something else than an export of this run ({listed(found)})",
+            f"it contains other files than an export of this run ({listed(found)})",
             "choose another --out",
         )
     return out
@@ -105,8 +107,10 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
     stay += earlier.foreign(earlier.files)
     if taken := _taken(new, stay):
         raise Refused(
-            f"{out} holds files that no export wrote, or that were changed since, and that would "
-            f"be replaced: {listed(taken)}. Move them away, or choose another --out"
+            str(out),
+            "these files would be replaced, which were not written by an export or were changed "
+            f"since: {listed(taken)}",
+            "move them away, or choose another --out",
         )
     about = {"run": identity(run.stored)}
     if stay:
@@ -149,8 +153,9 @@ def _require_export(folder: Path) -> None:
     filled = folder.is_dir() and any(folder.iterdir())
     if filled and Owned(connect(folder), EXPORT).found_kind != EXPORT:
         raise Refused(
-            f"{folder} is needed for an export in the making, and no export made it: move it "
-            "away, or choose another --out"
+            str(folder),
+            "it is needed as a temporary folder, but it was not written by an export",
+            "move it away, or choose another --out",
         )
 
 

@@ -57,13 +57,13 @@ def write_export(
     if options.paste_back and "refined" in options.include:
         raise Refused(
             "--paste-back",
-            "it puts edits back, not refined pictures",
+            "it applies to edits only, not to refined pictures",
             "leave refined out of --include",
         )
     if options.paste_back and options.format == "stylegan-zip":
         raise Refused(
             "--paste-back",
-            "it makes photographs of many sizes, StyleGAN reads squares of one",
+            "it writes photographs of different sizes, but StyleGAN needs squares of one size",
             "choose another --format",
         )
     run = results.open(run_place)
@@ -77,7 +77,7 @@ def write_export(
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
     if not splits:
-        raise Refused("nothing is left to export", why_nothing(gathered.dropped))
+        raise Refused("no picture is left to export", why_nothing(gathered.dropped))
     outcome = ExportOutcome(str(out), options.validation)
     outcome.dropped, outcome.images = gathered.dropped, gathered.images
     outcome.planned = run.stored.images

@@ -38,7 +38,7 @@ class ModelMissing(RegistryError):
 
 
 class ModelDamaged(ModelMissing):
-    """A model is there with other bytes than described."""
+    """The files of a model do not match its description."""
 
 
 class ModelStatus(Strict):
@@ -161,7 +161,7 @@ def _damage(paths: dict[str, Path], model: Model) -> str:
     for name, member in model.files().items():
         file = paths[name]
         if not file.is_file():
-            return f"{file} is not there"
+            return f"{file} does not exist"
         if file.stat().st_size != member.size or sha256(file) != member.sha256:
             return f"{file} does not have the sha256 {member.sha256} of its description"
     return ""
@@ -197,7 +197,7 @@ def _user_file(model: Model, source: LocalFile) -> Path:
                 f"get it from {source.obtain}, then: "
                 f"dhr-batch models pull {model.name} --file {file.name}"
             )
-        raise ModelMissing(f"model {model.name!r}", f"{file} is not there", way)
+        raise ModelMissing(f"model {model.name!r}", f"{file} does not exist", way)
     if source.sha256 and sha256(file) != source.sha256:
         raise ModelMissing(
             f"model {model.name!r}", f"{file} does not have the sha256 {source.sha256}"

@@ -98,7 +98,9 @@ def _devices() -> Check:
     try:
         torch = import_module("torch")
     except (ImportError, OSError):
-        return Check(name="devices", state="note", found="unknown while torch does not import")
+        return Check(
+            name="devices", state="note", found="unknown, because torch cannot be imported"
+        )
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         found = ", ".join(f"{card.name} ({card.total_memory / GB:.0f} GB)" for card in cards)

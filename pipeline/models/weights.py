@@ -65,6 +65,6 @@ def check_weights(generator: str, then: Mapping[str, str], place: str) -> None:
             raise Refused(
                 place,
                 f"it was made with other weights of {name} ({then[name]}, here {now[name]}): its "
-                "codes and refinements fit those only",
-                "put those weights back",
+                "codes and refinements only fit those",
+                "restore those weights",
             )

@@ -47,7 +47,7 @@ class Figure:
     """The mean of a metric over pictures, with its 95 % interval.
 
     Attributes:
-        picture: `occluded`, `CLEAN`, or `difference`: with minus without the occluder.
+        picture: `occluded`, `CLEAN`, or `difference`: with the occluder minus without it.
         stage: The stage.
         metric: The metric.
         mean: The mean.

@@ -86,13 +86,13 @@ def markdown(data: RunData) -> str:
     """Return the summary of all metrics as a Markdown document."""
     lines = [f"# Metrics of {escaped(data.name)}", ""]
     if data.random_weights:
-        lines += ["**random weights**: no number here says anything about a trained model.", ""]
+        lines += ["**random weights**: these numbers say nothing about a trained model.", ""]
     excluded = data.excluded()
     lines += [f"{len(data.image_ids)} images, {len(data.quarantine)} quarantined.", ""]
     if excluded:
         names = ", ".join(escaped(image_id) for image_id in excluded)
         limit = f"{MIN_IN_DOMAIN_FACE:.0%}"
-        lines += [f"Not counted, less than {limit} of the face is in-domain: {names}.", ""]
+        lines += [f"Not counted, because less than {limit} of the face is in-domain: {names}.", ""]
     lines += _summary(summaries.summary(data))
     lines += truth.markdown(data.metrics)
     if data.distances:
@@ -100,7 +100,7 @@ def markdown(data: RunData) -> str:
         found = [(d.stage, d.metric, f"{d.value:.4g}", d.n, d.model) for d in data.distances]
         lines += _table(["stage", "metric", "value", "n", "model"], found)
     if excluded:
-        lines += ["## All images, those not counted included", ""]
+        lines += ["## All images, including those that are not counted", ""]
         lines += _summary(summaries.summary(data, everything=True))
     if data.quarantine:
         failures = (

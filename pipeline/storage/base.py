@@ -172,7 +172,7 @@ def full_disk(where: str | Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"no space left on the disk of {where}",
-            way_out="free some and start the same command again; finished shards are kept",
+            way_out="free some space and start the same command again; finished shards are kept",
         ) from error
 
 

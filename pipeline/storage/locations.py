@@ -291,7 +291,9 @@ def _check_folder(path: str, error: OSError) -> None:
         mounted = False
     if not mounted:
         raise StorageError(
-            f"the folder of {path}", "it is gone or empty", "check that its file system is mounted"
+            f"the folder of {path}",
+            "it does not exist or is empty",
+            "check that its file system is mounted",
         ) from error
 
 

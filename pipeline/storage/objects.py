@@ -121,7 +121,7 @@ class ObjectStorage(Storage):
         """Return the time by the clock of the store, the only clock that all hosts share."""
         key = "_state/clock"
         if self.read(key):
-            raise Refused(self.locate(key), "it is not of this program", "move it away")
+            raise Refused(self.locate(key), "it was not written by dhr-batch", "move it away")
         self.replace(key, b"")
         return self._call(f"read {key}", lambda: obstore.head(self._store, key))["last_modified"]
 
@@ -186,7 +186,7 @@ class ObjectStorage(Storage):
                 present = self.sizes()
                 if remaining := [key for key in left if key in present]:
                     left[:] = remaining
-                    raise _Again(f"{len(left)} objects are left") from None
+                    raise _Again(f"{len(left)} objects could not be deleted") from None
 
         self._call(f"delete {left[0]}", attempt)
 

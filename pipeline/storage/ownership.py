@@ -84,7 +84,7 @@ class Owned:
         if self.found_kind == self.kind:
             return
         if self.found_kind:
-            what = f"a {self.found_kind} that {_MADE_BY} made"
+            what = f"a {self.found_kind} of {_MADE_BY}"
         elif not self.is_free:
             what = f"{self.key}, which {_MADE_BY} did not write"
         elif self.kind == RUN and _is_run(self.storage):
@@ -95,8 +95,8 @@ class Owned:
             return
         raise Refused(
             self.storage.place,
-            f"it cannot take the {self.kind}, as it holds {what}",
-            "choose another place with --out: one that does not exist, or is empty",
+            f"the {self.kind} cannot be written there, because it contains {what}",
+            "choose another place with --out that does not exist or is empty",
         )
 
     def claim(self, **about: Any) -> None:
@@ -166,8 +166,7 @@ class Owned:
         if self.refused:
             raise Refused(
                 listed([self.storage.locate(key) for key in self.refused]),
-                f"not written, as {_MADE_BY} did not write the file that is there, or it was "
-                "changed since",
+                f"it is not replaced, because {_MADE_BY} did not write it, or it was changed since",
                 "move it away and give the same command again, or choose another place with --out",
             )
 
@@ -244,8 +243,8 @@ def require_apart(out: Storage, inputs: Iterable[str]) -> None:
         if lies_in(real(place), real(out.address)):
             raise Refused(
                 f"the dataset {place}",
-                f"it lies in {out.place}, so that its files would be among those that are written",
-                "choose a place that does not hold it with --out",
+                f"it lies in {out.place}, to which the files would be written",
+                "choose a place that does not contain it with --out",
             )
 
 

@@ -139,7 +139,9 @@ def decode(encoded: Encoded, shape: tuple[int, ...]) -> np.ndarray:
         rows = levels.reshape(len(scales), -1).astype(np.float32)
         return (rows * np.asarray(scales, np.float32)[:, None]).reshape(shape)
     if scheme not in ("dithered", "predicted"):
-        raise ValueError(f"unknown scheme {scheme!r}: it takes a newer dhr-batch to read it")
+        raise ValueError(
+            f"unknown scheme {scheme!r}: a newer version of dhr-batch is needed to read it"
+        )
     if base is None or base < 3:
         raise ValueError(f"damaged row: scheme {scheme!r} with base {base}")
     step = float(np.float32(scales[0]))
@@ -251,4 +253,4 @@ def _unpacked(data: bytes, base: int, count: int) -> np.ndarray:
 
 def _check(size: int, shape: tuple[int, ...]) -> None:
     if size != math.prod(shape):
-        raise ValueError(f"{size} values do not make a tensor of shape {shape}")
+        raise ValueError(f"{size} values do not fit a tensor of shape {shape}")

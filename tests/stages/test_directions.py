@@ -101,7 +101,7 @@ def test_orthogonalise():
     rest = orthogonalise(direction, conditions)
     assert np.abs(conditions @ rest).max() < 1e-9
     assert rest @ direction > 0
-    with pytest.raises(ValueError, match="nothing is left"):
+    with pytest.raises(ValueError, match="nothing of it is left"):
         orthogonalise(conditions.sum(0), conditions)
 
 

@@ -317,7 +317,7 @@ def test_adopt_takes_only_the_described_file(home: Path, tmp_path: Path) -> None
 def test_file_source(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.pt"
     describe(home, "own", {"kind": "file", "path": str(file), "sha256": sha(b"own")})
-    with pytest.raises(catalogue.ModelMissing, match="is not there"):
+    with pytest.raises(catalogue.ModelMissing, match="does not exist"):
         catalogue.path("own")
     file.write_bytes(b"own")
     assert catalogue.path("own") == file
@@ -349,7 +349,7 @@ def test_shipped_file_is_checked(
     shipped = {"kind": "shipped", "path": "s.bin", "sha256": sha(content), "size": len(content)}
     describe(home, "s", shipped)
     monkeypatch.setattr(catalogue, "_folders", lambda: (tmp_path, home / "models.d"))
-    with pytest.raises(catalogue.ModelMissing, match=r"s\.bin is not there"):
+    with pytest.raises(catalogue.ModelMissing, match=r"s\.bin does not exist"):
         catalogue.path("s")
     (tmp_path / "s.bin").write_bytes(content)
     assert catalogue.path("s") == tmp_path / "s.bin"
