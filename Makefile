@@ -17,7 +17,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -e ".[test]"
 	touch $@ $(VENV)/.installed
 
-# Aligns, inverts, segments, refines and edits five real portraits on the CPU.
+# Align, invert, segment, refine and edit five real portraits on the CPU.
 demo: $(VENV)/.installed
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/dhr-batch run --dataset portraits --gpus 0 --out $(RUN)
@@ -26,20 +26,20 @@ test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# `make test` natively and with the instructions of other processors, which round sums differently.
+# Run the tests natively and with the instructions of other processors, which round sums differently.
 test-processors: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m dhr_batch.tests.processors -n 2 --dist loadfile
 
-# Kills drivers, workers and machines at every point of the commit protocol, lets stores and disks fail.
+# Kill drivers, workers and machines at every point of the commit protocol, and let stores and disks fail.
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow" -s --durations=0 tests/faults
 
-# Everything that `make test` leaves out.
+# Run all tests that `make test` leaves out.
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -s --durations=0
 
-# mypy does not follow editable installs, so it gets a folder with the package's name.
+# mypy does not follow editable installs, so it needs a folder with the name of the package.
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -126,7 +126,7 @@ def _leave_one_out(
 
 
 def training(found: Sequence[Example], held_out: Example) -> list[Example]:
-    """Everything that does not show whom the held-out photograph shows."""
+    """Return the pictures that show another person than the held-out photograph."""
     return [e for e in found if e.who != held_out.who]
 
 

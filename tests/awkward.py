@@ -1,4 +1,4 @@
-"""A folder of twelve awkward image files: six show a face, six must be refused."""
+"""A folder of twelve unusual image files: six show a face, six must be rejected."""
 
 from __future__ import annotations
 

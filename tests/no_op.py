@@ -1,4 +1,4 @@
-"""Stages that compute nothing: what is left is what the engine itself costs.
+"""Stages that compute nothing, so that a run shows the cost of the engine itself.
 
 A run uses them by name, `embed.name=dhr_batch.tests.no_op:Embed` and so on (`NAMES`).
 """
@@ -20,7 +20,7 @@ class NoOpOptions(StageOptions):
 
 
 class NoOp(Stage):
-    """Hands the records on as they are."""
+    """Returns the records unchanged."""
 
     Options = NoOpOptions
 
@@ -57,7 +57,7 @@ class Measure(NoOp):
 
 
 class NoGenerator:
-    """What a worker asks a generator about itself. Importing torch would take seconds."""
+    """The attributes of a generator that a worker reads, without importing torch."""
 
     num_ws, resolution, feature_shape = 8, 32, (1, 8, 8)
 
@@ -79,7 +79,7 @@ NAMES = {"generator": f"{HERE}:generator"} | {
 
 
 def write_images(folder: Path, count: int) -> list[Item]:
-    """Files that no stage looks into."""
+    """Write files whose content no stage reads."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{i:06}.png" for i in range(count)]
     for name in names:

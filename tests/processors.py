@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def environment(name: str) -> dict[str, str]:
-    """The environment of this process with the variables of a setting, and of no other one."""
+    """Return the environment of this process with the variables of only this setting."""
     chosen = {variable for setting in SETTINGS.values() for variable in setting}
     return {k: v for k, v in os.environ.items() if k not in chosen} | SETTINGS[name]
 

@@ -1,4 +1,4 @@
-"""Whole runs that can be killed, and a proxy that lets calls to the S3 server fail."""
+"""Fixtures: whole runs that can be killed, and a proxy that lets calls to the S3 server fail."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class _Proxy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def faults(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """The proxy, in the place of the server for everything that starts now."""
+    """The proxy, which replaces the server for all processes started by the test."""
     faults = Faults(s3)
     handler = type("Proxy", (_Proxy,), {"faults": faults})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -166,7 +166,7 @@ class Runs:
         command = [sys.executable, "-m", "dhr_batch.cli", *self.words, "--out", str(out), *more]
         if env.get("DHR_BATCH_CRASH_PID") == "driver":
             command = ["sh", "-c", 'DHR_BATCH_CRASH_PID=$$ exec "$@"', "sh", *command]
-        # A cluster that nobody asked for with --address must not be joined.
+        # A cluster must not be joined without --address.
         there = {"RAY_ADDRESS": "127.0.0.1:1"} | {name: str(value) for name, value in env.items()}
         return subprocess.Popen(
             command,
@@ -177,7 +177,7 @@ class Runs:
         )
 
     def run(self, out: object, *more: str, **env: object) -> tuple[int, str]:
-        """Exit code and what was said."""
+        """Return exit code and output."""
         with self.start(out, *more, **env) as process:
             try:
                 _, said = process.communicate(timeout=900)

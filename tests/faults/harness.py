@@ -1,4 +1,4 @@
-"""Runs of the fault stages: in this process, on a Ray session that the tests of a module share."""
+"""Runs with the fault stages in this process, on a Ray session that all tests of a module share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dhr_batch.tests.faults.stages import NAMES
 
 @contextlib.contextmanager
 def session(cpus: int = 2, gpus: int = 0) -> Iterator[None]:
-    """A Ray session without what tests do not need."""
+    """Start a Ray session with the minimum that the tests need."""
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -49,12 +49,12 @@ def photographs(folder: Path, names: Sequence[str]) -> list[Item]:
 
 
 def item(folder: Path, name: str) -> Item:
-    """An image file, whether it exists or not."""
+    """Return an item of a dataset for an image file, which need not exist."""
     return Item(name, f"{folder}/", name, size=-1)
 
 
 def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.Plan:
-    """A plan of the fault stages with one worker; settings as in a configuration file."""
+    """Return a plan with the fault stages and one worker. settings: as in a configuration file."""
     defaults = {"dataset": "d", "preset": "tiny", "gpus": 0, "workers": 1, "store_deltas": "small"}
     layers = [config.preset("tiny"), defaults, NAMES, settings]
     dataset = Dataset(name="d", root=".", aligned=aligned)
@@ -68,19 +68,19 @@ def run(made: plan.Plan, out: str | Path, **request: Any) -> runner.RunOutcome:
 
 
 def table(out: Path, name: str) -> pd.DataFrame:
-    """All rows of a table in plan order."""
+    """Return all rows of a table in plan order."""
     parts = [pq.read_table(path) for path in sorted(out.glob(f"{name}/part-*.parquet"))]
     return pd.concat([part.to_pandas() for part in parts], ignore_index=True)
 
 
 def classes(out: Path) -> dict[str, str]:
-    """Image id -> error class of the quarantined images."""
+    """Return the error classes of the quarantined images by image id."""
     rows = table(out, "quarantine")
     return dict(zip(rows["image_id"], rows["error_class"], strict=True))
 
 
 def finished(out: Path) -> list[str]:
-    """Images with rows, in plan order."""
+    """Return the images with rows, in plan order."""
     return list(table(out, "latents")["image_id"])
 
 
@@ -90,7 +90,7 @@ def published(out: Path) -> dict[str, bytes]:
 
 @dataclass
 class Reader:
-    """Somebody who reads a run while it is made: opens every file of a table that appears."""
+    """Reads a run while it is made: opens every file of a table as soon as it appears."""
 
     root: Path
     opened: int = 0
@@ -115,7 +115,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody disturbed. files: table files by key; seconds: it took."""
+    """An uninterrupted run. files: table files by key; seconds: its duration."""
 
     files: dict[str, bytes]
     seconds: float = 0.0
@@ -123,7 +123,7 @@ class Reference:
 
 
 def tables(place: object) -> dict[str, bytes]:
-    """Everything in table folders, finished or not."""
+    """Return all files in the folders of tables, finished or not."""
     storage = connect(str(place))
     keys = [key for key in storage.sizes() if re.match(r"[a-z]+/", key) and "report/" not in key]
     return {key: storage.read(key) or b"" for key in keys}

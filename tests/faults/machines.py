@@ -1,4 +1,4 @@
-"""Machines of a cluster: raylets on this one."""
+"""Simulated machines of a cluster: further raylets on this one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = {"object_store_memory": 80 * 2**20}
 
 @contextlib.contextmanager
 def machine(cluster: Cluster, gpus: int, cpus: int = 4, **env: str) -> Iterator[Any]:
-    """One more raylet, whose workers see the variables; gone at the end."""
+    """Run one more raylet until the end of the block. Its workers have the given variables."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
@@ -32,12 +32,12 @@ def machine(cluster: Cluster, gpus: int, cpus: int = 4, **env: str) -> Iterator[
 
 
 def members(node: Any) -> list[int]:
-    """The raylet of a machine and its processes, among them the workers; none once it is gone."""
+    """Return the raylet of a machine and its child processes; empty after it has ended."""
     raylets = node.all_processes.get("raylet", [])
     return [pid for raylet in raylets for pid in processes.family(raylet.process.pid)]
 
 
 def end(cluster: Cluster, node: Any) -> None:
-    """A machine without power: all its processes at once, so that none of them can say so."""
+    """Kill all processes of a machine at once, as a power failure does."""
     processes.send(members(node), signal.SIGKILL)
     cluster.remove_node(node, allow_graceful=False)

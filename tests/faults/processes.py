@@ -1,4 +1,4 @@
-"""Processes and what belongs to them: standing at a point of the protocol, and ended at once."""
+"""Functions that find, signal and wait for processes and their children."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def _table() -> dict[int, tuple[str, int]]:
-    """Process -> its state (one letter, see `man proc`) and its parent."""
+    """Return state (one letter, see `man proc`) and parent of each process."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -23,7 +23,7 @@ def _table() -> dict[int, tuple[str, int]]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and everything it has started that still belongs to it, parents first."""
+    """Return a process and all its descendants, parents first."""
     children = defaultdict(list)
     for child, (_, parent) in _table().items():
         children[parent].append(child)
@@ -34,20 +34,20 @@ def family(pid: int) -> list[int]:
 
 
 def standing(pids: Iterable[int]) -> list[int]:
-    """Those that SIGSTOP has stopped."""
+    """Return those of the processes that SIGSTOP has stopped."""
     table = _table()
     return [pid for pid in pids if table.get(pid, ("", 0))[0] == "T"]
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """A signal to all that are there. Parents first: none of them can tell of a lost child."""
+    """Signal all that exist. Parents come first, so that none of them can report a lost child."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def until(ready: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
-    """Wait. Raises TimeoutError, as a test that hangs says nothing."""
+    """Wait for a condition. Raises TimeoutError, because a test that hangs shows nothing."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:

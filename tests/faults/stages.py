@@ -1,4 +1,4 @@
-"""Stages that compute next to nothing and misbehave for images whose name asks for it.
+"""Stages that compute almost nothing and fail for images with certain names.
 
 Named by `embed.name=dhr_batch.tests.faults.stages:Faulty` and so on, so that Ray workers find them.
 """
@@ -33,7 +33,7 @@ def number(image_id: str) -> int:
 
 
 class Align(no_op.Align):
-    """An 8 px picture whose values follow from the name."""
+    """Makes an 8 px picture whose values depend on the name."""
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         for record in records:
@@ -53,7 +53,7 @@ class Impatient(Align):
 
 
 class Faulty(no_op.Embed):
-    """A code whose values follow from the name; the first part of the name is what goes wrong."""
+    """Makes a code whose values depend on the name; the first part of the name is the fault."""
 
     Options = FaultOptions
 
@@ -70,7 +70,7 @@ class Faulty(no_op.Embed):
 
 
 def misbehave(image_id: str, folder: str) -> None:
-    """What images called `exit-3.png`, `loop-1.png` and so on do to the process."""
+    """Do to the process what the names `exit-3.png`, `loop-1.png` and so on say."""
     what = image_id.partition("-")[0]
     if what == "exit":
         os._exit(1)
@@ -98,7 +98,7 @@ def misbehave(image_id: str, folder: str) -> None:
 
 
 class Refine(no_op.Refine):
-    """A refined weight that is NaN for images called `nandelta-1.png` and so on."""
+    """Makes a refined weight, which is NaN for images called `nandelta-1.png` and so on."""
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         bad = [r.image_id.startswith("nandelta-") for r in records]
@@ -119,7 +119,7 @@ class Edit(no_op.Edit):
 
 
 class Measure(no_op.Measure):
-    """A number that follows from the name."""
+    """Measures a number that depends on the name."""
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         return [

@@ -60,7 +60,7 @@ def test_a_run_that_was_interrupted_goes_on(context, tmp_path):
 
 def test_samples_of_another_seed_are_not_mixed_in(context, tmp_path):
     samples.collect(context, tmp_path, 4, seed=3)
-    with pytest.raises(Refused, match="holds samples of"):
+    with pytest.raises(Refused, match="contains samples of"):
         samples.collect(context, tmp_path, 4, seed=4)
     assert json.loads((tmp_path / "samples.json").read_text())["seed"] == 3
 

@@ -1,4 +1,4 @@
-"""Attempts at shards, and what they leave in a run."""
+"""Attempts at shards, and the files that they write to a run."""
 
 from __future__ import annotations
 

@@ -41,8 +41,10 @@ CODES = {
 
 
 class Chromium:
-    """One tab. errors: what its console said that was an error or a warning, and exceptions that
-    nobody caught. requests: URLs it asked for. Skips the test where no Chromium is installed."""
+    """One tab. Skips the test if no Chromium is installed.
+
+    errors: errors and warnings of its console, and uncaught exceptions. requests: requested URLs.
+    """
 
     def __init__(self, width: int = 1400, height: int = 1000, timeout: float = 60) -> None:
         program = next(filter(None, map(shutil.which, NAMES)), None)

@@ -1,4 +1,4 @@
-"""A parser that sees a disc as a face, so that random networks make synthetic pictures."""
+"""A parser that finds a disc as face, so that synthetic pictures need no trained networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 
 
 class Disc:
-    """Sees a face in all pictures but every third one that it is asked about."""
+    """Finds the same face in every picture, except at every `blind`-th call."""
 
     def __init__(self, blind: int = 3) -> None:
         self.asked, self.blind = 0, blind

@@ -35,7 +35,7 @@ QUAD = np.array([(30, 12), (20, 62), (70, 72), (80, 22)], float)
 
 
 def photograph(number: int, width: int = 110, height: int = 90) -> np.ndarray:
-    """Smooth, and another one for each number. uint8 [H, W, 3]."""
+    """Return a smooth picture, different for each number, as uint8 [H, W, 3]."""
     y, x = np.mgrid[:height, :width]
     layers = [np.sin(x / 9 + number + p) + np.cos(y / 11 - p * number) for p in (0, 1, 2)]
     return np.rint(127 + 60 * np.dstack(layers)).astype(np.uint8)
@@ -62,7 +62,7 @@ def scores(stage: str, draw: np.random.Generator) -> Iterator[Metric]:
 
 
 def record(image_id: str, number: int) -> Record:
-    """No face is seen in the last edit of every third image; an identity of the first is NaN."""
+    """Return a record. Every third has no face in its last edit; one identity of the first is NaN."""
     draw = np.random.default_rng(number)
     source = photograph(number)
     aligned = crop(source, QUAD, SIZE)
@@ -98,7 +98,7 @@ def record(image_id: str, number: int) -> Record:
 
 
 def write_run(root: Path, photographs: Path, seed: int = 0) -> Path:
-    """A run of `IDS` in shards of two; one further image of the plan is in quarantine."""
+    """Write a run of `IDS` in shards of two; another image of its plan is quarantined."""
     Image.fromarray(photograph(99)).save(photographs / "zoe.png")
     items = list_images(find(photographs))
     measured = {"measure": {"identity": "dlib", "landmarks": "dlib68"}}
@@ -127,7 +127,7 @@ def write_run(root: Path, photographs: Path, seed: int = 0) -> Path:
 
 
 def write_later_run(root: Path, first: Path) -> Path:
-    """As `run --dataset FIRST --from edit`: its dataset is the first run, marked by its tables."""
+    """Write a run as by `run --dataset FIRST --from edit`, with the first run as its dataset."""
     shutil.copytree(first, root)
     plan = json.loads((root / "plan.json").read_text())
     plan["fingerprint"]["origin"] = json.loads((first / "plan.json").read_text())["fingerprint"]
@@ -139,7 +139,7 @@ def write_later_run(root: Path, first: Path) -> Path:
 
 
 def listed(folder: Path) -> list[dict[str, Any]]:
-    """All lines of an image folder's metadata, with their split."""
+    """Return all lines of an image folder's metadata, with their split."""
     found = []
     for path in sorted(folder.glob("*/metadata.jsonl")):
         lines = path.read_text("utf-8").splitlines()

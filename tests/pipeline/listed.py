@@ -1,4 +1,4 @@
-"""Datasets made and listed by tests."""
+"""Functions that make and list datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the codec of the deltas may cost, found without the codec."""
+"""The largest error that the codec of the deltas may cause, computed without the codec."""
 
 from __future__ import annotations
 

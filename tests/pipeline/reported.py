@@ -1,4 +1,4 @@
-"""A run that the test writes itself, with ids made to break pages, and what its report holds."""
+"""A run with ids that could break a page, and functions that read its report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def labels() -> np.ndarray:
 
 
 def table_of(run: Path, name: str, rows: list[dict]) -> None:
-    """Write a table in two parts, split anywhere: readers may not rely on where a part ends."""
+    """Write a table in two files. Readers must not rely on where the first one ends."""
     (run / name).mkdir()
     half = (len(rows) + 1) // 2
     for part, chunk in enumerate((rows[:half], rows[half:])):
@@ -70,7 +70,7 @@ def made(
     edits: list[tuple[str, float]] = EDITS,
     generator: str = "mobilestylegan-256",
 ) -> Path:
-    """A finished run with random pictures, in a folder whose name has a space."""
+    """Write a finished run with random pictures to a folder whose name contains a space."""
     run = folder / "my run"
     run.mkdir()
     plan = {
@@ -144,7 +144,7 @@ def made(
 
 
 def embedded(page: Path) -> tuple[dict[str, Any], list[list[bytes | None]]]:
-    """The data of the gallery, and the pictures of each of its items."""
+    """Return the data of the gallery and the pictures of each of its items."""
     text = page.read_text("utf-8")
     found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', text)
     content = {name: json.loads(data) for name, data in found}

@@ -11,7 +11,7 @@ from dhr_batch.stages.refine import Refinement, Refiner
 
 
 class Darkness:
-    """What a picture lacks to white. The edits of the random generator raise it a little."""
+    """The darkness of a picture, which the edits of the random generator increase a little."""
 
     label = "darkness"
     names = ("darkness",)
@@ -24,7 +24,7 @@ class Darkness:
 
 
 class FailsOnDark(Refiner):
-    """Refines nothing, and cannot do it for dark pictures."""
+    """Refines nothing, and fails for dark pictures."""
 
     class Options(StageOptions):
         name: str = "dhr_batch.tests.pipeline.scorers:FailsOnDark"

@@ -519,7 +519,7 @@ def test_two_commands_that_write_at_once_know_the_files_of_both(owned: Owned) ->
 
 
 def test_a_claimed_place_is_not_claimed_for_something_else(owned: Owned) -> None:
-    with pytest.raises(Refused, match="holds a benchmark that dhr-batch made"):
+    with pytest.raises(Refused, match="contains a benchmark of dhr-batch"):
         Owned(owned.storage, ownership.REPORT).claim()
 
 

@@ -82,5 +82,5 @@ def test_half_of_them_have_the_colour_of_the_face() -> None:
 
 
 def test_a_picture_without_a_face_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be covered"):
+    with pytest.raises(ValueError, match="no part of it can be covered"):
         occlude(draw(0), PICTURE, np.zeros_like(FACE), 0.3, "hand")

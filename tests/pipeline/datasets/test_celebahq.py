@@ -35,7 +35,9 @@ def test_all_images_without_the_mapping_are_refused(
     monkeypatch.setattr(celebahq, "TEST_IMAGES", 2)
     root = celeba(tmp_path / "CelebAMask-HQ", [1, 2, 3])
     (root / celebahq.MAPPING).unlink()
-    with pytest.raises(DatasetError, match=r"holds 3 images.*2; put CelebA-HQ-to-CelebA-mapping"):
+    with pytest.raises(
+        DatasetError, match=r"contains 3 images.*2; put CelebA-HQ-to-CelebA-mapping"
+    ):
         listed("celebahq", root=str(root))
     (root / "CelebA-HQ-img" / "2.jpg").unlink()
     assert list(content(listed("celebahq", root=str(root)))) == ["0.jpg", "1.jpg"]

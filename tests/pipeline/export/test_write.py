@@ -410,7 +410,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
     [
         (["--min-identity", "1.5"], "not a cosine"),
         (["--effect", "smile"], "NAME=LOW:HIGH"),
-        (["--effect", "smile=0.5:0.1"], "nothing lies between"),
+        (["--effect", "smile=0.5:0.1"], "no number lies between"),
         (["--effect", "age=0:1"], "no such edit\nHint: choose from: smile, yaw"),
         (["--max", "fid=3"], "no such metric\nHint: choose from: change_out"),
         (["--max", "change_out=low"], "METRIC=NUMBER"),
