@@ -1,1 +1,1 @@
-"""Commands that create files shipped with the project. Each says what it fits, and to what."""
+"""Commands that create files shipped with the project. Each module documents what it fits and to which data."""

@@ -36,13 +36,13 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Number files made by published implementations."""
+    """The folder of numbers that were computed by published implementations."""
     return ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Photographs and directions that lie beside the project and are not part of it."""
+    """The folder of photographs and directions that are not part of the project."""
     folder = Path(os.environ.get("DHR_BATCH_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set DHR_BATCH_SHARED to the folder with the test photographs")
@@ -51,7 +51,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def models() -> Callable[[str], Path]:
-    """Path of a pulled model; skips where it is not in the cache."""
+    """Return the path of a pulled model; skip the test if it is not in the cache."""
     from dhr_batch.pipeline.models import catalogue
 
     def find(name: str) -> Path:
@@ -93,7 +93,7 @@ def bucket(s3: str) -> str:
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a run may be made: a folder, then a prefix of a bucket."""
+    """A place for a run: a folder, then a prefix of a bucket."""
     if request.param == "local":
         return str(tmp_path / "run")
     return str(request.getfixturevalue("bucket")) + "/run"

@@ -1,4 +1,4 @@
-"""What the engine costs where the stages cost nothing: rate, driver time, memory, large plans.
+"""Measure the cost of the engine without that of stages: rate, driver time, memory, large plans.
 
 python -m dhr_batch.tests.overhead [--images N] [--json FILE]
 
@@ -100,7 +100,7 @@ def watching() -> Iterator[Watch]:
 
 
 def made(items: list[Item], workers: int, shard_size: int, seconds: float = 0.0) -> plan.Plan:
-    """A plan of the no-op stages; seconds: what the embedding sleeps per image."""
+    """Return a plan of the no-op stages. seconds: how long the embedding sleeps per image."""
     layers: list[dict[str, Any]] = [
         {"dataset": "no-op", "gpus": 0, "workers": workers, "shard_size": shard_size},
         NAMES,
@@ -120,13 +120,13 @@ def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: fl
 
 
 def rate(watch: Watch, shard_size: int) -> float:
-    """Images per second once every worker has finished its first shard."""
+    """Return images per second after every worker has finished its first shard."""
     steady = watch.commits[max(map(watch.workers.index, set(watch.workers))) :]
     return (len(steady) - 1) * shard_size / (steady[-1] - steady[0])
 
 
 def engine(folder: Path, images: int) -> dict[str, float]:
-    """Two workers, shards of 32; the best of some tries."""
+    """Measure two workers and shards of 32; take the best of several tries."""
     items = write_images(folder / "in", images)
     tries = [_engine(items, folder / f"engine-{number}") for number in range(_TRIES)]
     return {
@@ -146,7 +146,7 @@ def _engine(items: list[Item], out: Path) -> dict[str, float]:
 
 
 def soak(folder: Path, shards: int) -> dict[str, float]:
-    """Many small shards; growth from the first tenth of them to the end."""
+    """Compute many small shards; measure the growth from the first tenth of them to the end."""
     items = write_images(folder / "in", shards)
     watch = run(items, folder / "soak", 2, 1)
     early = len(watch.memory) // 10
@@ -158,7 +158,7 @@ def soak(folder: Path, shards: int) -> dict[str, float]:
 
 
 def speedup(folder: Path) -> dict[str, float]:
-    """Half a second per image: eight workers against one, in shards of four."""
+    """Compare eight workers with one, with half a second per image and shards of four."""
     items = write_images(folder / "in", 192)
     one = rate(run(items[:24], folder / "one", 1, 4, 0.5), 4)
     eight = rate(run(items, folder / "eight", 8, 4, 0.5), 4)
@@ -229,19 +229,19 @@ def _resume(images: int, folder: Path) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process."""
     return memory_peak()["host"] / 1e6
 
 
 def _torch(images: int, folder: Path) -> dict[str, float]:
-    """What of these figures is not the plan's."""
+    """Return the memory that torch takes, which is not that of the plan."""
     engine = peak_mb()
     import_module("torch")
     return {"engine_memory_mb": engine, "torch_memory_mb": peak_mb() - engine}
 
 
 def measure(images: int) -> Iterator[dict[str, float]]:
-    """All figures, as they come; the names are those of `LIMITS` and some that explain them."""
+    """Iterate over all figures, by the names in `LIMITS` and some that explain them."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with tempfile.TemporaryDirectory() as name:
         yield large_plan(1_000_000, Path(name))

@@ -110,7 +110,7 @@ def find(name_or_path: str | Path) -> Dataset:
     """Return the dataset of a name, a folder, a .tar or .parquet file, a URL or a YAML description.
 
     A dataset takes precedence over a folder of the same name; write `./name` for the folder. The
-    images are not looked for, which `list_images` does.
+    images are not listed; `list_images` does that.
 
     Raises:
         DatasetError: If there is no such dataset, folder or file.

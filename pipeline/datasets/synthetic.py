@@ -198,6 +198,8 @@ def default_folder(dataset: Dataset) -> Path:
     """
     if is_url(dataset.location):
         raise DatasetError(
-            dataset.location, "it is not a folder", "give one with --out, and copy it there"
+            dataset.location,
+            "it is not a folder",
+            "choose a folder with --out, and copy its files there",
         )
     return Path(dataset.location)

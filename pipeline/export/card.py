@@ -230,9 +230,9 @@ def _split(options: Options, outcome: ExportOutcome) -> str:
     who = "photograph" if options.person is None else "person"
     count = outcome.used.get(VALIDATION, 0)
     return (
-        f"All pictures of one {who} are in one split, chosen by a hash of its name. For validation "
-        f"are {count} of {outcome.photographs} photographs ({count / outcome.photographs:.1%}; "
-        f"{options.validation:.1%} was requested)."
+        f"All pictures of one {who} are in one split, chosen by a hash of its name. The "
+        f"validation split has {count} of {outcome.photographs} photographs "
+        f"({count / outcome.photographs:.1%}; {options.validation:.1%} was requested)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Face recognition networks, whose descriptors tell how similar two faces are.
+"""Face recognition networks, whose descriptors measure the similarity of faces.
 
 ArcFace: Deng et al. (arXiv 1801.07698), the IR-SE50 of the identity losses of GAN inversion.
 CurricularFace: Huang et al. (arXiv 2004.00288), the IR-101 of published identity tables. FaceNet:

@@ -483,8 +483,8 @@ def _outer(
 def _hat(probs: Map, lab: Map, chroma: np.ndarray) -> Map:
     """Reclassify hair as a hat where its colour is one that hair does not have.
 
-    These are blue, green and vivid red. Blue light on the whole picture tints the skin as well and
-    is no evidence.
+    These are blue, green and vivid red. Blue light on the whole picture also tints the skin, so
+    it does not count.
     """
     hair = probs[INDEX["hair"]]
     a, b = lab[..., 1], lab[..., 2]

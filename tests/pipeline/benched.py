@@ -1,4 +1,4 @@
-"""A small benchmark of random weights."""
+"""A small benchmark with random weights."""
 
 from __future__ import annotations
 

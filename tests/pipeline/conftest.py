@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own, and a small finished run for those that look at one."""
+"""Fixtures: an S3 server of the tests, and a small finished run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_environment(s3_server: str) -> dict[str, str]:
-    """Variables that lead every client to the server."""
+    """Environment variables that direct every client to the server."""
     return {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "test",
@@ -45,7 +45,7 @@ def s3_environment(s3_server: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SmallRun:
-    """Six aligned pictures in three shards, without networks; `c.png` is no picture, `e.png` is
+    """Six aligned pictures in three shards, without networks; `c.png` is not a picture, `e.png` is
     not square. out: its folder; words: the options that made it."""
 
     photographs: Path

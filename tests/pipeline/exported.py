@@ -62,7 +62,7 @@ def scores(stage: str, draw: np.random.Generator) -> Iterator[Metric]:
 
 
 def record(image_id: str, number: int) -> Record:
-    """Return a record. Every third has no face in its last edit; one identity of the first is NaN."""
+    """Return a record. Every third has no face in the last edit; the first has a NaN identity."""
     draw = np.random.default_rng(number)
     source = photograph(number)
     aligned = crop(source, QUAD, SIZE)

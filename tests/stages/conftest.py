@@ -85,7 +85,7 @@ class Golden:
         return torch.from_numpy(self._fill(about["key"], about["shape"], rules))
 
     def draw(self, key: str, shape: Sequence[int]) -> Tensor:
-        """Plain standard normal numbers."""
+        """Return standard normal numbers."""
         return torch.from_numpy(self._fill(key, shape))
 
     def perceptual(self) -> Perceptual:
@@ -106,5 +106,5 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden_case(golden: Path, fill: Callable[..., np.ndarray]) -> Callable[[str], Golden]:
-    """A golden fixture by its name."""
+    """Return a golden fixture by its name."""
     return lambda name: Golden(golden, name, fill)

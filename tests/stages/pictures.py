@@ -1,4 +1,4 @@
-"""Pictures to measure."""
+"""Pictures for tests of metrics."""
 
 from __future__ import annotations
 

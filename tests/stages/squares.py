@@ -1,4 +1,4 @@
-"""A perceptual network of which a test knows every map."""
+"""A perceptual network whose maps are known."""
 
 from __future__ import annotations
 
