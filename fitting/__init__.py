@@ -1,1 +1,1 @@
-"""Commands that create files shipped with the project. Each module documents what it fits and to which data."""
+"""Commands that create files shipped with the project, each from the data that it documents."""
