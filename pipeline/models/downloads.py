@@ -309,8 +309,7 @@ def _copy(
         found = f"more than {member.size}" if done > member.size else str(done)
         raise RegistryError(
             f"{label or member.member} is not the described file{page}",
-            f"{found} bytes, expected {member.size} with sha256 {member.sha256}; nothing of it was "
-            "used",
+            f"{found} bytes, expected {member.size} with sha256 {member.sha256}; it was not used",
         )
 
 
