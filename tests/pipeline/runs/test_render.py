@@ -273,7 +273,7 @@ def rewritten(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[str
     ("damage", "message"),
     [
         ({"scheme": "later"}, "unknown scheme 'later'"),
-        ({"data": b""}, "0 values do not make a tensor"),
+        ({"data": b""}, "0 values do not fit a tensor"),
         ({"scales": []}, "without scales"),
         ({"base": None}, "with base None"),
     ],

@@ -148,9 +148,9 @@ def test_sizes_that_disagree_and_unknown_schemes_are_rejected() -> None:
     for wanted in (0.1, 0.0):
         encoded = codec.encode_weight(np.arange(30.0), wanted)
         for shape in ((31,), (20,), (300,)):
-            with pytest.raises(ValueError, match="do not make a tensor"):
+            with pytest.raises(ValueError, match="do not fit a tensor"):
                 codec.decode(encoded, shape)
-    with pytest.raises(ValueError, match=r"unknown scheme 'jpeg'.*newer dhr-batch"):
+    with pytest.raises(ValueError, match=r"unknown scheme 'jpeg'.*newer version of dhr-batch"):
         codec.decode(encoded._replace(scheme="jpeg"), (30,))
 
 
@@ -159,7 +159,7 @@ def test_older_runs_are_read() -> None:
     old = Encoded("int8_channel", np.array([1.0, 0.0, 0.01], np.float32), levels.tobytes())
     expected = [[127.0, -13.0], [0.0, 0.0], [1.27, 0.01]]
     np.testing.assert_allclose(codec.decode(old, (3, 2)), expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="do not make a tensor"):
+    with pytest.raises(ValueError, match="do not fit a tensor"):
         codec.decode(old, (3, 3))
 
 
