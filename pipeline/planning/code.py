@@ -1,4 +1,4 @@
-"""Which code makes the rows of a run, so that a run is not finished by another one."""
+"""A digest of the code that computes rows, so that no run is continued with other code."""
 
 from __future__ import annotations
 
@@ -15,25 +15,35 @@ from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import registry
 
 _PACKAGE = Path(__file__).resolve().parent.parent.parent
-# Of the pipeline: what writes and reads deltas and rows.
+# The files of the pipeline that encode and decode rows.
 _OWN = ("tables/codec.py", "tables/records.py", "planning/earlier_run.py")
-# A member from another package, as `registry.lookup` takes it.
+# The name of a member from another package, as `registry.lookup` accepts it.
 _MEMBER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def check(config: Config, expected: str) -> None:
-    """Raises CommandError where the digest here is not that of the driver."""
+    """Check on a worker that its code is that of the driver.
+
+    Args:
+        config: The resolved settings.
+        expected: The digest that the driver computed.
+
+    Raises:
+        CommandError: If the digest on this machine is different.
+    """
     if digest(config) != expected:
         raise CommandError(
-            f"the stages on {os.uname().nodename} differ from those that the run was started with",
-            way_out="install the same on all machines, and edit none while a run goes on",
+            f"the source of the stages on {os.uname().nodename}",
+            "it differs from the source that the run was started with",
+            "install the same version on all machines, and do not edit it during a run",
         )
 
 
 def digest(config: Config) -> str:
-    """Start of the sha256 of the files that rows depend on: all stages with their networks, the
-    codec of the deltas and what reads tables of an earlier run, and the module of each stage,
-    scorer or network from another package.
+    """Return the start of the sha256 of all files that rows depend on.
+
+    These are all stages with their networks, the codec of deltas, the code that reads tables of an
+    earlier run, and the module of each stage, scorer or network from another package.
     """
     found = hashlib.sha256()
     for name, path in _files(config):
@@ -55,7 +65,7 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """All texts in the settings of stages."""
+    """Yield all strings in the settings of stages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

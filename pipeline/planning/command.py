@@ -1,4 +1,4 @@
-"""The command that goes on with a run, from its plan."""
+"""Rebuild the command that continues a run from its plan."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ _FLAGS = (*_ALWAYS, "limit", "seed")
 
 
 def goes_on(plan: StoredPlan, place: str) -> str:
-    """The command line of a stored plan: a flag or `--set` for each setting that is no default.
+    """Return the command line that continues a run.
 
-    Raises Refused for a preset or a stage that is not there any more.
+    It has a flag or `--set` for each setting that differs from its default.
+
+    Args:
+        plan: The stored plan.
+        place: The folder or URL of the run.
+
+    Raises:
+        Refused: If a preset or stage of the plan does not exist any more.
     """
     settings = plan.settings.values
     given = {key: settings[key] for key in _START if settings.get(key) is not None}
     try:
         layers = origin.start(given)[2]
     except Refused:
-        # It lies elsewhere now; its settings are then given one by one.
+        # The dataset has been moved, so its own settings are unknown. Give them one by one.
         layers = [configs.preset(given["preset"])] if "preset" in given else []
     base = configs.build([*layers, given])
-    # An option of another member of a family is compared with the defaults of that member.
+    # If another member of a family was chosen, its options are compared with its own defaults.
     names = {family: {"name": plan.settings.member(family)} for family in STAGES}
     plain = configs.resolve(
         configs.build([*layers, given, names]), plan.settings.gpus, plan.images

@@ -1,4 +1,4 @@
-"""Settings of a run: defaults, presets, files and command line merged into one checked `Config`."""
+"""The settings of a run: defaults, presets, files and flags, merged into one checked `Config`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dhr_batch.stages import registry
 
 Layer = Mapping[str, Any]
 
-# Settings that may change between two starts of one run: they do not touch any row.
+# Settings that may change between two starts of a run, as no row depends on them.
 RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_per_gpu"}) | {
     "max_quarantined",
     "lease_timeout",
@@ -27,17 +27,17 @@ RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_
 
 
 class Config(BaseModel):
-    """Everything that decides what a run computes and on what.
+    """All settings of a run.
 
-    The six stage sections are dictionaries with the key `name`, which picks the member of the
-    family, and the options of that member (see `resolve`).
+    The sections of the six stages are dictionaries. The key `name` selects the member of the family
+    of stages, and the other keys are the options of this member (see `resolve`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str = Field(description="configured name or folder of photographs")
     first_stage: Literal["align", "embed", "segment", "refine", "edit", "measure"] = Field(
-        "align", description="a later one takes what the earlier ones left from a run as dataset"
+        "align", description="the first stage; a later one begins from a run, given as the dataset"
     )
     preset: str | None = Field(None, description="named set of settings")
     generator: str = Field(
@@ -53,9 +53,7 @@ class Config(BaseModel):
         ge=1,
         description="images computed together; by default 4 on a CPU, on a GPU as many as fit",
     )
-    gpus: int | None = Field(
-        None, ge=0, description="GPUs to use; 0: CPU; by default all there are"
-    )
+    gpus: int | None = Field(None, ge=0, description="GPUs to use; 0: use the CPU; by default all")
     workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
     workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
     threads: int = Field(1, ge=1, description="torch threads of a worker")
@@ -63,19 +61,21 @@ class Config(BaseModel):
         1.0, ge=0, le=1, description="share of failed images above which the exit code is 3"
     )
     lease_timeout: float = Field(
-        60, gt=0, description="seconds after which a silent driver on an object store is replaced"
+        60,
+        gt=0,
+        description="seconds until a driver without a sign of life is replaced (object stores)",
     )
     image_timeout: float | None = Field(
         1800.0,
         gt=0,
-        description="seconds an image may take before it is quarantined; null: no end, and a disk "
-        "that never answers is waited for without end as well",
+        description="seconds an image may take before it is quarantined; null: no limit, even if a "
+        "disk never answers",
     )
     wait_timeout: float = Field(
-        1800.0, gt=0, description="seconds to wait for a first free GPU or CPU core"
+        1800.0, gt=0, description="seconds to wait until a GPU or CPU core is free"
     )
     store_deltas: Literal["none", "small", "fine"] = Field(
-        "small", description="refined weights and features: 1.2 MB an image, 1.6 MB, or none"
+        "small", description="precision of stored weights and features: 1.2 or 1.6 MB per image"
     )
     align: dict[str, Any]
     embed: dict[str, Any]
@@ -91,20 +91,25 @@ class Config(BaseModel):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Families of the stages that a run consists of, in order."""
+        """The families of the stages of the run, in order."""
         return registry.STAGES[registry.STAGES.index(self.first_stage) :]
 
     def to_yaml(self) -> str:
+        """Return the settings as YAML."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def presets(kind: str = "preset") -> list[str]:
-    """Names of the presets, or of another kind of YAML files that are shipped."""
+    """Return the names of the presets, or of another kind of YAML files in `configs`."""
     return sorted(file.name.removesuffix(".yaml") for file in _shipped(kind))
 
 
 def preset(name: str, kind: str = "preset") -> dict[str, Any]:
-    """The content of a shipped YAML file. Raises Refused, naming the valid ones."""
+    """Return the content of a preset, or of another kind of YAML file in `configs`.
+
+    Raises:
+        Refused: If the name is unknown. The message lists the valid names.
+    """
     for file in _shipped(kind):
         if file.name == f"{name}.yaml":
             return _mapping(yaml.safe_load(file.read_text("utf-8")), f"{kind} {name}")
@@ -117,7 +122,11 @@ def _shipped(kind: str) -> list[Traversable]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file. Raises Refused where it is no mapping of settings."""
+    """Read the settings in a YAML file.
+
+    Raises:
+        Refused: If the file does not contain a mapping of settings.
+    """
     try:
         return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except yaml.YAMLError as error:
@@ -125,30 +134,40 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`a.b=c` texts as nested settings; values are YAML. Raises Refused for other texts."""
+    """Parse texts of the form `section.key=value`, whose values are YAML, to nested settings.
+
+    Raises:
+        Refused: If a text has another form.
+
+    >>> assignments(["refine.name=pti", "seed=1"])
+    {'refine': {'name': 'pti'}, 'seed': 1}
+    """
     settings: dict[str, Any] = {}
     for text in texts:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise Refused(f"--set {text!r}", "it is not of the form key=value or section.key=value")
-        place = settings
+        section = settings
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
                 raise Refused(f"--set {text!r}", f"{key} was already given a value")
         try:
-            place[keys[-1]] = yaml.safe_load(value)
+            section[keys[-1]] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise Refused(f"--set {text!r}", f"the value is not valid YAML: {error}") from error
     return settings
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Any]:
-    """Later layers win, key by key.
+    """Merge layers of settings. Each layer overrides the keys of the layers before it.
 
-    A layer that changes the `name` of a stage section starts this section afresh, since options
-    of one member mean nothing to another. `refine: none` is short for `refine: {name: none}`.
+    If a layer changes the `name` of a stage, the options of the layers before it are dropped, as
+    they belong to another member. `refine: none` is short for `refine: {name: none}`.
+
+    >>> merge([{"refine": {"name": "dhr", "steps": 10}}, {"refine": "none", "seed": 1}])
+    {'refine': {'name': 'none'}, 'seed': 1}
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -157,14 +176,18 @@ def merge(layers: Iterable[Layer]) -> dict[str, Any]:
                 section = _section(key, value)
                 before = merged.get(key, {})
                 renamed = "name" in section and section["name"] != before.get("name")
-                merged[key] = section if renamed else _deep(before, section)
+                merged[key] = section if renamed else _deep_merge(before, section)
             else:
                 merged[key] = value
     return merged
 
 
 def build(layers: Iterable[Layer]) -> Config:
-    """Merge and check the settings that need no stage. Raises Refused."""
+    """Merge layers of settings, and check all of them but the options of stages.
+
+    Raises:
+        Refused: If a setting is unknown or invalid.
+    """
     merged = merge([preset("default"), *layers])
     try:
         return Config(**merged)
@@ -173,10 +196,17 @@ def build(layers: Iterable[Layer]) -> Config:
 
 
 def resolve(config: Config, gpus: int, images: int) -> Config:
-    """The settings with every default filled in, as they are stored with a run.
+    """Fill in all defaults, including those of the stages. A run stores the result.
 
-    gpus: how many the run uses; images: how many it has. Raises Refused for unknown names and
-    options. Imports the stages, hence torch.
+    This imports the stages, and with them torch.
+
+    Args:
+        config: The settings.
+        gpus: The number of GPUs that the run uses.
+        images: The number of images.
+
+    Raises:
+        Refused: If a name or option is unknown or invalid.
     """
     generator = config.generator
     if generator == "auto":
@@ -201,19 +231,19 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
 
 
 def _generator_file(file: Path) -> Path:
-    # Workers run in other folders.
+    # Workers have other current folders, so the path must be absolute.
     file = file.expanduser().absolute()
     converted = file.with_suffix(registry.GENERATOR_FILE)
     if file != converted:
         raise Refused(
             f"generator {file}",
-            "it is a checkpoint",
-            f"convert it with: dhr-batch models convert {file} and give generator={converted}",
+            "it is not a converted checkpoint",
+            f"convert it with: dhr-batch models convert {file}, and give generator={converted}",
         )
     if not file.is_file():
         raise Refused(
             f"generator {file}",
-            "it is not there",
+            "it does not exist",
             "make it from a published StyleGAN2 checkpoint with: dhr-batch models convert "
             f"CHECKPOINT --out {file}",
         )
@@ -221,7 +251,11 @@ def _generator_file(file: Path) -> Path:
 
 
 def options_class(family: str, name: Any) -> type[BaseModel]:
-    """The options of a stage. Raises Refused for an unknown name."""
+    """Return the class of the options of a stage.
+
+    Raises:
+        Refused: If the name is unknown.
+    """
     if not isinstance(name, str) or (":" not in name and name not in registry.names(family)):
         _unknown_name(f"{family}.name", name, family)
     try:
@@ -249,12 +283,12 @@ def _section(key: str, value: Any) -> dict[str, Any]:
     return {"name": value} if isinstance(value, str) else _mapping(value, key)
 
 
-def _deep(before: Layer, after: Layer) -> dict[str, Any]:
+def _deep_merge(before: Layer, after: Layer) -> dict[str, Any]:
     merged = dict(before)
     for key, value in after.items():
         old = merged.get(key)
         merged[key] = (
-            _deep(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+            _deep_merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
     return merged
 
@@ -280,16 +314,24 @@ def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys of flat settings that differ, each with its `key: old -> new` line."""
+    """Yield the keys whose values differ between flat settings, each with a line for the user.
+
+    >>> list(differences({"seed": 0}, {"seed": 1}))
+    [('seed', 'seed: 0 -> 1')]
+    """
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield key, f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
+    """Flatten nested settings to dotted names. The prefix `config.` is left out.
+
+    >>> flat({"refine": {"name": "dhr", "steps": 10}})
+    {'refine.name': 'dhr', 'refine.steps': 10}
+    """
+    settings: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return {key.removeprefix("config."): value for key, value in found.items()}
+        settings |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return {key.removeprefix("config."): value for key, value in settings.items()}

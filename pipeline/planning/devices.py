@@ -1,4 +1,4 @@
-"""Which GPUs and cores a run uses: what is really there, not what Ray was told."""
+"""The GPUs and CPU cores that a run uses, as torch and the kernel count them, not Ray."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 def physical_gpus() -> int:
-    """CUDA devices that torch can use on this machine."""
+    """Return the number of CUDA devices that torch can use on this machine."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def torch_device(config: Config) -> Literal["cpu", "cuda"]:
-    """Where workers compute. Tests replace it, to hold GPUs of Ray that do not exist."""
+    """Return the device of workers. Tests replace this function to simulate GPUs."""
     return "cuda" if config.gpus else "cpu"
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def missing_gpus(asked: int, there: int) -> Refused:
-    """The error for GPUs that were asked for and are not there."""
+def missing_gpus(wanted: int, available: int) -> Refused:
+    """Return the error for a run that wants more GPUs than this machine has."""
     return Refused(
-        f"--gpus {asked}",
-        f"it asks for {asked} GPU{'s' if asked > 1 else ''}, this machine has {there} that torch "
-        "can use",
-        f"use --gpus {there}{' to run on the CPU' if there == 0 else ''}, or --address to join a "
-        "Ray cluster that has them; see `dhr-batch doctor`",
+        f"--gpus {wanted}",
+        f"it asks for {wanted} GPU{'s' if wanted > 1 else ''}, this machine has {available} that "
+        "torch can use",
+        f"use --gpus {available}{' to run on the CPU' if available == 0 else ''}, or --address to "
+        "join a Ray cluster that has them; see `dhr-batch doctor`",
     )
 
 
 def worker_count(config: Config, shards: int) -> int:
-    """How many workers to start: one per GPU share or per `threads` cores, at most one per shard.
+    """Return the number of workers to start.
 
-    No row depends on it.
+    This is `workers_per_gpu` for each GPU, or one for every `threads` cores of the CPU, but at most
+    one per shard. No row depends on it.
     """
     if config.gpus:
         wanted = config.gpus * config.workers_per_gpu
@@ -54,16 +55,16 @@ def worker_count(config: Config, shards: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Keep what tensors free in this process instead of giving it back to the system each time.
+    """Let this process reuse the memory of freed tensors instead of returning it to the system.
 
-    Otherwise the C library maps every large tensor anew, and the page faults take up to a fifth of
-    an optimisation step. Does nothing where the library is not glibc.
+    Otherwise the C library maps new memory for every large tensor, and the page faults take up to a
+    fifth of the time of an optimisation step. Does nothing if the library is not glibc.
     """
     import ctypes
 
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    # Some versions refuse more than 32 MiB, and answer 0.
+    # Some versions reject more than 32 MiB by returning 0.
     if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, 2**30)

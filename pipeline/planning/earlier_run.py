@@ -1,4 +1,4 @@
-"""From the rows of the tables back to a Record: what a finished run left of each image."""
+"""Read the records of a finished run from its tables, to begin another run from them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dhr_batch.pipeline.tables.rows import Row
 from dhr_batch.stages import failures, registry
 from dhr_batch.stages.base import Record
 
-# By stage, what all stages before it have left: tables, kinds of pictures, and fields of a Record
-# that every image has. Deltas: see `tables_for`.
-_LEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+# For each stage, the results of the stage before it: tables, kinds of pictures, and fields of a
+# Record that every image has. For deltas see `tables_for`.
+_RESULTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "embed": (("images",), ("aligned",), ("image",)),
     "segment": (("latents",), ("inverted",), ("latent", "inverted")),
     "refine": (("masks",), (), ("mask",)),
@@ -31,45 +31,53 @@ _LEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
 
 
 def tables_for(config: Config) -> tuple[str, ...]:
-    """The tables that tell what the stages before those of a run have left, as far as it needs.
+    """Return the tables that hold the results of the stages before the first one of a run.
 
-    Deltas are left out where the run neither edits with them nor stores them.
+    Deltas are left out if the run neither uses them for edits nor stores them.
     """
     used = config.first_stage == "edit" or config.store_deltas != "none"
     deltas = used and "refine" not in config.stages and config.refine["name"] != "none"
-    return (*_left(config.first_stage, 0), *(("deltas",) if deltas else ()))
+    return (*_results(config.first_stage, 0), *(("deltas",) if deltas else ()))
 
 
-def _left(stage: str, what: int) -> tuple[str, ...]:
+def _results(stage: str, column: int) -> tuple[str, ...]:
     stages = registry.STAGES[1 : registry.STAGES.index(stage) + 1]
-    return tuple(name for earlier in stages for name in _LEFT[earlier][what])
+    return tuple(name for earlier in stages for name in _RESULTS[earlier][column])
 
 
 class Reader:
-    """Records of a finished run as the stages before those of a new one left them.
+    """Reads the records of a finished run, from which another run begins.
 
-    config: of the new run. For one thread at a time. Images should be asked for in plan order: a
-    row group holds many pictures, and is then read once.
+    A reader must be used by one thread at a time. Read images in the order of the plan: a row group
+    holds many pictures and is then read only once.
+
+    Args:
+        config: The resolved settings of the new run.
     """
 
     def __init__(self, config: Config) -> None:
         self._tables, self._later = tables_for(config), config.stages
-        self._kinds = _left(config.first_stage, 1)
-        self._fields = _left(config.first_stage, 2)
+        self._kinds = _results(config.first_stage, 1)
+        self._fields = _results(config.first_stage, 2)
         self._shard: tuple[str, int] = ("", -1)
         self._open: dict[str, _Rows] = {}
 
     def record(self, item: Item) -> Record:
-        """The record of an image of `Origin.items`.
+        """Read the record of an image.
 
-        Raises Unreadable for damaged rows, StorageError where the files are not there.
+        Args:
+            item: An item of `Origin.items`.
+
+        Raises:
+            Unreadable: If its rows are damaged.
+            StorageError: If the files cannot be read.
         """
         try:
             return self._record(item)
         except StorageError:
             raise
         except Exception as error:
-            # pyarrow's and Pillow's own errors about damage are OSErrors without a number.
+            # pyarrow and Pillow report damage as an OSError without errno.
             if isinstance(error, OSError) and error.errno is not None:
                 what = error.strerror or error
                 raise StorageError(
@@ -77,7 +85,7 @@ class Reader:
                 ) from error
             if failures.kind_of(error) != "image":
                 raise
-            raise Unreadable(f"its rows in the run it comes from: {error}") from error
+            raise Unreadable(f"its rows in the earlier run are damaged: {error}") from error
 
     def _record(self, item: Item) -> Record:
         if self._shard != (item.place, item.at):
@@ -98,10 +106,10 @@ class Reader:
 
 
 class _Rows:
-    """One table of one shard. The row group that was read last is kept."""
+    """The file of one table of one shard. The last row group is cached."""
 
     def __init__(self, location: str) -> None:
-        # Not opened by pyarrow: that would try nothing again where a store is away for a moment.
+        # pyarrow itself would not try again if the store did not answer for a moment.
         self._file = pq.ParquetFile(locations.ranges(location))
         self._groups: dict[str, list[int]] = {}
         for group in range(self._file.num_row_groups):
@@ -111,7 +119,7 @@ class _Rows:
         self._last: tuple[int, pa.Table] | None = None
 
     def of(self, image_id: str, kinds: Sequence[str]) -> list[Row]:
-        """Rows of an image; kinds: of these only, if any are named."""
+        """Return the rows of an image, of the given kinds only if there are any."""
         rows = []
         for group in self._groups.get(image_id, ()):
             table = self._group(group)

@@ -1,4 +1,4 @@
-"""How many bytes a run will write, before it starts."""
+"""Estimate how many bytes a run will write, before it starts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.units import size
 
-# Measured on photographs at 256 px: bytes per pixel of a PNG picture, a 1-bit mask and labels.
+# Bytes per pixel of a PNG picture, a 1-bit mask and labels, measured on photographs at 256 px.
 _PICTURE, _MASK, _LABELS = 1.8, 0.02, 0.03
 _LATENT_ROW = 512 * 4 * 0.9
 _METRIC = 12
-# The longest features, of Inception.
+# Bytes of the longest features, those of Inception.
 _FEATURE = 2048 * 4 * 0.9
-# Bytes per weight of the generator and value of its feature layer.
+# Bytes per weight of the generator, and per value of its feature layer.
 _DELTA = {"small": 0.13, "fine": 0.27}
-# Times as much as `dhr`: refiners that move all weights, by their full schedules, and its halves.
+# The size of deltas relative to those of the refiner `dhr`. The first two change all weights, in a
+# long schedule; the last two are the two parts of `dhr`.
 _REFINERS = {"pti": 2.4, "dhr-published": 2.4, "weights": 0.5, "feature": 0.6}
-# A file of a table without rows: schema and metadata.
+# Bytes of the file of a table without rows: schema and metadata.
 _EMPTY_FILE = 6000
 
 
 @dataclass(frozen=True)
 class GeneratorFacts:
-    """A generator, as far as its tables depend on it.
+    """The facts about a generator that the size of tables depends on.
 
-    resolution: of its pictures. rows: of a W+ code. weights, feature: values that are refined.
+    Attributes:
+        resolution: The width and height of its pictures in pixels.
+        rows: The number of rows of a W+ code.
+        weights: The number of weights that are refined.
+        feature: The number of values of the feature that is refined.
     """
 
     resolution: int
@@ -36,12 +41,12 @@ class GeneratorFacts:
 
 
 def edited_pictures(config: Config) -> int:
-    """Edits times strengths of one image."""
+    """Return the number of edited pictures of one image."""
     return sum(len(edit.get("strengths", ())) for edit in config.edit.get("edits", ()))
 
 
 def bytes_per_image(config: Config, generator: GeneratorFacts) -> dict[str, float]:
-    """Expected bytes of one image by table."""
+    """Return the expected bytes of one image in each table."""
     pixels, edits = generator.resolution**2, edited_pictures(config)
     code = generator.rows * _LATENT_ROW
     tables = {
@@ -63,19 +68,29 @@ def bytes_per_image(config: Config, generator: GeneratorFacts) -> dict[str, floa
 def check_space(
     free: int | None, tables: dict[str, float], images: int, shards: int, force: bool
 ) -> str:
-    """The estimate in a line. Raises Refused where the disk cannot hold it, unless forced.
+    """Check that the disk has enough space for a run.
 
-    free: bytes, or None where nobody knows (object stores). tables: bytes per image; images,
-    shards: still to do.
+    Args:
+        free: The free bytes; None if they are unknown, as in object stores.
+        tables: The expected bytes of one image in each table.
+        images: The number of images to compute.
+        shards: The number of shards to compute.
+        force: Whether to accept too little space.
+
+    Returns:
+        The estimate as a line for the user.
+
+    Raises:
+        Refused: If the space is too small.
     """
     total = sum(tables.values()) * images + _EMPTY_FILE * (len(tables) + 1) * shards
     parts = ", ".join(f"{name} {size(count * images)}" for name, count in tables.items())
-    there = "unknown on an object store" if free is None else size(free)
-    line = f"expected output: {size(total)} ({parts}); free space: {there}"
+    available = "unknown on an object store" if free is None else size(free)
+    line = f"expected output: {size(total)} ({parts}); free space: {available}"
     if free is not None and total > free and not force:
         raise Refused(
             line,
-            "that cannot suffice",
+            "the free space is too small",
             "free some space, choose another folder with --out, write fewer tables (--set "
             "store_deltas=none), or go on with --force",
         )

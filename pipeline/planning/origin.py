@@ -1,4 +1,4 @@
-"""A finished run that a new one begins from: its images, and the settings they are bound to."""
+"""A finished run from which a new run begins: its images and settings."""
 
 from __future__ import annotations
 
@@ -28,15 +28,24 @@ from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.stages import registry
 
 
-def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]]:
-    """The dataset of a run, the run it begins from if it does, and the settings below those given.
+def start(given: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]]:
+    """Find the dataset of a new run, and the run from which it begins.
 
-    asked: merged settings as the user gave them; `dataset`, `preset` and `first_stage` are read.
-    Raises Refused and StorageError.
+    Args:
+        given: The merged settings of the user, with `dataset`, and perhaps `preset` and
+            `first_stage`.
+
+    Returns:
+        The dataset, the earlier run (None if the new run begins with photographs), and the layers
+        of settings that those of the user override.
+
+    Raises:
+        Refused: If the dataset or the earlier run cannot be used, or the preset is unknown.
+        StorageError: If the storage does not answer.
     """
-    dataset = named.find(asked["dataset"])
-    preset = [configs.preset(asked["preset"])] if asked.get("preset") else []
-    if RunSettings(asked).begins_late:
+    dataset = named.find(given["dataset"])
+    preset = [configs.preset(given["preset"])] if given.get("preset") else []
+    if RunSettings(given).begins_late:
         origin = Origin(dataset.location)
         return origin.dataset(dataset), origin, [origin.settings, *preset]
     if not listing.is_archive(dataset.location) and locations.exists(
@@ -46,55 +55,64 @@ def start(asked: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
             dataset.location,
             "it is a run",
             f"name the stage to begin at with --from (one of: {', '.join(registry.STAGES[1:])}), "
-            "or give the photographs it was made of",
+            "or give the photographs that it was made from",
         )
     return dataset, None, [*preset, dataset.config]
 
 
 def first_plan(plan: StoredPlan) -> StoredPlan:
-    """The plan of the run that read the photographs, which a run of this plan goes back to.
+    """Return the plan of the run that read the photographs.
 
-    Raises Refused where a run in between is gone or another one, DatasetError and StorageError.
+    If a run began from another run, that one may have begun from a third, and so on. The last of
+    these read the photographs.
+
+    Args:
+        plan: The plan of any run.
+
+    Raises:
+        Refused: If one of these runs is missing, or has been replaced by another run.
+        StorageError: If the storage does not answer.
     """
     while plan.settings.begins_late:
         place = plan.settings.dataset
         earlier = RunFolder(named.find(place).location).plan()
-        # Equal to a part of itself is no fingerprint, so this ends.
+        # The loop ends: each fingerprint is a part of the one before it, so none can occur twice.
         if earlier is None or earlier.fingerprint != plan.fingerprint.origin:
-            raise Refused(place, "it is not the run any more that this one began from")
+            raise Refused(place, "the run that a later one began from is no longer in this place")
         plan = earlier
     return plan
 
 
 def inputs(run: Storage, plan: StoredPlan) -> Iterator[str]:
-    """Where the dataset of a run lies, and those of the runs that it began from, as far as known.
+    """Yield the location of the dataset of a run, and those of the runs that it began from.
 
-    A run has noted it; of one that has not, the plan may name it, if not by a relative path.
+    The marker of a run contains this location. Older versions did not write it; then the plan gives
+    the location, unless it is a relative path. The search ends at a run whose dataset is unknown.
     """
     seen: set[str] = set()
     while True:
         dataset = plan.settings.dataset
-        known = Owned(run, RUN).about.get("dataset")
+        location = Owned(run, RUN).about.get("dataset")
         try:
-            if not known and (os.path.isabs(dataset) or locations.is_url(dataset)):
-                known = named.find(dataset).location
-            if not known or known in seen:
+            if not location and (os.path.isabs(dataset) or locations.is_url(dataset)):
+                location = named.find(dataset).location
+            if not location or location in seen:
                 return
-            yield known
-            seen.add(known)
+            yield location
+            seen.add(location)
             if not plan.settings.begins_late:
                 return
-            run = connect(known)
+            run = connect(location)
             plan = RunFolder(run).plan() or StoredPlan()
         except (DatasetError, Refused, StorageError):
             return
 
 
 def _completed(family: str, section: dict[str, Any]) -> dict[str, Any]:
-    """A stage's stored settings with the options that it has got since the run was made.
+    """Add the options that a stage did not have yet when a run was made to its stored settings.
 
-    They were as if at their own defaults then, which those of today's presets may not be. Settings
-    that the stage does not take any more stay, to be refused by name later.
+    They get the defaults of the stage, which describe what the run did; presets may set other
+    values. Stored settings that the stage no longer has are kept, and are refused by name later.
     """
     try:
         return configs.options_class(family, section["name"])(**section).model_dump(mode="json")
@@ -103,11 +121,22 @@ def _completed(family: str, section: dict[str, Any]) -> dict[str, Any]:
 
 
 class Origin:
-    """A run that holds what the stages before the first one of a new run have left.
+    """A run with the results of the stages before the first stage of a new run.
 
-    settings: those of its rows, which the new run has unless told otherwise. fingerprint: as
-    planned. left_out: its images in quarantine, once `items` was called. Raises Refused where
-    there is no run, or one that is not finished, and StorageError.
+    Args:
+        place: The folder of the run, or its URL in an object store.
+
+    Attributes:
+        folder: The run.
+        storage: The place of the run.
+        plan: Its stored plan.
+        fingerprint: Its fingerprint.
+        settings: Its settings that rows depend on. They are the defaults of the new run.
+        left_out: The number of its images in quarantine, known after a call of `items`.
+
+    Raises:
+        NoRun: If the place is not a run.
+        StorageError: If the storage does not answer.
     """
 
     def __init__(self, place: str) -> None:
@@ -124,15 +153,21 @@ class Origin:
         self.left_out = 0
 
     def dataset(self, found: Dataset) -> Dataset:
-        """What is known of the images."""
+        """Return a dataset with the facts about the images that the run has stored."""
         about = {"aligned": self.fingerprint.aligned, "split": self.fingerprint.split}
         return found.model_copy(update=about | {"config": {}})
 
     def items(self, config: Config) -> list[Item]:
-        """Its images in plan order, without those in quarantine; `stored.Reader` reads them.
+        """Return the images in the order of the plan, without those in quarantine.
 
-        config: of the new run. An item's `at` is its shard here; its mark changes with the tables
-        of that shard. Raises Refused.
+        `earlier_run.Reader` reads these items. Their `at` is the number of the shard, and their
+        mark changes with the tables of the shard.
+
+        Args:
+            config: The settings of the new run.
+
+        Raises:
+            Refused: If the run is not finished, is damaged, or has no images.
         """
         tables = earlier_run.tables_for(config)
         sizes, marks = self.storage.sizes(), {}
@@ -142,8 +177,8 @@ class Origin:
                 if sizes.get(key) != (facts and facts.bytes):
                     raise Refused(
                         self.storage.locate(key),
-                        "it is not as its manifest says",
-                        f"see what to do with: dhr-batch verify {self.storage.place}",
+                        "its size is not the one in its manifest",
+                        f"find out what to do with: dhr-batch verify {self.storage.place}",
                     )
             files = [manifest.files[table] for table in tables]
             sums = hashlib.sha256("".join(file.sha256 for file in files).encode())
@@ -170,39 +205,46 @@ class Origin:
                     yield Item(image_id, place, "", size, shard, etag)
 
     def check(self, config: Config) -> None:
-        """Raises Refused for resolved settings of a new run that do not fit what was stored."""
+        """Check that the settings of a new run fit the stored results.
+
+        Args:
+            config: The resolved settings of the new run.
+
+        Raises:
+            Refused: If they do not.
+        """
         place = self.storage.place
         check_weights(self.plan.settings.generator, self.fingerprint.models, place)
         self._check_same(config)
-        there = self.settings.get("store_deltas")
+        stored = self.settings.get("store_deltas")
         if "refine" in config.stages:
             return
-        if config.store_deltas not in ("none", there):
+        if config.store_deltas not in ("none", stored):
             raise Refused(
                 f"store_deltas={config.store_deltas}",
-                f"{place} was made with {there}, and what it has not cannot be stored",
-                "leave it, or say store_deltas=none",
+                f"{place} was made with store_deltas={stored}, so it has no such deltas to copy",
+                "leave this setting out, or use --set store_deltas=none",
             )
-        if "edit" in config.stages and there == "none" and config.refine["name"] != "none":
+        if "edit" in config.stages and stored == "none" and config.refine["name"] != "none":
             raise Refused(
                 place,
-                "it was made with store_deltas=none, so it has no refined weights to edit with",
-                "begin at refine with --set store_deltas=small, or make it again with that",
+                "it was made with store_deltas=none, so it has no refined weights for the edits",
+                "begin at refine with --set store_deltas=small, or make that run again with it",
             )
 
     def _check_same(self, config: Config) -> None:
-        """Settings of the stages that have run are facts."""
+        """Check that the new run does not change settings of stages that have already run."""
         earlier = [stage for stage in registry.STAGES if stage not in config.stages]
         fixed = ("generator", "seed", *earlier)
-        made = configs.build([self.settings, {"dataset": config.dataset}])
-        then = configs.resolve(made, 0, 1).model_dump(include=set(fixed))
+        stored = configs.build([self.settings, {"dataset": config.dataset}])
+        before = configs.resolve(stored, 0, 1).model_dump(include=set(fixed))
         now = config.model_dump(include=set(fixed))
-        changed = [line for _, line in differences(flat(then), flat(now))]
+        changed = [line for _, line in differences(flat(before), flat(now))]
         if changed:
             listed = "\n  ".join(changed)
             raise Refused(
                 f"a run that begins at {config.first_stage}",
-                f"it takes the rest as {self.storage.place} has it, which was made with other "
-                f"settings:\n  {listed}",
-                "leave these out, or make a whole run with them",
+                f"it takes the results of earlier stages from {self.storage.place}, which was made "
+                f"with other settings:\n  {listed}",
+                "leave these settings out, or start a run with them that begins with photographs",
             )

@@ -1,4 +1,4 @@
-"""The photographs of a run, read again from its dataset."""
+"""Read the photographs of a run again from its dataset."""
 
 from __future__ import annotations
 
@@ -24,48 +24,69 @@ log = logging.getLogger(__name__)
 
 
 class Lost(Exception):
-    """One photograph cannot be had; the message is a class of reasons, not a sentence."""
+    """A photograph cannot be used. The message is a class of reasons, to be counted."""
 
 
 class Photographs:
-    """Photographs by image id, decoded as the run decoded them; the last one is kept.
+    """The photographs of a run, decoded as the run decoded them. The last one is cached.
 
-    place: name, folder or URL of the dataset, if it is not where the run had it. Those of a run
-    that began from another one are the photographs of the first; where that is gone and `place` is
-    given, nobody can tell changed ones. Raises Refused where there is no dataset.
+    If the run began from another run, its photographs are those of the first run. If that run is
+    missing and `place` is given, changed photographs are not detected.
+
+    Args:
+        run: The run.
+        place: The name, folder or URL of the dataset, if it has been moved since the run.
+
+    Raises:
+        Refused: If there is no dataset.
     """
 
     def __init__(self, run: Run, place: str | None = None) -> None:
         settings = run.stored.settings
         self._megapixels = float(settings.section("align").get("max_megapixels", 64))
         try:
-            plan = _first(run.stored, known=place is not None)
+            plan = _first_plan(run.stored, required=place is None)
             place = place or plan.settings.dataset
             items = named.list_images(named.find(place))
         except Refused as error:
-            where = f"at {place!r}" if place else "to be found"
+            where = f" in {place!r}" if place else ""
             raise Refused(
                 f"the photographs of {run.storage.place}",
-                f"they are not {where}: {error}",
-                "say where they are with --dataset",
+                f"they cannot be found{where}: {error}",
+                "give their folder with --dataset",
             ) from error
         self._items = {item.image_id: item for item in items}
         self._marks = _marks(plan)
         self._last: tuple[str, np.ndarray] | None = None
 
     def item(self, image_id: str) -> Item:
-        """Where it is. Raises Lost for one that is missing or has changed since the run."""
+        """Return the item of a photograph.
+
+        Raises:
+            Lost: If it is missing or has changed since the run.
+        """
         item = self._items.get(image_id)
         if item is None:
             raise Lost("photograph missing")
         before = self._marks.get(image_id)
-        # A copy in a store has an etag where the original has none.
+        # Marks with and without an etag cannot be compared: a copy in a store may have got one.
         if type(before) is type(item.mark) and before != item.mark:
             raise Lost("photograph changed since the run")
         return item
 
     def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
-        """Its upright pixels, uint8 [H, W, 3]. size: width and height it had. Raises Lost."""
+        """Read the pixels of a photograph.
+
+        Args:
+            image_id: The photograph.
+            size: Its width and height in pixels when the run read it.
+
+        Returns:
+            uint8 [H, W, 3], rotated according to its EXIF orientation.
+
+        Raises:
+            Lost: If it is missing, has changed since the run, or cannot be read.
+        """
         if self._last and self._last[0] == image_id:
             return self._last[1]
         try:
@@ -79,15 +100,18 @@ class Photographs:
 
 
 def truths(run: Run) -> dict[str, Item]:
-    """Image id -> where the ground truth of a synthetic picture is; {} for a run on others.
+    """Find the ground truth of the synthetic pictures of a run.
 
-    What is gone or has changed since the run is left out with a warning.
+    Pictures that are missing or have changed since the run are left out with a warning.
+
+    Returns:
+        The item of each picture; empty if the run has no metrics against a ground truth.
     """
     try:
         if not any(name.startswith(TRUTH) for name in run.metric_names()):
             return {}
     except (ValueError, OSError, Refused) as error:
-        # What is to be measured anew need not be whole; a truth that might be there is missed.
+        # A run with damaged metrics can be measured again, only without the ground truth.
         log.warning(_NO_TRUTH, run.storage.place, "any", f"its metrics cannot be read: {error}")
         return {}
     try:
@@ -107,17 +131,20 @@ def truths(run: Run) -> dict[str, Item]:
     return found
 
 
-def _first(plan: StoredPlan, known: bool) -> StoredPlan:
-    """The plan with the dataset and its marks; without marks where it is gone but not needed."""
+def _first_plan(plan: StoredPlan, required: bool) -> StoredPlan:
+    """Return the plan of the run that read the photographs.
+
+    If that run is missing but not required, the given plan is returned without marks.
+    """
     try:
         return origin.first_plan(plan)
     except Refused:
-        if not known:
+        if required:
             raise
         return replace(plan, contents=None)
 
 
 def _marks(plan: StoredPlan) -> dict[str, Mark | None]:
-    """Image id -> what a changed file would change; empty for plans that do not say."""
+    """Return the mark of each image; empty for plans of older versions, which have none."""
     pairs = zip(plan.shards, plan.contents or (), strict=False)
     return {i: mark for ids, marks in pairs for i, mark in zip(ids, marks, strict=True)}

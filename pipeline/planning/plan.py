@@ -1,4 +1,4 @@
-"""What a run will do: its images in shards, its settings, and what its rows depend on."""
+"""The plan of a run: its images in shards, its settings, and what its rows depend on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from dhr_batch.stages import direction_files, registry
 from dhr_batch.version import __version__
 
 SCHEMA = 2
-# Fields of a Record that exist before the first stage.
+# The fields that a Record has before the first stage.
 _GIVEN = frozenset({"image_id", "source", "split", "data"})
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of commit: `index` counts from 0, items are in plan order."""
+    """A group of images that are committed together.
+
+    Attributes:
+        index: The number of the shard, from 0.
+        items: Its images.
+    """
 
     index: int
     items: tuple[Item, ...]
@@ -33,11 +38,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a run and the resolved settings that fill them.
+    """The shards of a run and its resolved settings.
 
-    sized: `shard_size` was chosen by the user, not by the number of images. directions: sha256 of
-    each edit direction. origin: fingerprint of the run that this one begins from; left_out: images
-    that are in quarantine there; truths: by image id, where the ground truth of its pictures is.
+    Attributes:
+        dataset: The dataset.
+        config: The resolved settings.
+        shards: All shards.
+        sized: Whether the user has chosen `shard_size`, so that it does not depend on the images.
+        directions: The start of the sha256 of each edit direction.
+        origin: The fingerprint of the run that this one begins from.
+        left_out: The number of quarantined images of that run, which this one leaves out.
+        truths: The item that holds the ground truth of each image.
     """
 
     dataset: Dataset
@@ -51,10 +62,11 @@ class Plan:
 
     @property
     def images(self) -> int:
+        """The number of planned images."""
         return sum(len(shard.items) for shard in self.shards)
 
     def head(self) -> StoredPlan:
-        """The content of `plan.json` without the images."""
+        """Return the content of `plan.json` without the images."""
         return StoredPlan(
             dataset=self.dataset.name,
             settings=RunSettings(self.config.model_dump()),
@@ -66,7 +78,7 @@ class Plan:
         )
 
     def stored(self) -> StoredPlan:
-        """The content of `plan.json`."""
+        """Return the content of `plan.json`."""
         return replace(
             self.head(),
             shards=[[item.image_id for item in shard.items] for shard in self.shards],
@@ -80,10 +92,16 @@ def _versions() -> dict[str, str]:
 
 
 def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:
-    """Cut the images into shards of `config.shard_size`, in the order given.
+    """Make the plan of a run.
 
-    Raises Refused for a chain of stages in which one needs what no earlier one gives, and for
-    edit directions that cannot be used.
+    Args:
+        config: The resolved settings.
+        dataset: The dataset.
+        items: Its images, which are cut into shards in this order.
+        sized: Whether the user has chosen `shard_size`.
+
+    Raises:
+        Refused: If a stage needs what no earlier stage gives, or an edit direction cannot be used.
     """
     check_stages(config)
     shards = cut(items, config.shard_size or 1, 0)
@@ -93,13 +111,23 @@ def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = 
 
 
 def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]:
-    """Shards of `size` items, the last one smaller; numbered from `first_index`."""
+    """Cut items into shards of `size`, of which the last may be smaller.
+
+    Args:
+        items: The images.
+        size: The number of images of a shard.
+        first_index: The number of the first shard.
+    """
     parts = (tuple(items[first : first + size]) for first in range(0, len(items), size))
     return tuple(Shard(index, part) for index, part in enumerate(parts, first_index))
 
 
 def digests(config: Config) -> dict[str, str]:
-    """Start of the sha256 of each direction that the edits name. Raises Refused."""
+    """Return the start of the sha256 of each direction that the edits use.
+
+    Raises:
+        Refused: If a direction cannot be used.
+    """
     used = config.edit.get("edits", ()) if "edit" in config.stages else ()
     names = [edit["direction"] for edit in used]
     try:
@@ -109,7 +137,11 @@ def digests(config: Config) -> dict[str, str]:
 
 
 def check_stages(config: Config) -> None:
-    """Each stage's needs must be given by the stages before it. Raises Refused."""
+    """Check that each stage gets what it needs from the stages before it.
+
+    Raises:
+        Refused: If a stage does not.
+    """
     given = set(_GIVEN)
     for family in registry.STAGES:
         name = getattr(config, family)["name"]
@@ -125,7 +157,7 @@ def check_stages(config: Config) -> None:
 
 
 def fingerprint(plan: Plan) -> Fingerprint:
-    """What every row of a run depends on, apart from the images; they are in `contents`."""
+    """Return everything that the rows of a run depend on, except the images."""
     return Fingerprint(
         version=__version__,
         code=code.digest(plan.config),
@@ -135,6 +167,6 @@ def fingerprint(plan: Plan) -> Fingerprint:
         models=weights_of(plan.config.generator),
         directions=plan.directions,
         origin=plan.origin,
-        # Another start that finds fewer would fill the rest of the run with other rows.
+        # A later start that finds fewer would give the remaining images fewer metrics.
         truths=len(plan.truths) or None,
     )

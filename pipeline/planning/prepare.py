@@ -1,4 +1,4 @@
-"""From what the user typed to a plan: datasets, presets, files, flags and GPUs."""
+"""Turn the arguments of `run` into a plan: dataset, preset, files, flags and GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config as configs
-from dhr_batch.pipeline.planning import devices, origin, photographs, plan
+from dhr_batch.pipeline.planning import devices, origin, photographs
+from dhr_batch.pipeline.planning.plan import Plan, make
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
@@ -25,134 +26,153 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.stages import registry
 
 
-def prepare(request: Request) -> plan.Plan:
-    """Merge the settings, find the images and cut them into shards. Starts and writes nothing.
+def prepare(request: Request) -> Plan:
+    """Merge the settings, find the images and cut them into shards. Nothing is started or written.
 
-    Raises Refused, StorageError and ModelMissing (an embedded dataset
-    that was not pulled).
+    Raises:
+        Refused: If the settings or the dataset cannot be used.
+        StorageError: If the storage does not answer.
+        ModelMissing: If the dataset is one that must be downloaded first.
     """
     files = [configs.read_file(path) for path in request.files]
-    given = [*files, configs.assignments(request.sets), request.settings]
-    asked = configs.merge(given)
-    if not asked.get("dataset"):
+    given_layers = [*files, configs.assignments(request.sets), request.settings]
+    given = configs.merge(given_layers)
+    if not given.get("dataset"):
         names = ", ".join(named.datasets())
         raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
-    dataset, begun, layers = origin.start(asked)
-    config = configs.build([*layers, *given])
-    listed = named.list_images(dataset) if begun is None else begun.items(config)
-    items = listed[: config.limit]
+    dataset, earlier, layers = origin.start(given)
+    config = configs.build([*layers, *given_layers])
+    found = named.list_images(dataset) if earlier is None else earlier.items(config)
+    items = found[: config.limit]
     gpus = config.gpus
     if gpus is None:
         gpus = 0 if request.address else devices.physical_gpus()
     resolved = configs.resolve(config, gpus, len(items))
-    made = plan.make(resolved, dataset, items, sized=config.shard_size is not None)
-    if begun is None:
-        return made
-    begun.check(resolved)
+    plan = make(resolved, dataset, items, sized=config.shard_size is not None)
+    if earlier is None:
+        return plan
+    earlier.check(resolved)
     return replace(
-        made,
-        origin=begun.fingerprint,
-        left_out=begun.left_out,
-        truths=photographs.truths(Run(begun.storage, begun.plan)),
+        plan,
+        origin=earlier.fingerprint,
+        left_out=earlier.left_out,
+        truths=photographs.truths(Run(earlier.storage, earlier.plan)),
     )
 
 
-def check_gpus(made: plan.Plan, request: Request) -> None:
-    """Refuse GPUs that this machine does not have. A cluster is asked when it is joined."""
-    asked = made.config.gpus or 0
-    there = devices.physical_gpus() if asked and not request.address else asked
-    if asked > there:
-        raise devices.missing_gpus(asked, there)
+def check_gpus(plan: Plan, request: Request) -> None:
+    """Check that this machine has the GPUs of a plan. Those of a cluster are checked on joining it.
+
+    Raises:
+        Refused: If it has fewer.
+    """
+    wanted = plan.config.gpus or 0
+    if wanted and not request.address and (available := devices.physical_gpus()) < wanted:
+        raise devices.missing_gpus(wanted, available)
 
 
-def check_models(made: plan.Plan, request: Request) -> None:
+def check_models(plan: Plan, request: Request) -> None:
     """Verify the models that the chosen stages load, before anything is started or deleted.
 
-    A cluster's workers check theirs: its nodes may have files that this machine lacks.
-    Raises ModelMissing, whose message names the way to get the model.
+    The workers of a cluster check their own models, as they may have files that this machine lacks.
+
+    Raises:
+        ModelMissing: If a model is missing. The message says how to get it.
     """
     if request.address:
         return
-    config = made.config
+    config = plan.config
     names = set(registry.MODELS.get(("generator", config.generator), ()))
     for family in config.stages:
         section = getattr(config, family)
         member = registry.lookup(family, section["name"])
-        names |= member(member.Options(**section)).models(made.dataset.aligned)
+        names |= member(member.Options(**section)).models(plan.dataset.aligned)
     for name in sorted(names):
         catalogue.path(name)
 
 
-def place(made: plan.Plan, request: Request) -> Storage:
-    """Where the run lies. Raises Refused where that can be no run."""
-    first, name = made.config.first_stage, made.dataset.name
-    begun = first != registry.STAGES[0]
-    how = f"from-{first}" if begun else registry.label(made.config.generator)
-    default = f"runs/{name}-{how}"
+def place(plan: Plan, request: Request) -> Storage:
+    """Return the place of the run.
+
+    Raises:
+        Refused: If it is mixed with an input of the run.
+    """
+    first, name = plan.config.first_stage, plan.dataset.name
+    begins_late = first != registry.STAGES[0]
+    suffix = f"from-{first}" if begins_late else registry.label(plan.config.generator)
+    default = f"runs/{name}-{suffix}"
     out = connect(request.out or default)
-    if begun:
-        source = connect(made.dataset.location).address.rstrip("/")
+    if begins_late:
+        source = connect(plan.dataset.location).address.rstrip("/")
         if out.address.rstrip("/") == source:
             raise Refused(
-                out.place, "it is the run to begin from", "choose another folder with --out"
+                out.place,
+                "it is the run that the new run begins from",
+                "choose another folder with --out",
             )
         if locations.lies_in(out.address, source):
             raise Refused(
                 out.place,
-                f"it lies in the run to begin from, {source}",
+                f"it lies in {source}, the run that the new run begins from",
                 "choose a folder outside of it with --out",
             )
     try:
-        ownership.require_apart(out, inputs(made))
+        ownership.require_apart(out, inputs(plan))
     except Refused as error:
         if request.out is None:
-            raise Refused(_elsewhere(made, request, default)) from error
+            raise _inside_dataset(plan, request, default) from error
         raise
     return out
 
 
-def inputs(made: plan.Plan) -> Iterator[str]:
-    """The places that a run reads, each of which its output must not be mixed with.
+def inputs(plan: Plan) -> Iterator[str]:
+    """Yield the places that a run reads, with which its output must not be mixed.
 
-    Links in a folder of photographs may lead to others.
+    These include other folders to which links in a folder of photographs lead.
     """
-    yield made.dataset.location
-    if made.origin:
-        source = RunFolder(made.dataset.location)
+    yield plan.dataset.location
+    if plan.origin:
+        source = RunFolder(plan.dataset.location)
         yield from origin.inputs(source.storage, source.plan() or StoredPlan())
         return
-    items = (item for shard in made.shards for item in shard.items if item.at < 0)
+    items = (item for shard in plan.shards for item in shard.items if item.at < 0)
     folders = {item.place + item.name.rpartition("/")[0] for item in items}
     yield from sorted(folder for folder in folders if not locations.is_url(folder))
 
 
-def _elsewhere(made: plan.Plan, request: Request, default: str) -> str:
-    """What to say where the default place lies in the dataset: the command with a better one."""
-    dataset = Path(made.dataset.location).resolve()
+def _inside_dataset(plan: Plan, request: Request, default: str) -> Refused:
+    """Return the error for a default place in the dataset. It names a command that works."""
+    dataset = Path(plan.dataset.location).resolve()
     for folder in (dataset.parent, Path.home(), Path(tempfile.gettempdir())):
         with suppress(Refused):
             out = connect(folder / default)
-            ownership.require_apart(out, inputs(made))
+            ownership.require_apart(out, inputs(plan))
             ownership.Owned(out, ownership.RUN).check()
             if os.access(folder, os.W_OK):
                 break
     words = [*(request.command or ("dhr-batch", "run")), "--out", os.path.relpath(out.address)]
-    return (
-        f"{default}, where this run would go by default, lies in the dataset {dataset}, and what "
-        "it writes would be taken for photographs. Start it with a place outside:\n  "
-        f"{shlex.join(words)}"
+    return Refused(
+        f"{default}, the default place of this run",
+        f"it lies in the dataset {dataset}, where the files that are written would be taken for "
+        "photographs",
+        f"start the run with a place outside of it:\n  {shlex.join(words)}",
     )
 
 
-def describe(made: plan.Plan, out: str) -> str:
-    """The plan in a few lines, for people."""
-    config = made.config
+def describe(plan: Plan, out: str) -> str:
+    """Return a summary of the plan in a few lines.
+
+    Args:
+        plan: The plan.
+        out: The place of the run.
+    """
+    config = plan.config
     device = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"
-    workers = devices.worker_count(config, len(made.shards))
+    workers = devices.worker_count(config, len(plan.shards))
     lines = [
-        f"dataset    {made.dataset.name}: {made.images} images, {len(made.shards)} shards of up to "
+        f"dataset    {plan.dataset.name}: {plan.images} images, {len(plan.shards)} shards of up to "
         f"{config.shard_size}"
-        + (f"; {made.left_out} in quarantine there are left out" if made.left_out else ""),
+        + (f"; {plan.left_out} more are in quarantine and left out" if plan.left_out else ""),
         f"stages     {' -> '.join(_stage(config, name) for name in config.stages)}",
         f"generator  {registry.label(config.generator)}"
         + (", random weights" if config.generator == "tiny" else ""),

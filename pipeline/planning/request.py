@@ -1,4 +1,4 @@
-"""What the user asks of a run."""
+"""The arguments of the command `run`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,24 @@ Mode = Literal["auto", "rich", "plain", "none"]
 
 @dataclass(frozen=True)
 class Request:
-    """One call of `run`. settings: flags that are settings of a run, without those not given.
+    """The arguments of one call of `run`.
 
-    files, sets: `-c` files and `--set` texts. out: run folder or URL of an object store; by
-    default `runs/<dataset>-<generator>`. address: of a Ray cluster. extend: add new images to a
-    started run. fresh: delete it and start over; confirmed: the user has said so. command: the
-    words that the user typed, to be repeated in a message.
+    Attributes:
+        settings: Settings that were given as flags.
+        files: The YAML files of `-c`.
+        sets: The assignments of `--set`.
+        out: The folder of the run, or its URL in an object store. The default is
+            `runs/<dataset>-<generator>`.
+        address: The address of a Ray cluster.
+        force: Whether to start even if the disk seems too small.
+        extend: Whether to add new images to a started run.
+        fresh: Whether to delete the run and start over.
+        confirmed: Whether the user has confirmed the deletion.
+        report: Whether to write a report at the end.
+        progress: How to display the progress.
+        verbose: Whether to print more messages.
+        quiet: Whether to print fewer messages.
+        command: The words of the command line, which messages may repeat.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)

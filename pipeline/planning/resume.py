@@ -1,4 +1,4 @@
-"""What a later start may do with a run folder: go on, add images, or start over."""
+"""What a later start does with a run folder: continue the run, extend it, or start over."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 
 _NAMED = 5
 _CODE = (
-    " (the source of the stages is another one: finish the run with the dhr-batch that began it, "
+    " (the source of the stages is different: finish the run with the dhr-batch that started it, "
     "which was version {version}, start over with --fresh, or choose another folder with --out; "
     "if no row depends on the difference, write the new value of `code` into plan.json)"
 )
 
 
 class OtherRun(Refused):
-    """The folder holds a run with other settings or images. changed: a line for each difference."""
+    """The folder holds a run with other settings or images.
+
+    Args:
+        where: The folder or URL of the run.
+        changed: A line for each difference.
+    """
 
     def __init__(self, where: object, changed: Sequence[str]) -> None:
         self.changed = "\n  ".join(changed)
@@ -35,19 +40,31 @@ class OtherRun(Refused):
 
 
 def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -> Plan:
-    """The plan of this start in the shards of the stored one; new images in shards behind them.
+    """Return a plan with its images in the shards of the stored plan of a run folder.
 
-    where: the run folder's name for people. Raises Refused, naming everything that differs and
-    what to do: OtherRun for other settings or images; new images are refused unless `extend`.
+    New images form additional shards behind the existing ones.
+
+    Args:
+        run: The run folder.
+        where: The folder or URL of the run, for messages.
+        plan: The plan of this start.
+        extend: Whether to allow new images.
+
+    Returns:
+        The plan itself if the run folder is new.
+
+    Raises:
+        OtherRun: If the run has other settings or images. The message lists all differences.
+        Refused: If the stored plan is missing or damaged.
     """
     stored = _stored(run, where)
     if stored is None:
         if finished := run.committed():
             raise Refused(
                 str(where),
-                f"it has {len(finished)} finished shards but no plan.json, so nobody can tell "
-                "which images they hold",
-                "put it back, or choose another folder with --out",
+                f"it has {len(finished)} finished shards but no plan.json, so their images are "
+                "unknown",
+                "put plan.json back, or choose another folder with --out",
             )
         return plan
     compared = _Compared(stored, plan) if stored.schema == SCHEMA else None
@@ -61,7 +78,7 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
 
 
 def _stored(run: RunFolder, where: object) -> StoredPlan | None:
-    """The plan of the folder. Raises Refused where it lacks what is compared."""
+    """Return the stored plan. Raises Refused if it is damaged, or lacks what is compared."""
     stored = run.plan()
     if stored is not None and stored.missing:
         raise run.damaged_plan(f"damaged (it lacks {stored.missing[0]!r})")
@@ -69,8 +86,10 @@ def _stored(run: RunFolder, where: object) -> StoredPlan | None:
 
 
 def extended(stored: StoredPlan, plan: Plan) -> StoredPlan:
-    """The stored plan with the shards that a continued plan has behind it, and with the marks of
-    images that are tried again; all else as it was."""
+    """Return the stored plan with the additional shards of a continued plan.
+
+    Images that `quarantine retry` has reopened get the marks of the continued plan.
+    """
     now, before = plan.stored(), stored.contents or ()
     marks_now = now.contents or ()
     contents = [
@@ -81,12 +100,16 @@ def extended(stored: StoredPlan, plan: Plan) -> StoredPlan:
 
 
 def has_open_marks(stored: StoredPlan) -> bool:
-    """Whether the content of an image is not settled, since `quarantine retry` gave it back."""
+    """Whether `quarantine retry` has reopened an image whose new mark is not stored yet."""
     return any(mark is None for marks in stored.contents or () for mark in marks)
 
 
 def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] | None:
-    """What a folder holds already and how that differs from `plan`; None where there is no run."""
+    """Return the progress of a run and its differences to a plan; None if there is no run.
+
+    Raises:
+        Refused: If the stored plan is damaged.
+    """
     stored = _stored(run, run.storage.place)
     if stored is None:
         return None
@@ -103,9 +126,9 @@ def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] 
 
 
 def changes(stored: StoredPlan, plan: Plan, extend: bool = False) -> Iterator[str]:
-    """How a plan differs from the stored one of the same folder, as `key: old -> new` lines.
+    """Yield the differences of a plan to the stored plan, as lines `key: old -> new`.
 
-    Models that only one of them knows do not count: no row can depend on them.
+    Models that only one of the two names are ignored, as no row can depend on them.
     """
     compared = _Compared(stored, plan) if stored.schema == SCHEMA else None
     return _changes(stored, plan, compared, extend)
@@ -116,11 +139,11 @@ def _changes(
 ) -> Iterator[str]:
     before, now = stored.fingerprint.to_json(), fingerprint(plan).to_json()
     if not plan.sized:
-        # It came from the number of images; the stored shards stay as they are.
+        # The size was derived from the number of images. The stored shards keep their size.
         now["config"] |= {"shard_size": stored.settings.shard_size}
-    known = before["models"].keys() & now["models"].keys()
-    old = flat({"schema": stored.schema} | _with_models(before, known))
-    new = flat({"schema": SCHEMA} | _with_models(now, known))
+    common = before["models"].keys() & now["models"].keys()
+    old = flat({"schema": stored.schema} | _with_models(before, common))
+    new = flat({"schema": SCHEMA} | _with_models(now, common))
     for key, line in differences(old, new):
         yield line + (_CODE.format(version=stored.fingerprint.version) if key == "code" else "")
     if compared is not None:
@@ -132,66 +155,76 @@ def _with_models(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 
 class _Compared:
-    """The images of a plan in the shards of the stored one.
+    """The images of a plan, compared with those of a stored plan.
 
-    shards: of the images that are still there. gone: ids; changed: ids, with what changed; added:
-    images that the stored plan has not.
+    Attributes:
+        shards: The shards of the stored plan, with the images that still exist.
+        missing: The ids of images that do not exist any more.
+        changed: The ids of images that have changed, each with the change.
+        added: The images that the stored plan does not have.
     """
 
     def __init__(self, stored: StoredPlan, plan: Plan) -> None:
         self.shards: list[Shard] = []
-        self.gone: list[str] = []
+        self.missing: list[str] = []
         self.changed: list[str] = []
-        items = _InOrder(item for shard in plan.shards for item in shard.items)
+        items = _ItemsById(item for shard in plan.shards for item in shard.items)
         for ids, marks in zip(stored.shards, stored.contents or (), strict=True):
             found = [items.take(image_id) for image_id in ids]
             for image_id, mark, item in zip(ids, marks, found, strict=True):
                 if item is None:
-                    self.gone.append(image_id)
-                elif mark not in (None, item.mark) and (what := _difference(mark, item.mark)):
-                    self.changed.append(f"{image_id} ({what})")
+                    self.missing.append(image_id)
+                elif mark not in (None, item.mark) and (change := _change(mark, item.mark)):
+                    self.changed.append(f"{image_id} ({change})")
             self.shards.append(Shard(len(self.shards), tuple(filter(None, found))))
         self.added = items.rest()
 
 
-class _InOrder:
-    """Images that are mostly asked for in their order: then no table of a million is made."""
+class _ItemsById:
+    """Looks up items by id. While they are looked up in their own order, no dictionary is built.
+
+    A dictionary of a million items would take much memory, and the order rarely differs.
+    """
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
         self._next = next(items, None)
-        self._table: dict[str, Item] | None = None
+        self._by_id: dict[str, Item] | None = None
 
     def take(self, image_id: str) -> Item | None:
-        if self._table is None:
+        """Remove an item and return it; None if no item has this id."""
+        if self._by_id is None:
             item = self._next
             if item is not None and item.image_id == image_id:
                 self._next = next(self._items, None)
                 return item
-            self._table = {item.image_id: item for item in self.rest()}
-        return self._table.pop(image_id, None)
+            self._by_id = {item.image_id: item for item in self.rest()}
+        return self._by_id.pop(image_id, None)
 
     def rest(self) -> list[Item]:
-        """Those not taken, in their order."""
-        if self._table is not None:
-            return list(self._table.values())
+        """Return the remaining items in their order."""
+        if self._by_id is not None:
+            return list(self._by_id.values())
         return [] if self._next is None else [self._next, *self._items]
 
 
 def _changed_images(compared: _Compared, plan: Plan, extend: bool) -> Iterator[str]:
-    gone, changed, added = compared.gone, compared.changed, compared.added
-    if gone:
+    missing, changed, added = compared.missing, compared.changed, compared.added
+    if missing:
         limit = f", or beyond --limit {plan.config.limit}" if plan.config.limit else ""
-        yield f"images: {len(gone)} gone{limit}: {_some(gone)}"
+        yield f"images: {len(missing)} missing{limit}: {_first_names(missing)}"
     if changed:
-        yield f"images: {len(changed)} with other content: {_some(changed)}"
+        yield f"images: {len(changed)} with different content: {_first_names(changed)}"
     if added and not extend:
         names = [item.image_id for item in added[: _NAMED + 1]]
-        yield f"images: {len(added)} added: {_some(names)}; --extend adds them to the run"
+        yield f"images: {len(added)} added: {_first_names(names)}; --extend adds them to the run"
 
 
-def _difference(old: int | str, new: int | str) -> str:
-    """Sizes count always; etags only where both have one, as a copy may lie on a local disk."""
+def _change(old: int | str, new: int | str) -> str:
+    """Describe how a mark has changed; "" if it has not.
+
+    Etags are compared only if both marks have one, as a copy on a local disk has none.
+    """
     (old_size, old_etag), (new_size, new_etag) = _parts(old), _parts(new)
     if old_size != new_size:
         return f"{old_size} -> {new_size} bytes"
@@ -203,12 +236,12 @@ def _parts(mark: int | str) -> tuple[str, str]:
     return size, etag
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def question(run: RunFolder, where: object) -> str | None:
-    """What must be confirmed before `--fresh` deletes a run; None where there is nothing."""
+    """Return the question to confirm before `--fresh` deletes a run; None if there is no run."""
     finished = run.committed()
     if run.plan() is None and not finished:
         return None
@@ -217,12 +250,21 @@ def question(run: RunFolder, where: object) -> str | None:
 
 
 def start_over(run: RunFolder, where: object, confirmed: bool) -> list[str]:
-    """Delete the run that the folder holds. The caller holds the lease.
+    """Delete the run in a folder. The caller must hold the lease.
 
-    Returns the files that are not of the run, and stay. Raises Refused where there is something to
-    delete and the user did not agree, and where the next run would overwrite one of those files.
+    Args:
+        run: The run folder.
+        where: The folder or URL of the run, for messages.
+        confirmed: Whether the user has confirmed the deletion.
+
+    Returns:
+        The remaining files, which do not belong to the run.
+
+    Raises:
+        Refused: If the user has not confirmed the deletion, or if the next run would overwrite one
+            of the remaining files.
     """
-    asked = question(run, where)
-    if asked and not confirmed:
-        raise Refused("--fresh", "it deletes finished work", f"{asked} Confirm with --yes")
-    return run.clear() if asked else []
+    text = question(run, where)
+    if text and not confirmed:
+        raise Refused("--fresh", f"it deletes finished work: {text}", "confirm with --yes")
+    return run.clear() if text else []

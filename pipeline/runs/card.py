@@ -1,4 +1,4 @@
-"""The README of a run folder: a dataset card that Hugging Face `datasets` understands."""
+"""The README.md of a run folder: a dataset card that Hugging Face `datasets` understands."""
 
 from __future__ import annotations
 
@@ -33,21 +33,28 @@ from datasets import load_dataset
 images = load_dataset("{folder}", "images", split="train")
 ```
 
-Pictures of kind `edit` are edited by dhr-batch; their PNG metadata name the edit and its strength.
-Faces are personal data: consent and the licences of the photographs and models bind who uses them.
+Pictures of kind `edit` were edited by dhr-batch; their PNG metadata name the edit and its strength.
+Faces are personal data: use them only as the consent of the people shown and the licences of the
+photographs and models allow.
 """
 
 
 def write_card(
     place: str | Path | Storage, plan: StoredPlan, images: int, rows: Mapping[str, int]
 ) -> bool:
-    """Write README.md into a run, with one `configs:` entry per table that has rows.
+    """Write README.md into a run, with one `configs:` entry for each table that has rows.
 
-    False, and nothing is written, where it was not a run that wrote the file of this name.
+    `datasets` cannot load a table without rows, so such tables are left out.
 
-    plan: its settings. images: planned. rows: by table, as the manifests say, since one request per
-    table and shard takes minutes in an object store. `datasets` cannot load a table without any
-    row, so such tables are left out.
+    Args:
+        place: The run.
+        plan: Its stored plan.
+        images: The number of planned images.
+        rows: The number of rows of each table according to the manifests. Reading the tables
+            instead would take minutes in an object store, with one request per table and shard.
+
+    Returns:
+        Whether the file was written. An existing README.md that a user wrote is kept.
     """
     run = connect(place)
     counts = {table: rows[table] for table in TABLES if table in rows}

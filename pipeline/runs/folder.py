@@ -1,68 +1,72 @@
-"""How the tables of a shard become part of a run: all of them, once, or none.
+"""How the tables of a shard become part of a run: either all of them, exactly once, or none.
 
-A run, in a folder or in an object store, holds `plan.json`, `_state/`, `_staging/` and one folder
-per table that contains finished `part-00017.parquet` files only. The order of the writes is what
-makes a kill at any moment harmless:
+A run is a folder or a prefix of an object store. It contains `plan.json`, `_state/`, `_staging/`,
+and one folder per table that contains only finished files, such as `part-00017.parquet`. A process
+may be killed at any moment. The order of the writes makes this harmless:
 
-1. `plan.json` is created before any shard starts, so every later start agrees on which images form
-   which shard. It changes only where new images are added: as shards behind the others, in one
-   atomic step.
-2. A worker writes complete tables to local scratch, reads their footers back, and brings them to
-   `_staging/{attempt}/`, which no other attempt uses. In a folder that is the scratch itself, made
-   durable by fsync; in an object store each file is one upload, signed with its checksum and
-   visible as a whole or not at all. Until step 3 nothing refers to them: a kill leaves rubbish
-   that the next start deletes.
-3. The driver creates `_state/shards/00017.json`, which names the attempt and the bytes and checksum
-   of each file. Creation fails if the name exists (a hard link; `If-None-Match` in an object
-   store), so exactly one attempt of a shard can win. This is the commit point; the manifest is
-   complete and durable when its name appears.
-4. The driver publishes the files as `{table}/part-00017.parquet`: by a move in a folder, by a
-   server-side copy in an object store, all tables at once. Each is atomic and may be repeated, in
-   any order, and neither needs the whole table to be written again. A kill in between leaves a
-   committed shard of which some files are only staged: the next start reads the manifest and
-   publishes them (rolls forward).
-5. The staging folder is removed, last, because step 4 may still need it.
+1. `plan.json` is created before any shard is computed, so that all later starts agree on the images
+   of each shard. It changes only when new images are added. They form additional shards behind the
+   existing ones, and the file is replaced in one atomic step.
+2. A worker writes complete tables to local scratch space, reads their footers back, and transfers
+   the files to `_staging/{attempt}/`, which no other attempt uses. In a local folder, this staging
+   folder is itself the scratch space, and fsync makes the files durable. In an object store, each
+   file is one upload, which is signed with its checksum and becomes visible as a whole or not at
+   all. Nothing refers to these files until step 3. If the process is killed before, they are
+   garbage that the next start deletes.
+3. The driver creates `_state/shards/00017.json`, the manifest of the shard. It names the attempt,
+   and the size and checksum of each file. Creating it fails if the name exists (by a hard link in a
+   folder, by `If-None-Match` in an object store), so that exactly one attempt at a shard can
+   succeed. This is the commit point. The manifest is complete and durable when its name appears.
+4. The driver publishes the files as `{table}/part-00017.parquet`: it moves them in a folder, and
+   copies them on the server in an object store, all tables at the same time. Each of these
+   operations is atomic, can be repeated, can come in any order, and does not write the table again.
+   If the driver is killed in between, some files of a committed shard are only staged. The next
+   start reads the manifest and publishes them (it rolls forward).
+5. The staging folder is removed last, because step 4 may still need it.
 
-Committing before publishing means that readers may briefly miss tables of a committed shard but
-never see rows of a shard that could still be computed again.
+As a shard is committed before it is published, readers may briefly miss tables of a committed
+shard. They never see rows of a shard that could still be computed again.
 
-Only the driver that holds the lease (`pipeline/runs/lease.py`) commits, and it checks that before
+Only the driver that holds the lease (`pipeline/runs/lease.py`) commits. It checks the lease before
 step 3 and before each file of step 4. Workers of a killed driver write to staging folders that
-nobody will ever commit. A lease in an object store can be lost between the check and the write,
-when the machine freezes in between; the new driver has then deleted the staging that the late
-manifest names. Therefore a manifest counts only if each of its files is staged or published with
-the size it says; one that does not is void, and whoever holds the lease puts its own in its place.
-A late manifest whose files are all there is as good as any: the shard is finished by it, and the
-other attempt is discarded.
+nobody will ever commit. The lease in an object store can be lost between the check and the write,
+when the machine freezes in between. By then the new driver has deleted the staged files that the
+late manifest names. Therefore a manifest is valid only if each of its files is staged or published
+with the size that the manifest gives. Otherwise it is void, and the driver that holds the lease
+replaces it with its own. A late manifest whose files all exist is as good as any other: it finishes
+the shard, and the other attempt is discarded.
 
-Writes that change something take effect only while it is as the writer has seen it: `plan.json` and
-manifests are replaced and taken back on the condition of their etag. A driver that was frozen
-before such a write finds the content of the new driver there, changes nothing and stops. Not every
-store deletes on a condition, so a manifest that is taken back there is left empty, which readers
-take for none. In a folder the lease is a lock that a frozen process still holds, so that nobody can
-take over before it is gone; it is checked, with the file's identity, right before the change. What
-remains are deletions: a frozen driver may delete staging of the new one, whose commit then stops
-before or at step 4, and the next start makes that shard again. A frozen `--fresh`, which deletes
-all files of the run, is the one case that can cost finished shards of a new driver; it checks the
-lease before each table.
+A write that changes an existing file takes effect only if the file is still as the writer has read
+it: `plan.json` and manifests are replaced and withdrawn on the condition that their etag is the
+same. A driver that was frozen before such a write finds the content of the new driver instead,
+changes nothing and stops. Not every store supports deletion on a condition. There a manifest is
+withdrawn by making it empty, and readers treat an empty manifest as absent. In a folder, the lease
+is a lock that even a frozen process still holds, so nobody can take over before the process has
+ended; the lock and the identity of the lock file are checked right before the change. Deletions
+remain as a risk: a frozen driver may delete staged files of the new driver. The commit of the new
+driver then stops before or in step 4, and the next start computes that shard again. A frozen
+`--fresh`, which deletes all files of the run, is the one case that can destroy finished shards of a
+new driver. It checks the lease before it deletes the files of each table.
 
-Finished shards can be given back to be made again (`reopen`, for `quarantine retry`). Under the
-lease, after rolling forward what a kill left, `plan.json` is replaced by one that allows another
-content of the chosen images; then the manifest of each shard is taken back, the reverse of step 3.
-A kill before that leaves a finished shard with its old rows, a kill after it a shard to do; the
-same call goes on with the others. The published files stay as they are, so readers see the old rows
-until step 4 of the new attempt replaces them, table by table. That they are of this run is noted
-before the manifest is taken back, in `_state/earlier/00017.json`. One gap is left to `dhr-batch
-verify`, which compares checksums: a late manifest in an object store, as above, counts with the old
-files of such a shard where these happen to have the sizes it says.
+Finished shards can be reopened, so that they are computed again (`reopen`, for `quarantine retry`).
+The driver holds the lease and first rolls forward what a killed process has left. Then it replaces
+`plan.json` by one that allows different contents of the chosen images. After that it withdraws the
+manifest of each shard, the reverse of step 3. If it is killed before it withdraws a manifest, the
+shard is still finished with its old rows; if it is killed afterwards, the shard is to be computed.
+The same call then continues with the remaining shards. The published files stay as they are, so
+readers see the old rows until step 4 of the new attempt replaces them, table by table. Before a
+manifest is withdrawn, the sizes of its files are recorded in `_state/earlier/00017.json`, which
+shows that these files belong to the run. One gap remains, which only `dhr-batch verify` detects, as
+it compares checksums: a late manifest in an object store, as described above, is accepted together
+with the old files of a reopened shard if these happen to have the sizes that it gives.
 
 Only files of the run are overwritten or deleted (`pipeline/storage/ownership.py`): parts of tables
-of which a manifest says the size, attempts in staging by their names, which no one else can know,
-and files that the marker of the run lists. A start refuses to go on where another file has the name
-of a part. In a folder that is looked at again before each file of step 4, in an object store it
+whose size a manifest gives, attempts in staging, which are recognized by their unguessable names,
+and files that the marker of the run lists. A start is refused if another file has the name of a
+part. In a folder, this is checked again before each file of step 4; in an object store, the check
 would cost a request per table.
 
-A table is one upload or copy, which S3 limits to 5 GB for copies: keep shards below. Uploads of a
+Each table is one upload or copy. S3 limits copies to 5 GB, so shards must be smaller. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
 multipart uploads removes them.
 """
@@ -82,7 +86,7 @@ from dhr_batch.pipeline import crash, stopping
 from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
 from dhr_batch.pipeline.runs import manifests, plan_file, status_file
 from dhr_batch.pipeline.runs.lease import Holder, LeaseLost, lease
-from dhr_batch.pipeline.runs.manifests import Alike, Finished, Manifest
+from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
 from dhr_batch.pipeline.runs.names import PLAN, SHARDS, STAGING, manifest_key, part, staging
 from dhr_batch.pipeline.runs.status_file import STATUS
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
@@ -95,30 +99,38 @@ from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.pipeline.threads import together
 
 _EARLIER = "_state/earlier"
-# Manifests are small and an object store answers each in tens of milliseconds.
+# The number of manifests read in parallel: an object store takes tens of milliseconds for each.
 _READERS = 16
-# As many are held as a whole, of each a few kilobytes.
+# The number of manifests held in memory at a time, of a few kilobytes each.
 _MANIFESTS = 1000
-# Tables of a shard that are copied at once: all of them.
+# The number of tables of a shard copied in parallel: all of them.
 _COPIES = 8
 
 _STAGED = re.compile(rf"{STAGING}/\d{{5,}}\.\d+\.\w+/({'|'.join(TABLES)})\.parquet")
 _RECORD = re.compile(r"_state/(shards|earlier)/\d{5,}\.json")
-# What stays when a run is deleted: the lease is held, and the logs are for people.
+# Files that remain when a run is deleted: the lease, which is held, and the logs, which users read.
 _KEPT = re.compile(r"_state/(lease|clock|owner\.json|logs/worker-.*\.log)")
 
 log = logging.getLogger(__name__)
 
 
 def _is_staged(key: str) -> bool:
-    """Whether a file is of an attempt: workers choose names that nobody else has."""
+    """Whether a file belongs to an attempt, whose unguessable name a worker chose."""
     return _STAGED.fullmatch(key) is not None
 
 
 class RunFolder:
-    """The protocol above. One driver at a time (`lock`); readers need no lock.
+    """A run, with the commit protocol above.
 
-    lease_timeout: seconds after which a silent driver on another machine may be replaced.
+    Only one driver at a time may write (see `lock`). Readers need no lock.
+
+    Args:
+        place: The folder or URL of the run.
+        lease_timeout: The time in seconds after which a driver on another machine that shows no
+            sign of life may be replaced.
+
+    Attributes:
+        storage: The place of the run.
     """
 
     def __init__(self, place: str | Path | Storage, lease_timeout: float = 60.0) -> None:
@@ -127,62 +139,91 @@ class RunFolder:
         self._plan_version: Version | None = None
 
     def lock(self) -> None:
-        """Take the run for this process. Raises Refused where another process holds it."""
+        """Acquire the lease of the run.
+
+        Raises:
+            Refused: If another process holds it.
+        """
         self._lease.take()
 
     def check(self) -> None:
-        """Raises LeaseLost where this process may no longer commit."""
+        """Check that this process holds the lease.
+
+        Raises:
+            LeaseLost: If it may no longer commit.
+        """
         self._lease.check()
 
     def unlock(self) -> None:
-        """Give the run back. A store that does not answer frees it by itself, after the timeout."""
+        """Release the lease. If the store does not answer, the lease expires after its timeout."""
         try:
             self._lease.release()
         except (StorageError, Interrupted) as error:
-            log.warning("the run was not given back: %s", error or "interrupted")
+            log.warning("the lease of the run was not released: %s", error or "interrupted")
 
     def plan(self) -> StoredPlan | None:
-        """The plan this run was started with, or None for a new one.
+        """Return the stored plan, or None if the run has not started.
 
-        Its lists of shards may be `plan_file.Rows`. Raises Refused for one that is damaged, or of
-        a version that this program does not know.
+        Its lists of shards may be `plan_file.Rows`.
+
+        Raises:
+            Refused: If the plan is damaged, or a newer version of dhr-batch wrote it.
         """
-        there = self.storage.get(PLAN)
-        self._plan_version = there.version if there else None
-        if there is None:
+        stored = self.storage.get(PLAN)
+        self._plan_version = stored.version if stored else None
+        if stored is None:
             return None
         try:
-            plan = plan_file.loads(there.content, self.storage.place)
+            plan = plan_file.loads(stored.content, self.storage.place)
         except ValueError as error:
-            raise self.damaged_plan(f"damaged ({error})" if there.content else "empty") from error
+            raise self.damaged_plan(f"damaged ({error})" if stored.content else "empty") from error
         if "shards" in plan.missing:
             raise self.damaged_plan("damaged (it lacks 'shards')")
         return plan
 
     def damaged_plan(self, how: str) -> Refused:
-        """The error for a plan that cannot be used."""
+        """Return the error for a plan that cannot be used.
+
+        Args:
+            how: The defect, as an adjective.
+        """
         return Refused(
             self.storage.locate(PLAN),
-            f"it is {how}, so nobody can tell which images the finished shards hold",
+            f"it is {how}, and without it the images of the finished shards are unknown",
             "put back a copy of it, or choose another folder",
         )
 
     def started_plan(self) -> StoredPlan:
-        """The plan of a run that was started. Raises NoRun for any other place."""
+        """Return the stored plan.
+
+        Raises:
+            NoRun: If the place is not a run.
+            Refused: If the plan cannot be used (see `plan`).
+        """
         plan = self.plan()
         if plan is None:
             raise no_run(self.storage)
         return plan
 
     def write_plan(self, plan: StoredPlan) -> None:
+        """Create the plan of a new run.
+
+        Raises:
+            Refused: If another process has created it in the meantime.
+        """
         if not self.storage.create(PLAN, plan_file.dumps(plan)):
-            raise Refused(self.storage.locate(PLAN), "it appeared while starting", "start again")
+            raise Refused(
+                self.storage.locate(PLAN),
+                "another process created it while this one was starting",
+                "start again",
+            )
         crash.at("after-plan")
 
     def replace_plan(self, plan: StoredPlan) -> None:
-        """Put a changed plan in place of the one that `plan` returned last.
+        """Replace the plan that `plan` returned last. The caller must hold the lease.
 
-        The caller holds the lease. Raises LeaseLost where another driver changed it meanwhile.
+        Raises:
+            LeaseLost: If another driver has changed the plan in the meantime.
         """
         content = plan_file.dumps(plan)
         self.check()
@@ -191,25 +232,30 @@ class RunFolder:
             raise self._changed(PLAN)
 
     def clear(self) -> list[str]:
-        """Delete the files of the run, but not the lease, which the caller holds, and the logs.
+        """Delete the files of the run, except the logs and the lease, which the caller must hold.
 
-        The manifests go after the parts that they name, the plan goes last: killed in between, the
-        folder is a run whose shards are to be made. Returns the files that are not of the run and
-        stay. Raises Refused, before anything is deleted, where the next run would overwrite one.
+        The manifests are deleted after the parts that they name, and the plan last. If the process
+        is killed in between, the folder is a run whose shards are to be computed.
+
+        Returns:
+            The remaining files, which do not belong to the run.
+
+        Raises:
+            Refused: If the next run would overwrite one of these files. Nothing is deleted then.
         """
         owned = Owned(self.storage, RUN)
         sizes = self.storage.sizes()
-        known: dict[str, int] = {}
+        named: dict[str, int] = {}
         plan = self.plan()
         if plan is not None and {"schema", "shards"} & set(plan.missing):
             place = self.storage.locate(PLAN)
-            raise Refused(f"{place} is not the plan of a run, but another file: move it away")
+            raise Refused(place, "it is not the plan of a run, but another file", "move it away")
         for shard, manifest in self.each_manifest():
-            known |= self._bytes(shard, manifest)
+            named |= self._bytes(shard, manifest)
         parts = self._parts_of(sizes)
-        self._require_own(parts, known)
-        others = owned.foreign(owned.files)
-        rest = [key for key in owned.files if key not in others]
+        self._require_own(parts, named)
+        foreign = owned.foreign(owned.files)
+        rest = [key for key in owned.files if key not in foreign]
         with suppress(status_file.Damaged):
             status_file.read_status(self.storage)
             rest.append(STATUS)
@@ -226,7 +272,7 @@ class RunFolder:
 
     @staticmethod
     def _parts_of(sizes: Mapping[str, int]) -> dict[str, int]:
-        """Those of the files that have the name of a part of a table."""
+        """Select the files that have the name of a part of a table."""
         return {
             key: size
             for key, size in sizes.items()
@@ -234,36 +280,48 @@ class RunFolder:
         }
 
     def _bytes(self, shard: int, manifest: Manifest) -> dict[str, int]:
-        """The parts that a manifest names, and how large they are. Raises StorageError."""
+        """Return the sizes in bytes of the parts that a manifest names.
+
+        Raises:
+            StorageError: If the manifest is damaged.
+        """
         if not manifest.attempt:
             raise self._damaged(manifest_key(shard), "it names no attempt")
         return {part(table, shard): facts.bytes for table, facts in manifest.files.items()}
 
-    def _require_own(self, parts: Mapping[str, int], known: Mapping[str, int]) -> None:
-        """Raises Refused for parts that are not of this run. known: those that manifests name."""
+    def _require_own(self, parts: Mapping[str, int], named: Mapping[str, int]) -> None:
+        """Check that parts belong to this run.
+
+        Args:
+            parts: The size in bytes of each part.
+            named: The sizes of the parts that manifests name.
+
+        Raises:
+            Refused: If a part does not belong to this run.
+        """
         earlier: dict[int, dict[str, list[int]]] = {}
-        others = {}
+        foreign = {}
         for key, size in parts.items():
-            if known.get(key) != size:
+            if named.get(key) != size:
                 shard = int(key.rpartition("part-")[2].removesuffix(".parquet"))
                 if shard not in earlier:
                     earlier[shard] = self._earlier(shard)
                 if size not in earlier[shard].get(key, ()):
-                    others[key] = shard
-        if others and Owned(self.storage, RUN).unlisted:
-            # Of such a run the plan alone tells which parts it has.
+                    foreign[key] = shard
+        if foreign and Owned(self.storage, RUN).unlisted:
+            # Older versions kept no list of files, so any part of a planned shard may be their own.
             planned = len(plan_file.loads(self.storage.read(PLAN) or b"{}").shards)
-            others = {key: shard for key, shard in others.items() if shard >= planned}
-        if others:
+            foreign = {key: shard for key, shard in foreign.items() if shard >= planned}
+        if foreign:
             raise Refused(
-                f"{listed([self.storage.locate(key) for key in others])}: not as a manifest of the "
-                "run says, so this file is not one that the run wrote, or it was changed since; "
-                "nothing is written over it. Move it away or delete it, then give the same "
-                "command again"
+                listed([self.storage.locate(key) for key in foreign]),
+                "no manifest of the run names a file of this size, so the run did not write it, or "
+                "it was changed since; it is not overwritten",
+                "move it away or delete it, then give the same command again",
             )
 
     def _earlier(self, shard: int) -> dict[str, list[int]]:
-        """Files of a shard as they were before it was given back: key -> possible bytes."""
+        """Return the possible sizes in bytes that each file of a reopened shard had before."""
         key = f"{_EARLIER}/{shard:05d}.json"
         try:
             return json.loads(self.storage.read(key) or b"{}")
@@ -271,28 +329,28 @@ class RunFolder:
             raise self._damaged(key, error) from error
 
     def _note_earlier(self, shard: int, manifest: Manifest) -> None:
-        """Keep what shows that the published files of a manifest are of this run."""
-        known = self._earlier(shard)
+        """Record the sizes of the published files, to recognize them without their manifest."""
+        earlier = self._earlier(shard)
         for key, size in self._bytes(shard, manifest).items():
-            known[key] = sorted({size, *known.get(key, ())})
-        content = json.dumps(known).encode()
+            earlier[key] = sorted({size, *earlier.get(key, ())})
+        content = json.dumps(earlier).encode()
         self.storage.replace(f"{_EARLIER}/{shard:05d}.json", content)
 
     def committed(self) -> dict[int, Finished]:
-        """What is known of the committed shards, by shard number."""
-        alike = Alike()
-        return {shard: alike.finished(manifest) for shard, manifest in self.each_manifest()}
+        """Return the summaries of the committed shards, by shard number."""
+        summaries = Summaries()
+        return {shard: summaries.finished(manifest) for shard, manifest in self.each_manifest()}
 
     def manifests(self) -> dict[int, Manifest]:
-        """All that is known of the committed shards, by shard number: a few kilobytes each."""
+        """Return the manifests of the committed shards, by shard number: a few kilobytes each."""
         return dict(self.each_manifest())
 
     def each_manifest(self) -> Iterator[tuple[int, Manifest]]:
-        """Shards and manifests, of which some are read at once."""
+        """Yield the number and manifest of each committed shard. Several are read in parallel."""
         keys = sorted(key for key in self.storage.sizes(SHARDS) if key.endswith(".json"))
         for first in range(0, len(keys), _MANIFESTS):
-            some = keys[first : first + _MANIFESTS]
-            for key, content in zip(some, self._read(some), strict=True):
+            chunk = keys[first : first + _MANIFESTS]
+            for key, content in zip(chunk, self._read(chunk), strict=True):
                 if content:
                     yield _number(key), self._parse(key, content)
 
@@ -301,14 +359,21 @@ class RunFolder:
         return stopping.interruptible(lambda: together(read, keys, _READERS))
 
     def new_attempt(self, shard: int, number: int) -> str:
-        """A name that no other attempt has had or will have."""
+        """Return a new name for an attempt, which no other attempt has."""
         return f"{shard:05d}.{number}.{uuid.uuid4().hex[:8]}"
 
     def commit(self, shard: int, receipt: Manifest, planned: int) -> None:
-        """Steps 3 to 5 for a finished attempt.
+        """Commit a finished attempt: steps 3 to 5.
 
-        Raises ValueError where the receipt does not account for every planned image, LeaseLost
-        where another driver took over, and StorageError where the storage does not answer.
+        Args:
+            shard: The number of the shard.
+            receipt: The manifest of the attempt, as the worker returned it.
+            planned: The number of images of the shard.
+
+        Raises:
+            ValueError: If the receipt does not account for every planned image.
+            LeaseLost: If another driver has taken over the run.
+            StorageError: If the storage does not answer.
         """
         if receipt.images != planned:
             raise ValueError(
@@ -321,30 +386,35 @@ class RunFolder:
         crash.at("before-manifest")
         key, version = manifest_key(shard), None
         while self.storage.swap(key, content, version) is None:
-            there = self.storage.get(key)
-            other = self._parse(key, there.content) if there and there.content else None
+            # Another attempt was committed first. It is kept if all of its files exist.
+            existing = self.storage.get(key)
+            other = self._parse(key, existing.content) if existing and existing.content else None
             if other is not None and self.publish(shard, other):
                 self.discard(other.attempt)
                 break
             self.check()
             if other is not None:
                 self._note_earlier(shard, other)
-            version = there.version if there else None
+            version = existing.version if existing else None
         else:
             crash.at("after-manifest")
             if not self.publish(shard, receipt):
                 raise StorageError(
                     self.storage.place,
-                    f"files of shard {shard} vanished from {STAGING} while it was committed",
+                    f"files of shard {shard} were deleted from {STAGING} while it was committed",
                     "start the same command again",
                 )
         crash.at("before-staging-cleanup")
         self.discard(receipt.attempt)
 
     def _check_staged(self, shard: int, receipt: Manifest) -> None:
-        """Raises StorageError where the driver does not see what the worker has staged."""
+        """Check that the driver sees the files that the worker has staged.
+
+        Raises:
+            StorageError: If a file is missing.
+        """
         if not isinstance(self.storage, LocalStorage):
-            return  # An upload that was answered is there for everyone.
+            return  # Everyone sees a completed upload.
         prefix = staging(receipt.attempt)
         sizes = self.storage.sizes(prefix)
         for table, facts in receipt.files.items():
@@ -352,39 +422,49 @@ class RunFolder:
             if sizes.get(key) != facts.bytes:
                 raise StorageError(
                     self.storage.locate(key),
-                    f"a worker wrote it for shard {shard}, and it is not there for the driver",
+                    f"a worker wrote it for shard {shard}, but the driver does not see it",
                     "put the run on a disk that all machines share",
                 )
 
     def publish(self, shard: int, manifest: Manifest) -> bool:
-        """Give the files of a committed shard their final names; does nothing where done.
+        """Publish the files of a committed shard. Files that are published already are left alone.
 
-        False where the manifest is void: a file is neither staged nor published. Others of the
-        shard may be published all the same; the next attempt at the shard replaces them.
+        Returns:
+            False if the manifest is void, as a file is neither staged nor published. Other files
+            of the shard may be published nevertheless; the next attempt at it replaces them.
+
+        Raises:
+            LeaseLost: If another driver has taken over the run.
+            Refused: If a file that does not belong to the run has the name of a part.
         """
 
-        def one(table: str) -> bool:
+        def publish_table(table: str) -> bool:
             self.check()
             final = part(table, shard)
             staged = f"{staging(manifest.attempt)}/{table}.parquet"
             size = manifest.files[table].bytes
             self._require_free(final, size)
-            there = self.storage.publish(staged, final) or self._size(table, final) == size
+            published = self.storage.publish(staged, final) or self._size(table, final) == size
             crash.at("mid-publish")
-            return there
+            return published
 
         tables = list(manifest.files)
         if isinstance(self.storage, LocalStorage):
-            # A move takes no time, and after a missing file the others are left where they are.
-            return all(map(one, tables))
-        return all(stopping.interruptible(lambda: together(one, tables, _COPIES)))
+            # Moves take no time, so they come one by one. The first missing file ends the loop, and
+            # the remaining files stay where they are.
+            return all(map(publish_table, tables))
+        return all(stopping.interruptible(lambda: together(publish_table, tables, _COPIES)))
 
     def _require_free(self, key: str, size: int) -> None:
-        """Raises Refused where a file that is not of this run has the name of a part."""
+        """Check that no file which does not belong to the run has the name of a part.
+
+        Raises:
+            Refused: If there is such a file.
+        """
         if isinstance(self.storage, LocalStorage):
             with suppress(FileNotFoundError):
-                there = (self.storage.root / key).stat().st_size
-                self._require_own({key: there}, {key: size})
+                found = (self.storage.root / key).stat().st_size
+                self._require_own({key: found}, {key: size})
 
     def _size(self, table: str, key: str) -> int | None:
         return self.storage.sizes(table).get(key)
@@ -394,14 +474,20 @@ class RunFolder:
         self.storage.delete(staging(attempt), _is_staged)
 
     def reopen(self, images: Mapping[int, Collection[str]]) -> None:
-        """Give finished shards back to be made again by the next start. The caller holds the lease
-        and has recovered the run.
+        """Reopen finished shards, so that the next start computes them again.
 
-        images: by shard, those whose files may have changed. Their old rows stay readable.
+        The old rows can be read until then. The caller must hold the lease and must have called
+        `recover`.
+
+        Args:
+            images: For each shard the images whose files may be different at the next start.
+
+        Raises:
+            LeaseLost: If another driver has taken over the run.
         """
         plan = self.plan()
         assert plan is not None
-        # Rows of a large plan, of which only those that change are held apart from its text.
+        # The lists may be `plan_file.Rows`, which keep only the changed rows apart from the text.
         contents: Any = plan.contents
         for shard, ids in images.items():
             marks = zip(plan.shards[shard], contents[shard], strict=True)
@@ -409,44 +495,50 @@ class RunFolder:
         self.replace_plan(plan)
         crash.at("after-open-marks")
         for shard in sorted(images):
-            there = self.storage.get(manifest_key(shard))
+            stored = self.storage.get(manifest_key(shard))
             self.check()
-            if there and there.content:
-                manifest = self._parse(manifest_key(shard), there.content)
+            if stored and stored.content:
+                manifest = self._parse(manifest_key(shard), stored.content)
                 self._note_earlier(shard, manifest)
-                self._withdraw(shard, there)
+                self._withdraw(shard, stored)
             crash.at("mid-reopen")
 
     def holder(self) -> Holder | None:
-        """The process that works on the run now: host and pid, as far as known; None: nobody."""
+        """Return the process that is working on the run, or None if there is none.
+
+        Its host and pid are None if they are unknown.
+        """
         return self._lease.holder()
 
     def recover(self) -> dict[int, Finished]:
-        """Finish what a killed run left: publish committed shards, delete all other staging.
+        """Finish what a killed process has left: publish committed shards, delete other staging.
 
-        Returns what is known of the committed shards. Raises Refused where a file that is not of
-        this run has the name of a part.
+        Returns:
+            The summaries of the committed shards, by shard number.
+
+        Raises:
+            Refused: If a file that does not belong to the run has the name of a part.
         """
-        sizes, found, alike = self.storage.sizes(), {}, Alike()
+        sizes, finished, summaries = self.storage.sizes(), {}, Summaries()
         parts, void = self._parts_of(sizes), {}
         for shard, manifest in self.each_manifest():
-            known = self._bytes(shard, manifest)
-            there = {key: parts.pop(key) for key in known if key in parts}
-            done = there == known and all(
+            named = self._bytes(shard, manifest)
+            published = {key: parts.pop(key) for key in named if key in parts}
+            done = published == named and all(
                 f"{staging(manifest.attempt)}/{table}.parquet" not in sizes
                 for table in manifest.files
             )
             if not done:
-                self._require_own(there, known)
+                self._require_own(published, named)
             if done or self.publish(shard, manifest):
-                found[shard] = alike.finished(manifest)
+                finished[shard] = summaries.finished(manifest)
             else:
                 void[shard] = manifest
         self._require_own(parts, {})
         for shard, manifest in void.items():
             self._void(shard, manifest)
         self.clear_staging()
-        return found
+        return finished
 
     def _parse(self, key: str, content: bytes) -> Manifest:
         try:
@@ -458,45 +550,47 @@ class RunFolder:
         return StorageError(
             self.storage.locate(key),
             f"it is damaged ({error})",
-            "delete it, and its shard is made again by the same command",
+            "delete it, and the same command computes its shard again",
         )
 
     def _void(self, shard: int, manifest: Manifest) -> None:
+        """Withdraw a void manifest."""
         log.warning(
-            "%s: shard %d was committed, but its files are gone; it is made again",
+            "%s: shard %d was committed, but its files are missing; it is computed again",
             self.storage.place,
             shard,
         )
-        there = self.storage.get(manifest_key(shard))
+        stored = self.storage.get(manifest_key(shard))
         self.check()
-        if there and there.content:
-            if self._parse(manifest_key(shard), there.content) != manifest:
+        if stored and stored.content:
+            if self._parse(manifest_key(shard), stored.content) != manifest:
                 raise self._changed(manifest_key(shard))
-            self._withdraw(shard, there)
+            self._withdraw(shard, stored)
 
-    def _withdraw(self, shard: int, there: Object) -> None:
-        if not self.storage.withdraw(manifest_key(shard), there.version):
+    def _withdraw(self, shard: int, stored: Object) -> None:
+        if not self.storage.withdraw(manifest_key(shard), stored.version):
             raise self._changed(manifest_key(shard))
 
     def _changed(self, key: str) -> LeaseLost:
         return LeaseLost(
             self.storage.locate(key),
-            "it was changed by another driver, which must have taken over this run; this one stops",
+            "another driver has changed it, so it has taken over this run; this driver stops",
         )
 
     def clear_staging(self) -> None:
-        """Delete all staging; only while no worker of this driver is running.
+        """Delete all staged files. No worker of this driver may be running.
 
-        Raises LeaseLost where it may be that of another driver.
+        Raises:
+            LeaseLost: If another driver has taken over, as the files may be its own.
         """
         self.check()
         self.storage.delete(STAGING, _is_staged)
 
 
 def no_run(place: Storage) -> NoRun:
-    """The error for a place that holds no run."""
-    there = place.root.is_dir() if isinstance(place, LocalStorage) else bool(place.sizes())
-    why = "it is not a run, because it has no plan.json" if there else "it does not exist"
+    """Return the error for a place that is not a run."""
+    exists = place.root.is_dir() if isinstance(place, LocalStorage) else bool(place.sizes())
+    why = "it is not a run, because it has no plan.json" if exists else "it does not exist"
     return NoRun(place.place, why, "give the folder or URL of a run")
 
 

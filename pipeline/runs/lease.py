@@ -1,12 +1,13 @@
-"""One driver per run: the lease that a driver holds while it works on a run.
+"""The lease that a driver holds while it works on a run, so that a run has only one driver.
 
-On a local disk the lease is a file lock, which the kernel frees when the process ends. On an object
-store it is an object that the holder rewrites every few seconds, each time on the condition that
-nobody else did. A holder on the same machine whose process is gone is replaced at once, any other
-one when it has not written for `timeout` seconds by the clock of the store. A holder counts itself
-out earlier, after 0.7 of that time, so that the two never work at once as long as clocks run at
-about the same speed. `pipeline/runs/folder.py` says why even a holder that was frozen between its
-last check and its write does no harm.
+In a local folder, the lease is a file lock, which the kernel releases when the process ends. In an
+object store, it is an object that the holder rewrites every few seconds, each time on the condition
+that nobody else has rewritten it. A holder on the same machine whose process has ended is replaced
+immediately. Any other holder is replaced when it has not rewritten the object for `timeout`
+seconds, by the clock of the store. A holder that cannot rewrite the object gives up earlier, after
+0.7 of this time. Two drivers therefore never work at the same time, provided that the clocks run at
+about the same speed. `pipeline/runs/folder.py` explains why even a holder that was frozen between
+its last check and its write does no harm.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from dhr_batch.pipeline.storage.objects import ObjectStorage
 KEY = "_state/lease"
 _BEATS_PER_TIMEOUT = 6
 _VALID = 0.7
-# Stores give the time of a write in whole seconds.
+# Stores report the time of a write in whole seconds.
 _RESOLUTION = 1.0
 _RELEASE_PATIENCE = 5.0
-_GLANCE = 0.1
-# Unlike the monotonic clock it goes on while the machine sleeps.
+# The time in seconds after which a reader has released the lock that `holder` takes.
+_READ_TIME = 0.1
+# Unlike the monotonic clock, this clock also advances while the machine sleeps.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder(JsonRecord):
-    """Who holds a lease. boot: of the kernel and the namespace in which the pid means something.
+    """The holder of a lease. The attributes from `token` on exist only in object stores.
 
-    Of a lease in an object store, token: its own; timeout: seconds without a sign of life after
-    which it lapses; beat: number of the last one; released: whether it was given back.
+    Attributes:
+        host: The name of the machine.
+        pid: The process.
+        boot: Identifies the boot of the kernel and the namespace in which `pid` is valid.
+        token: Identifies the lease.
+        timeout: The time in seconds without a sign of life after which the lease expires.
+        beat: The number of the last sign of life.
+        released: Whether the holder has released the lease.
     """
 
     host: str | None = None
@@ -61,7 +69,7 @@ class Holder(JsonRecord):
 
 
 class LeaseLost(StorageError):
-    """Another driver may have taken over the run; this one has to stop."""
+    """Another driver may have taken over the run, so this one must stop."""
 
 
 class Lease(ABC):
@@ -69,23 +77,39 @@ class Lease(ABC):
 
     @abstractmethod
     def take(self) -> None:
-        """Raises Refused, naming the holder, where another driver is at work."""
+        """Acquire the lease.
+
+        Raises:
+            Refused: If another driver holds the lease. The message names it.
+        """
 
     @abstractmethod
     def check(self) -> None:
-        """Raises LeaseLost where the right is gone. Cheap: asks no server."""
+        """Check that this process still holds the lease. This takes no request to a server.
+
+        Raises:
+            LeaseLost: If it does not.
+        """
 
     @abstractmethod
     def release(self) -> None:
-        """Give the right back; does nothing where it is not held."""
+        """Release the lease. Does nothing if this process does not hold it."""
 
     @abstractmethod
     def holder(self) -> Holder | None:
-        """Who holds the right now: host and pid, as far as known; None: nobody. Writes nothing."""
+        """Return the holder of the lease, or None if there is none. Nothing is written.
+
+        The host and pid of the holder are None if they are unknown.
+        """
 
 
 def lease(storage: Storage, timeout: float) -> Lease:
-    """The lease of a run. timeout: seconds without a sign of life after which it lapses."""
+    """Return the lease of a run.
+
+    Args:
+        storage: The place of the run.
+        timeout: The time in seconds without a sign of life after which the lease expires.
+    """
     if isinstance(storage, ObjectStorage):
         return ObjectLease(storage, timeout)
     assert isinstance(storage, LocalStorage)
@@ -93,7 +117,7 @@ def lease(storage: Storage, timeout: float) -> Lease:
 
 
 class FileLease(Lease):
-    """A lock on `_state/lease`."""
+    """A lock on the file `_state/lease`."""
 
     def __init__(self, storage: LocalStorage) -> None:
         self._place, self._path = storage.place, storage.root / KEY
@@ -106,8 +130,8 @@ class FileLease(Lease):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Perhaps it was only asked for its holder, which takes no time.
-                time.sleep(_GLANCE)
+                # Perhaps a reader has called `holder`, which holds the lock for a moment.
+                time.sleep(_READ_TIME)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             record = _parse(os.read(handle, 1000))
@@ -124,7 +148,7 @@ class FileLease(Lease):
 
     def check(self) -> None:
         if self._handle is None:
-            raise LeaseLost(str(self._place), "it is not held by this process")
+            raise LeaseLost(str(self._place), "this process does not hold the lease of the run")
         try:
             same = os.path.samestat(os.fstat(self._handle), os.stat(self._path))
         except FileNotFoundError:
@@ -154,7 +178,7 @@ class FileLease(Lease):
 
 
 class ObjectLease(Lease):
-    """The object `_state/lease`, kept alive by a thread."""
+    """The object `_state/lease`, which a thread rewrites regularly."""
 
     def __init__(self, storage: ObjectStorage, timeout: float) -> None:
         self._storage, self._timeout = storage, timeout
@@ -166,16 +190,16 @@ class ObjectLease(Lease):
         self._thread: threading.Thread | None = None
 
     def take(self) -> None:
-        there = self._storage.get(KEY)
-        if there is not None:
-            _require_own(self._storage.locate(KEY), there.content)
-            self._require_free(there)
+        stored = self._storage.get(KEY)
+        if stored is not None:
+            _require_own(self._storage.locate(KEY), stored.content)
+            self._require_free(stored)
         began = time.clock_gettime(_CLOCK)
-        content, before = self._content(), there.version if there else None
+        content, before = self._content(), stored.version if stored else None
         self._version = self._storage.swap(KEY, content, before)
         if self._version is None:
-            there = self._storage.get(KEY)
-            raise _in_use(self._storage.place, _parse(there.content if there else b""))
+            stored = self._storage.get(KEY)
+            raise _in_use(self._storage.place, _parse(stored.content if stored else b""))
         self._confirmed = began
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -187,8 +211,7 @@ class ObjectLease(Lease):
         if self._version is None or silent > _VALID * self._timeout:
             raise LeaseLost(
                 self._storage.place,
-                f"this driver could not confirm for {silent:.0f} s that the run is still its own, "
-                "and stops",
+                f"this driver could not renew its lease of the run for {silent:.0f} s, and stops",
                 "the same command goes on from here",
             )
 
@@ -196,43 +219,43 @@ class ObjectLease(Lease):
         if self._thread is None or self._version is None:
             return
         self._stop.set()
-        # It may be waiting for an answer.
+        # The thread may be waiting for an answer of the store.
         stopping.interruptible(self._thread.join)
         self._record = replace(self._record, released=True)
         if not self._lost:
-            # It lapses by itself: not worth a wait where the store does not answer.
+            # Without an answer of the store, the lease expires anyway: do not wait long for it.
             storage = ObjectStorage(self._storage.place, _RELEASE_PATIENCE)
             storage.swap(KEY, self._content(), self._version)
         self._version = self._thread = None
 
     def holder(self) -> Holder | None:
-        """By the clock of this host: that of the store could only be learnt by a write."""
-        there = self._storage.get(KEY)
-        if there is None or _is_free(holder := _parse(there.content)):
+        # By the clock of this machine: only a write would give the time of the store.
+        stored = self._storage.get(KEY)
+        if stored is None or _is_free(holder := _parse(stored.content)):
             return None
-        age = (datetime.now(UTC) - there.modified).total_seconds()
-        return holder if age < self._lapses(holder) else None
+        age = (datetime.now(UTC) - stored.modified).total_seconds()
+        return holder if age < self._expires_after(holder) else None
 
     def _content(self) -> bytes:
         return _dumps(self._record)
 
-    def _require_free(self, there: Object) -> None:
-        holder = _parse(there.content)
+    def _require_free(self, stored: Object) -> None:
+        holder = _parse(stored.content)
         if _is_free(holder):
             return
-        timeout = self._lapses(holder)
-        age = (self._storage.now() - there.modified).total_seconds()
+        timeout = self._expires_after(holder)
+        age = (self._storage.now() - stored.modified).total_seconds()
         if age < timeout:
-            hint = f"; if it is dead, its claim lapses in {timeout - age:.0f} s"
+            hint = f"; if it has crashed, its lease expires in {timeout - age:.0f} s"
             raise _in_use(self._storage.place, holder, hint)
 
-    def _lapses(self, holder: Holder) -> float:
-        """Seconds after which a silent holder is replaced."""
+    def _expires_after(self, holder: Holder) -> float:
+        """Return the time in seconds without a sign of life after which a holder is replaced."""
         timeout = self._timeout if holder.timeout is None else holder.timeout
         return float(timeout) + _RESOLUTION
 
     def _beat(self) -> None:
-        # One try per beat: a call that goes on trying would itself delay the sign of life.
+        # Each beat tries only once: a call with retries would delay the next sign of life.
         storage, beat = ObjectStorage(self._storage.place, patience=0), 0
         while not self._stop.wait(self._timeout / _BEATS_PER_TIMEOUT):
             began = time.clock_gettime(_CLOCK)
@@ -241,7 +264,7 @@ class ObjectLease(Lease):
             try:
                 version = storage.swap(KEY, self._content(), self._version)
                 if version is None:
-                    version = self._after_a_lost_answer(storage.get(KEY))
+                    version = self._own_version(storage.get(KEY))
             except StorageError as error:
                 log.warning("the lease could not be renewed: %s", error)
                 continue
@@ -249,12 +272,15 @@ class ObjectLease(Lease):
                 return
             self._version, self._confirmed = version, began
 
-    def _after_a_lost_answer(self, there: Object | None) -> Version | None:
-        """The version where an earlier beat of ours had arrived after all; else None."""
-        holder = _parse(there.content) if there else Holder()
-        if there and holder.token == self._record.token:
-            return there.version
-        self._lost = f"{self._storage.place}: {_who(holder)} took over this run; this one stops"
+    def _own_version(self, stored: Object | None) -> Version | None:
+        """Return the version of the stored lease if it is the one of this process, or else None.
+
+        A write of an earlier beat may have succeeded although its answer was lost.
+        """
+        holder = _parse(stored.content) if stored else Holder()
+        if stored and holder.token == self._record.token:
+            return stored.version
+        self._lost = f"{self._storage.place}: {_who(holder)} took over this run; this driver stops"
         return None
 
 
@@ -267,25 +293,25 @@ def _boot() -> str:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{kernel} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        # Without /proc nobody can be told dead from here: only the timeout counts.
+        # Without /proc, this machine cannot tell whether a holder has ended, except by the timeout.
         return ""
 
 
 def _is_free(holder: Holder) -> bool:
-    """Whether a lease was given back, or its holder is a process of this machine that is gone."""
-    return bool(holder.released) or _is_dead(holder)
+    """Whether a lease was released, or its holder is a process of this machine that has ended."""
+    return bool(holder.released) or _has_ended(holder)
 
 
-def _is_dead(holder: Holder) -> bool:
-    here = _identity()
-    if not here.boot or (holder.host, holder.boot) != (here.host, here.boot):
+def _has_ended(holder: Holder) -> bool:
+    own = _identity()
+    if not own.boot or (holder.host, holder.boot) != (own.host, own.boot):
         return False
     try:
         os.kill(int(holder.pid or 0), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # Somebody else's process, and alive.
+        pass  # The process of another user is still running.
     return False
 
 
@@ -297,7 +323,11 @@ def _parse(content: bytes) -> Holder:
 
 
 def _require_own(place: str, content: bytes) -> None:
-    """Raises Refused for a file of this name that no driver has written. Empty: killed before."""
+    """Check that a driver has written the file. It is empty if the driver was killed before that.
+
+    Raises:
+        Refused: If another program has written it.
+    """
     holder = _parse(content)
     if content and holder.pid is None and holder.released is None:
         raise Refused(place, "it is not the lease of a run, but another file", "move it away")

@@ -1,7 +1,8 @@
-"""Manifests of committed shards, and what the driver keeps of each.
+"""Manifests of committed shards, and the summaries of them that the driver keeps in memory.
 
-A worker returns the manifest of an attempt; when the driver has committed it, it lies in
-`_state/shards/`. A run may have hundreds of thousands, of kilobytes each.
+A worker returns a manifest for each attempt at a shard. To commit the attempt, the driver writes
+the manifest to `_state/shards/`. A run may have hundreds of thousands of manifests, of a few
+kilobytes each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Counts = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class FileFacts(JsonRecord):
-    """What is known of a file of a shard."""
+    """The number of rows, the size in bytes and the sha256 of a file of a shard."""
 
     rows: int = 0
     bytes: int = 0
@@ -28,7 +29,15 @@ class FileFacts(JsonRecord):
 
 @dataclass(frozen=True)
 class Where(JsonRecord):
-    """Where a worker runs. gpus: their ids; node: Ray's name of the machine."""
+    """The place where a worker runs.
+
+    Attributes:
+        number: The number of the worker, from 0.
+        host: The name of the machine.
+        pid: The process.
+        gpus: The ids of its GPUs.
+        node: The id that Ray gives to the machine.
+    """
 
     number: int = 0
     host: str = ""
@@ -39,7 +48,7 @@ class Where(JsonRecord):
 
 @dataclass(frozen=True)
 class FailedImage(JsonRecord):
-    """An image that went to quarantine, with the traceback that its row there does not have."""
+    """A quarantined image, with the traceback, which its row in the table `quarantine` lacks."""
 
     image_id: str = ""
     stage: str = ""
@@ -49,13 +58,23 @@ class FailedImage(JsonRecord):
 
 @dataclass(frozen=True)
 class Manifest(JsonRecord):
-    """What is known of an attempt at a shard.
+    """The result of an attempt at a shard.
 
-    files: by table. ok, quarantined: images. errors: number of these by class. seconds: of the
-    attempt; stage_seconds: of each stage. memory_peak: most bytes held on the `host` and the `gpu`.
-    models: names of those used. worker: None where it ran in the driver's own process. attempts:
-    how many the shard took; failed_attempts: why the earlier ones failed.
-    clocked: what a benchmark has measured in the worker.
+    Attributes:
+        attempt: The name of the attempt.
+        files: The file of each table.
+        ok: The number of images with rows.
+        quarantined: The number of images in quarantine.
+        errors: The number of quarantined images of each class of error.
+        failures: The quarantined images.
+        seconds: The duration of the attempt.
+        memory_peak: The peak memory in bytes, under `host` and `gpu`.
+        stage_seconds: The duration of each stage in seconds.
+        models: The names of the models used.
+        worker: The worker; None if the attempt ran in the process of the driver.
+        attempts: The number of attempts that the shard took.
+        failed_attempts: Why each of the earlier attempts failed.
+        clocked: The measurements of a benchmark in the worker.
     """
 
     attempt: str = ""
@@ -96,12 +115,16 @@ class Manifest(JsonRecord):
 
 
 def loads(content: bytes) -> Manifest:
-    """A manifest from its JSON. Raises ValueError where it is damaged."""
+    """Parse a manifest. Raises ValueError if it is damaged."""
     return Manifest.from_json(json.loads(content))
 
 
 def loads_whole(content: bytes) -> Manifest:
-    """As `loads`. Raises KeyError or TypeError as well, for one that lacks what is verified."""
+    """Parse a manifest that must have all fields which `verify` compares.
+
+    Raises:
+        ValueError, KeyError, TypeError: If it is damaged, or a field is missing.
+    """
     found = json.loads(content)
     for facts in found["files"].values():
         _ = facts["rows"], facts["bytes"], facts["sha256"]
@@ -110,12 +133,20 @@ def loads_whole(content: bytes) -> Manifest:
 
 
 def dumps(manifest: Manifest) -> bytes:
-    """The JSON of a manifest."""
+    """Return a manifest as JSON."""
     return json.dumps(manifest.to_json(), ensure_ascii=False, indent=1).encode()
 
 
 class Finished(NamedTuple):
-    """A committed shard. ok, quarantined: images. errors: of these by class; rows: by table."""
+    """The summary of a committed shard.
+
+    Attributes:
+        ok: The number of images with rows.
+        quarantined: The number of images in quarantine.
+        attempts: The number of attempts that the shard took.
+        errors: The number of quarantined images of each class of error.
+        rows: The number of rows of each table.
+    """
 
     ok: int
     quarantined: int
@@ -128,31 +159,32 @@ class Finished(NamedTuple):
         return self.ok + self.quarantined
 
 
-class Alike:
-    """Makes them, with one copy of what many have in common."""
+class Summaries:
+    """Creates summaries of manifests. Equal values are stored once, as most shards are alike."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Any] = {}
+        self._values: dict[Any, Any] = {}
 
     def finished(self, manifest: Manifest) -> Finished:
+        """Return the summary of a manifest."""
         rows = {table: facts.rows for table, facts in manifest.files.items()}
-        made = Finished(
+        summary = Finished(
             ok=manifest.ok,
             quarantined=manifest.quarantined,
             attempts=manifest.attempts,
-            errors=self._one(tuple(sorted(manifest.errors.items()))),
-            rows=self._one(tuple(rows.items())),
+            errors=self._shared(tuple(sorted(manifest.errors.items()))),
+            rows=self._shared(tuple(rows.items())),
         )
-        return self._one(made)
+        return self._shared(summary)
 
-    def _one(self, value: Any) -> Any:
-        return self._known.setdefault(value, value)
+    def _shared(self, value: Any) -> Any:
+        return self._values.setdefault(value, value)
 
 
 def total(counts: Iterable[Counts]) -> Counter[str]:
-    """Sums by name."""
-    found: Counter[str] = Counter()
+    """Add up counts by name."""
+    sums: Counter[str] = Counter()
     for pairs in counts:
         for name, count in pairs:
-            found[name] += count
-    return found
+            sums[name] += count
+    return sums

@@ -8,15 +8,15 @@ PLAN = "plan.json"
 
 
 def staging(attempt: str) -> str:
-    """Where the files of an attempt wait to be committed."""
+    """Return the folder in which the files of an attempt wait to be committed."""
     return f"{STAGING}/{attempt}"
 
 
 def manifest_key(shard: int) -> str:
-    """Where the manifest of a committed shard lies."""
+    """Return the key of the manifest of a shard."""
     return f"{SHARDS}/{shard:05d}.json"
 
 
 def part(table: str, shard: int) -> str:
-    """Where the rows of a shard are published."""
+    """Return the key under which the rows of a shard in a table are published."""
     return f"{table}/part-{shard:05d}.parquet"

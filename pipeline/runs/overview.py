@@ -1,4 +1,4 @@
-"""How far a run is, read from its folder: manifests, `_state/status.json` and the lease."""
+"""The progress of a run, read from its manifests, its `_state/status.json` and its lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from dhr_batch.pipeline.units import duration
 
 
 class Images(BaseModel):
-    """done, quarantined: in finished shards. in_work: computed, in shards that are not finished."""
+    """Numbers of images.
+
+    Attributes:
+        total: Planned images.
+        done: Images with rows in finished shards.
+        quarantined: Images in quarantine in finished shards.
+        in_work: Images that were computed, but whose shards are not finished.
+    """
 
     total: int
     done: int
@@ -27,7 +34,14 @@ class Images(BaseModel):
 
 
 class Shards(BaseModel):
-    """running: numbers of those in work. tried_again: finished ones with several attempts."""
+    """Numbers of shards.
+
+    Attributes:
+        total: Planned shards.
+        done: Finished shards.
+        running: The shards that are being computed, by number.
+        tried_again: Finished shards that took more than one attempt.
+    """
 
     total: int
     done: int
@@ -36,10 +50,19 @@ class Shards(BaseModel):
 
 
 class Overview(BaseModel):
-    """A run at this moment. driver: host and pid of the process that holds it.
+    """The state of a run at this moment.
 
-    updated: Unix time of the last sign of a driver. images_per_second, seconds_left, workers: as
-    the driver says them, while one is there. errors: quarantined images by class.
+    Attributes:
+        run: The folder or URL of the run.
+        state: What the run is doing.
+        driver: The process that is working on the run; None if there is none.
+        updated: The Unix time at which a driver last wrote the status file.
+        images: Numbers of images; None before the run has a plan.
+        shards: Numbers of shards; None before the run has a plan.
+        images_per_second: The speed that the driver measured.
+        seconds_left: The remaining time that the driver expects.
+        errors: The number of quarantined images of each class of error.
+        workers: The workers of the driver.
     """
 
     run: str
@@ -66,7 +89,7 @@ class Overview(BaseModel):
         return [worker.to_json() for worker in workers]
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the lines of a summary for people."""
         yield f"run          {self.run}: {self.state}"
         yield f"driver       {self._driver()}"
         if self.images and self.shards:
@@ -97,7 +120,7 @@ class Overview(BaseModel):
     @staticmethod
     def _images(images: Images) -> str:
         left = images.total - images.done - images.quarantined
-        work = f", {images.in_work} of these computed" if images.in_work else ""
+        work = f" ({images.in_work} already computed)" if images.in_work else ""
         return (
             f"images       {images.done} of {images.total} done, {images.quarantined} quarantined, "
             f"{left} to do{work}"
@@ -105,7 +128,7 @@ class Overview(BaseModel):
 
 
 def _shards(shards: Shards) -> str:
-    work = f", in work: {', '.join(map(str, shards.running))}" if shards.running else ""
+    work = f", running: {', '.join(map(str, shards.running))}" if shards.running else ""
     again = f", {shards.tried_again} tried more than once" if shards.tried_again else ""
     return f"shards       {shards.done} of {shards.total} done{work}{again}"
 
@@ -115,12 +138,15 @@ def _clock(when: float) -> str:
 
 
 def overview(place: str | Path | Storage) -> Overview:
-    """Look at a run, without writing anything. Counts are those of the manifests.
+    """Return the state of a run. Nothing is written.
 
-    Raises NoRun where no run was started, and StorageError.
+    Raises:
+        NoRun: If the place is not a run.
+        StorageError: If the storage does not answer, or the status file is damaged.
     """
     run = RunFolder(place)
-    # In this order: what a driver commits in between is missing, but nothing is counted twice.
+    # Read the status before the manifests: a shard that is committed in between is then missing
+    # from the status, but no image is counted twice.
     plan, holder = run.plan(), run.holder()
     if plan is None:
         if holder is None:
@@ -150,14 +176,14 @@ def overview(place: str | Path | Storage) -> Overview:
         errors=dict(errors.most_common()),
         images_per_second=status.images_per_second,
     )
-    known = holder is not None and holder.pid is not None
-    return _with_driver(found, images, shards, status) if known and not complete else found
+    has_driver = holder is not None and holder.pid is not None
+    return _with_driver(found, images, shards, status) if has_driver and not complete else found
 
 
 def _with_driver(
     found: Overview, images: Images, shards: Shards, status: StatusContent
 ) -> Overview:
-    """What the driver says of itself; a file that an earlier one left says nothing about this."""
+    """Add what the driver reports in the status file, unless an earlier driver wrote the file."""
     driver, writer = found.driver, status.driver
     if driver is None or (driver.host, driver.pid) != (writer.host, writer.pid):
         return found.model_copy(update={"images_per_second": None})

@@ -1,4 +1,8 @@
-"""The text of `plan.json`: readable settings, then one line per shard, as there may be 30,000."""
+"""The text of `plan.json`: readable settings, followed by one line per shard.
+
+A run may have a million images in 30,000 shards. One line per shard keeps the file readable, and
+allows a row to be parsed on its own.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,15 @@ _END = b"\n ]"
 
 
 class Rows(Sequence[list[Any]]):
-    """A list per shard, read from the text when it is asked for: a million ids as strings would
-    take four times the room of the text. One row may be put in place of another."""
+    """A sequence with one list per shard, which parses a row each time it is accessed.
+
+    A million ids as Python strings would take four times the memory of the text. Rows can be
+    replaced; the new ones are kept beside the text.
+
+    Args:
+        text: The content of `plan.json`.
+        ends: The offset in the text of each row, and the offset of the end of the last row.
+    """
 
     def __init__(self, text: bytes, ends: array[int]) -> None:
         self._text, self._ends = text, ends
@@ -39,7 +50,7 @@ class Rows(Sequence[list[Any]]):
             return self._changed[index]
         row = json.loads(self._text[self._ends[index] : self._ends[index + 1]].rstrip(b",\n "))
         if not isinstance(row, list):
-            raise ValueError(f"row {index} is no list")
+            raise ValueError(f"row {index} is not a list")
         return row
 
     def __setitem__(self, index: int, row: list[Any]) -> None:
@@ -52,7 +63,7 @@ class Rows(Sequence[list[Any]]):
 
 
 def dumps(plan: StoredPlan) -> bytes:
-    """A plan as JSON. Lists of shards are written a line each, and last."""
+    """Return a plan as JSON. The lists of shards come last, with one line per shard."""
     content = plan.to_json()
     head = {key: value for key, value in content.items() if key not in _LONG}
     text = io.BytesIO()
@@ -73,22 +84,22 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def loads(text: bytes, place: str = "the run") -> StoredPlan:
-    """A plan from its JSON; the lists of shards are `Rows` where it was written by `dumps`.
+    """Parse a plan. The lists of shards become `Rows` if the text has the layout of `dumps`.
 
     Args:
-        text: content of `plan.json`.
-        place: the run, for messages.
+        text: The content of `plan.json`.
+        place: The run, for messages.
 
     Raises:
-        ValueError: this is no JSON object, or its lists do not fit together.
-        Refused: the run was made by a newer program.
+        ValueError: If the text is not a JSON object, or its lists do not match each other.
+        Refused: If the run was made by a newer version of dhr-batch.
     """
     try:
-        plan = _by_lines(text)
+        plan = _parse_lines(text)
         versions.check(plan, place)
         _check_lists(plan)
     except ValueError:
-        # Written by something else, or damaged, which is told best where all is read.
+        # The text has another layout, or is damaged. Parsing it as a whole gives the best message.
         plan = json.loads(text)
         if not isinstance(plan, dict):
             raise ValueError("not a JSON object") from None
@@ -98,30 +109,30 @@ def loads(text: bytes, place: str = "the run") -> StoredPlan:
 
 
 def _check_lists(plan: dict[str, Any]) -> None:
-    """Reads every row, so that damage is told now, not in the middle of what they are for."""
+    """Parse every row, so that damage is reported now and not in the middle of a run."""
     lists = {key: plan[key] for key in _LONG if key in plan}
     for key, rows in lists.items():
         if not isinstance(rows, Rows | list):
-            raise ValueError(f"{key} is no list")
+            raise ValueError(f"{key} is not a list")
     for number, rows in enumerate(zip_longest(*lists.values())):
         for key, row in zip(lists, rows, strict=True):
             if not isinstance(row, list):
-                raise ValueError(f"{key} has no row {number}, or it is no list")
+                raise ValueError(f"{key} has no row {number}, or the row is not a list")
         if len({len(row) for row in rows}) > 1:
-            raise ValueError(f"the rows {number} of {' and '.join(lists)} differ in length")
+            raise ValueError(f"row {number} has different lengths in {' and '.join(lists)}")
 
 
-def _by_lines(text: bytes) -> dict[str, Any]:
+def _parse_lines(text: bytes) -> dict[str, Any]:
+    """Parse a text with the layout of `dumps`. Raises ValueError for any other text."""
     starts = [text.index(f',\n "{key}": ['.encode()) for key in _LONG]
     plan = json.loads(text[: starts[0]] + b"\n}")
     ends = [starts[1], text.rindex(b"\n}")]
     if text[ends[1] :].strip() != b"}":
-        raise ValueError("something follows the plan")
+        raise ValueError("there is more text after the plan")
     for key, start, end in zip(_LONG, starts, ends, strict=True):
         if not text.endswith(_END, start, end):
-            raise ValueError(f"{key} is not in lines")
-        rows = Rows(text, _row_ends(text, start + len(f',\n "{key}": ['), end - len(_END)))
-        plan[key] = rows
+            raise ValueError(f"{key} does not have one line per shard")
+        plan[key] = Rows(text, _row_ends(text, start + len(f',\n "{key}": ['), end - len(_END)))
     return plan
 
 
@@ -129,7 +140,7 @@ def _row_ends(text: bytes, first: int, last: int) -> array[int]:
     ends = array("Q")
     while first < last:
         ends.append(first)
-        # No string holds a line break: JSON writes it as two characters.
+        # A line break always ends a row: within strings, JSON writes it as two characters.
         first = text.find(b"\n", first + 1, last)
         if first < 0:
             break

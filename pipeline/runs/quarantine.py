@@ -1,4 +1,4 @@
-"""The images of a run that failed, and how they are tried again."""
+"""The images of a run that failed, and how to try them again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ _COLUMNS = ("image_id", "stage", "error_class", "message")
 
 
 class QuarantinedImage(BaseModel):
-    """A row of the table. waiting: its shard was given back and is to be made again."""
+    """A row of the table `quarantine`.
+
+    Attributes:
+        image_id: The image.
+        stage: The stage that failed.
+        error_class: The class of the error.
+        message: The text of the error.
+        shard: The number of the shard of the image.
+        waiting: Whether the shard was reopened and will be computed again by the next start.
+    """
 
     image_id: str
     stage: str
@@ -29,31 +38,51 @@ class QuarantinedImage(BaseModel):
 def quarantined(
     place: str | Path | Storage, error_class: str | None = None
 ) -> list[QuarantinedImage]:
-    """Quarantined images in plan order; of one class only, if given.
+    """Return the quarantined images of a run, in the order of its plan.
 
-    Raises Refused where there is no run, or where no image is of that class but others are.
+    Args:
+        place: The run.
+        error_class: Return only images with this class of error.
+
+    Raises:
+        NoRun: If the place is not a run.
+        Refused: If images are quarantined, but none of them with this class.
     """
-    run = RunFolder(place)
-    return of_class(_rows(run), error_class)
+    return of_class(_rows(RunFolder(place)), error_class)
 
 
 def of_class(rows: list[QuarantinedImage], error_class: str | None) -> list[QuarantinedImage]:
-    """The rows of one class, or all. Raises Refused, naming the classes there are."""
+    """Return the rows with one class of error, or all rows if no class is given.
+
+    Raises:
+        Refused: If there are rows, but none of this class. The message lists the classes.
+    """
     classes = sorted({row.error_class for row in rows})
     if error_class is not None and rows and error_class not in classes:
         raise Refused(
             f"--class {error_class}",
-            "no image is quarantined as this",
+            "no image is quarantined with this class of error",
             f"choose from: {', '.join(classes)}",
         )
     return [row for row in rows if error_class in (None, row.error_class)]
 
 
 def requeue(place: str | Path | Storage, error_class: str | None = None) -> list[QuarantinedImage]:
-    """Give the shards of quarantined images back; the next start of the run makes them again.
+    """Reopen the shards of quarantined images, so that the next start computes them again.
 
-    The files of these images may have changed meanwhile, all others may not. Returns the images.
-    Raises Refused as `quarantined` does, and where a driver is at work; StorageError.
+    The files of these images may be different then. The files of all other images must be the same.
+
+    Args:
+        place: The run.
+        error_class: Reopen only the shards of images with this class of error.
+
+    Returns:
+        The images to be tried again.
+
+    Raises:
+        NoRun: If the place is not a run.
+        Refused: If no image has this class of error, or another process is working on the run.
+        StorageError: If the storage does not answer.
     """
     run = RunFolder(place)
     run.started_plan()
@@ -78,7 +107,7 @@ def _rows(run: RunFolder) -> list[QuarantinedImage]:
     for key in run.storage.parts("quarantine"):
         shard = int(key.rpartition("part-")[2].removesuffix(".parquet"))
         waiting = shard not in manifests
-        # Each shard has a table, and those of most are empty.
+        # Every shard has a file of this table. Most of them are empty and need not be read.
         content = run.storage.read(key) if waiting or manifests[shard].quarantined else None
         if content is not None:
             table = pq.read_table(pa.BufferReader(content), columns=list(_COLUMNS))

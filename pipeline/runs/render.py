@@ -1,4 +1,4 @@
-"""Pictures of a run again, and edits that it did not make, from its tables alone."""
+"""Render pictures of a run again, and new edits of them, from its tables alone."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ EditChoice = tuple[str, float]
 
 
 def context(plan: StoredPlan, place: str) -> Context:
-    """The generator that a run was made with, on a GPU if there is one; other networks not at all.
+    """Load the generator of a run, on a GPU if there is one. No other network is loaded.
 
-    Raises Refused where its weights are others now, and ModelMissing where they are not here.
+    Args:
+        plan: The stored plan of the run.
+        place: The run, for messages.
+
+    Raises:
+        Refused: If the weights of the generator have changed since the run.
+        ModelMissing: If the weights are not on this machine.
     """
     import torch
 
@@ -35,22 +41,28 @@ def context(plan: StoredPlan, place: str) -> Context:
 
 
 def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions) -> Rerender:
-    """What makes the pictures of a run's records, by the rules that the run was made by.
+    """Return a callable that renders the pictures of a record.
 
-    Raises Refused for unknown directions.
+    Args:
+        networks: The generator (see `context`).
+        edits: The direction and strength of each edit.
+        rules: The versions of the rules that the run was made with.
+
+    Raises:
+        Refused: If a direction is unknown.
     """
     from dhr_batch.stages.rerender import Rerender
 
-    by_edit_rule = {1: Rerender}
+    renderers = {1: Rerender}
     try:
-        return by_edit_rule[rules.edit](networks, edits)
+        return renderers[rules.edit](networks, edits)
     except DirectionError as error:
         raise Refused(str(error)) from error
 
 
 def _write(folder: Storage, name: str, content: bytes) -> bool:
-    """False where a file of this name is there that `write` did not write."""
-    there = folder.get(name)
-    if there is not None and not is_own(there.content):
+    """Write a picture. Returns False if a file of this name exists that dhr-batch did not write."""
+    found = folder.get(name)
+    if found is not None and not is_own(found.content):
         return False
-    return folder.swap(name, content, there.version if there else None) is not None
+    return folder.swap(name, content, found.version if found else None) is not None

@@ -1,4 +1,4 @@
-"""Reading a finished (or unfinished) run: ids, codes, pictures, masks, metrics, deltas."""
+"""Read the results of a finished or unfinished run: codes, pictures, masks, metrics and deltas."""
 
 from __future__ import annotations
 
@@ -31,16 +31,24 @@ if TYPE_CHECKING:
 
 
 def open(path: str | Path) -> Run:
-    """The run in a folder or at the URL of an object store. Raises NoRun where there is none."""
+    """Open a run.
+
+    Args:
+        path: The folder of the run, or its URL in an object store.
+
+    Raises:
+        NoRun: If there is no run.
+    """
     storage = connect(path)
     return Run(storage, RunFolder(storage).started_plan())
 
 
 class Run:
-    """Committed rows of a run. Every attribute reads its table on first use.
+    """The committed rows of a run. Every attribute reads its table when it is first used.
 
-    Pictures and masks are read for the images asked for; all else is small.
-    stored: settings, fingerprint and image ids by shard, as planned.
+    Attributes:
+        storage: The place of the run.
+        stored: Its plan: settings, fingerprint, and the image ids of each shard.
     """
 
     def __init__(self, storage: Storage, stored: StoredPlan) -> None:
@@ -51,19 +59,25 @@ class Run:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """The content of `plan.json` as dictionaries and lists."""
+        """The content of `plan.json`, as dictionaries and lists."""
         plan = self.stored.to_json()
         return plan | {"shards": list(plan["shards"])}
 
     def table(self, name: str, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
-        """A whole table, or its rows where each column in `equal` has that value.
+        """Read a table.
 
-        Raises NoRun where the run has no such table.
+        Args:
+            name: The name of the table.
+            columns: The columns to read; by default all.
+            **equal: Read only rows whose column of this name has this value.
+
+        Raises:
+            NoRun: If the run has no such table.
         """
         parts = self.storage.parts(name)
         if not parts:
-            there, place = ", ".join(self.storage.tables()) or "none", self.storage.place
-            raise NoRun(place, f"it has no table {name!r}", f"choose from: {there}")
+            tables, place = ", ".join(self.storage.tables()) or "none", self.storage.place
+            raise NoRun(place, f"it has no table {name!r}", f"choose from: {tables}")
         return self._read(parts, columns, equal)
 
     def _read(
@@ -78,24 +92,24 @@ class Run:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Images with rows, in plan order; those in quarantine are not among them."""
+        """The images with rows, in the order of the plan. Images in quarantine are not included."""
         return self.table("latents", ["image_id"])["image_id"].to_pylist()
 
     @cached_property
     def latents(self) -> dict[str, np.ndarray]:
-        """Image id -> W+ code, float32 [L, 512]."""
+        """The W+ code of each image, float32 [L, 512]."""
         table = self.table("latents", ["image_id", "latent"])
         codes = _vectors(table["latent"])
         return dict(zip(table["image_id"].to_pylist(), codes, strict=True))
 
     @cached_property
     def masks(self) -> dict[str, np.ndarray]:
-        """Image id -> in-domain mask, bool [R, R]."""
+        """The in-domain mask of each image, bool [R, R]."""
         return self._masks("in_domain")
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
-        """Image id -> CelebAMask-HQ class of each pixel, uint8 [R, R]."""
+        """The CelebAMask-HQ class of each pixel of each image, uint8 [R, R]."""
         return self._masks("labels")
 
     def _masks(self, kind: str) -> dict[str, np.ndarray]:
@@ -105,7 +119,15 @@ class Run:
     def images(
         self, kind: str = "refined", ids: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Image id -> picture, uint8 [R, R, 3]. kind: aligned, inverted or refined."""
+        """Read pictures.
+
+        Args:
+            kind: `aligned`, `inverted` or `refined`.
+            ids: The images to return; by default all.
+
+        Returns:
+            The picture of each image, uint8 [R, R, 3].
+        """
         rows = self.table("images", ["image_id", "image"], kind=kind).to_pylist()
         wanted = None if ids is None else set(ids)
         return {
@@ -115,12 +137,12 @@ class Run:
         }
 
     def edited(self, name: str, strength: float) -> dict[str, np.ndarray]:
-        """Image id -> picture of one edit, uint8 [R, R, 3]."""
+        """Return the picture of an edit for each image, uint8 [R, R, 3]."""
         table = self.table("images", ["image_id", "image"], edit_name=name, edit_strength=strength)
         return {row["image_id"]: picture(row["image"]) for row in table.to_pylist()}
 
     def metric_names(self) -> set[str]:
-        """Names of the metrics of the first shard that has rows."""
+        """Return the names of the metrics of the first shard that has rows."""
         for shard in self.storage.parts("metrics"):
             metrics = self._read([shard], ["metric"], {})["metric"]
             if names := pc.unique(metrics).to_pylist():
@@ -129,12 +151,12 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """All metrics, long: image_id, stage, metric, value, model."""
+        """All metrics, one value per row: image_id, stage, metric, value, model."""
         columns = ["image_id", "stage", "metric", "value", "model"]
         return self.table("metrics", columns).to_pandas()
 
     def metrics_wide(self) -> pd.DataFrame:
-        """One row per image and stage, one column per metric."""
+        """Return the metrics with one row per image and stage, and one column per metric."""
         return self.metrics.pivot_table(
             index=["image_id", "stage"], columns="metric", values="value", sort=False
         )
@@ -150,27 +172,36 @@ class Run:
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
-        """Images that failed: image_id, source, stage, error_class, message."""
+        """The images that failed: image_id, source, stage, error_class, message."""
         return self.table("quarantine").to_pandas()
 
     def delta(self, image_id: str) -> dict[str, np.ndarray]:
-        """Refined weights minus published ones, name -> float32; `feature` replaces the layer.
+        """Return what the refinement of an image changed in the generator.
 
-        Decoded as `codec.decode` says: `feature` is 0 where the image does not depend on it.
-        Empty for an image whose refinement changed nothing. Raises KeyError where no deltas were
-        stored, and ValueError, naming the tensor, for a row that cannot be decoded.
+        Returns:
+            For each refined weight its offset from the published weight, float32. Under `feature`
+            the output of the layer that the refined feature replaces; cells that the image does
+            not depend on are 0. Empty if the refinement changed nothing. Values are restored with
+            the precision of `codec`.
+
+        Raises:
+            KeyError: If the run has stored no deltas of the image.
+            ValueError: If a row cannot be decoded. The message names the tensor.
         """
         rows = self._rows("deltas", image_id)
-        kept = part("deltas", self._shards.get(image_id, -1)) in self._files
-        if not rows and not (kept and self._rows("latents", image_id)):
-            kept_none = self.stored.settings.store_deltas == "none"
-            why = ": it was made with store_deltas=none" if kept_none else ""
+        has_table = part("deltas", self._shards.get(image_id, -1)) in self._files
+        if not rows and not (has_table and self._rows("latents", image_id)):
+            stored_none = self.stored.settings.store_deltas == "none"
+            why = ": the run was made with store_deltas=none" if stored_none else ""
             raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
         return tensors(image_id, rows)
 
     def record(self, image_id: str) -> Record:
-        """What is stored of an image's embedding and refinement: `latent`, `mask`, `delta` and
-        `feature`. Raises KeyError, saying what is missing."""
+        """Return the stored embedding and refinement: `latent`, `mask`, `delta` and `feature`.
+
+        Raises:
+            KeyError: If rows of the image are missing.
+        """
         codes = self._rows("latents", image_id)
         if not codes:
             raise KeyError(f"no rows of {image_id!r} in {self.storage.place}")
@@ -183,28 +214,43 @@ class Run:
 
     @cached_property
     def networks(self) -> Context:
-        """The generator of the run, loaded on first use (see `runs.render.context`)."""
+        """The generator of the run (see `runs.render.context`)."""
         return render.context(self.stored, self.storage.place)
 
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
-        """The refined picture again, or edits of it: a forward pass each and no optimisation.
+        """Render the refined picture of an image again, or edits of it.
 
-        edits: direction (a shipped name or a file) -> strength; each makes a picture of its own.
-        Returns a record with `edits`, or without any with `refined`. Raises Refused, KeyError.
+        This takes one forward pass for each picture and no optimisation.
+
+        Args:
+            image_id: The image.
+            edits: The strength of each direction, a shipped name or a file. Each direction gives a
+                picture of its own.
+
+        Returns:
+            A record with `edits`, or with `refined` if no edits are given.
+
+        Raises:
+            Refused: If the image or a direction is unknown, or the weights have changed.
+            KeyError: If rows of the image are missing.
         """
         make = render.renderer(self.networks, (edits or {}).items(), self.stored.rules)
         return make(self.record(*self.select([image_id])))
 
     def select(self, images: Sequence[str]) -> list[str]:
-        """The ids as given. Raises Refused for one without rows, naming similar ids."""
-        known = set(self.ids)
+        """Check that all images have rows, and return their ids.
+
+        Raises:
+            Refused: If an image has none. The message names similar ids.
+        """
+        ids = set(self.ids)
         for image_id in images:
-            if image_id not in known:
+            if image_id not in ids:
                 near = difflib.get_close_matches(image_id, self.ids, 3, 0.4) or self.ids[:5]
                 raise Refused(
                     self.storage.place,
                     f"it has no rows of image {image_id!r}",
-                    f"choose from its {len(known)} images, such as: {', '.join(near) or 'none'}",
+                    f"choose from its {len(ids)} images, such as: {', '.join(near) or 'none'}",
                 )
         return list(images)
 
@@ -213,7 +259,7 @@ class Run:
         return self.stored.shard_of()
 
     def _rows(self, name: str, image_id: str, **equal: Any) -> list[dict[str, Any]]:
-        """Rows of one image, from the file of its shard; [] where there is none."""
+        """Read the rows of one image from the file of its shard; [] if there is no such file."""
         key = part(name, self._shards.get(image_id, -1))
         if key not in self._files:
             return []

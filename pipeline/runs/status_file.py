@@ -1,4 +1,4 @@
-"""The file in which a driver says what it does, as others read it."""
+"""The file in which a driver reports what it is doing, for `status` and other readers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class Damaged(StorageError):
-    """The file cannot be read; nothing depends on it."""
+    """The status file is damaged. No result depends on it."""
 
 
 @dataclass(frozen=True)
 class DriverProcess(JsonRecord):
-    """The process that writes the file."""
+    """The process that writes the status file."""
 
     host: str | None = None
     pid: int | None = None
@@ -31,7 +31,14 @@ class DriverProcess(JsonRecord):
 
 @dataclass(frozen=True)
 class ImageCounts(JsonRecord):
-    """Images of this start. total: to do; before: finished by earlier starts."""
+    """Numbers of images of this start.
+
+    Attributes:
+        total: Images that were to be computed when the driver started.
+        done: Images with rows.
+        quarantined: Images in quarantine.
+        before: Images that earlier starts have finished.
+    """
 
     total: int = 0
     done: int = 0
@@ -41,7 +48,12 @@ class ImageCounts(JsonRecord):
 
 @dataclass(frozen=True)
 class ShardCounts(JsonRecord):
-    """Shards of this start. total: to do."""
+    """Numbers of shards of this start.
+
+    Attributes:
+        total: Shards that were to be computed when the driver started.
+        done: Finished shards.
+    """
 
     total: int = 0
     done: int = 0
@@ -49,7 +61,7 @@ class ShardCounts(JsonRecord):
 
 @dataclass(frozen=True)
 class Speed(JsonRecord):
-    """Images per second, since this start began and in the last minutes."""
+    """Images per second, since the driver started and in the last five minutes."""
 
     overall: float = 0.0
     last_5_minutes: float = 0.0
@@ -57,7 +69,20 @@ class Speed(JsonRecord):
 
 @dataclass(frozen=True)
 class WorkerStatus(JsonRecord):
-    """A worker. what: it does; since: Unix time; shard: in hand. The rest is None until it runs."""
+    """The state of a worker. Attributes after `since` are None until the worker has started.
+
+    Attributes:
+        worker: The number of the worker, from 0.
+        what: What the worker is doing.
+        shard: The shard that it is computing.
+        since: The Unix time at which it began to do so.
+        host: The name of its machine.
+        pid: Its process.
+        gpus: The ids of its GPUs.
+        node: The id that Ray gives to the machine.
+        device: Its torch device.
+        batch_size: The number of images that it computes together.
+    """
 
     worker: int = 0
     what: str = ""
@@ -76,10 +101,19 @@ class WorkerStatus(JsonRecord):
 
 @dataclass(frozen=True)
 class StatusContent(JsonRecord):
-    """The content of the file. updated, started: Unix times, of the file and of this start.
+    """The content of the status file.
 
-    seconds_left: None before the first image. errors: failed images of this start by class.
-    throughput: points [Unix time, images finished] of all starts so far.
+    Attributes:
+        updated: The Unix time at which the file was written.
+        started: The Unix time at which the driver started.
+        driver: The process that wrote the file.
+        images: Numbers of images.
+        shards: Numbers of shards.
+        images_per_second: The speed.
+        seconds_left: The remaining time; None before the first image.
+        errors: The number of images of each class of error that failed in this start.
+        workers: The workers.
+        throughput: Points [Unix time, number of finished images], including earlier starts.
     """
 
     updated: float | None = None
@@ -118,7 +152,11 @@ class StatusContent(JsonRecord):
 
 
 def read_status(run: Storage) -> StatusContent:
-    """What the last driver wrote; nothing but defaults where none did. Raises Damaged."""
+    """Read the status file. Returns the defaults if it does not exist.
+
+    Raises:
+        Damaged: If it cannot be parsed.
+    """
     content = run.read(STATUS)
     if content is None:
         return StatusContent()
@@ -133,23 +171,26 @@ def read_status(run: Storage) -> StatusContent:
 
 
 def dumps(status: StatusContent) -> bytes:
-    """The JSON of the file."""
+    """Return the content of the status file as JSON."""
     return json.dumps(status.to_json(), ensure_ascii=False).encode()
 
 
 def writer(run: Storage) -> Callable[[bytes], None]:
-    """What writes the file; nothing where another file that no driver wrote has its name."""
+    """Return a function that writes the status file.
+
+    It does nothing if a file of this name exists that no driver has written.
+    """
     try:
         read_status(run)
     except Damaged as error:
         if run.read(STATUS):
-            log.warning("%s; until then no status is written", error)
+            log.warning("%s; no status is written while it exists", error)
             return lambda content: None
     return lambda content: run.replace(STATUS, content)
 
 
 def throughput(run: Storage) -> list[list[float]]:
-    """Points [Unix time, images finished] of all starts so far; none where the file is damaged."""
+    """Return the throughput of all earlier starts (see `StatusContent`); [] if it is damaged."""
     try:
         return read_status(run).throughput
     except Damaged as error:

@@ -1,4 +1,4 @@
-"""The plan of a run as `plan.json` holds it."""
+"""The plan of a run as stored in `plan.json`."""
 
 from __future__ import annotations
 
@@ -10,33 +10,38 @@ from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.stages import registry
 
-# What a changed file of an image would change: its size, with an etag behind it in an object store.
+# Shows whether the file of an image has changed: its size in bytes, or "size:etag" in a store.
 Mark = int | str
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The resolved settings of a run. values: all of them; those of older runs lack some."""
+    """The resolved settings of a run.
+
+    Attributes:
+        values: All settings by name. Runs of older versions lack some of them.
+    """
 
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
-        """Name, folder or URL; "" where the plan does not say."""
+        """The name, folder or URL of the dataset; "" if the plan lacks it."""
         return str(self.values.get("dataset", ""))
 
     @property
     def generator(self) -> str:
-        """Name or file; "unknown" where the plan does not say."""
+        """The name or file of the generator; "unknown" if the plan lacks it."""
         return str(self.values.get("generator", "unknown"))
 
     @property
     def first_stage(self) -> str:
+        """The stage at which the run begins."""
         return str(self.values.get("first_stage", registry.STAGES[0]))
 
     @property
     def begins_late(self) -> bool:
-        """Whether the run takes what earlier stages left from another run, its dataset."""
+        """Whether the run begins from another run, which then is its dataset."""
         return self.first_stage != registry.STAGES[0]
 
     @property
@@ -53,26 +58,33 @@ class RunSettings:
 
     @property
     def store_deltas(self) -> str | None:
-        """A level of the codec, or `none`; older runs say True or False."""
+        """The level of the codec, or `none`. Runs of older versions store True or False."""
         level = self.values.get("store_deltas")
         return ("small" if level else "none") if isinstance(level, bool) else level
 
     def section(self, family: str) -> Mapping[str, Any]:
-        """The options of a stage, its `name` among them."""
+        """Return the options of a stage, including its `name`."""
         return self.values.get(family, {})
 
     def member(self, family: str) -> str:
-        """The name of the chosen member of a family of stages."""
+        """Return the name of the chosen member of a family of stages."""
         return str(self.section(family)["name"])
 
 
 @dataclass(frozen=True)
 class Fingerprint(JsonRecord):
-    """What every row of a run depends on, apart from the images.
+    """Everything that the rows of a run depend on, except the images.
 
-    version: of dhr-batch. code: digest of the source of the stages. config: settings that rows
-    depend on. models, directions: start of the sha256 by name. origin: fingerprint of the run that
-    this one begins from. truths: images whose ground truth is known there.
+    Attributes:
+        version: The version of dhr-batch.
+        code: A digest of the source of the stages.
+        aligned: Whether the photographs are aligned already.
+        split: The split of the dataset.
+        config: The settings that rows depend on.
+        models: The start of the sha256 of each model.
+        directions: The start of the sha256 of each edit direction.
+        origin: The fingerprint of the run that this one begins from.
+        truths: The number of images of that run whose ground truth is known.
     """
 
     version: str = ""
@@ -98,12 +110,22 @@ class Fingerprint(JsonRecord):
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """The content of `plan.json`. No paths but those in the settings: a dataset may move.
+    """The content of `plan.json`.
 
-    schema: of the lists of images; 1 has no contents. shards: image ids by shard. contents: beside
-    each id what a changed file would change; None where `quarantine retry` allows another content.
-    versions: of the machine that planned the run; a later start may have others. schema_version,
-    rules: see `versions`. missing: what a later start compares and the file lacks.
+    Only the settings contain paths, as a dataset may be moved.
+
+    Attributes:
+        dataset: The name of the dataset.
+        settings: The resolved settings.
+        fingerprint: Everything else that rows depend on.
+        versions: Versions of Python and packages at the first start. Later starts may use others.
+        shards: The image ids of each shard.
+        contents: The mark of each image, in the same lists as `shards`. The mark is None if
+            `quarantine retry` has allowed another content of the image.
+        schema: The version of the lists of images. Version 1 has no `contents`.
+        schema_version: The version of the whole file (see the module `versions`).
+        rules: The versions of the rules for rendering.
+        missing: Keys that the file lacks, although a later start needs them.
     """
 
     dataset: str = ""
@@ -119,16 +141,20 @@ class StoredPlan:
 
     @property
     def images(self) -> int:
-        """How many images are planned."""
+        """The number of planned images."""
         return sum(map(len, self.shards))
 
     def shard_of(self) -> dict[str, int]:
-        """Image id -> number of its shard."""
+        """Return the number of the shard of each image."""
         return {image_id: shard for shard, ids in enumerate(self.shards) for image_id in ids}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """A plan of any known version. Raises ValueError for values of other types."""
+        """Read a plan of any known version.
+
+        Raises:
+            ValueError: If a value has the wrong type.
+        """
         config, fingerprint = found.get("config", {}), found.get("fingerprint", {})
         if not isinstance(config, Mapping):
             raise ValueError("config is not a JSON object")
@@ -150,7 +176,7 @@ class StoredPlan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object; its lists of images are those of this plan, not copies."""
+        """Return the plan as a JSON object, which shares the lists of images with this plan."""
         content = {
             "schema": self.schema,
             "schema_version": self.schema_version,

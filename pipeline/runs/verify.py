@@ -1,6 +1,6 @@
-"""Whether a run holds what its manifests say, and every planned image exactly once.
+"""Check that a run matches its manifests and contains every planned image exactly once.
 
-Writes nothing, so that it may look at a run while a driver works on it.
+Nothing is written, so a run can be verified while a driver is working on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,18 @@ _MANIFEST = re.compile(r"_state/shards/(\d{5,})\.json")
 
 
 class Verification(BaseModel):
-    """Counts are of the shards looked at: finished and published. notes: harmless remarks."""
+    """The result of `verify`.
+
+    Attributes:
+        run: The folder or URL of the run.
+        shards: The number of planned shards.
+        verified: The number of shards that were checked: those that are finished and published.
+        images: The number of planned images.
+        done: The number of images with rows in the checked shards.
+        quarantined: The number of images in quarantine in the checked shards.
+        problems: What is wrong.
+        notes: Remarks about things that are not wrong.
+    """
 
     run: str
     shards: int = 0
@@ -41,55 +52,69 @@ class Verification(BaseModel):
 
     @property
     def complete(self) -> bool:
+        """Whether all shards were checked."""
         return self.verified == self.shards
 
 
 def verify(place: str | Path | Storage) -> Verification:
     """Compare all published files with the manifests, and their rows with the plan.
 
-    Raises Refused where there is no run or its plan is damaged, and StorageError where a file
-    cannot be read now.
+    Raises:
+        NoRun: If the place is not a run.
+        Refused: If the plan of the run is damaged.
+        StorageError: If the storage does not answer.
     """
     run = RunFolder(place)
     found = Verification(run=run.storage.place)
     plan = run.started_plan()
-    # The lease first and the files last: what a driver commits meanwhile is not called an orphan.
+    # Read the lease first and list the files last, so that files which a driver commits in between
+    # are not reported as orphans.
     busy = run.holder() is not None
     present = {
         int(match[1]): key
         for key, size in run.storage.sizes("_state/shards").items()
-        # One that was taken back may be left empty.
+        # Manifests that were withdrawn from an object store may be left empty.
         if size and (match := _MANIFEST.fullmatch(key))
     }
-    look = _Look(run.storage, plan.shards, present, run.storage.sizes(), busy)
-    found.shards, found.images = len(look.plan), sum(map(len, look.plan))
-    found.problems += look.planned_twice()
-    for shard in range(len(look.plan)):
+    files = _Files(run.storage, plan.shards, present, run.storage.sizes(), busy)
+    found.shards, found.images = len(files.plan), sum(map(len, files.plan))
+    found.problems += files.planned_twice()
+    for shard in range(len(files.plan)):
         if shard in present:
-            _verify_shard(look, shard, found)
-    found.problems += look.orphans(complete=len(present) >= found.shards)
-    found.notes += look.notes(found)
+            _verify_shard(files, shard, found)
+    found.problems += files.orphans(complete=len(present) >= found.shards)
+    found.notes += files.notes(found)
     return found
 
 
-def _verify_shard(look: _Look, shard: int, found: Verification) -> None:
-    manifest, problems = look.manifest(shard)
+def _verify_shard(files: _Files, shard: int, found: Verification) -> None:
+    manifest, problems = files.manifest(shard)
     if manifest is None:
         found.problems += problems
         return
-    if look.unpublished(manifest):
-        look.waiting.append(shard)
+    if files.unpublished(manifest):
+        files.waiting.append(shard)
         return
-    found.problems += check(look.storage, shard, look.plan[shard], manifest, look.sizes)
+    found.problems += check(files.storage, shard, files.plan[shard], manifest, files.sizes)
     found.verified += 1
     found.done += manifest.ok
     found.quarantined += manifest.quarantined
 
 
 @dataclass
-class _Look:
-    """A run as it was listed. sizes: bytes by key. waiting: committed shards that a killed driver
-    has not published; stale: shards to do of which an earlier result can still be read."""
+class _Files:
+    """The files of a run at the time of the check.
+
+    Attributes:
+        storage: The place of the run.
+        plan: The image ids of each shard.
+        manifests: The key of the manifest of each committed shard.
+        sizes: The size of each file in bytes.
+        busy: Whether a driver is working on the run.
+        waiting: Committed shards whose files are not published yet.
+        stale: Reopened shards whose earlier rows can still be read.
+        named: The keys of files that a manifest names.
+    """
 
     storage: Storage
     plan: Sequence[list[str]]
@@ -102,7 +127,7 @@ class _Look:
 
     @cached_property
     def staged(self) -> set[str]:
-        """Folders of attempts that hold a file."""
+        """The folders of attempts that contain a file."""
         return {key.rpartition("/")[0] for key in self.sizes if key.startswith(f"{STAGING}/")}
 
     def planned_twice(self) -> Iterator[Problem]:
@@ -125,18 +150,18 @@ class _Look:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"damaged ({type(error).__name__}: {error})"
             problem = Problem(file=key, problem=what, way_out=f"delete it, then {AGAIN}")
-            # Which of the files belong to the run cannot be told.
+            # Any file of the shard may belong to the run.
             self.named |= {part(table, shard) for table in TABLES}
             return None, [problem]
         self.named |= {part(table, shard) for table in manifest.files}
         return manifest, []
 
     def unpublished(self, manifest: Manifest) -> bool:
-        """Whether a driver was, or is, between the commit and the end of publishing."""
+        """Whether some files of a committed shard may not be published yet."""
         return staging(manifest.attempt) in self.staged
 
     def orphans(self, complete: bool) -> Iterator[Problem]:
-        """Files in table folders that no manifest names, and staging that nobody will publish."""
+        """Yield files of tables that no manifest names, and staged files that stay unused."""
         for key in sorted([*self.sizes, *_hidden(self.storage)]):
             table, _, name = key.partition("/")
             if key in self.named or table not in TABLES:
@@ -145,16 +170,16 @@ class _Look:
             if match is None:
                 problem = "not a finished file of a table; readers may fail on it"
             elif int(match[1]) >= len(self.plan):
-                problem = f"of shard {int(match[1])}, which is not in the plan"
+                problem = f"belongs to shard {int(match[1])}, which is not in the plan"
             elif int(match[1]) in self.manifests:
-                problem = "in no manifest"
+                problem = "not named by any manifest"
             else:
                 self.stale.add(int(match[1]))
                 continue
             yield Problem(file=key, problem=problem, way_out="delete it")
         for shard, key in self.manifests.items():
             if shard >= len(self.plan):
-                problem = "of a shard that is not in the plan"
+                problem = "belongs to a shard that is not in the plan"
                 yield Problem(file=key, problem=problem, way_out="delete it")
         left = [key for key in self.sizes if key.startswith(f"{STAGING}/")]
         if left and complete and not self.busy and not self.waiting:
@@ -167,23 +192,23 @@ class _Look:
     def notes(self, found: Verification) -> Iterator[str]:
         todo = found.shards - len(self.manifests.keys() & set(range(found.shards)))
         if todo:
-            yield f"{todo} of {found.shards} shards are not done; the same command goes on"
+            yield f"{todo} of {found.shards} shards are not done; run the same command to go on"
         if self.waiting:
             yield (
                 f"committed, but not published yet: shards {first_names(map(str, self.waiting))}; "
-                "the same command publishes them"
+                "run the same command to publish them"
             )
         if self.stale:
             yield (
-                f"to be made again: shards {first_names(map(str, sorted(self.stale)))}; "
-                "their earlier rows stay readable until then"
+                f"to be computed again: shards {first_names(map(str, sorted(self.stale)))}; "
+                "their earlier rows can be read until then"
             )
         if self.busy:
-            yield "a driver is at work; what it commits meanwhile was not looked at"
+            yield "a driver is working on the run; what it commits during the check is not checked"
 
 
 def _hidden(storage: Storage) -> list[str]:
-    """Names with a dot in table folders: some readers open them all the same."""
+    """Return the hidden files in the folders of tables, as some readers open them."""
     if not isinstance(storage, LocalStorage):
         return []
     found = (path for table in TABLES for path in (storage.root / table).glob(".*"))

@@ -1,6 +1,6 @@
-"""Whether the tables of one shard are what its manifest says, with every planned image once.
+"""Check that the tables of a shard match its manifest and contain every planned image once.
 
-Reads one file at a time, and of its rows only what tells them apart.
+One file is read at a time, and only the columns that identify its rows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
 
-AGAIN = "start the same command again: it makes the shard again"
+AGAIN = "start the same command again: it computes the shard again"
 _DELETE = f"delete it, then {AGAIN}"
-# What tells the rows of one image apart. Edits are left to the settings that name them.
+# The columns that identify a row among those of its image. Edits are excluded, as the settings may
+# name one twice.
 _ONCE: dict[str, tuple[str, ...]] = {
     "latents": (),
     "quarantine": (),
@@ -35,7 +36,13 @@ _NAMED = 5
 
 
 class Problem(BaseModel):
-    """What is wrong with a file, and what to do."""
+    """What is wrong with a file.
+
+    Attributes:
+        file: The key of the file.
+        problem: What is wrong.
+        way_out: What the user can do about it.
+    """
 
     file: str
     problem: str
@@ -49,15 +56,22 @@ def check(
     manifest: Manifest,
     sizes: dict[str, int],
 ) -> Iterator[Problem]:
-    """All that is wrong with the published files of a shard.
+    """Yield the problems of the published files of a shard.
 
-    planned: its image ids. sizes: bytes by key, as listed. Raises StorageError where a file cannot
-    be read now.
+    Args:
+        storage: The place of the run.
+        shard: The number of the shard.
+        planned: Its image ids.
+        manifest: Its manifest.
+        sizes: The size in bytes of each file of the run.
+
+    Raises:
+        StorageError: If the storage does not answer.
     """
     tables: dict[str, pa.Table] = {}
     for table, facts in manifest.files.items():
         key = part(table, shard)
-        # A listing may miss what was moved meanwhile.
+        # A file that was moved during the listing may be missing from it.
         size = sizes[key] if key in sizes else storage.sizes(table).get(key)
         if size is None:
             yield Problem(file=key, problem="missing", way_out=AGAIN)
@@ -68,24 +82,32 @@ def check(
             rows = yield from _rows(path, table, key, facts.rows, bool(problems))
         if rows is not None:
             tables[table] = rows
-    yield from _accounts(shard, planned, manifest, tables)
+    yield from _check_images(shard, planned, manifest, tables)
 
 
 def _bytes(path: Path, facts: FileFacts, size: int, key: str) -> Iterator[Problem]:
     if size != facts.bytes:
-        problem = f"{size} bytes, {facts.bytes} by its manifest"
+        problem = f"it has {size} bytes; its manifest says {facts.bytes}"
         yield Problem(file=key, problem=problem, way_out=AGAIN)
     elif (found := sha256(path)) != facts.sha256:
-        problem = f"sha256 {found[:16]}, {facts.sha256[:16]} by its manifest"
+        problem = f"its sha256 is {found[:16]}...; its manifest says {facts.sha256[:16]}..."
         yield Problem(file=key, problem=problem, way_out=_DELETE)
 
 
 def _rows(
     path: Path, table: str, key: str, rows: int, damaged: bool
 ) -> Generator[Problem, None, pa.Table | None]:
-    """Problems of footer and schema; returns the columns that tell rows apart, None if unreadable.
+    """Yield the problems of the footer and schema of a file.
 
-    damaged: that the file is another one was said already.
+    Args:
+        path: A local copy of the file.
+        table: The name of the table.
+        key: The key of the file.
+        rows: The number of rows according to the manifest.
+        damaged: Whether a problem of the file was reported already.
+
+    Returns:
+        The columns that identify rows, or None if they cannot be read.
     """
     try:
         file = pq.ParquetFile(path)
@@ -99,24 +121,24 @@ def _rows(
             yield Problem(file=key, problem=problem, way_out=_DELETE)
         return None
     if file.metadata.num_rows != rows:
-        problem = f"{file.metadata.num_rows} rows, {rows} by its manifest"
+        problem = f"it has {file.metadata.num_rows} rows; its manifest says {rows}"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
     if missing:
-        problem = f"without the columns {first_names(sorted(missing))}"
+        problem = f"it lacks the columns {first_names(sorted(missing))}"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
         return None
-    # Older versions have fewer columns and can still be read.
+    # Files of older versions have fewer columns and can still be read.
     known = about.get("schema_version") in range(1, SCHEMA_VERSION + 1)
     if about.get("table") != table or not known or b"huggingface" not in file.schema_arrow.metadata:
-        problem = "schema metadata (dhr_batch, huggingface) is missing or of another table"
+        problem = "its metadata (dhr_batch, huggingface) is missing or belongs to another table"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
     return found
 
 
-def _accounts(
+def _check_images(
     shard: int, planned: Sequence[str], manifest: Manifest, tables: dict[str, pa.Table]
 ) -> Iterator[Problem]:
-    """Every planned image in the tables or in quarantine, once."""
+    """Yield a problem if a planned image is not exactly once in the tables or in quarantine."""
 
     def wrong(table: str, problem: str) -> Problem:
         key = part(table, shard)
@@ -126,33 +148,34 @@ def _accounts(
     ids = {table: rows["image_id"].to_pylist() for table, rows in tables.items()}
     for table, rows in tables.items():
         if unknown := sorted(set(ids[table]) - known):
-            yield wrong(table, f"images that the shard does not have: {first_names(unknown)}")
+            yield wrong(table, f"images not in the plan of the shard: {first_names(unknown)}")
         if set(rows["shard"].to_pylist()) - {shard}:
-            yield wrong(table, f"rows of another shard than {shard}")
-        if twice := _twice(table, rows):
-            yield wrong(table, f"rows that are there twice, of: {first_names(twice)}")
+            yield wrong(table, f"rows of other shards than {shard}")
+        if repeated := _repeated(table, rows):
+            yield wrong(table, f"images with repeated rows: {first_names(repeated)}")
     if not {"latents", "images", "quarantine"} <= tables.keys():
         return
     failed, done = set(ids["quarantine"]), set(ids["latents"]) | set(ids["images"])
     for table in sorted(tables.keys() - {"quarantine"}):
         if both := sorted(failed & set(ids[table])):
-            yield wrong(table, f"images that are in quarantine as well: {first_names(both)}")
+            yield wrong(table, f"images that are also in quarantine: {first_names(both)}")
     for table in ("latents", "images"):
         if lacking := sorted(done - set(ids[table])):
-            yield wrong(table, f"no row of: {first_names(lacking)}")
+            yield wrong(table, f"images without rows: {first_names(lacking)}")
     if lost := [image_id for image_id in planned if image_id not in done | failed]:
-        yield wrong("latents", f"neither here nor in quarantine: {first_names(lost)}")
+        yield wrong("latents", f"images neither here nor in quarantine: {first_names(lost)}")
     counts = len(done & known), len(failed & known)
     if counts != (manifest.ok, manifest.quarantined):
-        told = f"{manifest.ok} done and {manifest.quarantined} quarantined images"
         yield Problem(
             file=manifest_key(shard),
-            problem=f"{told}, the tables have {counts[0]} and {counts[1]}",
+            problem=f"it counts {manifest.ok} done and {manifest.quarantined} quarantined images; "
+            f"the tables have {counts[0]} and {counts[1]}",
             way_out=_DELETE,
         )
 
 
-def _twice(table: str, rows: pa.Table) -> list[str]:
+def _repeated(table: str, rows: pa.Table) -> list[str]:
+    """Return the images of which a row is contained more than once."""
     if table not in _ONCE:
         return []
     found = rows.drop_columns(["shard"]).to_pylist()
@@ -161,7 +184,7 @@ def _twice(table: str, rows: pa.Table) -> list[str]:
 
 
 def first_names(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first few names as text, and the number of the others."""
     listed = list(names)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more

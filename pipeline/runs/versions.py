@@ -1,8 +1,9 @@
-"""Versions of what a run folder holds, and of the rules by which its pictures are made again.
+"""Versions of the format of a run folder, and of the rules by which pictures are rendered again.
 
-`plan.json` names those that its run was made by. A change that an older program would misread, or
-that gives other pictures from the same rows, gets a new number here; the reader then chooses by
-the number of the run (`render.renderer` for the rules). A run without these keys is of version 1.
+`plan.json` records the versions that a run was made with. A change that an older program would
+misread, or that would give other pictures for the same rows, gets a new number here. Readers then
+choose the code by the number in `plan.json` (`render.renderer` does so for the rules). A run whose
+`plan.json` lacks these keys has version 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.version import __version__
 
-# All known versions with what is special about each. The highest number is that of new runs.
+# All known versions with a description of each. New runs get the highest number.
 SCHEMA = {
     1: "dhr-batch 0.1.0 up to commit be036bd: plan.json names no versions",
     2: "plan.json names the versions of its schema and rules",
@@ -29,7 +30,13 @@ RULES = {
 
 @dataclass(frozen=True)
 class RuleVersions(JsonRecord):
-    """What re-rendering depends on: versions of the edit rule, picture format and delta codec."""
+    """Versions of the rules that rendering depends on.
+
+    Attributes:
+        edit: The version of the rule by which edits are applied.
+        picture: The version of the format of pictures.
+        codec: The version of the codec of deltas.
+    """
 
     edit: int = 1
     picture: int = 1
@@ -37,25 +44,25 @@ class RuleVersions(JsonRecord):
 
 
 def newest_schema() -> int:
-    """The version of the schema of new runs."""
+    """Return the version of the schema of new runs."""
     return max(SCHEMA)
 
 
 def newest_rules() -> RuleVersions:
-    """The versions of the rules of new runs."""
+    """Return the versions of the rules of new runs."""
     return RuleVersions(**{name: max(known) for name, known in RULES.items()})
 
 
 def check(plan: Mapping[str, Any], place: str) -> None:
-    """Raise Refused for a stored plan of a version that this program does not know.
+    """Check that this version of dhr-batch can read a stored plan.
 
     Args:
-        plan: content of `plan.json`, of any version.
-        place: the run, for the message.
+        plan: The content of `plan.json`, of any version.
+        place: The run, for messages.
 
     Raises:
-        Refused: the run was made by a newer program.
-        ValueError: a version is not a number.
+        Refused: If the run was made by a newer version of dhr-batch.
+        ValueError: If a version is not a positive integer.
     """
     rules, fingerprint = plan.get("rules", {}), plan.get("fingerprint", {})
     if not isinstance(rules, Mapping) or not isinstance(fingerprint, Mapping):
@@ -65,7 +72,7 @@ def check(plan: Mapping[str, Any], place: str) -> None:
     }
     for key, (version, known) in stored.items():
         if not isinstance(version, int) or version < 1:
-            raise ValueError(f"{key} is {version!r}, not a number from 1")
+            raise ValueError(f"{key} is {version!r}, not a positive integer")
         if version not in known:
             made_by = fingerprint.get("version", "")
             raise Refused(

@@ -100,5 +100,5 @@ def test_a_worker_with_other_stages_than_the_driver_does_not_start(tmp_path: Pat
     config = made(tmp_path).config
     out = str(tmp_path / "out")
     Worker(Settings(config, False, "", "cpu", out, code.digest(config))).setup()
-    with pytest.raises(CommandError, match="differ from those that the run was started with"):
+    with pytest.raises(CommandError, match="differs from the source that the run was started with"):
         Worker(Settings(config, False, "", "cpu", out, "0" * 16)).setup()

@@ -57,7 +57,7 @@ def test_a_generator_may_be_a_converted_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match=r"mine\.safetensors: it is not there; .* models convert"):
+    with pytest.raises(Refused, match=r"mine\.safetensors: it does not exist; .* models convert"):
         resolved(DATA, {"generator": "mine.safetensors"})
     with pytest.raises(Refused, match=r"checkpoint; convert it with: .* convert .*ffhq\.pkl"):
         resolved(DATA, {"generator": "ffhq.pkl"})

@@ -265,7 +265,7 @@ def test_quarantined_images_are_left_out_and_counted(source: Path) -> None:
     planned = prepare(Request(settings={"dataset": str(source), "first_stage": "edit", "gpus": 0}))
     assert [item.image_id for shard in planned.shards for item in shard.items] == IDS
     assert "5 images" in describe(planned, "out")
-    assert "1 in quarantine there are left out" in describe(planned, "out")
+    assert "1 more are in quarantine and left out" in describe(planned, "out")
 
 
 def test_a_damaged_row_costs_its_image_alone(copy: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_damaged_row_costs_its_image_alone(copy: Path, tmp_path: Path) -> None
     assert list(zip(failed["image_id"], failed["stage"], failed["error_class"], strict=True)) == [
         ("c.png", "read", "unreadable")
     ]
-    assert "its rows in the run it comes from" in failed["message"][0]
+    assert "its rows in the earlier run are damaged" in failed["message"][0]
     assert dhr_batch.open(out).ids == [i for i in IDS if i != "c.png"]
 
 
@@ -331,7 +331,7 @@ def test_what_cannot_be_begun_from_is_refused(
     refused(
         source, "refine", "generator: tiny -> mobilestylegan-256", generator="mobilestylegan-256"
     )
-    refused(source, "edit", "store_deltas=fine.* made with small", store_deltas="fine")
+    refused(source, "edit", "store_deltas=fine.* made with store_deltas=small", store_deltas="fine")
     # Of a stage that is part of the run anything may be set.
     prepare(Request(settings={"dataset": str(source), "first_stage": "refine", **PTI}))
 
@@ -343,9 +343,7 @@ def test_what_cannot_be_begun_from_is_refused(
 
     (copy / "masks" / "part-00001.parquet").write_bytes(b"")
     refused(
-        copy,
-        "edit",
-        "masks/part-00001.parquet: it is not as its manifest says; .* dhr-batch verify",
+        copy, "edit", "masks/part-00001.parquet: its size is not .* manifest; .*: dhr-batch verify"
     )
     (copy / "_state" / "shards" / "00001.json").unlink()
     refused(copy, "edit", "is not finished: 1 of 3 shards are to do")
@@ -362,7 +360,9 @@ def test_other_weights_are_refused(copy: Path) -> None:
 def test_the_run_itself_is_no_place_for_the_new_one(source: Path) -> None:
     settings = {"dataset": str(source), "first_stage": "edit", "gpus": 0}
     request = Request(settings=settings, out=source, fresh=True, confirmed=True)
-    with pytest.raises(Refused, match="is the run to begin from; choose another folder"):
+    with pytest.raises(
+        Refused, match="is the run that the new run begins from; choose another folder"
+    ):
         place(prepare(request), request)
 
 
@@ -381,7 +381,7 @@ def test_a_changed_source_is_not_mixed_in(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refusal:
         made(out, **settings)
     assert "origin.config.embed.steps: 2 -> 5" in str(refusal.value)
-    assert "images: 2 with other content: a.png (etag), b.png (etag)" in str(refusal.value)
+    assert "images: 2 with different content: a.png (etag), b.png (etag)" in str(refusal.value)
 
 
 def test_the_command_sweeps_and_goes_on(copy: Path) -> None:

@@ -104,14 +104,14 @@ def test_images_that_are_gone_or_changed_are_named_even_with_extend(
     (photographs / "a.jpg").unlink()
     (photographs / "c.webp").write_bytes(b"another file")
     said = refused(run, made(photographs, "shard_size=2"), extend=True)
-    assert "1 gone: a.jpg" in said
-    assert "1 with other content: c.webp (6 -> 12 bytes)" in said
+    assert "1 missing: a.jpg" in said
+    assert "1 with different content: c.webp (6 -> 12 bytes)" in said
     assert "b/2.png" not in said
 
 
 def test_a_limit_that_leaves_images_out_is_told_so(photographs: Path, run: RunFolder) -> None:
     said = refused(run, made(photographs, "shard_size=2", limit=2))
-    assert "1 gone, or beyond --limit 2: c.webp" in said
+    assert "1 missing, or beyond --limit 2: c.webp" in said
 
 
 def test_new_images_are_refused_without_extend(photographs: Path, run: RunFolder) -> None:
@@ -186,7 +186,7 @@ def test_finished_shards_without_a_plan_are_not_taken_for_those_of_this_start(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--fresh"], "Confirm with --yes"),
+        (["--fresh"], "confirm with --yes"),
         (["--fresh", "--extend"], "give one"),
         ([], "1 added: 0.png; --extend"),
     ],
@@ -231,4 +231,4 @@ def test_an_image_that_was_given_back_may_have_changed_and_is_then_known_again(
     assert after.contents == [[8, 7], [6]]
     assert not resume.has_open_marks(after)
     (photographs / "b" / "2.png").write_bytes(b"changed as well")
-    assert "1 with other content: b/2.png" in refused(run, made(photographs, "shard_size=2"))
+    assert "1 with different content: b/2.png" in refused(run, made(photographs, "shard_size=2"))

@@ -178,7 +178,7 @@ def test_a_manifest_that_was_taken_back_is_none(run: RunFolder) -> None:
     assert again.committed() == {}
     found = verify(run.storage)
     assert (found.problems, found.verified, found.shards) == ([], 0, 1)
-    assert "to be made again: shards 0" in found.notes[1]
+    assert "to be computed again: shards 0" in found.notes[1]
 
 
 def test_a_key_changes_only_from_the_version_that_was_seen(place: str) -> None:

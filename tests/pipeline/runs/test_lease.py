@@ -77,7 +77,7 @@ def _foreign(bucket: str, timeout: float) -> Storage:
 
 def test_a_silent_driver_elsewhere_is_replaced_after_the_timeout(bucket: str) -> None:
     storage = _foreign(bucket, timeout=1)
-    with pytest.raises(Refused, match=r"process 7 on elsewhere.*lapses in [12] s"):
+    with pytest.raises(Refused, match=r"process 7 on elsewhere.*lease expires in [12] s"):
         RunFolder(storage).lock()
     run = RunFolder(storage)
     take(run)
@@ -171,7 +171,7 @@ def test_a_frozen_driver_does_not_replace_the_plan(frozen: tuple[RunFolder, RunF
     old, new = frozen
     assert old.plan() == new.plan() == PLAN
     new.replace_plan(LONGER)
-    with pytest.raises(LeaseLost, match=r"plan\.json: it was changed by another driver"):
+    with pytest.raises(LeaseLost, match=r"plan\.json: another driver has changed it"):
         old.replace_plan(replace(PLAN, dataset="other"))
     assert new.plan() == LONGER
     new.replace_plan(PLAN)

@@ -79,9 +79,12 @@ def test_damage_is_told_when_the_plan_is_read() -> None:
     ("changed", "reason"),
     [
         ({"contents": [[1, "2:x", None], []]}, "contents has no row 2"),
-        ({"contents": [[1, "2:x"], [], [3]]}, "rows 0 of shards and contents differ in length"),
-        ({"contents": [[1, "2:x", None], 5, [3]]}, "contents has no row 1, or it is no list"),
-        ({"shards": "abc"}, "shards (is no list|has no row 0)"),
+        ({"contents": [[1, "2:x"], [], [3]]}, "row 0 has different lengths in shards and contents"),
+        (
+            {"contents": [[1, "2:x", None], 5, [3]]},
+            "contents has no row 1, or the row is not a list",
+        ),
+        ({"shards": "abc"}, "shards (is not a list|has no row 0)"),
     ],
 )
 @pytest.mark.parametrize("write", [in_lines, lambda plan: json.dumps(plan).encode()])

@@ -112,7 +112,7 @@ def test_a_kill_leaves_each_shard_finished_or_to_do(
     assert quarantine("retry", run, "--yes").exit_code == 0
     assert manifests(run) == SHARDS[:1]
     assert listed(run) == [("c.png", "not_an_image", True), ("e.png", "not_square", True)]
-    assert "to be made again: shards 1, 2" in sound(run)
+    assert "to be computed again: shards 1, 2" in sound(run)
     assert rows(run, ()) == before
 
 
@@ -147,12 +147,12 @@ def test_a_repaired_image_ends_in_the_tables_once(
     stored = json.loads((run / "plan.json").read_text())
     assert stored["contents"][1][0] == (photographs / "c.png").stat().st_size
 
-    # From here on its content counts like that of all others, which were never given back.
+    # From here on its content counts like that of all others, which were never reopened.
     for name in ("c.png", "e.png"):
         shutil.copy(small_run.photographs / "c.png", photographs / name)
         refused = CliRunner().invoke(main, ["plan", *words[2:]])
         assert refused.exit_code == 2
-        assert f"with other content: {name}" in refused.output
+        assert f"with different content: {name}" in refused.output
         shutil.copy(photographs / "f.png", photographs / name)
         if name == "c.png":
             Image.open(photographs / "f.png").rotate(90).save(photographs / name)
