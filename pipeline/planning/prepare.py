@@ -95,7 +95,7 @@ def place(plan: Plan, request: Request) -> Storage:
     """Return the place of the run.
 
     Raises:
-        Refused: If it is mixed with an input of the run.
+        Refused: If it lies in an input of the run, or an input lies in it.
     """
     first, name = plan.config.first_stage, plan.dataset.name
     begins_late = first != registry.STAGES[0]

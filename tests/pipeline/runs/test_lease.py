@@ -204,7 +204,7 @@ def test_a_frozen_driver_does_not_take_back_a_manifest(
         return False
 
     monkeypatch.setattr(old, "publish", void)
-    with pytest.raises(LeaseLost, match=r"00000\.json: it was changed by another driver"):
+    with pytest.raises(LeaseLost, match=r"00000\.json: another driver has changed it"):
         old.recover()
     assert list(new.committed()) == [0]
     assert files(new.storage).keys() == {"images/part-00000.parquet", "latents/part-00000.parquet"}
@@ -226,7 +226,7 @@ def test_a_frozen_driver_gives_no_shard_back(
         return there
 
     monkeypatch.setattr(old.storage, "get", freezing)
-    with pytest.raises(LeaseLost, match=r"00000\.json: it was changed by another driver"):
+    with pytest.raises(LeaseLost, match=r"00000\.json: another driver has changed it"):
         old.reopen({0: {"b"}})
     assert list(new.committed()) == [0]
     assert set(files(new.storage).values()) == {b"new rows"}
