@@ -94,6 +94,7 @@ class Manifest(JsonRecord):
 
     @property
     def images(self) -> int:
+        """The number of images."""
         return self.ok + self.quarantined
 
     @classmethod
@@ -156,6 +157,7 @@ class Finished(NamedTuple):
 
     @property
     def images(self) -> int:
+        """The number of images."""
         return self.ok + self.quarantined
 
 

@@ -46,14 +46,17 @@ class RunSettings:
 
     @property
     def seed(self) -> int | None:
+        """The seed; None if the plan lacks it."""
         return self.values.get("seed")
 
     @property
     def gpus(self) -> int:
+        """The number of GPUs."""
         return int(self.values["gpus"])
 
     @property
     def shard_size(self) -> int:
+        """The number of images of a shard."""
         return int(self.values["shard_size"])
 
     @property

@@ -131,6 +131,7 @@ class _Files:
         return {key.rpartition("/")[0] for key in self.sizes if key.startswith(f"{STAGING}/")}
 
     def planned_twice(self) -> Iterator[Problem]:
+        """Yield a problem if the plan contains an image more than once."""
         counts = Counter(image_id for ids in self.plan for image_id in ids)
         twice = [image_id for image_id, count in counts.items() if count > 1]
         if twice:
@@ -141,6 +142,7 @@ class _Files:
             )
 
     def manifest(self, shard: int) -> tuple[Manifest | None, list[Problem]]:
+        """Read the manifest of a shard. Returns None and the problems if it cannot be used."""
         key = self.manifests[shard]
         content = self.storage.read(key)
         if content is None:
@@ -190,6 +192,7 @@ class _Files:
             )
 
     def notes(self, found: Verification) -> Iterator[str]:
+        """Yield remarks about things that are not wrong."""
         todo = found.shards - len(self.manifests.keys() & set(range(found.shards)))
         if todo:
             yield f"{todo} of {found.shards} shards are not done; run the same command to go on"

@@ -128,8 +128,9 @@ def _rows(
         yield Problem(file=key, problem=problem, way_out=_DELETE)
         return None
     # Files of older versions have fewer columns and can still be read.
-    known = about.get("schema_version") in range(1, SCHEMA_VERSION + 1)
-    if about.get("table") != table or not known or b"huggingface" not in file.schema_arrow.metadata:
+    readable = about.get("schema_version") in range(1, SCHEMA_VERSION + 1)
+    has_card = b"huggingface" in (file.schema_arrow.metadata or {})
+    if about.get("table") != table or not readable or not has_card:
         problem = "its metadata (dhr_batch, huggingface) is missing or belongs to another table"
         yield Problem(file=key, problem=problem, way_out=_DELETE)
     return found
@@ -144,10 +145,10 @@ def _check_images(
         key = part(table, shard)
         return Problem(file=key, problem=problem, way_out=_DELETE)
 
-    known = set(planned)
+    expected = set(planned)
     ids = {table: rows["image_id"].to_pylist() for table, rows in tables.items()}
     for table, rows in tables.items():
-        if unknown := sorted(set(ids[table]) - known):
+        if unknown := sorted(set(ids[table]) - expected):
             yield wrong(table, f"images not in the plan of the shard: {first_names(unknown)}")
         if set(rows["shard"].to_pylist()) - {shard}:
             yield wrong(table, f"rows of other shards than {shard}")
@@ -164,7 +165,7 @@ def _check_images(
             yield wrong(table, f"images without rows: {first_names(lacking)}")
     if lost := [image_id for image_id in planned if image_id not in done | failed]:
         yield wrong("latents", f"images neither here nor in quarantine: {first_names(lost)}")
-    counts = len(done & known), len(failed & known)
+    counts = len(done & expected), len(failed & expected)
     if counts != (manifest.ok, manifest.quarantined):
         yield Problem(
             file=manifest_key(shard),
