@@ -147,7 +147,7 @@ def test_an_unfinished_old_run_is_refused_with_the_ways_out(old: Path, tmp_path:
     said = " ".join(result.output.split())
     code = json.loads((old / "plan.json").read_text())["fingerprint"]["code"]
     assert f"code: {code} -> " in said
-    assert "finish the run with the dhr-batch that began it, which was version 0.1.0" in said
+    assert "finish the run with the dhr-batch that started it, which was version 0.1.0" in said
     assert "start over with --fresh, or choose another folder with --out" in said
     assert {path: path.read_bytes() for path in old.rglob("*.parquet")} == before
 
