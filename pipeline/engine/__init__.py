@@ -1,3 +1,3 @@
-"""Ray: the driver, its workers, what happens in them, and who is blamed for a failure. Imports
-all packages above it, report included. Begin with `runner`, then `driver`.
+"""Execution of runs with Ray: the driver, its workers, and the handling of failures. Imports the
+packages from storage to report. Begin with `runner`, then `driver`.
 """

@@ -1,4 +1,4 @@
-"""The worker as a Ray actor: the same class, with a second thread that answers for its progress."""
+"""The worker as a Ray actor, with a second thread that reports its progress."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ class ShardActor(Worker):
         self._number = number
 
     def join(self) -> Where:
-        """The first call: answered once Ray has found a place. Opens the log; says where it runs.
+        """Open the log and return where the worker runs. This is the first call.
 
-        Raises OSError where the log cannot be written.
+        It is answered as soon as Ray has started the actor.
+
+        Raises:
+            OSError: If the log cannot be written.
         """
-        where = ray.get_runtime_context()
-        gpus = where.get_accelerator_ids().get("GPU", [])
-        node = where.get_node_id()[:12]
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        node = context.get_node_id()[:12]
         self._where = Where(self._number, os.uname().nodename, os.getpid(), gpus, node)
         self._log = WorkerLog(connect(self.settings.out), self._number)
         log.info("worker %d started: %s", self._number, self._where)
@@ -59,7 +62,7 @@ class ShardActor(Worker):
 
     @ray.method(concurrency_group="progress")
     def close(self) -> None:
-        """The last call: sees that the log is where the run is."""
+        """Upload the rest of the log. This is the last call."""
         self._log.close()
 
     def _report(self, receipt: Manifest | None) -> Report:
@@ -77,8 +80,15 @@ class ShardActor(Worker):
 
 
 def remote(gpu_share: float, cpus: float) -> Any:
-    """The actor class with its resources. It never restarts by itself: the driver decides."""
-    # Ray's type hints do not know `concurrency_groups`.
+    """Return the actor class with its resources.
+
+    Ray never restarts an actor by itself: the driver decides.
+
+    Args:
+        gpu_share: The number of GPUs of a worker, for example 0.5 if two workers share one.
+        cpus: The number of CPU cores of a worker.
+    """
+    # Ray's type hints lack `concurrency_groups`.
     options: dict[str, Any] = {
         "num_gpus": gpu_share,
         "num_cpus": cpus,

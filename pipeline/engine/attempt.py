@@ -1,4 +1,4 @@
-"""One attempt at a shard: the tables in the making, and the receipt that tells what is in them."""
+"""One attempt at a shard: it writes the tables, and the receipt that describes them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ log = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Tables of a shard in an empty `folder`. Records are added in plan order.
+    """The tables of a shard while they are written.
 
-    report: called with an event after each batch.
+    Args:
+        shard: The shard. Its records are added in plan order.
+        folder: An empty folder for the tables.
+        info: The facts about the run that the tables record.
+        report: Called with an event after each batch.
     """
 
     def __init__(
@@ -42,7 +46,11 @@ class Attempt:
         self._failures: list[FailedImage] = []
 
     def add(self, records: Sequence[Record]) -> None:
-        """Write the rows of finished records. Raises OSError where the disk refuses them."""
+        """Write the rows of finished records.
+
+        Raises:
+            OSError: If the disk is full or cannot be written.
+        """
         failed = []
         for record in records:
             record, tables = self._rows(record)
@@ -70,7 +78,8 @@ class Attempt:
         try:
             return record, rows_of(record, self.shard.index, self.info)
         except Exception as error:
-            # Values that no table can hold (a refined weight that is NaN) are about this image.
+            # Values that a table cannot store, such as NaN in a refined weight, are a failure of
+            # this image.
             if failures.kind_of(error) != "image":
                 raise
             message = f"{record.image_id}: {failures.explain(error)}"
@@ -79,15 +88,23 @@ class Attempt:
 
     def _note(self, record: Record) -> None:
         assert record.failure is not None
-        where, why = record.failure.stage, record.failure
-        text = f"{record.image_id} quarantined in {where} as {why.error_class}: {why.message}"
-        log.warning("%s\n%s", text, why.details.rstrip())
-        self._failures.append(FailedImage(record.image_id, where, why.error_class, why.details))
+        stage, failure = record.failure.stage, record.failure
+        text = f"{record.image_id} quarantined in {stage} as {failure.error_class}: "
+        log.warning("%s%s\n%s", text, failure.message, failure.details.rstrip())
+        self._failures.append(
+            FailedImage(record.image_id, stage, failure.error_class, failure.details)
+        )
 
     def receipt(
         self, attempt: str, stage_seconds: Mapping[str, float], models: list[str]
     ) -> Manifest:
-        """Close the files and describe them, and how many images ended where."""
+        """Close the files and return the receipt of the shard.
+
+        Args:
+            attempt: The name under which the tables are staged.
+            stage_seconds: The seconds that each stage has taken.
+            models: The names of the models that were used.
+        """
         quarantined = self._errors.total()
         return Manifest(
             attempt=attempt,
@@ -104,7 +121,7 @@ class Attempt:
 
 
 def memory_peak() -> dict[str, int]:
-    """The most bytes this process has held so far, on the host and on its GPU."""
+    """Return the peak memory of this process in bytes, on the host and on its GPU."""
     peak = {"host": _host_peak()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -113,10 +130,10 @@ def memory_peak() -> dict[str, int]:
 
 
 def _host_peak() -> int:
-    # Linux begins `ru_maxrss` of a process with what the one that started it held.
+    # On Linux, `ru_maxrss` includes the peak of the parent process.
     with suppress(OSError, IndexError):
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    # Elsewhere in kB, on macOS in bytes.
+    # `ru_maxrss` is in bytes on macOS, and in KiB on other systems.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,4 +1,4 @@
-"""How many images a worker computes together."""
+"""The number of images that a worker computes together."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ if TYPE_CHECKING:
     from dhr_batch.stages.networks.generator import Generator
 
 ON_CPU = 4
-# More images at once make a GPU no faster, and a failure costs more.
+# Larger batches are not faster on a GPU, and a failure costs more.
 MOST = 32
-# Of the memory, so that other shapes and what the allocator cannot join fit as well.
+# The share of the memory to use. The rest is for other shapes and for fragmentation.
 _SHARE = 0.8
 
 
 def fitting(work: Callable[[], Any], workers: int, gpu: Any) -> int:
-    """The largest power of two, up to `MOST`, of images whose memory a GPU has.
+    """Return the largest batch size that fits into the memory of a GPU.
 
-    work: computes one image. workers: that share the GPU. gpu: `torch.cuda`. Total memory decides,
-    not what is free now, so that another start forms the same batches.
+    The total memory is used, not the free one, so that another start forms the same batches.
+
+    Args:
+        work: A function that computes one image.
+        workers: The number of workers that share the GPU.
+        gpu: The module `torch.cuda`.
+
+    Returns:
+        A power of two, at most `MOST`.
     """
     before = gpu.memory_allocated()
     gpu.reset_peak_memory_stats()
@@ -33,9 +40,14 @@ def fitting(work: Callable[[], Any], workers: int, gpu: Any) -> int:
 
 
 def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int:
-    """`fitting` for these stages, tried on a picture that the generator makes of a random code.
+    """Return the batch size that fits for some stages, measured on a generated picture.
 
-    The record has what stages before the first of these would have left: a run may begin late.
+    The record also has the results of earlier stages, because a run may begin at a later stage.
+
+    Args:
+        stages: The stages of the run.
+        generator: The generator that renders a random code.
+        workers: The number of workers that share the GPU.
     """
     import numpy as np
     import torch

@@ -1,13 +1,13 @@
-"""Whom the end of a worker is held against: an image, or the GPU it ran on.
+"""The cause of a crashed worker: an image, or the GPU on which the worker ran.
 
-A shard whose worker ends is tried again as a whole, on another GPU where one works. A shard that
-has ended two workers is given out image by image, so that the image at which a third one ends is
-known: it is quarantined, and the others are committed.
+If a worker crashes, its shard is tried again as a whole, on another GPU if one works. After two
+crashes, a shard is processed image by image, so that a third crash reveals the image that causes
+it. This image is quarantined, and the others are committed.
 
-A GPU on which workers end one after the other, at `LIMIT` different shards or while they load
-the networks, with no image finished there in between, is taken out of use. What ended there is
-then held against no shard and no image. A shard that ended workers on two GPUs says nothing about
-either of them, until it is known which of its images did it.
+If workers on one GPU crash in a row, at `LIMIT` different shards or while they load the networks,
+and no image is finished in between, the GPU is taken out of use. The crashes on it then no longer
+count against shards and images. A shard that has crashed workers on two GPUs is not evidence
+against either of them, until the image that causes the crashes is known.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Workers that a shard may end before it is given out image by image.
+# The number of crashes after which a shard is processed image by image.
 ATTEMPTS = 2
-# What may end a worker on a GPU, one after the other, before the GPU is taken out of use.
+# The number of shards and starts that may crash in a row before a GPU is taken out of use.
 LIMIT = 3
 
 
 class Place(NamedTuple):
-    """The GPU, or GPUs, of a worker. node: Ray's name of the machine; several may share a host."""
+    """The GPUs of a worker.
+
+    Attributes:
+        node: Ray's name of the machine. Several nodes may share a host.
+        host: The name of the machine.
+        gpus: The numbers of the GPUs.
+    """
 
     node: str
     host: str
@@ -34,7 +40,14 @@ class Place(NamedTuple):
 
 
 class Death(NamedTuple):
-    """The end of a worker. place: None on a CPU. image_id: "" where a whole shard was in work."""
+    """The crash of a worker.
+
+    Attributes:
+        place: The GPUs of the worker; None on a CPU.
+        error_class: The class of the failure, such as `crash` or `timeout`.
+        reason: The message.
+        image_id: The image in progress; "" if a whole shard was in progress.
+    """
 
     place: Place | None
     error_class: str
@@ -44,7 +57,13 @@ class Death(NamedTuple):
 
 @dataclass
 class History:
-    """What went wrong with a shard. errors: raised by its attempts; reasons: of all attempts."""
+    """The failures of a shard.
+
+    Attributes:
+        deaths: The crashes of its workers.
+        errors: The number of its attempts that raised an error.
+        reasons: Why each of its attempts failed.
+    """
 
     deaths: list[Death] = field(default_factory=list)
     errors: int = 0
@@ -56,13 +75,13 @@ class History:
 
     @property
     def isolate(self) -> bool:
-        """Whether its images are to be asked for one by one."""
-        late = any(death.error_class == "timeout" for death in self.deaths)
-        return late or len(self.deaths) >= ATTEMPTS
+        """Whether the shard is to be processed image by image."""
+        timed_out = any(death.error_class == "timeout" for death in self.deaths)
+        return timed_out or len(self.deaths) >= ATTEMPTS
 
     @property
     def lost(self) -> dict[str, tuple[str, str]]:
-        """Class and message of the images that ended a worker, by id."""
+        """The class and the message of the failure of each image that crashed a worker."""
         return {
             death.image_id: (death.error_class, f"{death.image_id}: {death.reason}")
             for death in self.deaths
@@ -71,13 +90,17 @@ class History:
 
 
 class Blame:
-    """The histories of unfinished shards, and what ended on which GPU. broken: out of use."""
+    """The histories of unfinished shards, and the crashes on each GPU.
+
+    Attributes:
+        broken: The GPUs that are out of use.
+    """
 
     def __init__(self) -> None:
         self.broken: set[Place] = set()
         self._histories: dict[int, History] = {}
-        # Since an image was last finished there: shards, with whether an image of it was known to
-        # be in work, and starts.
+        # Both count since the last image that was finished on the GPU. The value of a shard is
+        # True if the image in progress was known.
         self._ended: dict[Place, dict[int, bool]] = {}
         self._starts: dict[Place, int] = {}
 
@@ -85,24 +108,24 @@ class Blame:
         return self._histories.setdefault(shard, History())
 
     def died(self, shard: int, death: Death) -> None:
-        """A worker ended at a shard, or at one of its images."""
+        """Note that a worker crashed while it processed a shard."""
         self.history(shard).deaths.append(death)
         if death.place:
             ended = self._ended.setdefault(death.place, {})
             ended[shard] = ended.get(shard, False) or bool(death.image_id)
 
     def failed_start(self, place: Place) -> None:
-        """A worker ended before it had loaded the networks."""
+        """Note that a worker crashed before it had loaded the networks."""
         self._starts[place] = self._starts.get(place, 0) + 1
 
     def worked(self, place: Place | None) -> None:
-        """An image was finished there."""
+        """Note that an image was finished on a GPU."""
         if place:
             self._ended.pop(place, None)
             self._starts.pop(place, None)
 
     def finished(self, shard: int) -> History:
-        """A shard is done, and its history over."""
+        """Remove the history of a committed shard and return it."""
         history = self._histories.pop(shard, History())
         if history.lost:
             for ended in self._ended.values():
@@ -110,10 +133,11 @@ class Blame:
         return history
 
     def is_broken(self, place: Place) -> bool:
-        return self._starts.get(place, 0) + self._things(place) >= LIMIT
+        """Whether a GPU is to be taken out of use."""
+        return self._starts.get(place, 0) + self._crashed_shards(place) >= LIMIT
 
     def take_out(self, place: Place) -> None:
-        """Hold nothing that ended there against any shard."""
+        """Take a GPU out of use: crashes on it no longer count against shards."""
         self.broken.add(place)
         for history in self._histories.values():
             history.deaths = [death for death in history.deaths if death.place != place]
@@ -121,9 +145,13 @@ class Blame:
     def suits(
         self, shard: int, place: Place | None, working: Collection[Place], last: bool = False
     ) -> bool:
-        """Whether a worker should be given a shard, for what went wrong there and with the shard.
+        """Whether a shard should be assigned to a worker on a GPU, given their failures so far.
 
-        working: where workers are ready. last: nothing else is left to do.
+        Args:
+            shard: The number of the shard.
+            place: The GPUs of the worker; None on a CPU.
+            working: The GPUs on which workers are ready.
+            last: Whether no other shard is left for the worker.
         """
         history = self._histories.get(shard)
         if place is None or history is None or not history.deaths:
@@ -133,16 +161,17 @@ class Blame:
             better = (p for p in working if p not in history.places and not self._is_doubtful(p))
             if next(better, None) is not None:
                 return False
-        # Whatever else comes first may show whether the image or the GPU was to blame.
+        # Other shards, if done first, may show whether the image or the GPU is the cause.
         return last or not (history.lost and doubtful)
 
     def _is_doubtful(self, place: Place) -> bool:
         return bool(self._ended.get(place) or self._starts.get(place))
 
-    def _things(self, place: Place) -> int:
-        """Shards that ended workers on this GPU alone, or at an image asked for here.
+    def _crashed_shards(self, place: Place) -> int:
+        """Return the number of shards whose crashes are evidence against a GPU.
 
-        Several images of one shard may all be bad, and count once.
+        They crashed workers on this GPU only, or at a known image on it. Several images of one
+        shard count once.
         """
         count = 0
         for shard, isolated in self._ended.get(place, {}).items():

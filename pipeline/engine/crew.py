@@ -1,4 +1,4 @@
-"""All workers of a run: starting and ending their actors, and what each of them was asked."""
+"""All workers of a run: their actors, and the tasks that they are working on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ _WAITING_SECONDS = 30.0
 
 
 class Crew:
-    """The workers by number, the task behind each of Ray's futures, and who has nothing to do."""
+    """The workers of a run.
+
+    Attributes:
+        settings: The settings of all workers.
+        members: The workers by number.
+        tasks: The task of each future of Ray.
+        idle: The numbers of the workers without a task.
+    """
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self.settings, self.progress = settings, progress
@@ -31,7 +38,7 @@ class Crew:
         self.idle: list[int] = []
 
     def start(self, number: int) -> None:
-        """Ask Ray for an actor; it may take long until there is room for it."""
+        """Create the actor of a worker. Ray starts it as soon as resources are free."""
         config = self.settings.config
         share = 1 / config.workers_per_gpu if config.gpus else 0
         remote = actor.remote(share, config.threads)
@@ -40,38 +47,43 @@ class Crew:
         self.say(number, self.members[number].what)
 
     def ask(self, task: Task) -> None:
+        """Send a task to its worker."""
         self.tasks[task.ask(self.members[task.worker].handle)] = task
 
     def say(self, number: int, what: str) -> None:
-        """Show what a worker does."""
+        """Show in the progress display what a worker does."""
         self.members[number].what = self.progress.state.workers[number] = what
 
     def answered(self, seconds: float) -> tuple[Any, Task] | None:
-        """A future that is done, with its task; None where there is none within some seconds."""
+        """Wait for an answer and return its future and task; None if none comes in this time."""
         ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
         return (ready[0], self.tasks.pop(ready[0])) if ready else None
 
     def has_shards(self) -> bool:
-        """Whether any worker has a shard in hand."""
+        """Whether any worker is processing a shard."""
         return any(isinstance(task, ShardTask) for task in self.tasks.values())
 
     def shards_of(self, number: int) -> list[ShardTask]:
-        """What a worker has in hand."""
+        """Return the tasks about shards that a worker is working on."""
         tasks = self.tasks.values()
         return [task for task in tasks if isinstance(task, ShardTask) and task.worker == number]
 
     def places(self) -> set[Place]:
-        """The GPUs where workers are ready."""
+        """Return the GPUs on which workers are ready."""
         return {m.place for m in self.members.values() if m.ready and m.place}
 
     def end(self, number: int) -> None:
-        """End a worker's process and forget what was expected of it."""
+        """End the process of a worker and drop its tasks."""
         self.tasks = {f: t for f, t in self.tasks.items() if t.worker != number}
         self.idle = [idle for idle in self.idle if idle != number]
         ray.kill(self.members[number].handle)
 
     def end_all(self, closing: bool) -> None:
-        """End the processes. closing: first let those that run store their logs, for some time."""
+        """End the processes of all workers.
+
+        Args:
+            closing: Whether running workers may first upload their logs, for a limited time.
+        """
         members = self.members.values()
         closed = [member.handle.close.remote() for member in members if member.where and closing]
         if closed:
@@ -81,23 +93,27 @@ class Crew:
         self.members.clear()
 
     def slots(self) -> int:
-        """How many workers have room on the GPUs of the whole cluster."""
+        """Return the number of workers that fit on the GPUs of the whole cluster."""
         return int(ray.cluster_resources().get("GPU", 0)) * self.settings.config.workers_per_gpu
 
     def status(self) -> list[WorkerStatus]:
-        """What `_state/status.json` says of each worker."""
+        """Return the entries of the workers in `_state/status.json`."""
         return [member.status(number) for number, member in sorted(self.members.items())]
 
 
 class RoomWatch:
-    """Says which workers wait for room; gives up where none finds any for `wait_timeout`."""
+    """Reports workers that wait for resources, and ends a run that gets none."""
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
-        self._ready_at = self._said_at = time.monotonic()
+        self._ready_at = self._reported_at = time.monotonic()
 
     def check(self) -> None:
-        """To be called often. Raises RunFailed."""
+        """Check whether workers wait for resources. The driver calls this regularly.
+
+        Raises:
+            RunFailed: If no worker has been ready for `wait_timeout`.
+        """
         config, members = self._crew.settings.config, self._crew.members.values()
         now, placed = time.monotonic(), sum(bool(member.where) for member in members)
         waiting = len(members) - placed
@@ -105,22 +121,22 @@ class RoomWatch:
             self._ready_at = now
         resource = "a free GPU" if config.gpus else "free CPU cores"
         if now - self._ready_at > config.wait_timeout:
-            missed = "loaded its networks" if placed else f"found {resource}"
+            missed = "loaded its networks" if placed else f"got {resource}"
             raise RunFailed(
                 f"no worker {missed} within wait_timeout={duration(config.wait_timeout)}",
                 _room(),
-                "wait for other work to end, or ask for less (--gpus, threads). "
+                "wait for other work to end, or use fewer resources (--gpus, threads). "
                 f"{RunFailed.GOES_ON}",
             )
-        if waiting and now - self._said_at > _WAITING_SECONDS:
-            self._said_at = now
+        if waiting and now - self._reported_at > _WAITING_SECONDS:
+            self._reported_at = now
             self._crew.progress.say(
                 f"{waiting} of {len(members)} workers wait for {resource}: {_room()}"
             )
 
 
 def _room() -> str:
-    """What the cluster has and what of it is free."""
+    """Describe the resources of the cluster."""
     have, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
     return ", ".join(parts)

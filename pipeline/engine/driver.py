@@ -1,4 +1,4 @@
-"""The loop that hands shards to Ray actors and commits what comes back."""
+"""The loop that assigns shards to Ray actors and commits their results."""
 
 from __future__ import annotations
 
@@ -40,10 +40,18 @@ _WAKE_SECONDS = 0.25
 
 
 class Driver:
-    """Assigns shards, watches workers, commits receipts.
+    """Assigns shards to workers, watches them and commits their receipts.
 
-    todo: the shards to run. on_ready: called with the facts of the first worker that is set up,
-    before any shard starts. stopper: told by whoever listens to signals.
+    Args:
+        run: The folder of the run, whose lease this process holds.
+        settings: The settings of all workers.
+        todo: The shards to process.
+        progress: The progress display.
+        workers: The number of workers.
+        on_ready: Called once, with the facts of the first worker that has loaded its networks,
+            before any shard starts.
+        status: The writer of the status file.
+        stopper: Whether the user has asked to stop.
     """
 
     def __init__(
@@ -69,18 +77,23 @@ class Driver:
         self._polled = 0.0
 
     def process(self) -> bool:
-        """Run the shards until all are committed; False where the user stopped before.
+        """Process the shards. Exceptions of `on_ready` are passed on.
 
-        Raises RunFailed, Interrupted, and what `on_ready` raises.
+        Returns:
+            Whether all shards are committed. If not, the user has asked to stop.
+
+        Raises:
+            RunFailed: If the run cannot go on.
+            Interrupted: If the user has asked to stop at once.
         """
         try:
             for number in range(self.workers):
                 self.crew.start(number)
             self._loop()
         finally:
-            # In a folder the logs are where they belong.
-            away = not isinstance(self.run.storage, LocalStorage) and not self.stopper.immediate
-            self.crew.end_all(closing=away)
+            # In a local folder, the logs need no upload.
+            upload = not isinstance(self.run.storage, LocalStorage) and not self.stopper.immediate
+            self.crew.end_all(closing=upload)
         self.status.update(self.crew.status, now=True)
         return not self._queue
 
@@ -156,7 +169,11 @@ class Driver:
         self.crew.idle.append(number)
 
     def worked(self, task: ShardTask, result: Report) -> None:
-        """Take in what a worker answers about a shard. Raises RunFailed."""
+        """Handle the answer of a worker to a task about a shard.
+
+        Raises:
+            RunFailed: If a receipt does not match its files.
+        """
         member = self.crew.members[task.worker]
         try:
             members.listen(member, task.worker, self.progress, wait=True)
@@ -176,7 +193,7 @@ class Driver:
         receipt = replace(receipt, attempts=len(reasons) + 1, failed_attempts=reasons)
         member.begin(None)
         self.crew.idle.append(task.worker)
-        # The worker goes on while this one is committed.
+        # The worker starts its next shard while this one is committed.
         self._assign()
         try:
             self.run.commit(task.shard.index, receipt, len(task.shard.items))
@@ -186,7 +203,7 @@ class Driver:
         self.status.shard_done(receipt)
 
     def _poll(self) -> None:
-        """Hear what workers have done, and replace those that take too long."""
+        """Ask the workers for their progress, and replace those that exceed the time limit."""
         limit = self.settings.config.image_timeout
         for future, task in list(self.crew.tasks.items()):
             if not isinstance(task, ShardTask) or future not in self.crew.tasks:

@@ -1,7 +1,7 @@
-"""What follows where a worker ends or fails: blame, another attempt, another worker, or the end.
+"""The handling of failed workers: another attempt, another worker, or the end of the run.
 
-`pipeline/engine/blame.py` decides which image is blamed for a lost worker; a machine that goes
-away blames none.
+`pipeline/engine/blame.py` determines which image has crashed a worker. If a whole machine is lost,
+no image is blamed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.stages import failures
 
-# Workers that may end one after the other, in the whole run, without any image finished between.
+# The number of workers of a run that may crash in a row without any finished image in between.
 DEATHS_IN_A_ROW = 20
 
 
 class Losses:
-    """Counts what went wrong, and replaces what can be replaced. Raises RunFailed where not.
+    """Counts failures and replaces workers. Methods raise RunFailed if the run cannot go on.
 
-    workers: how many the run has.
+    Args:
+        run: The folder of the run.
+        crew: The workers.
+        queue: The shards that wait for a worker.
+        blame: The histories of shards and GPUs.
+        progress: The progress display.
+        workers: The number of workers.
     """
 
     def __init__(
@@ -47,17 +53,17 @@ class Losses:
         self._failed_starts: Counter[int] = Counter()
 
     def started(self, number: int) -> None:
-        """A worker has loaded its networks."""
+        """Note that a worker has loaded its networks."""
         self._failed_starts.pop(number, None)
 
     def note_progress(self, member: Member) -> None:
-        """Where a worker has finished an image, what ended before speaks no longer against it."""
+        """Reset the counts of crashes if a worker has finished an image."""
         if member.has_progressed():
             self._deaths_in_a_row = 0
             self._blame.worked(member.place)
 
     def failed(self, task: Task, error: RayTaskError) -> None:
-        """A worker reports an error that is not about one image."""
+        """Handle an error of a worker that does not concern a single image."""
         reason, cause = members.short(error), error.cause
         if isinstance(cause, Exception) and failures.kind_of(cause) == "poisoned":
             self.lost(task, reason)
@@ -75,24 +81,28 @@ class Losses:
     def lost(
         self, task: Task, reason: str, error_class: str = "crash", innocent: bool = False
     ) -> None:
-        """The process of a worker is gone, or is of no more use: take another one.
+        """Replace a worker whose process has ended or can no longer be used.
 
-        innocent: its machine went away, so that no image is to blame.
+        Args:
+            task: The task that the worker was working on.
+            reason: The message.
+            error_class: The class of the failure for an image that is the cause.
+            innocent: Whether the machine was lost, so that no image is blamed.
         """
         number, place = task.worker, self._crew.members[task.worker].place
         self._crew.end(number)
         if isinstance(task, ShardTask):
             self._retry(task, reason)
             if not innocent:
-                self._hold_against(task, place, error_class, reason)
+                self._note_crash(task, place, error_class, reason)
         elif not innocent and self._fails_to_start(number, place):
-            self._give_up(number, f"it ends while it loads the networks: {reason}")
+            self._give_up(number, f"it crashes while it loads the networks: {reason}")
             return
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= self._most_deaths:
             raise RunFailed(
-                f"{self._deaths_in_a_row} workers ended one after the other and no image was "
-                "finished between",
+                f"{self._deaths_in_a_row} workers crashed in a row, and no image was finished in "
+                "between",
                 f"the last one: {reason}",
                 RunFailed.GOES_ON,
             )
@@ -102,7 +112,7 @@ class Losses:
         self._crew.start(number)
 
     def park(self, number: int) -> None:
-        """Let a worker hold a GPU that is out of use, or Ray would give it to the next one."""
+        """Let a worker occupy a GPU that is out of use, so that Ray does not assign it again."""
         workers = self._crew.members
         workers[number].parked = True
         self._crew.say(number, f"does nothing: {workers[number].place} is out of use")
@@ -110,19 +120,19 @@ class Losses:
             self._crew.start(max(workers) + 1)
         elif all(member.parked for member in workers.values()):
             names = ", ".join(sorted(map(str, self._blame.broken)))
-            raise RunFailed("no GPU is left", f"{names} ended all workers", RunFailed.GOES_ON)
+            raise RunFailed("no GPU is left", f"all workers crashed on {names}", RunFailed.GOES_ON)
 
-    def _hold_against(
+    def _note_crash(
         self, task: ShardTask, place: Place | None, error_class: str, reason: str
     ) -> None:
         image_id = task.image.image_id if task.image else ""
         self._blame.died(task.shard.index, Death(place, error_class, reason, image_id))
         if isinstance(task, CloseShard):
-            # Its images are finished each time, so that nothing else would end this.
+            # All images are finished, so that only this count ends the repetition.
             self._count_error(task.shard, reason)
 
     def _count_error(self, shard: Shard, reason: str) -> None:
-        """A shard failed, and none of its images is to blame: at the second time the run ends."""
+        """Count a failure of a shard without a guilty image. The second one ends the run."""
         history = self._blame.history(shard.index)
         history.errors += 1
         if history.errors >= ATTEMPTS:
@@ -131,7 +141,7 @@ class Losses:
             )
 
     def _fails_to_start(self, number: int, place: Place | None) -> bool:
-        """Whether a worker ended too often before it was ready, and no GPU can be to blame."""
+        """Whether a worker crashed too often before it was ready, and no GPU can be the cause."""
         if place:
             self._blame.failed_start(place)
             return False
@@ -139,11 +149,11 @@ class Losses:
         return self._failed_starts[number] >= ATTEMPTS
 
     def _take_out(self, place: Place, last: int, reason: str) -> None:
-        """Use a GPU no longer; what workers besides the `last` have in hand is done elsewhere."""
+        """Take a GPU out of use. The shards of its workers, except the last one, are requeued."""
         self._blame.take_out(place)
         self._progress.say(
-            f"{place} is taken out of use: workers ended there one after the other and finished no "
-            f"image; the last one: {reason}. No image is held to blame"
+            f"{place} is taken out of use: its workers crashed in a row and finished no image; the "
+            f"last one: {reason}. No image is blamed"
         )
         others = [n for n, m in self._crew.members.items() if m.place == place and n != last]
         for number in others:
@@ -153,7 +163,7 @@ class Losses:
             self._crew.start(number)
 
     def _give_up(self, number: int, reason: str) -> None:
-        """A worker that cannot start is given up, and with the last one the run."""
+        """Remove a worker that cannot start. Without any other worker, the run fails."""
         self._crew.end(number)
         del self._crew.members[number]
         self._progress.state.workers.pop(number, None)
@@ -163,7 +173,7 @@ class Losses:
         self._progress.say(f"worker {number} cannot start: {reason}; going on with {left}")
 
     def _retry(self, task: ShardTask, reason: str) -> None:
-        """Take back what an attempt reported, and queue its shard."""
+        """Discard the results of a failed attempt and put its shard back into the queue."""
         self._run.discard(task.attempt)
         members.take_back(self._crew.members[task.worker], self._progress)
         self._queue.give_back(task.shard)
@@ -171,6 +181,6 @@ class Losses:
 
 
 def _described(shard: Shard) -> str:
-    """A shard by its number and first images."""
+    """Describe a shard by its number and first images."""
     names = ", ".join(item.image_id for item in shard.items[:3])
     return f"shard {shard.index} ({names}{', ...' if len(shard.items) > 3 else ''})"

@@ -1,4 +1,4 @@
-"""A worker as the driver sees it, and what it reports."""
+"""The state of each worker in the driver, and the handling of its reports."""
 
 from __future__ import annotations
 
@@ -22,25 +22,36 @@ from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.runs.manifests import Where
 from dhr_batch.pipeline.runs.status_file import WorkerStatus
 
-# Time to answer a question, on top of what an image may take.
+# Time for an answer, in addition to the time limit of the images.
 _GRACE_SECONDS = 5.0
-# An answer is a few kilobytes: later than this, whoever holds it is gone.
+# An answer is a few kilobytes. If it takes longer than this, its node is lost.
 _ANSWER_SECONDS = 30.0
-# A question costs the driver 0.16 ms: asking a thousand workers four times a second would keep it
-# from committing. The answer is taken in one poll later, so two polls must fit into the grace.
+# A request costs the driver 0.16 ms: polling a thousand workers four times a second would leave it
+# no time to commit. An answer is read at the next poll, so that two polls must fit into the grace.
 _POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
 _WORKERS_PER_POLL = 100
 
 
 @dataclass
 class Member:
-    """One worker. where: known once it runs. facts: known once its networks are loaded.
+    """One worker.
 
-    asked: when the pending question was put. pace: seconds per image of its slowest batch so far.
-    stuck: what it waits for that does not answer, "" mostly. parked: it does nothing but hold a
-    GPU that is out of use.
-    done, failed, errors: images reported from the shard in hand, which is not committed yet.
-    noted: of these, the finished ones that the driver has acted upon.
+    Attributes:
+        handle: The Ray actor.
+        what: What it is doing, as text for the progress display.
+        shard: The number of the shard in progress.
+        since: When this shard was assigned, in Unix seconds.
+        where: Where it runs; None until Ray has started it.
+        facts: Its device and networks; None until the networks are loaded.
+        parked: Whether it only occupies a GPU that is out of use.
+        asked_at: When the pending request was sent, on the monotonic clock.
+        pace: Seconds per image of its slowest batch so far.
+        stuck: The place that does not answer, as a message; "" if there is none.
+        pending: The future of the pending request for events.
+        done: The number of reported images of the shard in progress.
+        failed: The number of these that were quarantined.
+        noted: The number of finished images that `has_progressed` has counted.
+        errors: The classes of the failures of the shard in progress.
     """
 
     handle: Any
@@ -50,7 +61,7 @@ class Member:
     where: Where | None = None
     facts: WorkerFacts | None = None
     parked: bool = False
-    asked: float = 0.0
+    asked_at: float = 0.0
     pace: float = 0.0
     stuck: str = ""
     pending: Any = None
@@ -61,7 +72,7 @@ class Member:
 
     @property
     def place(self) -> Place | None:
-        """Its GPU; None on a CPU, or while it waits for resources."""
+        """Its GPUs; None on a CPU, or while it waits for resources."""
         where = self.where
         return Place(where.node, where.host, tuple(where.gpus)) if where and where.gpus else None
 
@@ -71,25 +82,30 @@ class Member:
         return self.facts is not None
 
     def begin(self, shard: int | None) -> None:
-        """Note what is in hand now; whatever was reported before is settled."""
+        """Note the shard in progress and reset the counters."""
         if shard != self.shard:
             self.since = time.time()
         self.shard, self.pace = shard, 0.0
         self.done, self.failed, self.noted, self.errors = 0, 0, 0, Counter()
 
     def has_progressed(self) -> bool:
-        """Whether an image was finished, and not only failed, since this was last asked."""
+        """Whether an image was finished, and not quarantined, since the last call."""
         before, self.noted = self.noted, max(self.noted, self.done - self.failed)
         return self.noted > before
 
     def overdue(self, limit: float, images: int) -> bool:
-        """Whether an image takes longer than `limit` seconds, or a batch of `images` no answer."""
-        # Not since it last answered: a driver that was busy itself has not asked either.
-        silent = time.monotonic() - self.asked if self.pending is not None else 0.0
+        """Whether an image takes longer than `limit` seconds, or the worker does not answer.
+
+        Args:
+            limit: The time limit of an image in seconds.
+            images: The number of images in a batch.
+        """
+        # Measured from the request, not from the last answer: the driver may have been busy.
+        silent = time.monotonic() - self.asked_at if self.pending is not None else 0.0
         return self.pace > limit or silent > limit * images + _GRACE_SECONDS
 
     def status(self, number: int) -> WorkerStatus:
-        """What `_state/status.json` says of it."""
+        """Return its entry in `_state/status.json`."""
         where, facts = self.where, self.facts
         return WorkerStatus(
             worker=number,
@@ -106,19 +122,27 @@ class Member:
 
 
 def poll_seconds(workers: int) -> float:
-    """How often each of so many workers is asked what it does."""
+    """Return the seconds between two polls of all workers."""
     return min(_LONGEST_POLL, _POLL_SECONDS * max(1.0, workers / _WORKERS_PER_POLL))
 
 
 def listen(member: Member, number: int, progress: Progress, wait: bool = False) -> None:
-    """Take in what a worker has reported, without waiting for it unless told to.
+    """Read the answer to the last request for events, or send a new request.
 
-    A dead worker is ignored: the future of its shard tells the same and is acted upon. Raises
-    GetTimeoutError where its answer does not come.
+    A crashed worker is ignored: it is handled with the future of its task.
+
+    Args:
+        member: The worker.
+        number: The number of the worker.
+        progress: The progress display.
+        wait: Whether to wait for a pending answer; no new request is sent then.
+
+    Raises:
+        GetTimeoutError: If the answer does not arrive.
     """
     if member.pending is None:
         if not wait:
-            member.pending, member.asked = member.handle.events.remote(), time.monotonic()
+            member.pending, member.asked_at = member.handle.events.remote(), time.monotonic()
         return
     if not wait and not ray.wait([member.pending], timeout=0)[0]:
         return
@@ -132,12 +156,17 @@ def listen(member: Member, number: int, progress: Progress, wait: bool = False) 
 
 
 def answer(future: Any) -> Any:
-    """What a worker has answered, or is about to. Raises RayError; GetTimeoutError after a time."""
+    """Return the result of a future.
+
+    Raises:
+        RayError: If the worker has failed.
+        GetTimeoutError: If the result does not arrive.
+    """
     return ray.get(future, timeout=_ANSWER_SECONDS)
 
 
 def hear(member: Member, number: int, report: Report, progress: Progress) -> None:
-    """Count what a worker reports."""
+    """Add a report of a worker to the counters."""
     member.pace, member.stuck = report.pace, report.stuck
     for event in report.events:
         member.what = event.what
@@ -148,13 +177,13 @@ def hear(member: Member, number: int, report: Report, progress: Progress) -> Non
 
 
 def take_back(member: Member, progress: Progress) -> None:
-    """The shard in hand is lost: its images will be reported again."""
+    """Subtract the images of a failed attempt, which will be reported again."""
     progress.take_back(member.done, member.failed, member.errors)
     member.begin(None)
 
 
 def short(error: RayError) -> str:
-    """The message without Ray's remote traceback and advice."""
+    """Return the message of an error without Ray's remote traceback and advice."""
     if lost_node(error):
         return "the node of the worker was lost"
     if isinstance(error, RayActorError):
@@ -167,6 +196,6 @@ def short(error: RayError) -> str:
 
 
 def lost_node(error: RayError) -> bool:
-    """Whether a whole machine went away, which says nothing about what its workers did."""
-    away = isinstance(error, ActorUnavailableError | GetTimeoutError)
-    return away or "node has died" in str(error)
+    """Whether the node of a worker was lost, so that no image is the cause of the error."""
+    unreachable = isinstance(error, ActorUnavailableError | GetTimeoutError)
+    return unreachable or "node has died" in str(error)

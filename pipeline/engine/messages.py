@@ -1,4 +1,4 @@
-"""What workers tell the driver."""
+"""The messages of workers to the driver."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from dhr_batch.pipeline.runs.manifests import Manifest
 class Event:
     """Something that happened in a worker.
 
-    what: it does now, or has done. done: images it has finished with this event, of which `failed`
-    went to quarantine, as `errors` says for each. seconds: that these images took.
+    Attributes:
+        what: What the worker is doing or has done, as text for the progress display.
+        done: The number of images that are finished with this event, quarantined ones included.
+        failed: The number of these that were quarantined.
+        errors: The class of each failure.
+        seconds: The time that these images took.
     """
 
     what: str
@@ -26,11 +30,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Report:
-    """What has happened since the last report, and how long the slowest batch in progress takes.
+    """What has happened in a worker since its last report.
 
-    pace: seconds per image so far, 0 while no stage runs. stuck: which image does not come from
-    its place within `image_timeout`, or that the folder of the run takes no table, "" while all
-    goes on; no image is to blame for it. receipt: manifest of the shard that has just ended.
+    Attributes:
+        events: The events since the last report.
+        pace: Seconds per image of the slowest batch in progress; 0 while no stage runs.
+        stuck: The place of an image or of the run that does not answer within the time limit, as a
+            message; "" if there is none. No image is blamed for it.
+        receipt: The manifest of the shard that has just been finished.
     """
 
     events: Sequence[Event]
@@ -41,7 +48,13 @@ class Report:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """A worker that has loaded its networks. device: name of it; batch_size: images at once."""
+    """Facts about a worker that has loaded its networks.
+
+    Attributes:
+        device: The name of its device.
+        batch_size: The number of images that it computes together.
+        generator: The sizes of its generator.
+    """
 
     device: str
     batch_size: int

@@ -1,4 +1,4 @@
-"""What a user sees while a run is going: a live table on a terminal, plain lines elsewhere."""
+"""The progress display of a run: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,17 +18,28 @@ from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.planning.request import Mode
 from dhr_batch.pipeline.units import duration
 
-# Plain output is read in log files: a line per image at first, later one per half minute.
+# Seconds between two lines in a log file. Small runs have a line for each batch.
 _PLAIN_SECONDS = 30.0
-# Workers that fit on a screen; a thousand rows would keep the driver busy drawing them.
+# The number of workers that fit on a screen. Drawing a thousand rows would take too much time.
 _SHOWN_WORKERS = 30
 
 
 @dataclass
 class RunCounters:
-    """Counters of a run. total, shards: to do in this start; workers: what each one is busy with.
+    """The counters of a run since its last start.
 
-    before: images that earlier starts have finished.
+    Attributes:
+        total: The number of images to process.
+        shards: The number of shards to process.
+        before: The number of images that earlier starts have finished.
+        parallel: The number of workers.
+        done: The number of finished images, quarantined ones included.
+        failed: The number of quarantined images.
+        shards_done: The number of committed shards.
+        started: When the first worker was ready, on the monotonic clock.
+        first_image_seconds: The time that the first image took.
+        workers: What each worker is doing.
+        failures: The number of failures of each class.
     """
 
     total: int
@@ -49,14 +60,21 @@ class RunCounters:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left at the speed so far; None before the first image."""
+        """The estimated remaining seconds; None before the first image."""
         if not self.done:
             return None
         return self.elapsed / self.done * (self.total - self.done)
 
 
 class Progress:
-    """Shows a `RunCounters`. Use as a context manager; `say` prints a line above the live table."""
+    """Shows the counters of a run. Use it as a context manager.
+
+    Args:
+        state: The counters.
+        mode: The kind of display; `auto` depends on the stream.
+        quiet: Whether to show nothing at all.
+        stream: The output stream, by default stderr.
+    """
 
     def __init__(
         self, state: RunCounters, mode: Mode, quiet: bool, stream: TextIO | None = None
@@ -73,7 +91,7 @@ class Progress:
             soft_wrap=True,
         )
         self._live: Live | None = None
-        self._spoken = (-1, 0.0)
+        self._last_line = (-1, 0.0)
 
     def __enter__(self) -> Progress:
         if self.mode == "rich":
@@ -88,11 +106,12 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
+        """Print a line, above the live table if there is one."""
         if not self.quiet:
             self.console.print(Text(text))
 
     def event(self, worker: int, event: Event) -> None:
-        """Take in what a worker reports: the stage it works on, or images it has finished."""
+        """Add an event of a worker to the counters."""
         state = self.state
         state.workers[worker] = event.what
         state.done += event.done
@@ -103,26 +122,27 @@ class Progress:
             left = state.first_image_seconds * state.total / state.parallel
             self.say(
                 f"first image: {duration(state.first_image_seconds)}; "
-                f"estimated time in all: {duration(left)}"
+                f"estimated total time: {duration(left)}"
             )
         state.failures.update(event.errors)
 
     def take_back(self, done: int, failed: int, errors: Counter[str]) -> None:
-        """Images that were reported finished are lost with their worker and will be done again."""
+        """Subtract the images of a failed attempt, which will be processed again."""
         self.state.done -= done
         self.state.failed -= failed
         self.state.failures -= errors
 
     def update(self) -> None:
-        """Print a plain line when there is something new and the last one is old enough."""
-        state, (done, when) = self.state, self._spoken
+        """Print a plain line if images were finished and the last line is old enough."""
+        state, (done, when) = self.state, self._last_line
         few = state.total <= 20
         due = few or state.elapsed - when >= _PLAIN_SECONDS or state.done == state.total
         if self.mode == "plain" and state.done != done and state.done and due:
-            self._spoken = (state.done, state.elapsed)
+            self._last_line = (state.done, state.elapsed)
             self.console.print(Text(self.line()))
 
     def line(self) -> str:
+        """Return the counters as one line."""
         state = self.state
         rate = state.done / state.elapsed if state.elapsed else 0.0
         return (

@@ -1,4 +1,4 @@
-"""The `run` command: checks, Ray, the driver loop and what is said at the end."""
+"""The `run` command: checks, Ray, the driver loop and the summary at the end."""
 
 from __future__ import annotations
 
@@ -41,9 +41,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended. images: planned; done: in committed rows; seconds: of this start.
+    """The outcome of a start of a run.
 
-    stopped: the user asked for it, perhaps when nothing was left to do.
+    Attributes:
+        out: The folder or URL of the run.
+        images: The number of planned images.
+        done: The number of finished images in committed shards.
+        quarantined: The number of quarantined images in committed shards.
+        exit_code: The exit code of the command.
+        seconds: The duration of this start.
+        report: The path of the report, if one was made.
+        stopped: Whether the user has asked to stop, even if the run was finished by then.
     """
 
     out: str
@@ -56,7 +64,7 @@ class RunOutcome:
     stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints: without `stopped`, which only a benchmark acts upon."""
+        """Return what `--json` prints. `stopped` is for benchmarks only and is left out."""
         content = asdict(self)
         del content["stopped"]
         return content
@@ -65,10 +73,13 @@ class RunOutcome:
 def run(plan: Plan, request: Request) -> RunOutcome:
     """Process the shards of a plan that are not committed yet.
 
-    Raises Refused (another driver, changed settings, too little space, absent GPUs), ModelMissing
-    before any worker is started, RunFailed, and StorageError where the place of the run does not
-    answer or belongs to another driver now. Raises Interrupted after a second Ctrl-C where that
-    place does not answer.
+    Raises:
+        Refused: If another driver works on the run, settings have changed, space or GPUs are
+            missing, or the folder contains files of the user.
+        ModelMissing: If a model is missing. No worker is started then.
+        RunFailed: If the run cannot go on.
+        StorageError: If the place of the run does not answer, or another driver has taken it over.
+        Interrupted: After a second Ctrl-C, if the place of the run does not answer.
     """
     check_gpus(plan, request)
     run_folder = claimed(plan, request)
@@ -77,11 +88,11 @@ def run(plan: Plan, request: Request) -> RunOutcome:
     with stopping.scope(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
-            # Under the lease: until then another driver might still write the plan of this run.
+            # The plan is read under the lease: before, another driver might still write it.
             if request.fresh:
                 check_models(plan, request)
-                if left := resume.start_over(run_folder, out.place, request.confirmed):
-                    progress.say(f"left in {out.place}, as no run wrote them: {listed(left)}")
+                if kept := resume.start_over(run_folder, out.place, request.confirmed):
+                    progress.say(f"kept in {out.place}, as no run wrote them: {listed(kept)}")
             plan = resume.continued(run_folder, out.place, plan, request.extend)
             before = run_folder.recover()
             images = sum(shard.images for shard in before.values())
@@ -89,21 +100,22 @@ def run(plan: Plan, request: Request) -> RunOutcome:
             state.shards = len(plan.shards) - len(before)
             started = time.monotonic()
             if not state.shards:
-                progress.say(f"nothing to do: all {plan.images} images of {out.place} are finished")
+                progress.say(f"nothing to do: all {plan.images} images in {out.place} are finished")
                 finished = True
             else:
                 todo = (shard for shard in plan.shards if shard.index not in before)
                 finished = _process(plan, request, run_folder, progress, todo, stopper)
-            ended = _outcome(plan, request, run_folder, progress, finished, started)
-            return replace(ended, stopped=stopper.requested)
+            outcome = _outcome(plan, request, run_folder, progress, finished, started)
+            return replace(outcome, stopped=stopper.requested)
         finally:
             run_folder.unlock()
 
 
 def claimed(plan: Plan, request: Request) -> RunFolder:
-    """The folder of a run, marked as one before anything else is written to it.
+    """Mark the folder of a run as one, before anything else is written to it, and return it.
 
-    Raises Refused where the place holds files that no run wrote.
+    Raises:
+        Refused: If the place contains files that no run wrote.
     """
     out = place(plan, request)
     Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
@@ -132,7 +144,7 @@ def _process(
         line = estimate.check_space(free, tables, state.total, state.shards, force=request.force)
         progress.say(line)
         keep_plan(run_folder, plan)
-        progress.say(f"{state.total} images to do on {facts.device}; timing the first one")
+        progress.say(f"{state.total} images to process on {facts.device}; timing the first one")
 
     settings = worker_settings(plan, run_folder.storage)
     with _ray(request, plan, workers, stopper) as dashboard:
@@ -147,7 +159,7 @@ def _process(
 
 
 def keep_plan(run_folder: RunFolder, plan: Plan) -> None:
-    """Write the plan of a new run, or add to the stored one what a continued plan has behind it."""
+    """Write the plan of a new run, or add the new images of a continued plan to the stored one."""
     stored = run_folder.plan()
     if stored is None:
         run_folder.write_plan(plan.stored())
@@ -156,7 +168,12 @@ def keep_plan(run_folder: RunFolder, plan: Plan) -> None:
 
 
 def worker_settings(plan: Plan, out: Storage) -> Settings:
-    """What the workers of a run need to know."""
+    """Return the settings of the workers of a run.
+
+    Args:
+        plan: The plan of the run.
+        out: The place of the run.
+    """
     fingerprint = plan.head().fingerprint
     return Settings(
         config=plan.config,
@@ -177,7 +194,7 @@ def worker_settings(plan: Plan, out: Storage) -> Settings:
 
 
 def _status(state: RunCounters, out: Storage) -> StatusWriter:
-    """The status file of a run, which goes on with the throughput of earlier starts."""
+    """Return a writer of the status file that keeps the throughput of earlier starts."""
     points = status_file.throughput(out)
     every = 2.0 if isinstance(out, LocalStorage) else 10.0
     write = status_file.writer(out)
@@ -186,25 +203,32 @@ def _status(state: RunCounters, out: Storage) -> StatusWriter:
 
 @contextmanager
 def _ray(request: Request, plan: Plan, workers: int, stopper: stopping.Stopper) -> Iterator[str]:
-    """A Ray session: the one that is there, the cluster at `address`, or a local one.
+    """Use the existing Ray session, join the cluster at `address`, or start a local session.
 
-    Yields the address of its dashboard, empty where there is none. Signals tell the stopper until
-    the session has ended: Ray that is interrupted while it ends takes the process with it.
+    Signals are handled by the stopper until the session has ended, because an interrupt during
+    the shutdown of Ray would kill this process.
+
+    Yields:
+        The address of the dashboard; "" if there is none.
     """
-    already = ray.is_initialized()
-    dashboard = "" if already else _joined(request, plan, workers)
+    existing = ray.is_initialized()
+    dashboard = "" if existing else _connect(request, plan, workers)
     with stopping.signals(stopper):
         try:
             yield dashboard
         finally:
-            if not already:
+            if not existing:
                 ray.shutdown()
 
 
-def _joined(request: Request, plan: Plan, workers: int) -> str:
-    """Start Ray or join it; the address of its dashboard. Raises Refused."""
-    # Read when Ray starts. The first leaves CUDA_VISIBLE_DEVICES of CPU workers alone; the last
-    # keeps control codes out of what Ray prints about dead workers.
+def _connect(request: Request, plan: Plan, workers: int) -> str:
+    """Start Ray or join a cluster, and return the address of the dashboard.
+
+    Raises:
+        Refused: If the cluster has too few GPUs.
+    """
+    # Ray reads these when it starts. The first keeps CUDA_VISIBLE_DEVICES of CPU workers as it is;
+    # the last removes control codes from Ray's messages about crashed workers.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -215,16 +239,16 @@ def _joined(request: Request, plan: Plan, workers: int) -> str:
     }
     if request.address:
         session = ray.init(address=request.address, **quiet)
-        there = int(ray.cluster_resources().get("GPU", 0))
-        if (config.gpus or 0) > there:
+        available = int(ray.cluster_resources().get("GPU", 0))
+        if (config.gpus or 0) > available:
             ray.shutdown()
             raise Refused(
                 f"--gpus {config.gpus}",
-                f"the cluster at {request.address} has {there} GPUs",
-                "ask for fewer",
+                f"the cluster at {request.address} has {available} GPUs",
+                "use fewer",
             )
     else:
-        # Without this word Ray joins whatever cluster somebody has started on this machine.
+        # Without an address, Ray would join any cluster that is running on this machine.
         session = ray.init(
             address="local",
             num_cpus=workers * config.threads,
@@ -258,10 +282,10 @@ def _outcome(
         if not card.write_card(run_folder.storage, plan.head(), plan.images, rows):
             progress.say(
                 f"{run_folder.storage.locate(card.NAME)} is left as it is: no run wrote it, or it "
-                "was changed since. Move it away, and the same command writes that of this run"
+                "was changed since. Move it away and give the same command again to write it"
             )
     progress.say(
-        f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} to do "
+        f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} remaining "
         f"({duration(seconds)})"
     )
     for name, count in total(shard.errors for shard in shards).most_common():
@@ -285,7 +309,7 @@ def _report(out: Storage, progress: Progress) -> str | None:
     except CommandError as error:
         progress.say(f"no report: {error}")
     except Exception as error:
-        # The run is finished, whatever becomes of its report.
+        # An error in the report is not an error of the run.
         log.warning("no report", exc_info=True)
         progress.say(
             f"no report: {type(error).__name__}: {error}; "

@@ -1,4 +1,4 @@
-"""What a run is doing, for others to look at: `_state/status.json` and Ray's metrics."""
+"""The state of a run for monitoring: `_state/status.json` and Ray's metrics."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ _MOST_POINTS = 500
 class StatusWriter:
     """Writes the state of a run every few seconds.
 
-    write: stores the content of the file. every: seconds between two writes.
-    points: those of earlier starts, [Unix time, images finished in all].
+    Args:
+        state: The counters of the run.
+        write: A function that stores the content of the file.
+        every: Seconds between two writes.
+        points: The throughput of earlier starts: pairs of a Unix time and the total number of
+            finished images.
     """
 
     def __init__(
@@ -52,19 +56,24 @@ class StatusWriter:
     def shard_done(self, receipt: Manifest) -> None:
         """Count a committed shard."""
         for counter, count in ((self._done, receipt.ok), (self._bad, receipt.quarantined)):
-            # Ray refuses to count nothing.
+            # Ray's counters refuse 0.
             if count:
                 counter.inc(count)
         self._shard.set(receipt.seconds)
 
     def update(self, workers: Callable[[], list[WorkerStatus]], now: bool = False) -> None:
-        """Write the file where it is due, or `now`. workers: asked only then."""
-        time_ = time.time()
-        if not now and time_ - self._written < self._every:
+        """Write the file if it is due.
+
+        Args:
+            workers: A function that returns the state of the workers.
+            now: Whether to write the file even if it is not due.
+        """
+        current = time.time()
+        if not now and current - self._written < self._every:
             return
-        self._written = time_
-        self._sample(time_)
-        self._write(status_file.dumps(self._content(time_, workers())))
+        self._written = current
+        self._sample(current)
+        self._write(status_file.dumps(self._content(current, workers())))
 
     def _sample(self, now: float) -> None:
         done = self.state.done

@@ -1,4 +1,4 @@
-"""What a worker can be asked for, and the queue of shards that wait for one."""
+"""The tasks of workers, and the queue of shards that wait for a worker."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from dhr_batch.pipeline.planning.plan import Shard
 
 @dataclass(frozen=True)
 class Task:
-    """One question to a worker. `ask` puts it to the worker's actor and returns Ray's future."""
+    """One request to a worker.
+
+    Attributes:
+        worker: The number of the worker.
+    """
 
     worker: int
 
     def ask(self, handle: Any) -> Any:
+        """Send the request to the actor of the worker and return Ray's future."""
         raise NotImplementedError
 
 
 class Join(Task):
-    """Say where you run. Answered once Ray has found room for the worker."""
+    """Report where the worker runs. Answered as soon as Ray has started the worker."""
 
     def ask(self, handle: Any) -> Any:
         return handle.join.remote()
@@ -40,19 +45,24 @@ class Setup(Task):
 
 @dataclass(frozen=True)
 class ShardTask(Task):
-    """Work on a shard. attempt: the name under which its tables are staged."""
+    """Work on a shard.
+
+    Attributes:
+        shard: The shard.
+        attempt: The name under which its tables are staged.
+    """
 
     shard: Shard
     attempt: str
 
     @property
     def image(self) -> Item | None:
-        """The only image in work, if it is known."""
+        """The image in progress, if it is known."""
         return None
 
 
 class WholeShard(ShardTask):
-    """Finish a shard and return its receipt."""
+    """Process a shard and return its receipt."""
 
     def ask(self, handle: Any) -> Any:
         return handle.run_shard.remote(self.shard, self.attempt)
@@ -60,7 +70,11 @@ class WholeShard(ShardTask):
 
 @dataclass(frozen=True)
 class OpenShard(ShardTask):
-    """Begin a shard whose images are asked for one by one. lost: images to leave alone."""
+    """Begin a shard that is processed image by image.
+
+    Attributes:
+        lost: The images that have crashed workers and are quarantined without a further attempt.
+    """
 
     lost: Lost
 
@@ -70,7 +84,7 @@ class OpenShard(ShardTask):
 
 @dataclass(frozen=True)
 class OneImage(ShardTask):
-    """Finish the image at `position` of an opened shard."""
+    """Process the image at `position` of an opened shard."""
 
     position: int
 
@@ -83,14 +97,14 @@ class OneImage(ShardTask):
 
 
 class CloseShard(ShardTask):
-    """Close the tables of an opened shard and return its receipt: no image is in work."""
+    """Close the tables of an opened shard and return its receipt. No image is in progress."""
 
     def ask(self, handle: Any) -> Any:
         return handle.next_image.remote()
 
 
 def following(task: OpenShard | OneImage) -> OneImage | CloseShard:
-    """The next question about an opened shard."""
+    """Return the next task for an opened shard."""
     position = task.position + 1 if isinstance(task, OneImage) else 0
     if position < len(task.shard.items):
         return OneImage(task.worker, task.shard, task.attempt, position)
@@ -98,7 +112,12 @@ def following(task: OpenShard | OneImage) -> OneImage | CloseShard:
 
 
 class Queue:
-    """Shards that wait: those given back first, then `todo`, which is read one shard at a time."""
+    """The shards that wait for a worker.
+
+    Args:
+        todo: The shards, which are read one at a time. Those that are given back come first.
+        blame: The histories of shards and GPUs.
+    """
 
     def __init__(self, todo: Iterable[Shard], blame: Blame) -> None:
         self._todo, self._blame = iter(todo), blame
@@ -110,22 +129,28 @@ class Queue:
         return bool(self._waiting)
 
     def take(self, place: Place | None, working: Collection[Place]) -> Shard | None:
-        """The first shard for a worker at `place`; None where all have to wait for another place.
+        """Remove the first shard that suits a worker and return it.
 
-        working: where workers are ready.
+        Args:
+            place: The GPUs of the worker; None on a CPU.
+            working: The GPUs on which workers are ready.
+
+        Returns:
+            The shard; None if all shards have to wait for another GPU.
         """
 
-        def suiting(last: bool = False) -> Shard | None:
+        def first(last: bool = False) -> Shard | None:
             suits = self._blame.suits
             return next((s for s in self._waiting if suits(s.index, place, working, last)), None)
 
-        shard = suiting()
+        shard = first()
         if shard is None:
             self._waiting.extend(islice(self._todo, 1))
-            shard = suiting() or suiting(last=True)
+            shard = first() or first(last=True)
         if shard is not None:
             self._waiting.remove(shard)
         return shard
 
     def give_back(self, shard: Shard) -> None:
+        """Put a shard back at the front of the queue."""
         self._waiting.appendleft(shard)

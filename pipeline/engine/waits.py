@@ -1,4 +1,4 @@
-"""What a worker waits for: a file system that went away lets it wait for ever."""
+"""Detection of places that do not answer: access to a lost file system may block forever."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-# A place of images may take as long to answer even where `image_timeout` is shorter: an object
-# store is asked again for a minute, and ends the run by itself.
+# The least time limit for reading an image, even if `image_timeout` is shorter. Requests to an
+# object store are repeated for a minute and then end the run by themselves.
 _READ_SECONDS = 120.0
-# The folder of a run may take long to take gigabytes. An object store ends the run by itself.
+# The least time limit for writing, because writing gigabytes may take long.
 _WRITE_SECONDS = 600.0
 
 
 class Waits:
-    """Of the thread that reads and of the one that writes: since when, where, how long it may take.
+    """The current waits of the reader thread and of the writer thread.
 
-    timeout: `image_timeout` in seconds; None: nothing is ever stuck.
+    Args:
+        timeout: `image_timeout` in seconds; None for no limit.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -24,13 +25,19 @@ class Waits:
         self._waits: dict[str, tuple[float, str, float]] = {}
 
     def reading(self, place: str) -> AbstractContextManager[None]:
+        """Note that the reader thread waits for a place inside the `with` block."""
         return self._during("reader", place, _READ_SECONDS)
 
     def writing(self, place: str) -> AbstractContextManager[None]:
+        """Note that the writer thread waits for a place inside the `with` block."""
         return self._during("writer", place, _WRITE_SECONDS)
 
     def stuck(self, now: float) -> str:
-        """Which place does not answer, "" while all do. now: of `time.monotonic`."""
+        """Return a message about a place that does not answer; "" if there is none.
+
+        Args:
+            now: The current time on the monotonic clock.
+        """
         if self._timeout is None:
             return ""
         for since, place, least in list(self._waits.values()):

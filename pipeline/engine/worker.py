@@ -1,7 +1,7 @@
-"""The work on one shard: read files, run the stages, write the tables. Knows nothing of Ray.
+"""The processing of one shard: read files, run the stages, write the tables. Independent of Ray.
 
-A reader thread decodes and aligns the next batch and a writer thread encodes the one before, while
-the other stages work on one in between. Batches are cut in plan order and written in it.
+While the stages compute a batch, a reader thread decodes and aligns the next one, and a writer
+thread encodes the previous one. Batches are formed and written in plan order.
 """
 
 from __future__ import annotations
@@ -41,16 +41,24 @@ from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
 
-# Class and message of images that ended a worker, by image id.
+# The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told. config: resolved; out: folder or URL of the run; device: of torch.
+    """The settings of a worker.
 
-    code: of the plan, which the worker's must equal; "": any will do. truths: by image id, where
-    the ground truth is, in a run that begins from another.
+    Attributes:
+        config: The resolved settings of the run.
+        aligned: Whether the images are aligned already.
+        split: The split of the dataset, which the tables record.
+        device: The device of torch.
+        out: The folder or URL of the run.
+        code: The fingerprint of the code in the plan, which the code of the worker must have; "" to
+            accept any code.
+        metadata: Facts about the run that the files of tables record.
+        truths: The ground truth of each image, for a run that begins from another one.
     """
 
     config: Config
@@ -64,7 +72,7 @@ class Settings:
 
 
 class Worker:
-    """Builds the stages once, then runs shards. One per process."""
+    """Builds the stages once and then processes shards. A process has one worker."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -78,9 +86,12 @@ class Worker:
         self._used: set[str] = set()
 
     def setup(self) -> WorkerFacts:
-        """Load all networks. Returns what the driver plans with.
+        """Load all networks and return facts about the worker.
 
-        Raises CommandError, and whatever a stage raises for a missing model or a wrong option.
+        Exceptions of the stages, for example for a missing model, are passed on.
+
+        Raises:
+            CommandError: If the code differs from that of the plan, or a GPU is missing.
         """
         config = self.settings.config
         if self.settings.code:
@@ -111,7 +122,7 @@ class Worker:
     def _fitting_batch(self, generator: Any) -> int:
         if self.settings.device == "cpu":
             return batches.ON_CPU
-        # Aligned already, and a sample need not be a face that can be measured.
+        # The sample is aligned already, and possibly not a face that can be measured.
         stages = [stage for stage in self.stages if stage.family not in ("align", "measure")]
         return batches.measured(stages, generator, self.settings.config.workers_per_gpu)
 
@@ -120,23 +131,30 @@ class Worker:
         return catalogue.path(name)
 
     def events(self) -> Report:
-        """What has happened since the last call."""
+        """Report what has happened since the last call."""
         now = time.monotonic()
         paces = [(now - since) / count for since, count in list(self._busy.values())]
-        return Report(list(self._taken()), max(paces, default=0.0), self._waits.stuck(now))
+        return Report(list(self._take_events()), max(paces, default=0.0), self._waits.stuck(now))
 
-    def _taken(self) -> Iterator[Event]:
-        # Two threads take: the one that answers for progress and the one that ends a shard.
+    def _take_events(self) -> Iterator[Event]:
+        # Two threads remove events: the one that reports progress and the one that ends a shard.
         with suppress(IndexError):
             while True:
                 yield self._events.popleft()
 
     def run_shard(self, shard: Shard, attempt: str) -> Manifest:
-        """Run all stages on a shard and stage its tables under the name of `attempt`.
+        """Run all stages on a shard and stage its tables.
 
-        Batches are cut in plan order, so that every attempt forms the same ones. Returns the
-        receipt: files with rows, bytes and sha256, and how many images ended where. Raises
-        StorageError where the place of the run does not take the files.
+        Args:
+            shard: The shard. Batches are formed in plan order, so that they are the same in every
+                attempt.
+            attempt: The name under which the tables are staged.
+
+        Returns:
+            The receipt: the files with their rows, bytes and sha256, and the counts of images.
+
+        Raises:
+            StorageError: If the files cannot be written to the place of the run.
         """
         first = 0
         with self._stage(attempt) as folder:
@@ -153,17 +171,21 @@ class Worker:
         return receipt
 
     def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:
-        """Begin a shard whose images are asked for one by one, with `next_image`.
+        """Begin a shard that is processed image by image, with `next_image`.
 
-        An image of `lost` is not touched: it ended workers before and is quarantined.
+        Args:
+            shard: The shard.
+            attempt: The name under which the tables are staged.
+            lost: The images that have crashed workers. They are quarantined and not read again.
         """
         self._images = self._one_by_one(shard, attempt, lost)
 
     def next_image(self) -> Manifest | None:
-        """One image, and nothing beside it, so that the driver knows which one ends the process.
+        """Process the next image, so that the driver knows at which image the process crashes.
 
-        Returns None after each image, and the receipt of the closed tables at one more call, so
-        that what happens there is held against none.
+        Returns:
+            None after each image, and the receipt after one more call. That call closes the tables,
+            so that no image is blamed for a crash in it.
         """
         return next(self._images)
 
@@ -220,7 +242,7 @@ class Worker:
         with self._timed("reader", len(records)):
             for stage in self.stages[: self._ahead]:
                 records = self._run(stage, records)
-        # The encoded file is not needed again, and large photographs add up.
+        # The encoded file is no longer needed, and large photographs take much memory.
         return [replace(record, data=None) for record in records]
 
     def _read(self, item: Item) -> Record:
@@ -230,7 +252,7 @@ class Worker:
 
     @property
     def _ahead(self) -> int:
-        """How many stages the reader thread runs: aligning, where the run begins with it."""
+        """The number of stages that the reader thread runs: `align`, if the run begins with it."""
         return 1 if self._stored is None else 0
 
     def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
@@ -250,28 +272,33 @@ class Worker:
         return records
 
     @contextmanager
-    def _timed(self, who: str, images: int) -> Iterator[None]:
-        self._busy[who] = (time.monotonic(), images)
+    def _timed(self, thread: str, images: int) -> Iterator[None]:
+        self._busy[thread] = (time.monotonic(), images)
         try:
             yield
         finally:
-            del self._busy[who]
+            del self._busy[thread]
 
 
 def read_record(
     item: Item, split: str, stored: Reader | None = None, truth: Item | None = None
 ) -> Record:
-    """The record of an image with its file's bytes, or with a failure where it is unreadable.
+    """Return the record of an image with the bytes of its file, or with a failure to read it.
 
-    stored: reads what earlier stages left, where a run begins from another. truth: where the ground
-    truth of such an image is, if it has one. Raises StorageError where the fault is not that of
-    the image.
+    Args:
+        item: The image.
+        split: The split of the dataset.
+        stored: The reader of the earlier run, for a run that begins from another one.
+        truth: The ground truth of an image of such a run, if it has one.
+
+    Raises:
+        StorageError: If the image cannot be read for a reason that does not concern the image.
     """
     record = Record(image_id=item.image_id, source=item.image_id, split=split)
     try:
         if stored is not None:
-            known = ground_truth.read_truth(truth) if truth else None
-            return replace(stored.record(item), truth=known)
+            found = ground_truth.read_truth(truth) if truth else None
+            return replace(stored.record(item), truth=found)
         return replace(record, data=listing.read_bytes(item), truth=ground_truth.read_truth(item))
     except Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
@@ -279,7 +306,13 @@ def read_record(
 
 
 def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInfo:
-    """What the tables record about a run. generator: the network, or what stands for it."""
+    """Return the facts about a run that its tables record.
+
+    Args:
+        config: The settings of the run.
+        generator: The generator, or an object with its `num_ws` and `magnitudes`.
+        metadata: Further facts.
+    """
     thresholds = config.segment.get("thresholds", {})
     return RunInfo(
         rows=generator.num_ws,
@@ -294,9 +327,13 @@ def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInf
 
 
 def _prepare_torch(device: str, threads: int) -> str:
-    """Set torch's threads; the name of the device. Raises CommandError without a GPU."""
+    """Set the number of torch's threads and return the name of the device.
+
+    Raises:
+        CommandError: If the device is `cuda` and there is no GPU.
+    """
     if device == "cpu" and "torch" not in sys.modules:
-        # No stage uses it, and importing it takes longer than anything else here.
+        # No stage uses torch, and importing it takes long.
         return "CPU"
     import torch
 
@@ -306,7 +343,7 @@ def _prepare_torch(device: str, threads: int) -> str:
         return "CPU"
     if not torch.cuda.is_available():
         raise CommandError(
-            "a GPU worker sees no CUDA device", way_out="check the driver, or use --gpus 0"
+            "a GPU worker", "torch finds no CUDA device", "check the driver, or use --gpus 0"
         )
     return torch.cuda.get_device_name()
 

@@ -1,4 +1,4 @@
-"""The log of a worker: a file of the run where that is a folder, else uploaded as it grows."""
+"""The log of a worker: a file in the run folder, or uploaded to an object store as it grows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,27 @@ from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.objects import ObjectStorage
 
 LOGS = "_state/logs"
-# Of a longer log, the end is uploaded.
+# The most bytes that are uploaded. Of a longer log, this is the end.
 _LONGEST = 2**20
 _END_SECONDS = 5.0
-# Of a log: nothing yet, a line of it, or what faulthandler says first.
+# The beginning of a log: nothing yet, a time, or the first words of faulthandler.
 _BEGINNING = re.compile(rb"$|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,|Fatal Python error")
 
 log = logging.getLogger("dhr_batch")
 
 
 class WorkerLog:
-    """Takes what this process logs, and where it crashes in compiled code.
+    """Stores the log messages of this process, and tracebacks of crashes in compiled code.
 
-    For a run in an object store the file lies in TMPDIR. A worker that ends by itself cannot upload
-    it any more; the next one of its number on this machine goes on with the file and does.
-    Raises OSError where the file cannot be written.
+    For a run in an object store, the file is in TMPDIR. If a worker crashes, the next worker with
+    its number on this machine continues the file and uploads it.
+
+    Args:
+        out: The place of the run.
+        number: The number of the worker.
+
+    Raises:
+        OSError: If the file cannot be written.
     """
 
     def __init__(self, out: Storage, number: int) -> None:
@@ -41,7 +47,7 @@ class WorkerLog:
         folder = out.root / LOGS if isinstance(out, LocalStorage) else _folder_of(out)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = _free(folder / f"worker-{number}.log")
-        # A later start would else overwrite what an earlier one has uploaded.
+        # The name has the time, so that a later start does not overwrite an earlier upload.
         started = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
         self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}-{started}.log"
         self._uploaded = 0
@@ -50,16 +56,16 @@ class WorkerLog:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
-        # Where a crash in compiled code happened is known to nobody else.
+        # Python's own tracebacks do not cover crashes in compiled code.
         faulthandler.enable(self._handler.stream)
 
     def sync(self) -> None:
-        """Begin to upload what is new; never waits, and no run fails for it."""
+        """Start to upload a changed log in the background. A failed upload is only logged."""
         if isinstance(self._out, LocalStorage):
             return
         busy = self._thread is not None and self._thread.is_alive()
         size = self._uploaded
-        # Someone may clean TMPDIR.
+        # TMPDIR may have been cleaned.
         with suppress(OSError):
             size = self.path.stat().st_size
         if busy or size == self._uploaded:
@@ -69,11 +75,11 @@ class WorkerLog:
         self._thread.start()
 
     def close(self) -> None:
-        """Upload the rest, for a few seconds at most; the file in TMPDIR is deleted."""
+        """Upload the rest, for a few seconds at most, and delete the file in TMPDIR."""
         if isinstance(self._out, LocalStorage):
             return
         for _ in range(2):
-            # What was new may have come during an upload.
+            # Messages may have been added during the first upload.
             if self._thread is not None:
                 self._thread.join(_END_SECONDS)
             self.sync()
@@ -89,11 +95,11 @@ class WorkerLog:
                 content = file.read()
             ObjectStorage(self._out.address, patience=0).replace(self.key, content)
         except OSError as error:
-            log.warning("this log was not uploaded: %s", error)
+            log.warning("this log could not be uploaded: %s", error)
 
 
 def _free(path: Path) -> Path:
-    """A log of this program, or a name that nothing has yet."""
+    """Return the path if it is a log of this program or does not exist, else a similar one."""
     try:
         with path.open("rb") as file:
             ours = _BEGINNING.match(file.read(30))
@@ -105,7 +111,7 @@ def _free(path: Path) -> Path:
 
 
 def _folder_of(out: Storage) -> Path:
-    """Where the logs of a run in an object store lie on this machine."""
+    """Return the folder on this machine for the logs of a run in an object store."""
     place = Path(tempfile.gettempdir()) / f"dhr-batch.logs-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():

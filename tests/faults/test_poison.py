@@ -226,7 +226,7 @@ def test_a_bug_stops_the_run_after_two_attempts(
 def test_workers_that_only_die_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dhr_batch.pipeline.engine.losses.DEATHS_IN_A_ROW", 4)
     items = harness.photographs(tmp_path / "in", [f"exit-{i}.png" for i in range(6)])
-    with pytest.raises(RunFailed, match="4 workers ended one after the other"):
+    with pytest.raises(RunFailed, match="4 workers crashed in a row"):
         harness.run(harness.make(items, shard_size=6), tmp_path / "out")
 
 
@@ -279,7 +279,7 @@ def test_a_run_goes_on_with_the_gpus_that_are_free(
 def test_waiting_for_a_gpu_has_an_end(tmp_path: Path) -> None:
     items = harness.photographs(tmp_path / "in", GOOD[:4])
     made = harness.make(items, gpus=2, shard_size=2, wait_timeout=1.5)
-    message = r"no worker found a free GPU within wait_timeout=1.5 s: 0 of 2 GPUs are free"
+    message = r"no worker got a free GPU within wait_timeout=1.5 s: 0 of 2 GPUs are free"
     with held(2), pytest.raises(RunFailed, match=message):
         harness.run(made, tmp_path / "out")
     assert not (tmp_path / "out" / "plan.json").exists()

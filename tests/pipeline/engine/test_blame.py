@@ -165,6 +165,8 @@ def test_a_broken_gpu_costs_no_image(
 @pytest.mark.usefixtures("two_gpus")
 def test_a_run_without_a_gpu_that_works_ends_and_blames_no_image(tmp_path: Path) -> None:
     made, out = plan(tmp_path, GOOD, broken=["0", "1"]), tmp_path / "out"
-    with pytest.raises(RunFailed, match=r"no GPU is left: GPU 0 of .*, GPU 1 of .* goes on"):
+    with pytest.raises(
+        RunFailed, match=r"no GPU is left: all workers crashed on GPU 0 of .*, GPU 1 of .* goes on"
+    ):
         harness.run(made, out)
     assert list(out.glob("_state/shards/*")) == []

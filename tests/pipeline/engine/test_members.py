@@ -59,7 +59,7 @@ def test_a_driver_that_was_busy_itself_calls_no_worker_silent(
     member = members.Member(handle=None)
     now[0] += 500
     assert not member.overdue(limit=10, images=4), "nobody has asked it"
-    member.pending, member.asked = object(), now[0]
+    member.pending, member.asked_at = object(), now[0]
     assert not member.overdue(limit=10, images=4)
     now[0] += 46
     assert member.overdue(limit=10, images=4), "4 x 10 s and 5 s of grace without an answer"

@@ -37,7 +37,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert "\r" not in text
     lines = text.splitlines()
     assert lines[0] == "hello"
-    assert lines[1] == "first image: 30 s; estimated time in all: 45 s"
+    assert lines[1] == "first image: 30 s; estimated total time: 45 s"
     assert lines[2].startswith("2/3 images, 0/1 shards, ")
     assert "1 quarantined" in lines[2]
     assert len(lines) == 3

@@ -150,7 +150,7 @@ def test_ray_is_not_interrupted_while_it_ends(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(runner.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(runner.ray, "shutdown", shutdown)
-    monkeypatch.setattr(runner, "_joined", lambda *_: "")
+    monkeypatch.setattr(runner, "_connect", lambda *_: "")
     stopper = stopping.Stopper()
     before = signal.getsignal(signal.SIGINT)
     with stopping.scope(), runner._ray(Request(), Mock(), 1, stopper):
