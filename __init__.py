@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    # Reading Parquet is imported on first use, so that `import dhr_batch` takes no time.
+    # Imported on first use, because the packages that read Parquet take long to import.
     if name == "open":
         from dhr_batch.pipeline.runs.results import open
 

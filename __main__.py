@@ -1,4 +1,4 @@
-"""`python -m dhr_batch`: the command `dhr-batch`."""
+"""Run the command `dhr-batch` with `python -m dhr_batch`."""
 
 from __future__ import annotations
 

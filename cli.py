@@ -1,4 +1,4 @@
-"""The `dhr-batch` command. Parses and prints; the work is in `dhr_batch.pipeline`."""
+"""The `dhr-batch` command: the command line only. The work is done in `dhr_batch.pipeline`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from dhr_batch.pipeline.cli import start
 from dhr_batch.pipeline.cli.output import Group
 from dhr_batch.version import __version__
 
-# Other commands live beside what they do and are imported only when one of them is called.
+# The module and the help of each command that is imported only when it is called.
 _ELSEWHERE = {
-    "bench": ("dhr_batch.pipeline.cli.bench", "Compare methods on datasets: runs and a table."),
+    "bench": ("dhr_batch.pipeline.cli.bench", "Compare methods on datasets."),
     "plan": ("dhr_batch.pipeline.cli.runs", "Print what `run` would do."),
-    "status": ("dhr_batch.pipeline.cli.runs", "Show how far a run is."),
-    "export": ("dhr_batch.pipeline.cli.export", "Make a labelled dataset of a run's pictures."),
+    "status": ("dhr_batch.pipeline.cli.runs", "Show the progress of a run."),
+    "export": ("dhr_batch.pipeline.cli.export", "Export pictures of a run as a labelled dataset."),
     "render": ("dhr_batch.pipeline.cli.runs", "Render images of a run again, or edit them."),
     "verify": ("dhr_batch.pipeline.cli.runs", "Check the files and rows of a run."),
-    "quarantine": ("dhr_batch.pipeline.cli.runs", "List failed images, try them again."),
+    "quarantine": ("dhr_batch.pipeline.cli.runs", "List failed images and retry them."),
     "models": ("dhr_batch.pipeline.cli.models", "List, download and check models."),
-    "datasets": ("dhr_batch.pipeline.cli.datasets", "List and check datasets."),
-    "doctor": ("dhr_batch.pipeline.cli.models", "Check what this machine offers."),
+    "datasets": ("dhr_batch.pipeline.cli.datasets", "List, check and generate datasets."),
+    "doctor": ("dhr_batch.pipeline.cli.models", "Check whether this machine is ready for runs."),
     "edits": (
         "dhr_batch.pipeline.cli.edits",
-        "List and fit edit directions, sweep edits over a run.",
+        "List, fit and apply edit directions.",
     ),
 }
 
 
 class _Commands(Group):
-    """A group that knows the names and help of commands it has not imported."""
+    """A group of commands that are imported only when they are called."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[cli_options.WORDS] = ("dhr-batch", *args)
@@ -76,21 +76,23 @@ def main() -> None:
 @cli_options.plan_options
 @cli_options.start_options
 def run(**options: Any) -> None:
-    """Run all stages on a dataset. The same command again finishes an interrupted run.
+    """Run all stages on a dataset, or finish an interrupted run.
 
     \b
-    Exit codes: 0 done, 1 error, 2 usage or refused, 3 too many images quarantined,
-    130 interrupted (state is safe).
+    Exit codes: 0 done, 1 error, 2 usage error or refused, 3 too many images quarantined,
+    130 interrupted (finished work is kept).
     """
     start.start(**options)
 
 
 @main.command()
 @click.argument("run_dir", metavar="RUN")
-@click.option("--out", metavar="DIR|URL", help="[default: RUN/report]")
+@click.option(
+    "--out", metavar="DIR|URL", help="Folder or URL of the report.  [default: RUN/report]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(run_dir: str, out: str | None, as_json: bool) -> None:
-    """Make the report of a run again: HTML page, contact sheet, Markdown and CSV."""
+    """Write the report of a run: an HTML page, a contact sheet, Markdown and CSV files."""
     from dhr_batch.pipeline.report.write import write_report
 
     page = write_report(run_dir, out)

@@ -1,1 +1,3 @@
-"""The commands: options, output, exit codes. Imports everything else. Begin with `options`."""
+"""The commands: options, output and exit codes. Imports all other packages of pipeline/. Begin with
+`options`.
+"""

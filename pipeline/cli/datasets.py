@@ -1,4 +1,4 @@
-"""The command `datasets`: what there is, and whether it can be used."""
+"""The commands `datasets list`, `datasets check` and `datasets synthesize`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 @click.group()
 def datasets() -> None:
-    """Named sets of photographs. `run --dataset` also takes a folder, a .tar, a .parquet, a URL."""
+    """List, check and generate datasets.
+
+    `run --dataset` also accepts a folder, a .tar file, a .parquet file or a URL.
+    """
 
 
 @datasets.command("list")
 @as_json
 def list_datasets(as_json: bool) -> None:
-    """Show every named dataset: whether it is here, where it is looked for, its licence."""
+    """List the named datasets with their state, place and licence."""
     from dhr_batch.pipeline.datasets import named
 
     rows = named.dataset_statuses()
@@ -47,11 +50,11 @@ def list_datasets(as_json: bool) -> None:
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="Images to decode, evenly spread over the dataset.",
+    help="Number of images to decode, evenly spread over the dataset.",
 )
 @as_json
 def check(name: str, sample: int, as_json: bool) -> None:
-    """Count a dataset's images and decode a sample, before a run takes any GPU.
+    """Count the images of a dataset and decode a sample of them. No GPU is used.
 
     \b
     Exit codes: 0 usable, 1 something is broken, 2 unknown dataset.
@@ -70,25 +73,37 @@ def check(name: str, sample: int, as_json: bool) -> None:
 
 @datasets.command()
 @click.option(
-    "--images", type=click.IntRange(1), default=64, show_default=True, help="Pictures to make."
+    "--images",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Number of pictures to generate.",
 )
-@click.option("--pairs", is_flag=True, help="Each picture without its occluder as well.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--pairs", is_flag=True, help="Also write each picture without its occluder.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random draws."
+)
 @click.option(
     "--truncation", type=click.FloatRange(0.1, 1), default=0.7, show_default=True,
-    help="How far codes may lie from the mean face.",
+    help="Truncation of the codes: 1 for no truncation; smaller values are closer to the mean "
+    "face.",
 )  # fmt: skip
-@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option(
+    "--generator",
+    default="mobilestylegan-256",
+    show_default=True,
+    help="Generator that renders the faces.",
+)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write to.  [default: where the dataset `synthetic` is looked for]",
+    help="Folder to write to.  [default: the folder of the dataset `synthetic`]",
 )  # fmt: skip
 def synthesize(out: Path | None, images: int, generator: str, **options: Any) -> None:
-    """Make the dataset `synthetic`: generated faces under occluders, with the ground truth.
+    """Generate the dataset `synthetic`: faces with occluders and their ground truth.
 
-    A hand, a mask, a frame or a plate with text hides 5 to 40 % of each face. Runs on it are
-    measured against the known codes, masks and clean faces. Picture N depends on the seed and N
-    alone.
+    A hand, a mask, a frame or a plate with text hides 5 to 40 % of each face. Runs on the dataset
+    are compared with the known codes, masks and clean faces. Picture N depends only on the seed
+    and on N.
 
     \b
     Examples:
@@ -122,4 +137,4 @@ def _print(found: DatasetCheck) -> None:
         for finding in findings:
             click.echo(f"{title}: {finding.kind}: {finding.message}")
     if not found.broken:
-        click.echo("nothing broken was found")
+        click.echo("no problems found")

@@ -1,4 +1,4 @@
-"""`dhr-batch edits`: list the shipped directions, create new ones, sweep them over a run."""
+"""The commands below `edits`: list the shipped directions, create new ones, edit a whole run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ GENERATOR = click.option(
     default="mobilestylegan-256",
     show_default=True,
     type=click.Choice(registry.names("generator")),
+    help="Generator of the directions.",
 )
 OUT = click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The .npz file to write. A .yaml file that describes it is written beside it.",
+    help="The .npz file to write, together with a .yaml file that describes it.",
 )
 ROWS = click.option(
     "--rows",
     metavar="A-B",
     default=None,
-    help="Rows of the W+ code to change, such as 0-6, including both.  [default: all]",
+    help="First and last row of the W+ code to change, such as 0-6.  [default: all]",
 )
 
 
@@ -55,7 +56,9 @@ def _rows(text: str | None, live: list[int]) -> list[int]:
         raise click.BadParameter(f"{text!r} is not a range such as 0-6", param_hint="--rows")
     rows = [r for r in live if int(first) <= r <= int(last or first)]
     if not rows:
-        raise click.BadParameter(f"{text}: no effect; choose from {live}", param_hint="--rows")
+        raise click.BadParameter(
+            f"{text} contains no row that has an effect: choose from {live}", param_hint="--rows"
+        )
     return rows
 
 
@@ -65,16 +68,16 @@ def _command() -> str:
 
 @click.group()
 def edits() -> None:
-    """List the shipped edit directions, create new ones and sweep them over a run."""
+    """List, fit and apply edit directions."""
 
 
 edits.add_command(sweep)
 
 
 @edits.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def list_directions(as_json: bool) -> None:
-    """List the directions that can be chosen by name."""
+    """List the shipped directions."""
     files = shipped()
     rows = {name: describe_set(file)["directions"][name] for name, file in files.items()}
     if as_json:
@@ -91,23 +94,33 @@ def list_directions(as_json: bool) -> None:
     default=3000,
     show_default=True,
     type=click.IntRange(min=50),
-    help="Number of generated faces to learn from.",
+    help="Number of generated faces to fit to.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--truncation", default=0.8, show_default=True, type=click.FloatRange(0.1, 1.0))
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of random draws."
+)
+@click.option(
+    "--truncation",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0.1, 1.0),
+    help="Truncation of the codes: 1 for no truncation.",
+)
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for labelled samples, from which an interrupted fit continues.  "
+    help="Folder of labelled samples, with which an interrupted command continues.  "
     "[default: samples/ in the cache folder]",
 )
 @click.option(
     "--reuse",
     is_flag=True,
-    help="Fit to the samples in --cache, even if another version of the generator made them.",
+    help="Use the samples in --cache even if they are of another version of the generator.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write the set to."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write the set to.  [default: the folder of shipped sets]",
 )
 @click.option("--name", default="landmarks", show_default=True, help="Name of the set.")
 def fit_directions(
@@ -120,7 +133,7 @@ def fit_directions(
     out: Path | None,
     name: str,
 ) -> None:
-    """Fit directions for the landmark scores to samples of the generator.
+    """Fit directions of the landmark scores to samples of the generator.
 
     \b
     Example:
@@ -188,10 +201,16 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
 @edits.command("sefa")
 @GENERATOR
 @ROWS
-@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 512))
+@click.option(
+    "--count",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 512),
+    help="Number of directions.",
+)
 @OUT
 def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> None:
-    """Compute directions from the weights alone (SeFa, closed-form factorisation)."""
+    """Compute directions from the weights of the generator (SeFa, closed-form factorization)."""
     from dhr_batch.stages.directions import sefa
 
     net = _context(generator).network("generator", generator)
@@ -205,16 +224,30 @@ def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> 
 @edits.command("ganspace")
 @GENERATOR
 @ROWS
-@click.option("--samples", default=100_000, show_default=True, type=click.IntRange(min=1000))
-@click.option("--count", default=20, show_default=True, type=click.IntRange(1, 512))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--samples",
+    default=100_000,
+    show_default=True,
+    type=click.IntRange(min=1000),
+    help="Number of random latents.",
+)
+@click.option(
+    "--count",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 512),
+    help="Number of directions.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of random draws."
+)
 @OUT
 def ganspace_directions(
     generator: str, rows: str | None, samples: int, count: int, seed: int, out: Path
 ) -> None:
-    """Compute principal components of latents (GANSpace).
+    """Compute directions as principal components of latents (GANSpace).
 
-    Strength 1 is one standard deviation.
+    A strength of 1 is one standard deviation.
     """
     import numpy as np
 

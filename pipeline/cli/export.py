@@ -24,6 +24,7 @@ _FORMATS = ("imagefolder", "webdataset", "parquet", "hf", "stylegan-zip")
 
 
 def pattern(_context: object, _parameter: object, value: str | None) -> str | None:
+    """Check that the value of an option is a regular expression. For `callback` of an option."""
     try:
         re.compile(value or "")
     except re.error as error:
@@ -33,7 +34,7 @@ def pattern(_context: object, _parameter: object, value: str | None) -> str | No
 
 def _folder(_context: object, _parameter: object, value: str) -> Path:
     if "://" in value:
-        raise click.BadParameter("exports are written to a folder: upload it afterwards")
+        raise click.BadParameter("exports are written to a local folder: upload it afterwards")
     return Path(value)
 
 
@@ -41,27 +42,27 @@ def _kinds(_context: object, _parameter: object, value: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     for name in kinds:
         if name not in ("refined", "source"):
-            raise click.BadParameter(f"{name!r}: choose from refined, source")
+            raise click.BadParameter(f"{name!r} is unknown: choose from refined, source")
     return kinds
 
 
 def _cosine(_context: object, _parameter: object, value: float | None) -> float | None:
     if value is not None and not -1 <= value <= 1:
-        raise click.BadParameter(f"{value:g} is not a cosine: these lie between -1 and 1")
+        raise click.BadParameter(f"{value:g} is not a cosine: give a number from -1 to 1")
     return value
 
 
 def _share(_context: object, _parameter: object, value: float) -> float:
     if math.isnan(value):
-        raise click.BadParameter("a share lies between 0 and 1")
+        raise click.BadParameter("nan is not a share: give a number from 0 to 1")
     return value
 
 
-def _once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+def _unique(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     found: dict[str, T] = {}
     for name, value in pairs:
         if name in found:
-            raise Refused(f"{option} {name}", "it is given twice", "put both limits into one")
+            raise Refused(f"{option} {name}", "it is given twice", "combine both limits in one")
         found[name] = value
     return found
 
@@ -69,41 +70,46 @@ def _once(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, type=click.Path(file_okay=False), callback=_folder,
-              help="Folder that is made.")  # fmt: skip
+              help="Folder to write to.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(_FORMATS), default="imagefolder",
-              show_default=True)  # fmt: skip
+              show_default=True, help="Format of the dataset.")  # fmt: skip
 @click.option("--include", callback=_kinds, default="", metavar="KINDS",
-              help="Besides edits: refined, source (the aligned photograph), or both.")  # fmt: skip
+              help="Pictures to export besides the edits: refined, source (the aligned photograph) "
+              "or refined,source.")  # fmt: skip
 @click.option("--min-identity", type=float, callback=_cosine, metavar="COSINE",
-              help="Least similarity to the photograph's face, 1 is the same. The network is the "
-              "first of measure.identity.")  # fmt: skip
+              help="Export only pictures whose face is at least this similar to the photograph's, "
+              "from -1 to 1 (same). Measured with the first network of "
+              "measure.identity.")  # fmt: skip
 @click.option("--effect", "effects", multiple=True, metavar="EDIT=LOW:HIGH",
-              help="Only pictures of this edit that changed the score of its name by LOW to HIGH; "
-              "either may be left out. May be repeated.")  # fmt: skip
+              help="Export only pictures of this edit that changed its score by LOW to HIGH. "
+              "Either limit may be omitted. May be repeated.")  # fmt: skip
 @click.option("--max", "most", multiple=True, metavar="METRIC=X",
-              help="Only pictures whose metric is at most X, such as st_lpips_alex or change_out. "
-              "May be repeated.")  # fmt: skip
+              help="Export only pictures whose metric, such as st_lpips_alex or change_out, is at "
+              "most X. May be repeated.")  # fmt: skip
 @click.option("--keep-faceless", is_flag=True,
-              help="Keep pictures in which the run found no face.")  # fmt: skip
+              help="Also export pictures in which no face was found.")  # fmt: skip
 @click.option("--balance", metavar="LABEL",
-              help="As many pictures of each edit, label, or bin of effect:BINS, identity:BINS, "
-              "score_NAME:BINS, in each split.")  # fmt: skip
+              help="Export the same number of pictures for each value of a label, in each split. "
+              "Numbers are divided into bins: effect:BINS, identity:BINS, "
+              "score_NAME:BINS.")  # fmt: skip
 @click.option("--val", type=click.FloatRange(0, 1), callback=_share, default=0.0,
               show_default=True, help="Share of the photographs for validation.")  # fmt: skip
 @click.option("--person", callback=pattern, metavar="REGEX",
-              help="Part of an image's id that names the person, so that several photographs of "
-              "one are on one side.  [default: all of it]")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of split and balance.")
+              help="Part of an image's id that names the person. All photographs of a person are "
+              "in the same split.  [default: the whole id]")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True,
+              help="Seed of the splits and of --balance.")  # fmt: skip
 @click.option("--paste-back", is_flag=True,
-              help="Put edits back into the uncropped photographs, read again.")  # fmt: skip
+              help="Paste the edits into the uncropped photographs, which are read "
+              "again.")  # fmt: skip
 @click.option("--dataset", metavar="NAME|PLACE",
-              help="Where the photographs are, if not where the run had them.")  # fmt: skip
+              help="Place of the photographs, if they were moved since the run.")  # fmt: skip
 @click.option("--encoding", type=click.Choice(["png", "jpeg", "webp"]), default="png",
-              show_default=True)  # fmt: skip
+              show_default=True, help="Image format of the pictures.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Replace an earlier export of the same run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> None:
-    """Export edited pictures of a run, with labels, as a dataset to train on.
+    """Export edited pictures of a run as a labelled dataset.
 
     \b
     Examples:
@@ -112,7 +118,7 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
       dhr-batch export runs/photos --out edited --paste-back --encoding jpeg
 
     \b
-    Exit codes: 0 done, 1 error, 2 usage or refused.
+    Exit codes: 0 done, 1 error, 2 usage error or refused.
     """
     from dhr_batch.pipeline.export import choice, pictures
     from dhr_batch.pipeline.export.options import Options
@@ -125,8 +131,8 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
         include=options["include"],
         filters=pictures.Filters(
             min_identity=options["min_identity"],
-            effects=_once("--effect", map(pictures.parse_effect, options["effects"])),
-            most=_once("--max", map(pictures.parse_limit, options["most"])),
+            effects=_unique("--effect", map(pictures.parse_effect, options["effects"])),
+            most=_unique("--max", map(pictures.parse_limit, options["most"])),
             faces=not options["keep_faceless"],
         ),
         balance=options["balance"],
@@ -146,20 +152,20 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
 
 
 def _with_bar(work: Callable[[Callable[[int, int], None]], ExportOutcome]) -> ExportOutcome:
-    """The outcome of some work, which tells how far it is; shown on a terminal only."""
+    """Export with a progress bar, if stderr is a terminal."""
     if not sys.stderr.isatty():
-        return work(lambda done, of: None)
+        return work(lambda done, total: None)
     with click.progressbar(length=1, label="exporting", file=sys.stderr) as bar:
 
-        def tick(done: int, of: int) -> None:
-            bar.length = of
+        def tick(done: int, total: int) -> None:
+            bar.length = total
             bar.update(done - bar.pos)
 
         return work(tick)
 
 
 def lines(outcome: ExportOutcome) -> list[str]:
-    """What the command prints."""
+    """Return what the command prints."""
     splits = ", ".join(
         f"{name} {counts.total()}" for name, counts in sorted(outcome.counts.items())
     )
@@ -169,9 +175,11 @@ def lines(outcome: ExportOutcome) -> list[str]:
     ]
     missing = outcome.planned - outcome.images
     if missing:
-        found.append(f"missing    {missing} of {outcome.planned} photographs of the run: no rows")
+        found.append(
+            f"missing    {missing} of {outcome.planned} photographs: the run has no rows of them"
+        )
     if outcome.note:
         found.append(f"note       {outcome.note}")
     if outcome.left:
-        found.append(f"left       files that no export wrote: {listed(outcome.left)}")
+        found.append(f"kept       files that no export wrote: {listed(outcome.left)}")
     return [*found, f"output     {outcome.out}"]

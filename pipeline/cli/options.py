@@ -17,22 +17,26 @@ _PLAN = {
     "dataset": click.option(
         "--dataset",
         metavar="NAME|PLACE",
-        help="Configured dataset, folder, .tar, .parquet, or URL; with --from, a finished run.",
+        help="Dataset: a name, folder, .tar, .parquet or URL; with --from, a finished run.",
     ),
     "first_stage": click.option(
         "--from",
         "first_stage",
         metavar="STAGE",
-        help="Begin at this stage, from what the run that --dataset names has of the earlier ones.",
+        help="Stage to begin with; the results of earlier stages come from the run --dataset.",
     ),
     "preset": click.option(
-        "--preset", metavar="NAME", help="Named settings; they override the defaults."
+        "--preset", metavar="NAME", help="Named settings, which override the defaults."
     ),
     "gpus": click.option(
-        "--gpus", type=click.IntRange(0), help="GPUs to use; 0: CPU.  [default: all]"
+        "--gpus",
+        type=click.IntRange(0),
+        help="Number of GPUs to use; 0 for the CPU.  [default: all]",
     ),
     "workers_per_gpu": click.option(
-        "--workers-per-gpu", type=click.IntRange(1), help="Workers that share a GPU.  [default: 1]"
+        "--workers-per-gpu",
+        type=click.IntRange(1),
+        help="Number of workers that share a GPU.  [default: 1]",
     ),
     "out": click.option(
         "--out",
@@ -45,65 +49,74 @@ _PLAN = {
         "files",
         multiple=True,
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="YAML settings; may be repeated, later files win.",
+        help="YAML file with settings. May be repeated; later files override earlier ones.",
     ),
     "sets": click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="KEY=VALUE",
-        help="One setting, e.g. embed.steps=20.",
+        help="One setting, such as embed.steps=20. May be repeated.",
     ),
-    "limit": click.option("--limit", type=click.IntRange(1), help="Only the first images."),
+    "limit": click.option(
+        "--limit", type=click.IntRange(1), help="Process only the first images, this many."
+    ),
     "seed": click.option(
         "--seed",
         type=click.IntRange(0),
-        help="Seed of random draws; the default stages draw nothing.  [default: 0]",
+        help="Seed of random draws; not used by the default stages.  [default: 0]",
     ),
     "address": click.option("--address", help="Ray cluster to join.  [default: a local session]"),
     "extend": click.option(
-        "--extend", is_flag=True, help="Add images that are new since the run was started."
+        "--extend", is_flag=True, help="Add images that are new in the dataset to the run."
     ),
 }
 _START = (
-    click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop; touches nothing."),
-    click.option("--fresh", is_flag=True, help="Delete what the run folder holds and start over."),
-    click.option("--yes", is_flag=True, help="Do not ask before --fresh deletes."),
-    click.option("--force", is_flag=True, help="Start even if the disk looks too small."),
+    click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing."),
     click.option(
-        "--report/--no-report", default=True, show_default=True, help="Make the HTML report."
+        "--fresh",
+        is_flag=True,
+        help="Delete the files of the run in the run folder and start over.",
+    ),
+    click.option("--yes", is_flag=True, help="Do not ask before --fresh deletes files."),
+    click.option("--force", is_flag=True, help="Start even if the free space seems too small."),
+    click.option(
+        "--report/--no-report", default=True, show_default=True, help="Write the HTML report."
     ),
     click.option(
         "--progress",
         type=click.Choice(["auto", "rich", "plain", "none"]),
         default="auto",
         show_default=True,
+        help="Kind of progress display.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-    click.option("-v", "--verbose", is_flag=True, help="Also print settings and workers' logs."),
+    click.option(
+        "-v", "--verbose", is_flag=True, help="Also print the settings and the workers' logs."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Print only errors and the result."),
 )
-# The words of the command line, among what click keeps of a call.
+# The key of the words of the command line in the `meta` of click's context.
 WORDS = "dhr_batch.words"
 _SETTINGS = ("dataset", "first_stage", "preset", "gpus", "workers_per_gpu", "limit", "seed")
 
 
-def some_options(*names: str) -> Callable[[Command], Command]:
-    """These options of `plan_options`."""
-    return _added([_PLAN[name] for name in names])
+def selected_options(*names: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds some of the options of `plan_options` to a command."""
+    return _adder([_PLAN[name] for name in names])
 
 
 def plan_options(command: Command) -> Command:
-    """All options that say what a run does and where, in the order of the help."""
-    return _added([*_PLAN.values()])(command)
+    """Add all options that determine what a run does and where, in the order of the help."""
+    return _adder([*_PLAN.values()])(command)
 
 
 def start_options(command: Command) -> Command:
-    """The options of a command that starts a run (`cli_start.start`)."""
-    return _added(_START)(command)
+    """Add the options of a command that starts a run with `start.start`."""
+    return _adder(_START)(command)
 
 
-def _added(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
+def _adder(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -118,8 +131,12 @@ def _words() -> Sequence[str]:
 
 
 def request(options: dict[str, Any]) -> Request:
-    """What the user asks for. options: as click gives them; `settings`, where a command has some of
-    its own; keys beyond the flags of settings are fields of `Request`."""
+    """Return the request of a command.
+
+    Args:
+        options: The options as click passes them, and optionally `settings`, the settings that the
+            command itself makes. Options that are not settings are fields of `Request`.
+    """
     from dhr_batch.pipeline.planning.request import Request
 
     flags = {key: options[key] for key in _SETTINGS if options.get(key) is not None}

@@ -1,4 +1,4 @@
-"""What the commands share: JSON or a table on stdout, and how an error ends a command."""
+"""The output of commands: JSON or a table on stdout, and errors on stderr."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 
 
 def print_json(rows: Sequence[BaseModel]) -> None:
+    """Print models as a JSON array."""
     click.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
 
 
 def table_of(*columns: str) -> Table:
+    """Return an empty table with these columns."""
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -34,16 +36,18 @@ def table_of(*columns: str) -> Table:
 
 
 def show(table: Table) -> None:
+    """Print a table."""
     from rich.console import Console
 
-    # A pipe has no width; paths and licences must not be cut or wrapped at 80 columns there.
+    # A pipe has no width. Paths and licences must not be cut or wrapped at 80 columns in it.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 
 class Command(click.Command):
-    """A command that reports what ends it, in one layout on stderr, and exits with its code.
+    """A command that reports its errors, and those of its subcommands, in one layout.
 
-    Commands below it are included. An exception that no input explains gives a traceback.
+    Errors are printed to stderr and determine the exit code. An exception that is a mistake in the
+    program prints a traceback.
     """
 
     def main(self, args: Sequence[str] | None = None, *names: Any, **extra: Any) -> Any:
@@ -56,25 +60,25 @@ class Command(click.Command):
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             ignore_signals()
-            known = CommandError("interrupted", way_out="the same command goes on from here")
-            known.exit_code = 130
+            reported = CommandError("interrupted", way_out="the same command goes on from here")
+            reported.exit_code = 130
         except Exception as error:
-            if (found := stated(error)) is None:
+            if (found := to_command_error(error)) is None:
                 raise
-            known = found
+            reported = found
         else:
             sys.exit(code if isinstance(code, int) else 0)
-        # Benchmarks have a --json that takes a file.
+        # The --json of measurements in benchmarks/ takes a file.
         flag = all(getattr(p, "is_flag", False) for p in self.params if "--json" in p.opts)
-        report(known, as_json=flag and "--json" in words)
+        report(reported, as_json=flag and "--json" in words)
 
 
 class Group(Command, click.Group):
-    """A group of commands that reports what ends any of them."""
+    """A group of commands that reports the errors of all of them."""
 
 
-def stated(error: Exception) -> CommandError | None:
-    """An exception as the error of a command; None for a mistake in the program."""
+def to_command_error(error: Exception) -> CommandError | None:
+    """Convert an exception to the error of a command; None for a mistake in the program."""
     if isinstance(error, CommandError):
         return error
     if isinstance(error, click.UsageError):
@@ -83,9 +87,9 @@ def stated(error: Exception) -> CommandError | None:
     if isinstance(error, OSError):
         if error.filename is None:
             return CommandError(str(error))
-        way_out = "check the place and its permissions, or choose another one"
+        way_out = "check the path and its permissions, or choose another one"
         return CommandError(str(error.filename), error.strerror or "", way_out)
-    # Stages import nothing of the pipeline: their errors about the input carry the code only.
+    # Stages cannot import `CommandError`: their errors about the input have the exit code only.
     return Refused(str(error)) if getattr(error, "exit_code", None) == Refused.exit_code else None
 
 
@@ -102,6 +106,6 @@ def report(error: CommandError, as_json: bool) -> NoReturn:
 
 
 def ignore_signals() -> None:
-    """For what is about to exit: one more would end it on its way out, with another code."""
+    """Ignore signals from now on, so that another one does not change the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

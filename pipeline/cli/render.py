@@ -1,4 +1,4 @@
-"""Writes pictures of a run that are rendered again from its tables."""
+"""Writes pictures that are rendered again from the tables of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def parse(text: str) -> EditChoice:
-    """`smile=2` as a direction and a strength. Raises Refused."""
+    """Parse the value of --edit, such as `smile=2`, into a direction and a strength.
+
+    Raises:
+        Refused: If it has another form.
+    """
     name, equals, number = text.rpartition("=")
     try:
         strength = float(number)
@@ -28,13 +32,13 @@ def parse(text: str) -> EditChoice:
         strength = math.nan
     if not (name and equals and math.isfinite(strength)):
         raise Refused(
-            f"--edit {text!r}", "it is not of the form NAME=STRENGTH", "write for instance smile=2"
+            f"--edit {text!r}", "it is not of the form NAME=STRENGTH", "write for example smile=2"
         )
     return name, strength
 
 
 def pictures(record: Record) -> dict[str, bytes]:
-    """PNG files of a rendered record by name, edits with the metadata that a run gives them."""
+    """Return the PNG files of a rendered record by name, with the same metadata as in runs."""
     files = {
         f"{record.image_id}.{edit.name}.{edit.strength:g}.png": png(
             edit.image, edit_text(edit) | own_text(edit.image)
@@ -50,9 +54,21 @@ def pictures(record: Record) -> dict[str, bytes]:
 def write_pictures(
     run: Run, images: Sequence[str], edits: Sequence[EditChoice], out: Path
 ) -> Iterator[Path | str]:
-    """Write the pictures of images below `out`; yields their paths, and a message for an image
-    that could not be rendered or a file that is not overwritten. Raises Refused for what `renderer`
-    refuses, and for a folder in the dataset."""
+    """Write the pictures of images.
+
+    Args:
+        run: The run.
+        images: The ids of the images.
+        edits: The edits; if empty, the refined pictures are written.
+        out: The folder to write to.
+
+    Yields:
+        The path of each picture, or a message about an image that could not be rendered or a file
+        that is not overwritten.
+
+    Raises:
+        Refused: If the folder is inside the dataset, or `renderer` refuses.
+    """
     folder = connect(out)
     require_outside(folder, origin.inputs(run.storage, run.stored))
     make = renderer(run.networks, edits, run.stored.rules)
@@ -65,18 +81,18 @@ def write_pictures(
         for name, content in files.items():
             path = out / name
             if not path.resolve().is_relative_to(out.resolve()):
-                yield f"{image_id}: leads out of {out}, so its pictures are not written"
+                yield f"{image_id}: its pictures are not written, as {path} is not below {out}"
                 continue
             if _write(folder, name, content):
                 yield path
             else:
                 yield (
-                    f"{path} is not overwritten: it is no picture that dhr-batch rendered, or it "
-                    "was changed since. Move it away, or choose another folder with --out"
+                    f"{path} is not overwritten: dhr-batch did not render it, or it was changed "
+                    "since. Move it away, or choose another folder with --out"
                 )
 
 
 def beside(run: Run) -> Path:
-    """The default folder of pictures: next to a run on a disk, else in the current folder."""
+    """Return the default folder of pictures: beside a local run, else in the current folder."""
     name = f"{run.storage.name}-render"
     return Path(name) if "://" in run.storage.place else Path(run.storage.place).parent / name

@@ -18,60 +18,69 @@ if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.request import Request
 
 _RUN = click.argument("run", metavar="RUN")
-_CLASS = click.option("--class", "error_class", metavar="NAME", help="Only this class of failure.")
+_CLASS = click.option(
+    "--class", "error_class", metavar="NAME", help="Select only failures of this class."
+)
 
 
 @click.command()
 @cli_options.plan_options
-@click.option("--show-config", is_flag=True, help="Print the resolved settings as YAML on stdout.")
+@click.option("--show-config", is_flag=True, help="Print all settings as YAML on stdout.")
 @as_json
 def plan(show_config: bool, as_json: bool, **options: Any) -> None:
-    """Print what `run` with the same options would do; touches nothing.
+    """Print what `run` with the same options would do. Nothing is written.
 
-    For a run that was started before: what is done, and what differs.
+    For a run that was started before, also print what is finished and what differs.
 
     \b
-    Exit codes: 0 it would start, 1 error, 2 usage or refused.
+    Exit codes: 0 it would start, 1 error, 2 usage error or refused.
     """
     from dhr_batch.pipeline.planning.prepare import prepare
 
     request = cli_options.request(options)
-    made = prepare(request)
+    prepared = prepare(request)
     if show_config and not as_json:
-        click.echo(made.config.to_yaml(), nl=False)
-    print_plan(made, request, as_json, err=show_config)
+        click.echo(prepared.config.to_yaml(), nl=False)
+    print_plan(prepared, request, as_json, err=show_config)
 
 
-def print_plan(made: Plan, request: Request, as_json: bool, err: bool = False) -> None:
-    """Print a plan, and how far the run is that its folder holds.
+def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -> None:
+    """Print a plan, and the progress of the run in its folder.
 
-    err: text goes to stderr. Raises Refused, after that, where a start would be refused.
+    Args:
+        plan: The plan.
+        request: The request of the command.
+        as_json: Whether to print JSON instead of text.
+        err: Whether to print the text to stderr.
+
+    Raises:
+        Refused: After printing, if a start would be refused.
     """
     from dhr_batch.pipeline.planning import resume
     from dhr_batch.pipeline.planning.prepare import check_gpus, describe, place
     from dhr_batch.pipeline.runs.folder import RunFolder
     from dhr_batch.pipeline.storage.ownership import RUN, Owned
 
-    run = RunFolder(place(made, request))
+    run = RunFolder(place(plan, request))
     Owned(run.storage, RUN).check()
     where = run.storage.place
-    there = resume.preview(run, made, request.extend)
-    if there and not there["changes"] and not request.fresh:
-        made = resume.continued(run, where, made, request.extend)
+    existing = resume.preview(run, plan, request.extend)
+    if existing and not existing["changes"] and not request.fresh:
+        plan = resume.continued(run, where, plan, request.extend)
     if as_json:
-        content = made.stored().to_json() | {"out": where, "run": there}
+        content = plan.stored().to_json() | {"out": where, "run": existing}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        click.echo(describe(made, where), err=err)
-        if there:
-            click.echo(_so_far(there, request.fresh), err=err)
-    if there and not request.fresh:
-        resume.continued(run, where, made, request.extend)
-    check_gpus(made, request)
+        click.echo(describe(plan, where), err=err)
+        if existing:
+            click.echo(_so_far(existing, request.fresh), err=err)
+    if existing and not request.fresh:
+        resume.continued(run, where, plan, request.extend)
+    check_gpus(plan, request)
 
 
-def _so_far(there: dict[str, Any], fresh: bool) -> str:
-    shards, images = there["shards"], there["images"]
+def _so_far(existing: dict[str, Any], fresh: bool) -> str:
+    shards, images = existing["shards"], existing["images"]
     return (
         f"so far     {shards['done']} of {shards['total']} shards: {images['done']} images done, "
         f"{images['quarantined']} quarantined" + ("; --fresh deletes them" if fresh else "")
@@ -82,7 +91,7 @@ def _so_far(there: dict[str, Any], fresh: bool) -> str:
 @_RUN
 @as_json
 def status(run: str, as_json: bool) -> None:
-    """Show how far a run is, what its workers do, and whether a driver is there."""
+    """Show the progress of a run, its workers, and whether its driver is running."""
     from dhr_batch.pipeline.runs.overview import overview
 
     found = overview(run)
@@ -96,7 +105,7 @@ def verify(run: str, as_json: bool) -> None:
     """Compare the files of a run with its manifests, and its rows with the plan.
 
     \b
-    Exit codes: 0 all finished shards are right, 1 problems, 2 no run.
+    Exit codes: 0 no problems in finished shards, 1 problems, 2 not a run.
     """
     from dhr_batch.pipeline.runs.verify import verify as examine
 
@@ -118,54 +127,59 @@ def verify(run: str, as_json: bool) -> None:
 
 @click.command()
 @_RUN
-@click.option("--image", "images", multiple=True, metavar="ID", help="An image; may be repeated.")
-@click.option("--all", "everything", is_flag=True, help="All images that have rows.")
+@click.option(
+    "--image", "images", multiple=True, metavar="ID", help="Image to render. May be repeated."
+)
+@click.option("--all", "everything", is_flag=True, help="Render all images that have rows.")
 @click.option(
     "--edit",
     "edits",
     multiple=True,
     metavar="NAME=STRENGTH",
-    help="A direction or its file, and how far: a picture of its own; may be repeated.",
+    help="Direction, or its file, and strength. Each edit is a separate picture. May be repeated.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the pictures.  [default: RUN-render beside the run]",
+    help="Folder to write the pictures to.  [default: RUN-render beside the run]",
 )
 def render(
     run: str, images: tuple[str, ...], everything: bool, edits: tuple[str, ...], out: Path | None
 ) -> None:
-    """Render images of a run again, or edit them, from its tables: nothing is refined again.
+    """Render images of a run again, or edit them, from its tables.
 
-    Without --edit, the refined picture. Prints the path of every picture.
+    Nothing is refined again. Without --edit, the refined pictures are written. The path of every
+    picture is printed.
 
     \b
-    Exit codes: 0 done, 1 error or an image could not be rendered, 2 usage or refused.
+    Exit codes: 0 done, 1 error or an image could not be rendered, 2 usage error or refused.
     """
     from dhr_batch.pipeline.cli import render as cli_render
     from dhr_batch.pipeline.runs import results
 
     if bool(images) == everything:
         raise Refused(
-            "no images are chosen" if not images else "--all with --image",
-            way_out="name the images with --image ID, or take them all with --all",
+            "--all with --image" if images else "no images",
+            "exactly one of --image and --all is needed",
+            "name the images with --image ID, or choose all of them with --all",
         )
     failed = False
     choices = [cli_render.parse(text) for text in edits]
     opened = results.open(run)
     ids = opened.ids if everything else opened.select(images)
-    for done in cli_render.write_pictures(opened, ids, choices, out or cli_render.beside(opened)):
-        if isinstance(done, str):
+    folder = out or cli_render.beside(opened)
+    for result in cli_render.write_pictures(opened, ids, choices, folder):
+        if isinstance(result, str):
             failed = True
-            click.echo(f"Error: {done}", err=True)
+            click.echo(f"Error: {result}", err=True)
         else:
-            click.echo(done)
+            click.echo(result)
     sys.exit(1 if failed else 0)
 
 
 @click.group()
 def quarantine() -> None:
-    """The images of a run that failed: list them, try them again."""
+    """List failed images of a run and retry them."""
 
 
 @quarantine.command("list")
@@ -173,7 +187,7 @@ def quarantine() -> None:
 @_CLASS
 @as_json
 def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
-    """Show every quarantined image: the stage, the class of the failure and the message."""
+    """List the quarantined images of a run with the stage, class and message of the failure."""
     from dhr_batch.pipeline.runs.quarantine import quarantined
 
     rows = quarantined(run, error_class)
@@ -183,7 +197,7 @@ def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
         return click.echo("no image is in quarantine")
     table = table_of("image", "stage", "class", "message")
     for row in rows:
-        waiting = " (to be tried again)" if row.waiting else ""
+        waiting = " (to be retried)" if row.waiting else ""
         table.add_row(row.image_id, row.stage, row.error_class, row.message + waiting)
     return show(table)
 
@@ -193,10 +207,10 @@ def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
 @_CLASS
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def retry(run: str, error_class: str | None, yes: bool) -> None:
-    """Let the next start of a run try quarantined images again.
+    """Let the next start of a run retry quarantined images.
 
-    Their shards are made again as a whole. Files of these images may have changed, for instance
-    because they were repaired; all other images must be the same.
+    Their shards are computed again as a whole. The files of these images may have changed, for
+    example because they were repaired. All other images must be unchanged.
     """
     from dhr_batch.pipeline.planning.command import goes_on
     from dhr_batch.pipeline.runs.folder import RunFolder
@@ -207,10 +221,14 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
         click.echo("no image is in quarantine")
         return
     shards = len({row.shard for row in rows})
-    question = f"Make {shards} shards of {run} again, for {len(rows)} quarantined images?"
+    question = f"Compute {shards} shards of {run} again, for {len(rows)} quarantined images?"
     if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
-        raise Refused("nothing was changed", question, "confirm with --yes")
+        raise Refused(
+            "retry",
+            f"it was not confirmed, so that nothing was changed: {question}",
+            "confirm with --yes",
+        )
     rows = requeue(run, error_class)
     folder = RunFolder(run)
-    click.echo(f"{len(rows)} images in {shards} shards are to be tried again; now run:")
+    click.echo(f"{len(rows)} images in {shards} shards are to be retried; now run:")
     click.echo(goes_on(folder.started_plan(), folder.storage.place))

@@ -1,4 +1,4 @@
-"""Starting a run from a command: plan, ask, run, and end with its exit code."""
+"""The start of a run by a command: plan, ask for confirmation, run, exit."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from dhr_batch.pipeline.errors import Refused
 
 
 def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
-    """Plan and run. options: as `cli_options.request` takes them.
+    """Plan and run. The process ends with the exit code of the run, except after a dry run.
 
-    Ends the process with the exit code of `run`, unless it is a dry run.
+    Args:
+        dry_run: Whether to print the plan only.
+        as_json: Whether to print the result as JSON.
+        yes: Whether `--fresh` may delete files without asking.
+        **options: The arguments of `cli_options.request`.
     """
     from dhr_batch.pipeline.planning.prepare import place, prepare
     from dhr_batch.pipeline.storage.ownership import RUN, Owned
 
     if options["fresh"] and options["extend"]:
         raise Refused(
-            "--fresh with --extend", "it deletes the run that --extend would add to", "give one"
+            "--fresh with --extend",
+            "--fresh deletes the run to which --extend would add images",
+            "give only one of them",
         )
     logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
     request = cli_options.request(options | {"confirmed": yes})
@@ -58,13 +64,21 @@ def _has_terminal() -> bool:
 
 
 def _confirm(out: Any) -> bool:
-    """Ask before work is deleted; False, without asking, where nobody can answer."""
+    """Ask before files are deleted. Returns False, without asking, if there is no terminal.
+
+    Raises:
+        Refused: If the answer is no.
+    """
     from dhr_batch.pipeline.planning.resume import question
     from dhr_batch.pipeline.runs.folder import RunFolder
 
     if not _has_terminal():
         return False
-    asked = question(RunFolder(out), out.place)
-    if asked is None or click.confirm(asked, err=True):
+    text = question(RunFolder(out), out.place)
+    if text is None or click.confirm(text, err=True):
         return True
-    raise Refused("nothing was deleted")
+    raise Refused(
+        "--fresh",
+        "it was not confirmed, so that nothing was deleted",
+        "confirm it, or leave it out",
+    )

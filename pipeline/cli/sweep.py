@@ -1,4 +1,4 @@
-"""`dhr-batch edits sweep`: edits over a finished run, without refining again."""
+"""The command `edits sweep`: edits of a finished run, without refining again."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from dhr_batch.pipeline.storage.locations import is_url
     multiple=True,
     required=True,
     metavar="NAME=STRENGTHS",
-    help="A direction or its file, and how far: -1,0.5,1 or FIRST:LAST:COUNT; may be repeated.",
+    help="Direction, or its file, and strengths such as -1,0.5,1 or FIRST:LAST:COUNT. May be "
+    "repeated.",
 )
 @click.option("--out", metavar="DIR|URL", help="Run folder of the result.  [default: RUN-sweep]")
-@cli_options.some_options("gpus", "workers_per_gpu", "sets", "limit", "address", "extend")
+@cli_options.selected_options("gpus", "workers_per_gpu", "sets", "limit", "address", "extend")
 @cli_options.start_options
 def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> None:
-    """Render edits over a finished run, from its codes and refined weights alone.
+    """Edit all images of a finished run, using its codes and refined weights.
 
-    One forward pass per picture; nothing is embedded or refined again. The result is a run of its
-    own, with the pictures, codes, masks and refinements of RUN beside the new edits and their
-    metrics. The same command again finishes an interrupted one.
+    Each picture takes one forward pass; nothing is embedded or refined again. The result is a new
+    run with the pictures, codes, masks and refinements of RUN, and the new edits and their metrics.
+    The same command again finishes an interrupted sweep.
 
     \b
     Example:
       dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit yaw=-1,1
     """
     chosen = {"name": "directions", "edits": parse(edits)}
-    # A configured dataset may be called like the folder, and `.` has no name to add to.
+    # Absolute, because a named dataset may have the name of the folder, and `.` is no file name.
     place = run.rstrip("/") if is_url(run) else str(Path(run).expanduser().resolve())
     settings = {"dataset": place, "first_stage": "edit", "edit": chosen}
     target = out or f"{place}-sweep"
@@ -47,9 +48,10 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
 
 
 def parse(texts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """`NAME=STRENGTHS` texts as edits of a configuration; those of one name are one edit.
+    """Parse `NAME=STRENGTHS` texts into edits of a configuration. Each name is one edit.
 
-    Raises Refused for a text of another form.
+    Raises:
+        Refused: If a text has another form.
     """
     found: dict[str, dict[float, None]] = {}
     for text in texts:
@@ -62,22 +64,25 @@ def parse(texts: tuple[str, ...]) -> list[dict[str, Any]]:
             raise Refused(
                 f"--edit {text!r}",
                 "it is not of the form NAME=STRENGTHS",
-                "write for instance smile=-1,0.5,1, or smile=-2:2:5 for five from -2 to 2",
+                "write for example smile=-1,0.5,1, or smile=-2:2:5 for five from -2 to 2",
             )
         found.setdefault(name, {}).update(dict.fromkeys(strengths))
     return [{"direction": name, "strengths": list(s)} for name, s in found.items()]
 
 
 def _strengths(text: str) -> list[float]:
-    """One number, or evenly spaced ones with both ends. Raises ValueError for another text.
+    """Parse one number, or a range of evenly spaced numbers that includes both ends.
 
-    Rounded to 6 decimals, so that the middle of a symmetric range is 0.
+    The numbers are rounded to 6 decimals, so that the middle of a symmetric range is 0.
+
+    Raises:
+        ValueError: If the text has another form.
     """
     if ":" not in text:
         return [float(text)]
     first, last, number = text.split(":")
     begin, end, count = float(first), float(last), int(number)
     if count < 2:
-        raise ValueError("a range has two ends")
+        raise ValueError("a range has at least two numbers")
     step = (end - begin) / (count - 1)
     return [round(begin + step * i, 6) + 0.0 for i in range(count)]
