@@ -1,11 +1,12 @@
-"""How many bytes stored deltas take, and what they cost in picture quality.
+"""The size of stored deltas, and their loss of picture quality.
 
 python -m dhr_batch.benchmarks.delta_size [--images N] [--dataset NAME|FOLDER] [--json FILE]
 
-Photographs are embedded and refined as a run does it. Their deltas are written as a run writes
-them, read back, and rendered, refined and with a smile of both signs. Losses are in dB: of the
-refined picture against the source; of an edited one, which has no source, against the edit made
-with exact deltas: what that error would cost a picture as far from its source as the refined one.
+Photographs are embedded and refined as in a run. Their deltas are written as in a run, read back,
+and used to render the refined picture and the edit `smile` with both signs. Losses are in dB. That
+of the refined picture is its loss of PSNR against the source. An edited picture has no source: its
+error against the edit with exact deltas is converted to the loss that the same error would be for
+the refined picture.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import Record, required
 
 DEFAULT = "small"
-# The first is no setting of a run; it shows what fewer bytes would cost.
+# `coarser` is not a setting of runs. It shows the loss with fewer bytes.
 COMPARED = {"coarser": Steps(*(2 * step for step in LEVELS[DEFAULT])), **LEVELS}
 SMILES = (-2.0, 2.0)
-# Of offsets relative to their weights (root mean squares), as the default refinement leaves them on
+# The root mean square of offsets divided by that of their weights, after the default refinement on
 # `mobilestylegan-256`.
 OFFSET = 0.039
 
@@ -46,27 +47,31 @@ Row = dict[str, Any]
 
 
 def refined(request: Any) -> Iterator[tuple[worker.Worker, Record]]:
-    """Each photograph of a dataset as the refinement leaves it, and the worker that made it."""
+    """Refine the photographs of a dataset. Yields the worker and the record of each photograph."""
     plan = prepare(request)
     device = devices.torch_device(plan.config)
-    made = worker.Worker(
+    computer = worker.Worker(
         worker.Settings(plan.config, plan.dataset.aligned, plan.dataset.split, device, "")
     )
-    made.setup()
+    computer.setup()
     for item in (item for shard in plan.shards for item in shard.items):
         records = [worker.read_record(item, plan.dataset.split)]
-        for stage in made.stages:
+        for stage in computer.stages:
             if stage.family in ("align", "embed", "segment", "refine"):
                 records = stage.run(records)
         if records[0].failure is None:
-            yield made, records[0]
+            yield computer, records[0]
         else:
             click.echo(f"left out: {records[0].failure.message}", err=True)
 
 
 def stored(record: Record, info: RunInfo) -> tuple[int, Record]:
-    """Bytes of an image's rows in `deltas`, `latents` and `masks`, without the parsed labels, by
-    the sizes of column chunks in the footers; and the record that is read back from them."""
+    """Write the rows of an image and read them back.
+
+    Returns:
+        The compressed bytes of its rows in `deltas`, `latents` and `masks` (without the labels),
+        and the record that was read back.
+    """
     rows = rows_of(replace(record, labels=None, edits=(), metrics=()), 0, info)
     count, delta = 0, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -83,20 +88,20 @@ def stored(record: Record, info: RunInfo) -> tuple[int, Record]:
 
 
 def column_bytes(path: Path) -> int:
-    """Compressed bytes of all columns of a Parquet file."""
+    """Return the compressed bytes of all columns of a Parquet file."""
     footer = pq.read_metadata(path)
     groups = (footer.row_group(i) for i in range(footer.num_row_groups))
     return sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))
 
 
 def compare(record: Record, context: Any, info: RunInfo) -> Iterator[Row]:
-    """A photograph at every level: bytes and losses."""
+    """Yield the bytes and losses of a photograph at every level."""
     from dhr_batch.stages.rerender import Rerender
 
     make = Rerender(context, [("smile", strength) for strength in (0.0, *SMILES)])
 
-    def pictures(of: Record) -> list[np.ndarray]:
-        return [edit.image for edit in make(of).edits]
+    def pictures(rendered: Record) -> list[np.ndarray]:
+        return [edit.image for edit in make(rendered).edits]
 
     exact = pictures(record)
     distance = error(exact[0], required(record.image))
@@ -107,25 +112,26 @@ def compare(record: Record, context: Any, info: RunInfo) -> Iterator[Row]:
         row["out_of_domain"] = 1 - float(required(record.mask).mean())
         row["psnr"] = decibels(distance)
         row["refined"] = decibels(distance) - decibels(error(again[0], required(record.image)))
-        for strength, then, now in zip(SMILES, exact[1:], again[1:], strict=True):
-            row[f"smile {strength:+g}"] = 10 * math.log10(1 + error(then, now) / distance)
+        for strength, before, after in zip(SMILES, exact[1:], again[1:], strict=True):
+            row[f"smile {strength:+g}"] = 10 * math.log10(1 + error(before, after) / distance)
         row["psnr_to_exact"] = min(
-            decibels(error(then, now)) for then, now in zip(exact, again, strict=True)
+            decibels(error(before, after)) for before, after in zip(exact, again, strict=True)
         )
         yield row
 
 
 def error(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the mean squared error of two pictures."""
     return float(np.square(one.astype(float) - other).mean())
 
 
 def decibels(mean_square: float) -> float:
-    """Peak signal to noise ratio of uint8 pictures."""
+    """Return the peak signal-to-noise ratio of uint8 pictures in dB."""
     return 10 * math.log10(255**2 / max(mean_square, 1e-9))
 
 
 def summary(rows: Iterable[Row], generator: str) -> list[Row]:
-    """A row per level: means and worst cases over the photographs."""
+    """Return the means and worst cases over the photographs at each level."""
     found = []
     for level in COMPARED:
         mine = [row for row in rows if row["level"] == level]
@@ -140,10 +146,10 @@ def summary(rows: Iterable[Row], generator: str) -> list[Row]:
 
 
 def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
-    """Bytes on the shapes of StyleGAN2 at 1024 px, with random numbers for weights and feature.
+    """Yield the bytes of random weights and features of the shapes of StyleGAN2 at 1024 px.
 
-    Half of the cells are out-of-domain. Says nothing about quality. A real feature is smoother,
-    so it takes fewer bytes.
+    Half of the cells are out-of-domain. Quality is not measured. Real features are smoother and
+    take fewer bytes.
     """
     from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
     from dhr_batch.stages.refine_dhr import SMALLEST_LAYER, tuned_weights
@@ -172,6 +178,7 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
 
 
 def text(row: Row) -> str:
+    """Return a row of `summary` or `computed` as text."""
     line = f"{row['generator']:26}{row['level']:9}{row['bytes'] / 1e6:6.2f} MB"
     if "images" not in row:
         return line
@@ -181,26 +188,30 @@ def text(row: Row) -> str:
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--images", type=click.IntRange(1), help="Only the first ones.")
-@click.option("--dataset", default="portraits", show_default=True)
-@click.option("--generator", default="mobilestylegan-256", show_default=True)
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in `run`.")
+@click.option("--images", type=click.IntRange(1), help="Use only the first images, this many.")
+@click.option("--dataset", default="portraits", show_default=True, help="Dataset of photographs.")
+@click.option("--generator", default="mobilestylegan-256", show_default=True, help="Generator.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, as in `run`.")
 @json_option
 def main(
     images: int | None, dataset: str, generator: str, sets: tuple[str, ...], file: Path | None
 ) -> None:
     from dhr_batch.pipeline.planning.request import Request
 
-    asked = {"dataset": dataset, "generator": generator} | ({"limit": images} if images else {})
+    settings = {"dataset": dataset, "generator": generator} | ({"limit": images} if images else {})
     rows: list[Row] = []
-    for made, record in refined(Request(settings=asked, sets=sets)):
-        for row in compare(record, made.stages[3].context, made.info):
+    for computer, record in refined(Request(settings=settings, sets=sets)):
+        for row in compare(record, computer.stages[3].context, computer.info):
             rows.append(row)
             figures = (f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
             size = f"{row['bytes'] / 1e6:.2f} MB"
             click.echo(f"  {row['image']:24}{row['level']:9}{size}, {', '.join(figures)}")
     if not rows:
-        raise CommandError("no photograph could be refined")
+        raise CommandError(
+            f"--dataset {dataset}",
+            "no photograph could be refined; the reasons are above",
+            "choose a dataset with faces",
+        )
     lines = [*summary(rows, generator), *computed(LEVELS)]
     for line in lines:
         click.echo(text(line))

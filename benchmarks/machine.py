@@ -1,4 +1,4 @@
-"""What a measurement ran on, and the end of the commands that measure."""
+"""The machine of a measurement, and the option `--json` of the commands that measure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from typing import Any
 import click
 
 json_option = click.option(
-    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="also write JSON here"
+    "--json",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write the results to as JSON.",
 )
 
 
 def write_json(result: Any, file: Path | None) -> None:
-    """Write a result where `json_option` says, if it says so."""
+    """Write a result to the file of `json_option`, if one was given."""
     if file is not None:
         file.write_text(json.dumps(result, indent=2))
 
 
 def describe() -> dict[str, Any]:
-    """Processor or GPU, cores, torch and its threads."""
+    """Return the processor or GPU, the number of cores, and the version and threads of torch."""
     import torch
 
     return {
@@ -35,7 +38,7 @@ def describe() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Model name of the CPU; the architecture where the system does not tell."""
+    """Return the model name of the CPU, or the architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -45,14 +48,14 @@ def processor() -> str:
 
 
 def device() -> str:
-    """`cuda` where there is such a device, else `cpu`."""
+    """Return `cuda` if there is such a device, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def synchronise() -> None:
-    """Wait until the device has done what it was given, so that a clock can be read."""
+    """Wait until the device is idle, so that the time can be measured."""
     import torch
 
     if device() == "cuda":
@@ -60,6 +63,6 @@ def synchronise() -> None:
 
 
 def held_mb() -> float:
-    """The memory this process holds now."""
+    """Return the current memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6

@@ -1,11 +1,11 @@
-"""Where the time of a refinement step goes, against the least that its arithmetic takes.
+"""The time of the parts of a refinement step, compared with lower bounds from their arithmetic.
 
 python -m dhr_batch.benchmarks.profile [--generator NAME] [--steps N] [--json FILE]
 
-The parts of a step of the default refinement are clocked one by one. The floor of each is its
-floating-point operations, counted from the shapes of convolutions and matrix products, at the rate
-at which this machine multiplies large matrices. Floors for GPUs are computed from their published
-rates: no GPU is measured, and none reaches its published rate.
+The parts of a step of the default refinement are measured separately. The floor of a part is a
+lower bound of its time: its floating-point operations, counted from the shapes of convolutions and matrix
+products, divided by the rate at which this machine multiplies large matrices. The floors for GPUs
+are computed from published rates, which real programs do not reach. No GPU is measured.
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# Dense TFLOP/s in FP32 and TF32, from NVIDIA's white papers on the H100 Tensor Core, A100 Tensor
-# Core and Ampere GA102 architectures.
+# TFLOP/s for dense matrices in FP32 and TF32, from NVIDIA's white papers on the H100 Tensor Core,
+# A100 Tensor Core and Ampere GA102 architectures.
 GPUS = {"H100 SXM": (66.9, 494.7), "A100": (19.5, 156.0), "RTX 3090": (35.6, 35.6)}
 
 
 class Parts:
-    """Seconds and operations of named parts, in the order in which they were met first."""
+    """The seconds and floating-point operations of named parts, in the order of first use.
+
+    Attributes:
+        seconds: The measured times of each part.
+        flops: The number of operations of each part.
+        counting: Whether operations are counted instead of measuring the time.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -45,7 +51,7 @@ class Parts:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Clock what is done in this block; count it instead while `counting`."""
+        """Measure a `with` block, or count its operations if `counting` is set."""
         if self.counting:
             with counter() as counted:
                 yield
@@ -59,12 +65,15 @@ class Parts:
 
 
 def counter() -> Any:
-    """Counts the operations of convolutions and matrix products; 2 for a multiplication and sum."""
+    """Return a counter of the operations of convolutions and matrix products.
+
+    A multiplication with an addition counts as two operations.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
     def backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
-        # Torch's own formula counts a grouped convolution's weight gradient as that of a full one.
+        # The formula of torch ignores groups in the gradient of a convolution's weights.
         transposed, wanted = rest[4], rest[7]
         once = conv_flop_count(x, weight, grad, transposed)
         return once * (int(wanted[0]) + int(wanted[1]))
@@ -74,7 +83,11 @@ def counter() -> Any:
 
 
 def configured(generator: str) -> Config:
-    """The default settings for a generator. Raises Refused for an unknown one."""
+    """Return the default settings for a generator.
+
+    Raises:
+        Refused: If the generator is unknown.
+    """
     from dhr_batch.pipeline.planning import config
 
     layers = [config.preset("tiny")] if generator == "tiny" else []
@@ -82,7 +95,12 @@ def configured(generator: str) -> Config:
 
 
 def refiner(config: Config, **options: Any) -> HybridRefinement:
-    """The default refiner as a worker sets it up; options: other than those of the settings."""
+    """Return the default refiner, set up as in a worker.
+
+    Args:
+        config: The settings.
+        **options: Options of the refiner that override the settings.
+    """
     import torch
 
     from dhr_batch.pipeline.models import catalogue
@@ -99,7 +117,7 @@ def refiner(config: Config, **options: Any) -> HybridRefinement:
 
 
 def inputs(stage: HybridRefinement) -> tuple[Tensor, Tensor]:
-    """A render of a random code, to be refined, and the mean code to begin from."""
+    """Return a render of a random code as the source, and the mean code as its embedding."""
     import torch
 
     net = stage.generator
@@ -110,10 +128,14 @@ def inputs(stage: HybridRefinement) -> tuple[Tensor, Tensor]:
 
 
 def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], None]]:
-    """A step of `HybridRefinement`, and the parts it reports to.
+    """Return a function that does one step of `HybridRefinement`, and the parts that it measures.
 
-    Its backward pass is cut at the image and at the feature layer. with_weights: it moves weights
-    and feature; else the feature alone, and what lies before it is computed once.
+    The backward pass is divided at the image and at the feature layer.
+
+    Args:
+        generator: The name of the generator.
+        with_weights: Whether weights and feature are optimized. Otherwise only the feature is, and
+            everything before the feature layer is computed once.
     """
     import torch
 
@@ -147,7 +169,7 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
         if with_weights:
             with parts("trunk forward"):
                 x, sum_so_far = net.trunk(ws, delta)
-        # Leaves at the cuts: autograd stops there, and the next part goes on from their gradients.
+        # Autograd stops at these leaves, and the next part continues with their gradients.
         cut = [t.detach().requires_grad_(split > 0) for t in (x, sum_so_far) if t is not None]
         with parts("tail forward"):
             mixed = torch.lerp(feature, cut[0], soft)
@@ -175,7 +197,7 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
 
 
 def _before_feature(names: list[str], net: Any, ws: Tensor, delta: dict[str, Tensor]) -> list[str]:
-    """Those of the weights that the feature layer depends on; they come first."""
+    """Return the weights on which the feature layer depends. They are the first ones."""
     import torch
 
     if not names:
@@ -186,15 +208,24 @@ def _before_feature(names: list[str], net: Any, ws: Tensor, delta: dict[str, Ten
     values = [delta[name] for name in names]
     grads = torch.autograd.grad([t.sum() for t in outputs], values, allow_unused=True)
     reached = [grad is not None for grad in grads]
-    # The order of `tuned_weights` is that of the synthesis, but image heads come where they stand.
+    # `tuned_weights` are in the order of the synthesis, so that these weights must be the first.
     assert reached == sorted(reached, reverse=True), "weights before and behind the feature mix"
     return [name for name, hit in zip(names, reached, strict=True) if hit]
 
 
 def profiled(kind: str, generator: str, steps: int) -> list[Row]:
-    """Rows of the parts of one kind of step, `weight` or `feature`, and of their sum."""
+    """Measure one kind of step.
+
+    Args:
+        kind: `weight` or `feature`.
+        generator: The name of the generator.
+        steps: The number of measured steps.
+
+    Returns:
+        A row for each part, and one for their sum.
+    """
     parts, step = step_of(generator, with_weights=kind == "weight")
-    # The first step fills caches, and finds the bases of the rotated optimiser.
+    # The first step fills caches and computes the bases of the rotated optimizer.
     step()
     parts.counting = True
     step()
@@ -210,7 +241,12 @@ def profiled(kind: str, generator: str, steps: int) -> list[Row]:
 
 
 def matmul_gflops(size: int = 2048, rounds: int = 7) -> float:
-    """Rate of a float32 matrix product, GFLOP/s: median of several."""
+    """Return the rate of a float32 matrix product in GFLOP/s, the median of several rounds.
+
+    Args:
+        size: The number of rows and columns.
+        rounds: The number of measured products.
+    """
     import torch
 
     a = torch.randn(size, size, device=machine.device())
@@ -225,14 +261,14 @@ def matmul_gflops(size: int = 2048, rounds: int = 7) -> float:
 
 
 def measure(generator: str, steps: int) -> dict[str, Any]:
-    """Both kinds of steps, and what an image takes at least."""
+    """Measure both kinds of steps, and compute the lower bounds for an image."""
     from dhr_batch.stages import registry
 
     config = configured(generator)
     rows = profiled("weight", generator, steps)
     rate = matmul_gflops()
     rows += profiled("feature", generator, steps)
-    # The better of two: others may have used the machine during one.
+    # The better of two, because other programs may have used the machine during one of them.
     rate = max(rate, matmul_gflops())
     for row in rows:
         row["floor_ms"] = 1000 * row["gflop"] / rate
@@ -261,7 +297,7 @@ def measure(generator: str, steps: int) -> dict[str, Any]:
 
 
 def text(result: dict[str, Any]) -> str:
-    """Tables of the parts and of the GPUs' floors."""
+    """Return tables of the parts and of the floors for GPUs."""
     lines = [f"{'step':9}{'part':16}{'ms':>9}{'share':>8}{'GFLOP':>9}{'floor ms':>10}{'of it':>8}"]
     whole = {row["step"]: row["ms"] for row in result["rows"] if row["part"] == "all"}
     for row in result["rows"]:
@@ -288,8 +324,14 @@ def text(result: dict[str, Any]) -> str:
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--generator", default="mobilestylegan-256", show_default=True)
-@click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="of each kind")
+@click.option("--generator", default="mobilestylegan-256", show_default=True, help="Generator.")
+@click.option(
+    "--steps",
+    default=7,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of measured steps of each kind.",
+)
 @machine.json_option
 def main(generator: str, steps: int, file: Path | None) -> None:
     result = measure(generator, steps)

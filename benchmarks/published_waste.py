@@ -1,12 +1,12 @@
-"""The published DHR loop with the work that its code does and throws away.
+"""The published DHR loop, including the superfluous work of its code.
 
-The benchmark `refine-speed` compares the default with it (github.com/caopulan/GANInverter). Of its
-waste, this has: the out-of-domain backward pass goes through the whole generator and computes the
-gradients of all weights; everything before the feature layer is computed again when the weights are
-frozen; the features of the photograph are computed again in every step. It has no waste outside the
-steps (a generator loaded per image, superpixels one by one, renders that keep a graph), and the
-networks are this project's, so that a comparison tells schedules and algorithms apart and not
-kernels.
+The benchmark `refine-speed` compares the default refinement with it (see
+github.com/caopulan/GANInverter). Of the superfluous work of the published code, it has the
+following: the out-of-domain backward pass goes through the whole generator and computes the
+gradients of all weights; everything before the feature layer is computed again even if the weights
+are frozen; the features of the photograph are computed again in every step. It does not have the
+superfluous work outside of the steps, such as loading the generator for each image. The networks
+are those of this project, so that schedules and algorithms are compared, not kernels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dhr_batch.stages.tensors import feature_mask
 
 
 class RecomputedTargets(Perceptual):
-    """A perceptual distance that computes the target's features again at every comparison.
+    """A perceptual distance that computes the features of the target again in every comparison.
 
-    `features` returns the image itself, for `maps` and `distance` of this class.
+    `features` returns the image itself, from which `maps` computes the features.
     """
 
     def __init__(self, net: Perceptual) -> None:
@@ -43,8 +43,7 @@ class RecomputedTargets(Perceptual):
 
 
 class WastefulSegmentation(DomainSpecific):
-    """`dhr` with the same masks; each step of its coarse inversion has the photograph's features
-    computed again."""
+    """The segmentation `dhr`, which computes the features of the photograph again in each step."""
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -52,7 +51,7 @@ class WastefulSegmentation(DomainSpecific):
 
 
 class WastefulRefinement(PublishedRefinement):
-    """`dhr-published` step by step as published: the same result, with the waste named above."""
+    """The refinement `dhr-published` with the superfluous work named above and the same results."""
 
     def setup(self, context: Context) -> None:
         super().setup(context)

@@ -1,9 +1,9 @@
-"""How much faster the default refinement is than the published schedule, and how good both are.
+"""The speed and quality of the default refinement, compared with the published schedule.
 
 python -m dhr_batch.benchmarks.refine_speed [--images N] [--dataset NAME|FOLDER] [--json FILE]
 
-The essence of `dhr-batch bench --preset refine-speed`. The methods take turns on each photograph;
-the clock covers the mask and the refinement up to its render.
+This is a summary of `dhr-batch bench --preset refine-speed`. The methods process each photograph in
+turn. The times are those of the mask and of the refinement including its render.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dhr_batch.benchmarks.machine import json_option, write_json
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import CommandError
 
-# Columns of the benchmark that are printed; all are in the JSON.
+# The columns of the benchmark that are printed. The JSON has all columns.
 SHOWN = (
     *("turn_seconds", "turn_cpu_seconds", "turn_generator_calls", "memory_host", "memory_gpu"),
     *("psnr", "psnr_in", "psnr_out", "st_lpips_alex", "identity_dlib_distance"),
@@ -29,7 +29,10 @@ SHOWN = (
 
 
 def matrix(dataset: str, generator: str) -> dict[str, Any]:
-    """The benchmark on a dataset. With the generator `tiny`, all networks have random weights."""
+    """Return the benchmark for a dataset and a generator.
+
+    With the generator `tiny`, all networks have random weights.
+    """
     from dhr_batch.pipeline.bench import matrix as bench_matrix
     from dhr_batch.pipeline.planning import config
 
@@ -47,28 +50,34 @@ def matrix(dataset: str, generator: str) -> dict[str, Any]:
 
 
 def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str, Any]:
-    """Make the runs and tables of a benchmark below `out`; what they come to."""
+    """Compute a benchmark and return a summary of its results.
+
+    Args:
+        content: The description of the benchmark, as in a YAML file.
+        images: The number of photographs, if not all.
+        out: The folder of the runs and tables.
+    """
     from dhr_batch.pipeline.bench import matrix as bench_matrix
     from dhr_batch.pipeline.bench import run as bench
     from dhr_batch.pipeline.bench import write as bench_write
 
     found = bench_matrix.parse_matrix(content, "refine_speed")
     planned = bench.plan(found, out, images, random_weights=True)
-    done = bench.run(planned, bench.Machine(), lambda text: click.echo(text, err=True))
-    if done.failed:
-        raise CommandError("\n".join(f"{n}: {why}" for n, why in done.failed.items()))
-    bench_write.write_benchmark(planned, done.failed)
+    outcome = bench.run(planned, bench.Machine(), lambda text: click.echo(text, err=True))
+    if outcome.failed:
+        raise CommandError("\n".join(f"{n}: {why}" for n, why in outcome.failed.items()))
+    bench_write.write_benchmark(planned, outcome.failed)
     tables = json.loads((out / "benchmark.json").read_text())["datasets"]
     figures = {method["refiner"]: method["figures"] for method in tables[0]["methods"]}
     rows = {name: {key: f["value"] for key, f in own.items()} for name, own in figures.items()}
     ratio = figures.get("tuned", {}).get("turn_seconds_ratio")
     if ratio is None:
-        raise CommandError("no photograph was refined in turn", "the reason stands above")
+        raise CommandError("no photograph was refined in turn", "the reason is printed above")
     ours, theirs = (rows[name].get("psnr") for name in ("dhr", "tuned"))
     warnings = {
-        f"{ratio['n']} pairs are few for a median: give 5 photographs or more": ratio["n"] < 5,
-        "random weights: no figure means anything": content["settings"]["generator"] == "tiny",
-        "schedules were chosen on these photographs": content["datasets"] == ["portraits"],
+        f"{ratio['n']} pairs are few for a median: use at least 5 photographs": ratio["n"] < 5,
+        "random weights: the results are meaningless": content["settings"]["generator"] == "tiny",
+        "the schedules were chosen on these photographs": content["datasets"] == ["portraits"],
     }
     return {
         "speedup": ratio["value"],
@@ -79,10 +88,10 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--images", type=click.IntRange(1), help="only the first photographs")
-@click.option("--dataset", default="portraits", show_default=True, help="name or folder")
-@click.option("--aligned", is_flag=True, help="the photographs are FFHQ crops already")
-@click.option("--generator", default="mobilestylegan-256", show_default=True)
+@click.option("--images", type=click.IntRange(1), help="Use only the first images, this many.")
+@click.option("--dataset", default="portraits", show_default=True, help="Dataset of photographs.")
+@click.option("--aligned", is_flag=True, help="Use the photographs as FFHQ crops without aligning.")
+@click.option("--generator", default="mobilestylegan-256", show_default=True, help="Generator.")
 @json_option
 def main(
     images: int | None, dataset: str, aligned: bool, generator: str, file: Path | None

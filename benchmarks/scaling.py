@@ -1,4 +1,4 @@
-"""What a run of any size asks of the engine, computed.
+"""A model of the time, storage requests and memory of runs of any size.
 
 python -m dhr_batch.benchmarks.scaling --images N --gpus N --seconds-per-image S
 
@@ -21,23 +21,32 @@ from dhr_batch.pipeline.planning import config, estimate
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.units import duration, size
 
-# Driver time of a shard in a local folder, and of one question to a worker; seconds.
+# Seconds of the driver for a shard in a local folder, and for one request to a worker.
 COMMIT, QUESTION = 0.011, 0.00016
-# Bytes of a driver that resumes: without images and with torch; per image, in shards of 32 that are
-# finished already.
+# Bytes of the driver of a resumed run: without images and with torch, and for each image in
+# finished shards of 32.
 DRIVER, PER_IMAGE = 0.676e9, 304
-# Of an image in plan.json where ids have 16 characters.
+# Bytes of an image in plan.json, if ids have 16 characters.
 PLAN_BYTES = 28
-# Keys in one answer to a listing; bytes above which a file is uploaded in parts of this size.
+# The number of keys in one page of a listing, and the size of the parts of large uploads in bytes.
 PAGE, PART = 1000, 5 * 2**20
 MANIFEST_READERS = 16
-# What a worker says of `mobilestylegan-256`.
+# The facts that a worker reports about `mobilestylegan-256`.
 GENERATOR = estimate.GeneratorFacts(256, rows=23, weights=7_028_748, feature=2_097_152)
 
 
 @dataclass(frozen=True)
 class ScalingRun:
-    """images over gpus, in shards; seconds: of a GPU per image; latency: s per storage request."""
+    """A run of the model.
+
+    Attributes:
+        images: The number of images.
+        gpus: The number of GPUs.
+        seconds: Seconds of a GPU per image.
+        shard_size: The number of images in a shard.
+        latency: Seconds per storage request.
+        tables: The number of tables.
+    """
 
     images: int
     gpus: int
@@ -56,7 +65,7 @@ class ScalingRun:
 
     @property
     def wall(self) -> float:
-        """Whole rounds of shards: the last one may leave GPUs without work."""
+        """The seconds of the run. In the last round of shards, GPUs may be idle."""
         return math.ceil(self.shards / self.gpus) * self.shard_seconds
 
     @property
@@ -65,12 +74,12 @@ class ScalingRun:
 
 
 def upload_requests(count: int) -> int:
-    """Requests for a file of `count` bytes."""
+    """Return the number of requests to upload a file of `count` bytes."""
     return 1 if count <= PART else math.ceil(count / PART) + 2
 
 
 def shard_requests(tables: int) -> dict[str, int]:
-    """Requests to an object store for a shard whose tables are below 5 MiB each.
+    """Return the requests to an object store for a shard whose tables are below 5 MiB each.
 
     The worker uploads the tables. The driver creates the manifest, copies the tables, and lists
     and deletes the staging folder. At the end it reads the manifest once more.
@@ -79,37 +88,40 @@ def shard_requests(tables: int) -> dict[str, int]:
 
 
 def resume_requests(shards: int, tables: int) -> dict[str, int]:
-    """Requests before the first worker starts, for a run of which `shards` are finished.
+    """Return the requests before the first worker starts, for a run with `shards` finished shards.
 
-    The lease (read and write), `plan.json`, the manifests, and the listings of everything and of
-    the staging of killed workers.
+    They are for the lease (read and write), `plan.json`, the manifests, and the listings of all
+    files and of the staging folders of killed workers.
     """
-    fixed = 4  # plan.json, manifests' folder below, everything, lease and status file
+    fixed = 4  # plan.json, the folder of manifests, the lease and the status file.
     keys = shards * (tables + 1) + fixed
     lists = max(1, math.ceil(shards / PAGE)) + max(1, math.ceil(keys / PAGE)) + 1
     return {"GET": shards + 2, "LIST": lists, "PUT": 1}
 
 
 def driver_load(run: ScalingRun, object_store: bool) -> float:
-    """Seconds of the driver's one thread per second of the run; above 1 the GPUs wait for it.
+    """Return the busy seconds of the driver per second of the run. Above 1, GPUs wait for it.
 
-    In an object store four answers of a commit follow one another: for the manifest, for copies,
-    which are asked for at once, for the listing and for the deletion of the staging folder.
+    In an object store, a commit has four requests in sequence: for the manifest, for the copies,
+    which are made at the same time, for the listing and for the deletion of the staging folder.
     """
     answers = 4 * run.latency if object_store else 0.0
     workers = min(run.gpus, run.shards)
-    asked = workers * QUESTION / members.poll_seconds(workers)
-    return run.commits_per_second * (COMMIT + answers) + asked
+    polls = workers * QUESTION / members.poll_seconds(workers)
+    return run.commits_per_second * (COMMIT + answers) + polls
 
 
 def resume_seconds(run: ScalingRun) -> float:
-    """Requests before the first worker starts: listings one by one, manifests 16 at a time."""
+    """Return the seconds of the requests before the first worker starts.
+
+    Pages of listings are requested in sequence, manifests 16 at a time.
+    """
     requests = resume_requests(run.shards, run.tables)
     return (requests["LIST"] + requests["GET"] / MANIFEST_READERS) * run.latency
 
 
 def table_bytes(run: ScalingRun) -> dict[str, float]:
-    """Expected bytes by table at 256 px, with the default edits and deltas."""
+    """Return the expected bytes of each table at 256 px, with the default edits and deltas."""
     layers = [{"dataset": "any", "store_deltas": "small"}]
     settings = config.resolve(config.build(layers), 0, run.images)
     counts = estimate.bytes_per_image(settings, GENERATOR)
@@ -117,7 +129,7 @@ def table_bytes(run: ScalingRun) -> dict[str, float]:
 
 
 def evaluate(run: ScalingRun) -> dict[str, str]:
-    """The model for people: what, and how much."""
+    """Return the results of the model as text, by name."""
     per_shard = shard_requests(run.tables)
     tables = table_bytes(run)
     shard_bytes = [count / run.shards for count in tables.values()]
@@ -139,17 +151,38 @@ def evaluate(run: ScalingRun) -> dict[str, str]:
         "objects": f"{run.shards * (run.tables + 1):,}",
         "output": ", ".join(f"{table} {size(count)}" for table, count in tables.items()),
         "plan.json": size(PLAN_BYTES * run.images),
-        "driver memory": f"{size(memory)} where the run is resumed",
+        "driver memory": f"{size(memory)} if the run is resumed",
         "start of a resume": f"{duration(resume_seconds(run))} of requests",
     }
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--images", default=1_000_000, show_default=True, type=click.IntRange(1))
-@click.option("--gpus", default=64, show_default=True, type=click.IntRange(1))
-@click.option("--seconds-per-image", "seconds", default=12.0, show_default=True, type=float)
-@click.option("--shard-size", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--latency", default=0.05, show_default=True, help="seconds per storage request")
+@click.option(
+    "--images",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of images.",
+)
+@click.option(
+    "--gpus", default=64, show_default=True, type=click.IntRange(1), help="Number of GPUs."
+)
+@click.option(
+    "--seconds-per-image",
+    "seconds",
+    default=12.0,
+    show_default=True,
+    type=float,
+    help="Seconds of a GPU per image.",
+)
+@click.option(
+    "--shard-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of images in a shard.",
+)
+@click.option("--latency", default=0.05, show_default=True, help="Seconds per storage request.")
 @json_option
 def main(
     images: int,

@@ -1,9 +1,10 @@
-"""How well masks find occluders that are known, and whether these hurt the face beside them.
+"""How well masks find known occluders, and whether occluders impair the rest of the face.
 
 python -m dhr_batch.benchmarks.synthetic_masks [--images N] [--refined N] [--out DIR] [--json]
 
-Two runs on generated faces of which occluders hide 5 to 40 %: the preset `masks` on all of them,
-and the default refinement on the first few, each with and without its occluder. Intervals are 95 %.
+There are two runs on generated faces with occluders that hide 5 to 40 % of them: one with the
+preset `masks`, and one with the default refinement, on faces with and without their occluders. Intervals
+are 95 % intervals.
 """
 
 from __future__ import annotations
@@ -31,7 +32,18 @@ def measured(
     settings: dict[str, object],
     sets: tuple[str, ...],
 ) -> list[Figure]:
-    """Make pictures in `out`, run on them, and compare. The same call finishes a run."""
+    """Generate pictures, run on them, and compare the results with the ground truth.
+
+    The same call again finishes an interrupted run.
+
+    Args:
+        out: The folder of the pictures and the run.
+        images: The number of pictures.
+        seed: The seed of the pictures.
+        pairs: Whether to run on the faces without their occluders as well.
+        settings: Settings of the run.
+        sets: Settings in the form KEY=VALUE, which override the others.
+    """
     from dhr_batch.pipeline.datasets import synthetic
     from dhr_batch.pipeline.engine import runner
     from dhr_batch.pipeline.planning.prepare import prepare
@@ -41,16 +53,20 @@ def measured(
     described = synthetic.write_dataset(
         out / "pictures", images, seed=seed, generator=GENERATOR, pairs=pairs
     )
-    asked = {"dataset": str(described), "generator": GENERATOR, **settings}
-    request = Request(settings=asked, sets=sets, out=out / "run")
+    chosen = {"dataset": str(described), "generator": GENERATOR, **settings}
+    request = Request(settings=chosen, sets=sets, out=out / "run")
     outcome = runner.run(prepare(request), request)
     if outcome.done < outcome.images:
-        raise CommandError(f"{outcome.images - outcome.done} images failed: see {outcome.out}")
+        raise CommandError(
+            f"run {outcome.out}",
+            f"{outcome.images - outcome.done} of its images failed",
+            f"see the reasons with: dhr-batch quarantine list {outcome.out}",
+        )
     return figures(open_run(outcome.out).metrics)
 
 
 def text(figure: Figure) -> str:
-    """A line: the mean, its interval, and the means by occluded share."""
+    """Return a line with the mean, its interval, and the means by occluded share."""
     name = f"{title(figure.metric)} ({figure.stage})"
     mean = f"{number(figure.mean)} ({number(figure.low)} to {number(figure.high)})"
     shares = "  ".join(number(value) for value in figure.by_share)
@@ -58,14 +74,28 @@ def text(figure: Figure) -> str:
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--images", type=click.IntRange(0), default=64, show_default=True)
-@click.option("--refined", type=click.IntRange(0), default=8, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--images",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Number of pictures for the masks.",
+)
+@click.option(
+    "--refined",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="Number of pictures for the refinement.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the pictures."
+)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/synthetic"),
     show_default=True, help="Folder of the pictures and runs.",
 )  # fmt: skip
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in `run`.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, as in `run`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def main(
     images: int, refined: int, seed: int, out: Path, sets: tuple[str, ...], as_json: bool

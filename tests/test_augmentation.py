@@ -40,7 +40,7 @@ def test_nothing_of_a_held_out_photograph_is_seen() -> None:
     found = faces(2)
     seen = training(found, found[0])
     assert len(seen) == len(found) - 3
-    assert {e.who for e in seen} == {e.who for e in found} - {found[0].who}
+    assert {e.person for e in seen} == {e.person for e in found} - {found[0].person}
 
 
 def test_the_command_on_a_small_run(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_figures_add_up(tmp_path, monkeypatch):
         done = CliRunner().invoke(refine_speed.main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "2 pairs are few" in done.stdout
-    assert "random weights: no figure means anything" in done.stdout
+    assert "random weights: the results are meaningless" in done.stdout
     result = json.loads(file.read_text())
     rows = {row["method"]: row for row in result["rows"]}
     assert list(rows) == ["none", "dhr", "tuned"]

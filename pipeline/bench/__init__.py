@@ -1,3 +1,3 @@
-"""The benchmark: a matrix of runs, and its tables as text, LaTeX, JSON and a page. Imports the
-engine and the report. Begin with `matrix`, then `run`.
+"""Benchmarks: a matrix of runs, and their results as Markdown, CSV, LaTeX, JSON and HTML. Imports
+the packages from storage to engine. Begin with `matrix`, then `run`.
 """

@@ -1,4 +1,4 @@
-"""A benchmark as JSON: each figure with its images, settings, models and checksums."""
+"""The results of a benchmark as JSON, with images, settings, models and checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from dhr_batch.version import __version__
 
 
 def to_json(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
-    """The whole benchmark. Numbers per image are in `images.csv`."""
+    """Return the results of a benchmark as JSON, without the numbers of images (`images.csv`).
+
+    Args:
+        benchmark: The benchmark.
+        boards: The results of each dataset.
+        failed: The reason why each failed run has no complete tables.
+    """
     content = {
         "version": __version__,
         "matrix": benchmark.matrix.model_dump(mode="json"),
@@ -37,7 +43,7 @@ def _board(board: Board) -> dict[str, Any]:
         "planned": compared.planned,
         "images": list(compared.counted),
         "failed": {i: dict(why) for i, why in compared.failed.items()},
-        "excluded": {i: list(who) for i, who in compared.excluded.items()},
+        "excluded": {i: list(methods) for i, methods in compared.excluded.items()},
         "same_masks": compared.same_masks,
         "columns": {
             c.key: {"title": c.title, "table": c.sheet, "better": c.better} for c in board.columns

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: estimates by method and column, their order, paired differences."""
+"""The results of a benchmark: estimates by method and column, ranks and paired differences."""
 
 from __future__ import annotations
 
@@ -24,21 +24,27 @@ from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
 
-# Headings of the tables; each edit has one of its own.
+# The headings of tables. Each edit has its own heading.
 RECONSTRUCTION = "Reconstruction"
 PARTS = "In-domain and out-of-domain"
 COST = "Cost"
 FURTHER = "Further metrics of the reconstruction"
 _MAIN = ("psnr", "ssim", "ms_ssim")
 _IN_PARTS = ("psnr", "ssim")
-# What an edit costs at equal effect; masks of one's own make the second one another question.
+# The change of the background by an edit. It is not ranked if the masks of the methods differ.
 _BACKGROUND = "psnr_out"
 
 
 @dataclass(frozen=True)
 class BoardColumn:
-    """sheet: heading of the table that it is part of. better: `higher`, `lower`, or `` for what is
-    not ranked."""
+    """A column of a table.
+
+    Attributes:
+        key: The key of the column in the results.
+        title: The heading of the column.
+        sheet: The heading of its table.
+        better: `higher` or `lower`; "" if the column is not ranked.
+    """
 
     key: str
     title: str
@@ -48,9 +54,14 @@ class BoardColumn:
 
 @dataclass(frozen=True)
 class EditBoard:
-    """One edit: at the full common effect, and at shares of it for a plot.
+    """The results of one edit.
 
-    score: the metric of its effect. measured: whether all methods have it.
+    Attributes:
+        name: The name of the edit.
+        score: The metric of its effect.
+        measured: Whether all methods have this metric.
+        full: The comparison at the largest effect that all methods achieve.
+        shares: Comparisons at shares of this effect, for a plot.
     """
 
     name: str
@@ -62,10 +73,17 @@ class EditBoard:
 
 @dataclass(frozen=True)
 class Board:
-    """The tables of one dataset.
+    """The results of one dataset.
 
-    cells: method -> column -> estimate. values: method -> column -> image -> number. differences:
-    method -> column -> estimate of the paired difference to the method that it is compared to.
+    Attributes:
+        compared: The methods and the images.
+        columns: The columns of all tables.
+        cells: The estimates by method and column.
+        values: The numbers by method, column and image.
+        differences: The estimated paired differences to the reference method, by method and
+            column.
+        against: The reference method of each method.
+        edits: The results of the edits.
     """
 
     compared: Compared
@@ -78,7 +96,7 @@ class Board:
 
     @cached_property
     def truths(self) -> list[tuple[str, Figure]]:
-        """Methods against the ground truth, also on images that do not count elsewhere."""
+        """The methods compared with the ground truth, on all images that have one."""
         return truth.compared({m.name: m.metrics for m in self.compared.methods})
 
     @cached_property
@@ -88,7 +106,7 @@ class Board:
 
     @property
     def compared_edits(self) -> list[EditBoard]:
-        """Those that have an equal effect on some image."""
+        """The edits that have an equal effect on at least one image."""
         return [edited for edited in self.edits if edited.full.matches]
 
     @property
@@ -101,22 +119,26 @@ class Board:
         return {sheet: columns for sheet, columns in found.items() if columns}
 
     def marks(self, column: BoardColumn) -> dict[str, str]:
-        """Method -> mark."""
+        """Return the marks of the methods in a column."""
         found = {m: own[column.key].value for m, own in self.cells.items() if column.key in own}
         return marks(found, column.better)
 
     @property
     def compared_columns(self) -> list[BoardColumn]:
-        """Those with paired differences."""
+        """The columns with paired differences."""
         keys = {key for own in self.differences.values() for key in own}
         return [c for c in self.columns if c.better and c.sheet != FURTHER and c.key in keys]
 
 
 def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
-    """Name -> `best` or `second`, by the values as they are shown; equal ones share a mark.
+    """Return which values are marked as `best` and `second`.
 
-    No marks where nothing is better, and none for a single value. Only the best where all others
-    are equal to it.
+    Values that look equal when they are printed share a mark. A single value has no mark, and if
+    all values are equal, all are marked as best.
+
+    Args:
+        values: The values by name.
+        better: `higher` or `lower`; "" for no marks.
     """
     shown = {name: value for name, value in values.items() if not math.isnan(value)}
     if not better or len(shown) < 2:
@@ -129,7 +151,12 @@ def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
 
 
 def board(compared: Compared, compare_to: str) -> Board:
-    """All figures of one dataset. compare_to: as in `Matrix`."""
+    """Compute the results of one dataset.
+
+    Args:
+        compared: The methods and the images.
+        compare_to: The reference of paired differences; see `Matrix`.
+    """
     values: dict[str, dict[str, dict[str, float]]] = {m.name: {} for m in compared.methods}
     columns = [*_reconstruction(compared, values)]
     edits = [*_edits(compared, values, columns)]
@@ -166,7 +193,10 @@ def board(compared: Compared, compare_to: str) -> Board:
 def _reconstruction(
     compared: Compared, values: Mapping[str, dict[str, dict[str, float]]]
 ) -> Iterator[BoardColumn]:
-    """Fills values. Each column is of the images that every method with that metric has."""
+    """Add the metrics to `values` and yield their columns.
+
+    The images of a column are those that every method with this metric has.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for method in compared.methods:
         rows = compared.metrics(method)
@@ -192,8 +222,8 @@ def _sheet(metric: str) -> str:
     perceptual = "lpips" in base
     if part:
         return PARTS if base in _IN_PARTS or perceptual else FURTHER
-    known = base in _MAIN or perceptual or base.startswith("identity_")
-    return RECONSTRUCTION if known else FURTHER
+    main = base in _MAIN or perceptual or base.startswith("identity_")
+    return RECONSTRUCTION if main else FURTHER
 
 
 def _edits(
@@ -201,11 +231,11 @@ def _edits(
     values: Mapping[str, dict[str, dict[str, float]]],
     columns: list[BoardColumn],
 ) -> Iterator[EditBoard]:
-    """Fills values and columns."""
+    """Add the costs and effects of edits to `values` and `columns`, and yield the edits."""
     metrics = {m.name: compared.metrics(m) for m in compared.methods}
     names: dict[str, None] = {}
     kinds: dict[str, None] = {}
-    # Methods may measure differently; an effect has one unit for all.
+    # The effect of an edit needs a metric that all methods have.
     shared: set[str] | None = None
     for frame in metrics.values():
         own_kinds = list(map(str, frame["metric"].unique()))
@@ -244,7 +274,7 @@ def _at_equal_identity(
     values: Mapping[str, dict[str, dict[str, float]]],
     unit: str,
 ) -> Iterator[BoardColumn]:
-    """Fills values. A column for each network whose distances were measured."""
+    """Add the effects at equal identity to `values`, and yield a column for each network."""
     for cost in [c for c in costs if c.startswith("identity_") and c.endswith("_distance")]:
         found = equal_effect.effect_at_equal_cost(curves, cost)
         if any(found.values()):
@@ -256,7 +286,7 @@ def _at_equal_identity(
 
 
 def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
-    """Distances between sets have no interval. Of the first seed."""
+    """Return the distances between sets of the first seed. They have no intervals."""
     run = method.runs[0]
     if not run.data.distances:
         return {}
@@ -269,7 +299,7 @@ def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
 
 
 def _costs(method: Method) -> dict[str, Estimate]:
-    """Seconds are medians over shards, bytes means over images, memory is the most of all."""
+    """Return the costs: medians of seconds over shards, means of bytes over images, peak memory."""
     found = {}
     stages: dict[str, dict[tuple[int, int], float]] = {}
     for seed, run in enumerate(method.runs):
@@ -277,10 +307,10 @@ def _costs(method: Method) -> dict[str, Estimate]:
             stages.setdefault(stage, {}).update({(seed, n): s for n, s in shards.items()})
     for stage in [stage for stage in STAGES if stage in stages]:
         found[f"seconds_{stage}"] = estimate(list(stages[stage].values()), "median")
-    made = [own for stage, own in stages.items() if stage in ("embed", "segment", "refine")]
-    if made:
-        shared = [n for n in made[0] if all(n in own for own in made)]
-        found["seconds"] = estimate([sum(own[n] for own in made) for n in shared], "median")
+    parts = [own for stage, own in stages.items() if stage in ("embed", "segment", "refine")]
+    if parts:
+        shared = [n for n in parts[0] if all(n in own for own in parts)]
+        found["seconds"] = estimate([sum(own[n] for own in parts) for n in shared], "median")
     for where in ("host", "gpu"):
         peaks = [p for run in method.runs if (p := run.peak(where)) is not None]
         if peaks:
@@ -293,7 +323,12 @@ def _costs(method: Method) -> dict[str, Estimate]:
 
 
 def _clocks(method: Method, other: Method | None) -> dict[str, Estimate]:
-    """Medians over the shards that took turns. other: what the method is compared to."""
+    """Return the medians of the times measured in turn, and of their ratios on each shard.
+
+    Args:
+        method: The method.
+        other: Its reference method, if there is one.
+    """
     own, theirs = _clocked(method), _clocked(other) if other else {}
     if not own:
         return {}
@@ -309,16 +344,16 @@ def _clocks(method: Method, other: Method | None) -> dict[str, Estimate]:
 
 
 def _clocked(method: Method) -> dict[tuple[int, tuple[str, ...]], dict[str, float]]:
-    """Seed and images of a shard -> its clocks."""
+    """Return the times measured in turn by the seed and the images of a shard."""
     runs = enumerate(method.runs)
     return {(seed, ids): found for seed, run in runs for ids, found in run.clocks().items()}
 
 
 _COST_TITLES = {
     "turn_seconds": "in turn: s per image",
-    "turn_seconds_ratio": "in turn: times as long",
+    "turn_seconds_ratio": "in turn: ratio of seconds",
     "turn_cpu_seconds": "in turn: CPU s per image",
-    "turn_cpu_seconds_ratio": "in turn: times the CPU time",
+    "turn_cpu_seconds_ratio": "in turn: ratio of CPU seconds",
     "turn_generator_calls": "in turn: calls of the generator",
     "seconds": "s per image",
     **{f"seconds_{stage}": f"{stage} [s]" for stage in STAGES},
@@ -330,7 +365,7 @@ _COST_TITLES = {
 
 
 def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[BoardColumn]:
-    """Columns of distances between sets and of costs, which are not per image."""
+    """Return the columns of distances between sets and of costs, which have no values per image."""
     keys = dict.fromkeys(key for own in cells.values() for key in own)
     sets = [key for key in keys if key in ("fid", "kid") or key.startswith("frechet_")]
     found = [BoardColumn(key, title(key), RECONSTRUCTION, "lower") for key in sets]

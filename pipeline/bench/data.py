@@ -1,4 +1,4 @@
-"""The runs of a benchmark as methods: their metrics per image, costs and provenance."""
+"""The data of a benchmark's runs by method: metrics of images, costs and provenance."""
 
 from __future__ import annotations
 
@@ -19,22 +19,29 @@ from dhr_batch.pipeline.storage.connect import connect
 if TYPE_CHECKING:
     import pandas as pd
 
-# Tables that `dhr-batch render` needs to make an edit.
+# The tables that `dhr-batch render` needs.
 RENDERED_FROM = ("latents", "masks", "deltas")
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished run of the benchmark. base: the run that it begins from, if it does."""
+class FinishedRun:
+    """A finished run of the benchmark.
+
+    Attributes:
+        cell: The run in the matrix.
+        storage: The place of the run.
+        data: Its data.
+        base: The run that it begins from, if there is one.
+    """
 
     cell: Cell
     storage: Storage
     data: RunData
-    base: Made | None = None
+    base: FinishedRun | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that the rows depend on, apart from the images."""
+        """A digest of everything that the rows depend on, except the images."""
         content = json.dumps(
             self.data.plan.fingerprint.to_json(), sort_keys=True, ensure_ascii=False
         )
@@ -42,15 +49,14 @@ class Made:
 
     @property
     def models(self) -> dict[str, str]:
-        """Models that were used, here or in the run that this one begins from -> their sha256, as
-        far as it is recorded."""
-        known = self.data.plan.fingerprint.models
+        """The sha256 of each model that this run or its base used, or `not recorded`."""
+        recorded = self.data.plan.fingerprint.models
         names = {*self.data.models, *(self.base.data.models if self.base else ())}
-        return {name: known.get(name, "not recorded") for name in sorted(names)}
+        return {name: recorded.get(name, "not recorded") for name in sorted(names)}
 
     @cached_property
     def masks(self) -> dict[str, str]:
-        """Image -> digest of its in-domain mask."""
+        """A digest of the in-domain mask of each image."""
         columns = ("image_id", "kind", "mask")
         return {
             row["image_id"]: hashlib.sha256(row["mask"]["bytes"]).hexdigest()
@@ -59,17 +65,20 @@ class Made:
         }
 
     def seconds(self) -> dict[str, dict[int, float]]:
-        """Stage -> shard -> seconds per image. Stages that were taken over took what they did for
-        these images in the base, whose shards may be cut elsewhere."""
+        """Return the seconds per image by stage and shard.
+
+        For stages that this run did not compute, they are the seconds of the same images in the
+        base, whose shards may be different.
+        """
         shards = self.data.plan.shards
         found: dict[str, dict[int, float]] = {}
         if self.base:
             by_image = self.base.data.plan.shard_of()
             for stage, spent in self.base.seconds().items():
                 for shard, ids in enumerate(shards):
-                    known = [spent[by_image[i]] for i in ids if by_image.get(i) in spent]
-                    if known:
-                        found.setdefault(stage, {})[shard] = sum(known) / len(known)
+                    times = [spent[by_image[i]] for i in ids if by_image.get(i) in spent]
+                    if times:
+                        found.setdefault(stage, {})[shard] = sum(times) / len(times)
             found = {s: v for s, v in found.items() if s not in self._own_stages}
         for shard, manifest in self.data.shards.items():
             for stage, seconds in manifest.stage_seconds.items():
@@ -78,7 +87,7 @@ class Made:
         return found
 
     def clocks(self) -> dict[tuple[str, ...], dict[str, float]]:
-        """Images of a shard -> what `bench_turns` has clocked, per image."""
+        """Return what `turns` has measured, per image, by the images of each shard."""
         shards = self.data.plan.shards
         return {
             tuple(shards[n]): {key: v / len(shards[n]) for key, v in manifest.clocked.items()}
@@ -91,13 +100,21 @@ class Made:
         return {s for m in self.data.shards.values() for s in m.stage_seconds}
 
     def peak(self, where: str) -> int | None:
-        """The most bytes that a worker held, `host` or `gpu`, here or in the base."""
+        """Return the peak memory of a worker of this run or its base, in bytes.
+
+        Args:
+            where: `host` or `gpu`.
+        """
         runs = [self.data, *([self.base.data] if self.base else [])]
         peaks = [m.memory_peak.get(where) for d in runs for m in d.shards.values()]
         return max((p for p in peaks if p), default=None)
 
     def bytes_of(self, tables: Sequence[str] | None = None) -> list[tuple[int, int]]:
-        """Of each shard with images: bytes of its files, of these tables or of all, and images."""
+        """Return the bytes of files and the number of images of each shard with images.
+
+        Args:
+            tables: The tables to count; None for all.
+        """
         found = []
         for manifest in self.data.shards.values():
             files = manifest.files.items()
@@ -108,17 +125,23 @@ class Made:
 
 
 def method_name(embedder: str, refiner: str) -> str:
-    """A method in tables."""
+    """Return the name of a method in tables."""
     return f"{embedder} / {refiner}"
 
 
 @dataclass(frozen=True)
 class Method:
-    """An embedder with a refiner; one run per seed."""
+    """An embedder with a refiner.
+
+    Attributes:
+        embedder: The name of the embedder.
+        refiner: The name of the refiner.
+        runs: One run for each seed.
+    """
 
     embedder: str
     refiner: str
-    runs: Sequence[Made]
+    runs: Sequence[FinishedRun]
 
     @property
     def name(self) -> str:
@@ -126,26 +149,32 @@ class Method:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """image_id, stage, metric, value: the mean over seeds."""
+        """The columns image_id, stage, metric and value, with the means over seeds."""
         import pandas as pd
 
         columns = ["image_id", "stage", "metric", "value"]
         frames = [run.data.metrics[columns] for run in self.runs]
         if len(frames) == 1:
             return frames[0]
-        every = pd.concat(frames).astype({name: object for name in columns[:3]})
-        grouped = every.groupby(columns[:3], sort=False)["value"].agg(["mean", "count"])
-        # What an image lacks for one seed would otherwise be a mean of other draws.
-        whole = grouped[grouped["count"] == len(frames)]
-        return whole["mean"].rename("value").reset_index()
+        joined = pd.concat(frames).astype({name: object for name in columns[:3]})
+        grouped = joined.groupby(columns[:3], sort=False)["value"].agg(["mean", "count"])
+        # A mean over only some of the seeds could not be compared with the others.
+        complete = grouped[grouped["count"] == len(frames)]
+        return complete["mean"].rename("value").reset_index()
 
 
 @dataclass(frozen=True)
 class Compared:
     """The methods on one dataset, and the images that all of them have.
 
-    counted: in plan order. failed: image -> method -> why it has no rows there; excluded: image ->
-    methods whose mask leaves less than 40 % of its face in-domain.
+    Attributes:
+        dataset: The name of the dataset.
+        planned: The number of planned images.
+        methods: The methods.
+        counted: The images that all methods have, in plan order. Results are of these images.
+        failed: Why images have no rows, by image and method.
+        excluded: For each image, the methods whose mask leaves less than 40 % of its face
+            in-domain.
     """
 
     dataset: str
@@ -162,7 +191,7 @@ class Compared:
 
     @property
     def made_by(self) -> dict[str, list[str]]:
-        """Metric of the refined pictures -> the models that made it, as the tables name them."""
+        """The models that computed each metric of the refined pictures, as in the tables."""
         found: dict[str, dict[str, None]] = {}
         for method in self.methods:
             for run in method.runs:
@@ -174,39 +203,47 @@ class Compared:
 
     @cached_property
     def same_masks(self) -> bool:
-        """Whether all methods have the same in-domain masks; otherwise their parts differ."""
+        """Whether all methods have the same in-domain masks."""
         runs = [run for method in self.methods for run in method.runs]
         return all(
             run.masks.get(i) == runs[0].masks.get(i) for run in runs[1:] for i in self.counted
         )
 
     def metrics(self, method: Method) -> pd.DataFrame:
-        """Of the images that count."""
+        """Return the metrics of a method for the counted images."""
         return method.metrics[method.metrics["image_id"].isin(self.counted)]
 
 
 def load(benchmark: Benchmark, failed: Mapping[str, str]) -> list[Compared]:
-    """Every dataset of a benchmark. failed: runs that have no complete tables; methods with such a
-    run are left out. Datasets without a method are, too."""
-    made: dict[str, Made] = {}
+    """Load the runs of a benchmark by dataset.
+
+    Args:
+        benchmark: The benchmark.
+        failed: The runs without complete tables. Methods with such a run are left out, and so are
+            datasets without any method.
+    """
+    runs: dict[str, FinishedRun] = {}
     for cell in benchmark.cells:
         if cell.name not in failed:
             storage = connect(benchmark.place(cell.name))
-            made[cell.name] = Made(cell, storage, report_data.load(storage), made.get(cell.base))
+            data, base = report_data.load(storage), runs.get(cell.base)
+            runs[cell.name] = FinishedRun(cell, storage, data, base)
     found = []
     for dataset in benchmark.matrix.datasets:
-        methods = list(_methods(benchmark, dataset, made))
+        methods = list(_methods(benchmark, dataset, runs))
         if methods:
             found.append(_compared(benchmark, dataset, methods))
     return found
 
 
-def _methods(benchmark: Benchmark, dataset: str, made: Mapping[str, Made]) -> Iterator[Method]:
+def _methods(
+    benchmark: Benchmark, dataset: str, runs: Mapping[str, FinishedRun]
+) -> Iterator[Method]:
     cells = [cell for cell in benchmark.cells if cell.dataset == dataset]
     for embedder, refiner in dict.fromkeys((c.embedder, c.refiner) for c in cells):
         own = [c.name for c in cells if (c.embedder, c.refiner) == (embedder, refiner)]
-        if all(name in made for name in own):
-            yield Method(embedder, refiner, [made[name] for name in own])
+        if all(name in runs for name in own):
+            yield Method(embedder, refiner, [runs[name] for name in own])
 
 
 def _compared(benchmark: Benchmark, dataset: str, methods: Sequence[Method]) -> Compared:
@@ -214,7 +251,7 @@ def _compared(benchmark: Benchmark, dataset: str, methods: Sequence[Method]) -> 
     excluded: dict[str, list[str]] = {}
     for method in methods:
         for run in method.runs:
-            # What a run takes over, it does not even plan where it had failed before.
+            # Images that failed in the base are not planned in a run that begins from it.
             for source in (run.base, run):
                 for row in source.data.quarantine if source else ():
                     why = f"{row['stage']}: {row['error_class']}"

@@ -1,4 +1,4 @@
-"""A benchmark as LaTeX, for `booktabs`."""
+"""The results of a benchmark as LaTeX, for `booktabs`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dhr_batch.version import __version__
 
 
 def latex(boards: Sequence[Board]) -> str:
-    """The tables of each dataset, then the published ones."""
+    """Return the tables of each dataset, then published figures."""
     lines = [f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}", f"% {INTERVALS}", ""]
     for board in boards:
         for sheet, columns in sheets(board):
@@ -39,7 +39,7 @@ def latex(boards: Sequence[Board]) -> str:
                 rows,
             )
     lines.append(
-        "% Published figures, for orientation only: other protocols, never ranked with these."
+        "% Published figures, for orientation only: they are of other protocols and not ranked."
     )
     for found in published():
         lines += _table(
@@ -54,7 +54,14 @@ def latex(boards: Sequence[Board]) -> str:
 def _table(
     caption: str, alignment: str, heads: Sequence[str], rows: Iterable[Iterable[str]]
 ) -> list[str]:
-    """A floating table. Cells are LaTeX already, caption and heads are plain text."""
+    """Return a floating table.
+
+    Args:
+        caption: The caption, as plain text.
+        alignment: The alignments of the columns, such as `lrr`.
+        heads: The headings of the columns, as plain text.
+        rows: The cells, as LaTeX.
+    """
     return [
         r"\begin{table}",
         rf"\caption{{{_tex(caption)}}}",

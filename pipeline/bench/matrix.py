@@ -1,4 +1,4 @@
-"""What a benchmark compares: datasets x embedders x refiners x seeds, as runs with names."""
+"""The matrix of a benchmark: datasets x embedders x refiners x seeds, as runs with names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.stages import registry
 
-# The refiner of every benchmark: what an embedder gives by itself.
+# The refiner that is part of every benchmark: the result of the embedder is not refined.
 BASE = "none"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]*")
 
 
 class RefinerEntry(Strict):
-    """A refiner under a name of its own. settings: of a run. embedders: by default all."""
+    """A named refiner.
+
+    Attributes:
+        settings: Settings of its runs.
+        embedders: The embedders that it is applied to; None for all.
+        about: A description.
+    """
 
     settings: dict[str, Any] = Field(default_factory=dict)
     embedders: tuple[str, ...] | None = None
@@ -30,17 +36,32 @@ class RefinerEntry(Strict):
 
 
 class EmbedderEntry(Strict):
-    """An embedder under a name of its own. settings: of a run."""
+    """A named embedder.
+
+    Attributes:
+        settings: Settings of its runs.
+        about: A description.
+    """
 
     settings: dict[str, Any] = Field(default_factory=dict)
     about: str = ""
 
 
 class Matrix(Strict):
-    """A benchmark. settings: of every run. edits: as in `edit.edits`. compare_to: what paired
-    differences are against: a refiner, on the embedder of each method, or one method for all of
-    them as `EMBEDDER/REFINER`. in_turn: the refiners of an embedding are computed shard by shard in
-    turn, each in a process of its own, and clocked (see `bench_turns`).
+    """A benchmark.
+
+    Attributes:
+        about: A description.
+        datasets: The datasets, as for `run --dataset`.
+        settings: Settings of all runs.
+        embedders: The embedders by name.
+        refiners: The refiners by name.
+        edits: The edits, as in the setting `edit.edits`.
+        seeds: The seeds. Each method has one run per seed.
+        compare_to: The reference of paired differences: a refiner, which is combined with the
+            embedder of each method, or one method for all as `EMBEDDER/REFINER`.
+        in_turn: Whether the refiners of an embedding process each shard in turn, in processes of
+            their own, so that their times can be compared; see `turns`.
     """
 
     about: str = ""
@@ -64,34 +85,37 @@ class Matrix(Strict):
                     )
         if BASE in self.refiners:
             raise ValueError(f"refiners: {BASE!r} is part of every benchmark; leave it out")
-        known = [BASE, *self.refiners]
-        methods = [f"{e}/{r}" for e in self.embedders for r in known if self.has(e, r)]
-        if self.compare_to not in (*known, *methods):
+        refiners = [BASE, *self.refiners]
+        methods = [f"{e}/{r}" for e in self.embedders for r in refiners if self.has(e, r)]
+        if self.compare_to not in (*refiners, *methods):
             raise ValueError(
-                f"compare_to: {self.compare_to!r} is none of: {', '.join([*known, *methods])}"
+                f"compare_to: {self.compare_to!r} is unknown; choose from: "
+                f"{', '.join([*refiners, *methods])}"
             )
         for name, refiner in self.refiners.items():
             for embedder in refiner.embedders or ():
                 if embedder not in self.embedders:
                     raise ValueError(
-                        f"refiners.{name}.embedders: {embedder!r} is none of: "
+                        f"refiners.{name}.embedders: {embedder!r} is unknown; choose from: "
                         f"{', '.join(self.embedders)}"
                     )
             early = set(refiner.settings) & {"align", "embed", "generator", "seed"}
             if early:
                 raise ValueError(
                     f"refiners.{name}: {', '.join(sorted(early))} would change the embedding that "
-                    "all refiners share; make it an embedder"
+                    "all refiners share; define an embedder instead"
                 )
         for name in ("dataset", "seed", "limit", "preset"):
             if name in self.settings:
-                raise ValueError(f"settings: {name} is no setting of all runs; see the other keys")
+                raise ValueError(
+                    f"settings: {name} cannot be set for all runs; use the other keys instead"
+                )
         if len(set(self.seeds)) != len(self.seeds) or len(set(self.datasets)) != len(self.datasets):
-            raise ValueError("a seed or dataset is given twice")
+            raise ValueError("seeds, datasets: one is given twice; remove it")
         return self
 
     def has(self, embedder: str, refiner: str) -> bool:
-        """Whether a refiner is applied to what this embedder gives."""
+        """Whether a refiner is applied to the results of an embedder."""
         if refiner == BASE:
             return True
         chosen = self.refiners[refiner].embedders
@@ -100,8 +124,19 @@ class Matrix(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. settings: without the dataset. begins_at: the first stage that differs from `base`,
-    the run of its embedder, whose earlier stages are taken over; empty for that run itself.
+    """One run of a benchmark.
+
+    Attributes:
+        name: The name of the run and of its folder.
+        dataset: The dataset.
+        embedder: The name of the embedder.
+        refiner: The name of the refiner.
+        seed: The seed.
+        settings: The settings without the dataset.
+        base: The name of the run of the same embedder without a refiner, from which this run
+            begins; "" for that run itself.
+        begins_at: The first stage that differs from the base; "" without a base.
+        about: A description.
     """
 
     name: str
@@ -116,38 +151,57 @@ class Cell:
 
 
 def shipped_names() -> list[str]:
-    """Names of the shipped benchmarks."""
+    """Return the names of the shipped benchmarks."""
     return configs.presets("benchmark")
 
 
 def shipped_matrix(name: str) -> Matrix:
-    """A shipped benchmark. Raises Refused, naming the valid ones."""
+    """Read a shipped benchmark.
+
+    Raises:
+        Refused: If there is no benchmark of this name.
+    """
     return parse_matrix(configs.preset(name, "benchmark"), f"benchmark {name}")
 
 
 def read_matrix(file: Path) -> Matrix:
-    """A benchmark from a YAML file. Raises Refused."""
+    """Read a benchmark from a YAML file.
+
+    Raises:
+        Refused: If the file is not a valid benchmark.
+    """
     return parse_matrix(configs.read_file(file), str(file))
 
 
 def parse_matrix(content: Any, where: str) -> Matrix:
-    """A benchmark from its content. Raises Refused, naming what is wrong and where."""
+    """Check the content of a benchmark.
+
+    Args:
+        content: The content of a YAML file.
+        where: The name of the file, for messages.
+
+    Raises:
+        Refused: If the content is not a valid benchmark.
+    """
     try:
         return Matrix.model_validate(content)
     except ValidationError as error:
         lines = []
         for item in error.errors():
             path = ".".join(str(part) for part in item["loc"])
-            said = item["msg"].removeprefix("Value error, ")
-            words = "unknown key" if item["type"] == "extra_forbidden" else said
-            lines.append(f"{where}: {path + ': ' if path else ''}{words}")
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                message = "unknown key"
+            lines.append(f"{where}: {path + ': ' if path else ''}{message}")
         raise Refused("\n".join(lines)) from error
 
 
 def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
-    """The runs of a benchmark; that of an embedder comes before those that begin from it.
+    """Return the runs of a benchmark. A run comes before those that begin from it.
 
-    names: what stands for each dataset in the names of its runs.
+    Args:
+        matrix: The benchmark.
+        names: The name of each dataset in the names of its runs.
     """
     cells = []
     for dataset in matrix.datasets:
@@ -176,27 +230,40 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
 
 
 def reference(compare_to: str, embedder: str) -> tuple[str, str]:
-    """Embedder and refiner that the methods of an embedder are compared to: see `Matrix`."""
+    """Return the embedder and the refiner of the reference of an embedder's methods.
+
+    Args:
+        compare_to: The reference; see `Matrix`.
+        embedder: The name of the embedder.
+    """
     first, slash, second = compare_to.partition("/")
     return (first, second) if slash else (embedder, first)
 
 
 def first_stage(settings: Mapping[str, Any]) -> str:
-    """The first stage that a refiner's settings change, at the latest `refine`."""
+    """Return the first stage that the settings of a refiner change, at the latest `refine`."""
     stages = registry.STAGES[: registry.STAGES.index("refine")]
     return next((stage for stage in stages if stage in settings), "refine")
 
 
-def dataset_names(datasets: Sequence[Dataset], asked: Sequence[str]) -> dict[str, str]:
-    """What was asked for -> the dataset's name, safe in a folder's name. Raises Refused for two
-    of one name."""
+def dataset_names(datasets: Sequence[Dataset], texts: Sequence[str]) -> dict[str, str]:
+    """Return the name of each dataset, with characters that are safe in the name of a folder.
+
+    Args:
+        datasets: The datasets.
+        texts: The texts that name them in the benchmark, which are the keys of the result.
+
+    Raises:
+        Refused: If two datasets have the same name.
+    """
     names: dict[str, str] = {}
-    for text, dataset in zip(asked, datasets, strict=True):
+    for text, dataset in zip(texts, datasets, strict=True):
         name = re.sub(r"[^A-Za-z0-9_.+]+", "_", dataset.name) or "dataset"
         if name in names.values():
             raise Refused(
-                f"two datasets are both called {name!r}",
-                way_out="describe one in a YAML file with another name",
+                f"dataset {text}",
+                f"another dataset of the benchmark is also called {name!r}",
+                "describe one of them in a YAML file with another name",
             )
         names[text] = name
     return names

@@ -1,4 +1,4 @@
-"""A benchmark as one HTML page: sortable tables, plots, and the pictures of all methods."""
+"""The results of a benchmark as an HTML page: sortable tables, plots, and pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dhr_batch.pipeline import units
 from dhr_batch.pipeline.bench.board import FURTHER, Board, EditBoard
-from dhr_batch.pipeline.bench.data import Made
+from dhr_batch.pipeline.bench.data import FinishedRun
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.bench.text import (
     COSTS,
@@ -47,12 +47,18 @@ from dhr_batch.stages.face_scores import effect_unit
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
 _SIDE = 192
-# As many as the style sheet has colours for.
+# The number of colours in the style sheet.
 _MAX_LINES = 12
 
 
 def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> Page:
-    """Everything but the pictures."""
+    """Return the page without the pictures.
+
+    Args:
+        benchmark: The benchmark.
+        boards: The results of each dataset.
+        failed: The reason why each failed run has no complete tables.
+    """
     methods = sum(len(board.compared.methods) for board in boards)
     subtitle = f"{methods} methods on {', '.join(b.compared.dataset for b in boards)}"
     sections: list[Section] = []
@@ -61,10 +67,10 @@ def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str
     if boards:
         sections.append(Section("images", "Images", _shown(boards), gallery=_gallery(boards[0])))
     sections += [_provenance(boards), _published(), provenance.rights()]
-    said = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
+    warnings = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
     if any(board.compared.random_weights for board in boards):
-        said.insert(0, RANDOM)
-    warning = " ".join(said)
+        warnings.insert(0, RANDOM)
+    warning = " ".join(warnings)
     return Page("Benchmark", subtitle, sections, warning, FILES)
 
 
@@ -104,10 +110,10 @@ def _differences(board: Board) -> Table:
 
 
 def _curves(board: Board, edited: EditBoard) -> Iterator[Plot]:
-    """What the edit costs at shares of the common effect, on the images that have all of them."""
+    """Plot the costs of an edit at shares of the common effect, for images that have all costs."""
     costs = [key.partition("@")[2] for own in board.values.values() for key in own if "@" in key]
     wanted = [c for c in dict.fromkeys(costs) if c.startswith("identity_") or c == "psnr_out"]
-    # One network per family of scales, as in the report of a run.
+    # Distances and similarities have different scales: plot only one kind, as in reports of runs.
     identity = [c for c in wanted if c.endswith("_distance")] or [c for c in wanted if "ident" in c]
     axis = f"change of the {edited.name} score{effect_unit(edited.score)}"
     for cost in [*identity[:1], *(c for c in wanted if c == "psnr_out")]:
@@ -144,12 +150,12 @@ class _Picture:
     """A column of the gallery."""
 
     title: str
-    run: Made
+    run: FinishedRun
     stage: str
 
 
 def _columns(board: Board) -> list[_Picture]:
-    """The source, then each method's refined picture and its strongest edit of the first name."""
+    """Return the columns: the source, the refined pictures and the strongest first edits."""
     methods = board.compared.methods
     found = [_Picture("source", methods[0].runs[0], "aligned")]
     found += [_Picture(m.name, m.runs[0], "refined") for m in methods]
@@ -168,10 +174,10 @@ def _shown(boards: Sequence[Board]) -> Sequence[str]:
     shown, total = len(_ids(first)), len(first.compared.counted)
     text = []
     if len(boards) > 1:
-        rest = "those of the other datasets are in the reports of their runs"
+        rest = "the images of the other datasets are in the reports of their runs"
         text.append(f"Images of {first.compared.dataset}; {rest}.")
     if shown < total:
-        text.append(f"{shown} of the {total} images that count.")
+        text.append(f"{shown} of the {total} compared images.")
     return text
 
 
@@ -205,15 +211,15 @@ def _gallery(board: Board) -> Gallery:
 
 
 def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:
-    """The thumbnails of the gallery, image by image."""
+    """Yield the thumbnails of the gallery, image by image."""
     if not boards:
         return
     board, ids = boards[0], _ids(boards[0])
     columns = _columns(board)
     allowed = gallery.PAGE_BYTES // max(len(ids) * len(columns), 1)
-    made = {id(c.run): report_data.rows(c.run.storage, ids) for c in columns}
+    readers = {id(c.run): report_data.rows(c.run.storage, ids) for c in columns}
     for _ in ids:
-        row = {run: next(rows) for run, rows in made.items()}
+        row = {run: next(rows) for run, rows in readers.items()}
         yield [
             gallery.thumbnail(row[id(column.run)], column.stage, _SIDE, allowed)
             for column in columns
@@ -235,23 +241,26 @@ def _provenance(boards: Sequence[Board]) -> Section:
         Table("Runs", [*heads, Column("fingerprint", code=True)], rows),
         provenance.models_table(sorted(used), used),
         Table(
-            "What made each metric",
+            "Models of each metric",
             [Column("dataset"), Column("metric"), Column("models")],
             makers,
             folded=True,
         ),
     ]
     text = (
-        "A fingerprint is a digest of everything that the rows of a run depend on apart from the "
-        "images: settings, weights, edit directions and version. benchmark.json has all of it, and "
-        "images.csv the number of every image.",
+        "A fingerprint is a digest of everything that the rows of a run depend on, except the "
+        "images: settings, weights, edit directions and version. They are listed in "
+        "benchmark.json. The numbers of every image are in images.csv.",
     )
     return Section("provenance", "Runs and models", text, tables=tables)
 
 
 def _published() -> Section:
     tables = []
-    text = ["Figures that others have published, for orientation: other weights, images and rules."]
+    text = [
+        "Figures that others have published, for orientation only: they are of other weights, "
+        "images and protocols."
+    ]
     for found in published():
         text.append(f"{found.source}. {found.protocol} {found.differs}")
         columns = zip(*found.rows, strict=True)

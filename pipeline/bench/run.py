@@ -1,4 +1,4 @@
-"""Running a benchmark: what is missing of its runs, through the ordinary `run` machinery."""
+"""The execution of a benchmark: its missing runs are computed as `dhr-batch run` does it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs are computed: see `Request`."""
+    """Where runs are computed. For the attributes see `Request`."""
 
     gpus: int | None = None
     address: str | None = None
@@ -38,9 +38,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A matrix, the place of its runs and its table, and the runs in the order of their making.
+    """A benchmark that has been checked and can be run.
 
-    sizes: images of each dataset, as planned within the limit.
+    Attributes:
+        matrix: The description of the benchmark.
+        out: The folder or URL of the runs and tables.
+        cells: The runs, in the order in which they are computed.
+        names: The name of each dataset in the names of its runs.
+        sizes: The number of planned images of each dataset.
     """
 
     matrix: Matrix
@@ -50,7 +55,7 @@ class Benchmark:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
-        """The folder or URL of a run."""
+        """Return the folder or URL of a run."""
         return join(self.out, f"{RUNS}/{name}")
 
 
@@ -61,16 +66,24 @@ def plan(
     machine: Machine = Machine(),
     random_weights: bool = False,
 ) -> Benchmark:
-    """Expand a benchmark and check all of its settings, images and models before anything starts.
+    """Check the settings, images and models of a benchmark before anything starts.
 
-    limit: only the first images of each dataset. random_weights: allow generators and metrics
-    without trained weights, for tests of the benchmark itself. Raises Refused and
-    ModelMissing.
+    Args:
+        matrix: The description of the benchmark.
+        out: The folder or URL of the runs and tables.
+        limit: The number of images of each dataset, if not all.
+        machine: Where the runs are computed.
+        random_weights: Whether to allow networks with random weights, for tests of the benchmark.
+
+    Raises:
+        Refused: If the benchmark cannot be run.
+        ModelMissing: If a model is missing.
     """
     if matrix.in_turn and machine.address:
         raise Refused(
-            "in_turn: runs that take turns are computed on this machine, so that a cluster cannot "
-            "be joined: leave out --address"
+            f"in_turn with --address {machine.address}",
+            "runs that take turns are computed on this machine only",
+            "leave out --address",
         )
     found = [named.find(name) for name in matrix.datasets]
     names = dataset_names(found, matrix.datasets)
@@ -83,18 +96,18 @@ def plan(
     owned.check()
     sizes = {}
     for cell in cells:
-        # Runs that begin from another one are planned when that one is there; as a whole run, each
-        # shows now what is wrong with its settings.
+        # A run that begins from another one can be planned only after that one is finished. Here
+        # it is planned as a whole run, to find mistakes in its settings.
         settings = {"dataset": cell.dataset, **cell.settings, **machine.settings}
         request = Request(settings, address=machine.address)
-        made = prepare.prepare(request)
-        require_apart(owned.storage, prepare.inputs(made))
+        prepared = prepare.prepare(request)
+        require_apart(owned.storage, prepare.inputs(prepared))
         if not random_weights:
-            _refuse_random(cell, made)
-        prepare.check_gpus(made, request)
-        prepare.check_models(made, request)
+            _refuse_random(cell, prepared)
+        prepare.check_gpus(prepared, request)
+        prepare.check_models(prepared, request)
         if not cell.base:
-            sizes[cell.dataset] = made.images
+            sizes[cell.dataset] = prepared.images
     return Benchmark(matrix, place, cells, names, sizes)
 
 
@@ -102,23 +115,27 @@ def _limited(cell: Cell, limit: int) -> Cell:
     return cell if cell.base else replace(cell, settings={**cell.settings, "limit": limit})
 
 
-def _refuse_random(cell: Cell, made: Plan) -> None:
-    config = made.config
+def _refuse_random(cell: Cell, prepared: Plan) -> None:
+    config = prepared.config
     sections = {stage: getattr(config, stage) for stage in STAGES}
     used = {f"{stage}.{key}": v for stage, own in sections.items() for key, v in own.items()}
     for key, value in ({"generator": config.generator} | used).items():
         if "tiny" in (value if isinstance(value, list | tuple) else [value]):
             raise Refused(
                 cell.name,
-                f"{key}=tiny has random weights, so that its figures mean nothing",
+                f"{key}=tiny has random weights, so that its results are meaningless",
                 "choose a trained network",
             )
 
 
 @dataclass(frozen=True)
 class BenchOutcome:
-    """How a benchmark ended. failed: run -> why it has no complete tables. exit_code: as of `run`,
-    the worst of its runs.
+    """The outcome of a benchmark.
+
+    Attributes:
+        computed: The runs that were not finished before.
+        failed: The reason why each failed run has no complete tables.
+        exit_code: The largest exit code of the runs, as of `run`.
     """
 
     computed: Sequence[str]
@@ -129,11 +146,18 @@ class BenchOutcome:
 def run(
     benchmark: Benchmark, machine: Machine, say: Callable[[str], None] = lambda text: None
 ) -> BenchOutcome:
-    """Finish every run of a benchmark. A run that fails does not keep the others from being made.
+    """Finish every run of a benchmark. If a run fails, the others are computed nevertheless.
 
-    computed: runs that were not finished before. Raises Refused where the folder holds a run with
-    other settings, images or weights, and KeyboardInterrupt; both leave a state to go on from. What
-    is refused for another reason, such as a run in use or a full disk, has failed.
+    A run that is in use, or that does not fit on the disk, has failed.
+
+    Args:
+        benchmark: The benchmark.
+        machine: Where the runs are computed.
+        say: Called with messages about the progress.
+
+    Raises:
+        Refused: If the folder contains a run with other settings, images or weights.
+        KeyboardInterrupt: If the user has asked to stop. Finished work is kept.
     """
     from dhr_batch.pipeline.bench import turns
     from dhr_batch.pipeline.engine import runner
@@ -144,30 +168,30 @@ def run(
     computed, code = [], runner.DONE
     for number, cell in enumerate(benchmark.cells, 1):
         if cell.base in failed:
-            failed[cell.name] = f"{cell.base}, which it begins from, has failed"
+            failed[cell.name] = f"{cell.base} has failed, from which it begins"
             continue
         say(f"[{number}/{len(benchmark.cells)}] {cell.name}")
         request = request_of(benchmark, cell, machine)
         try:
-            made = prepare.prepare(request)
+            prepared = prepare.prepare(request)
             before = len(RunFolder(benchmark.place(cell.name)).committed())
-            done = runner.run(made, request)
+            outcome = runner.run(prepared, request)
         except OtherRun as error:
             raise Refused(
                 f"run {cell.name} of this benchmark",
-                f"it was made with other settings or images:\n  {error.changed}",
-                "choose another folder for the benchmark with --out, go on with what it was made "
-                f"with, or delete {request.out} to make this run again",
+                f"it was started with other settings or images:\n  {error.changed}",
+                "choose another folder for the benchmark with --out, restore the settings and "
+                f"images, or delete {request.out} to compute this run again",
             ) from error
         except (CommandError, OSError) as error:
             say(f"{cell.name} has failed: {error}")
             failed[cell.name] = str(error)
             continue
-        if done.stopped or done.exit_code == runner.INTERRUPTED:
+        if outcome.stopped or outcome.exit_code == runner.INTERRUPTED:
             raise KeyboardInterrupt
-        if before < len(made.shards) or request.out in turned:
+        if before < len(prepared.shards) or request.out in turned:
             computed.append(cell.name)
-        code = max(code, done.exit_code)
+        code = max(code, outcome.exit_code)
         if benchmark.matrix.in_turn and not cell.base:
             followers = [c for c in benchmark.cells if c.base == cell.name]
             requests = [request_of(benchmark, c, machine) for c in followers]
@@ -176,7 +200,7 @@ def run(
 
 
 def request_of(benchmark: Benchmark, cell: Cell, machine: Machine) -> Request:
-    """What `run` is asked for. A cell with a base begins from its finished run."""
+    """Return the request of a run. A run with a base begins from the finished base."""
     settings = {**cell.settings, **machine.settings, "dataset": cell.dataset}
     if cell.base:
         settings |= {"dataset": benchmark.place(cell.base), "first_stage": cell.begins_at}
@@ -185,6 +209,6 @@ def request_of(benchmark: Benchmark, cell: Cell, machine: Machine) -> Request:
         out=benchmark.place(cell.name),
         address=machine.address,
         progress=machine.progress,
-        # Images that are new in the dataset are missing like a run that was not made.
+        # New images of the dataset are added to existing runs.
         extend=True,
     )

@@ -1,4 +1,4 @@
-"""A benchmark as Markdown and CSV, and what its texts have in common."""
+"""The results of a benchmark as Markdown and CSV, and texts that all formats share."""
 
 from __future__ import annotations
 
@@ -25,35 +25,42 @@ from dhr_batch.pipeline.units import number
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
     "Bold: best, underlined: second, by the figures as shown. Costs are not ranked, and of the "
-    "effects only those at equal identity."
+    "effects only those at equal identity are."
 )
 EDITING = (
     "At equal effect: for each image and direction of an edit, the strength of each method is "
-    "interpolated such that all change the score by as much against the source, by the most that "
-    "all of them achieve. “Largest effect” is what a method achieves by itself there. At equal "
-    "identity: the effect against the refined picture, of the strongest edit of each method within "
-    "the largest identity distance that all of them reach."
+    "interpolated so that all methods change the score of the source by the same amount, which is "
+    "the largest that all of them achieve. “Largest effect” is the largest change that a method "
+    "achieves by itself. At equal identity: the effect, against the refined picture, of the "
+    "strongest edit of each method within the largest identity distance that all methods reach."
 )
 COSTS = (
-    "Seconds are of embed, segment and refine, as the median over shards of one worker's time per "
-    "image; what a run takes over from another counts. Memory is the most that a worker's process "
-    "held, with all networks and stages."
+    "Seconds are the median over shards of one worker's time per image for embed, segment and "
+    "refine, including stages whose results come from another run. Memory is the peak of a "
+    "worker's process with all networks and stages."
 )
 TURNS = (
-    "In turn: the methods compute segment and refine of one shard after the other, alternating in "
-    "who is first. Medians over shards; “times as long” is the median of the ratios on each shard "
-    "to the method that this one is compared to."
+    "In turn: the methods compute segment and refine of each shard in turn, and the first method "
+    "changes from shard to shard. Values are medians over shards; ratios are medians of the ratios "
+    "on each shard to the reference method."
 )
-RANDOM = "random weights: no figure here says anything about a trained model."
+RANDOM = "random weights: the figures say nothing about trained models."
 OTHER_MASKS = (
     "The in-domain masks of these methods differ: figures of parts are of each method's own part, "
-    "and not ranked."
+    "and are not ranked."
 )
 
 
 class Published(Strict):
-    """A table that somebody has published. columns: metrics by the names of this project where they
-    are defined alike. rows: in the order of the columns, with the digits as published."""
+    """A published table.
+
+    Attributes:
+        source: The publication.
+        protocol: How the figures were measured.
+        differs: Differences to the benchmarks of this project.
+        columns: The metrics, by the names of this project if they have the same definition.
+        rows: The cells in the order of the columns, with the digits as published.
+    """
 
     source: str
     protocol: str
@@ -63,28 +70,28 @@ class Published(Strict):
 
 
 def published() -> list[Published]:
-    """The shipped tables, `configs/published.yaml`."""
+    """Read the shipped tables, `configs/published.yaml`."""
     text = (resources.files("dhr_batch.configs") / "published.yaml").read_text("utf-8")
     return TypeAdapter(list[Published]).validate_python(yaml.safe_load(text))
 
 
 def about(board: Board) -> list[str]:
-    """Which images the figures are of, in sentences."""
+    """Return sentences about the images of the results."""
     compared = board.compared
     lines = [
         f"Means over the {len(compared.counted)} of {compared.planned} images that all "
         f"{len(compared.methods)} methods have."
     ]
     if compared.failed:
-        names = ", ".join(f"{i} ({_who(why)})" for i, why in compared.failed.items())
-        lines.append(f"Left out, since they failed: {len(compared.failed)}: {names}.")
+        names = ", ".join(f"{i} ({_reasons(why)})" for i, why in compared.failed.items())
+        lines.append(f"Left out because they failed: {len(compared.failed)}: {names}.")
     if compared.excluded:
-        names = ", ".join(f"{i} ({', '.join(who)})" for i, who in compared.excluded.items())
-        lines.append(f"Left out, with {EXCLUDED}: {len(compared.excluded)}: {names}.")
+        names = ", ".join(f"{i} ({', '.join(own)})" for i, own in compared.excluded.items())
+        lines.append(f"Left out with {EXCLUDED}: {len(compared.excluded)}: {names}.")
     for edited in board.edits:
         full = edited.full
         if not edited.measured:
-            lines.append(f"{edited.name}: no score `{edited.score}` was measured.")
+            lines.append(f"{edited.name}: the score `{edited.score}` was not measured.")
             continue
         if not full.matches:
             none = f"0 of {full.compared} images have an effect that all methods achieve"
@@ -104,15 +111,15 @@ def about(board: Board) -> list[str]:
     return lines
 
 
-def _who(why: Mapping[str, str]) -> str:
+def _reasons(why: Mapping[str, str]) -> str:
     reasons: dict[str, list[str]] = {}
     for method, reason in why.items():
         reasons.setdefault(reason, []).append(method)
-    return "; ".join(f"{reason} in {', '.join(who)}" for reason, who in reasons.items())
+    return "; ".join(f"{reason} in {', '.join(methods)}" for reason, methods in reasons.items())
 
 
 def rows_of(board: Board, columns: Sequence[BoardColumn]) -> dict[str, list[tuple[str, str]]]:
-    """Method -> text and mark of each cell."""
+    """Return the text and the mark of each cell, by method."""
     rows: dict[str, list[tuple[str, str]]] = {method: [] for method in board.cells}
     for column in columns:
         marked = board.marks(column)
@@ -123,7 +130,7 @@ def rows_of(board: Board, columns: Sequence[BoardColumn]) -> dict[str, list[tupl
 
 
 def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
-    """The tables of all datasets, their runs, and published figures."""
+    """Return the tables of all datasets, their runs, and published figures as Markdown."""
     lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
     if any(board.compared.random_weights for board in boards):
         lines += [RANDOM, ""]
@@ -148,30 +155,30 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
         lines += ["### Models", ""]
         lines += table_lines(["model", "sha256 begins"], models(board).items())
     lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
-    for known in published():
-        lines += [f"### {known.source}", "", f"{known.protocol} {known.differs}".strip(), ""]
-        lines += table_lines([heading(c) for c in known.columns], texts(known))
+    for table in published():
+        lines += [f"### {table.source}", "", f"{table.protocol} {table.differs}".strip(), ""]
+        lines += table_lines([heading(c) for c in table.columns], texts(table))
     return "\n".join(lines)
 
 
 def sheets(board: Board) -> Iterator[tuple[str, list[BoardColumn]]]:
-    """The tables that papers print: all but further metrics."""
+    """Yield the tables without that of further metrics."""
     return ((sheet, columns) for sheet, columns in board.sheets.items() if sheet != FURTHER)
 
 
 def heading(column: str) -> str:
-    """A column of a published table for readers."""
+    """Return the heading of a column of a published table."""
     return "s per image" if column == "seconds" else title(column)
 
 
 def texts(found: Published) -> Iterator[list[str]]:
-    """The rows of a published table as text."""
+    """Yield the rows of a published table as text."""
     for row in found.rows:
         yield ["–" if cell is None else cell for cell in row]
 
 
 def head(board: Board, column: BoardColumn) -> str:
-    """A column's title, with the number of its images where these are not all that count."""
+    """Return the heading of a column, with the number of its images if some have no value."""
     if column.sheet == COST:
         return column.title
     images = {own[column.key].n for own in board.cells.values() if column.key in own}
@@ -180,20 +187,20 @@ def head(board: Board, column: BoardColumn) -> str:
 
 
 def long_title(column: BoardColumn) -> str:
-    """The name of a column outside its table."""
+    """Return the title of a column outside of its table."""
     edit, at, _ = column.key.rpartition("@")
     return f"{edit}{at and ': '}{column.title}"
 
 
 def runs(board: Board) -> Iterator[tuple[str, str, str, str]]:
-    """Method, what it is, run and fingerprint of every run."""
+    """Yield the method, its description, the name and the fingerprint of every run."""
     for method in board.compared.methods:
         for run in method.runs:
             yield method.name, run.cell.about, run.cell.name, run.fingerprint
 
 
 def models(board: Board) -> dict[str, str]:
-    """Every model that a run used -> the beginning of its checksum."""
+    """Return the sha256 of every model that the runs used."""
     found: dict[str, str] = {}
     for method in board.compared.methods:
         for run in method.runs:
@@ -202,7 +209,7 @@ def models(board: Board) -> dict[str, str]:
 
 
 def plain(cell: Cell) -> str:
-    """A cell of a page's table as text."""
+    """Return a cell of a page's table as text."""
     return number(cell) if cell is None or isinstance(cell, float) else str(cell)
 
 
@@ -210,7 +217,7 @@ def _md_differences(board: Board) -> list[str]:
     if not board.differences:
         return []
     columns = board.compared_columns
-    lines = ["### Paired differences", "", "Per image, the method minus the one it is held to.", ""]
+    lines = ["### Paired differences", "", "Of each image: the method minus its reference.", ""]
     rows = (
         [f"{m} − {board.against[m]}", *(shown(own.get(c.key)).text for c in columns)]
         for m, own in board.differences.items()
@@ -225,8 +232,10 @@ def _md_mark(text: str, mark: str) -> str:
 
 
 def csv_table(boards: Sequence[Board]) -> str:
-    """A row per dataset, method and column: estimate, interval, n, direction, mark, and the runs
-    of the method with their fingerprints, one per seed."""
+    """Return the results as CSV: a row for each dataset, method and column.
+
+    The last columns are the runs of the method and their fingerprints, one for each seed.
+    """
     heads = ["dataset", "embedder", "refiner", "column", "value", "low", "high", "n", "better"]
     rows: list[Sequence[Any]] = [[*heads, "mark", "run", "fingerprint"]]
     for board in boards:
@@ -236,15 +245,15 @@ def csv_table(boards: Sequence[Board]) -> str:
                 if estimate := board.cells[method.name].get(column.key):
                     numbers = [finite(v) for v in (estimate.value, estimate.low, estimate.high)]
                     named = [board.compared.dataset, method.embedder, method.refiner, column.key]
-                    made = ((run.cell.name, run.fingerprint) for run in method.runs)
-                    origin = ["; ".join(words) for words in zip(*made, strict=True)]
+                    pairs = ((run.cell.name, run.fingerprint) for run in method.runs)
+                    origin = ["; ".join(words) for words in zip(*pairs, strict=True)]
                     tail = [estimate.n, column.better, marked.get(method.name, ""), *origin]
                     rows.append([*named, *numbers, *tail])
     return _csv(rows)
 
 
 def csv_images(boards: Sequence[Board]) -> str:
-    """A row per dataset, method, column and image: the numbers that the means are of."""
+    """Return the numbers of images as CSV: a row for each dataset, method, column and image."""
     rows: list[Sequence[Any]] = [["dataset", "method", "column", "image_id", "value"]]
     for board in boards:
         for method, columns in board.values.items():
@@ -260,5 +269,5 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def finite(value: float) -> float | None:
-    """JSON and spreadsheets know neither infinity nor nan."""
+    """Return the number, or None for infinity and nan, which JSON and spreadsheets cannot store."""
     return value if math.isfinite(value) else None

@@ -1,16 +1,16 @@
-"""The runs of a benchmark that take turns, so that their seconds can be compared.
+"""Runs of a benchmark that process each shard in turn, so that their times can be compared.
 
-Runs that are made one after the other are measured hours apart, and a machine that others use, or
-that grows hot, is not the same machine by then. Here each run has one process, all of them stay,
-and one shard after the other is computed by every run before the next one begins. The run that is
-first changes from shard to shard. A drift of the machine then reaches all runs alike, and the
-ratio of two runs is taken on each shard before anything is averaged.
+Runs that are computed one after the other are measured hours apart, and the speed of the machine
+may have changed by then, because of other programs or of heat. Therefore each run has a process of
+its own, and every run processes a shard before the next shard begins. The run that is first changes
+from shard to shard. Changes of the machine then affect all runs equally. The ratio of two runs is
+taken for each shard before it is averaged.
 
-Only the stages `segment` and `refine` are clocked: from a code to the mask and the refined picture.
-The start of a process is outside the clock; the first shard of each still fills caches.
+Only the stages `segment` and `refine` are measured: from a code to the mask and the refined
+picture. The start of a process is not measured, but its first shard still fills caches.
 
-What is committed here is an ordinary shard, whose manifest has the clocks under `clocked`. A run
-that fails drops out, and whatever is missing afterwards is left to `runner.run`.
+The shards are committed like those of any other run. Their manifests have the times under
+`clocked`. A run that fails takes no more turns, and its remaining shards are left to `runner.run`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ T = TypeVar("T")
 
 
 def in_turn(members: Sequence[T], number: int) -> list[T]:
-    """The members in the order of a turn. Turns are counted from 0; the first member changes."""
+    """Return the members in the order of a turn.
+
+    Args:
+        members: The members.
+        number: The number of the turn, from 0. The first member changes with it.
+    """
     first = number % max(1, len(members))
     return [*members[first:], *members[:first]]
 
@@ -47,8 +52,15 @@ def in_turn(members: Sequence[T], number: int) -> list[T]:
 def take_turns(requests: Sequence[Request], say: Callable[[str], None]) -> set[str]:
     """Compute the missing shards of several runs in turn.
 
-    Returns the places of the runs that had missing shards. Raises KeyboardInterrupt where the user
-    asked to stop; shards that are finished by then are kept.
+    Args:
+        requests: The requests of the runs.
+        say: Called with messages about the progress.
+
+    Returns:
+        The places of the runs that had missing shards.
+
+    Raises:
+        KeyboardInterrupt: If the user has asked to stop. Finished shards are kept.
     """
     stopper, turns = stopping.Stopper(), []
     with stopping.scope(), ExitStack() as stack, stopping.signals(stopper):
@@ -77,7 +89,14 @@ def take_turns(requests: Sequence[Request], say: Callable[[str], None]) -> set[s
 
 @dataclass(frozen=True)
 class _Turn:
-    """A run with a process of its own. missing: its uncommitted shards by number."""
+    """A run with a process of its own.
+
+    Attributes:
+        request: The request of the run.
+        folder: The folder of the run, whose lease is held.
+        missing: The uncommitted shards by number.
+        connection: The connection to the process.
+    """
 
     request: Request
     folder: RunFolder
@@ -98,7 +117,7 @@ class _Turn:
 
 @contextmanager
 def _open(request: Request) -> Iterator[_Turn]:
-    """A run under its lease, and its process."""
+    """Take the lease of a run and start its process."""
     plan = prepare.prepare(request)
     folder = runner.claimed(plan, request)
     folder.lock()
@@ -107,16 +126,16 @@ def _open(request: Request) -> Iterator[_Turn]:
         done = folder.recover()
         missing = {shard.index: shard for shard in plan.shards if shard.index not in done}
         spawn = multiprocessing.get_context("spawn")
-        here, there = spawn.Pipe()
+        connection, other_end = spawn.Pipe()
         settings = runner.worker_settings(plan, folder.storage)
-        process = spawn.Process(target=_serve, args=(there, settings), daemon=True)
+        process = spawn.Process(target=_serve, args=(other_end, settings), daemon=True)
         if missing:
             runner.keep_plan(folder, plan)
             process.start()
-        # The process then ends by itself where this one is killed.
-        there.close()
+        # If this process is killed, the other one then ends by itself.
+        other_end.close()
         try:
-            yield _Turn(request, folder, missing, here)
+            yield _Turn(request, folder, missing, connection)
         finally:
             if process.pid is not None:
                 process.kill()
@@ -126,8 +145,10 @@ def _open(request: Request) -> Iterator[_Turn]:
 
 
 def _serve(connection: Connection, settings: Settings) -> None:
-    """The process of a run: receives shards with the names of attempts, sends receipts or why there
-    is none."""
+    """Process shards for a run. This is the main function of its process.
+
+    It receives shards with the names of attempts, and sends receipts or messages about errors.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = None
     with suppress(EOFError):
@@ -143,10 +164,10 @@ def _serve(connection: Connection, settings: Settings) -> None:
 
 
 class ClockedWorker(Worker):
-    """A worker whose receipts say what mask and refinement took, and how many renders.
+    """A worker whose receipts have the time of the mask and the refinement, and generator calls.
 
-    Seconds of the processor are those of all threads of the process; a worker that writes one batch
-    while it computes another has the writing in them, so shards should be of one batch.
+    CPU seconds are those of all threads of the process. If a worker writes one batch while it
+    computes another, they include the writing, so that a shard should have only one batch.
     """
 
     def setup(self) -> WorkerFacts:

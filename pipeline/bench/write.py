@@ -1,4 +1,4 @@
-"""Writing a benchmark beside its runs."""
+"""Writes the results of a benchmark beside its runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned
 
 
 def write_benchmark(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
-    """Write index.html and the files of `bench_page.FILES`; returns where the page is.
+    """Write index.html and the files of `page.FILES`, and return the path of the page.
 
-    failed: runs that could not be finished, and why. Raises CommandError where a table cannot be
-    read, and Refused, after all else is written, where no benchmark wrote a file of these names.
+    Args:
+        benchmark: The benchmark.
+        failed: The reason why each failed run has no complete tables.
+
+    Raises:
+        CommandError: If a table cannot be read.
+        Refused: After all other files are written, if a file with one of these names was not
+            written by a benchmark.
     """
     boards = [board(found, benchmark.matrix.compare_to) for found in load(benchmark, failed)]
     target = Owned(connect(benchmark.out), BENCHMARK)

@@ -57,16 +57,17 @@ def test_a_refiner_begins_where_its_settings_do_and_may_choose_embedders():
         ({"refiners": {"none": {}}}, "'none' is part of every benchmark"),
         (
             {"compare_to": "pti"},
-            r"compare_to: 'pti' is none of: none, dhr, no_mask, fails, w\+/none, w\+/dhr",
+            r"compare_to: 'pti' is unknown; choose from: none, dhr, no_mask, fails, w\+/none, "
+            r"w\+/dhr",
         ),
-        ({"compare_to": "w/dhr"}, "compare_to: 'w/dhr' is none of"),
+        ({"compare_to": "w/dhr"}, "compare_to: 'w/dhr' is unknown"),
         (
             {"compare_to": "w+/dhr", "refiners": {"dhr": {"embedders": []}}},
-            r"compare_to: 'w\+/dhr' is none of: none, dhr, w\+/none$",
+            r"compare_to: 'w\+/dhr' is unknown; choose from: none, dhr, w\+/none$",
         ),
-        ({"refiners": {"dhr": {"embedders": ["e4e"]}}}, "refiners.dhr.embedders: 'e4e' is none"),
+        ({"refiners": {"dhr": {"embedders": ["e4e"]}}}, "refiners.dhr.embedders: 'e4e' is unknown"),
         ({"refiners": {"dhr": {"settings": {"embed": "w"}}}}, "embed would change the embedding"),
-        ({"settings": {"limit": 3}}, "settings: limit is no setting of all runs"),
+        ({"settings": {"limit": 3}}, "settings: limit cannot be set for all runs"),
         ({"seeds": [1, 1]}, "given twice"),
         ({"datasets": []}, "datasets"),
         ({"edits": []}, "edits"),

@@ -186,8 +186,8 @@ def test_other_settings_in_the_same_place_are_refused(finished, photographs):
     other = bench.plan(changed, planned.out, machine=MACHINE, random_weights=True)
     with pytest.raises(
         Refused,
-        match=r"run photos-w\+-none of this benchmark: it was made with (.|\n)*store_deltas(.|\n)*"
-        r"delete .*/out/runs/photos-w\+-none to make this run again",
+        match=r"run photos-w\+-none of this benchmark: it was started with (.|\n)*store_deltas"
+        r"(.|\n)*delete .*/out/runs/photos-w\+-none to compute this run again",
     ) as refusal:
         bench.run(other, MACHINE)
     assert "--fresh" not in str(refusal.value)
@@ -357,7 +357,7 @@ def test_an_edit_that_cannot_be_compared_is_named(finished):
     assert found.compared_edits == []
     lines = bench_text.about(found)
     assert "darkness: 0 of 4 images have an effect that all methods achieve." in lines
-    assert "yaw: no score `score_yaw` was measured." in lines
+    assert "yaw: the score `score_yaw` was not measured." in lines
     assert not [column for column in found.columns if "@" in column.key]
     page = bench_page.page(finished[0], [found], {})
     assert page.sections

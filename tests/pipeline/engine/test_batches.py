@@ -64,7 +64,7 @@ def test_a_gpu_worker_tries_one_image_of_all_stages(
     chosen = {"dataset": "-", "batch_size": None, "first_stage": first}
     settings = config.build([config.preset("tiny"), chosen])
     worker = Worker(Settings(config.resolve(settings, 0, 1), False, "", "cpu", str(tmp_path)))
-    assert worker.setup()["batch_size"] == batches.ON_CPU
+    assert worker.setup().batch_size == batches.ON_CPU
 
     gpu = Memory(24 * GB, GB, 2 * GB)
     for name in ("memory_allocated", "reset_peak_memory_stats", "mem_get_info"):
