@@ -4,8 +4,8 @@ python -m dhr_batch.benchmarks.augmentation RUN... [--person REGEX] [--json FILE
 
 This illustrates `dhr-batch export`. It is not a measurement: there are few photographs, and the
 labels are landmark scores (`score_smile` above the median of the photographs), not judgements of
-people. Each photograph is classified by a logistic regression on the pixels of the mouth, which was trained
-neither with the photograph nor with edits of it.
+people. Each photograph is classified by a logistic regression on the pixels of the mouth, which was
+trained neither with the photograph nor with edits of it.
 """
 
 from __future__ import annotations

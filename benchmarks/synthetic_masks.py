@@ -3,8 +3,8 @@
 python -m dhr_batch.benchmarks.synthetic_masks [--images N] [--refined N] [--out DIR] [--json]
 
 There are two runs on generated faces with occluders that hide 5 to 40 % of them: one with the
-preset `masks`, and one with the default refinement, on faces with and without their occluders. Intervals
-are 95 % intervals.
+preset `masks`, and one with the default refinement, on faces with and without their occluders.
+Intervals are 95 % intervals.
 """
 
 from __future__ import annotations
