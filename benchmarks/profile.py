@@ -4,8 +4,8 @@ python -m dhr_batch.benchmarks.profile [--generator NAME] [--steps N] [--json FI
 
 The parts of a step of the default refinement are measured separately. The floor of a part is a
 lower bound of its time: its floating-point operations, counted from the shapes of convolutions and
-matrix products, divided by the rate at which this machine multiplies large matrices. The floors for GPUs
-are computed from published rates, which real programs do not reach. No GPU is measured.
+matrix products, divided by the rate at which this machine multiplies large matrices. The floors for
+GPUs are computed from published rates, which real programs do not reach. No GPU is measured.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_the_command_on_a_small_run(tmp_path: Path) -> None:
 def test_too_few_photographs_are_refused() -> None:
     with pytest.raises(Refused, match=r"3 photographs .* show 3 persons: 4 are needed"):
         compare(faces(0)[:3])
-    of_one = [replace(face, who="ann") for face in faces(0)]
+    of_one = [replace(face, person="ann") for face in faces(0)]
     with pytest.raises(Refused, match=r"8 photographs .* show 1 persons"):
         compare(of_one)
 
