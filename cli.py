@@ -92,7 +92,7 @@ def run(**options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(run_dir: str, out: str | None, as_json: bool) -> None:
-    """Write the report of a run: an HTML page, a contact sheet, Markdown and CSV files."""
+    """Write the report of a run as HTML, Markdown and CSV, with a contact sheet."""
     from dhr_batch.pipeline.report.write import write_report
 
     page = write_report(run_dir, out)

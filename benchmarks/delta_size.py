@@ -188,7 +188,9 @@ def text(row: Row) -> str:
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--images", type=click.IntRange(1), help="Use only the first images, this many.")
+@click.option(
+    "--images", type=click.IntRange(1), help="Number of images, from the first.  [default: all]"
+)
 @click.option("--dataset", default="portraits", show_default=True, help="Dataset of photographs.")
 @click.option("--generator", default="mobilestylegan-256", show_default=True, help="Generator.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, as in `run`.")

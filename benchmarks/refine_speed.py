@@ -88,7 +88,9 @@ def measure(content: dict[str, Any], images: int | None, out: Path) -> dict[str,
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--images", type=click.IntRange(1), help="Use only the first images, this many.")
+@click.option(
+    "--images", type=click.IntRange(1), help="Number of images, from the first.  [default: all]"
+)
 @click.option("--dataset", default="portraits", show_default=True, help="Dataset of photographs.")
 @click.option("--aligned", is_flag=True, help="Use the photographs as FFHQ crops without aligning.")
 @click.option("--generator", default="mobilestylegan-256", show_default=True, help="Generator.")

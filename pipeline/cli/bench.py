@@ -33,7 +33,11 @@ from dhr_batch.pipeline.errors import Refused
     metavar="NAME|PLACE",
     help="Dataset that replaces those of the benchmark. May be repeated.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Use only the first images of each dataset.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="Number of images of each dataset, from the first.  [default: all]",
+)
 @click.option(
     "--out", required=True, metavar="DIR|URL", help="Folder or URL of the tables and the runs."
 )

@@ -23,7 +23,7 @@ _PLAN = {
         "--from",
         "first_stage",
         metavar="STAGE",
-        help="Stage to begin with; the results of earlier stages come from the run --dataset.",
+        help="First stage to run; the results of earlier stages are read from the run --dataset.",
     ),
     "preset": click.option(
         "--preset", metavar="NAME", help="Named settings, which override the defaults."
@@ -59,7 +59,9 @@ _PLAN = {
         help="One setting, such as embed.steps=20. May be repeated.",
     ),
     "limit": click.option(
-        "--limit", type=click.IntRange(1), help="Process only the first images, this many."
+        "--limit",
+        type=click.IntRange(1),
+        help="Number of images to process, from the first.  [default: all]",
     ),
     "seed": click.option(
         "--seed",
