@@ -132,7 +132,7 @@ class Losses:
             self._count_error(task.shard, reason)
 
     def _count_error(self, shard: Shard, reason: str) -> None:
-        """Count a failure of a shard without a guilty image. The second one ends the run."""
+        """Count a failure of a shard that no image has caused. The second one ends the run."""
         history = self._blame.history(shard.index)
         history.errors += 1
         if history.errors >= ATTEMPTS:
