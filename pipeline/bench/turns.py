@@ -28,7 +28,7 @@ from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.worker import Settings, Worker
-from dhr_batch.pipeline.planning import prepare, resume
+from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -122,7 +122,7 @@ def _open(request: Request) -> Iterator[_Turn]:
     folder = runner.claimed(plan, request)
     folder.lock()
     try:
-        plan = resume.continued(folder, folder.storage.place, plan, request.extend)
+        plan = runner.continued(folder, plan, request)
         done = folder.recover()
         missing = {shard.index: shard for shard in plan.shards if shard.index not in done}
         spawn = multiprocessing.get_context("spawn")

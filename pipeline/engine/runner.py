@@ -93,7 +93,7 @@ def run(plan: Plan, request: Request) -> RunOutcome:
                 check_models(plan, request)
                 if kept := resume.start_over(run_folder, out.place, request.confirmed):
                     progress.say(f"kept in {out.place}, as no run wrote them: {listed(kept)}")
-            plan = resume.continued(run_folder, out.place, plan, request.extend)
+            plan = continued(run_folder, plan, request)
             before = run_folder.recover()
             images = sum(shard.images for shard in before.values())
             state.before, state.total = images, plan.images - images
@@ -118,8 +118,22 @@ def claimed(plan: Plan, request: Request) -> RunFolder:
         Refused: If the place contains files that no run wrote.
     """
     out = place(plan, request)
-    Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
+    Owned(out, RUN).claim()
     return RunFolder(out, plan.config.lease_timeout)
+
+
+def continued(run_folder: RunFolder, plan: Plan, request: Request) -> Plan:
+    """The plan with what an earlier start has stored; the run notes where its dataset lies.
+
+    The caller holds the lease. A start that is refused changes nothing of what is noted.
+
+    Raises:
+        Refused: If the run was started with other settings or images.
+    """
+    out = run_folder.storage
+    plan = resume.continued(run_folder, out.place, plan, request.extend)
+    Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
+    return plan
 
 
 def _process(

@@ -491,6 +491,17 @@ def test_a_run_knows_where_its_photographs_lie(small_run: Any) -> None:
     assert list(prepare.origin.inputs(place, plan)) == [str(small_run.photographs)]
 
 
+def test_a_refused_start_leaves_a_run_as_it_is(small_run: Any, project: Path) -> None:
+    run = small_run.copy(project.parent / "run")
+    before = files(run)
+    words = ("--dataset", project / "images", "--preset", "tiny", "--gpus", 0, "--out", run)
+    refused = dhr("run", *words)
+    assert refused.exit_code == 2, refused.output
+    assert "it holds a run with other settings or images" in refused.output
+    after = files(run)
+    assert after | {"_state/lease": before["_state/lease"]} == before
+
+
 @pytest.fixture
 def owned(place: str) -> Owned:
     owned = Owned(connect(place), BENCHMARK)
