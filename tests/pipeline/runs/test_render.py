@@ -259,7 +259,7 @@ def test_a_run_without_deltas_says_why(made: tuple[Path, list[Record]], tmp_path
     (root / "plan.json").write_text(json.dumps(stored))
     done = command(root, "--all", "--out", tmp_path / "out")
     assert done.exit_code == 1
-    assert done.output.count("it was made with store_deltas=none") == 2
+    assert done.output.count("the run was made with store_deltas=none") == 2
 
 
 def rewritten(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
