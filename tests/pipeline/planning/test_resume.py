@@ -187,7 +187,7 @@ def test_finished_shards_without_a_plan_are_not_taken_for_those_of_this_start(
     ("words", "said"),
     [
         (["--fresh"], "confirm with --yes"),
-        (["--fresh", "--extend"], "give one"),
+        (["--fresh", "--extend"], "give only one"),
         ([], "1 added: 0.png; --extend"),
     ],
 )
