@@ -59,8 +59,8 @@ def measured(
     if outcome.done < outcome.images:
         raise CommandError(
             f"run {outcome.out}",
-            f"{outcome.images - outcome.done} of its images failed",
-            f"see the reasons with: dhr-batch quarantine list {outcome.out}",
+            f"{outcome.images - outcome.done} of its images are not finished",
+            f"see why with: dhr-batch status {outcome.out}",
         )
     return figures(open_run(outcome.out).metrics)
 
