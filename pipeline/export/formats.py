@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dhr_batch.pipeline.export import target
 from dhr_batch.pipeline.tables.schemas import PICTURE
 
 # Size limit of tar and Parquet files, unless one picture is larger. The Hub uses the same limit.
@@ -73,6 +74,10 @@ class Writer(ABC):
     def open(self) -> None:
         """Start the first file."""
 
+    def new_file(self, name: str) -> Path:
+        """Return the path of a new file of the export."""
+        return target.new_file(self.folder, name)
+
     @abstractmethod
     def add(self, sample: ExportSample) -> None:
         """Write a picture."""
@@ -89,12 +94,12 @@ class ImageFolder(Writer):
         # torchvision numbers the existing folders, so every split must have the same ones.
         for label in self.number:
             (self.folder / self.split / label).mkdir(parents=True)
-        path = self.folder / self.split / "metadata.jsonl"
+        path = self.new_file(f"{self.split}/metadata.jsonl")
         self._list = path.open("w", encoding="utf-8", newline="\n")
 
     def add(self, sample: ExportSample) -> None:
         name = f"{sample.label}/{sample.key}.{sample.extension}"
-        (self.folder / self.split / name).write_bytes(sample.data)
+        self.new_file(f"{self.split}/{name}").write_bytes(sample.data)
         self._list.write(sample.about(file_name=name) + "\n")
 
     def close(self) -> None:
@@ -111,7 +116,7 @@ class WebDataset(Writer):
         self._next()
 
     def _next(self) -> None:
-        path = self.folder / f"{self.split}-{self._files:05d}.tar"
+        path = self.new_file(f"{self.split}-{self._files:05d}.tar")
         # The GNU format allows names of any length.
         self._tar = tarfile.TarFile(path, "w", format=tarfile.GNU_FORMAT)
         self._files += 1
@@ -146,11 +151,11 @@ class Parquet(Writer):
         self._files = 0
         self._next()
 
-    def _path(self, number: int) -> Path:
-        return self.folder / self.split / f"part-{number:05d}.parquet"
+    def _name(self, number: int) -> str:
+        return f"{self.split}/part-{number:05d}.parquet"
 
     def _next(self) -> None:
-        path = self._path(self._files)
+        path = self.new_file(self._name(self._files))
         path.parent.mkdir(exist_ok=True)
         numbers = ["label", *self.columns]
         self._file = pq.ParquetWriter(
@@ -195,14 +200,15 @@ class HuggingFace(Parquet):
 
     data_files = "data/{split}-*.parquet"
 
-    def _path(self, number: int) -> Path:
-        return self.folder / "data" / f"{self.split}-{number:05d}.parquet"
+    def _name(self, number: int) -> str:
+        return f"data/{self.split}-{number:05d}.parquet"
 
     def close(self) -> None:
         super().close()
         for number in range(self._files):
-            path = self._path(number)
-            os.replace(path, path.with_stem(f"{path.stem}-of-{self._files:05d}"))
+            name = self._name(number)
+            final = name.replace(".parquet", f"-of-{self._files:05d}.parquet")
+            os.replace(self.folder / name, self.new_file(final))
 
 
 def _schema(classes: list[str], columns: Sequence[str]) -> pa.Schema:
@@ -226,7 +232,7 @@ class StyleGANZip(Writer):
     """
 
     def open(self) -> None:
-        self._zip = zipfile.ZipFile(self.folder / f"{self.split}.zip", "w")
+        self._zip = zipfile.ZipFile(self.new_file(f"{self.split}.zip"), "w")
         self._labels: list[tuple[str, int]] = []
         self._lines: list[str] = []
 

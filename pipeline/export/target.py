@@ -21,6 +21,18 @@ from dhr_batch.pipeline.storage.locations import lies_in
 from dhr_batch.pipeline.storage.ownership import EXPORT, Owned, listed, require_apart
 
 _MARKER = ".dhr-batch.json"
+# The files of an unfinished export, one JSON string a line. Written before each of them.
+_LIST = ".dhr-batch.files"
+
+
+def new_file(folder: Path, name: str) -> Path:
+    """Return the path of a file that an unfinished export is about to write.
+
+    The name is noted first, so that the file can be shown to be the export's after a kill.
+    """
+    with (folder / _LIST).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(name) + "\n")
+    return folder / name
 
 
 def resolved(out: Path, run: Run, fresh: bool) -> Path:
@@ -76,11 +88,24 @@ def partial(out: Path) -> Iterator[Path]:
 
 
 def _discard(folder: Path) -> None:
-    """Delete the folder of an unfinished export."""
+    """Delete the folder of an unfinished export, file by file."""
+    if not folder.exists():
+        return
     if folder.is_dir() and any(folder.iterdir()):
         _require_export(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.exists():
+        noted = folder / _LIST
+        lines = noted.read_text("utf-8").splitlines() if noted.exists() else []
+        for name in (*map(json.loads, lines), _LIST):
+            (folder / name).unlink(missing_ok=True)
+        if left := sorted(_files(folder)):
+            raise Refused(
+                str(folder),
+                f"it is needed for an unfinished export, and contains other files ({listed(left)})",
+                "move them to another folder",
+            )
+        (folder / _MARKER).unlink(missing_ok=True)
+        LocalStorage(folder).prune()
+    if folder.exists():
         folder.rmdir()
 
 
@@ -128,6 +153,7 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
         earlier.keep(new)
         return sorted(stay)
     owned = Owned(connect(partial), EXPORT)
+    (partial / _LIST).unlink(missing_ok=True)
     owned.keep(new)
     owned.claim(**about)
     _swap(partial, out)
@@ -175,7 +201,7 @@ def _files(folder: Path) -> Iterator[str]:
     for top, _, names in os.walk(folder):
         for name in names:
             found = Path(top, name).relative_to(folder).as_posix()
-            if found != _MARKER:
+            if found not in (_MARKER, _LIST):
                 yield found
 
 

@@ -166,7 +166,7 @@ def _fill(
     if not outcome.counts:
         raise Refused("no picture could be exported", why_nothing(outcome.dropped))
     card = export_card.text(run, options, outcome, classes, names, format_.data_files)
-    (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+    target.new_file(folder, "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 
 def _encoded(

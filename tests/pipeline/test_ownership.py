@@ -21,6 +21,7 @@ from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench import write as bench_write
 from dhr_batch.pipeline.datasets import synthetic
 from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.export import target
 from dhr_batch.pipeline.export.formats import FORMATS
 from dhr_batch.pipeline.planning import prepare, resume
 from dhr_batch.pipeline.report import write as report
@@ -323,6 +324,31 @@ def test_folders_with_the_temporary_names_of_an_export_survive(
     assert name in done.output.replace("\n", "")
     assert files(tmp_path / name) == {"mine": MINE}
     assert files(tmp_path / "out")
+
+
+def test_foreign_files_in_the_folder_of_a_killed_export_survive(
+    export_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("export", export_run, "--out", tmp_path / "out")
+
+    def killed(*_: object) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "_discard", lambda folder: None)
+        patch.setattr(target, "place", killed)
+        assert dhr(*words).exit_code == 137
+    folder = tmp_path / ".out.partial"
+    assert len(files(folder)) > 2
+    put(folder, {"train/mine.txt": MINE})
+    done = dhr(*words)
+    assert done.exit_code == 2
+    assert "train/mine.txt" in done.output.replace("\n", "")
+    assert files(folder)["train/mine.txt"] == MINE
+    (folder / "train" / "mine.txt").unlink()
+    assert dhr(*words).exit_code == 0
+    assert not folder.exists()
+    assert not [name for name in files(tmp_path / "out") if "dhr-batch.files" in name]
 
 
 @pytest.fixture(scope="module")

@@ -125,5 +125,7 @@ def test_the_clocks_are_those_of_mask_and_refinement(tmp_path, monkeypatch):
 
 def test_a_cluster_is_refused(tmp_path: Path):
     machine = bench.Machine(gpus=0, address="auto")
-    with pytest.raises(Refused, match=r"in_turn: .* on this machine.* leave out --address"):
+    with pytest.raises(
+        Refused, match=r"in_turn with --address auto: .* on this machine.* leave out --address"
+    ):
         bench.plan(tiny(tmp_path, in_turn=True), tmp_path / "out", machine=machine)

@@ -420,7 +420,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
         (["--include", "masks"], "choose from refined, source"),
         (["--out", "s3://bucket/set"], "upload it afterwards"),
         (["--person", "("], "not a regular expression"),
-        (["--val", "nan"], "between 0 and 1"),
+        (["--val", "nan"], "from 0 to 1"),
         (["--format", "zip"], "is not one of"),
         (["--min-identity", "1"], "--keep-faceless keeps"),
         (["--effect", "smile=0:", "--effect", "smile=:1"], "--effect smile: it is given twice"),
