@@ -65,7 +65,7 @@ def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -
     Owned(run.storage, RUN).check()
     where = run.storage.place
     existing = resume.preview(run, plan, request.extend)
-    if existing and not existing["changes"] and not request.fresh:
+    if not request.fresh and not (existing and existing["changes"]):
         plan = resume.continued(run, where, plan, request.extend)
     if as_json:
         content = plan.stored().to_json() | {"out": where, "run": existing}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.report.pictures import decode, face_share
 from dhr_batch.pipeline.runs import status_file
-from dhr_batch.pipeline.runs.folder import RunFolder, no_run
+from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats import set_distances
@@ -113,13 +113,11 @@ def load(run: Storage) -> RunData:
     """Read the data of a report, without the pictures.
 
     Raises:
-        NoRun: If there is no run.
+        NoRun: If the place is not a run.
         CommandError: If a table cannot be read.
     """
     folder = RunFolder(run)
-    plan = folder.plan()
-    if plan is None and not run.tables():
-        raise no_run(run)
+    plan = folder.started_plan()
     metrics = _metrics(run)
     quarantine = list(
         read_rows(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
@@ -135,7 +133,7 @@ def load(run: Storage) -> RunData:
             edits[row["edit_name"], row["edit_strength"]] = None
     data = RunData(
         name=run.name,
-        plan=plan or StoredPlan(),
+        plan=plan,
         image_ids=list(listed | dict.fromkeys(metrics["image_id"].unique())),
         metrics=metrics,
         quarantine=quarantine,

@@ -115,6 +115,25 @@ def test_a_folder_that_is_not_a_run(command: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "notes.txt"]
 
 
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_a_run_without_its_plan(small_run: Any, tmp_path: Path, command: str) -> None:
+    run = small_run.copy(tmp_path / "run")
+    (run / "plan.json").unlink()
+    reason, _ = mistaken(command, 2, "not a run", RUN=run, OUT=tmp_path / "out")
+    assert reason == f"{run}: it is not a run, because it has no plan.json"
+    assert not (run / "report/index.html").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "run --dry-run"])
+def test_a_start_in_a_run_without_its_plan(small_run: Any, tmp_path: Path, command: str) -> None:
+    run = small_run.copy(tmp_path / "run")
+    (run / "plan.json").unlink()
+    words = f"{command} --dataset DATA --preset tiny --gpus 0 --out OUT"
+    reason, way_out = mistaken(words, 2, "", DATA=small_run.photographs, OUT=run)
+    assert reason.startswith(f"{run}: it has 3 finished shards but no plan.json")
+    assert way_out == "put plan.json back, or choose another folder with --out\n"
+
+
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
 @pytest.mark.parametrize("command", ON_A_RUN)
 def test_a_damaged_plan(small_run: Any, tmp_path: Path, command: str, content: str) -> None:
