@@ -95,7 +95,7 @@ def check(name: str, sample: int, as_json: bool) -> None:
     help="Generator that renders the faces.",
 )
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path),
+    "--out", type=click.Path(path_type=Path), metavar="DIR",
     help="Folder to write to.  [default: the folder of the dataset `synthetic`]",
 )  # fmt: skip
 def synthesize(out: Path | None, images: int, generator: str, **options: Any) -> None:

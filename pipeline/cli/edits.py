@@ -119,7 +119,8 @@ def list_directions(as_json: bool) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Folder to write the set to.  [default: the folder of shipped sets]",
 )
 @click.option("--name", default="landmarks", show_default=True, help="Name of the set.")
@@ -142,7 +143,10 @@ def fit_directions(
     from dhr_batch.fitting import direction_sets
     from dhr_batch.fitting import samples as sampling
     from dhr_batch.pipeline.models.catalogue import home
+    from dhr_batch.pipeline.storage.connect import connect
 
+    written_to = out or sets_folder()
+    connect(written_to)  # It is checked before the samples are computed.
     folder = cache or home() / "samples" / f"{generator}-seed{seed}-truncation{truncation:g}"
     context = _context(generator, seed)
     if reuse:
@@ -173,7 +177,7 @@ def fit_directions(
         "method": next(iter(fits.values())).method,
     }
     file = direction_sets.write_set(
-        out or sets_folder(),
+        written_to,
         name,
         {n: f.array for n, f in fits.items()},
         {n: direction_sets.describe(f) for n, f in fits.items()},

@@ -69,8 +69,7 @@ def _unique(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--out", required=True, type=click.Path(file_okay=False), callback=_folder,
-              help="Folder to write to.")  # fmt: skip
+@click.option("--out", required=True, callback=_folder, metavar="DIR", help="Folder to write to.")
 @click.option("--format", "format_", type=click.Choice(_FORMATS), default="imagefolder",
               show_default=True, help="Format of the dataset.")  # fmt: skip
 @click.option("--include", callback=_kinds, default="", metavar="KINDS",

@@ -140,7 +140,8 @@ def verify(run: str, as_json: bool) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Folder to write the pictures to.  [default: RUN-render beside the run]",
 )
 def render(

@@ -41,7 +41,8 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
     Raises:
         Refused: If the folder contains anything that an export of this run may not replace.
     """
-    out = out.expanduser().resolve()
+    place = connect(out)
+    out = Path(place.address)
     if Path.cwd().is_relative_to(out):
         raise Refused(
             str(out), "it is or contains the current folder", "choose a folder in it with --out"
@@ -52,7 +53,6 @@ def resolved(out: Path, run: Run, fresh: bool) -> Path:
             "it lies in the run, which may only contain its tables",
             "choose another --out",
         )
-    place = connect(out)
     require_apart(place, origin.inputs(run.storage, run.stored))
     owned = Owned(place, EXPORT)
     if owned.about.get("run") == identity(run.stored):

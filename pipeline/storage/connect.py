@@ -17,7 +17,7 @@ def connect(place: str | Path | Storage) -> Storage:
     Nothing is read or written. A `Storage` is returned as it is.
 
     Raises:
-        Refused: If the URL has an unknown scheme, or the path is a file.
+        Refused: If the URL has an unknown scheme, or the path is a file or lies below one.
     """
     if isinstance(place, Storage):
         return place

@@ -20,8 +20,10 @@ class LocalStorage(Storage):
     """A folder. Temporary files have names that start with a dot, and never lie beside tables."""
 
     def __init__(self, root: Path) -> None:
-        if root.exists() and not root.is_dir():
-            raise Refused(str(root), "it is a file", "give a folder")
+        # Nothing can be created below a file, and the error of the system does not name the file.
+        for folder in (root, *root.parents):
+            if folder.exists() and not folder.is_dir():
+                raise Refused(str(folder), "it is a file", "give a folder")
         self.root = root
         self.place, self.address = str(root), str(root.resolve())
 

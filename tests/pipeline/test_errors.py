@@ -37,10 +37,13 @@ STARTS = [
     "bench -c BENCH --gpus 0 --out OUT",
 ]
 WRITES = [
+    *STARTS,
     "report RUN --out OUT",
+    "render RUN --all --out OUT",
     "export RUN --out OUT",
-    "run --dataset DATA --preset tiny --gpus 0 --out OUT",
-    "models pull portraits",
+    "edits sweep RUN --edit smile=1 --gpus 0 --out OUT",
+    "edits fit --samples 50 --out OUT",
+    "datasets synthesize --images 1 --out OUT",
 ]
 MODELS = [
     "run --dataset portraits --preset tiny --gpus 0 --out OUT",
@@ -178,19 +181,29 @@ def test_a_missing_model(command: str, tmp_path: Path, monkeypatch: pytest.Monke
     mistaken(command, 1, "with: dhr-batch models pull", OUT=tmp_path / "out")
 
 
+@pytest.mark.parametrize("below", ["", "out", "out/deep"])
 @pytest.mark.parametrize("command", WRITES)
-def test_a_place_that_cannot_be_written(
-    small_run: Any,
-    run_with_edits: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
+def test_a_place_that_is_a_file_or_below_one(
+    small_run: Any, run_with_edits: Path, tmp_path: Path, command: str, below: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    bench = {"datasets": [str(small_run.photographs)], "embedders": {"w": {"settings": {}}}}
+    (tmp_path / "bench.yaml").write_text(json.dumps(bench))
+    run = small_run.out if command.startswith("edits sweep") else run_with_edits
+    places = {"RUN": run, "DATA": small_run.photographs, "BENCH": tmp_path / "bench.yaml"}
+    said = mistaken(command, 2, "", **places, OUT=file / below)
+    assert said == (f"{file}: it is a file", "give a folder\n")
+    assert file.read_text() == "mine"
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     monkeypatch.setenv("DHR_BATCH_HOME", str(file / "home"))
-    places = {"RUN": run_with_edits, "DATA": small_run.photographs, "OUT": file / "out"}
-    mistaken(command, 1, "Not a directory", **places)
+    mistaken("models pull portraits", 1, "Not a directory")
     assert file.read_text() == "mine"
 
 
