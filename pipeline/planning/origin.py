@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,9 +44,10 @@ def start(given: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
         Refused: If the dataset or the earlier run cannot be used, or the preset is unknown.
         StorageError: If the storage does not answer.
     """
-    dataset = named.find(given["dataset"])
+    late = RunSettings(given).begins_late
+    dataset = _find_run(given["dataset"]) if late else named.find(given["dataset"])
     preset = [configs.preset(given["preset"])] if given.get("preset") else []
-    if RunSettings(given).begins_late:
+    if late:
         origin = Origin(dataset.location)
         return origin.dataset(dataset), origin, [origin.settings, *preset]
     if not listing.is_archive(dataset.location) and locations.exists(
@@ -58,6 +60,16 @@ def start(given: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
             "or give the photographs that it was made from",
         )
     return dataset, None, [*preset, dataset.config]
+
+
+def _find_run(place: str) -> Dataset:
+    """Return a run as a dataset. If it does not exist, the error is that of other commands."""
+    try:
+        return named.find(place)
+    except DatasetError:
+        if Path(place).suffix not in {".yaml", ".yml"}:
+            RunFolder(place).started_plan()
+        raise
 
 
 def first_plan(plan: StoredPlan) -> StoredPlan:
