@@ -60,7 +60,7 @@ class Command(click.Command):
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             ignore_signals()
-            reported = CommandError("interrupted", way_out="the same command goes on from here")
+            reported = CommandError("interrupted")
             reported.exit_code = 130
         except Exception as error:
             if (found := to_command_error(error)) is None:
