@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dhr_batch.stages.registry import InvalidInput
+
 STYLE_WIDTH = 512
 FITS = "[512], [1, 512], [L, 512] or [1, L, 512]"
 # Exceptions of numpy and torch for a damaged file; which one depends on its first bytes.
@@ -30,10 +32,8 @@ DAMAGED = (
 LENGTH_UNIT = "the length of the vector in the file"
 
 
-class DirectionError(ValueError):
+class DirectionError(InvalidInput):
     """A direction cannot be found or used. The message names it and what is expected."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,13 @@ def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
     shape = list(array.shape)
     if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 3 or shape[-1] != STYLE_WIDTH:
         raise DirectionError(
-            f"{source}: an array of {array.dtype} and shape {shape} is not a direction; "
-            f"expected numbers of shape {FITS}"
+            f"{source}: an array of {array.dtype} and shape {shape} is not a direction",
+            f"give numbers of shape {FITS}",
         )
     if array.ndim == 3 and shape[0] != 1:
         raise DirectionError(
-            f"{source}: shape {shape} holds {shape[0]} directions; save one per file, as {FITS}"
+            f"{source}: shape {shape} holds {shape[0]} directions",
+            f"save one per file, as {FITS}",
         )
     array = array[0] if array.ndim == 3 else array
     array = array[0] if array.shape == (1, STYLE_WIDTH) else array
@@ -111,11 +112,11 @@ def _read_npz(path: Path, key: str) -> Any:
         names = archive.files
         if not key and len(names) != 1:
             raise DirectionError(
-                f"{path}: the file holds {len(names)} arrays; choose one as {path}#NAME, with NAME "
-                f"one of {', '.join(names)}"
+                f"{path}: the file holds {len(names)} arrays",
+                f"choose one as {path}#NAME, with NAME one of {', '.join(names)}",
             )
         if key and key not in names:
-            raise DirectionError(f"{path}: no array {key!r}; choose from: {', '.join(names)}")
+            raise DirectionError(f"{path}: no array {key!r}", f"choose from: {', '.join(names)}")
         return archive[key or names[0]]
 
 
@@ -125,7 +126,8 @@ def _read_torch(path: Path, key: str) -> Any:
     value = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(value, torch.Tensor):
         raise DirectionError(
-            f"{path}: the file holds a {type(value).__name__}; expected a tensor of shape {FITS}"
+            f"{path}: the file holds a {type(value).__name__}",
+            f"save a tensor of shape {FITS}",
         )
     return value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
 
@@ -151,7 +153,7 @@ def read(path: str) -> Direction:
     file = Path(text).expanduser()
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DirectionError(f"{path}: not a direction file; supported are {', '.join(READERS)}")
+        raise DirectionError(f"{path}: not a direction file", f"supported are {', '.join(READERS)}")
     if not file.is_file():
         raise DirectionError(f"{path}: the file does not exist")
     try:
@@ -206,8 +208,8 @@ def read_shipped(name: str, file: Path) -> Direction:
     direction = from_array(name, array, str(about["unit"]), f"{archive.name}#{name}")
     if direction.sha256 != about["sha256"]:
         raise DirectionError(
-            f"{archive}: {name!r} is not the array that {file.name} describes; install the package "
-            "again, or write both files again"
+            f"{archive}: {name!r} is not the array that {file.name} describes",
+            "install the package again, or write both files again",
         )
     return direction
 
@@ -226,7 +228,7 @@ def resolve(choice: str) -> Direction:
     close = difflib.get_close_matches(choice, available, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise DirectionError(
-        f"unknown direction {choice!r}{hint}; "
+        f"unknown direction {choice!r}{hint}",
         f"choose from: {', '.join(sorted(available)) or '(none shipped)'}; "
-        f"or give a file ({', '.join(READERS)})"
+        f"or give a file ({', '.join(READERS)})",
     )

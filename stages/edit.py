@@ -99,8 +99,8 @@ class Directions(Stage):
             name = options.label or direction.name
             if name in names:
                 raise DirectionError(
-                    f"edits {names[name]!r} and {options.direction!r} are both called {name!r}; "
-                    "give one of them a label"
+                    f"edits {names[name]!r} and {options.direction!r} are both called {name!r}",
+                    "give one of them a label",
                 )
             names[name] = options.direction
             rows = expand(self.generator, direction).to(context.device)

@@ -117,10 +117,23 @@ def label(generator: str) -> str:
     return Path(generator).stem if generator.endswith(GENERATOR_FILE) else generator
 
 
-class UnknownName(ValueError):
-    """A name is not a member of its family. The message lists the valid names."""
+class InvalidInput(ValueError):
+    """The input does not allow a request. The text joins the reason and the remedy.
+
+    Args:
+        reason: What was requested and why it is not possible.
+        way_out: The remedy, in the imperative.
+    """
 
     exit_code = 2
+
+    def __init__(self, reason: str, way_out: str = "") -> None:
+        self.reason, self.way_out = reason, way_out
+        super().__init__("; ".join(filter(None, (reason, way_out))))
+
+
+class UnknownName(InvalidInput):
+    """A name is not a member of its family. The remedy lists the valid names."""
 
 
 def names(family: str) -> list[str]:
@@ -142,7 +155,7 @@ def lookup(family: str, name: str) -> Any:
         close = difflib.get_close_matches(name, TABLE[family], 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UnknownName(
-            f"unknown {family} {name!r}{hint}; choose from: {', '.join(names(family))}"
+            f"unknown {family} {name!r}{hint}", f"choose from: {', '.join(names(family))}"
         )
     module, _, attribute = TABLE[family][name].partition(":")
     return getattr(import_module(module), attribute)
@@ -154,6 +167,6 @@ def _outside(family: str, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UnknownName(
-            f"{family} {name!r} cannot be imported: {error}. Give it as package.module:Class, from "
-            "an installed package"
+            f"{family} {name!r} cannot be imported: {error}",
+            "give it as package.module:Class, from an installed package",
         ) from error

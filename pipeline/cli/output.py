@@ -89,8 +89,11 @@ def to_command_error(error: Exception) -> CommandError | None:
             return CommandError(str(error))
         way_out = "check the path and its permissions, or choose another one"
         return CommandError(str(error.filename), error.strerror or "", way_out)
-    # Stages cannot import `CommandError`: their errors about the input have the exit code only.
-    return Refused(str(error)) if getattr(error, "exit_code", None) == Refused.exit_code else None
+    # Stages cannot import `CommandError`: their errors about the input have the exit code, and some
+    # have the remedy (`stages.registry.InvalidInput`).
+    if getattr(error, "exit_code", None) != Refused.exit_code:
+        return None
+    return Refused(getattr(error, "reason", str(error)), way_out=getattr(error, "way_out", ""))
 
 
 def report(error: CommandError, as_json: bool) -> NoReturn:
@@ -99,10 +102,15 @@ def report(error: CommandError, as_json: bool) -> NoReturn:
         parts = {"what": error.what, "why": error.why, "way_out": error.way_out}
         click.echo(json.dumps({"error": parts, "exit_code": error.exit_code}), err=True)
     else:
-        click.echo(f"Error: {error.reason}", err=True)
-        if error.way_out:
-            click.echo(f"Hint: {error.way_out}", err=True)
+        show_error(error)
     sys.exit(error.exit_code)
+
+
+def show_error(error: CommandError) -> None:
+    """Write an error to stderr as text."""
+    click.echo(f"Error: {error.reason}", err=True)
+    if error.way_out:
+        click.echo(f"Hint: {error.way_out}", err=True)
 
 
 def ignore_signals() -> None:

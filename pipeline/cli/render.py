@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.render import EditChoice, _write, renderer
 from dhr_batch.pipeline.storage.connect import connect
@@ -53,7 +53,7 @@ def pictures(record: Record) -> dict[str, bytes]:
 
 def write_pictures(
     run: Run, images: Sequence[str], edits: Sequence[EditChoice], out: Path
-) -> Iterator[Path | str]:
+) -> Iterator[Path | CommandError]:
     """Write the pictures of images.
 
     Args:
@@ -63,7 +63,7 @@ def write_pictures(
         out: The folder to write to.
 
     Yields:
-        The path of each picture, or a message about an image that could not be rendered or a file
+        The path of each picture, or the error of an image that could not be rendered or a file
         that is not overwritten.
 
     Raises:
@@ -76,19 +76,21 @@ def write_pictures(
         try:
             files = pictures(make(run.record(image_id)))
         except (ArithmeticError, LookupError, ValueError) as error:
-            yield f"{image_id}: {error.args[0]}"
+            yield CommandError(image_id, str(error.args[0]))
             continue
         for name, content in files.items():
             path = out / name
             if not path.resolve().is_relative_to(out.resolve()):
-                yield f"{image_id}: its pictures are not written, as {path} is not below {out}"
+                why = f"its pictures are not written, as {path} is not below {out}"
+                yield CommandError(image_id, why)
                 continue
             if _write(folder, name, content):
                 yield path
             else:
-                yield (
-                    f"{path} is not overwritten: dhr-batch did not render it, or it was changed "
-                    "since. Move it away, or choose another folder with --out"
+                yield CommandError(
+                    str(path),
+                    "it is not overwritten, as dhr-batch did not render it or it was changed since",
+                    "move it away, or choose another folder with --out",
                 )
 
 

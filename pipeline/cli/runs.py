@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.cli.output import as_json, print_json, show, show_error, table_of
+from dhr_batch.pipeline.errors import CommandError, Refused
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.plan import Plan
@@ -170,9 +170,9 @@ def render(
     ids = opened.ids if everything else opened.select(images)
     folder = out or cli_render.beside(opened)
     for result in cli_render.write_pictures(opened, ids, choices, folder):
-        if isinstance(result, str):
+        if isinstance(result, CommandError):
             failed = True
-            click.echo(f"Error: {result}", err=True)
+            show_error(result)
         else:
             click.echo(result)
     sys.exit(1 if failed else 0)

@@ -130,7 +130,9 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except yaml.YAMLError as error:
-        raise Refused(str(path), f"it is not valid YAML: {error}") from error
+        raise Refused(
+            str(path), f"it is not valid YAML: {error}", "correct the file at this place"
+        ) from error
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -147,16 +149,28 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise Refused(f"--set {text!r}", "it is not of the form key=value or section.key=value")
+            raise Refused(
+                f"--set {text!r}",
+                "it is not of the form key=value or section.key=value",
+                "write for example embed.steps=20",
+            )
         section = settings
         for key in keys[:-1]:
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
-                raise Refused(f"--set {text!r}", f"{key} was already given a value")
+                raise Refused(
+                    f"--set {text!r}",
+                    f"{key} was already given a value",
+                    "leave out one of the two",
+                )
         try:
             section[keys[-1]] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise Refused(f"--set {text!r}", f"the value is not valid YAML: {error}") from error
+            raise Refused(
+                f"--set {text!r}",
+                f"the value is not valid YAML: {error}",
+                "put text with special characters in quotes, as in 'key=\"[text\"'",
+            ) from error
     return settings
 
 
@@ -261,7 +275,7 @@ def options_class(family: str, name: Any) -> type[BaseModel]:
     try:
         return registry.lookup(family, name).Options
     except registry.UnknownName as error:
-        raise Refused(str(error)) from error
+        raise Refused(error.reason, way_out=error.way_out) from error
 
 
 def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:
@@ -271,16 +285,22 @@ def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:
     raise Refused(f"unknown {path} {name!r}{hint}", way_out=f"choose from: {', '.join(valid)}")
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
+def _mapping(value: Any, where: str, example: str = "seed: 1") -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise Refused(where, f"expected settings as `key: value`, found {value!r}")
+        raise Refused(
+            where,
+            f"expected settings as `key: value`, found {value!r}",
+            f"write for example `{example}`",
+        )
     return value
 
 
 def _section(key: str, value: Any) -> dict[str, Any]:
-    return {"name": value} if isinstance(value, str) else _mapping(value, key)
+    if isinstance(value, str):
+        return {"name": value}
+    return _mapping(value, key, f"name: {registry.names(key)[0]}")
 
 
 def _deep_merge(before: Layer, after: Layer) -> dict[str, Any]:
@@ -301,8 +321,11 @@ def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> R
 def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:
     path = prefix + ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        given = f", got {item['input']!r}" if item["type"] != "missing" else ""
-        return Refused(path, f"{item['msg'][:1].lower()}{item['msg'][1:]}{given}")
+        why = f"{item['msg'][:1].lower()}{item['msg'][1:]}"
+        if item["type"] == "missing":
+            return Refused(path, why, "give it a value")
+        way_out = "give such a value, or leave the setting out to use its default"
+        return Refused(path, f"{why}, got {item['input']!r}", way_out)
     fields: type[BaseModel] | Any = model
     for part in item["loc"][:-1]:
         field = getattr(fields, "model_fields", {}).get(part)

@@ -90,7 +90,11 @@ def first_plan(plan: StoredPlan) -> StoredPlan:
         earlier = RunFolder(named.find(place).location).plan()
         # The loop ends: each fingerprint is a part of the one before it, so none can occur twice.
         if earlier is None or earlier.fingerprint != plan.fingerprint.origin:
-            raise Refused(place, "the run that a later one began from is no longer in this place")
+            raise Refused(
+                place,
+                "the run that a later one began from is no longer in this place",
+                "put it back",
+            )
         plan = earlier
     return plan
 
@@ -205,7 +209,11 @@ class Origin:
         failed = {row.image_id for row in quarantine.quarantined(self.storage)}
         self.left_out = len(failed)
         if not (found := list(self._items(marks, failed))):
-            raise Refused(self.storage.place, "it has no images: all are in quarantine")
+            raise Refused(
+                self.storage.place,
+                "it has no images: all are in quarantine",
+                f"compute them again with: dhr-batch quarantine retry {self.storage.place}",
+            )
         return found
 
     def _items(self, marks: Mapping[int, tuple[int, str]], failed: set[str]) -> Iterator[Item]:

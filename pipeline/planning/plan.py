@@ -133,7 +133,7 @@ def digests(config: Config) -> dict[str, str]:
     try:
         return {name: direction_files.resolve(name).sha256[:16] for name in names}
     except direction_files.DirectionError as error:
-        raise Refused("edit.edits", str(error)) from error
+        raise Refused("edit.edits", error.reason, error.way_out) from error
 
 
 def check_stages(config: Config) -> None:

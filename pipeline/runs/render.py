@@ -57,7 +57,7 @@ def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions
     try:
         return renderers[rules.edit](networks, edits)
     except DirectionError as error:
-        raise Refused(str(error)) from error
+        raise Refused(error.reason, way_out=error.way_out) from error
 
 
 def _write(folder: Storage, name: str, content: bytes) -> bool:

@@ -184,6 +184,47 @@ def test_an_unknown_setting(small_run: Any, tmp_path: Path, command: str) -> Non
     assert way_out == "did you mean 'generator'?\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "reason", "way_out"),
+    [
+        ("--set embed.steps", "--set 'embed.steps': it is not of the form", "write for example"),
+        ("--set embed.steps=many", "embed.steps: input should be a valid integer", "give such"),
+        ("--set seed=[1", "--set 'seed=[1': the value is not valid YAML", "put text with"),
+        ("--set seed=1 --set seed.a=1", "--set 'seed.a=1': seed was already", "leave out one"),
+        ("--set embed=3", "embed: expected settings", "write for example `name: "),
+        ("--set embed.name=no_package:Class", "embed 'no_package:Class' cannot", "give it as"),
+        ("--preset nope", "unknown preset 'nope'", "choose from: "),
+        ("-c LIST", "LIST: expected settings as `key: value`", "write for example `seed: 1`"),
+        ("-c BROKEN", "BROKEN: it is not valid YAML", "correct the file"),
+    ],
+)
+def test_a_wrong_setting(
+    small_run: Any, tmp_path: Path, words: str, reason: str, way_out: str
+) -> None:
+    files = {"LIST": tmp_path / "list.yaml", "BROKEN": tmp_path / "broken.yaml"}
+    for (name, file), content in zip(files.items(), ("- 1", "a: ["), strict=True):
+        file.write_text(content)
+        reason = reason.replace(name, str(file))
+    command = f"plan --dataset DATA --gpus 0 --out OUT {words}"
+    places = {"DATA": small_run.photographs, "OUT": tmp_path / "out"}
+    told = mistaken(command, 2, "", **places, **files)
+    assert told[0].startswith(reason)
+    assert told[1].startswith(way_out)
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("render RUN --all --out OUT --edit nope=1", ""),
+        ("edits sweep RUN --edit nope=1 --gpus 0 --out OUT", "edit.edits: "),
+    ],
+)
+def test_an_unknown_direction(small_run: Any, tmp_path: Path, command: str, what: str) -> None:
+    told = mistaken(command, 2, "", RUN=small_run.out, OUT=tmp_path / "out")
+    assert told[0] == f"{what}unknown direction 'nope'"
+    assert told[1].startswith("choose from: ")
+
+
 @pytest.mark.parametrize("command", MODELS)
 def test_a_missing_model(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))

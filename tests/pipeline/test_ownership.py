@@ -389,6 +389,7 @@ def test_render_writes_beside_other_files_and_over_its_own_only(
             assert done.exit_code == 1, done.output
             assert re.search(rf"{kept}.*is not overwritten", done.output)
             assert done.output.count("is not overwritten") == 1
+            assert "\nHint: move it away, or choose another folder with --out\n" in done.stderr
         assert files(out) == pictures | {"beside.png": MINE} | taken
         shutil.rmtree(out)
 
