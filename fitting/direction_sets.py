@@ -93,7 +93,7 @@ def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str,
     """Scale every direction so that strength 1 changes its score by one standard deviation.
 
     Raises:
-        ValueError: A direction changes its own score by less than a quarter of what the linear
+        CommandError: A direction changes its own score by less than a quarter of what the linear
             model predicts, so it is not the edit that its name says.
     """
     deviations = {name: f.std for name, f in fits.items()}

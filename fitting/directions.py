@@ -38,7 +38,7 @@ class Fit:
         compared: Held-out correlation of every method.
         mean, std: Mean and standard deviation of the score over the samples.
         conditions: Scores whose normals are projected out.
-        kept: Length of what is left of the normal, as a share.
+        kept: Length of the normal after the projection, relative to the length before.
         effect: Measured change of every score at strength 1 (`direction_sets.calibrate`).
     """
 
@@ -102,7 +102,7 @@ def cross_validate(
 ) -> tuple[float, float]:
     """Return correlation and R2 of a linear model on held-out samples, as means over folds.
 
-    The normal of a classifier has no scale, so a line is first fitted to the seen samples.
+    The normal of a classifier has no scale, so a line is first fitted to the training samples.
     """
     parts = np.array_split(np.random.default_rng(seed).permutation(len(w)), FOLDS)
     results = []
@@ -141,7 +141,7 @@ def fit(
         seed: Seed of the folds.
 
     Raises:
-        ValueError: There are too few samples, or a score does not vary.
+        Refused: There are too few samples, or a score does not vary.
     """
     count = len(w)
     if count < 10 * FOLDS:

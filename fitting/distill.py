@@ -117,7 +117,7 @@ class Trainer:
         self.seconds, self.steps = 0.0, 0
 
     def state(self) -> dict[str, object]:
-        """Return everything that is needed to continue."""
+        """Return everything that is needed to resume the training."""
         return {
             "tensors": {name: t.detach() for name, t in self.tensors.items()},
             "average": self.average,
@@ -128,7 +128,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: dict) -> None:
-        """Continue from `state`."""
+        """Resume the training from a result of `state`."""
         for name, tensor in self.tensors.items():
             tensor.copy_(state["tensors"][name])
             self.average[name].copy_(state["average"][name])

@@ -46,10 +46,10 @@ class Samples:
 
 
 def fingerprint(generator: str) -> dict[str, str]:
-    """Start of the sha256 of the files that a generator is loaded from, by model, as in a plan.
+    """Return the checksums of the files that a generator is loaded from, by model, as in a plan.
 
-    Of files and not of tensors: the mean latent is computed when a generator is loaded, and its
-    last bits depend on the processor.
+    Files are hashed instead of tensors, because the mean latent is computed when a generator is
+    loaded, and its last bits depend on the processor.
     """
     used = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
     return {name: checksum for name, checksum in weights_of(generator).items() if name in used}
@@ -69,10 +69,18 @@ def collect(
     truncation: float = 0.8,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Samples:
-    """Render and label `count` faces of the context's generator, reusing what `folder` holds.
+    """Render and label faces of a generator, or read those that the folder already contains.
 
-    count: rounded up to whole shards. report: called after every shard with samples done and in
-    total. Raises ValueError when the folder was made by another generator, seed or truncation.
+    Args:
+        context: The device and the generator.
+        folder: The cache folder.
+        count: Number of samples, rounded up to whole shards.
+        seed: Seed of the samples.
+        truncation: Truncation of the generator, 1 for none.
+        report: Called after each shard with the number of samples done and in total.
+
+    Raises:
+        Refused: The folder contains samples of another generator, seed or truncation.
     """
     generator = context.network("generator", context.generator)
     about = {
@@ -98,7 +106,7 @@ def collect(
 
 
 def _check(card: Path, about: dict[str, Any]) -> None:
-    """Raises Refused where the card of a cache folder describes other samples."""
+    """Raise Refused if the description of a cache folder is that of other samples."""
     found = json.loads(card.read_text())
     weights = json.dumps(about["generator_weights"])
     if isinstance(former := found["generator_weights"], str):
@@ -120,7 +128,7 @@ def load(folder: Path, shards: int | None = None) -> Samples:
     """Return the samples in a cache folder, of the first `shards` shards.
 
     Raises:
-        ValueError: The folder has no samples.
+        Refused: The folder has no samples.
     """
     files = sorted(folder.glob("[0-9]*.npz"))[:shards]
     if not files:

@@ -86,7 +86,7 @@ def choose(
         keep: Share of clean pixels that stay in-domain, 0..1.
 
     Raises:
-        ValueError: A group has no pixels.
+        CommandError: A group has no pixels.
     """
     rows = []
     for index, group in enumerate(GROUPS):
@@ -187,7 +187,7 @@ def _records(folders: Sequence[Path]):
 @click.option("--generator", default="mobilestylegan-256", show_default=True)
 @click.option("--perceptual", default="st_lpips_alex", show_default=True)
 @click.option("--embed", default="w+", show_default=True, help="Name of the embedder.")
-@click.option("--steps", type=int, help="Its optimisation steps; by default its own.")
+@click.option("--steps", type=int, help="Steps of the embedder.  [default: its own]")
 @click.option(
     "--source",
     type=click.Choice(["mean_row", "embedding"]),
