@@ -227,7 +227,7 @@ class Context:
         generator: Name of the generator, or a file written by `dhr-batch models convert`.
         models: Function from the name of a model to the path of its verified file or folder.
         seed: Seed of all random numbers.
-        aligned: Whether the dataset is already FFHQ-aligned, so that no face is searched for.
+        aligned: Whether the dataset is already FFHQ-aligned. Then no face is searched for.
     """
 
     device: str

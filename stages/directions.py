@@ -140,7 +140,7 @@ def sefa(
     """
     dead = [r for r in rows if not style_weights(generator, r)]
     if dead or not len(rows):
-        raise ValueError(f"rows {dead} reach no layer; choose from {generator.live_rows}")
+        raise ValueError(f"no layer uses the rows {dead}; choose from {generator.live_rows}")
     names = [n for row in rows for n in style_weights(generator, row)]
     weights = [generator.weight(n).detach().cpu().double().numpy() for n in names]
     a = np.concatenate(weights)

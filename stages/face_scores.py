@@ -84,8 +84,8 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
         landmarks: Points (x, y) in pixels, [68, 2].
 
     Raises:
-        ValueError: The landmarks have another shape, are not finite, or coincide where they never
-            do on a face.
+        ValueError: The landmarks have another shape, are not finite, or coincide, which is
+            impossible on a face.
     """
     points = np.asarray(landmarks, np.float64)
     if points.shape != (68, 2):
@@ -105,7 +105,7 @@ def scores(landmarks: np.ndarray) -> dict[str, float]:
         return float(np.hypot(*(frame[a] - frame[b])))
 
     if 0 in (span(36, 39), span(42, 45), span(27, 8), y[51]):
-        raise ValueError("landmarks coincide that never coincide on a face")
+        raise ValueError("two landmarks coincide, which is impossible on a face")
 
     def lid_ratio(i: int) -> float:
         return (span(i + 1, i + 5) + span(i + 2, i + 4)) / (2 * span(i, i + 3))

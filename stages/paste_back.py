@@ -29,7 +29,7 @@ def paste_back(
 ) -> np.ndarray:
     """Return the photograph with an edit in it, uint8 [H, W, 3].
 
-    Pixels outside the quad do not change, nor do pixels around which the edit changes nothing.
+    Pixels outside the quad, and pixels around which the edit has no effect, do not change.
 
     Args:
         photograph: The upright photograph, uint8 [H, W, 3].

@@ -54,7 +54,7 @@ TABLE: dict[str, dict[str, str]] = {
         "lpips_vgg": _N + "perceptual:lpips_vgg",
         "tiny": _N + "tiny:perceptual",
     },
-    # LPIPS as it is reported; `perceptual` has the same distances for losses and maps.
+    # The reported LPIPS. `perceptual` has the same distances for losses and error maps.
     "lpips": {
         "lpips_alex": _N + "perceptual:package_lpips_alex",
         "lpips_vgg": _N + "perceptual:package_lpips_vgg",

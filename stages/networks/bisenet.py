@@ -152,7 +152,7 @@ class BiSeNetParser:
 
     @torch.no_grad()
     def parse(self, image: np.ndarray) -> np.ndarray | None:
-        """See `Parser.parse`. None if skin is the most likely class of no pixel."""
+        """See `Parser.parse`. Returns None if skin is not the most likely class of any pixel."""
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._mean.device)
         batch = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
         batch = (_resized(batch, (SIZE, SIZE)) - self._mean) / self._std

@@ -26,7 +26,7 @@ def read_constants(xml: Path, binary: Path) -> list[tuple[str, np.ndarray]]:
             continue
         offset, size = int(field.get("offset", 0)), int(field.get("size", 0))
         if offset + size > len(data):
-            raise ValueError(f"{binary} is cut off: constant {layer.get('name')!r} is outside")
+            raise ValueError(f"{binary} is truncated: it ends before {layer.get('name')!r}")
         shape = [int(n) for n in (field.get("shape") or "").split(",") if n.strip()]
         array = np.frombuffer(data, "<f4", size // 4, offset).reshape(shape)
         constants.append((layer.get("name", ""), array))

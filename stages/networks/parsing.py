@@ -211,7 +211,7 @@ def _geometry(points: np.ndarray, shape: tuple[int, int]) -> _Geometry:
 
 
 def _parts(face: _Geometry) -> dict[str, Map]:
-    """Soft masks [H, W] of brows, eyes, nose and mouth."""
+    """Return soft masks [H, W] of brows, eyes, nose and mouth."""
     shape, p, width = face.u.shape, face.points, face.width
     parts: dict[str, Map] = {}
     for name, ids in _BROWS.items():
@@ -443,7 +443,7 @@ def _occluder(face: _Geometry, guide: Map, counted: Map, foreign: Map, skin: Map
 
     An occluder is an extended region of foreign colour. Lips and eyes are judged by the skin around
     them, because their own colour is always foreign. A patterned mask also has dark and skin-like
-    places: close to much foreign colour, what is not clearly skin belongs to the occluder as well.
+    places: close to much foreign colour, pixels that are not clearly skin belong to it as well.
 
     Args:
         counted: Weight of each pixel: visible skin, without features and hair.

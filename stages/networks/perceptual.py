@@ -9,8 +9,8 @@ Both compare activations f of a classification network at five layers, normalise
 channels: ``map_l = sum_c lin_{l,c} (f_{l,c}(x) - f_{l,c}(y))^2`` and
 ``distance = sum_l mean(map_l)``.
 
-`Perceptual` computes all of them, for losses and error maps. LPIPS as it is reported comes from its
-authors' package (`PackageLPIPS`).
+`Perceptual` computes all of them, for losses and error maps. The reported LPIPS comes from the
+package of its authors (`PackageLPIPS`).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Perceptual(nn.Module):
         self.name = name
         backbone, shift_tolerant = name.rpartition("_")[2], name.startswith("st_")
         if backbone not in _CONVOLUTIONS:
-            raise ValueError(f"{name}: the name of a perceptual distance ends in _alex or _vgg")
+            raise ValueError(f"{name}: the name of a perceptual distance must end in _alex or _vgg")
         convs = _convolutions(weights, _CONVOLUTIONS[backbone], name)
         # The scale is part of the weights. The shift cannot be, because the border is padded with
         # zeros after it.
@@ -276,11 +276,11 @@ class PackageLPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> per layer [B, C, h, w], unit-normalised over channels."""
+        """Return the normalised features of images [B, 3, H, W] in [-1, 1], [B, C, h, w] each."""
         return [self._normalised(f) for f in self.network.net(self.network.scaling_layer(x))]
 
     def maps(self, x: Tensor, target_features: Sequence[Tensor]) -> list[Tensor]:
-        """Error maps of [B, 3, H, W] against `features` of the target: per layer [B, 1, h, w]."""
+        """Return error maps of images against the `features` of a target, [B, 1, h, w] each."""
         layers = zip(self.network.lins, self.features(x), target_features, strict=True)
         return [linear((a - b).square()) for linear, a, b in layers]
 
@@ -355,12 +355,12 @@ def lpips_vgg(context: Context) -> Perceptual:
 
 
 def package_lpips_alex(context: Context) -> PackageLPIPS:
-    """LPIPS 0.1, AlexNet, as it is reported. Models: those of `lpips_alex`."""
+    """Load the reported LPIPS 0.1 with AlexNet, from the models of `lpips_alex`."""
     weights = _load(context, "lpips-alex-backbone", "lpips-alex")
     return PackageLPIPS("lpips_alex", weights).to(context.device)
 
 
 def package_lpips_vgg(context: Context) -> PackageLPIPS:
-    """LPIPS 0.1, VGG16, as it is reported. Models: those of `lpips_vgg`."""
+    """Load the reported LPIPS 0.1 with VGG16, from the models of `lpips_vgg`."""
     weights = _load(context, "lpips-vgg-backbone", "lpips-vgg")
     return PackageLPIPS("lpips_vgg", weights).to(context.device)

@@ -103,7 +103,7 @@ def _check_filter(key: str, value: Tensor) -> None:
     taps = torch.tensor(TAPS)
     wanted = taps[:, None] * taps
     if value.shape != wanted.shape or not torch.allclose(value / value.sum(), wanted / 4):
-        raise LayoutError(f"{key} is another filter than that of StyleGAN2, [1, 3, 3, 1]")
+        raise LayoutError(f"{key} is not the filter of StyleGAN2, [1, 3, 3, 1]")
 
 
 def build(tensors: State, feature_layer: int | None = None) -> StyleGAN2:

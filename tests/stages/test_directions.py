@@ -127,7 +127,7 @@ def test_sefa_moves_the_rows_whose_weights_it_factorised(tiny):
 
 
 def test_sefa_refuses_rows_without_a_layer(tiny):
-    with pytest.raises(ValueError, match=r"rows \[3\] reach no layer"):
+    with pytest.raises(ValueError, match=r"no layer uses the rows \[3\]"):
         sefa(tiny, [2, 3])
 
 

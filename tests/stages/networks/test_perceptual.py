@@ -174,7 +174,7 @@ def test_weights_carry_no_gradient(tiny):
 
 
 def test_wrong_files_and_names_are_named():
-    with pytest.raises(ValueError, match=r"lpips_squeeze: .* ends in _alex or _vgg"):
+    with pytest.raises(ValueError, match=r"lpips_squeeze: .* must end in _alex or _vgg"):
         Perceptual("lpips_squeeze", {})
     with pytest.raises(ValueError, match=r"lpips_vgg: expected 13 convolutions .* found 0"):
         Perceptual("lpips_vgg", {"conv1.weight": torch.zeros(1)})

@@ -225,7 +225,7 @@ def test_wrong_sizes_are_named(tiny: StyleGAN2) -> None:
 def test_other_networks_are_refused(small: Any) -> None:
     state = small.state()
     other = {**state, "to_rgbs.0.upsample.kernel": torch.ones(4, 4)}
-    with pytest.raises(layouts.LayoutError, match=r"to_rgbs.0.upsample.kernel is another filter"):
+    with pytest.raises(layouts.LayoutError, match=r"to_rgbs.0.upsample.kernel is not the filter"):
         layouts.rosinality(other)
     with pytest.raises(layouts.LayoutError, match=r"unknown mapping\.embed\.weight"):
         layouts.build({**layouts.rosinality(state), "mapping.embed.weight": torch.zeros(512, 10)})
