@@ -134,13 +134,13 @@ def summary(rows: Iterable[Row], generator: str) -> list[Row]:
     """Return the means and worst cases over the photographs at each level."""
     found = []
     for level in COMPARED:
-        mine = [row for row in rows if row["level"] == level]
-        line: Row = {"generator": generator, "level": level, "images": len(mine)}
-        line["bytes"] = sum(row["bytes"] for row in mine) / len(mine)
-        line["most_bytes"] = max(row["bytes"] for row in mine)
+        selected = [row for row in rows if row["level"] == level]
+        line: Row = {"generator": generator, "level": level, "images": len(selected)}
+        line["bytes"] = sum(row["bytes"] for row in selected) / len(selected)
+        line["most_bytes"] = max(row["bytes"] for row in selected)
         for what in ("refined", *(f"smile {s:+g}" for s in SMILES)):
-            line[what] = sum(row[what] for row in mine) / len(mine)
-            line[f"{what} worst"] = max(row[what] for row in mine)
+            line[what] = sum(row[what] for row in selected) / len(selected)
+            line[f"{what} worst"] = max(row[what] for row in selected)
         found.append(line)
     return found
 

@@ -208,8 +208,8 @@ def _before_feature(names: list[str], net: Any, ws: Tensor, delta: dict[str, Ten
     values = [delta[name] for name in names]
     grads = torch.autograd.grad([t.sum() for t in outputs], values, allow_unused=True)
     reached = [grad is not None for grad in grads]
-    # `tuned_weights` are in the order of the synthesis, so that these weights must be the first.
-    assert reached == sorted(reached, reverse=True), "weights before and behind the feature mix"
+    # `tuned_weights` are in the order of the synthesis, so these weights must be the first.
+    assert reached == sorted(reached, reverse=True), "weights are out of order"
     return [name for name, hit in zip(names, reached, strict=True) if hit]
 
 
@@ -298,7 +298,7 @@ def measure(generator: str, steps: int) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """Return tables of the parts and of the floors for GPUs."""
-    lines = [f"{'step':9}{'part':16}{'ms':>9}{'share':>8}{'GFLOP':>9}{'floor ms':>10}{'of it':>8}"]
+    lines = [f"{'step':9}{'part':16}{'ms':>9}{'share':>8}{'GFLOP':>9}{'floor ms':>10}{'ratio':>8}"]
     whole = {row["step"]: row["ms"] for row in result["rows"] if row["part"] == "all"}
     for row in result["rows"]:
         lines.append(
