@@ -39,7 +39,7 @@ def latex(boards: Sequence[Board]) -> str:
                 rows,
             )
     lines.append(
-        "% Published figures, for orientation only: they are of other protocols and not ranked."
+        "% Published figures, for orientation only: they are not ranked, as protocols differ."
     )
     for found in published():
         lines += _table(

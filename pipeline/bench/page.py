@@ -258,7 +258,7 @@ def _provenance(boards: Sequence[Board]) -> Section:
 def _published() -> Section:
     tables = []
     text = [
-        "Figures that others have published, for orientation only: they are of other weights, "
+        "Figures that others have published, for orientation only: they come from other weights, "
         "images and protocols."
     ]
     for found in published():

@@ -123,7 +123,7 @@ def _refuse_random(cell: Cell, prepared: Plan) -> None:
         if "tiny" in (value if isinstance(value, list | tuple) else [value]):
             raise Refused(
                 cell.name,
-                f"{key}=tiny has random weights, so that its results are meaningless",
+                f"{key}=tiny has random weights, so its results are meaningless",
                 "choose a trained network",
             )
 

@@ -153,7 +153,7 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
         rows = ([escaped(cell) for cell in row] for row in runs(board))
         lines += table_lines(["method", "about", "run", "fingerprint"], rows)
         lines += ["### Models", ""]
-        lines += table_lines(["model", "sha256 begins"], models(board).items())
+        lines += table_lines(["model", "start of sha256"], models(board).items())
     lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
     for table in published():
         lines += [f"### {table.source}", "", f"{table.protocol} {table.differs}".strip(), ""]

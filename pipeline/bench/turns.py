@@ -167,7 +167,7 @@ class ClockedWorker(Worker):
     """A worker whose receipts have the time of the mask and the refinement, and generator calls.
 
     CPU seconds are those of all threads of the process. If a worker writes one batch while it
-    computes another, they include the writing, so that a shard should have only one batch.
+    computes another, they include the writing, so a shard should have only one batch.
     """
 
     def setup(self) -> WorkerFacts:

@@ -165,9 +165,9 @@ def list_images(dataset: Dataset) -> list[Item]:
     place = dataset.location
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.ignored.items()))
     if not found.items:
-        there = f"; other files in it: {kinds}" if kinds else ""
+        others = f"; other files in it: {kinds}" if kinds else ""
         allowed = " ".join(sorted(dataset.extensions))
-        raise DatasetError(f"no images in {place} (extensions {allowed}){there}")
+        raise DatasetError(f"no images in {place} (extensions {allowed}){others}")
     if kinds:
         log.info("%s: ignored files that are not images by extension: %s", place, kinds)
     if dataset.images not in (None, len(found.items)):

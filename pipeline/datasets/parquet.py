@@ -155,7 +155,7 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
         raise DatasetError(
             location,
             f"column {column!r} holds no encoded images (binary, or a struct with 'bytes')",
-            f"choose a column that does: {', '.join(fits) or 'none'}; all: {schema.names}",
+            f"choose from: {', '.join(fits) or 'none'} (all columns: {schema.names})",
         )
     if column is None and len(fits) != 1:
         raise DatasetError(

@@ -259,7 +259,7 @@ def _models(run: Run) -> list[str]:
         else:
             cells = ["", digest, "", "not in this version's registry"]
         rows.append([f"`{name}`", *cells])
-    return table_lines(["model", "role", "sha256 begins", "commercial use", "licence"], rows)
+    return table_lines(["model", "role", "start of sha256", "commercial use", "licence"], rows)
 
 
 def _size(pictures: int) -> str:

@@ -199,15 +199,15 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
 def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
     for name in filters.effects:
         if name not in edits:
-            there = ", ".join(sorted(edits)) or "none"
-            raise Refused(f"--effect {name}", "the run has no such edit", f"choose from: {there}")
+            choices = ", ".join(sorted(edits)) or "none"
+            raise Refused(f"--effect {name}", "the run has no such edit", f"choose from: {choices}")
         score = effect_score(name, metrics)
         if score not in metrics:
-            raise Refused(f"--effect {name}", f"the run measured no {score}, so no effect of it")
+            raise Refused(f"--effect {name}", f"it needs {score}, which the run did not measure")
     for name in filters.most:
         if name not in metrics:
-            there = ", ".join(sorted(metrics)) or "none"
-            raise Refused(f"--max {name}", "the run has no such metric", f"choose from: {there}")
+            choices = ", ".join(sorted(metrics)) or "none"
+            raise Refused(f"--max {name}", "the run has no such metric", f"choose from: {choices}")
 
 
 def _rows(run: Run, key: str, kinds: list[str]) -> list[dict[str, Any]]:

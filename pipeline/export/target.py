@@ -28,7 +28,7 @@ _LIST = ".dhr-batch.files"
 def new_file(folder: Path, name: str) -> Path:
     """Return the path of a file that an unfinished export is about to write.
 
-    The name is noted first, so that the file can be shown to be the export's after a kill.
+    The name is listed first. After a kill, the list shows that the file belongs to the export.
     """
     with (folder / _LIST).open("a", encoding="utf-8") as file:
         file.write(json.dumps(name) + "\n")
@@ -133,8 +133,8 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
     if taken := _taken(new, stay):
         raise Refused(
             str(out),
-            "these files would be replaced, which were not written by an export or were changed "
-            f"since: {listed(taken)}",
+            "these files would be replaced, but no export wrote them, or they have been changed: "
+            f"{listed(taken)}",
             "move them away, or choose another --out",
         )
     about = {"run": identity(run.stored)}

@@ -99,7 +99,7 @@ class RunData:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the generator is untrained, so that numbers and pictures have no meaning."""
+        """Whether the generator is untrained. Then numbers and pictures have no meaning."""
         labelled = any("random weights" in str(model) for model in self.metrics["model"].unique())
         return self.plan.settings.generator == "tiny" or labelled
 
@@ -154,7 +154,7 @@ def _distances(run: Storage, data: RunData) -> list[SetDistance]:
 
 
 def unreadable(run: Storage, table: str, error: Exception) -> CommandError:
-    """The error for a table that is damaged."""
+    """Return the error for a table that is damaged."""
     way_out = f"see what to do with: dhr-batch verify {run.place}"
     return CommandError(f"table {table!r} of {run.place}", f"it cannot be read: {error}", way_out)
 

@@ -84,7 +84,7 @@ def better(metric: str) -> str:
 
 
 def stage_key(stage: str) -> tuple[int, str, float]:
-    """Sort key: source, inverted, refined, then edits by name and strength."""
+    """Return a sort key: source, inverted, refined, then edits by name and strength."""
     if stage in STAGES:
         return (STAGES.index(stage), "", 0.0)
     edit = edit_of(stage)
@@ -92,7 +92,7 @@ def stage_key(stage: str) -> tuple[int, str, float]:
 
 
 def metric_key(metric: str) -> tuple[int, int, int, str]:
-    """Sort key: well-known metrics first, whole image before its parts, full size last."""
+    """Return a sort key: well-known metrics first, parts after the whole, full size last."""
     base, size, part = split(metric)
     known = list(TITLES)
     rank = known.index(base) if base in known else len(known)

@@ -48,10 +48,10 @@ def models_table(names: Sequence[str], digests: Mapping[str, str]) -> Table:
         names: Names of the models.
         digests: Their checksums when the run was planned.
     """
-    heads = ["model", "role", "sha256 begins", "source", "commercial use", "licence"]
+    heads = ["model", "role", "start of sha256", "source", "commercial use", "licence"]
     return Table(
         "Models used",
-        [Column(head, code=head in ("model", "sha256 begins", "source")) for head in heads],
+        [Column(head, code=head in ("model", "start of sha256", "source")) for head in heads],
         list(_model_rows(names, digests)),
     )
 

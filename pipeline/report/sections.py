@@ -148,9 +148,9 @@ def _edits(data: RunData) -> Section | None:
         return Section("edits", "Edits", (), tables=[table]) if table.rows else None
     what = f"{title(chosen)} to the source, {better(chosen)} is better"
     text = (
-        f"What an edit costs: {what}, over its effect: the change of the score it was made for "
-        "against the source. Numbers at the points are strengths, 0 is the refined picture; faint "
-        "dots are single images.",
+        f"The cost of an edit ({what}), plotted over its effect, the change of its own score "
+        "against the source. The numbers at the points are strengths; 0 is the refined picture. "
+        "Faint dots are single images.",
     )
     return Section("edits", "Identity against effect", text, plots, tables=[table])
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PAUSE = 600.0
 SETS = (
     "Each stage against the aligned photographs, as stored (8 bits, full size). They are biased "
-    "for few pictures: compare figures of equal n only."
+    "for few pictures, so compare only figures with the same n."
 )
 _MAX_INTERVALS = 60
 
