@@ -183,7 +183,7 @@ def fit_directions(
         {n: direction_sets.describe(f) for n, f in fits.items()},
         about,
     )
-    click.echo(f"{'score':12s} {'r2':>5s} {'r':>5s}  effect of strength 1, in deviations")
+    click.echo(f"{'score':12s} {'r2':>5s} {'r':>5s}  effect of strength 1, in standard deviations")
     for n, f in fits.items():
         effect = "  ".join(f"{k} {v:+.2f}" for k, v in f.effect.items())
         click.echo(f"{n:12s} {f.r2:5.2f} {f.correlation:5.2f}  {effect}")

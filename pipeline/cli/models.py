@@ -226,7 +226,7 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
 @click.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Check whether this machine is ready for a run, and print how to mend what is not.
+    """Check whether this machine is ready for a run, and print a remedy for each problem.
 
     The exit code is 1 if something that a run with default settings needs is broken.
     """

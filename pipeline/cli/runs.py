@@ -120,7 +120,7 @@ def verify(run: str, as_json: bool) -> None:
         for problem in found.problems:
             click.echo(f"problem: {problem.file}: {problem.problem}; {problem.way_out}")
         for note in found.notes:
-            click.echo(f"noted: {note}")
+            click.echo(f"note: {note}")
     if found.problems:
         sys.exit(1)
 
@@ -226,7 +226,7 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
         raise Refused(
             "retry",
-            f"it was not confirmed, so that nothing was changed: {question}",
+            f"it was not confirmed, so nothing was changed: {question}",
             "confirm with --yes",
         )
     rows = requeue(run, error_class)

@@ -79,6 +79,6 @@ def _confirm(out: Any) -> bool:
         return True
     raise Refused(
         "--fresh",
-        "it was not confirmed, so that nothing was deleted",
+        "it was not confirmed, so nothing was deleted",
         "confirm it, or leave it out",
     )

@@ -40,7 +40,7 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
       dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit yaw=-1,1
     """
     chosen = {"name": "directions", "edits": parse(edits)}
-    # Absolute, because a named dataset may have the name of the folder, and `.` is no file name.
+    # A relative path could be taken for the name of a dataset, and `.-sweep` would be hidden.
     place = run.rstrip("/") if is_url(run) else str(Path(run).expanduser().resolve())
     settings = {"dataset": place, "first_stage": "edit", "edit": chosen}
     target = out or f"{place}-sweep"

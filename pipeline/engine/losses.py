@@ -87,7 +87,7 @@ class Losses:
             task: The task that the worker was working on.
             reason: The message.
             error_class: The class of the failure for an image that is the cause.
-            innocent: Whether the machine was lost, so that no image is blamed.
+            innocent: Whether the machine was lost, in which case no image is blamed.
         """
         number, place = task.worker, self._crew.members[task.worker].place
         self._crew.end(number)
@@ -128,7 +128,7 @@ class Losses:
         image_id = task.image.image_id if task.image else ""
         self._blame.died(task.shard.index, Death(place, error_class, reason, image_id))
         if isinstance(task, CloseShard):
-            # All images are finished, so that only this count ends the repetition.
+            # All images are finished, so only this count ends the repetition.
             self._count_error(task.shard, reason)
 
     def _count_error(self, shard: Shard, reason: str) -> None:

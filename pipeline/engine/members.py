@@ -27,7 +27,7 @@ _GRACE_SECONDS = 5.0
 # An answer is a few kilobytes. If it takes longer than this, its node is lost.
 _ANSWER_SECONDS = 30.0
 # A request costs the driver 0.16 ms: polling a thousand workers four times a second would leave it
-# no time to commit. An answer is read at the next poll, so that two polls must fit into the grace.
+# no time to commit. An answer is read at the next poll, so the grace period must allow two polls.
 _POLL_SECONDS, _LONGEST_POLL = 0.25, 1.0
 _WORKERS_PER_POLL = 100
 
@@ -196,6 +196,6 @@ def short(error: RayError) -> str:
 
 
 def lost_node(error: RayError) -> bool:
-    """Whether the node of a worker was lost, so that no image is the cause of the error."""
+    """Whether the node of a worker was lost, in which case no image is the cause of the error."""
     unreachable = isinstance(error, ActorUnavailableError | GetTimeoutError)
     return unreachable or "node has died" in str(error)

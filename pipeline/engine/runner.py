@@ -88,11 +88,11 @@ def run(plan: Plan, request: Request) -> RunOutcome:
     with stopping.scope(), Progress(state, request.progress, request.quiet) as progress:
         run_folder.lock()
         try:
-            # The plan is read under the lease: before, another driver might still write it.
+            # Without the lease, another driver might still write the plan while it is read.
             if request.fresh:
                 check_models(plan, request)
                 if kept := resume.start_over(run_folder, out.place, request.confirmed):
-                    progress.say(f"kept in {out.place}, as no run wrote them: {listed(kept)}")
+                    progress.say(f"files in {out.place} that no run wrote are kept: {listed(kept)}")
             plan = continued(run_folder, plan, request)
             before = run_folder.recover()
             images = sum(shard.images for shard in before.values())
@@ -112,7 +112,7 @@ def run(plan: Plan, request: Request) -> RunOutcome:
 
 
 def claimed(plan: Plan, request: Request) -> RunFolder:
-    """Mark the folder of a run as one, before anything else is written to it, and return it.
+    """Mark a place as a run before anything else is written to it, and return the run folder.
 
     Raises:
         Refused: If the place contains files that no run wrote.
@@ -123,9 +123,12 @@ def claimed(plan: Plan, request: Request) -> RunFolder:
 
 
 def continued(run_folder: RunFolder, plan: Plan, request: Request) -> Plan:
-    """The plan with what an earlier start has stored; the run notes where its dataset lies.
+    """Continue the plan of an earlier start, and record the location of the dataset in the marker.
 
-    The caller holds the lease. A start that is refused changes nothing of what is noted.
+    The caller holds the lease. If the start is refused, the marker is not changed.
+
+    Returns:
+        The plan, with the settings and images that an earlier start has stored.
 
     Raises:
         Refused: If the run was started with other settings or images.
@@ -295,8 +298,8 @@ def _outcome(
         rows = total(s.rows for s in shards)
         if not card.write_card(run_folder.storage, plan.head(), plan.images, rows):
             progress.say(
-                f"{run_folder.storage.locate(card.NAME)} is left as it is: no run wrote it, or it "
-                "was changed since. Move it away and give the same command again to write it"
+                f"{run_folder.storage.locate(card.NAME)} is kept: no run wrote it, or it has been "
+                "changed. Move it away and give the same command again to write it"
             )
     progress.say(
         f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} remaining "

@@ -103,7 +103,7 @@ def models() -> dict[str, Model]:
     """Return all descriptions by name, first the shipped ones, then those that users added.
 
     Raises:
-        RegistryError: If a description is invalid, or two have the same name.
+        Refused: If a description is invalid, or two have the same name.
     """
     found: dict[str, Model] = {}
     for folder in _folders():

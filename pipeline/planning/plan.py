@@ -44,7 +44,7 @@ class Plan:
         dataset: The dataset.
         config: The resolved settings.
         shards: All shards.
-        sized: Whether the user has chosen `shard_size`, so that it does not depend on the images.
+        sized: Whether the user has chosen `shard_size`. Otherwise it depends on the images.
         directions: The start of the sha256 of each edit direction.
         origin: The fingerprint of the run that this one begins from.
         left_out: The number of quarantined images of that run, which this one leaves out.

@@ -316,7 +316,7 @@ class RunFolder:
             raise Refused(
                 listed([self.storage.locate(key) for key in foreign]),
                 "no manifest of the run names a file of this size, so the run did not write it, or "
-                "it was changed since; it is not overwritten",
+                "it has been changed; it is not overwritten",
                 "move it away or delete it, then give the same command again",
             )
 
@@ -363,7 +363,7 @@ class RunFolder:
         return f"{shard:05d}.{number}.{uuid.uuid4().hex[:8]}"
 
     def commit(self, shard: int, receipt: Manifest, planned: int) -> None:
-        """Commit a finished attempt: steps 3 to 5.
+        """Commit a finished attempt: steps 3 to 5 of the protocol of this module.
 
         Args:
             shard: The number of the shard.

@@ -176,7 +176,7 @@ def _check_images(
 
 
 def _repeated(table: str, rows: pa.Table) -> list[str]:
-    """Return the images of which a row is contained more than once."""
+    """Return the images that have the same row more than once."""
     if table not in _ONCE:
         return []
     found = rows.drop_columns(["shard"]).to_pylist()

@@ -119,7 +119,7 @@ def kid(a: np.ndarray, b: np.ndarray) -> float:
     -3.5
     """
     if len(a) != len(b):
-        raise ValueError(f"KID is of sets of one size, not of {len(a)} and {len(b)} pictures")
+        raise ValueError(f"KID needs sets of the same size, not {len(a)} and {len(b)} pictures")
     blocks = -(-len(a) // _KID_BLOCK)
     pairs = zip(np.array_split(a, blocks), np.array_split(b, blocks), strict=True)
     return float(np.mean([_mmd(x.astype(np.float64), y.astype(np.float64)) for x, y in pairs]))

@@ -98,7 +98,7 @@ def describe(location: str) -> File:
     import obstore
 
     store, key = _split(location)
-    with _asking(location):
+    with _converted_errors(location):
         found = obstore.head(_store(store), key)
     return File(location, "", found["size"], _short(found["e_tag"]))
 
@@ -123,7 +123,7 @@ def fetch(location: str, start: int = 0, length: int | None = None) -> bytes:
     import obstore
 
     store, key = _split(location)
-    with _asking(location):
+    with _converted_errors(location):
         if length is None:
             return bytes(obstore.get(_store(store), key).bytes())
         return bytes(obstore.get_range(_store(store), key, start=start, length=length))
@@ -194,7 +194,7 @@ def _walk_store(root: str, recursive: bool) -> Iterator[File]:
 
     root = join(root, "")
     store, prefix = _split(root)
-    with _asking(root):
+    with _converted_errors(root):
         for page in obstore.list(_store(store), prefix=prefix or None, chunk_size=1000):
             for found in page:
                 relative = found["path"].removeprefix(prefix)
@@ -229,7 +229,7 @@ def _store(url: str) -> Any:
 
 
 @contextmanager
-def _asking(location: str) -> Iterator[None]:
+def _converted_errors(location: str) -> Iterator[None]:
     """Convert errors of a request to FileNotFoundError for a missing object, else StorageError."""
     from obstore.exceptions import BaseError, NotFoundError
 

@@ -166,7 +166,7 @@ class Owned:
         if self.refused:
             raise Refused(
                 listed([self.storage.locate(key) for key in self.refused]),
-                f"it is not replaced, because {_MADE_BY} did not write it, or it was changed since",
+                f"it is not replaced, because {_MADE_BY} did not write it, or it has been changed",
                 "move it away and give the same command again, or choose another place with --out",
             )
 
