@@ -107,7 +107,7 @@ def test_kid_is_unbiased_over_all_pairs():
 
 
 def test_kid_of_sets_of_two_sizes_is_refused():
-    with pytest.raises(ValueError, match="not of 40 and 55 pictures"):
+    with pytest.raises(ValueError, match="not 40 and 55 pictures"):
         kid(draws(0, 40, 8), draws(1, 55, 8))
 
 
