@@ -115,7 +115,7 @@ class Edit(no_op.Edit):
 
     def setup(self, context: Context) -> None:
         if self.options.folder:
-            raise ValueError(f"{self.options.folder} is not an array")
+            raise ValueError(f"{self.options.folder} cannot be used")
 
 
 class Measure(no_op.Measure):

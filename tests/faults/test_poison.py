@@ -235,7 +235,7 @@ def test_a_worker_that_cannot_start_ends_the_run_before_any_shard(
 ) -> None:
     items = harness.photographs(tmp_path / "in", ["good-1.png", "good-2.png"])
     edit = {"name": NAMES["edit"], "folder": "direction.npy"}
-    with pytest.raises(RunFailed, match=r"cannot start: ValueError: direction\.npy is not an array"):
+    with pytest.raises(RunFailed, match=r"cannot start: ValueError: direction\.npy cannot be used"):
         harness.run(harness.make(items, workers=2, shard_size=1, edit=edit), tmp_path / "out")
     assert deaths(capsys.readouterr().err) == 0
     assert not (tmp_path / "out" / "plan.json").exists()
