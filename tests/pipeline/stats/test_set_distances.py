@@ -17,7 +17,7 @@ from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import Feature, Record
 
-PLAN = {"config": {"generator": "mobilestylegan-256"}}
+GENERATOR = "mobilestylegan-256"
 INFO = RunInfo(rows=1, embedder="w+", store_features=True)
 
 
@@ -145,7 +145,7 @@ def write(root: Path, sizes: list[int]) -> Path:
 
 
 def test_shards_give_the_values_of_a_single_pass(tmp_path: Path):
-    whole = distances(connect(write(tmp_path / "one", [30])), PLAN)
+    whole = distances(connect(write(tmp_path / "one", [30])), GENERATOR)
     assert [(d.stage, d.metric, d.n) for d in whole] == [
         ("inverted", "fid", 30),
         ("inverted", "kid", 30),
@@ -160,7 +160,7 @@ def test_shards_give_the_values_of_a_single_pass(tmp_path: Path):
     assert whole[0].value == pytest.approx(fidelity(source, inverted), rel=1e-6)
     assert whole[1].value == pytest.approx(kid(source, inverted), rel=1e-9)
     for sizes in ([1] * 30, [7, 0, 11, 12]):
-        split = distances(connect(write(tmp_path / str(len(sizes)), sizes)), PLAN)
+        split = distances(connect(write(tmp_path / str(len(sizes)), sizes)), GENERATOR)
         for a, b in zip(whole, split, strict=True):
             assert (a.stage, a.metric, a.n) == (b.stage, b.metric, b.n)
             assert a.value == pytest.approx(b.value, rel=1e-9)
@@ -168,14 +168,14 @@ def test_shards_give_the_values_of_a_single_pass(tmp_path: Path):
 
 def test_chunks_give_the_value_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = connect(write(tmp_path, [30]))
-    whole = distances(run, PLAN)
+    whole = distances(run, GENERATOR)
     monkeypatch.setattr(set_distances, "_CHUNK", 7)
-    for a, b in zip(whole, distances(run, PLAN), strict=True):
+    for a, b in zip(whole, distances(run, GENERATOR), strict=True):
         assert a.value == pytest.approx(b.value, rel=1e-9)
 
 
 def test_images_that_do_not_count_are_left_out(tmp_path: Path):
-    found = distances(connect(write(tmp_path, [15, 15])), PLAN, ["00.png", "29.png"])
+    found = distances(connect(write(tmp_path, [15, 15])), GENERATOR, ["00.png", "29.png"])
     source, inverted = draws(0, 30, 12)[1:29], draws(1, 30, 12, 1 / 9)[1:29]
     assert found[0] == SetDistance(
         "inverted", "fid", found[0].value, 28, "inception-2015-12-05; generator=mobilestylegan-256"
@@ -185,11 +185,11 @@ def test_images_that_do_not_count_are_left_out(tmp_path: Path):
 
 def test_without_features_or_with_one_image_there_are_none(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    assert distances(connect(tmp_path / "empty"), PLAN) == []
-    assert distances(connect(write(tmp_path / "one", [1])), PLAN) == []
+    assert distances(connect(tmp_path / "empty"), GENERATOR) == []
+    assert distances(connect(write(tmp_path / "one", [1])), GENERATOR) == []
 
 
 def test_random_weights_are_said(tmp_path: Path):
-    assert set_distances._model("tiny", {"config": {"generator": "tiny"}}) == (
+    assert set_distances._model("tiny", "tiny") == (
         "tiny (random weights); generator=tiny (random weights)"
     )
