@@ -303,8 +303,8 @@ def test_costs_include_what_was_taken_over(figures):
     assert run.base is not None
     spent = [
         sum(
-            manifests[shard]["stage_seconds"][stage]
-            / (manifests[shard]["ok"] + manifests[shard]["quarantined"])
+            manifests[shard].stage_seconds[stage]
+            / (manifests[shard].ok + manifests[shard].quarantined)
             for manifests, stages in (
                 (run.base.data.shards, ("embed", "segment")),
                 (run.data.shards, ("refine",)),
@@ -314,9 +314,9 @@ def test_costs_include_what_was_taken_over(figures):
         for shard in run.data.shards
     ]
     assert own["seconds"].value == pytest.approx(np.median(spent))
-    files = [m["files"] for m in run.data.shards.values() if m["ok"]]
-    sizes = [sum(f[t]["bytes"] for t in ("latents", "masks", "deltas")) for f in files]
-    oks = [m["ok"] for m in run.data.shards.values() if m["ok"]]
+    files = [m.files for m in run.data.shards.values() if m.ok]
+    sizes = [sum(f[t].bytes for t in ("latents", "masks", "deltas")) for f in files]
+    oks = [m.ok for m in run.data.shards.values() if m.ok]
     assert oks == [2, 2, 1]
     assert own["bytes"].value == pytest.approx(sum(sizes) / sum(oks) / 1e6)
     assert own["memory_host"].value > 0.1
@@ -326,7 +326,7 @@ def test_a_page_of_two_datasets_says_whose_images_it_shows(finished, figures):
     for boards, said in (([figures], 0), ([figures, figures], 1)):
         sections = bench_page.page(finished[0], boards, {}).sections
         (images,) = [s for s in sections if s.key == "images"]
-        assert sum("Images of photos; those of the other" in text for text in images.text) == said
+        assert sum("Images of photos; the images of the other" in text for text in images.text) == said
 
 
 def test_a_column_of_fewer_images_says_so(figures):

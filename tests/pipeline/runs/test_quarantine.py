@@ -80,7 +80,7 @@ def test_nothing_is_given_back_without_a_yes(run: Path) -> None:
     before = (run / "plan.json").read_bytes()
     result = quarantine("retry", run)
     assert result.exit_code == 2
-    assert "Make 2 shards" in result.stderr
+    assert "Compute 2 shards" in result.stderr
     assert "--yes" in result.stderr
     assert (run / "plan.json").read_bytes() == before
     assert manifests(run) == SHARDS
