@@ -326,7 +326,8 @@ def test_a_page_of_two_datasets_says_whose_images_it_shows(finished, figures):
     for boards, said in (([figures], 0), ([figures, figures], 1)):
         sections = bench_page.page(finished[0], boards, {}).sections
         (images,) = [s for s in sections if s.key == "images"]
-        assert sum("Images of photos; the images of the other" in text for text in images.text) == said
+        found = sum("Images of photos; the images of the other" in text for text in images.text)
+        assert found == said
 
 
 def test_a_column_of_fewer_images_says_so(figures):
