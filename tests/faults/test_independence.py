@@ -101,7 +101,7 @@ def independent(folder: Path, points: Sequence[tuple[int, int]]) -> dict[tuple[i
     """Runs with so many workers and images in a batch, against the first one.
 
     Adam amplifies rounding, which depends on the batch alone: batches of one size give the same
-    bytes, others the same rows and a PSNR within 0.01 dB. Returns how many workers made rows of
+    bytes, others the same rows and nearly the same PSNR. Returns how many workers made rows of
     each run: one that starts late may find no shard left.
     """
     items = crops(folder / "in", SHARD * max(count for count, _ in points))
@@ -120,8 +120,9 @@ def independent(folder: Path, points: Sequence[tuple[int, int]]) -> dict[tuple[i
         assert not difference.isna().any()
         largest = difference.groupby("metric").max()
         print(":", ", ".join(f"{name} {value:.2g}" for name, value in largest.items()))
-        # A step more or less would be 0.07 dB at least.
-        assert largest["psnr"] < 0.01
+        # A step more or less changes 0.07 dB at least. How far rounding goes depends on the
+        # processor; less than half of a step cannot be a step.
+        assert largest["psnr"] < 0.07 / 2
         peers = [outs[point] for point in points if point[1] == batch]
         assert harness.published(out) == harness.published(peers[0])
     return busy

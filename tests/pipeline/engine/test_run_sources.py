@@ -25,7 +25,8 @@ from pathlib import Path
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.engine.runner import run
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+# Not the cluster of another test that happens to run on this machine.
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
 for given in json.loads(sys.argv[1]):
     settings = {"preset": "tiny", "gpus": 0, "shard_size": 2, "workers": 1} | given.pop("settings")
     sets = ["edit.edits=[]", *given.pop("sets", [])]
