@@ -96,7 +96,7 @@ def column_bytes(path: Path) -> int:
 
 def compare(record: Record, context: Any, info: RunInfo) -> Iterator[Row]:
     """Yield the bytes and losses of a photograph at every level."""
-    from dhr_batch.stages.rerender import Rerender
+    from dhr_batch.stages.edit.rerender import Rerender
 
     make = Rerender(context, [("smile", strength) for strength in (0.0, *SMILES)])
 
@@ -152,7 +152,7 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
     take fewer bytes.
     """
     from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
-    from dhr_batch.stages.refine_dhr import SMALLEST_LAYER, tuned_weights
+    from dhr_batch.stages.refine.dhr import SMALLEST_LAYER, tuned_weights
 
     net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)
     shapes = {name: tuple(net.weight(name).shape) for name in tuned_weights(net, SMALLEST_LAYER)}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dhr_batch.pipeline.planning.config import Config
-    from dhr_batch.stages.refine_dhr import HybridRefinement
+    from dhr_batch.stages.refine.dhr import HybridRefinement
 
 Row = dict[str, Any]
 
@@ -106,7 +106,7 @@ def refiner(config: Config, **options: Any) -> HybridRefinement:
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning import devices
     from dhr_batch.stages.base import Context
-    from dhr_batch.stages.refine_dhr import HybridRefinement
+    from dhr_batch.stages.refine.dhr import HybridRefinement
 
     torch.set_num_threads(config.threads)
     if machine.device() == "cpu":
@@ -139,9 +139,9 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     """
     import torch
 
-    from dhr_batch.stages.refine import zero_delta
-    from dhr_batch.stages.refine_dhr import MaskedLoss, tuned_weights
-    from dhr_batch.stages.rotated_adam import RotatedAdam, channels
+    from dhr_batch.stages.refine.base import zero_delta
+    from dhr_batch.stages.refine.dhr import MaskedLoss, tuned_weights
+    from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
     from dhr_batch.stages.tensors import feature_mask
 
     stage = refiner(configured(generator))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement, synthesis_weights, zero_delta
-from dhr_batch.stages.refine_dhr import MaskedLoss
-from dhr_batch.stages.refine_published import PublishedRefinement
+from dhr_batch.stages.refine.base import Refinement, synthesis_weights, zero_delta
+from dhr_batch.stages.refine.dhr import MaskedLoss
+from dhr_batch.stages.refine.published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import feature_mask
 

@@ -14,7 +14,7 @@ import yaml
 from dhr_batch.fitting.directions import Fit, fit
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import whole
-from dhr_batch.stages.direction_files import digest
+from dhr_batch.stages.edit.direction_files import digest
 
 if TYPE_CHECKING:
     from dhr_batch.fitting.samples import Samples
@@ -38,7 +38,7 @@ PROBES = 24
 
 def score_table(landmarks: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the scores of N faces by name, [N]. They are NaN if the landmarks [N, 68, 2] are."""
-    from dhr_batch.stages.face_scores import scores
+    from dhr_batch.stages.measure.face_scores import scores
 
     rows = [scores(p) if np.isfinite(p).all() else dict.fromkeys(names, np.nan) for p in landmarks]
     return {name: np.array([row[name] for row in rows]) for name in names}

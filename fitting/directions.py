@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.stages.directions import orthogonalise
+from dhr_batch.stages.edit.formulas import orthogonalise
 
 FOLDS = 5
 # Share of samples at each end from which classifiers learn. InterFaceGAN takes 2 % of 500,000

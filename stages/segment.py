@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from skimage.segmentation import slic
 
-from dhr_batch.stages import projection, registry
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
-from dhr_batch.stages.embed import PIXEL_SIZE, FitSettings, optimise
+from dhr_batch.stages.embed import projection
+from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise
 from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.parsing import Parser

@@ -41,7 +41,7 @@ def copy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(root / name, package / name, ignore=ignored)
     for name in ("__init__.py", "cli.py"):
         shutil.copy(root / name, package / name)
-    (package / "stages" / "refine_toy.py").write_text(blocks["stages/refine_toy.py"], "utf-8")
+    (package / "stages" / "refine" / "toy.py").write_text(blocks["stages/refine/toy.py"], "utf-8")
     registry = package / "stages" / "registry.py"
     before = registry.read_text("utf-8")
     after, count = re.subn(r'"refine": \{', rf"\g<0>{blocks['stages/registry.py']}", before)

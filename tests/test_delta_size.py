@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from dhr_batch.benchmarks import delta_size
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.rerender import Rerender
+from dhr_batch.stages.edit.rerender import Rerender
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ NAMES = [".".join(("dhr_batch", *file.relative_to(ROOT).with_suffix("").parts)) 
 
 
 def test_there_are_examples() -> None:
-    assert {"dhr_batch.stages.metrics", "dhr_batch.pipeline.tables.codec"} <= {*NAMES}
+    assert {"dhr_batch.stages.measure.metrics", "dhr_batch.pipeline.tables.codec"} <= {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
 from dhr_batch.pipeline.units import number
 from dhr_batch.stages.base import TRUTH
-from dhr_batch.stages.face_scores import effect_score, effect_unit
+from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
 
 # The headings of tables. Each edit has its own heading.

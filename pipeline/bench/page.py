@@ -43,7 +43,7 @@ from dhr_batch.pipeline.report.page import (
 )
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.stages.base import edit_stage
-from dhr_batch.stages.face_scores import effect_unit
+from dhr_batch.stages.measure.face_scores import effect_unit
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
 _SIDE = 192

@@ -12,7 +12,7 @@ import click
 
 from dhr_batch.pipeline.cli.sweep import sweep
 from dhr_batch.stages import registry
-from dhr_batch.stages.direction_files import describe_set, sets_folder, shipped
+from dhr_batch.stages.edit.direction_files import describe_set, sets_folder, shipped
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -192,7 +192,7 @@ def fit_directions(
 
 def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
     from dhr_batch.fitting.direction_sets import write_set
-    from dhr_batch.stages.direction_files import digest
+    from dhr_batch.stages.edit.direction_files import digest
 
     directions = {
         n: {"sha256": digest(a), "unit": units[n], "shape": list(a.shape)}
@@ -215,7 +215,7 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
 @OUT
 def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> None:
     """Compute directions from the weights of the generator (SeFa, closed-form factorization)."""
-    from dhr_batch.stages.directions import sefa
+    from dhr_batch.stages.edit.formulas import sefa
 
     net = _context(generator).network("generator", generator)
     chosen = _rows(rows, net.live_rows)
@@ -255,7 +255,7 @@ def ganspace_directions(
     """
     import numpy as np
 
-    from dhr_batch.stages.directions import ganspace_fit
+    from dhr_batch.stages.edit.formulas import ganspace_fit
 
     net = _context(generator).network("generator", generator)
     chosen = _rows(rows, net.live_rows)

@@ -60,7 +60,7 @@ with IPTC's digital source type.
 | `effect` | change of the edit's landmark score against the photograph; `yaw` in degrees; 0 for \
 `source`, missing for `refined` |
 | `identity` | {identity} |
-| `score_*` | landmark scores of this picture (`stages/face_scores.py`) |
+| `score_*` | landmark scores of this picture (`stages/measure/face_scores.py`) |
 
 Missing values were not measured. Measured labels are only as accurate as the measurement.
 {split}

@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
-from dhr_batch.stages.face_scores import NAMES, effect_score
+from dhr_batch.stages.measure.face_scores import NAMES, effect_score
 
 # The kind in the table `images` of each kind of exported picture.
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}

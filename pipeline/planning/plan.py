@@ -15,7 +15,8 @@ from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
 from dhr_batch.pipeline.runs.stored_plan import Fingerprint, RunSettings, StoredPlan
 from dhr_batch.pipeline.runs.versions import newest_rules, newest_schema
-from dhr_batch.stages import direction_files, registry
+from dhr_batch.stages import registry
+from dhr_batch.stages.edit import direction_files
 from dhr_batch.version import __version__
 
 SCHEMA = 2

@@ -13,10 +13,10 @@ from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.direction_files import DirectionError
+from dhr_batch.stages.edit.direction_files import DirectionError
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.rerender import Rerender
+    from dhr_batch.stages.edit.rerender import Rerender
 
 EditChoice = tuple[str, float]
 
@@ -51,7 +51,7 @@ def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions
     Raises:
         Refused: If a direction is unknown.
     """
-    from dhr_batch.stages.rerender import Rerender
+    from dhr_batch.stages.edit.rerender import Rerender
 
     renderers = {1: Rerender}
     try:

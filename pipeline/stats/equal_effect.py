@@ -22,7 +22,7 @@ import numpy as np
 
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
 from dhr_batch.stages.base import TRUTH, edit_of, edit_stage
-from dhr_batch.stages.face_scores import effect_score
+from dhr_batch.stages.measure.face_scores import effect_score
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ import pytest
 from dhr_batch.fitting import direction_sets
 from dhr_batch.fitting.directions import METHODS, Fit, clip_outliers, cross_validate, fit
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.stages import direction_files
+from dhr_batch.stages.edit import direction_files
 
 # Narrower than a real latent: the models are the same and the tests take seconds.
 WIDTH = 64

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import StageOptions
 from dhr_batch.stages.failures import ImageError
-from dhr_batch.stages.refine import Refinement, Refiner
+from dhr_batch.stages.refine.base import Refinement, Refiner
 
 
 class Darkness:

@@ -129,7 +129,7 @@ def test_unknown_names_list_the_valid_ones():
 
 
 def test_members_of_other_packages_are_named_by_module_and_class():
-    member = registry.lookup("refine", "dhr_batch.stages.refine:NoRefinement")
+    member = registry.lookup("refine", "dhr_batch.stages.refine.base:NoRefinement")
     assert member is registry.lookup("refine", "none")
     with pytest.raises(registry.UnknownName, match=r"no_such_package.*cannot be imported"):
         registry.lookup("refine", "no_such_package:Refiner")

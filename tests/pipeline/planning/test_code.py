@@ -24,7 +24,7 @@ READERS = (
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of a few files in the place of this one."""
-    for name in ("stages/embed.py", "stages/networks/tiny.py", *READERS):
+    for name in ("stages/embed/optimise.py", "stages/networks/tiny.py", *READERS):
         path = tmp_path / "package" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {name}\n")
@@ -38,7 +38,7 @@ def made(tmp_path: Path, **settings: object) -> Plan:
 
 
 @pytest.mark.parametrize(
-    "edited", ["stages/embed.py", "stages/networks/tiny.py", "stages/new.py", *READERS]
+    "edited", ["stages/embed/optimise.py", "stages/networks/tiny.py", "stages/new.py", *READERS]
 )
 def test_edited_and_new_files_count(package: Path, tmp_path: Path, edited: str) -> None:
     config = made(tmp_path).config
@@ -66,7 +66,7 @@ def test_a_stage_of_another_package_counts_where_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = tmp_path / "refine_of_mine.py"
-    mine.write_text("from dhr_batch.stages.refine import NoRefinement as Mine\n")
+    mine.write_text("from dhr_batch.stages.refine.base import NoRefinement as Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
     used = made(tmp_path, refine={"name": "refine_of_mine:Mine"}).config
     other = made(tmp_path).config

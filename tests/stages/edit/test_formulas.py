@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages import direction_files
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.direction_files import DirectionError, read, resolve
-from dhr_batch.stages.directions import (
+from dhr_batch.stages.edit import direction_files
+from dhr_batch.stages.edit.direction_files import DirectionError, read, resolve
+from dhr_batch.stages.edit.formulas import (
     ganspace,
     ganspace_fit,
     interfacegan,

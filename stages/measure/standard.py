@@ -22,7 +22,7 @@ from dhr_batch.stages.base import (
     edit_stage,
     required,
 )
-from dhr_batch.stages.metrics import (
+from dhr_batch.stages.measure.metrics import (
     Part,
     change,
     cosine,
@@ -32,12 +32,18 @@ from dhr_batch.stages.metrics import (
     shrink,
     shrink_mask,
 )
+from dhr_batch.stages.measure.truth import (
+    at_size,
+    hide_occluder,
+    latent_values,
+    mask_values,
+    truth_parts,
+)
 from dhr_batch.stages.networks.identity import Portrait
 from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
-from dhr_batch.stages.truth import at_size, hide_occluder, latent_values, mask_values, truth_parts
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.face_scores import Scorer
+    from dhr_batch.stages.measure.face_scores import Scorer
     from dhr_batch.stages.networks.dlib_face import Landmarks68
     from dhr_batch.stages.networks.features import Extractor
     from dhr_batch.stages.networks.identity import Identity

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context, Metric, Record, Truth
-from dhr_batch.stages.measure import Standard
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.truth import (
+from dhr_batch.stages.measure.standard import Standard
+from dhr_batch.stages.measure.truth import (
     at_size,
     hide_occluder,
     latent_values,
@@ -21,6 +20,7 @@ from dhr_batch.stages.truth import (
     truth_parts,
     visible_face,
 )
+from dhr_batch.stages.networks.generator import Generator
 
 SIZE = 32
 

@@ -10,8 +10,8 @@ import torch
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import Refinement
-from dhr_batch.stages.refine_pti import PivotalTuning
+from dhr_batch.stages.refine.base import Refinement
+from dhr_batch.stages.refine.pti import PivotalTuning
 
 
 def refiner(context: Context, **options) -> PivotalTuning:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages import metrics
 from dhr_batch.stages.base import Context, EditedImage, Record
-from dhr_batch.stages.measure import Standard
+from dhr_batch.stages.measure import metrics
+from dhr_batch.stages.measure.standard import Standard
 from dhr_batch.stages.tensors import images_to_tensor
 from dhr_batch.tests.stages.pictures import blurred, grey, noise
 

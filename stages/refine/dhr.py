@@ -7,7 +7,7 @@ no edit changes. With the code w, the mask m and the feature F:
 
     minimise over theta, F:  L_in(G(w; theta, F), x; m) + L_out(G(w; theta, F), x; 1 - m)
 
-`refine_published` is the published loop. docs/decisions.md says what differs here, and why.
+`refine.published` is the published loop. docs/decisions.md says what differs here, and why.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import StageOptions
-from dhr_batch.stages.embed import ramp
+from dhr_batch.stages.embed.optimise import ramp
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.refine import LossRefiner, Refinement, prepared
-from dhr_batch.stages.rotated_adam import RotatedAdam, channels
+from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared
+from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
 from dhr_batch.stages.tensors import downsample
 
 # Layers whose output is smaller than this, in pixels, keep their weights.

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import StageOptions
-from dhr_batch.stages.refine import LossRefiner, Refinement, synthesis_weights, zero_delta
+from dhr_batch.stages.refine.base import LossRefiner, Refinement, synthesis_weights, zero_delta
 from dhr_batch.stages.tensors import downsample
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from dhr_batch.stages.base import Context, Record, required
-from dhr_batch.stages.edit import Directions, EditOptions
+from dhr_batch.stages.edit.directions import Directions, EditOptions
 from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.refine import Refinement, render
+from dhr_batch.stages.refine.base import Refinement, render
 from dhr_batch.stages.tensors import masks_to_tensor, tensor_to_images
 
 

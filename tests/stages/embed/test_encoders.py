@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.embed_encoders import EncodeE4E, ReStylePSP, encoder_input, row_table
+from dhr_batch.stages.embed.encoders import EncodeE4E, ReStylePSP, encoder_input, row_table
 from dhr_batch.stages.networks.mobilestylegan import (
     FFHQ_CHANNELS,
     STYLEGAN2_ROWS,

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.direction_files import DirectionError
-from dhr_batch.stages.edit import Directions
+from dhr_batch.stages.edit.direction_files import DirectionError
+from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
 
 

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages import projection, refine_dhr
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.embed import projection
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks import tiny
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
-from dhr_batch.stages.refine import Refinement, render
-from dhr_batch.stages.refine_published import PublishedRefinement
+from dhr_batch.stages.refine import dhr
+from dhr_batch.stages.refine.base import Refinement, render
+from dhr_batch.stages.refine.published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import feature_mask
 
@@ -71,14 +72,14 @@ def test_hybrid_refinement_equals_published(
 ) -> None:
     """The first steps, and all of them, which leave the weights alone after the third."""
     case, losses = golden_case("dhr_refine_trace"), []
-    call = refine_dhr.MaskedLoss.__call__
+    call = dhr.MaskedLoss.__call__
 
     def recorded(self: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         inner, outer = call(self, image)
         losses.append((inner.item(), outer.item()))
         return inner, outer
 
-    monkeypatch.setattr(refine_dhr.MaskedLoss, "__call__", recorded)
+    monkeypatch.setattr(dhr.MaskedLoss, "__call__", recorded)
     net, ws, masks, result = refine(case, dtype, steps=steps, weight_share=min(1, 3 / steps))
 
     for part, got in zip(("in", "out"), np.array(losses).T, strict=True):
@@ -223,7 +224,7 @@ def test_masks_of_perceptual_layers_are_as_published_or_areas() -> None:
         inside, skip = net.trunk(ws)
         image = net.from_feature(torch.lerp(feature, inside, soft), ws, None, skip)
         options = PublishedRefinement.Options(perceptual="p", perceptual_size=32)
-        _, outer = refine_dhr.MaskedLoss(options, perceptual, images, masks, at_layers)(image)
+        _, outer = dhr.MaskedLoss(options, perceptual, images, masks, at_layers)(image)
         (grad,) = torch.autograd.grad(outer, [feature])
         # The first step of Adam goes a whole rate against the sign of the gradient.
         moved = features[layers] - start

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages import refine_dhr
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks import stylegan2_layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
-from dhr_batch.stages.refine import NoRefinement, render
-from dhr_batch.stages.refine_dhr import HybridRefinement, tuned_weights
+from dhr_batch.stages.refine import dhr
+from dhr_batch.stages.refine.base import NoRefinement, render
+from dhr_batch.stages.refine.dhr import HybridRefinement, tuned_weights
 
 
 @pytest.fixture
@@ -156,13 +156,13 @@ def test_batched_equals_single_in_single_precision(
     masks = torch.zeros(2, 1, 256, 256)
     masks[:, :, :, 90:] = 1
     terms: list[torch.Tensor] = []
-    mean = refine_dhr._part_mean
+    mean = dhr._part_mean
 
     def kept(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         terms.append(mean(values, weights))
         return terms[-1]
 
-    monkeypatch.setattr(refine_dhr, "_part_mean", kept)
+    monkeypatch.setattr(dhr, "_part_mean", kept)
     gradients: list[tuple[torch.Tensor, ...]] = []
     grad = torch.autograd.grad
 

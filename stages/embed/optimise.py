@@ -1,63 +1,26 @@
-"""Embedding: find the latent code whose render is closest to an aligned photograph."""
+"""Embedding by optimisation: fit a code in W or W+ to an aligned photograph with Adam."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
+from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
+from dhr_batch.stages.tensors import downsample
 
 PIXEL_SIZE = 256
 # Rows and columns of eyes, nose and mouth in an FFHQ crop, in 256ths of its side.
 FACE = (72, 200), (64, 192)
 # Number of codes from which the axes of the prior are estimated.
 _SAMPLES = 8192
-
-
-class Embedder(Stage):
-    """Base class of the family. A member implements `embed`; this class handles the records."""
-
-    family = "embed"
-    needs = frozenset({"image"})
-    gives = frozenset({"latent", "inverted"})
-
-    def setup(self, context: Context) -> None:
-        super().setup(context)
-        self.generator: Generator = context.network("generator", context.generator)
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the latent codes of a batch of images.
-
-        Args:
-            images: Aligned crops, [B, 3, R, R] in [-1, 1].
-
-        Returns:
-            W+ codes [B, L, 512]. The code of an image must not depend on the other images.
-        """
-
-    def process(self, records: Sequence[Record]) -> list[Record]:
-        images = images_to_tensor([required(r.image) for r in records], self.context.device)
-        ws = self.embed(images)
-        if not torch.isfinite(ws).all():
-            raise ArithmeticError("the embedding diverged; a smaller rate may help")
-        with torch.no_grad():
-            renders = tensor_to_images(self.generator.synthesize(ws))
-        codes = ws.detach().float().cpu().numpy()
-        return [
-            replace(record, latent=code, inverted=render)
-            for record, code, render in zip(records, codes, renders, strict=True)
-        ]
 
 
 def ramp(step: int, steps: int, up: float, down: float) -> float:

@@ -10,7 +10,7 @@ import pytorch_msssim
 import torch
 from skimage.metrics import structural_similarity
 
-from dhr_batch.stages import metrics
+from dhr_batch.stages.measure import metrics
 from dhr_batch.tests.stages.pictures import blurred, grey, noise
 
 

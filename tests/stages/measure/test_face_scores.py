@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.face_scores import NAMES, NOSE_DEPTH, scores
+from dhr_batch.stages.measure.face_scores import NAMES, NOSE_DEPTH, scores
 from dhr_batch.stages.tensors import tensor_to_images
 
 

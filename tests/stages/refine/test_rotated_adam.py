@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.rotated_adam import RotatedAdam, channels
+from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
 
 
 def correlated(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dhr_batch.stages import embed
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.embed import (
+from dhr_batch.stages.embed.optimise import (
     FitSettings,
     OptimiseW,
     OptimiseWPlus,
     face_region,
     optimise,
     ramp,
+    whitening,
 )
 
 
@@ -134,7 +134,9 @@ def test_the_schedule_starts_at_once_and_ends_near_zero():
 
 def test_the_rate_falls_over_the_share_of_the_steps_that_is_set(context, monkeypatch):
     shares = []
-    monkeypatch.setattr(embed, "ramp", lambda *args: shares.append(args[3]) or ramp(*args))
+    monkeypatch.setattr(
+        "dhr_batch.stages.embed.optimise.ramp", lambda *args: shares.append(args[3]) or ramp(*args)
+    )
     stage = OptimiseW(OptimiseW.Options(steps=2, perceptual="tiny", decay=0.25))
     stage.setup(context)
     stage.embed(targets(context, 1))
@@ -143,7 +145,7 @@ def test_the_rate_falls_over_the_share_of_the_steps_that_is_set(context, monkeyp
 
 def test_whitened_codes_have_unit_covariance(context):
     net = context.network("generator", "tiny")
-    basis = embed.whitening(net)
+    basis = whitening(net)
     z = torch.randn(8192, 512, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         codes = net.map(z) - net.w_mean

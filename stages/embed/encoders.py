@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
-from dhr_batch.stages.embed import Embedder
+from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks import encoders
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.tensors import downsample

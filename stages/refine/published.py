@@ -2,7 +2,7 @@
 
 Losses and steps are those of the published loop (github.com/caopulan/GANInverter). Gradients that
 it computes but does not use are left out, and constants are computed once. The default refiner is
-`refine_dhr`.
+`refine.dhr`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.refine import LossRefiner, Refinement, prepared, synthesis_weights
-from dhr_batch.stages.refine_dhr import LossOptions, MaskedLoss
+from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared, synthesis_weights
+from dhr_batch.stages.refine.dhr import LossOptions, MaskedLoss
 
 
 class PublishedRefinement(LossRefiner):

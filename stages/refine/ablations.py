@@ -7,16 +7,16 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.embed import ramp
-from dhr_batch.stages.refine import LossRefiner, Refinement, Refiner, zero_delta
-from dhr_batch.stages.refine_dhr import (
+from dhr_batch.stages.embed.optimise import ramp
+from dhr_batch.stages.refine.base import LossRefiner, Refinement, Refiner, zero_delta
+from dhr_batch.stages.refine.dhr import (
     HybridRefinement,
     LossOptions,
     MaskedLoss,
     WeightOptions,
     tuned_weights,
 )
-from dhr_batch.stages.rotated_adam import RotatedAdam, channels
+from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
 
 
 class WeightModulation(LossRefiner):

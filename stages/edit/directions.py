@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOptions, required
-from dhr_batch.stages.direction_files import Direction, DirectionError, resolve
-from dhr_batch.stages.directions import interfacegan
+from dhr_batch.stages.edit.direction_files import Direction, DirectionError, resolve
+from dhr_batch.stages.edit.formulas import interfacegan
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
 

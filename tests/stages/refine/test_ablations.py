@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.refine import render
-from dhr_batch.stages.refine_ablations import FeatureModulation, WeightModulation
-from dhr_batch.stages.refine_dhr import HybridRefinement
+from dhr_batch.stages.refine.ablations import FeatureModulation, WeightModulation
+from dhr_batch.stages.refine.base import render
+from dhr_batch.stages.refine.dhr import HybridRefinement
 
 
 def build(context: Context, member, **options):

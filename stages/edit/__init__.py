@@ -1,0 +1,1 @@
+"""Editing: directions, their files, and renders of edited codes from stored refinements."""

@@ -1,0 +1,1 @@
+"""Embedding: the latent code whose render is closest to an aligned photograph."""

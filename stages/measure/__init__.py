@@ -1,0 +1,1 @@
+"""Measuring: metrics of pictures, scores of faces, and comparison with ground truth."""
