@@ -28,9 +28,9 @@ from dhr_batch.pipeline.engine import worker
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import devices
 from dhr_batch.pipeline.planning.prepare import prepare
-from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.codec import LEVELS, Steps
 from dhr_batch.pipeline.tables.files import TableFile
+from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import Record, required
@@ -73,7 +73,7 @@ def stored(record: Record, info: RunInfo) -> tuple[int, Record]:
         and the record that was read back.
     """
     rows = rows_of(replace(record, labels=None, edits=(), metrics=()), 0, info)
-    count, delta = 0, {}
+    count, fields = 0, {}
     with tempfile.TemporaryDirectory() as folder:
         for table in ("deltas", "latents", "masks"):
             path = Path(folder) / f"{table}.parquet"
@@ -82,9 +82,8 @@ def stored(record: Record, info: RunInfo) -> tuple[int, Record]:
             file.close()
             count += column_bytes(path)
             if table == "deltas":
-                for row in pq.read_table(path).to_pylist():
-                    delta[row["tensor"]] = codec.decode(codec.Encoded.of(row), tuple(row["shape"]))
-    return count, replace(record, feature=delta.pop("feature", None), delta=delta)
+                fields = refinement(record.image_id, pq.read_table(path).to_pylist())
+    return count, replace(record, **fields)
 
 
 def column_bytes(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -158,6 +158,7 @@ class Record:
         mask: True where in-domain, bool [R, R].
         delta: Refined minus published weights, name -> float32.
         feature: Replacement of the feature layer, float32 [C, h, w].
+        state: Further results of the refiner by name, of any type and shape.
         edits, metrics, features: Results of the stages `edit` and `measure`.
         notes: Remarks for the user, such as which of several faces was taken.
         failure: Why the image was quarantined, if it was.
@@ -178,6 +179,7 @@ class Record:
     mask: np.ndarray | None = None
     delta: dict[str, np.ndarray] | None = None
     feature: np.ndarray | None = None
+    state: dict[str, np.ndarray] | None = None
     refined: np.ndarray | None = None
     edits: tuple[EditedImage, ...] = ()
     metrics: tuple[Metric, ...] = ()
@@ -218,6 +220,10 @@ class StageOptions(BaseModel):
     name: str
 
 
+# Where a context keeps the refiner among its networks.
+_REFINER = ("refine", "")
+
+
 @dataclass
 class Context:
     """The resources that stages share: device, seed, model files and loaded networks.
@@ -228,6 +234,7 @@ class Context:
         models: Function from the name of a model to the path of its verified file or folder.
         seed: Seed of all random numbers.
         aligned: Whether the dataset is already FFHQ-aligned. Then no face is searched for.
+        refine: Settings of the stage `refine` of the run, with `name`.
     """
 
     device: str
@@ -235,6 +242,7 @@ class Context:
     models: Callable[[str], Path]
     seed: int = 0
     aligned: bool = False
+    refine: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
     _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def network(self, family: str, name: str) -> Any:
@@ -247,6 +255,35 @@ class Context:
         if key not in self._networks:
             self._networks[key] = registry.lookup(family, name)(self)
         return self._networks[key]
+
+    def new_refiner(self) -> Any:
+        """Return the refiner of the run without its networks.
+
+        Stored settings that the refiner no longer has are left out, as they belong to the
+        optimisation.
+
+        Raises:
+            UnknownName: There is no such refiner.
+        """
+        member = registry.lookup("refine", self.refine["name"])
+        known = {k: v for k, v in self.refine.items() if k in member.Options.model_fields}
+        return member(member.Options(**known))
+
+    def refiner(self) -> Any:
+        """Return the refiner of the run, ready to render pictures of its refinements.
+
+        Raises:
+            UnknownName: There is no such refiner.
+        """
+        if _REFINER not in self._networks:
+            refiner = self.new_refiner()
+            refiner.setup_render(self)
+            self._networks[_REFINER] = refiner
+        return self._networks[_REFINER]
+
+    def use_refiner(self, refiner: Any) -> None:
+        """Make `refiner` return this one, which the stage `refine` has already loaded."""
+        self._networks[_REFINER] = refiner
 
 
 class Stage(ABC):

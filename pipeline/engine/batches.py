@@ -59,7 +59,6 @@ def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int
     with torch.no_grad():
         code = generator.broadcast(generator.map(z.to(generator.w_mean)))
         (picture,) = tensor_to_images(generator.synthesize(code))
-        feature = generator.to_feature(code)[0].cpu().numpy()
     mask = np.zeros(picture.shape[:2], bool)
     mask[: len(mask) // 2] = True
     probe = Record(
@@ -71,8 +70,6 @@ def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int
         labels=np.zeros(mask.shape, np.uint8),
         mask=mask,
         refined=picture,
-        delta={},
-        feature=feature,
     )
 
     def work() -> None:

@@ -104,9 +104,12 @@ class Worker:
             models=self._model,
             seed=config.seed,
             aligned=self.settings.aligned,
+            refine=config.refine,
         )
         for stage in self.stages:
             stage.setup(context)
+            if stage.family == "refine":
+                context.use_refiner(stage)
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator, self.settings.metadata)
         self._batch = config.batch_size or self._fitting_batch(generator)
@@ -123,7 +126,9 @@ class Worker:
         if self.settings.device == "cpu":
             return batches.ON_CPU
         # The sample is aligned already, and possibly not a face that can be measured.
-        stages = [stage for stage in self.stages if stage.family not in ("align", "measure")]
+        # Edits are rendered image by image, so their memory does not depend on the batch.
+        left_out = ("align", "edit", "measure")
+        stages = [stage for stage in self.stages if stage.family not in left_out]
         return batches.measured(stages, generator, self.settings.config.workers_per_gpu)
 
     def _model(self, name: str) -> Path:

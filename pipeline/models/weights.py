@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dhr_batch.pipeline.errors import Refused
@@ -47,19 +47,23 @@ def own_weights(generator: str) -> dict[str, str]:
     return {registry.label(generator): sha256(file)[:16]}
 
 
-def check_weights(generator: str, then: Mapping[str, str], place: str) -> None:
-    """Check that the generator of a run still has the weights that the run was made with.
+def check_weights(
+    generator: str, then: Mapping[str, str], place: str, others: Iterable[str] = ()
+) -> None:
+    """Check that the models that render a run still have the weights that it was made with.
 
     Args:
         generator: The generator of the run.
         then: The weights it was made with, as `weights_of` gives them.
         place: The folder or URL of the run, for the message.
+        others: Models that rendering needs besides the generator.
 
     Raises:
         Refused: If the weights have changed.
     """
     now = weights_of(generator)
-    names = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
+    own = registry.MODELS.get(("generator", generator), ())
+    names = {registry.label(generator), *own, *others}
     for name in sorted(names & then.keys() & now.keys()):
         if then[name] != now[name]:
             raise Refused(

@@ -87,6 +87,9 @@ def check_models(plan: Plan, request: Request) -> None:
         section = getattr(config, family)
         member = registry.lookup(family, section["name"])
         names |= member(member.Options(**section)).models(plan.dataset.aligned)
+    if "edit" in config.stages and "refine" not in config.stages:
+        refiner = registry.lookup("refine", config.refine["name"])
+        names |= refiner(refiner.Options(**config.refine)).render_models()
     for name in sorted(names):
         catalogue.path(name)
 

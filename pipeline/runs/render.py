@@ -22,22 +22,26 @@ EditChoice = tuple[str, float]
 
 
 def context(plan: StoredPlan, place: str) -> Context:
-    """Load the generator of a run, on a GPU if there is one. No other network is loaded.
+    """Return what renders the pictures of a run, on a GPU if there is one.
+
+    These are the generator and the networks of the refiner, if it has any. They are loaded when
+    they are first used.
 
     Args:
         plan: The stored plan of the run.
         place: The run, for messages.
 
     Raises:
-        Refused: If the weights of the generator have changed since the run.
-        ModelMissing: If the weights are not on this machine.
+        Refused: If the weights have changed since the run.
+        UnknownName: If the refiner of the run is not installed.
     """
     import torch
 
     generator = plan.settings.generator
-    check_weights(generator, plan.fingerprint.models, place)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Context(device, generator, catalogue.path)
+    found = Context(device, generator, catalogue.path, refine=plan.settings.section("refine"))
+    check_weights(generator, plan.fingerprint.models, place, found.new_refiner().render_models())
+    return found
 
 
 def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions) -> Rerender:

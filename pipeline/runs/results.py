@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,23 +180,29 @@ class Run:
         Returns:
             For each refined weight its offset from the published weight, float32. Under `feature`
             the output of the layer that the refined feature replaces; cells that the image does
-            not depend on are 0. Empty if the refinement changed nothing. Values are restored with
-            the precision of `codec`.
+            not depend on are 0. Further arrays of the refiner are under their own names. Empty if
+            the refinement changed nothing. Weights and features are restored with the precision of
+            `codec`.
 
         Raises:
             KeyError: If the run has stored no deltas of the image.
             ValueError: If a row cannot be decoded. The message names the tensor.
         """
+        return tensors(image_id, self._delta_rows(image_id))
+
+    def _delta_rows(self, image_id: str) -> list[dict[str, Any]]:
         rows = self._rows("deltas", image_id)
         has_table = part("deltas", self._shards.get(image_id, -1)) in self._files
         if not rows and not (has_table and self._rows("latents", image_id)):
             stored_none = self.stored.settings.store_deltas == "none"
             why = ": the run was made with store_deltas=none" if stored_none else ""
             raise KeyError(f"no deltas of {image_id!r} in {self.storage.place}{why}")
-        return tensors(image_id, rows)
+        return rows
 
     def record(self, image_id: str) -> Record:
-        """Return the stored embedding and refinement: `latent`, `mask`, `delta` and `feature`.
+        """Return the stored embedding and refinement.
+
+        These are the fields `latent`, `mask`, `delta`, `feature` and `state`.
 
         Raises:
             KeyError: If rows of the image are missing.
@@ -206,15 +211,14 @@ class Run:
         if not codes:
             raise KeyError(f"no rows of {image_id!r} in {self.storage.place}")
         masks = self._rows("masks", image_id, kind="in_domain")
-        delta: dict[str, np.ndarray] = {}
+        tables = {"latents": codes, "masks": masks, "deltas": []}
         if self.stored.settings.member("refine") != "none":
-            delta = self.delta(image_id)
-        record = record_of(image_id, {"latents": codes, "masks": masks})
-        return replace(record, feature=delta.pop("feature", None), delta=delta)
+            tables["deltas"] = self._delta_rows(image_id)
+        return record_of(image_id, tables)
 
     @cached_property
     def networks(self) -> Context:
-        """The generator of the run (see `runs.render.context`)."""
+        """The generator and the refiner of the run (see `runs.render.context`)."""
         return render.context(self.stored, self.storage.place)
 
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:

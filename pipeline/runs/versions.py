@@ -24,7 +24,7 @@ SCHEMA = {
 RULES = {
     "edit": {1: "code + strength * direction, with the weights, feature and mask of the image"},
     "picture": {1: "PNG, 8 bits per channel"},
-    "codec": {1: "each tensor names its scheme: dithered, predicted or int8_channel"},
+    "codec": {1: "each tensor names its scheme: dithered, predicted, exact or int8_channel"},
 }
 
 

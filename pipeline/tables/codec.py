@@ -1,4 +1,4 @@
-"""Lossy compression of refined weights and features. docs/deltas.md describes the format.
+"""Compression of refined weights, features and states. docs/deltas.md describes the format.
 
 A value x is stored as the integer code ``q = round(x / step)``, so it is restored with an error of
 at most ``step / 2``. Weights are dithered: ``q_i = round(x_i / step + d_i)`` is restored as
@@ -6,7 +6,8 @@ at most ``step / 2``. Weights are dithered: ``q_i = round(x_i / step + d_i)`` is
 depend on the signal (subtractive dither; Schuchman, "Dither Signals and Their Effect on
 Quantization Noise", 1964). Features are predicted: the code of a cell is stored as its difference
 to the mean of the codes on the left and above, as in image coders (DPCM). The codes are packed into
-bytes that the zstd compression of a Parquet column reduces to about their entropy.
+bytes that the zstd compression of a Parquet column reduces to about their entropy. What a refiner
+stores beyond weights and a feature is kept exactly (`exact`).
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Encoded(NamedTuple):
     """A compressed tensor: columns of a row of the table `deltas`.
 
     Attributes:
-        scheme: `dithered`, `predicted`, or `int8_channel` in runs of older versions.
-        scales: The step, float32 [1]; for `int8_channel` one per channel.
-        data: The packed codes.
+        scheme: `dithered`, `predicted`, `exact`, or `int8_channel` in runs of older versions.
+        scales: The step, float32 [1]; for `int8_channel` one per channel; for `exact` none.
+        data: The packed codes; for `exact` the values, little-endian.
         base: The base of the digits in `data`.
         cells: One bit for each cell of a feature, row by row: whether the cell is stored.
     """
@@ -115,7 +116,13 @@ def encode_feature(feature: np.ndarray, kept: np.ndarray, step: float) -> Encode
     return Encoded("predicted", np.array([step], np.float32), *packed, cells)
 
 
-def decode(encoded: Encoded, shape: tuple[int, ...]) -> np.ndarray:
+def encode_exact(values: np.ndarray) -> Encoded:
+    """Store an array of numbers without loss, with the scheme `exact`."""
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return Encoded("exact", np.zeros(0, np.float32), little.tobytes())
+
+
+def decode(encoded: Encoded, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
     """Restore a compressed tensor.
 
     The scheme `int8_channel` of older runs is ``x = q * scale`` with one scale per channel.
@@ -123,14 +130,19 @@ def decode(encoded: Encoded, shape: tuple[int, ...]) -> np.ndarray:
     Args:
         encoded: The compressed tensor.
         shape: The shape of the tensor.
+        dtype: The type of the values of `exact`.
 
     Returns:
-        A float32 array of this shape.
+        An array of this shape, float32 except for `exact`.
 
     Raises:
         ValueError: If the scheme is unknown, scales or base are missing, or sizes do not match.
     """
     scheme, scales, data, base, cells = encoded
+    if scheme == "exact":
+        values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
+        _check(values.size, shape)
+        return values.astype(dtype).reshape(shape)
     if scheme in ("dithered", "predicted", "int8_channel") and len(scales) == 0:
         raise ValueError(f"damaged row: scheme {scheme!r} without scales")
     if scheme == "int8_channel":

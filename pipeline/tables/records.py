@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dhr_batch.pipeline.tables import codec
-from dhr_batch.pipeline.tables.rows import Row
+from dhr_batch.pipeline.tables.rows import STATE, Row
 from dhr_batch.stages.base import EditedImage, Record
 
 
@@ -37,8 +37,7 @@ def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
     for row in tables.get("masks", ()):
         fields["labels" if row["kind"] == "labels" else "mask"] = picture(row["mask"])
     if "deltas" in tables:
-        delta = tensors(image_id, tables["deltas"])
-        fields |= {"feature": delta.pop("feature", None), "delta": delta}
+        fields |= refinement(image_id, tables["deltas"])
     fields["edits"] = tuple(
         EditedImage(
             row["edit"],
@@ -70,6 +69,17 @@ def picture(value: Mapping[str, Any]) -> np.ndarray:
         return np.array(image)
 
 
+def refinement(image_id: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the fields `delta`, `feature` and `state` of a record from rows of the table `deltas`.
+
+    Raises:
+        ValueError: If a row cannot be decoded. The message names the tensor.
+    """
+    found = tensors(image_id, rows)
+    state = {row["tensor"]: found.pop(row["tensor"]) for row in rows if row["kind"] == STATE}
+    return {"feature": found.pop("feature", None), "delta": found, "state": state}
+
+
 def tensors(image_id: str, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Decode rows of the table `deltas`.
 
@@ -78,7 +88,7 @@ def tensors(image_id: str, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         rows: Its rows.
 
     Returns:
-        float32 arrays by the name of the tensor.
+        Arrays by the name of the tensor, float32 except for those that are stored exactly.
 
     Raises:
         ValueError: If a row cannot be decoded. The message names the tensor.
@@ -86,7 +96,8 @@ def tensors(image_id: str, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     found = {}
     for row in rows:
         try:
-            found[row["tensor"]] = codec.decode(codec.Encoded.of(row), tuple(row["shape"]))
-        except ValueError as error:
+            encoded, shape = codec.Encoded.of(row), tuple(row["shape"])
+            found[row["tensor"]] = codec.decode(encoded, shape, row["dtype"])
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{row['tensor']} of {image_id!r}: {error}") from error
     return found

@@ -16,6 +16,8 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import EditedImage, Record
 
 Row = dict[str, Any]
+# The kind of rows of the table `deltas` that are stored exactly.
+STATE = "state"
 
 
 def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
@@ -180,6 +182,8 @@ def _delta_rows(
         step = steps.feature * magnitudes.get("feature", 0.0)
         encoded = codec.encode_feature(feature, kept, step)
         yield _delta_row("feature", "feature", feature, encoded)
+    for name, value in (record.state or {}).items():
+        yield _delta_row(name, STATE, value, codec.encode_exact(value))
 
 
 def _delta_row(name: str, kind: str, value: np.ndarray, encoded: codec.Encoded) -> Row:

@@ -15,7 +15,8 @@ from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOpti
 from dhr_batch.stages.edit.direction_files import Direction, DirectionError, resolve
 from dhr_batch.stages.edit.formulas import interfacegan
 from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
+from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
+from dhr_batch.stages.tensors import tensor_to_images
 
 
 class EditOptions(BaseModel):
@@ -64,12 +65,12 @@ class Move:
 class Directions(Stage):
     """`directions`: ``w' = w + strength * direction``, rendered with the refinement of the image.
 
-    Weights, feature and mask of the refinement do not change, so out-of-domain content stays in
-    place. Strength 0 returns the refined image.
+    How the refinement meets the edited code is a matter of the refiner (`Refiner.render_edit`).
+    Strength 0 returns the refined image.
     """
 
     family = "edit"
-    needs = frozenset({"latent", "delta", "feature", "mask", "refined"})
+    needs = frozenset({"latent", "delta", "feature", "state", "mask", "refined"})
     gives = frozenset({"edits"})
 
     class Options(StageOptions):
@@ -92,6 +93,7 @@ class Directions(Stage):
         """
         super().setup(context)
         self.generator: Generator = context.network("generator", context.generator)
+        self.refiner: Refiner = context.refiner()
         self.moves: list[Move] = []
         names: dict[str, str] = {}
         for options in self.options.edits:
@@ -114,20 +116,21 @@ class Directions(Stage):
         device = self.context.device
         ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
         codes = [interfacegan(ws, move.direction, move.strength)[0] for move in self.moves]
-        delta = {
-            name: torch.from_numpy(value).to(device) for name, value in (record.delta or {}).items()
-        }
-        feature = mask = None
-        if record.feature is not None:
-            feature = torch.from_numpy(record.feature).to(device)
-            masks = masks_to_tensor([required(record.mask)], device)
-            mask = feature_mask(masks, (feature.shape[1], feature.shape[2]))[0]
+        refinement, masks = Refinement.of(record, device), mask_of(record, device)
 
         images: dict[int, np.ndarray] = {}
         todo = [i for i, move in enumerate(self.moves) if move.strength != 0]
         for first in range(0, len(todo), self.options.batch):
             chosen = todo[first : first + self.options.batch]
-            rendered = self._render(torch.stack([codes[i] for i in chosen]), delta, feature, mask)
+            count = len(chosen)
+            rendered = self.refiner.render_edit(
+                ws.expand(count, -1, -1),
+                torch.stack([codes[i] for i in chosen]),
+                refinement.expand(count),
+                masks.expand(count, -1, -1, -1),
+            )
+            if not torch.isfinite(rendered).all():
+                raise ArithmeticError("an edited image is not finite; try smaller strengths")
             images |= zip(chosen, tensor_to_images(rendered), strict=True)
         return [
             EditedImage(
@@ -139,25 +142,6 @@ class Directions(Stage):
             )
             for i, move in enumerate(self.moves)
         ]
-
-    def _render(
-        self,
-        ws: Tensor,
-        delta: dict[str, Tensor],
-        feature: Tensor | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Render codes [B, L, 512] of one image, whose refinement has no axis of images."""
-        many = {n: d.expand(len(ws), *d.shape) for n, d in delta.items()}
-        if feature is None or mask is None:
-            image = self.generator.synthesize(ws, many)
-        else:
-            count = len(ws)
-            features = feature.expand(count, *feature.shape)
-            image = self.generator.synthesize(ws, many, features, mask.expand(count, *mask.shape))
-        if not torch.isfinite(image).all():
-            raise ArithmeticError("an edited image is not finite; try smaller strengths")
-        return image
 
 
 def expand(generator: Generator, direction: Direction) -> Tensor:

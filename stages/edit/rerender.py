@@ -10,16 +10,15 @@ import torch
 
 from dhr_batch.stages.base import Context, Record, required
 from dhr_batch.stages.edit.directions import Directions, EditOptions
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.refine.base import Refinement, render
-from dhr_batch.stages.tensors import masks_to_tensor, tensor_to_images
+from dhr_batch.stages.refine.base import Refinement, mask_of
+from dhr_batch.stages.tensors import tensor_to_images
 
 
 class Rerender:
     """Renders the same edits of any number of records.
 
     Args:
-        context: Resources of the generator that the run used.
+        context: Resources of the generator and of the refiner that the run used.
         edits: Pairs of a direction (a shipped name or a file) and a strength. Without any, or with
             a strength of 0, the refined picture is rendered.
 
@@ -29,7 +28,6 @@ class Rerender:
 
     def __init__(self, context: Context, edits: Iterable[tuple[str, float]] = ()) -> None:
         self.context = context
-        self.generator: Generator = context.network("generator", context.generator)
         strengths: dict[str, dict[float, None]] = {}
         for direction, strength in edits:
             strengths.setdefault(direction, {})[strength] = None
@@ -42,7 +40,8 @@ class Rerender:
         """Return the record with `edits` and, if requested, `refined`; one forward pass each.
 
         Args:
-            record: Needs `latent` and the results of the refinement: `delta`, `feature` and `mask`.
+            record: Needs `latent` and the results of the refinement: `delta`, `feature`, `state`
+                and `mask`.
 
         Raises:
             ArithmeticError: A picture is not finite.
@@ -53,16 +52,10 @@ class Rerender:
 
     @torch.inference_mode()
     def _refined(self, record: Record) -> np.ndarray:
-        def batch(array: np.ndarray) -> torch.Tensor:
-            return torch.tensor(array).to(self.context.device).unsqueeze(0)
-
-        delta = {name: batch(value) for name, value in (record.delta or {}).items()}
-        feature = None if record.feature is None else batch(record.feature)
-        mask = required(record.mask) if feature is not None else np.ones((1, 1), bool)
-        masks = masks_to_tensor([mask], self.context.device)
-        image = render(
-            self.generator, batch(required(record.latent)), Refinement(delta, feature), masks
-        )
+        device = self.context.device
+        ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
+        refinement, masks = Refinement.of(record, device), mask_of(record, device)
+        image = self.context.refiner().render(ws, refinement, masks)
         if not torch.isfinite(image).all():
             raise ArithmeticError("the refined image is not finite; try: dhr-batch verify")
         return tensor_to_images(image)[0]

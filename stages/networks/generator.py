@@ -1,18 +1,37 @@
-"""The interface of generators: named weights, W and W+ codes, and a split at the feature layer."""
+"""The interface of generators: named weights, W and W+ codes, and taps on the features inside."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Offsets of weights, [B, *shape] by name. `LAYER.style`, [B, C], is an offset of the styles of a
+# layer: the factors of its input channels, which the modulation computes from a row of the code.
 Delta = Mapping[str, Tensor]
+# Where the features of the block of a size in pixels can be changed: "up" is after its first
+# convolution, which enlarges the features, and "out" after its second. The image layer of the block
+# reads the features after a change at "up" and before one at "out". Both include noise and
+# activation.
+Place = tuple[int, str]
+# Functions that change features [B, C, h, w] inside a synthesis.
+Taps = Mapping[Place, Callable[[Tensor], Tensor]]
 
 STYLE_WIDTH = 512
+
+
+def replace_feature(feature: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the tap of DHR, ``x -> mask x + (1 - mask) feature``.
+
+    Args:
+        feature: [B, C, h, w].
+        mask: [B, 1, h, w] in 0..1, where 1 is in-domain.
+    """
+    return lambda x: torch.lerp(feature, x, mask)
 
 
 class Generator(nn.Module, ABC):
@@ -78,13 +97,13 @@ class Generator(nn.Module, ABC):
 
     def _get(self, name: str, delta: Delta | None, batch: int) -> Tensor:
         """Return a weight with an axis of images: [B, *shape], or [1, *shape] if it is shared."""
-        return self._moved(self.weight(name), name, delta, batch)
+        return self._moved(self.weight(name).unsqueeze(0), name, delta, batch)
 
     @staticmethod
     def _moved(shared: Tensor, name: str, delta: Delta | None, batch: int) -> Tensor:
         offset = delta.get(name) if delta else None
         if offset is None:
-            return shared.unsqueeze(0)
+            return shared
         if offset.shape[0] != batch:
             raise ValueError(
                 f"delta {name!r} is for {offset.shape[0]} images, the codes for {batch}"
@@ -96,8 +115,10 @@ class Generator(nn.Module, ABC):
         weight = self._get(f"{name}.modulation.weight", delta, b)
         bias = self._get(f"{name}.modulation.bias", delta, b)
         if weight.shape[0] == 1:
-            return F.linear(style, weight[0]) + bias
-        return torch.bmm(weight, style.unsqueeze(2)).squeeze(2) + bias
+            styles = F.linear(style, weight[0]) + bias
+        else:
+            styles = torch.bmm(weight, style.unsqueeze(2)).squeeze(2) + bias
+        return self._moved(styles, f"{name}.style", delta, b)
 
     @torch.no_grad()
     def magnitudes(self) -> dict[str, float]:
@@ -164,52 +185,88 @@ class Generator(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def feature_shape(self) -> tuple[int, int, int]:
-        """Number of channels, height and width of the feature layer."""
+    def places(self) -> tuple[Place, ...]:
+        """All places where features can be changed, in the order of synthesis."""
+
+    @property
+    @abstractmethod
+    def feature_place(self) -> Place:
+        """The place of the feature layer, at which DHR replaces features."""
 
     @abstractmethod
-    def trunk(self, ws: Tensor, delta: Delta | None = None) -> tuple[Tensor, Tensor | None]:
+    def place_shape(self, place: Place) -> tuple[int, int, int]:
+        """Return the number of channels, the height and the width of the features at a place.
+
+        Raises:
+            ValueError: There is no such place.
+        """
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """Number of channels, height and width of the feature layer."""
+        return self.place_shape(self.feature_place)
+
+    def _check_place(self, place: Place) -> None:
+        if place not in self.places:
+            raise ValueError(
+                f"this generator has no features at {place}; choose from: "
+                f"{', '.join(map(str, self.places))}"
+            )
+
+    def _tapped(self, x: Tensor, place: Place, taps: Taps | None) -> Tensor:
+        """Return the features as a tap at this place changes them. The feature layer is left."""
+        if not taps or place not in taps or place == self.feature_place:
+            return x
+        return taps[place](x)
+
+    @abstractmethod
+    def trunk(
+        self, ws: Tensor, delta: Delta | None = None, taps: Taps | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the feature layer [B, C, h, w] of W+ codes [B, num_ws, 512] and the image so far.
 
         The image [B, 3, h', w'] is None for networks that do not sum images. Both depend only on
-        codes and weights, so a refiner that changes only the feature computes them once.
+        codes, weights and the taps before the feature layer, so a refiner that changes only the
+        feature computes them once. A tap at the feature layer itself is not applied.
         """
 
     @abstractmethod
     def from_feature(
-        self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
+        self,
+        x: Tensor,
+        ws: Tensor,
+        delta: Delta | None = None,
+        skip: Tensor | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
-        """Return the image [B, 3, R, R] from the feature layer and the image so far (`trunk`)."""
+        """Return the image [B, 3, R, R] from the feature layer and the image so far (`trunk`).
+
+        Taps up to the feature layer are not applied.
+        """
 
     def to_feature(self, ws: Tensor, delta: Delta | None = None) -> Tensor:
         """Return the feature layer [B, C, h, w] of W+ codes [B, num_ws, 512]."""
         return self.trunk(ws, delta)[0]
 
     def synthesize(
-        self,
-        ws: Tensor,
-        delta: Delta | None = None,
-        feature: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, ws: Tensor, delta: Delta | None = None, taps: Taps | None = None
     ) -> Tensor:
-        """Render W+ codes, optionally with refined weights and a replaced feature layer.
+        """Render W+ codes, optionally with refined weights and changed features.
 
         Args:
             ws: W+ codes, [B, num_ws, 512].
             delta: Offsets of weights for each image, name -> [B, *shape].
-            feature: Replacement of the feature layer x, [B, C, h, w]:
-                ``x <- mask x + (1 - mask) feature``.
-            mask: [B, 1, h, w] in 0..1, where 1 is in-domain. Given together with `feature`.
+            taps: Functions that change the features at some of the `places`.
 
         Returns:
             Images [B, 3, R, R] in about [-1, 1], not clamped.
 
         Raises:
-            ValueError: Shapes do not fit, or only one of `feature` and `mask` is given.
+            ValueError: Shapes do not fit, or there is no such place.
         """
-        if (feature is None) != (mask is None):
-            raise ValueError("feature and mask must be given together")
-        x, skip = self.trunk(ws, delta)
-        if feature is not None and mask is not None:
-            x = torch.lerp(feature, x, mask)
-        return self.from_feature(x, ws, delta, skip)
+        for place in taps or ():
+            self._check_place(place)
+        x, skip = self.trunk(ws, delta, taps)
+        if taps and self.feature_place in taps:
+            x = taps[self.feature_place](x)
+        return self.from_feature(x, ws, delta, skip, taps)

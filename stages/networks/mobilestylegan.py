@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator, Place, Taps
 
 FFHQ_CHANNELS = (512, 512, 512, 512, 512, 256, 128, 64)
 # Rows of StyleGAN2-FFHQ and the rows here that correspond to them.
@@ -110,30 +110,53 @@ class MobileStyleGAN(Generator):
         return F.leaky_relu_(y, 0.2).reshape(b, -1, h, w)
 
     def _run_blocks(
-        self, x: Tensor, ws: Tensor, first: int, last: int, delta: Delta | None
+        self,
+        x: Tensor,
+        ws: Tensor,
+        first: int,
+        last: int,
+        delta: Delta | None,
+        taps: Taps | None = None,
     ) -> Tensor:
         for i in range(first, last):
             up_style = self._style(f"layers.{i}.up", ws[:, 3 * i + 1], delta)
             x = inverse_haar(x * up_style[:, :, None, None])
             x = self._conv(f"layers.{i}.conv1", x, ws[:, 3 * i + 1], delta)
+            x = self._tapped(x, (8 * 2**i, "up"), taps)
             x = self._conv(f"layers.{i}.conv2", x, ws[:, 3 * i + 2], delta)
+            x = self._tapped(x, (8 * 2**i, "out"), taps)
         return x
 
     @property
-    def feature_shape(self) -> tuple[int, int, int]:
-        size = 8 * 2**self.feature_block
-        return self.channels[self.feature_block + 1], size, size
+    def places(self) -> tuple[Place, ...]:
+        blocks = [(8 * 2**i, where) for i in range(self.blocks) for where in ("up", "out")]
+        return (4, "out"), *blocks
 
-    def trunk(self, ws: Tensor, delta: Delta | None = None) -> tuple[Tensor, None]:
+    @property
+    def feature_place(self) -> Place:
+        return 8 * 2**self.feature_block, "out"
+
+    def place_shape(self, place: Place) -> tuple[int, int, int]:
+        self._check_place(place)
+        return self.channels[int(math.log2(place[0])) - 2], place[0], place[0]
+
+    def trunk(
+        self, ws: Tensor, delta: Delta | None = None, taps: Taps | None = None
+    ) -> tuple[Tensor, None]:
         self._check(ws)
         x = self._get("input", delta, len(ws)).expand(len(ws), -1, -1, -1)
-        x = self._conv("conv1", x, ws[:, 0], delta)
-        return self._run_blocks(x, ws, 0, self.feature_block + 1, delta), None
+        x = self._tapped(self._conv("conv1", x, ws[:, 0], delta), (4, "out"), taps)
+        return self._run_blocks(x, ws, 0, self.feature_block + 1, delta, taps), None
 
     def from_feature(
-        self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
+        self,
+        x: Tensor,
+        ws: Tensor,
+        delta: Delta | None = None,
+        skip: Tensor | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
-        x = self._run_blocks(x, ws, self.feature_block + 1, self.blocks, delta)
+        x = self._run_blocks(x, ws, self.feature_block + 1, self.blocks, delta, taps)
         b, c, h, w = x.shape
         s = self._style("to_img", ws[:, self.head_slot], delta) / math.sqrt(c)
         weight = self._get("to_img.weight", delta, b) * s[:, None, :]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator
+from dhr_batch.stages.networks.generator import STYLE_WIDTH, Delta, Generator, Place, Taps
 
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 # Low-pass filter of all resampling. Its outer product sums to 4, for a factor of 2 per axis.
@@ -132,7 +132,7 @@ class StyleGAN2(Generator):
         return F.leaky_relu_(x + math.sqrt(2) * (strength * noise + bias), 0.2)
 
     def _noise(self, name: str, delta: Delta | None, batch: int) -> Tensor:
-        return self._moved(self.noise(name), f"{name}.noise", delta, batch)
+        return self._moved(self.noise(name).unsqueeze(0), f"{name}.noise", delta, batch)
 
     def _rgb(
         self, name: str, x: Tensor, scales: Tensor, delta: Delta | None, skip: Tensor | None
@@ -148,7 +148,14 @@ class StyleGAN2(Generator):
         return y + F.conv_transpose2d(skip, taps, stride=2, padding=1, groups=3)
 
     def _run(
-        self, x: Tensor, skip: Tensor, ws: Tensor, first: int, last: int, delta: Delta | None
+        self,
+        x: Tensor,
+        skip: Tensor,
+        ws: Tensor,
+        first: int,
+        last: int,
+        delta: Delta | None,
+        taps: Taps | None,
     ) -> tuple[Tensor, Tensor]:
         for k in range(first, last):
             scales = self._scales(f"convs.{k}", ws, k + 1, delta)
@@ -156,28 +163,45 @@ class StyleGAN2(Generator):
             if k % 2:
                 name = f"to_rgbs.{k // 2}"
                 skip = self._rgb(name, x, self._scales(name, ws, k + 2, delta), delta, skip)
+            x = self._tapped(x, self.places[k + 1], taps)
         return x, skip
 
     @property
-    def feature_shape(self) -> tuple[int, int, int]:
-        level = self.feature_layer // 2
-        return self.channels[level], 4 * 2**level, 4 * 2**level
+    def places(self) -> tuple[Place, ...]:
+        blocks = [(8 * 2**k, where) for k in range(self.convs // 2) for where in ("up", "out")]
+        return (4, "out"), *blocks
 
-    def trunk(self, ws: Tensor, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
+    @property
+    def feature_place(self) -> Place:
+        return self.places[self.feature_layer - 1]
+
+    def place_shape(self, place: Place) -> tuple[int, int, int]:
+        self._check_place(place)
+        return self.channels[int(math.log2(place[0])) - 2], place[0], place[0]
+
+    def trunk(
+        self, ws: Tensor, delta: Delta | None = None, taps: Taps | None = None
+    ) -> tuple[Tensor, Tensor]:
         self._check(ws)
         x = self._get("input", delta, len(ws)).expand(len(ws), -1, -1, -1)
         x = self._conv("conv1", x, self._scales("conv1", ws, 0, delta), delta)
         skip = self._rgb("to_rgb1", x, self._scales("to_rgb1", ws, 1, delta), delta, None)
-        return self._run(x, skip, ws, 0, self.feature_layer - 1, delta)
+        x = self._tapped(x, self.places[0], taps)
+        return self._run(x, skip, ws, 0, self.feature_layer - 1, delta, taps)
 
     def from_feature(
-        self, x: Tensor, ws: Tensor, delta: Delta | None = None, skip: Tensor | None = None
+        self,
+        x: Tensor,
+        ws: Tensor,
+        delta: Delta | None = None,
+        skip: Tensor | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         if skip is None:
             raise ValueError(
                 "StyleGAN2 sums images of all sizes: give from_feature the second result of trunk"
             )
-        return self._run(x, skip, ws, self.feature_layer - 1, self.convs, delta)[1]
+        return self._run(x, skip, ws, self.feature_layer - 1, self.convs, delta, taps)[1]
 
     # ---------------------------------------------------------------------- latents
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import (
     feature_mask,
@@ -26,25 +26,66 @@ class Refinement:
     """What refinement changes in the generator for B images.
 
     Attributes:
-        delta: Offsets of weights, name -> [B, *shape].
+        delta: Offsets of weights, name -> [B, *shape]. They are stored with a loss (`codec`).
         feature: Replacement of the feature layer where the mask is out-of-domain, [B, C, h, w], or
-            None.
+            None. It is stored with a loss as well.
+        state: Further arrays that the refiner needs to render, name -> [B, ...]. They are stored
+            exactly, with their type.
     """
 
-    delta: dict[str, Tensor]
+    delta: dict[str, Tensor] = field(default_factory=dict)
     feature: Tensor | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Record, device: str) -> Refinement:
+        """Return the refinement of one image from its record, with B = 1."""
+
+        def batch(array: np.ndarray) -> Tensor:
+            return torch.tensor(array).to(device).unsqueeze(0)
+
+        return cls(
+            {name: batch(value) for name, value in (record.delta or {}).items()},
+            None if record.feature is None else batch(record.feature),
+            {name: batch(value) for name, value in (record.state or {}).items()},
+        )
+
+    def expand(self, count: int) -> Refinement:
+        """Return the refinement of one image for `count` renders of it, without copies."""
+
+        def many(tensor: Tensor) -> Tensor:
+            return tensor.expand(count, *tensor.shape[1:])
+
+        return Refinement(
+            {name: many(value) for name, value in self.delta.items()},
+            None if self.feature is None else many(self.feature),
+            {name: many(value) for name, value in self.state.items()},
+        )
 
 
 class Refiner(Stage):
-    """Base class of the family. A member implements `refine`; this class handles the records."""
+    """Base class of the family, which handles the records.
+
+    A member implements `refine`. It overrides `render` and `render_edit` if its refinement is more
+    than offsets of weights and a feature, and `setup_render` if these need other networks than the
+    generator.
+    """
 
     family = "refine"
     needs = frozenset({"image", "latent", "mask"})
-    gives = frozenset({"delta", "feature", "refined"})
+    gives = frozenset({"delta", "feature", "state", "refined"})
 
     def setup(self, context: Context) -> None:
+        self.setup_render(context)
+
+    def setup_render(self, context: Context) -> None:
+        """Load what `render` and `render_edit` need. Optimisation may need more (`setup`)."""
         super().setup(context)
         self.generator: Generator = context.network("generator", context.generator)
+
+    def render_models(self) -> set[str]:
+        """Return the models that `setup_render` loads besides those of the generator."""
+        return set()
 
     @abstractmethod
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
@@ -56,6 +97,39 @@ class Refiner(Stage):
             masks: [B, 1, R, R], 1 where in-domain, else 0. All ones and all zeros are valid.
         """
 
+    def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
+        """Render the refined pictures, [B, 3, R, R] in about [-1, 1].
+
+        Args:
+            ws: The codes of the embedding, [B, L, 512].
+            refinement: What `refine` returned for them, possibly restored from tables.
+            masks: As in `refine`.
+        """
+        return render(self.generator, ws, refinement, masks)
+
+    def render_edit(
+        self,
+        ws: Tensor,
+        edited: Tensor,
+        refinement: Refinement,
+        masks: Tensor,
+        styles: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Render edited codes with the refinement of their images, [B, 3, R, R].
+
+        Without other rules, weights, feature and mask of the refinement do not change, so
+        out-of-domain content stays in place.
+
+        Args:
+            ws: The codes of the embedding, [B, L, 512].
+            edited: The codes to render, [B, L, 512].
+            refinement: What `refine` returned for `ws`.
+            masks: As in `refine`.
+            styles: Offsets of styles that belong to the edit, `LAYER.style` -> [B, C].
+        """
+        moved = replace(refinement, delta=refinement.delta | (styles or {}))
+        return self.render(edited, moved, masks)
+
     def process(self, records: Sequence[Record]) -> list[Record]:
         device = self.context.device
         images = images_to_tensor([required(r.image) for r in records], device)
@@ -63,16 +137,18 @@ class Refiner(Stage):
         ws = torch.from_numpy(np.stack([required(r.latent) for r in records])).to(device)
         result = self.refine(images, ws, masks)
         with torch.no_grad():
-            refined = render(self.generator, ws, result, masks)
+            refined = self.render(ws, result, masks)
         if not torch.isfinite(refined).all():
             raise ArithmeticError("the refinement diverged; smaller rates may help")
         delta = {name: value.detach().float().cpu().numpy() for name, value in result.delta.items()}
+        state = {name: value.detach().cpu().numpy() for name, value in result.state.items()}
         feature = None if result.feature is None else result.feature.detach().float().cpu().numpy()
         return [
             replace(
                 record,
                 delta={name: value[i] for name, value in delta.items()},
                 feature=None if feature is None else feature[i],
+                state={name: value[i] for name, value in state.items()},
                 refined=image,
             )
             for i, (record, image) in enumerate(
@@ -117,13 +193,20 @@ def prepared(
     return delta, [d.requires_grad_() for d in delta.values()], feature.requires_grad_(), soft
 
 
+def mask_of(record: Record, device: str) -> Tensor:
+    """Return the mask of a record, [1, 1, R, R]. If it has none, everything is in-domain."""
+    return masks_to_tensor([np.ones((1, 1), bool) if record.mask is None else record.mask], device)
+
+
 def render(generator: Generator, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
     """Render W+ codes [B, L, 512] with the refined generator, [B, 3, R, R]."""
     feature = refinement.feature
     if feature is None:
         return generator.synthesize(ws, refinement.delta)
     mask = feature_mask(masks, (feature.shape[2], feature.shape[3]))
-    return generator.synthesize(ws, refinement.delta, feature, mask)
+    return generator.synthesize(
+        ws, refinement.delta, {generator.feature_place: replace_feature(feature, mask)}
+    )
 
 
 class NoRefinement(Refiner):

@@ -144,6 +144,19 @@ def test_values_that_are_not_finite_are_rejected(bad: float) -> None:
         codec.encode_feature(tensor, np.zeros((1, 2), bool), 0.1)
 
 
+@given(
+    hnp.arrays(
+        st.sampled_from(["float16", "float32", "float64", "uint8", "int64", ">f4"]),
+        hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5),
+    )
+)
+def test_exact_values_come_back_bit_for_bit(values: np.ndarray) -> None:
+    dtype = str(values.dtype.newbyteorder("="))
+    back = codec.decode(codec.encode_exact(values), values.shape, dtype)
+    assert back.dtype == dtype
+    assert back.tobytes() == values.astype(dtype).tobytes()
+
+
 def test_sizes_that_disagree_and_unknown_schemes_are_rejected() -> None:
     for wanted in (0.1, 0.0):
         encoded = codec.encode_weight(np.arange(30.0), wanted)
@@ -192,6 +205,14 @@ def test_the_documented_reader_agrees(root: Path) -> None:
     assert {3, 5} < bases
     for low, high in ((7, 15), (17, 255), (257, 65793)):
         assert any(low <= base <= high for base in bases if base), bases
+
+
+def test_the_documented_reader_reads_exact_values(root: Path) -> None:
+    values = np.arange(6, dtype=np.float16).reshape(2, 3) / 3
+    about = {"kind": "state", "shape": [2, 3], "dtype": "float16"}
+    found = documented(root)["tensor"](about | codec.encode_exact(values)._asdict())
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, values)
 
 
 def test_the_documented_reader_knows_older_runs(root: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
+from dhr_batch.stages.networks.generator import replace_feature
 from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
 
 
@@ -45,7 +46,8 @@ def record(generator, seed=0, mask=None, refined=True):
     feature = torch.randn(shape, generator=source)
     soft = feature_mask(masks_to_tensor([mask]), tuple(shape[2:]))
     many = {n: d[None] for n, d in delta.items()}
-    image = tensor_to_images(generator.synthesize(ws, many, feature, soft))[0]
+    tap = {generator.feature_place: replace_feature(feature, soft)}
+    image = tensor_to_images(generator.synthesize(ws, many, tap))[0]
     return Record(
         f"{seed}",
         "s",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.networks.generator import replace_feature
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN, inverse_haar
 from dhr_batch.stages.networks.openvino_ir import load_mobilestylegan
 from dhr_batch.stages.networks.tiny import generator
@@ -83,8 +84,10 @@ def test_split_at_the_feature_layer_is_exact(net):
     feature = net.to_feature(ws)
     torch.testing.assert_close(net.from_feature(feature, ws), image)
     ones = torch.ones(2, 1, *feature.shape[2:])
-    torch.testing.assert_close(net.synthesize(ws, None, torch.zeros_like(feature), ones), image)
-    replaced = net.synthesize(ws, None, torch.zeros_like(feature), 0 * ones)
+    empty = torch.zeros_like(feature)
+    kept = {net.feature_place: replace_feature(empty, ones)}
+    torch.testing.assert_close(net.synthesize(ws, None, kept), image)
+    replaced = net.synthesize(ws, None, {net.feature_place: replace_feature(empty, 0 * ones)})
     torch.testing.assert_close(replaced, net.from_feature(torch.zeros_like(feature), ws))
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
+from dhr_batch.stages.networks.generator import replace_feature
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
 
 Case = Callable[[str], Any]
@@ -77,7 +78,7 @@ def test_feature_replacement_and_gradients_equal_published(golden_case: Case) ->
         "to_rgbs.5.conv.weight": "to_rgbs.5.weight",
     }
     delta = {n: torch.zeros(1, *net.weight(n).shape, requires_grad=True) for n in names.values()}
-    image = net.synthesize(ws, delta, offset, mask)
+    image = net.synthesize(ws, delta, {net.feature_place: replace_feature(offset, mask)})
     case.check("image_blend_128", block_mean(image, 2))
     case.check("image_blend_crop", image[0, :, 100:132, 100:132])
     loss = image.square().mean()
@@ -99,7 +100,7 @@ def test_feature_replacement_and_gradients_equal_published(golden_case: Case) ->
     with torch.no_grad():
         other = case.draw("in.offset12", (1, 128, 256, 256))
         finer = mask.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        image = with_feature_layer(net, 12).synthesize(ws, None, other, finer)
+        image = net.synthesize(ws, None, {(256, "up"): replace_feature(other, finer)})
         case.check("image_blend12_64", block_mean(image, 4))
 
 
@@ -203,8 +204,10 @@ def test_split_at_any_feature_layer_is_exact(tiny: StyleGAN2, index: int) -> Non
     torch.testing.assert_close(tiny.from_feature(feature, ws, None, skip), image)
     zeros = torch.zeros_like(feature)
     ones = torch.ones(2, 1, *feature.shape[2:]).double()
-    torch.testing.assert_close(tiny.synthesize(ws, None, zeros, ones), image)
-    replaced = tiny.synthesize(ws, None, zeros, 0 * ones)
+    place = tiny.places[index - 1]
+    kept = tiny.synthesize(ws, None, {place: replace_feature(zeros, ones)})
+    torch.testing.assert_close(kept, image)
+    replaced = tiny.synthesize(ws, None, {place: replace_feature(zeros, 0 * ones)})
     torch.testing.assert_close(replaced, tiny.from_feature(zeros, ws, None, skip))
     assert not torch.allclose(replaced, image)
 
