@@ -29,6 +29,7 @@ TABLE: dict[str, dict[str, str]] = {
         "psp": _S + "embed.encoders:EncodePSP",
         "restyle-e4e": _S + "embed.encoders:ReStyleE4E",
         "restyle-psp": _S + "embed.encoders:ReStylePSP",
+        "w-encoder": _S + "embed.encoders:EncodeW",
     },
     "segment": {"dhr": _S + "segment:DomainSpecific"},
     "refine": {
@@ -38,6 +39,7 @@ TABLE: dict[str, dict[str, str]] = {
         "weights": _S + "refine.ablations:WeightModulation",
         "feature": _S + "refine.ablations:FeatureModulation",
         "pti": _S + "refine.pti:PivotalTuning",
+        "hyperstyle": _S + "refine.hyperstyle:HyperStyle",
     },
     "edit": {"directions": _S + "edit.directions:Directions"},
     "measure": {"standard": _S + "measure.standard:Standard"},

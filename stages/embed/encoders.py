@@ -133,3 +133,32 @@ class ReStylePSP(_ReStyle):
     class Options(ReStyleE4E.Options):
         name: str = "restyle-psp"
         model: _Model = "restyle-psp-ffhq"
+
+
+class EncodeW(Embedder):
+    """`w-encoder`: one code for all rows, for HyperStyle's refinement (Alaluf et al., 2022).
+
+    The code is the encoder's output plus a mean latent. In the published combination this is the
+    one in the file of HyperStyle and not the one in the encoder's own file.
+    """
+
+    class Options(StageOptions):
+        name: str = "w-encoder"
+        model: _Model = "hyperstyle-w-encoder"
+        mean_model: str = Field(
+            "hyperstyle-ffhq",
+            description="model whose mean latent is added; for use without HyperStyle, `model`",
+        )
+
+    def models(self, aligned: bool) -> set[str]:
+        return {self.options.model, self.options.mean_model}
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self.encoder = encoders.load_w(context.models(self.options.model)).to(context.device)
+        mean = encoders.latent_average(context.models(self.options.mean_model))
+        self.mean = mean.to(context.device)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        return self.generator.broadcast(self.encoder(encoder_input(images)) + self.mean)

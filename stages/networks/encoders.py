@@ -3,7 +3,8 @@
 pSp: Richardson et al., "Encoding in Style" (arXiv 2008.00951). e4e: Tov et al., "Designing an
 Encoder for StyleGAN Image Manipulation" (arXiv 2102.02766). ReStyle: Alaluf et al. (arXiv
 2104.02699). All have an IR-SE50 body (Deng et al., ArcFace, with squeeze-and-excitation) and one
-`map2style` head per row of the code. Modules have the published names of their weights.
+`map2style` head per row of the code, or in `WEncoder` one layer for a code in W. Modules have the
+published names of their weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from dhr_batch.stages.networks import weight_files
 
 SIZE = 256
+PREFIX = "encoder."
 STYLE_WIDTH = 512
 # Blocks in each stage of the body, and the blocks whose outputs the heads use: 64, 32 and 16 px
 # for an input of 256 px.
@@ -148,6 +150,26 @@ class Encoder(nn.Module):
         return torch.stack(rows, 1)
 
 
+class WEncoder(nn.Module):
+    """Map images [B, 3, 256, 256] in [-1, 1] to latents [B, 512] relative to a mean latent.
+
+    This is the encoder of HyperStyle (Alaluf et al., arXiv 2111.15666).
+
+    Args:
+        width: Channels of the first stage, 64 as published.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.input_layer = input_layer(3, width)
+        self.body = body(UNITS, width)
+        self.linear = nn.Linear(8 * width, STYLE_WIDTH)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.body(self.input_layer(images)).mean((2, 3))
+        return F.linear(x, self.linear.weight / math.sqrt(x.shape[1]), self.linear.bias)
+
+
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
 
@@ -164,9 +186,7 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
         ValueError: A key is missing or has another shape.
     """
     checkpoint = weight_files.read(path)
-    state = weight_files.part(checkpoint, "state_dict", path)
-    prefix = "encoder."
-    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    weights = weight_files.section(checkpoint, PREFIX, path)
     first = weight_files.part(weights, "input_layer.0.weight", path)
     heads = {m[1] for k in weights if (m := re.match(r"styles\.(\d+)\.", k))}
     with torch.device("meta"):
@@ -184,6 +204,40 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
             f"{path}: latent_avg has shape {list(mean.shape)}, not [{net.heads}, {STYLE_WIDTH}]"
         )
     # The code of ReStyle adds the mean itself, independently of the options in its files.
-    if net.pyramid and not (checkpoint.get("opts") or {}).get("start_from_latent_avg", True):
+    opts = checkpoint.get("opts") or {}
+    opts = opts if isinstance(opts, dict) else vars(opts)
+    if net.pyramid and not opts.get("start_from_latent_avg", True):
         mean = torch.zeros_like(mean)
     return net, mean.expand(net.heads, STYLE_WIDTH).contiguous()
+
+
+def load_w(path: Path) -> WEncoder:
+    """Load the W encoder of a published file, which holds `state_dict` with keys `encoder.*`.
+
+    Its `latent_avg` is not read (`latent_average`).
+
+    Raises:
+        ValueError: A key is missing, unknown or has another shape.
+    """
+    weights = weight_files.section(weight_files.read(path), PREFIX, path)
+    first = weight_files.part(weights, "input_layer.0.weight", path)
+    with torch.device("meta"):
+        net = WEncoder(first.shape[0])
+    return weight_files.fill(net, weights, path)
+
+
+def latent_average(path: Path) -> Tensor:
+    """Return the mean latent [512] in the `latent_avg` of a published file.
+
+    Raises:
+        ValueError: There is none, or it is not a code in W: its shape is neither [512] nor
+            [n, 512] with equal rows.
+    """
+    mean = weight_files.part(weight_files.read(path, mapped=True), "latent_avg", path)
+    in_w = mean.ndim in (1, 2) and mean.shape[-1] == STYLE_WIDTH
+    if not in_w or (mean != mean.reshape(-1, STYLE_WIDTH)[0]).any():
+        raise ValueError(
+            f"{path}: latent_avg of shape {list(mean.shape)} is no mean latent in W, which is "
+            f"[{STYLE_WIDTH}] or equal rows of this length"
+        )
+    return mean.reshape(-1, STYLE_WIDTH)[0].float().clone()

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dhr_batch.stages.networks import weight_files
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 
+_Net = TypeVar("_Net", bound=nn.Module)
 # Blocks in each stage of the body, which are those of ResNet-34.
 UNITS = (3, 4, 6, 3)
 PREFIX = "hypernet."
@@ -31,23 +34,17 @@ _FACTORS = re.compile(r"shared_weight_hypernet\.|refinement_blocks\.\d+\.output\
 _LAYER = re.compile(r"refinement_blocks\.(\d+)\.")
 
 
-def convolution(layer: int) -> str:
-    """Return the name in `StyleGAN2` of a layer in HyperStyle's numbering.
+class OtherGenerator(ValueError):
+    """The factors do not fit the convolutions of the generator."""
 
-    The layers are the first convolution and its image layer, then two convolutions and the image
-    layer of each block.
 
-    Raises:
-        ValueError: The layer is an image layer, which HyperStyle does not tune.
+def convolutions(generator: StyleGAN2) -> dict[int, str]:
+    """Return the names of a generator's convolutions by HyperStyle's numbers of layers.
 
-    Example:
-        >>> convolution(0), convolution(5), convolution(24)
-        ('conv1', 'convs.2', 'convs.15')
+    The numbers count the first convolution and its image layer, and then of each block two
+    convolutions and the image layer: convolutions are 0, 2, 3, 5, 6, ...
     """
-    block, place = divmod(layer - 2, 3)
-    if layer and place == 2:
-        raise ValueError(f"layer {layer} is an image layer, which HyperStyle does not tune")
-    return f"convs.{2 * block + place}" if layer else "conv1"
+    return {0: "conv1"} | {2 + k + k // 2: f"convs.{k}" for k in range(generator.convs)}
 
 
 class _Block(nn.Module):
@@ -73,7 +70,7 @@ class _Block(nn.Module):
 class _Head(nn.Module):
     """Features [B, C, 16, 16] -> the code of one layer, [B, C]."""
 
-    def __init__(self, channels: int, narrow: int, strides: Collection[int], linear: bool) -> None:
+    def __init__(self, channels: int, narrow: int, strides: Sequence[int], linear: bool) -> None:
         super().__init__()
         widths = [channels, *[narrow] * (len(strides) - 1), channels]
         convs = [
@@ -149,12 +146,13 @@ class _Factors(nn.Module):
 
     def __init__(self, code: int, out: int, inp: int) -> None:
         super().__init__()
+        # As published, where the first element averages the features.
         self.output = nn.Sequential(nn.Identity(), nn.Conv2d(code, out * inp, 1))
         self.shape = (out, inp, 1, 1)
 
     def forward(self, code: Tensor, passes: Tensor) -> Tensor:
-        conv = self.output[1]
-        factors = code @ conv.weight.flatten(1).T + passes * conv.bias
+        weight, bias = self.output.parameters()
+        factors = code @ weight.flatten(1).T + passes * bias
         return factors.unflatten(1, self.shape)
 
 
@@ -163,17 +161,21 @@ class FactorLayers(nn.Module):
 
     Args:
         shapes: Output and input channels of the tuned layers, in ascending order of the layers.
-        shared: Those that share their factor layers. Their shapes are equal and square.
+        shared: Those that share their factor layers.
+        channels: Output and input channels of these, 512 as published.
         code: Length of a code, 512 as published.
     """
 
     def __init__(
-        self, shapes: Mapping[int, tuple[int, int]], shared: Collection[int], code: int = 512
+        self,
+        shapes: Mapping[int, tuple[int, int]],
+        shared: Collection[int],
+        channels: int = 512,
+        code: int = 512,
     ) -> None:
         super().__init__()
         self.layers = tuple(shapes)
-        if shared:
-            self.shared_weight_hypernet = _SharedFactors(code, shapes[min(shared)][0])
+        self.shared_weight_hypernet = _SharedFactors(code, channels)
         self.refinement_blocks = nn.ModuleDict(
             {str(k): _Factors(code, *shape) for k, shape in shapes.items() if k not in shared}
         )
@@ -185,9 +187,94 @@ class FactorLayers(nn.Module):
             codes: Sums of codes over passes, [B, number of layers, Z].
             passes: Number of passes of each image, [B, 1].
         """
-        factors = {}
-        for i, layer in enumerate(self.layers):
-            own = str(layer) in self.refinement_blocks
-            net = self.refinement_blocks[str(layer)] if own else self.shared_weight_hypernet
-            factors[layer] = net(codes[:, i], passes)
-        return factors
+        own = dict(self.refinement_blocks.items())
+        return {
+            layer: own.get(str(layer), self.shared_weight_hypernet)(codes[:, i], passes)
+            for i, layer in enumerate(self.layers)
+        }
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Return the hypernetwork's weights of a published file, mapped from the disk.
+
+    Each of the blocks that share their factor layers holds these once more under its own name. Such
+    entries are compared with the shared ones and left out.
+    """
+    weights = weight_files.section(weight_files.read(path, mapped=True), PREFIX, path)
+    for name in [name for name in weights if re.search(r"\.hypernet\.", name)]:
+        copy, last = weights.pop(name), name.rpartition(".")[2]
+        shared = weight_files.part(weights, f"shared_weight_hypernet.{last}", path)
+        if copy.data_ptr() != shared.data_ptr() and not torch.equal(copy, shared):
+            raise ValueError(f"{path}: {name} is not equal to shared_weight_hypernet.{last}")
+    return weights
+
+
+def _fill(net: _Net, weights: Mapping[str, Tensor], layers: Collection[int], path: Path) -> _Net:
+    """Fill a part of the network with copies of its weights, without those of other layers."""
+    factors, wanted = isinstance(net, FactorLayers), {}
+    for name, value in weights.items():
+        layer = _LAYER.match(name)
+        if bool(_FACTORS.match(name)) == factors and (not layer or int(layer[1]) in layers):
+            wanted[name] = value.clone()
+    return weight_files.fill(net, wanted, path)
+
+
+def _shared(weights: Mapping[str, Tensor], layers: Collection[int]) -> set[int]:
+    """Return which layers share their factor layers."""
+    return {k for k in layers if f"refinement_blocks.{k}.linear.weight" in weights}
+
+
+def load_factors(path: Path, generator: StyleGAN2) -> FactorLayers:
+    """Load the layers that map codes to factors, which rendering needs.
+
+    Args:
+        path: A published file, which holds `state_dict` with keys `hypernet.*` (others, such as
+            `decoder.*`, are ignored). Layers that a smaller generator lacks are left out.
+        generator: The generator whose convolutions are changed.
+
+    Raises:
+        ValueError: A key is missing, unknown or has another shape.
+        OtherGenerator: The factors do not fit the convolutions of the generator.
+    """
+    weights, names = _weights(path), convolutions(generator)
+    tuned = sorted({int(match[1]) for name in weights if (match := _LAYER.match(name))})
+    if image_layers := [layer for layer in tuned if layer % 3 == 1]:
+        raise ValueError(f"{path} changes image layers ({image_layers}), which is not supported")
+    layers = [layer for layer in tuned if layer in names]
+    shared = _shared(weights, layers)
+    code, last = weight_files.part(weights, "shared_weight_hypernet.w1", path).shape
+    shapes: dict[int, tuple[int, int]] = {}
+    for layer in layers:
+        out, inp = generator.weight(f"{names[layer]}.weight").shape[:2]
+        if layer in shared:
+            given, fits = f"{last // 9} x {last // 9}", out == inp == last // 9
+        else:
+            bias = weight_files.part(weights, f"refinement_blocks.{layer}.output.1.bias", path)
+            given, fits = str(bias.numel()), bias.numel() == out * inp
+        if not fits:
+            raise OtherGenerator(
+                f"{path} has {given} factors for layer {layer}, but {names[layer]} of this "
+                f"generator has {out} x {inp} channels"
+            )
+        shapes[layer] = (out, inp)
+    with torch.device("meta"):
+        net = FactorLayers(shapes, shared, last // 9, code)
+    return _fill(net, weights, layers, path)
+
+
+def load_codes(path: Path, layers: Sequence[int]) -> CodePredictor:
+    """Load the part of the network that maps pictures to the codes of some of its layers.
+
+    Args:
+        path: As in `load_factors`.
+        layers: `FactorLayers.layers`.
+
+    Raises:
+        ValueError: A key is missing, unknown or has another shape.
+    """
+    weights = _weights(path)
+    width, inputs = weight_files.part(weights, "conv1.weight", path).shape[:2]
+    shared = _shared(weights, layers)
+    with torch.device("meta"):
+        net = CodePredictor({layer: layer in shared for layer in layers}, width, inputs)
+    return _fill(net, weights, layers, path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,15 +16,24 @@ _Net = TypeVar("_Net", bound=nn.Module)
 SHOWN = 4
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Return the dictionary in a `.pt` or `.pth` file, with tensors on the CPU.
+
+    Args:
+        path: The file. It may hold the arguments of a training script (`argparse.Namespace`).
+        mapped: Read tensors from the disk only when they are used, for callers that need a part of
+            a large file and copy it.
 
     Raises:
         ValueError: The file is damaged, or holds other objects than tensors and plain values, which
             would run code when they are loaded.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # A Namespace is a record of plain values: creating one runs no code of the file.
+        with torch.serialization.safe_globals([Namespace]):
+            # Files of torch before version 1.6 are no archives and cannot be mapped.
+            mapped = mapped and zipfile.is_zipfile(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, MemoryError):
         raise
     except Exception as error:
@@ -45,6 +57,24 @@ def part(checkpoint: Mapping[str, Any], key: str, path: Path) -> Any:
     if key not in checkpoint:
         raise ValueError(f"{path} has no {key!r}, only: {shortened(sorted(map(str, checkpoint)))}")
     return checkpoint[key]
+
+
+def section(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Tensor]:
+    """Return the weights of one network of a published checkpoint by their names in it.
+
+    These are the entries of `state_dict` whose names start with `prefix`, which is removed. Parts
+    `module` of names, which torch.nn.DataParallel adds, are removed first.
+
+    Raises:
+        ValueError: There is no `state_dict`, or no such entry. The message lists what there is.
+    """
+    names = {re.sub(r"(^|\.)module\.", r"\1", k): k for k in part(checkpoint, "state_dict", path)}
+    state = checkpoint["state_dict"]
+    found = {n.removeprefix(prefix): state[k] for n, k in names.items() if n.startswith(prefix)}
+    if not found:
+        others = shortened(sorted({name.partition(".")[0] + ".*" for name in names}))
+        raise ValueError(f"{path} has no weights {prefix}*, only: {others}")
+    return found
 
 
 def fill(net: _Net, weights: Mapping[str, Tensor], path: Path) -> _Net:

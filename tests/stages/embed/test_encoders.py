@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.embed.encoders import EncodeE4E, ReStylePSP, encoder_input, row_table
+from dhr_batch.stages.embed.encoders import (
+    EncodeE4E,
+    EncodeW,
+    ReStylePSP,
+    encoder_input,
+    row_table,
+)
 from dhr_batch.stages.networks.mobilestylegan import (
     FFHQ_CHANNELS,
     STYLEGAN2_ROWS,
@@ -77,6 +83,22 @@ def test_restyle_sees_its_own_render(narrow_encoder, tmp_path):
     torch.testing.assert_close(seen[1], torch.cat([target, second], 1))
     assert len(seen) == 3
     assert not torch.equal(codes, stage.codes(rows))
+
+
+def test_a_code_in_w_is_relative_to_the_mean_of_another_model(narrow_w_encoder, tmp_path):
+    other = torch.randn(512)
+    torch.save(narrow_w_encoder, tmp_path / "hyperstyle-w-encoder")
+    torch.save({"latent_avg": other.repeat(18, 1)}, tmp_path / "hyperstyle-ffhq")
+    context = Context("cpu", "tiny", lambda name: tmp_path / name)
+    images = torch.rand(2, 3, 256, 256) * 2 - 1
+    own = narrow_w_encoder["latent_avg"][0]
+    assert EncodeW(EncodeW.Options()).models(True) == {"hyperstyle-w-encoder", "hyperstyle-ffhq"}
+    for options, mean in (({}, other), ({"mean_model": "hyperstyle-w-encoder"}, own)):
+        stage = EncodeW(EncodeW.Options(**options))
+        stage.setup(context)
+        with torch.no_grad():
+            latent = stage.encoder(images) + mean
+        assert torch.equal(stage.embed(images), latent[:, None].expand(-1, 8, -1))
 
 
 def test_input_is_reduced_by_area():

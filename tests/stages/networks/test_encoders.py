@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 
 from dhr_batch.stages.networks import encoders, weight_files
-from dhr_batch.stages.networks.encoders import Encoder
+from dhr_batch.stages.networks.encoders import Encoder, WEncoder
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,18 @@ def test_rows_equal_published(name, shared, golden, fill):
     assert np.abs(rows.numpy() - wanted).max() <= facts["outputs"]["w"]["tolerance_abs"]
 
 
+def test_latents_of_the_w_encoder_equal_published(golden_case):
+    case = golden_case("encoder_hyperstyle_w")
+    state = case.state()
+    for key, first in case.facts["fill_check"].items():
+        assert state[key].flatten()[:3].tolist() == first
+    with torch.device("meta"):
+        net = WEncoder()
+    weight_files.fill(net, state, case.facts["name"])
+    with torch.no_grad():
+        case.check("w", net(case.input("image")))
+
+
 @pytest.fixture
 def checkpoint(narrow_encoder):
     return narrow_encoder(shared=True)
@@ -56,6 +69,19 @@ def test_a_mean_row_is_repeated_and_may_be_left_out(checkpoint, tmp_path):
     assert torch.equal(encoders.load(file, shared=True)[1], row.repeat(18, 1))
     torch.save(checkpoint | {"opts": {"start_from_latent_avg": False}}, file)
     assert not encoders.load(file, shared=True)[1].any()
+
+
+@pytest.mark.parametrize("prefix", ["module.encoder.", "encoder.module."])
+def test_names_of_data_parallel_and_arguments_of_a_script_are_accepted(
+    prefix, checkpoint, tmp_path
+):
+    state = {k.replace("encoder.", prefix, 1): v for k, v in checkpoint["state_dict"].items()}
+    opts = Namespace(start_from_latent_avg=False)
+    torch.save(checkpoint | {"state_dict": state, "opts": opts}, tmp_path / "e4e.pt")
+    net, mean = encoders.load(tmp_path / "e4e.pt", shared=True)
+    wanted = checkpoint["state_dict"]["encoder.input_layer.0.weight"]
+    assert torch.equal(net.state_dict()["input_layer.0.weight"], wanted)
+    assert not mean.any()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +109,35 @@ def test_another_file_is_refused_by_its_key(checkpoint, tmp_path, broken, messag
     torch.save(checkpoint, tmp_path / "e4e.pt")
     with pytest.raises(ValueError, match=message):
         encoders.load(tmp_path / "e4e.pt", shared=True)
+
+
+def test_a_w_encoder_is_loaded_and_an_encoder_of_rows_is_refused(
+    checkpoint, narrow_w_encoder, tmp_path
+):
+    torch.save(narrow_w_encoder, tmp_path / "w.pt")
+    net = encoders.load_w(tmp_path / "w.pt")
+    assert torch.equal(net.linear.weight, narrow_w_encoder["state_dict"]["encoder.linear.weight"])
+    torch.save(checkpoint, tmp_path / "e4e.pt")
+    with pytest.raises(ValueError, match=r"e4e.pt does not fit WEncoder: linear.weight is missing"):
+        encoders.load_w(tmp_path / "e4e.pt")
+    with pytest.raises(ValueError, match=r"w.pt does not fit Encoder: .*linear.weight is unknown"):
+        encoders.load(tmp_path / "w.pt", shared=True)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("shape", [(512,), (1, 512), (18, 512)])
+def test_a_mean_latent_has_several_layouts(legacy, shape, tmp_path):
+    mean = torch.arange(512.0)
+    content = {"latent_avg": mean.expand(shape).contiguous()}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    assert torch.equal(encoders.latent_average(tmp_path / "a.pt"), mean)
+
+
+@pytest.mark.parametrize("mean", [torch.zeros(18, 256), torch.randn(18, 512), torch.zeros(())])
+def test_a_mean_that_is_not_in_w_is_refused(mean, tmp_path):
+    torch.save({"latent_avg": mean}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a.pt: latent_avg of shape .* is no mean latent in W"):
+        encoders.latent_average(tmp_path / "a.pt")
 
 
 class Runs:

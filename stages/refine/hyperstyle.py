@@ -1,0 +1,80 @@
+"""HyperStyle: a network predicts factors of the generator's convolutions from the photograph.
+
+Alaluf et al., "HyperStyle: StyleGAN Inversion with HyperNetworks for Real Image Editing" (arXiv
+2111.15666). With the code w, the photograph x and the hypernetwork H, the factors S start at 0, and
+each pass adds to them:
+
+    S <- S + H(x, G(w; W (1 + S)))
+
+Nothing is optimised. An edit is rendered with the same factors. What is stored is not S, 66 MB of
+an image for the published network, but the sum of the codes from which its last layers make S, and
+the number of passes, 28.7 kB (`networks.hyperstyle`). The picture of a run is rendered from these
+as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.embed.encoders import encoder_input
+from dhr_batch.stages.networks import hyperstyle
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.refine.base import Refinement, Refiner
+from dhr_batch.stages.registry import InvalidInput
+
+
+class HyperStyle(Refiner):
+    """`hyperstyle`: factors of convolutions from a hypernetwork, in a few passes."""
+
+    class Options(StageOptions):
+        name: str = "hyperstyle"
+        model: str = Field("hyperstyle-ffhq", description="model with the hypernetwork's weights")
+        passes: int = Field(5, ge=1, le=255, description="passes of the hypernetwork")
+
+    def models(self, aligned: bool) -> set[str]:
+        return {self.options.model}
+
+    def render_models(self) -> set[str]:
+        return {self.options.model}
+
+    def setup_render(self, context: Context) -> None:
+        super().setup_render(context)
+        if not isinstance(self.generator, StyleGAN2):
+            raise InvalidInput(
+                f"refine.name=hyperstyle changes a StyleGAN2, and {context.generator} is none",
+                "choose generator=stylegan2-ffhq-1024, or another refiner",
+            )
+        try:
+            factors = hyperstyle.load_factors(self._file(context), self.generator)
+        except hyperstyle.OtherGenerator as error:
+            raise InvalidInput(
+                str(error), "choose the generator that the file was trained with, or its widths"
+            ) from error
+        self.factors = factors.to(context.device)
+        names = hyperstyle.convolutions(self.generator)
+        self.names = {layer: f"{names[layer]}.weight" for layer in factors.layers}
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        codes = hyperstyle.load_codes(self._file(context), self.factors.layers)
+        self.codes = codes.to(context.device)
+
+    def _file(self, context: Context):
+        return context.models(self.options.model)
+
+    @torch.no_grad()
+    def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
+        target, refinement = encoder_input(images), Refinement({})
+        count = torch.zeros(len(images), 1, dtype=torch.uint8, device=images.device)
+        for _ in range(self.options.passes):
+            render = encoder_input(self.render(ws, refinement, masks))
+            codes = self.codes(torch.cat([target, render], 1))
+            count = count + 1
+            codes = codes + refinement.state.get("codes", 0)
+            refinement = Refinement({}, state={"codes": codes, "passes": count})
+        return refinement
+
+    def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor: ...
