@@ -14,6 +14,8 @@ as well.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -45,36 +47,38 @@ class HyperStyle(Refiner):
         if not isinstance(self.generator, StyleGAN2):
             raise InvalidInput(
                 f"refine.name=hyperstyle changes a StyleGAN2, and {context.generator} is none",
-                "choose generator=stylegan2-ffhq-1024, or another refiner",
+                "choose generator=stylegan2-ffhq-1024 or another refiner",
             )
         try:
-            factors = hyperstyle.load_factors(self._file(context), self.generator)
+            path = context.models(self.options.model)
+            self.factors = hyperstyle.load_factors(path, self.generator).to(context.device)
         except hyperstyle.OtherGenerator as error:
             raise InvalidInput(
                 str(error), "choose the generator that the file was trained with, or its widths"
             ) from error
-        self.factors = factors.to(context.device)
         names = hyperstyle.convolutions(self.generator)
-        self.names = {layer: f"{names[layer]}.weight" for layer in factors.layers}
+        self.names = {layer: f"{names[layer]}.weight" for layer in self.factors.layers}
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        codes = hyperstyle.load_codes(self._file(context), self.factors.layers)
+        codes = hyperstyle.load_codes(context.models(self.options.model), self.factors.layers)
         self.codes = codes.to(context.device)
-
-    def _file(self, context: Context):
-        return context.models(self.options.model)
 
     @torch.no_grad()
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
-        target, refinement = encoder_input(images), Refinement({})
-        count = torch.zeros(len(images), 1, dtype=torch.uint8, device=images.device)
-        for _ in range(self.options.passes):
-            render = encoder_input(self.render(ws, refinement, masks))
-            codes = self.codes(torch.cat([target, render], 1))
-            count = count + 1
-            codes = codes + refinement.state.get("codes", 0)
-            refinement = Refinement({}, state={"codes": codes, "passes": count})
+        target, refinement = encoder_input(images), Refinement()
+        for done in range(self.options.passes):
+            picture = encoder_input(self.render(ws, refinement, masks))
+            codes = self.codes(torch.cat([target, picture], 1))
+            passes = torch.full((len(ws), 1), done + 1, dtype=torch.uint8, device=ws.device)
+            codes = codes + refinement.state["codes"] if done else codes
+            refinement = Refinement(state={"codes": codes, "passes": passes})
         return refinement
 
-    def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor: ...
+    def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
+        if state := refinement.state:
+            changed = self.factors(state["codes"], state["passes"].to(state["codes"]))
+            weights = {layer: self.generator.weight(self.names[layer]) for layer in changed}
+            delta = {self.names[k]: weights[k] * factors for k, factors in changed.items()}
+            refinement = replace(refinement, delta=refinement.delta | delta)
+        return super().render(ws, refinement, masks)
