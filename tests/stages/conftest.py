@@ -85,11 +85,15 @@ def narrow_hyperstyle() -> Callable[..., dict[str, Any]]:
         state: dict[str, Tensor] = {}
         for name, value in {k: v for net in nets for k, v in net.state_dict().items()}.items():
             noise = torch.randn(value.shape, generator=draw)
-            if value.ndim > 1:
-                gain = {"w1": 0.1, "w2": 0.1}.get(name[-2:], (2 / value[0].numel()) ** 0.5)
-                value = noise * (gain * (0.2 if ".output." in name else 1))
+            if name.endswith(("running_var", "bn1.weight", "downsample.1.weight")):
+                value = 1 + 0.1 * noise.abs()
+            elif name.endswith(("bn2.weight", "relu.weight")):
+                value = 0.2 + 0.02 * noise
+            elif value.ndim > 1:
+                gain = 0.5 if ".output." in name or "shared" in name else 2.0
+                value = noise * (gain / value[0].numel()) ** 0.5
             elif value.is_floating_point():
-                value = 1 + 0.1 * noise.abs() if "bn" in name or "relu" in name else 0.1 * noise
+                value = 0.1 * noise
             state[f"hypernet.{name}"] = value
         for layer in shared:
             for last in ("w1", "b1", "w2", "b2"):

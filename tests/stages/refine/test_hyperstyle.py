@@ -18,8 +18,8 @@ from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.hyperstyle import HyperStyle
 
-# Widths at 4, 8, ..., 512 px.
-WIDTHS = (16, 16, 16, 16, 12, 12, 8, 4)
+# Widths at 4, 8, ..., 512 px, where pictures are averaged for the network.
+WIDTHS = (16, 16, 16, 16, 12, 8, 4, 2)
 PASSES = 5
 
 
@@ -65,10 +65,23 @@ def stage(context: Context) -> HyperStyle:
 def inputs(stage: HyperStyle) -> tuple[Tensor, Tensor, Tensor]:
     """Photographs, codes and masks of two images, in double precision."""
     draw = torch.Generator().manual_seed(1)
-    z = torch.randn(3, 512, generator=draw).double()
+    z = torch.randn(2, 512, generator=draw).double()
     ws = stage.generator.broadcast(stage.generator.map(z))
-    images = F.avg_pool2d(torch.randn(3, 3, 520, 520, generator=draw).double(), 9, 1) * 4
-    return images, ws, torch.ones(3, 1, 512, 512)
+    images = F.avg_pool2d(torch.randn(2, 3, 520, 520, generator=draw).double(), 9, 1) * 4
+    return images, ws, torch.ones(2, 1, 512, 512)
+
+
+@pytest.fixture(scope="module")
+def refined(stage: HyperStyle, inputs: tuple[Tensor, Tensor, Tensor]) -> Refinement:
+    return stage.refine(*inputs)
+
+
+@pytest.fixture(scope="module")
+def pictures(
+    stage: HyperStyle, inputs: tuple[Tensor, Tensor, Tensor], refined: Refinement
+) -> Tensor:
+    with torch.no_grad():
+        return stage.render(inputs[1], refined, inputs[2])
 
 
 # ------------------------------------------------------------------- the reference
@@ -152,72 +165,61 @@ class Reference:
 
 
 @torch.no_grad()
-def test_five_passes_equal_the_formulas(stage, inputs, file):
-    images, ws, masks = inputs
-    refinement = stage.refine(images, ws, masks)
-    pictures = stage.render(ws, refinement, masks)
+def test_five_passes_equal_the_formulas(stage, inputs, pictures, file):
+    images, ws, _ = inputs
     reference = Reference(file, stage.generator)
     for i in range(len(images)):
         wanted = reference.run(images[i : i + 1], ws[i : i + 1])
         torch.testing.assert_close(pictures[i : i + 1], wanted, rtol=1e-9, atol=1e-9)
     plain = stage.generator.synthesize(ws)
-    assert 0.1 < (pictures - plain).square().mean().sqrt() / plain.square().mean().sqrt() < 2
+    assert 0.1 < (pictures - plain).std() / plain.std() < 2
+
+
+def test_an_image_does_not_depend_on_its_batch(stage, inputs, refined):
+    alone = stage.refine(*(value[1:] for value in inputs))
+    for name, value in alone.state.items():
+        torch.testing.assert_close(value, refined.state[name][1:], rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
-def test_an_image_does_not_depend_on_its_batch(stage, inputs):
-    together = stage.refine(*inputs)
-    for i in range(len(inputs[0])):
-        alone = stage.refine(*(value[i : i + 1] for value in inputs))
-        for name, value in alone.state.items():
-            torch.testing.assert_close(value, together.state[name][i : i + 1], rtol=1e-9, atol=1e-9)
-
-
-@torch.no_grad()
-def test_float32_agrees_with_float64(context, stage, inputs):
+def test_float32_agrees_with_float64(context, inputs, pictures):
     single = HyperStyle(HyperStyle.Options())
     single.setup(Context("cpu", context.generator, context.models))
     images, ws, masks = (value.float() for value in inputs)
     refinement = single.refine(images, ws, masks)
+    # With 14 codes of 512 numbers, the published network's state has 28.7 kB.
     assert {k: (v.shape, v.dtype) for k, v in refinement.state.items()} == {
-        "codes": ((3, 15, 32), torch.float32),
-        "passes": ((3, 1), torch.uint8),
+        "codes": ((2, 15, 32), torch.float32),
+        "passes": ((2, 1), torch.uint8),
     }
-    wanted = stage.render(inputs[1], stage.refine(*inputs), masks)
-    difference = single.render(ws, refinement, masks) - wanted
-    assert difference.abs().max() <= 1e-3 * wanted.abs().max()
+    assert (refinement.state["passes"] == PASSES).all()
+    difference = single.render(ws, refinement, masks) - pictures
+    assert difference.abs().max() <= 1e-3 * pictures.abs().max()
 
 
 @torch.no_grad()
-def test_edits_keep_the_factors_and_move_the_code(stage, inputs, file):
-    _, ws, masks = inputs
-    refinement, edited = stage.refine(*inputs), ws + 0.5
-    reference = Reference(file, stage.generator)
-    one = Refinement(state={name: value[:1] for name, value in refinement.state.items()})
-    codes, passes = one.state["codes"], one.state["passes"].double()
-    factors = {
-        stage.names[k].removesuffix(".weight"): s[0]
-        for k, s in stage.factors(codes, passes).items()
-    }
-    wanted = reference.render(edited[:1], factors)
-    picture = stage.render_edit(ws[:1], edited[:1], one, masks[:1])
+def test_edits_keep_the_factors_and_move_the_code(stage, inputs, refined, file):
+    _, ws, masks = (value[:1] for value in inputs)
+    one = Refinement(state={name: value[:1] for name, value in refined.state.items()})
+    found = stage.factors(one.state["codes"], one.state["passes"].double())
+    factors = {stage.names[k].removesuffix(".weight"): s[0] for k, s in found.items()}
+    wanted = Reference(file, stage.generator).render(ws + 0.5, factors)
+    picture = stage.render_edit(ws, ws + 0.5, one, masks)
     torch.testing.assert_close(picture, wanted, rtol=1e-9, atol=1e-9)
     offsets = {"convs.3.style": torch.ones(1, WIDTHS[2], dtype=torch.float64)}
-    styled = stage.render_edit(ws[:1], edited[:1], one, masks[:1], offsets)
+    styled = stage.render_edit(ws, ws + 0.5, one, masks, offsets)
     assert not torch.allclose(styled, picture, atol=1e-3)
 
 
-def test_rendering_loads_only_the_last_layers(context, inputs, stage):
+@torch.no_grad()
+def test_rendering_loads_only_the_last_layers(context, inputs, refined, pictures):
     drawn = HyperStyle(HyperStyle.Options())
     assert drawn.render_models() == drawn.models(aligned=False) == {"hyperstyle-ffhq"}
     drawn.setup_render(Context("cpu", context.generator, context.models))
     assert not hasattr(drawn, "codes")
     drawn.generator.double()
     drawn.factors.double()
-    with torch.no_grad():
-        refinement = stage.refine(*inputs)
-        again, picture = (s.render(inputs[1], refinement, inputs[2]) for s in (drawn, stage))
-    assert torch.equal(again, picture)
+    assert torch.equal(drawn.render(inputs[1], refined, inputs[2]), pictures)
 
 
 def test_other_generators_are_refused_with_a_way_out(context, narrow_hyperstyle, tmp_path):
