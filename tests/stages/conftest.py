@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.encoders import Encoder, WEncoder
-from dhr_batch.stages.networks.hyperstyle import CodePredictor, FactorLayers
+from dhr_batch.stages.networks.encoders import Encoder
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.tests.awkward import write_awkward_folder
 
@@ -61,58 +59,6 @@ def narrow_encoder() -> Callable[..., dict[str, Any]]:
         return {"state_dict": state, "latent_avg": mean}
 
     return make
-
-
-@pytest.fixture(scope="session")
-def narrow_hyperstyle() -> Callable[..., dict[str, Any]]:
-    """Maker of a checkpoint of HyperStyle's published layout with random weights.
-
-    Its hypernetwork has four channels in place of 64. The generator that it fits has these widths
-    at 4, 8, ... px.
-    """
-
-    def make(channels: Sequence[int]) -> dict[str, Any]:
-        first, layers, shapes = channels[0], [0], {0: (channels[0], channels[0])}
-        for block, (wide, narrow) in enumerate(pairwise(channels)):
-            layers += [2 + 3 * block, 3 + 3 * block]
-            shapes |= {layers[-2]: (narrow, wide), layers[-1]: (narrow, narrow)}
-        shared = [layer for layer in layers if shapes[layer] == (first, first)]
-        nets = (
-            CodePredictor({layer: layer in shared for layer in layers}, width=4),
-            FactorLayers(shapes, shared, first, code=32),
-        )
-        draw = torch.Generator().manual_seed(0)
-        state: dict[str, Tensor] = {}
-        for name, value in {k: v for net in nets for k, v in net.state_dict().items()}.items():
-            noise = torch.randn(value.shape, generator=draw)
-            if name.endswith(("running_var", "bn1.weight", "downsample.1.weight")):
-                value = 1 + 0.1 * noise.abs()
-            elif name.endswith(("bn2.weight", "relu.weight")):
-                value = 0.2 + 0.02 * noise
-            elif value.ndim > 1:
-                gain = 0.5 if ".output." in name or "shared" in name else 2.0
-                value = noise * (gain / value[0].numel()) ** 0.5
-            elif value.is_floating_point():
-                value = 0.1 * noise
-            state[f"hypernet.{name}"] = value
-        for layer in shared:
-            for last in ("w1", "b1", "w2", "b2"):
-                tied = state[f"hypernet.shared_weight_hypernet.{last}"]
-                state[f"hypernet.refinement_blocks.{layer}.hypernet.{last}"] = tied
-        state["decoder.input.input"] = torch.zeros(1, first, 4, 4)
-        mean = torch.randn(512, generator=draw)
-        return {"state_dict": state, "latent_avg": mean.repeat(18, 1), "opts": {}}
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def narrow_w_encoder() -> dict[str, Any]:
-    """A checkpoint of HyperStyle's W encoder, an eighth as wide, with random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = {f"encoder.{k}": v for k, v in WEncoder(width=8).state_dict().items()}
-        return {"state_dict": state, "latent_avg": torch.randn(512).repeat(18, 1)}
 
 
 class Golden:

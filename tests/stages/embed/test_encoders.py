@@ -18,6 +18,7 @@ from dhr_batch.stages.networks.mobilestylegan import (
     STYLEGAN2_ROWS,
     MobileStyleGAN,
 )
+from dhr_batch.tests.stages import narrow
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +86,13 @@ def test_restyle_sees_its_own_render(narrow_encoder, tmp_path):
     assert not torch.equal(codes, stage.codes(rows))
 
 
-def test_a_code_in_w_is_relative_to_the_mean_of_another_model(narrow_w_encoder, tmp_path):
-    other = torch.randn(512)
-    torch.save(narrow_w_encoder, tmp_path / "hyperstyle-w-encoder")
+def test_a_code_in_w_is_relative_to_the_mean_of_another_model(tmp_path):
+    other, published = torch.randn(512), narrow.w_encoder()
+    torch.save(published, tmp_path / "hyperstyle-w-encoder")
     torch.save({"latent_avg": other.repeat(18, 1)}, tmp_path / "hyperstyle-ffhq")
     context = Context("cpu", "tiny", lambda name: tmp_path / name)
     images = torch.rand(2, 3, 256, 256) * 2 - 1
-    own = narrow_w_encoder["latent_avg"][0]
+    own = published["latent_avg"][0]
     assert EncodeW(EncodeW.Options()).models(True) == {"hyperstyle-w-encoder", "hyperstyle-ffhq"}
     for options, mean in (({}, other), ({"mean_model": "hyperstyle-w-encoder"}, own)):
         stage = EncodeW(EncodeW.Options(**options))

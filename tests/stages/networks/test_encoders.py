@@ -11,6 +11,7 @@ import torch
 
 from dhr_batch.stages.networks import encoders, weight_files
 from dhr_batch.stages.networks.encoders import Encoder, WEncoder
+from dhr_batch.tests.stages import narrow
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,11 @@ def test_another_file_is_refused_by_its_key(checkpoint, tmp_path, broken, messag
         encoders.load(tmp_path / "e4e.pt", shared=True)
 
 
-def test_a_w_encoder_is_loaded_and_an_encoder_of_rows_is_refused(
-    checkpoint, narrow_w_encoder, tmp_path
-):
-    torch.save(narrow_w_encoder, tmp_path / "w.pt")
+def test_a_w_encoder_is_loaded_and_an_encoder_of_rows_is_refused(checkpoint, tmp_path):
+    published = narrow.w_encoder()
+    torch.save(published, tmp_path / "w.pt")
     net = encoders.load_w(tmp_path / "w.pt")
-    assert torch.equal(net.linear.weight, narrow_w_encoder["state_dict"]["encoder.linear.weight"])
+    assert torch.equal(net.linear.weight, published["state_dict"]["encoder.linear.weight"])
     torch.save(checkpoint, tmp_path / "e4e.pt")
     with pytest.raises(ValueError, match=r"e4e.pt does not fit WEncoder: linear.weight is missing"):
         encoders.load_w(tmp_path / "e4e.pt")

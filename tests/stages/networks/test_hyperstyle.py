@@ -22,6 +22,7 @@ from dhr_batch.stages.networks.hyperstyle import (
     load_factors,
 )
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
+from dhr_batch.tests.stages import narrow
 
 WIDTHS = (16, 16, 16, 16, 8)
 
@@ -112,8 +113,8 @@ def generator() -> StyleGAN2:
 
 
 @pytest.fixture
-def checkpoint(narrow_hyperstyle: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    return narrow_hyperstyle(WIDTHS)
+def checkpoint() -> dict[str, Any]:
+    return narrow.hyperstyle(WIDTHS)
 
 
 def saved(checkpoint: dict[str, Any], folder: Path) -> Path:

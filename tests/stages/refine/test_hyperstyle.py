@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,38 +15,24 @@ from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.hyperstyle import HyperStyle
+from dhr_batch.tests.stages import narrow
 
 # Widths at 4, 8, ..., 512 px, where pictures are averaged for the network.
 WIDTHS = (16, 16, 16, 16, 12, 8, 4, 2)
 PASSES = 5
 
 
-def random_generator(widths: tuple[int, ...]) -> StyleGAN2:
-    net = StyleGAN2(widths, mapping_layers=1)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in layouts.named_tensors(net).items():
-            value.copy_(torch.randn(value.shape, generator=draw))
-            if name.endswith("modulation.bias"):
-                value.add_(1)
-            elif name.endswith(("bias", "noise_strength")) or "rgb" in name:
-                value.mul_(0.1)
-    return net.eval()
-
-
 @pytest.fixture(scope="module")
-def file(
-    narrow_hyperstyle: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "hyperstyle_ffhq.pt"
-    torch.save(narrow_hyperstyle(WIDTHS), path)
+    torch.save(narrow.hyperstyle(WIDTHS), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def context(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
     generator = tmp_path_factory.mktemp("generators") / "narrow.safetensors"
-    layouts.save(random_generator(WIDTHS), generator, {})
+    layouts.save(narrow.stylegan2(WIDTHS), generator, {})
     return Context("cpu", str(generator), {"hyperstyle-ffhq": file}.__getitem__)
 
 
@@ -222,12 +206,12 @@ def test_rendering_loads_only_the_last_layers(context, inputs, refined, pictures
     assert torch.equal(drawn.render(inputs[1], refined, inputs[2]), pictures)
 
 
-def test_other_generators_are_refused_with_a_way_out(context, narrow_hyperstyle, tmp_path):
+def test_other_generators_are_refused_with_a_way_out(context, tmp_path):
     refiner = HyperStyle(HyperStyle.Options())
     with pytest.raises(registry.InvalidInput, match=r"a StyleGAN2, and tiny is none") as error:
         refiner.setup_render(Context("cpu", "tiny", context.models))
     assert error.value.way_out == "choose generator=stylegan2-ffhq-1024 or another refiner"
-    torch.save(narrow_hyperstyle((12, 12, 12, 8)), tmp_path / "a.pt")
+    torch.save(narrow.hyperstyle((12, 12, 12, 8)), tmp_path / "a.pt")
     other = Context("cpu", context.generator, lambda name: tmp_path / "a.pt")
     with pytest.raises(registry.InvalidInput, match=r"a.pt has 12 x 12 factors for layer 0"):
         refiner.setup_render(other)
