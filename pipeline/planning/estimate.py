@@ -19,6 +19,8 @@ _DELTA = {"small": 0.13, "fine": 0.27}
 # The size of deltas relative to those of the refiner `dhr`. The first two change all weights, in a
 # long schedule; the last two are the two parts of `dhr`.
 _REFINERS = {"pti": 2.4, "dhr-published": 2.4, "weights": 0.5, "feature": 0.6}
+# Bytes of the exact arrays that other refiners store of an image.
+_STATES = {"hyperstyle": 27_000}
 # Bytes of the file of a table without rows: schema and metadata.
 _EMPTY_FILE = 6000
 
@@ -58,8 +60,8 @@ def bytes_per_image(config: Config, generator: GeneratorFacts) -> dict[str, floa
     }
     if config.store_deltas != "none" and config.refine["name"] != "none":
         values = generator.weights + generator.feature
-        more = _REFINERS.get(config.refine["name"], 1)
-        tables["deltas"] = _DELTA[config.store_deltas] * more * values
+        more, name = _DELTA[config.store_deltas], config.refine["name"]
+        tables["deltas"] = _STATES.get(name) or more * _REFINERS.get(name, 1) * values
     if extractors := config.measure.get("features"):
         tables["features"] = (3 + edits) * len(extractors) * _FEATURE
     return tables

@@ -53,9 +53,8 @@ class HyperStyle(Refiner):
             path = context.models(self.options.model)
             self.factors = hyperstyle.load_factors(path, self.generator).to(context.device)
         except hyperstyle.OtherGenerator as error:
-            raise InvalidInput(
-                str(error), "choose the generator that the file was trained with, or its widths"
-            ) from error
+            way_out = "choose a generator of its widths, such as stylegan2-ffhq-1024"
+            raise InvalidInput(str(error), way_out) from error
         names = hyperstyle.convolutions(self.generator)
         self.names = {layer: f"{names[layer]}.weight" for layer in self.factors.layers}
 

@@ -105,6 +105,8 @@ def test_expected_bytes_follow_what_is_stored() -> None:
     assert estimate.bytes_per_image(made("store_deltas=fine"), GENERATOR)["deltas"] > 1.5e6
     all_weights = estimate.bytes_per_image(made("refine.name=pti"), GENERATOR)
     assert all_weights["deltas"] > 2 * tables["deltas"]
+    codes = estimate.bytes_per_image(made("refine.name=hyperstyle"), GENERATOR)
+    assert codes["deltas"] < 14 * 512 * 4
     assert "deltas" not in estimate.bytes_per_image(made("store_deltas=false"), GENERATOR)
     assert "deltas" not in estimate.bytes_per_image(made("refine=none"), GENERATOR)
 
