@@ -145,10 +145,14 @@ class Runs:
         return print, ("code of a checkpoint was run",)
 
 
-@pytest.mark.parametrize("content", ["code", "<html>", "junk", "", "truncated", "tensor"])
+@pytest.mark.parametrize(
+    "content", ["code", "arguments", "<html>", "junk", "", "truncated", "tensor"]
+)
 def test_damaged_and_hostile_files_are_named(content, checkpoint, tmp_path, capsys):
     file = tmp_path / "e4e.pt"
-    torch.save({"code": {"a": Runs()}, "tensor": torch.zeros(1)}.get(content, checkpoint), file)
+    contents = {"code": {"a": Runs()}, "tensor": torch.zeros(1)}
+    contents["arguments"] = checkpoint | {"args": Namespace(a=Runs())}
+    torch.save(contents.get(content, checkpoint), file)
     if content in ("<html>", "junk", ""):
         file.write_text(content)
     if content == "truncated":

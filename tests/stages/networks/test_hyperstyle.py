@@ -209,3 +209,10 @@ def test_another_file_is_refused_by_its_key(checkpoint, generator, tmp_path, bro
     file = saved(checkpoint, tmp_path)
     with pytest.raises(ValueError, match=r"hyperstyle.pt.*" + message):
         load_codes(file, load_factors(file, generator).layers)
+
+
+def test_a_damaged_file_is_named(checkpoint, generator, tmp_path):
+    file = saved(checkpoint, tmp_path)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"hyperstyle.pt cannot be read as weights"):
+        load_factors(file, generator)
