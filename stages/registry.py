@@ -30,6 +30,7 @@ TABLE: dict[str, dict[str, str]] = {
         "restyle-e4e": _S + "embed.encoders:ReStyleE4E",
         "restyle-psp": _S + "embed.encoders:ReStylePSP",
         "w-encoder": _S + "embed.encoders:EncodeW",
+        "style-transformer": _S + "embed.encoders:EncodeStyleTransformer",
     },
     "segment": {"dhr": _S + "segment:DomainSpecific"},
     "refine": {
@@ -78,6 +79,8 @@ TABLE: dict[str, dict[str, str]] = {
     "parser": {
         "landmarks": _N + "parsing:landmark_parser",
         "bisenet": _N + "bisenet:bisenet",
+        "farl": _N + "farl:farl",
+        "segformer": _N + "segformer:segformer",
         "none": _N + "parsing:no_parser",
     },
 }
@@ -103,6 +106,8 @@ MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("features", "st_alex"): ("stlpips-alex",),
     ("parser", "landmarks"): ("dlib-landmarks68", "mtcnn"),
     ("parser", "bisenet"): ("bisenet-19",),
+    ("parser", "farl"): ("farl-celebm-448", "mtcnn"),
+    ("parser", "segformer"): ("segformer-face-parsing",),
 }
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed.base import Embedder
-from dhr_batch.stages.networks import encoders
+from dhr_batch.stages.networks import encoders, style_transformer
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.tensors import downsample
 
@@ -55,12 +56,15 @@ class _Encoder(Embedder):
     def models(self, aligned: bool) -> set[str]:
         return {self.options.model}
 
+    def load(self, path: Path) -> tuple[nn.Module, Tensor]:
+        """Return the encoder in a file and the mean code [n, 512] that its rows are relative to."""
+        return encoders.load(path, shared=self.shared)
+
     def setup(self, context: Context) -> None:
         super().setup(context)
-        path = context.models(self.options.model)
-        net, mean = encoders.load(path, shared=self.shared)
+        net, mean = self.load(context.models(self.options.model))
         self.encoder, self.mean = net.to(context.device), mean.to(context.device)
-        self.table = torch.tensor(row_table(self.generator, net.heads), device=context.device)
+        self.table = torch.tensor(row_table(self.generator, len(mean)), device=context.device)
 
     def codes(self, rows: Tensor) -> Tensor:
         """Return W+ codes [B, L, 512] of the generator from rows [B, n, 512] of the encoder.
@@ -96,6 +100,17 @@ class EncodePSP(_OnePass):
     class Options(EncodeE4E.Options):
         name: str = "psp"
         model: _Model = "psp-ffhq"
+
+
+class EncodeStyleTransformer(_OnePass):
+    """`style-transformer`: learned queries that attend to the photograph (Hu et al., 2022)."""
+
+    class Options(StageOptions):
+        name: str = "style-transformer"
+        model: _Model = "style-transformer-ffhq"
+
+    def load(self, path: Path) -> tuple[nn.Module, Tensor]:
+        return style_transformer.load(path)
 
 
 class _ReStyle(_Encoder):

@@ -10,20 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from dhr_batch.stages.networks import weight_files
-from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
+from dhr_batch.stages.networks.picture_parser import PictureParser
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
 
-SIZE = 512
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Order of the published network, in the names of this project; left and right as in its data.
 ORDER = (
     "background",
@@ -138,32 +135,11 @@ class BiSeNet(nn.Module):
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=True)
 
 
-class BiSeNetParser:
-    """The parser `bisenet`, which works at 512 px; other sizes are resized to it and back."""
+class BiSeNetParser(PictureParser):
+    """The parser `bisenet`."""
 
     name = "bisenet"
-
-    def __init__(self, net: BiSeNet) -> None:
-        self.net = net
-        self._order = [ORDER.index(name) for name in CLASSES]
-        device = next(net.parameters()).device
-        self._mean = torch.tensor(IMAGENET_MEAN, device=device).reshape(1, 3, 1, 1)
-        self._std = torch.tensor(IMAGENET_STD, device=device).reshape(1, 3, 1, 1)
-
-    @torch.no_grad()
-    def parse(self, image: np.ndarray) -> np.ndarray | None:
-        """See `Parser.parse`. Returns None if skin is not the most likely class of any pixel."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._mean.device)
-        batch = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
-        batch = (_resized(batch, (SIZE, SIZE)) - self._mean) / self._std
-        probs = _resized(self.net(batch).softmax(1)[:, self._order], image.shape[:2])[0]
-        if not (probs.argmax(0) == INDEX["face"]).any():
-            return None
-        return probs.cpu().numpy()
-
-
-def _resized(batch: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(batch, size=tuple(size), mode="bilinear", antialias=True)
+    order = ORDER
 
 
 def load(path: Path) -> BiSeNet:

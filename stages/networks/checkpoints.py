@@ -1,9 +1,9 @@
 """Read published checkpoints without running code that they contain.
 
 A pickle is a program: its loader imports and calls whatever the file names. This module imports
-nothing by name. The names that a StyleGAN2 checkpoint needs are replaced by a few functions, which
-create plain containers, tensors and inert records. Every other name is an error, and no option
-turns this check off.
+nothing by name. The names that a StyleGAN2 checkpoint or a TorchScript archive needs are replaced
+by a few functions, which create plain containers, tensors and inert records. Every other name is an
+error, and no option turns this check off.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,8 +39,11 @@ class _Forbidden(Exception):
 class Inert:
     """Placeholder for an object that is not created, with its arguments and state."""
 
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
     def __init__(self, *arguments: Any) -> None:
-        self.arguments, self.state = arguments, None
+        self.arguments = arguments
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -99,21 +104,27 @@ def read(file: Path) -> Any:
         CheckpointError: The file is damaged, or names something that no checkpoint needs.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream:
+    with file.open("rb") as stream, _explained(file):
         start = stream.read(len(_ZIP))
         stream.seek(0)
-        try:
-            content = None if start == _ZIP else _Unpickler(stream).load()
-            if start == _ZIP or content == _TORCH_MAGIC:
-                content = _torch(stream)
-        except OSError:
-            raise
-        except _Forbidden as error:
-            raise CheckpointError(f"{file} is refused: {_reason(str(error))}") from error
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{file} is damaged or not a checkpoint: {reason}") from error
+        content = None if start == _ZIP else _Unpickler(stream).load()
+        if start == _ZIP or content == _TORCH_MAGIC:
+            content = _torch(stream)
     return content
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn the errors that a damaged or hostile file causes into `CheckpointError`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except _Forbidden as error:
+        raise CheckpointError(f"{file} is refused: {_reason(str(error))}") from error
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{file} is damaged or not a checkpoint: {reason}") from error
 
 
 def _torch(stream: BinaryIO) -> Any:
@@ -154,4 +165,100 @@ def state_dict(module: Any) -> dict[str, Tensor]:
             found |= {f"{name}.{key}": value for key, value in state_dict(child).items()}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise CheckpointError(f"the content is not a pickled network: {error!r}") from error
+    return found
+
+
+_SCRIPT_DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ShortStorage": torch.int16,
+}
+
+
+def _script_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _untagged(value: Any, *_: Any) -> Any:
+    return value
+
+
+_SCRIPT_TABLE: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "device"): Inert,
+    ("torch._utils", "_rebuild_tensor_v2"): _script_tensor,
+    ("torch.jit._pickle", "restore_type_tag"): _untagged,
+    **{
+        ("torch.jit._pickle", f"build_{kind}list"): list
+        for kind in ("int", "double", "bool", "tensor")
+    },
+    **{("torch", name): dtype for name, dtype in _SCRIPT_DTYPES.items()},
+}
+
+
+class _ScriptUnpickler(pickle.Unpickler):
+    """Unpickler of the modules in a TorchScript archive, whose classes all become inert records."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
+        self._archive, self._folder = archive, folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "__torch__":
+            return Inert
+        try:
+            return _SCRIPT_TABLE[module, name]
+        except KeyError:
+            raise _Forbidden(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """Return the numbers of a storage, a tensor of one axis."""
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{pid!r} is not a storage")
+        entry = self._archive.getinfo(f"{self._folder}/data/{key}")
+        # Torch never compresses them, so no file can claim more numbers than it has.
+        if entry.compress_type or entry.file_size != count * dtype.itemsize:
+            raise ValueError(f"data/{key} does not hold {count} numbers of {dtype}")
+        data = bytearray(self._archive.read(entry))
+        return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def read_script(file: Path) -> dict[str, Tensor]:
+    """Return the tensors in a TorchScript archive, which `torch.jit.save` writes, by name.
+
+    Such a file is a program with its weights, and `torch.jit.load` runs parts of it. Only the
+    numbers and the names of modules are read here; the code in the archive is not opened.
+
+    Returns:
+        Parameters, buffers and other attributes that are tensors, on the CPU. The first two have
+        the names that `state_dict` gives them.
+
+    Raises:
+        CheckpointError: The file is no TorchScript archive, is damaged, or names something that no
+            such archive needs.
+        OSError: The file cannot be read.
+    """
+    with _explained(file), zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        folder = names[0].partition("/")[0] if names else ""
+        if f"{folder}/constants.pkl" not in names:
+            raise ValueError("it is not a TorchScript archive, which torch.jit.save writes")
+        return _named(_ScriptUnpickler(archive, folder).load())
+
+
+def _named(record: Any, prefix: str = "") -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in record.state.items():
+        if isinstance(value, Tensor):
+            found[prefix + name] = value
+        elif isinstance(value, Inert) and isinstance(value.state, dict):
+            found |= _named(value, f"{prefix}{name}.")
     return found

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,17 +134,11 @@ class Encoder(nn.Module):
             self.latlayer2 = nn.Conv2d(last // 4, last, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.input_layer(images)
-        taps: list[Tensor] = []
-        for i, block in enumerate(self.body):
-            x = block(x)
-            if i in TAPS:
-                taps.append(x)
-        fine, middle, coarse = taps
+        fine, middle, coarse = tapped(self.body, self.input_layer(images))
         features = [coarse, coarse, coarse]
         if self.pyramid:
-            features[1] = _enlarged(coarse, middle) + self.latlayer1(middle)
-            features[2] = _enlarged(features[1], fine) + self.latlayer2(fine)
+            features[1] = enlarged(coarse, middle) + self.latlayer1(middle)
+            features[2] = enlarged(features[1], fine) + self.latlayer2(fine)
         rows = [head(features[(i >= COARSE) + (i >= MIDDLE)]) for i, head in enumerate(self.styles)]
         if self.shared:
             rows[1:] = [rows[0] + row for row in rows[1:]]
@@ -170,7 +165,18 @@ class WEncoder(nn.Module):
         return F.linear(x, self.linear.weight / math.sqrt(x.shape[1]), self.linear.bias)
 
 
-def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+def tapped(body: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """Return the outputs of the blocks `TAPS` of a body for its input [B, width, H, W]."""
+    found: list[Tensor] = []
+    for i, block in enumerate(body):
+        x = block(x)
+        if i in TAPS:
+            found.append(x)
+    return found
+
+
+def enlarged(x: Tensor, like: Tensor) -> Tensor:
+    """Resize [B, C, h, w] bilinearly to the size of `like`."""
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
@@ -198,17 +204,36 @@ def load(path: Path, *, shared: bool) -> tuple[Encoder, Tensor]:
             width=first.shape[0],
         )
     weight_files.fill(net, weights, path)
-    mean = weight_files.part(checkpoint, "latent_avg", path).float()
-    if mean.shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (net.heads, STYLE_WIDTH)}:
-        raise ValueError(
-            f"{path}: latent_avg has shape {list(mean.shape)}, not [{net.heads}, {STYLE_WIDTH}]"
-        )
     # The code of ReStyle adds the mean itself, independently of the options in its files.
-    opts = checkpoint.get("opts") or {}
-    opts = opts if isinstance(opts, dict) else vars(opts)
-    if net.pyramid and not opts.get("start_from_latent_avg", True):
-        mean = torch.zeros_like(mean)
-    return net, mean.expand(net.heads, STYLE_WIDTH).contiguous()
+    return net, mean_code(checkpoint, net.heads, path, always=not net.pyramid)
+
+
+def mean_code(
+    checkpoint: Mapping[str, Any], rows: int, path: Path, *, always: bool = False
+) -> Tensor:
+    """Return the mean code [rows, 512] that the rows of an encoder are relative to.
+
+    It is zero if the options in the file say that training did not start from it.
+
+    Args:
+        checkpoint: The content of a published file.
+        rows: Number of rows of the encoder.
+        path: The file, for messages.
+        always: Do not look at the options.
+
+    Raises:
+        ValueError: There is no `latent_avg`, or its shape does not fit.
+    """
+    options = checkpoint.get("opts") or {}
+    options = options if isinstance(options, dict) else vars(options)
+    if not always and not options.get("start_from_latent_avg", True):
+        return torch.zeros(rows, STYLE_WIDTH)
+    mean = weight_files.part(checkpoint, "latent_avg", path).float()
+    if mean.shape not in {(STYLE_WIDTH,), (1, STYLE_WIDTH), (rows, STYLE_WIDTH)}:
+        raise ValueError(
+            f"{path}: latent_avg has shape {list(mean.shape)}, not [{rows}, {STYLE_WIDTH}]"
+        )
+    return mean.expand(rows, STYLE_WIDTH).contiguous()
 
 
 def load_w(path: Path) -> WEncoder:
