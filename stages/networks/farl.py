@@ -59,7 +59,7 @@ class _Block(nn.Module):
 
 
 class _Vision(nn.Module):
-    """Map normalised images [B, 3, 448, 448] to features [B, width, 28, 28] of the blocks `TAPS`."""
+    """Map normalised images [B, 3, 448, 448] to features [B, width, 28, 28] of blocks `TAPS`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class FaRLParser:
 
     name = "farl"
 
-    def __init__(self, net: FaRL, detector: Detector) -> None:
+    def __init__(self, net: nn.Module, detector: Detector) -> None:
         self.net, self.detector = net, detector
 
     @torch.no_grad()
@@ -222,9 +222,8 @@ class FaRLParser:
         if not faces:
             return None
         to_crop = crop_matrix(faces[0].points)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(
-            self.net.backbone.image_mean.device
-        )
+        device = next(self.net.parameters()).device
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
         picture = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
         logits = self.net(warp(picture, np.linalg.inv(to_crop), (SIDE, SIDE)))
         to_logits = np.diag([LOGITS / SIDE, LOGITS / SIDE, 1]) @ to_crop

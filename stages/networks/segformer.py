@@ -153,7 +153,9 @@ class _Encoder(nn.Module):
         for patches, blocks, norm in zip(
             self.patch_embeddings, self.block, self.layer_norm, strict=True
         ):
-            x = nn.Sequential(patches, *blocks)(x)
+            x = patches(x)
+            for block in blocks.children():
+                x = block(x)
             x = _map(norm(_tokens(x)), x)
             features.append(x)
         return features

@@ -61,6 +61,27 @@ def narrow_encoder() -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Tensor]], Path]:
+    """Writer of a TorchScript archive with a state dict: (state) -> file."""
+
+    def write(state: dict[str, Tensor]) -> Path:
+        top = torch.nn.Module()
+        for key, value in state.items():
+            *parents, last = key.split(".")
+            module = top
+            for name in parents:
+                if name not in dict(module.named_children()):
+                    module.add_module(name, torch.nn.Module())
+                module = module.get_submodule(name)
+            module.register_buffer(last, value)
+        file = tmp_path_factory.mktemp("scripted") / "farl.pt"
+        torch.jit.save(torch.jit.script(top), file)
+        return file
+
+    return write
+
+
 class Golden:
     """A fixture: its filled state dict, inputs and expected outputs."""
 
