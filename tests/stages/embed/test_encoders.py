@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed.encoders import (
     EncodeE4E,
@@ -65,6 +66,22 @@ def test_a_code_is_the_encoders_plus_the_mean(narrow_encoder, tmp_path):
     for target, source in {0: 0, 1: 1, 2: 2, 4: 3, 5: 4, 6: 5, 7: 5}.items():
         assert torch.equal(codes[:, target], rows[:, source])
     torch.testing.assert_close(codes[:, 3], codes[:, [0, 1, 2, 4, 5, 6, 7]].mean(1))
+
+
+def test_the_style_transformer_is_chosen_by_name(golden_case, tmp_path):
+    case = golden_case("style_transformer")
+    state = {k: torch.zeros(()).expand(shape) for k, shape in case.facts["state_dict"]}
+    # Without weights, the last normalisation gives its bias: the mean code is moved by it.
+    state["encoder.transformerlayer_fine.norm3.bias"] = torch.arange(512.0)
+    checkpoint = {"state_dict": state, "latent_avg": torch.randn(18, 512)}
+    member = registry.lookup("embed", "style-transformer")
+    stage = embedder(member, checkpoint, tmp_path)
+    assert stage.models(aligned=True) == {"style-transformer-ffhq"}
+    codes = stage.embed(torch.rand(1, 3, 32, 32))
+    wanted = checkpoint["latent_avg"] + torch.arange(512.0)
+    assert codes.shape == (1, 8, 512)
+    torch.testing.assert_close(codes[0, 0], wanted[0])
+    torch.testing.assert_close(codes, stage.codes(wanted[None]))
 
 
 def test_restyle_sees_its_own_render(narrow_encoder, tmp_path):

@@ -394,9 +394,10 @@ def script(tmp_path: Path) -> Path:
     return tmp_path / "layers.pt"
 
 
-def rewritten(
-    file: Path, change: Callable[[str, bytes], bytes | None], packed: bool = False
-) -> Path:
+Change = Callable[[str, bytes], bytes | None]
+
+
+def rewritten(file: Path, change: Change, packed: bool = False) -> Path:
     """Replace the members of an archive; those for which `change` returns None are left out."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -464,7 +465,7 @@ def shorter(name: str, data: bytes) -> bytes:
     return data[:-1] if name.endswith("/data/0") else data
 
 
-def replaced(old: bytes, new: bytes) -> Callable[[str, bytes], bytes]:
+def replaced(old: bytes, new: bytes) -> Change:
     """Change the pickle of the modules."""
 
     def change(name: str, data: bytes) -> bytes:
@@ -491,7 +492,7 @@ def replaced(old: bytes, new: bytes) -> Callable[[str, bytes], bytes]:
     ],
 )
 def test_damaged_scripts_are_refused_with_the_reason(
-    script: Path, change: Callable[[str, bytes], bytes | None], packed: bool, named: str
+    script: Path, change: Change, packed: bool, named: str
 ) -> None:
     with pytest.raises(CheckpointError, match=rf"layers\.pt is (damaged|refused).*{named}"):
         read_script(rewritten(script, change, packed))

@@ -187,7 +187,7 @@ def test_classes_are_those_of_the_published_list():
     names = {"rr": "right_ear", "lr": "left_ear", "rb": "right_brow", "lb": "left_brow"}
     names |= {"re": "right_eye", "le": "left_eye", "imouth": "inner_mouth", "llip": "lower_lip"}
     names |= {"ulip": "upper_lip", "glass": "glasses", "earr": "earring", "neckl": "necklace"}
-    assert CLASSES == tuple(names.get(n, n) for n in f"{published} earr neckl".split())
+    assert tuple(names.get(n, n) for n in f"{published} earr neckl".split()) == CLASSES
 
 
 # ------------------------------------------------------------------------------------- the file
