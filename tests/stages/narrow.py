@@ -1,4 +1,4 @@
-"""StyleGAN2 and the files of HyperStyle with few channels and random weights."""
+"""Networks and published files with random weights, of few channels where the layout allows it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from dhr_batch.stages.networks.encoders import WEncoder
 from dhr_batch.stages.networks.hyperstyle import CodePredictor, FactorLayers
+from dhr_batch.stages.networks.style_transformer import StyleTransformer
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.stylegan2_layouts import named_tensors
 
@@ -70,3 +71,14 @@ def w_encoder() -> Checkpoint:
         torch.manual_seed(0)
         state = {f"encoder.{k}": v for k, v in WEncoder(width=8).state_dict().items()}
         return {"state_dict": state, "latent_avg": torch.randn(512).repeat(18, 1)}
+
+
+def style_transformer() -> Checkpoint:
+    """Return a checkpoint of Style Transformer's published layout, which has only one width."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, mapping = StyleTransformer(), torch.nn.Linear(512, 512)
+        state = {f"encoder.{k}": v for k, v in net.state_dict().items() if k != "queries"}
+        state |= {f"decoder.style.1.{k}": v for k, v in mapping.state_dict().items()}
+        state["encoder.z"] = torch.randn(1, 18, 512)
+        return {"state_dict": state, "latent_avg": torch.randn(18, 512)}

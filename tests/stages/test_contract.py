@@ -45,6 +45,7 @@ def models(narrow_encoder, tmp_path_factory) -> Callable[[str], Path]:
     makers |= {
         "hyperstyle-ffhq": partial(narrow.hyperstyle, WIDTHS),
         "hyperstyle-w-encoder": narrow.w_encoder,
+        "style-transformer-ffhq": narrow.style_transformer,
     }
 
     def find(name):
