@@ -95,7 +95,7 @@ def load(path: Path) -> tuple[StyleTransformer, Tensor]:
         ValueError: A key is missing or unknown, or has another shape.
     """
     checkpoint = weight_files.read(path)
-    weights = weight_files.section(checkpoint, "encoder.", path)
+    weights = weight_files.section(checkpoint, encoders.PREFIX, path)
     z = weight_files.part(weights, "z", path).float()
     if z.shape != (1, ROWS, STYLE_WIDTH):
         raise ValueError(f"{path}: encoder.z has shape {list(z.shape)}, not [1, 18, 512]")
