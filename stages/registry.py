@@ -138,6 +138,10 @@ class InvalidInput(ValueError):
         self.reason, self.way_out = reason, way_out
         super().__init__("; ".join(filter(None, (reason, way_out))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Workers send their errors to the driver.
+        return type(self), (self.reason, self.way_out)
+
 
 class UnknownName(InvalidInput):
     """A name is not a member of its family. The remedy lists the valid names."""

@@ -302,9 +302,9 @@ class DomainSpecific(Stage):
 
     def _set_up_projection(self) -> None:
         if not isinstance(self.generator, StyleGAN2):
-            raise ValueError(
-                "segment.source=projection optimises noise maps, which only StyleGAN2 has: choose "
-                "a StyleGAN2 as generator, or set segment.source=mean_row"
+            raise registry.InvalidInput(
+                "segment.source=projection optimises noise maps, which only StyleGAN2 has",
+                "choose a StyleGAN2 as generator, or set segment.source=mean_row",
             )
         fixed = torch.Generator().manual_seed(self.context.seed)
         z = torch.randn(projection.SAMPLES, projection.STYLE_WIDTH, generator=fixed)

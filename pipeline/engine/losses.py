@@ -16,10 +16,11 @@ from dhr_batch.pipeline.engine.crew import Crew
 from dhr_batch.pipeline.engine.members import Member
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.tasks import CloseShard, Queue, ShardTask, Task
-from dhr_batch.pipeline.errors import RunFailed, StorageError
+from dhr_batch.pipeline.errors import Refused, RunFailed, StorageError
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.stages import failures
+from dhr_batch.stages.registry import InvalidInput
 
 # The number of workers of a run that may crash in a row without any finished image in between.
 DEATHS_IN_A_ROW = 20
@@ -68,6 +69,9 @@ class Losses:
         if isinstance(cause, Exception) and failures.kind_of(cause) == "poisoned":
             self.lost(task, reason)
         elif not isinstance(task, ShardTask):
+            if isinstance(cause, InvalidInput):
+                # Other workers have the same settings, for example a generator of the wrong kind.
+                raise Refused(cause.reason, way_out=cause.way_out) from error
             self._give_up(task.worker, reason)
         elif isinstance(cause, StorageError):
             raise RunFailed(reason, way_out=RunFailed.GOES_ON) from error

@@ -14,6 +14,7 @@ from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks import encoders, style_transformer
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import downsample
 
 
@@ -26,15 +27,15 @@ def row_table(generator: Generator, rows: int) -> list[int]:
         rows: Number of rows that the encoder gives.
 
     Raises:
-        ValueError: The generator does not define where rows of such a code belong.
+        InvalidInput: The generator does not define where rows of such a code belong.
     """
     numbered = torch.arange(1.0, rows + 1).unsqueeze(1).expand(-1, STYLE_WIDTH)
     try:
         placed = generator.expand_direction(numbered)
     except ValueError as error:
-        raise ValueError(
-            f"codes of {rows} rows do not fit this generator, whose codes have "
-            f"{generator.num_ws}; choose another encoder or generator"
+        raise InvalidInput(
+            f"codes of {rows} rows do not fit this generator, whose codes have {generator.num_ws}",
+            "choose another encoder or generator",
         ) from error
     return [int(value) - 1 for value in placed[:, 0].tolist()]
 

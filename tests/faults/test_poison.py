@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from dhr_batch.pipeline.errors import RunFailed
+from dhr_batch.pipeline.errors import Refused, RunFailed
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import HERE, NAMES
 
@@ -238,6 +238,15 @@ def test_a_worker_that_cannot_start_ends_the_run_before_any_shard(
     with pytest.raises(RunFailed, match=r"cannot start: ValueError: direction\.npy cannot be used"):
         harness.run(harness.make(items, workers=2, shard_size=1, edit=edit), tmp_path / "out")
     assert deaths(capsys.readouterr().err) == 0
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_a_method_that_cannot_use_the_generator_is_refused(tmp_path: Path) -> None:
+    items = harness.photographs(tmp_path / "in", ["good-1.png"])
+    segment = {"name": "dhr", "parser": "none", "perceptual": "tiny", "source": "projection"}
+    made = harness.make(items, generator="tiny", segment=segment)
+    with pytest.raises(Refused, match="only StyleGAN2 has; choose a StyleGAN2"):
+        harness.run(made, tmp_path / "out")
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
