@@ -41,6 +41,7 @@ TABLE: dict[str, dict[str, str]] = {
         "feature": _S + "refine.ablations:FeatureModulation",
         "pti": _S + "refine.pti:PivotalTuning",
         "hyperstyle": _S + "refine.hyperstyle:HyperStyle",
+        "sam": _S + "refine.sam:SpatiallyAdaptive",
     },
     "edit": {"directions": _S + "edit.directions:Directions"},
     "measure": {"standard": _S + "measure.standard:Standard"},

@@ -22,7 +22,7 @@ from dhr_batch.tests.stages import narrow
 SMALL: dict[str, dict] = {
     "embed": {"steps": 2, "perceptual": "tiny"},
     "segment": {"parser": "none", "perceptual": "tiny"},
-    "refine": {"steps": 2, "perceptual": "tiny"},
+    "refine": {"steps": 2, "perceptual": "tiny", "parser": "none"},
     "measure": {"perceptual": ["tiny"], "identity": "none", "landmarks": "none"},
 }
 # Layouts of the encoders' files; the weights are random.

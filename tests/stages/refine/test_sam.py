@@ -350,7 +350,7 @@ def refined(stage: SpatiallyAdaptive, images: Tensor, ws: Tensor) -> Refinement:
 
 
 def test_the_picture_comes_closer_and_unassigned_features_stay(build: Build) -> None:
-    stage = build(steps=20, measured_threshold=0.4)
+    stage = build(steps=12, rate=2e-3, measured_threshold=0.4)
     images, ws = photographs(stage.generator, 1)
     result = refined(stage, images, ws)
     with torch.no_grad():
