@@ -31,7 +31,6 @@ from dhr_batch.stages.networks import deeplab
 from dhr_batch.stages.networks.face_parts import CLASSES, FACE_CLASSES, INDEX
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator, Place
 from dhr_batch.stages.networks.parsing import Parser
-from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine.base import LossRefiner, Refinement
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
@@ -237,7 +236,6 @@ class SpatiallyAdaptive(LossRefiner):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        self.perceptual: Perceptual
         self.parser: Parser = context.network("parser", self.options.parser)
         if self.options.invertibility == "predictor":
             self.predictor = deeplab.invertibility(context)

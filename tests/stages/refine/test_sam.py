@@ -24,8 +24,10 @@ from dhr_batch.stages.refine.sam import ORDER, SIZES, SpatiallyAdaptive
 LEVELS = ("F4", "F6", "F8", "F10")
 
 
-def filled(net: Any) -> Any:
-    """A generator with random weights and about unit variance in each layer, in float64."""
+@pytest.fixture(scope="module")
+def narrow() -> StyleGAN2:
+    """A generator of 256 px with random weights and eight channels, in float64, with all levels."""
+    net = StyleGAN2((8,) * 7)
     draw = torch.Generator().manual_seed(0)
     for name in net.weight_names():
         weight = net.weight(name)
@@ -33,19 +35,10 @@ def filled(net: Any) -> Any:
             weight.fill_(1.0)
         elif weight.ndim > 1:
             gain = weight.shape[1] ** -0.5 if name.startswith("mapping.") else 1.0
-            gain = 0.01 if "modulation" in name else gain
             weight.copy_(torch.randn(weight.shape, generator=draw) * gain)
+    for i in range(6):
+        net.weight(f"to_rgbs.{i}.weight").mul_(0.2)
     return net.double().eval()
-
-
-@pytest.fixture(scope="module")
-def narrow() -> MobileStyleGAN:
-    """The generator of 256 px with eight channels in each layer. It has all levels."""
-    net = filled(MobileStyleGAN((8,) * 6, feature_block=3))
-    with torch.no_grad():
-        scale = 0.5 / net.synthesize(net.broadcast(net.map(torch.ones(1, 512).double()))).std()
-        net.weight("to_img.weight").mul_(scale)
-    return net
 
 
 class Halves:
@@ -66,12 +59,12 @@ Build = Callable[..., SpatiallyAdaptive]
 
 
 @pytest.fixture(scope="module")
-def prior(narrow: MobileStyleGAN) -> sam.CodePrior:
+def prior(narrow: StyleGAN2) -> sam.CodePrior:
     return sam.CodePrior(narrow)
 
 
 @pytest.fixture
-def build(narrow: MobileStyleGAN, prior: sam.CodePrior, monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(narrow: StyleGAN2, prior: sam.CodePrior, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Maker of a refiner of the narrow generator with that parser. They share their prior."""
     monkeypatch.setattr(sam, "CodePrior", lambda net: prior)
 
@@ -250,7 +243,7 @@ def reference_prior(net: Any, rows: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def test_the_prior_is_a_mahalanobis_distance(narrow: MobileStyleGAN, prior: sam.CodePrior) -> None:
+def test_the_prior_is_a_mahalanobis_distance(narrow: StyleGAN2, prior: sam.CodePrior) -> None:
     _, ws = photographs(narrow, 2)
     found = prior(ws[:, narrow.live_rows])
     wanted = [reference_prior(narrow, rows.numpy()) for rows in ws[:, narrow.live_rows]]
@@ -349,18 +342,22 @@ def refined(stage: SpatiallyAdaptive, images: Tensor, ws: Tensor) -> Refinement:
     return stage.refine(images, ws, torch.ones(len(images), 1, *images.shape[2:]))
 
 
+@torch.no_grad()
+def distance(stage: SpatiallyAdaptive, image: Tensor, images: Tensor) -> float:
+    target = stage.perceptual.features(images)
+    return float(stage.perceptual.distance(image, target) + (image - images).square().mean())
+
+
 def test_the_picture_comes_closer_and_unassigned_features_stay(build: Build) -> None:
-    stage = build(steps=12, rate=2e-3, measured_threshold=0.4)
+    stage = build(steps=6, rate=0.02)
     images, ws = photographs(stage.generator, 1)
     result = refined(stage, images, ws)
     with torch.no_grad():
-        before = (stage.generator.synthesize(ws) - images).square().mean()
-        image = stage.render(ws, result, torch.ones(1, 1, 256, 256))
-    assert (image - images).square().mean() < 0.8 * before
+        before = stage.generator.synthesize(ws)
+        after = stage.render(ws, result, torch.ones(1, 1, 256, 256))
+    assert distance(stage, after, images) < 0.95 * distance(stage, before, images)
     assert result.delta == {}
     assert result.feature is None
-    dead = sorted(set(range(stage.generator.num_ws)) - set(stage.generator.live_rows))
-    assert not result.state["code"][:, dead].any()
     assert any(result.state[n].any() for n in LEVELS)
     for n in LEVELS:
         outside = result.state[f"mask.{n}"] == 0
@@ -368,10 +365,10 @@ def test_the_picture_comes_closer_and_unassigned_features_stay(build: Build) -> 
 
 
 def test_images_do_not_depend_on_batch_mates(build: Build) -> None:
-    stage = build(steps=4, measured_threshold=0.4)
-    images, ws = photographs(stage.generator, 3)
+    stage = build(steps=3)
+    images, ws = photographs(stage.generator, 2)
     together = refined(stage, images, ws)
-    for i in range(3):
+    for i in range(2):
         alone = refined(stage, images[i : i + 1], ws[i : i + 1])
         assert alone.state.keys() == together.state.keys()
         for name, value in alone.state.items():
@@ -380,28 +377,20 @@ def test_images_do_not_depend_on_batch_mates(build: Build) -> None:
             )
 
 
-def with_binary_masks(result: Refinement) -> Refinement:
-    """The refinement with masks of 0 and 1, and offsets only where they are 1."""
-    state = dict(result.state)
-    for n in LEVELS:
-        state[f"mask.{n}"] = (state[f"mask.{n}"] > 0.5).float()
-        state[n] = state[n] * state[f"mask.{n}"].half()
-    return Refinement({}, state=state)
-
-
 @pytest.fixture
 def edited(build: Build) -> tuple[SpatiallyAdaptive, Tensor, Tensor, Refinement]:
-    """A refiner, codes of two images, the same moved, and their refinement."""
-    stage = build(steps=5)
-    images, ws = photographs(stage.generator, 2)
-    quarters = {n: torch.zeros(2, 1, s, s).double() for n, s in SIZES.items()}
+    """A refiner, codes of two images, the same moved, and a refinement with masks of 0 and 1."""
+    stage, draw = build(), torch.Generator().manual_seed(3)
+    _, ws = photographs(stage.generator, 2)
+    state = {"code": 0.1 * torch.randn(ws.shape, generator=draw)}
     for i, n in enumerate(LEVELS):
         size = SIZES[n]
-        quarters[n][..., i * size // 4 : (i + 1) * size // 4, : size // 2] = 1
-    stage.masks = lambda *_: quarters
-    draw = torch.Generator().manual_seed(3)
+        mask = torch.zeros(2, 1, size, size)
+        mask[..., i * size // 4 : (i + 1) * size // 4, : size // 2] = 1
+        state[n] = (mask * torch.randn(2, 8, size, size, generator=draw)).half()
+        state[f"mask.{n}"] = mask
     moved = ws + torch.randn(1, 1, 512, generator=draw).double()
-    return stage, ws, moved, refined(stage, images, ws)
+    return stage, ws, moved, Refinement(state=state)
 
 
 @torch.no_grad()
@@ -453,6 +442,6 @@ def test_assigned_features_stay_and_others_follow_the_edit(edited: Any) -> None:
 def test_an_edit_of_styles_is_rendered(edited: Any) -> None:
     stage, ws, _, result = edited
     masks = torch.ones(2, 1, 256, 256)
-    offset = {"layers.2.conv2.style": torch.ones(2, 8).double()}
+    offset = {"convs.5.style": torch.ones(2, 8).double()}
     plain = stage.render_edit(ws, ws, result, masks)
     assert (stage.render_edit(ws, ws, result, masks, offset) - plain).abs().max() > 0.01
