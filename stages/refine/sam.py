@@ -14,6 +14,7 @@ An edit moves w and keeps the features of the unedited pass where a level is ass
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,8 +41,6 @@ ORDER = ("F10", "F8", "F6", "F4", CODE)
 SIZES = {"F4": 16, "F6": 32, "F8": 64, "F10": 128}
 # Sides at which pictures are compared, and errors of the embedding measured.
 COMPARED = 256
-# Share of the error in W+ that is left by an inversion in each level, for errors that are measured.
-SHARES = {CODE: 1.0, "F4": 0.8, "F6": 0.6, "F8": 0.4, "F10": 0.2}
 _SLOPE, _SAMPLES = 5.0, 5000
 
 
@@ -186,9 +185,10 @@ def row_distances(rows: Tensor) -> Tensor:
 class SpatiallyAdaptive(LossRefiner):
     """`sam`: refine the code and features of four sizes, each where it is assigned.
 
-    The masks of the pipeline are not used. The assignment comes from a parser and an error map of
-    each level. With `invertibility=predictor` a trained network predicts these; `measured` takes
-    the error of the embedding, times the share of it that each level leaves (`SHARES`).
+    The masks of the pipeline are not used. The assignment comes from a parser and error maps. With
+    `invertibility=predictor` a trained network predicts the error that each level would leave;
+    `measured` takes the error of the embedding instead, with a threshold for each level: the worse
+    the code represents a segment, the finer its level.
     """
 
     class Options(StageOptions):
@@ -206,8 +206,10 @@ class SpatiallyAdaptive(LossRefiner):
         threshold: float = Field(
             0.225, gt=0, description="with `predictor`, largest error of a segment in a level"
         )
-        measured_threshold: float = Field(
-            0.02, gt=0, description="with `measured`, the same in units of `perceptual`"
+        measured_thresholds: tuple[float, float, float, float] = Field(
+            (0.12, 0.16, 0.2, 0.25),
+            description="with `measured`, largest error of a segment in W+, F4, F6 and F8, in "
+            "units of `perceptual`; a larger one is for F10",
         )
         steps: int = Field(1001, ge=0, description="optimisation steps")
         rate: float = Field(0.05, gt=0, description="largest Adam learning rate")
@@ -271,9 +273,10 @@ class SpatiallyAdaptive(LossRefiner):
     @torch.no_grad()
     def masks(self, images: Tensor, ws: Tensor) -> dict[str, Tensor]:
         """Return the soft mask of each feature level, [B, 1, s, s], from images and their codes."""
-        predicted = self.options.invertibility == "predictor"
-        errors = self._predicted(images) if predicted else self._measured(images, ws)
-        threshold = self.options.threshold if predicted else self.options.measured_threshold
+        if self.options.invertibility == "predictor":
+            errors, threshold = self._predicted(images), self.options.threshold
+        else:
+            errors, threshold = self._measured(images, ws), 1.0
         found: dict[str, list[np.ndarray]] = {level: [] for level in self.places}
         for maps, image in zip(errors, tensor_to_images(images), strict=True):
             parts = segments(self.parser.parse(image), image.shape[:2], self.form.fused)
@@ -289,13 +292,17 @@ class SpatiallyAdaptive(LossRefiner):
         return [{n: m[n][0, 0].cpu().numpy() for n in levels} for m in maps]
 
     def _measured(self, images: Tensor, ws: Tensor) -> list[dict[str, np.ndarray]]:
+        """Return the error of the embedding in units of each level's threshold, [R, R]."""
         render = downsample(self.generator.synthesize(ws), COMPARED).clamp(-1, 1)
         target = self.perceptual.features(downsample(images, COMPARED))
         layers = self.perceptual.maps(render, target)
         size = images.shape[2:]
-        error = sum(F.interpolate(m.float(), size, mode="bilinear") for m in layers)
-        assert isinstance(error, Tensor)
-        return [{n: SHARES[n] * e for n in [CODE, *self.places]} for e in error[:, 0].cpu().numpy()]
+        error = torch.stack([F.interpolate(m, size, mode="bilinear")[:, 0] for m in layers]).sum(0)
+        limits = dict(
+            zip(reversed(ORDER), (*self.options.measured_thresholds, math.inf), strict=True)
+        )
+        levels = [CODE, *self.places]
+        return [{n: e / limits[n] for n in levels} for e in error.float().cpu().numpy()]
 
     def _loss(self, images: Tensor) -> Callable[..., Tensor]:
         """Return the loss of each image, [B], as a function of a render and what is refined."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,20 +169,34 @@ def test_masks_are_resized_by_lanczos_and_clipped() -> None:
 
 
 def test_measured_errors_are_the_perceptual_map_of_the_embedding(build: Build) -> None:
-    stage = build()
+    stage = build(measured_thresholds=(0.1, 0.2, 0.4, 0.8))
     images, ws = photographs(stage.generator, 1)
     (maps,) = stage._measured(images, ws)
     with torch.no_grad():
         layers = stage.perceptual.maps(
             stage.generator.synthesize(ws).clamp(-1, 1), stage.perceptual.features(images)
         )
-    total = sum(F.interpolate(m, size=(256, 256), mode="bilinear") for m in layers)
-    np.testing.assert_allclose(maps["W+"], total[0, 0].numpy(), rtol=1e-5)
-    assert [round(float((maps[n] / maps["W+"]).mean()), 6) for n in LEVELS] == [
-        sam.SHARES[n] for n in LEVELS
-    ]
-    # A coarser level never seems better than a finer one.
-    assert list(sam.SHARES.values()) == sorted(sam.SHARES.values(), reverse=True)
+    total = sum(F.interpolate(m, size=(256, 256), mode="bilinear") for m in layers)[0, 0].numpy()
+    for n, limit in zip(("W+", "F4", "F6", "F8"), (0.1, 0.2, 0.4, 0.8), strict=True):
+        np.testing.assert_allclose(maps[n], total / limit, rtol=1e-5)
+    assert (maps["F10"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [(0.1, "W+"), (0.11, "F4"), (0.2, "F4"), (0.3, "F6"), (0.7, "F8"), (0.9, "F10"), (9, "F10")],
+)
+def test_the_worse_the_code_the_finer_is_the_level(build: Build, error: float, level: str) -> None:
+    stage = build(measured_thresholds=(0.1, 0.2, 0.4, 0.8))
+    images, ws = photographs(stage.generator, 1)
+    # A distance whose map of two cells adds up to the error everywhere.
+    stage.perceptual = SimpleNamespace(
+        features=lambda x: [],
+        maps=lambda x, target: [torch.full((1, 1, 2, 2), error / 2 - 1e-9).double()] * 2,
+    )
+    masks = stage.masks(images, ws)
+    assert {n: bool(m.all()) for n, m in masks.items()} == {n: n == level for n in LEVELS}
+    assert level == "W+" or not any(m.any() for n, m in masks.items() if n != level)
 
 
 def test_a_trained_predictor_assigns_the_segments(build: Build) -> None:
