@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet101
+from torchvision.models import ResNet, resnet101
 from torchvision.models.resnet import Bottleneck
 
 from dhr_batch.stages.networks import weight_files
@@ -40,7 +40,7 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
 
 
-def _backbone() -> nn.Module:
+def _backbone() -> ResNet:
     """Return a ResNet-101 of stride 16, whose `fc` is left out."""
     net = resnet101(weights=None, replace_stride_with_dilation=[False, False, True])
     del net.fc

@@ -6,7 +6,7 @@ feature level F4, F6, F8 or F10 (16, 32, 64, 128 px), by the error that an inver
 leave. With the masks m_F of the levels, offsets dF of their features h_F and the code w,
 
     h_F <- h_F + m_F dF
-    minimise over w and all dF:  mse(y, x) + lpips(y, x) + priors of w + 5 sum_F mean(dF^2)
+    minimise over w and all dF:  mse(y, x) + lpips(y, x) + priors(w) + 5 sum_F mean(dF^2)
 
 An edit moves w and keeps the features of the unedited pass where a level is assigned:
 ``h_F <- (1 - m_F) h_F + m_F h_F(w)``. docs/decisions.md says what differs from the published code.
@@ -79,11 +79,10 @@ def places(generator: Generator, form: Form) -> dict[str, Place]:
     Raises:
         ValueError: The generator has none of the levels.
     """
-    found = {level: (SIZES[level], form.tap) for level in form.levels}
-    found = {
-        level: place
-        for level, place in found.items()
-        if place in generator.places and place[0] < generator.resolution
+    found: dict[str, Place] = {
+        level: (SIZES[level], form.tap)
+        for level in form.levels
+        if (SIZES[level], form.tap) in generator.places and SIZES[level] < generator.resolution
     }
     if not found:
         raise ValueError(
@@ -215,7 +214,9 @@ class SpatiallyAdaptive(LossRefiner):
         rate: float = Field(0.05, gt=0, description="largest Adam learning rate")
         parser: str = "landmarks"
         perceptual: str = "st_lpips_alex"
-        perceptual_weight: float = Field(1.0, ge=0, description="weight of the perceptual distance")
+        perceptual_weight: float = Field(
+            5.0, ge=0, description="weight of the perceptual distance; 1 is published, for lpips_vgg"
+        )
         pixel_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
         feature_weight: float = Field(
             5.0, ge=0, description="weight of the mean squares of the offsets of features"
