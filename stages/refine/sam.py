@@ -206,7 +206,7 @@ class SpatiallyAdaptive(LossRefiner):
             0.225, gt=0, description="with `predictor`, largest error of a segment in a level"
         )
         measured_thresholds: tuple[float, float, float, float] = Field(
-            (0.12, 0.16, 0.2, 0.25),
+            (0.16, 0.19, 0.23, 0.28),
             description="with `measured`, largest error of a segment in W+, F4, F6 and F8, in "
             "units of `perceptual`; a larger one is for F10",
         )
