@@ -206,7 +206,7 @@ class SpatiallyAdaptive(LossRefiner):
             0.225, gt=0, description="with `predictor`, largest error of a segment in a level"
         )
         measured_thresholds: tuple[float, float, float, float] = Field(
-            (0.16, 0.19, 0.23, 0.28),
+            (0.16, 0.18, 0.2, 0.23),
             description="with `measured`, largest error of a segment in W+, F4, F6 and F8, in "
             "units of `perceptual`; a larger one is for F10",
         )
@@ -215,7 +215,7 @@ class SpatiallyAdaptive(LossRefiner):
         parser: str = "landmarks"
         perceptual: str = "st_lpips_alex"
         perceptual_weight: float = Field(
-            5.0, ge=0, description="weight of the perceptual distance; 1 is published, for lpips_vgg"
+            5.0, ge=0, description="weight of the perceptual distance; published: 1 (lpips_vgg)"
         )
         pixel_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
         feature_weight: float = Field(
