@@ -33,6 +33,7 @@ from dhr_batch.stages.networks.face_parts import CLASSES, FACE_CLASSES, INDEX
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator, Place
 from dhr_batch.stages.networks.parsing import Parser
 from dhr_batch.stages.refine.base import LossRefiner, Refinement
+from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
 
 CODE = "W+"
@@ -77,7 +78,7 @@ def places(generator: Generator, form: Form) -> dict[str, Place]:
     as large as the picture does not count, since no image layer of StyleGAN2 follows it.
 
     Raises:
-        ValueError: The generator has none of the levels.
+        InvalidInput: The generator has none of the levels.
     """
     found: dict[str, Place] = {
         level: (SIZES[level], form.tap)
@@ -85,9 +86,10 @@ def places(generator: Generator, form: Form) -> dict[str, Place]:
         if (SIZES[level], form.tap) in generator.places and SIZES[level] < generator.resolution
     }
     if not found:
-        raise ValueError(
+        raise InvalidInput(
             f"a generator of {generator.resolution} px has no features of "
-            f"{SIZES[form.levels[0]]} px or more, which SAM needs; choose a larger generator"
+            f"{SIZES[form.levels[0]]} px or more before its last layer, which SAM needs",
+            "choose a larger generator",
         )
     return found
 

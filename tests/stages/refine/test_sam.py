@@ -21,6 +21,7 @@ from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import sam
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.sam import ORDER, SIZES, SpatiallyAdaptive
+from dhr_batch.stages.registry import InvalidInput
 
 LEVELS = ("F4", "F6", "F8", "F10")
 
@@ -238,7 +239,7 @@ def test_levels_that_a_generator_lacks_are_left_out(build: Build) -> None:
     # Behind features as large as the picture no image layer of StyleGAN2 follows.
     assert list(sam.places(StyleGAN2((8,) * 6), sam.FORMS["official"])) == ["F4", "F6", "F8"]
     small = MobileStyleGAN((8, 8), feature_block=0, num_ws=4)
-    with pytest.raises(ValueError, match=r"generator of 16 px has no features of 16 px"):
+    with pytest.raises(InvalidInput, match=r"generator of 16 px has no features of 16 px.*larger"):
         sam.places(small, sam.FORMS["official"])
 
 
