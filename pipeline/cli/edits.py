@@ -12,7 +12,7 @@ import click
 
 from dhr_batch.pipeline.cli.sweep import sweep
 from dhr_batch.stages import registry
-from dhr_batch.stages.edit.direction_files import describe_set, sets_folder, shipped
+from dhr_batch.stages.edit.direction_files import describe_set, sets_folder, shipped, shipped_edits
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -77,14 +77,18 @@ edits.add_command(sweep)
 @edits.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def list_directions(as_json: bool) -> None:
-    """List the shipped directions."""
-    files = shipped()
+    """List the shipped directions and other edits."""
+    files, others = shipped(), shipped_edits()
     rows = {name: describe_set(file)["directions"][name] for name, file in files.items()}
+    settings = {name: describe_set(file)["edits"][name] for name, file in others.items()}
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps(rows | settings, indent=1))
         return
     for name, about in rows.items():
         click.echo(f"{name:14s} strength 1 = {about['unit']}  ({files[name].name})")
+    for name, edit in settings.items():
+        text = ", ".join(f"{key} {value}" for key, value in edit.items())
+        click.echo(f"{name:14s} {text}  ({others[name].name})")
 
 
 @edits.command("fit")

@@ -10,6 +10,7 @@ from importlib import metadata
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
@@ -126,15 +127,24 @@ def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]
 def digests(config: Config) -> dict[str, str]:
     """Return the start of the sha256 of each direction that the edits use.
 
+    An edit that needs a model that is missing is left out; workers cannot start without it.
+
     Raises:
         Refused: If a direction cannot be used.
     """
-    used = config.edit.get("edits", ()) if "edit" in config.stages else ()
-    names = [edit["direction"] for edit in used]
-    try:
-        return {name: direction_files.resolve(name).sha256[:16] for name in names}
-    except direction_files.DirectionError as error:
-        raise Refused("edit.edits", error.reason, error.way_out) from error
+    if "edit" not in config.stages:
+        return {}
+    stage = registry.lookup("edit", config.edit["name"])
+    found = {}
+    for edit in getattr(stage.Options(**config.edit), "edits", ()):
+        try:
+            found[edit.title] = edit.load(catalogue.path).sha256[:16]
+        except direction_files.DirectionError as error:
+            raise Refused("edit.edits", error.reason, error.way_out) from error
+        except catalogue.ModelMissing:
+            # A plan may be shown before its models are there.
+            continue
+    return found
 
 
 def check_stages(config: Config) -> None:

@@ -124,6 +124,11 @@ def _read_torch(path: Path, key: str) -> Any:
     import torch
 
     value = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(value, dict) and "comp" in value:
+        raise DirectionError(
+            f"{path}: the file holds principal components",
+            f"choose one as {{ganspace: {path}, component: 54, rows: [7, 8], strengths: [20]}}",
+        )
     if not isinstance(value, torch.Tensor):
         raise DirectionError(
             f"{path}: the file holds a {type(value).__name__}",
@@ -174,26 +179,72 @@ def sets_folder() -> Path:
 
 
 def describe_set(file: Path) -> dict[str, Any]:
-    """Return the content of the YAML file of a set.
+    """Return the content of the YAML file of a set: `directions` in an .npz file, or `edits`.
 
     Raises:
         DirectionError: The file does not describe a set.
     """
     data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or not isinstance(data.get("directions"), dict):
-        raise DirectionError(f"{file}: not a set of directions, because 'directions' is missing")
+    if not isinstance(data, dict) or not any(
+        isinstance(data.get(key), dict) for key in ("directions", "edits")
+    ):
+        raise DirectionError(
+            f"{file}: not a set of directions, because 'directions' or 'edits' is missing"
+        )
     return data
 
 
 def shipped() -> dict[str, Path]:
     """Return the name of every shipped direction with the YAML file that describes it."""
+    return _named("directions")
+
+
+def shipped_edits() -> dict[str, Path]:
+    """Return the name of every other shipped edit with the YAML file that has its settings."""
+    return _named("edits")
+
+
+def _named(key: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(sets_folder().glob("*.yaml")):
-        for name in describe_set(file)["directions"]:
+        for name in describe_set(file).get(key, ()):
             if name in found:
                 raise DirectionError(f"{file}: direction {name!r} is also in {found[name]}")
             found[name] = file
     return found
+
+
+def settings_of(choice: str) -> dict[str, Any] | None:
+    """Return the settings of a shipped edit, or those in a YAML file, with a label.
+
+    Args:
+        choice: A name, or a .yaml file with the settings of one edit.
+
+    Returns:
+        The settings, or None if the choice is neither.
+
+    Raises:
+        DirectionError: The file does not exist or has no settings.
+    """
+    file = Path(choice).expanduser()
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        found = shipped_edits()
+        return (
+            {"label": choice} | describe_set(found[choice])["edits"][choice]
+            if choice in found
+            else None
+        )
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DirectionError(
+            f"{choice}: it cannot be read as settings of an edit: {error}"
+        ) from error
+    if not isinstance(settings, dict):
+        raise DirectionError(
+            f"{choice}: it has no settings of an edit", "write for example `direction: smile`"
+        )
+    return {"label": file.stem} | settings
 
 
 def read_shipped(name: str, file: Path) -> Direction:
@@ -225,10 +276,11 @@ def resolve(choice: str) -> Direction:
         return read_shipped(choice, available[choice])
     if "/" in choice or "\\" in choice or ".npz#" in choice or Path(choice).suffix in READERS:
         return read(choice)
-    close = difflib.get_close_matches(choice, available, 1)
+    names = sorted([*available, *shipped_edits()])
+    close = difflib.get_close_matches(choice, names, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise DirectionError(
         f"unknown direction {choice!r}{hint}",
-        f"choose from: {', '.join(sorted(available)) or '(none shipped)'}; "
+        f"choose from: {', '.join(names) or '(none shipped)'}; "
         f"or give a file ({', '.join(READERS)})",
     )

@@ -1,72 +1,66 @@
-"""Editing: move the latent along directions, with a fixed refined generator and mask."""
+"""Editing: move the latent of each image, with a fixed refined generator and mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOptions, required
-from dhr_batch.stages.edit.direction_files import Direction, DirectionError, resolve
-from dhr_batch.stages.edit.formulas import interfacegan
+from dhr_batch.stages.edit.base import EditOptions, Move, Styles
+from dhr_batch.stages.edit.direction_files import DirectionError, settings_of
+from dhr_batch.stages.edit.ganspace import GanspaceOptions
+from dhr_batch.stages.edit.vectors import DirectionOptions
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
 from dhr_batch.stages.tensors import tensor_to_images
 
+# All kinds of edits. The settings of an edit name exactly one of them.
+KINDS: dict[str, type[EditOptions]] = {
+    options.kind: options for options in (DirectionOptions, GanspaceOptions)
+}
 
-class EditOptions(BaseModel):
-    """Settings of one edit.
 
-    Attributes:
-        direction: A shipped name or a file.
-        strengths: Multiples of the direction.
-        label: Name of the edit in tables and files; by default that of the direction.
+def _kind(value: Any) -> str | None:
+    """Return the kind of an edit: the only one of `KINDS` that is among its settings."""
+    if isinstance(value, EditOptions):
+        return value.kind
+    found = [kind for kind in KINDS if isinstance(value, dict) and kind in value]
+    return found[0] if len(found) == 1 else None
+
+
+def _settings(value: Any) -> Any:
+    """Replace a shipped edit or a YAML file, given as `direction`, by the settings it stands for.
+
+    A stored configuration then says what the edit is.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    direction: str
-    strengths: tuple[FiniteFloat, ...] = Field(default=(-2.0, -1.0, 1.0, 2.0), min_length=1)
-    label: str = ""
-
-    @field_validator("strengths")
-    @classmethod
-    def _distinct(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        # The metrics table names an edit by its strength as printed, in which -0 is 0.
-        if len({f"{strength + 0.0:g}" for strength in strengths}) != len(strengths):
-            raise ValueError(
-                f"strengths must differ in their first six digits, which name the edits in tables: "
-                f"{list(strengths)}"
-            )
-        return strengths
+    name = value.get("direction") if isinstance(value, dict) else None
+    found = settings_of(name) if isinstance(name, str) else None
+    return value if found is None else found | {k: v for k, v in value.items() if k != "direction"}
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One render to make.
-
-    Attributes:
-        name, sha256: Name of the edit and checksum of its direction.
-        direction: The direction for every row of the generator, [num_ws, 512].
-        strength: How far to go along it.
-    """
-
-    name: str
-    sha256: str
-    direction: Tensor
-    strength: float
+AnyEdit = Annotated[
+    Annotated[DirectionOptions, Tag(DirectionOptions.kind)]
+    | Annotated[GanspaceOptions, Tag(GanspaceOptions.kind)],
+    Discriminator(
+        _kind,
+        custom_error_type="kind_of_edit",
+        custom_error_message=f"an edit needs exactly one of: {', '.join(KINDS)}",
+    ),
+    BeforeValidator(_settings),
+]
 
 
 class Directions(Stage):
-    """`directions`: ``w' = w + strength * direction``, rendered with the refinement of the image.
+    """`directions`: edits of the code of each image, rendered with the refinement of the image.
 
     How the refinement meets the edited code is a matter of the refiner (`Refiner.render_edit`).
-    Strength 0 returns the refined image.
+    Strength 0 returns the refined image, except in edits whose strength is a target.
     """
 
     family = "edit"
@@ -82,31 +76,34 @@ class Directions(Stage):
         """
 
         name: str = "directions"
-        edits: tuple[EditOptions, ...] = (EditOptions(direction="smile"),)
+        edits: tuple[AnyEdit, ...] = (DirectionOptions(direction="smile"),)
         batch: int = Field(default=8, ge=1)
 
+    def models(self, aligned: bool) -> set[str]:
+        return super().models(aligned).union(*(edit.models() for edit in self.options.edits))
+
     def setup(self, context: Context) -> None:
-        """Resolve every direction.
+        """Load every edit.
 
         Raises:
-            DirectionError: A direction is unknown, or the generator cannot use it.
+            DirectionError: An edit is unknown, or the generator cannot use it.
         """
         super().setup(context)
         self.generator: Generator = context.network("generator", context.generator)
         self.refiner: Refiner = context.refiner()
         self.moves: list[Move] = []
-        names: dict[str, str] = {}
+        titles: dict[str, str] = {}
         for options in self.options.edits:
-            direction = resolve(options.direction)
-            name = options.label or direction.name
-            if name in names:
+            edit = options.load(context.models)
+            name = options.label or edit.name
+            if name in titles:
                 raise DirectionError(
-                    f"edits {names[name]!r} and {options.direction!r} are both called {name!r}",
+                    f"edits {titles[name]!r} and {options.title!r} are both called {name!r}",
                     "give one of them a label",
                 )
-            names[name] = options.direction
-            rows = expand(self.generator, direction).to(context.device)
-            self.moves += [Move(name, direction.sha256, rows, s) for s in options.strengths]
+            titles[name] = options.title
+            edit.fit(self.generator)
+            self.moves += [Move(name, edit, strength) for strength in options.strengths]
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         return [replace(r, edits=tuple(self._edit(r))) for r in records]
@@ -115,19 +112,20 @@ class Directions(Stage):
     def _edit(self, record: Record) -> list[EditedImage]:
         device = self.context.device
         ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
-        codes = [interfacegan(ws, move.direction, move.strength)[0] for move in self.moves]
+        moved = [move.apply(ws) for move in self.moves]
         refinement, masks = Refinement.of(record, device), mask_of(record, device)
 
         images: dict[int, np.ndarray] = {}
-        todo = [i for i, move in enumerate(self.moves) if move.strength != 0]
+        todo = [i for i, move in enumerate(self.moves) if not move.unchanged]
         for first in range(0, len(todo), self.options.batch):
             chosen = todo[first : first + self.options.batch]
             count = len(chosen)
             rendered = self.refiner.render_edit(
                 ws.expand(count, -1, -1),
-                torch.stack([codes[i] for i in chosen]),
+                torch.cat([moved[i][0] for i in chosen]),
                 refinement.expand(count),
                 masks.expand(count, -1, -1, -1),
+                _joined([moved[i][1] for i in chosen]),
             )
             if not torch.isfinite(rendered).all():
                 raise ArithmeticError("an edited image is not finite; try smaller strengths")
@@ -136,23 +134,17 @@ class Directions(Stage):
             EditedImage(
                 move.name,
                 move.strength,
-                move.sha256,
-                codes[i].cpu().numpy(),
+                move.edit.sha256,
+                moved[i][0][0].cpu().numpy(),
                 images[i] if i in images else required(record.refined),
             )
             for i, move in enumerate(self.moves)
         ]
 
 
-def expand(generator: Generator, direction: Direction) -> Tensor:
-    """Return the direction for every row of the codes of a generator, [num_ws, 512], on the CPU.
-
-    Raises:
-        DirectionError: The rows of the direction do not fit the generator.
-    """
-    try:
-        return generator.expand_direction(torch.from_numpy(direction.array))
-    except ValueError as error:
-        raise DirectionError(
-            f"{direction.name} ({Path(direction.source).name}): {error}"
-        ) from error
+def _joined(offsets: Sequence[Styles]) -> dict[str, Tensor]:
+    """Join style offsets [1, C] of B edits to [B, C]; edits without one of a layer have 0."""
+    zeros = {name: torch.zeros_like(value) for part in offsets for name, value in part.items()}
+    return {
+        name: torch.cat([part.get(name, zero) for part in offsets]) for name, zero in zeros.items()
+    }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,14 +42,16 @@ def interfacegan(ws: Tensor, direction: Tensor, strength: float) -> Tensor:
     return ws + strength * direction
 
 
+def ganspace_coordinate(ws: Tensor, mean: Tensor, component: Tensor, std: float) -> Tensor:
+    """Return the coordinates ``(w_0 - mean) . v / std`` of codes along a component, [B].
+
+    The arguments are those of `ganspace`.
+    """
+    return (ws[:, 0] - mean.reshape(STYLE_WIDTH)) @ component.reshape(STYLE_WIDTH) / std
+
+
 def ganspace(
-    ws: Tensor,
-    mean: Tensor,
-    component: Tensor,
-    std: float,
-    start: int,
-    end: int,
-    strength: float,
+    ws: Tensor, mean: Tensor, component: Tensor, std: float, rows: Tensor, strength: float
 ) -> Tensor:
     """Set the coordinate of W+ codes along a principal component.
 
@@ -61,26 +63,12 @@ def ganspace(
         mean: Mean latent, [512].
         component: Principal component v of length 1, [512].
         std: Standard deviation of latents along v.
-        start, end: Rows `start` to `end` - 1 are changed.
+        rows: 1 for rows that are changed, else 0, [L, 1].
         strength: The new coordinate, in standard deviations from the mean.
-
-    Raises:
-        ValueError: The codes do not have these rows.
     """
-    if not 0 <= start < end <= ws.shape[1]:
-        raise ValueError(f"rows {start} to {end - 1} do not exist in codes of {ws.shape[1]} rows")
-    mean, component = mean.reshape(STYLE_WIDTH), component.reshape(STYLE_WIDTH)
-    present = (ws[:, 0] - mean) @ component / std
-    step = (strength - present)[:, None, None] * (std * component)
-    return _concatenate([ws[:, :start], ws[:, start:end] + step, ws[:, end:]])
-
-
-def _concatenate(parts: list[Any]) -> Any:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts, 1)
-    import torch
-
-    return torch.cat(parts, 1)
+    present = ganspace_coordinate(ws, mean, component, std)
+    step = (strength - present)[:, None, None] * (std * component.reshape(STYLE_WIDTH))
+    return ws + rows * step
 
 
 def orthogonalise(direction: np.ndarray, conditions: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dhr_batch.stages.base import Context, Record, required
-from dhr_batch.stages.edit.directions import Directions, EditOptions
+from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.refine.base import Refinement, mask_of
 from dhr_batch.stages.tensors import tensor_to_images
 
@@ -31,10 +31,11 @@ class Rerender:
         strengths: dict[str, dict[float, None]] = {}
         for direction, strength in edits:
             strengths.setdefault(direction, {})[strength] = None
-        options = [EditOptions(direction=d, strengths=tuple(s)) for d, s in strengths.items()]
-        self.refined = not options or any(0 in option.strengths for option in options)
-        self.directions = Directions(Directions.Options(edits=tuple(options)))
+        chosen = [{"direction": d, "strengths": list(s)} for d, s in strengths.items()]
+        self.directions = Directions(Directions.Options.model_validate({"edits": chosen}))
         self.directions.setup(context)
+        moves = self.directions.moves
+        self.refined = not moves or any(move.unchanged for move in moves)
 
     def __call__(self, record: Record) -> Record:
         """Return the record with `edits` and, if requested, `refined`; one forward pass each.

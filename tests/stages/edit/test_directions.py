@@ -176,7 +176,7 @@ def test_directions_that_do_not_fit_the_generator_are_refused(context, tmp_path)
 def test_stylegan2_rows_are_accepted(context, generator, tmp_path):
     np.save(tmp_path / "sg2.npy", np.ones((1, 18, 512), np.float32))
     edits = stage(context, {"direction": str(tmp_path / "sg2.npy"), "strengths": (1,)})
-    assert edits.moves[0].direction.shape == (generator.num_ws, 512)
+    assert edits.moves[0].edit.rows.shape == (generator.num_ws, 512)
 
 
 def test_one_name_for_two_edits_is_refused(context, direction):

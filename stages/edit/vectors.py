@@ -1,0 +1,52 @@
+"""Edits along a direction in W or W+: ``w' = w + strength * direction``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
+from dhr_batch.stages.edit.direction_files import Direction, DirectionError, resolve
+from dhr_batch.stages.edit.formulas import interfacegan
+from dhr_batch.stages.networks.generator import Generator
+
+
+class DirectionOptions(EditOptions):
+    """Settings of an edit along a direction.
+
+    Attributes:
+        direction: A shipped name or a file. `Directions` replaces names of other shipped edits, and
+            YAML files, by their settings.
+        strengths: Multiples of the direction.
+    """
+
+    kind: ClassVar[str] = "direction"
+    direction: str
+
+    def load(self, models: Callable[[str], Path]) -> Edit:
+        return Vector(resolve(self.direction))
+
+
+class Vector(Edit):
+    """InterFaceGAN's edit, for any direction."""
+
+    def __init__(self, direction: Direction) -> None:
+        self.direction = direction
+        self.name, self.sha256 = direction.name, direction.sha256
+
+    def fit(self, generator: Generator) -> None:
+        direction = self.direction
+        try:
+            rows = generator.expand_direction(torch.from_numpy(direction.array))
+        except ValueError as error:
+            raise DirectionError(
+                f"{direction.name} ({Path(direction.source).name}): {error}"
+            ) from error
+        self.rows = rows.to(generator.w_mean.device)
+
+    def apply(self, ws: Tensor, strength: float) -> tuple[Tensor, Styles]:
+        return interfacegan(ws, self.rows, strength), {}
