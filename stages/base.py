@@ -57,6 +57,9 @@ class EditedImage:
 EDIT_STAGE = "edit:"
 # Prefix of metrics against the ground truth of a synthetic picture.
 TRUTH = "truth_"
+# Prefix of a metric of the refined picture: the strength at which an edit would leave it unchanged.
+# Only edits have it whose strength is a target; for all others it is 0.
+START = "start_"
 
 
 def edit_stage(name: str, strength: float) -> str:

@@ -20,7 +20,7 @@ from dhr_batch.pipeline.stats import equal_effect, set_distances
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate, ratio
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
 from dhr_batch.pipeline.units import number
-from dhr_batch.stages.base import TRUTH
+from dhr_batch.stages.base import START, TRUTH
 from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
 
@@ -202,7 +202,7 @@ def _reconstruction(
         rows = compared.metrics(method)
         rows = rows[(rows["stage"] == "refined") & np.isfinite(rows["value"])]
         for metric, group in rows.groupby("metric", observed=True):
-            if not str(metric).startswith("score_"):
+            if not str(metric).startswith(("score_", START)):
                 own = dict(zip(group["image_id"], group["value"], strict=True))
                 found.setdefault(str(metric), {})[method.name] = own
     for metric in sorted(found, key=metric_names.metric_key):

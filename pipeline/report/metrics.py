@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from dhr_batch.stages.base import TRUTH, edit_of
+from dhr_batch.stages.base import START, TRUTH, edit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
 # Metrics of what an edit changes on purpose, and of what an occluder hides.
-NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded")
+NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded", START)
 TITLES = {
     "psnr": "PSNR [dB]",
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
@@ -56,6 +56,8 @@ def title(metric: str) -> str:
     base, size, part = split(metric)
     if metric.startswith("score_"):
         return f"Score: {metric.removeprefix('score_').replace('_', ' ')}"
+    if metric.startswith(START):
+        return f"Strength that changes nothing: {metric.removeprefix(START)}"
     if metric.startswith(TRUTH) and metric not in TITLES:
         return f"{title(metric.removeprefix(TRUTH))}, uncovered face"
     if base not in TITLES:

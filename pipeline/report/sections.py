@@ -149,7 +149,8 @@ def _edits(data: RunData) -> Section | None:
     what = f"{title(chosen)} to the source, {better(chosen)} is better"
     text = (
         f"The cost of an edit ({what}), plotted over its effect, the change of its own score "
-        "against the source. The numbers at the points are strengths; 0 is the refined picture. "
+        "against the source. The numbers at the points are strengths; the refined picture is at 0, "
+        "or where it lies on average if strengths are targets. "
         "Faint dots are single images.",
     )
     return Section("edits", "Identity against effect", text, plots, tables=[table])

@@ -7,6 +7,9 @@ the source photograph x0, ``e(s) = score(x_s) - score(x0)``, with `score_smile` 
 interpolation between the measured strengths, and costs such as the identity distance are
 interpolated there. Methods are compared on the images on which all of them reach the effect.
 
+The refined picture has strength 0. If strengths are targets (`stages.edit.ganspace`), it has the
+one that changes nothing, which differs between images and is in the metric `start_<edit>`.
+
 Scores have the units of `stages.face_scores`; `yaw` is in degrees.
 """
 
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
-from dhr_batch.stages.base import TRUTH, edit_of, edit_stage
+from dhr_batch.stages.base import START, TRUTH, edit_of, edit_stage
 from dhr_batch.stages.measure.face_scores import effect_score
 
 if TYPE_CHECKING:
@@ -75,29 +78,31 @@ class Curve:
     """One edit of one image at all its strengths.
 
     Attributes:
-        strengths: [S], increasing. Strength 0 is the refined picture and is always included.
+        strengths: [S], increasing. That of the refined picture is always included.
         effects: [S], the change of the score against the source.
         costs: [S] for each metric; nan if it was not measured for a picture.
+        start: The strength of the refined picture.
     """
 
     strengths: np.ndarray
     effects: np.ndarray
     costs: Mapping[str, np.ndarray]
+    start: float = 0.0
 
     def reach(self, sign: int) -> float:
-        """Return the largest effect in one direction, ``max(sign * e(s))`` over ``sign * s >= 0``.
+        """Return the largest effect in one direction, ``max(sign * e(s))``.
 
         It is negative if all these edits change the score in the opposite direction.
 
         Args:
-            sign: 1 for positive strengths, -1 for negative ones.
+            sign: 1 for strengths above the start, -1 for those below.
         """
         return float((sign * self.effects[self._branch(sign)]).max())
 
     def place(self, effect: float) -> float:
         """Return the fractional index into `strengths` at which an effect is reached.
 
-        The search goes from strength 0 outwards, so it finds the weakest edit with this effect. It
+        The search goes from the start outwards, so it finds the weakest edit with this effect. It
         uses the running maximum of the effect, so a decrease at larger strengths is ignored.
 
         Returns:
@@ -108,21 +113,21 @@ class Curve:
         return at(branch, crossing(sign * self.effects[branch], sign * effect))
 
     def spent(self, sign: int, cost: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a cost and the magnitude of the effect from strength 0 outwards.
+        """Return a cost and the magnitude of the effect from the start outwards.
 
-        The effect is the change against strength 0, not against the source.
+        The effect is the change against the refined picture, not against the source.
         """
         branch = self._branch(sign)
         return self.costs[cost][branch], np.abs(self.effects[branch] - self.effects[self._zero])
 
     def _branch(self, sign: int) -> np.ndarray:
-        """Return the indices of the strengths with this sign, from strength 0 outwards."""
+        """Return the indices of the strengths on one side, from the start outwards."""
         zero = self._zero
         return np.arange(zero, len(self.strengths)) if sign > 0 else np.arange(zero, -1, -1)
 
     @property
     def _zero(self) -> int:
-        return int(np.searchsorted(self.strengths, 0))
+        return int(np.searchsorted(self.strengths, self.start))
 
 
 def strengths_of(metrics: pd.DataFrame) -> dict[str, list[float]]:
@@ -133,6 +138,12 @@ def strengths_of(metrics: pd.DataFrame) -> dict[str, list[float]]:
             name, strength = edit
             found.setdefault(name, set()).add(strength)
     return {name: sorted(strengths) for name, strengths in found.items()}
+
+
+def starts(metrics: pd.DataFrame, edit: str) -> dict[str, float]:
+    """Return the strength of the refined picture by image id; empty if it is 0 for all."""
+    rows = metrics[metrics["metric"] == START + edit]
+    return dict(zip(rows["image_id"], rows["value"], strict=True))
 
 
 def curves(
@@ -151,7 +162,9 @@ def curves(
     """
     score, kept = score or effect_score(edit, set(metrics["metric"].unique())), list(costs)
     stages = {edit_stage(edit, s): s for s in strengths_of(metrics).get(edit, ())}
-    stages = {stage: s for stage, s in stages.items() if s != 0} | {"refined": 0.0}
+    unedited = starts(metrics, edit)
+    # Strength 0 is the refined picture, unless it is a target.
+    stages = {stage: s for stage, s in stages.items() if s != 0 or unedited} | {"refined": 0.0}
     rows = metrics[
         metrics["stage"].isin([*stages, "source"]) & metrics["metric"].isin([score, *kept])
     ]
@@ -161,8 +174,10 @@ def curves(
         values[image_id][stage, metric] = value
     found = {}
     for image_id, row in values.items():
-        scored = sorted((s, stage) for stage, s in stages.items() if (stage, score) in row)
-        if ("source", score) not in row or 0.0 not in [s for s, _ in scored] or len(scored) < 2:
+        start = unedited.get(image_id, 0.0)
+        own = stages | {"refined": start}
+        scored = sorted((s, stage) for stage, s in own.items() if (stage, score) in row)
+        if not {("source", score), ("refined", score)} <= row.keys() or len(scored) < 2:
             continue
         found[image_id] = Curve(
             np.array([s for s, _ in scored]),
@@ -171,6 +186,7 @@ def curves(
                 name: np.array([row.get((stage, name), math.nan) for _, stage in scored])
                 for name in kept
             },
+            start,
         )
     return found
 
@@ -222,12 +238,15 @@ class EqualEffect:
         return estimate(_by_image(pairs))
 
     def strength(self, method: str) -> Estimate:
-        """Return the mean magnitude of the strength at which a method reaches the effect."""
+        """Return the mean distance of strength from the start at which a method has the effect."""
         own = self.curves[method]
-        found = (
-            (m.image_id, at(own[m.image_id].strengths, m.places[method])) for m in self.matches
+        found = ((m, own[m.image_id]) for m in self.matches)
+        return estimate(
+            _by_image(
+                (m.image_id, abs(at(curve.strengths, m.places[method]) - curve.start))
+                for m, curve in found
+            )
         )
-        return estimate(_by_image((image_id, abs(value)) for image_id, value in found))
 
     def costs(self, metric: str) -> dict[str, dict[str, float]]:
         """Return a metric at the equal effect, by method and image id.
@@ -344,7 +363,9 @@ class Strength:
 
 
 def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
-    """Return the effect and costs of every edit at every strength. Strength 0 is no edit.
+    """Return the effect and costs of every edit at every strength, and of the refined picture.
+
+    The refined picture has the strength 0, or the mean of `starts`.
 
     Values that are not finite are left out. If the score of an edit was not measured, the estimate
     of its effect has n = 0.
@@ -361,8 +382,10 @@ def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
     empty: list[float] = []
     for edit, strengths in strengths_of(metrics).items():
         score = effect_score(edit, table.columns)
-        for strength in sorted({0.0, *strengths}):
-            stage = edit_stage(edit, strength) if strength else "refined"
+        unedited = list(starts(metrics, edit).values())
+        places = {s: edit_stage(edit, s) for s in strengths if s != 0 or unedited}
+        places[round(float(np.mean(unedited)), 3) if unedited else 0.0] = "refined"
+        for strength, stage in sorted(places.items()):
             rows = table.xs(stage, level="stage") if stage in stages else table.iloc[:0]
             effect = np.array(empty)
             if score in table and "source" in stages:

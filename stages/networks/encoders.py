@@ -44,7 +44,7 @@ class _SqueezeExcitation(nn.Module):
         return x * torch.sigmoid(gate)
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
     """IR-SE block, or IR without `excitation`; the side is divided by the stride."""
 
     def __init__(self, inp: int, out: int, stride: int, excitation: bool = True) -> None:
@@ -80,7 +80,7 @@ def body(units: Sequence[int], width: int, excitation: bool = True) -> nn.Sequen
     for stage, count in enumerate(units):
         for unit in range(count):
             out = width * 2**stage
-            blocks.append(_Bottleneck(last, out, 1 if unit else 2, excitation))
+            blocks.append(Bottleneck(last, out, 1 if unit else 2, excitation))
             last = out
     return nn.Sequential(*blocks)
 

@@ -11,6 +11,7 @@ import pytest
 from dhr_batch.pipeline.stats.bootstrap import estimate, ratio
 from dhr_batch.pipeline.stats.equal_effect import (
     Curve,
+    at,
     by_strength,
     costs_of,
     crossing,
@@ -244,6 +245,35 @@ def test_curves_and_strengths_are_read_from_the_metrics():
     assert [s.costs[IDENTITY].value for s in smile] == pytest.approx([0.2, 0.1, 0.3])
     (nothing, aged) = [s for s in by_strength(metrics, [IDENTITY]) if s.edit == "age"]
     assert (nothing.strength, aged.effect.n, aged.costs[IDENTITY].n) == (0, 0, 1)
+
+
+def test_the_refined_picture_lies_between_targets():
+    """Targets -2, 0 and 3 of a score that they set to themselves; the face is at 1 before."""
+    rows = [("i", "source", "score_x", 1.0), ("i", "refined", "score_x", 1.0)]
+    rows += [("i", f"edit:x:{s}", "score_x", float(s)) for s in (-2, 0, 3)]
+    rows += [("i", f"edit:x:{s}", IDENTITY, abs(s - 1.0)) for s in (-2, 0, 3)]
+    rows += [("i", "refined", IDENTITY, 0.0), ("i", "refined", "start_x", 1.0)]
+    metrics = table(*rows)
+    found = curves(metrics, "x", [IDENTITY])["i"]
+    np.testing.assert_array_equal(found.strengths, [-2, 0, 1, 3])
+    np.testing.assert_array_equal(found.effects, [-3, -1, 0, 2])
+    assert (found.reach(1), found.reach(-1)) == (2, 3)
+    assert at_effect(found, -2) == pytest.approx(-1)
+    assert at_effect(found, 1) == pytest.approx(2)
+    same = equal_effect({"a": {"i": found}, "b": {"i": found}})
+    assert same.strength("a").value == pytest.approx(2.5)
+    assert same.costs(IDENTITY)["a"]["i"] == pytest.approx(2.5)
+    listed = by_strength(metrics, [IDENTITY])
+    assert [(row.strength, row.effect.value) for row in listed] == [
+        (-2, -3),
+        (0, -1),
+        (1, 0),
+        (3, 2),
+    ]
+
+
+def at_effect(curve: Curve, effect: float) -> float:
+    return at(curve.strengths, curve.place(effect))
 
 
 @pytest.mark.parametrize(
