@@ -44,6 +44,7 @@ class EditedImage:
         latent: The edited code, float32 [L, 512].
         image: Its render, uint8 [R, R, 3].
         effect: Scores of the edited face by name.
+        start: The strength that changes nothing, if strengths are targets. Otherwise this is 0.
     """
 
     name: str
@@ -52,13 +53,13 @@ class EditedImage:
     latent: np.ndarray
     image: np.ndarray
     effect: dict[str, float] = field(default_factory=dict)
+    start: float | None = None
 
 
 EDIT_STAGE = "edit:"
 # Prefix of metrics against the ground truth of a synthetic picture.
 TRUTH = "truth_"
-# Prefix of a metric of the refined picture: the strength at which an edit would leave it unchanged.
-# Only edits have it whose strength is a target; for all others it is 0.
+# Prefix of `EditedImage.start` among the metrics of the refined picture.
 START = "start_"
 
 

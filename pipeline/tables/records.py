@@ -11,7 +11,7 @@ from PIL import Image
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import STATE, Row
-from dhr_batch.stages.base import EditedImage, Record
+from dhr_batch.stages.base import START, EditedImage, Record
 
 
 def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
@@ -45,6 +45,7 @@ def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
             row["direction_sha256"],
             np.array(row["latent"], np.float32),
             pictures["edit", row["edit"], row["strength"]],
+            start={p["key"]: p["value"] for p in row["effect"]}.get(START + row["edit"]),
         )
         for row in tables.get("edits", ())
     )

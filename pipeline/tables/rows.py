@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import EditedImage, Record
+from dhr_batch.stages.base import START, EditedImage, Record
 
 Row = dict[str, Any]
 # The kind of rows of the table `deltas` that are stored exactly.
@@ -155,7 +155,9 @@ def _edit_row(edit: EditedImage) -> Row:
         "strength": edit.strength,
         "direction_sha256": edit.direction_sha256,
         "latent": edit.latent,
-        "effect": _pairs(edit.effect),
+        "effect": _pairs(
+            edit.effect | ({} if edit.start is None else {START + edit.name: edit.start})
+        ),
     }
 
 

@@ -137,6 +137,7 @@ class Directions(Stage):
                 move.edit.sha256,
                 moved[i][0][0].cpu().numpy(),
                 images[i] if i in images else required(record.refined),
+                start=float(move.edit.start(ws)) if move.edit.absolute else None,
             )
             for i, move in enumerate(self.moves)
         ]

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import (
+    START,
     TRUTH,
     Context,
     Feature,
@@ -79,6 +80,7 @@ class Standard(Stage):
       suffixes ``_in`` and ``_out``, its in-domain and out-of-domain part. They compare at `size`
       px; reconstructions of larger pictures also at full size, such as ``psnr_1024_in``.
     - ``change_in`` and ``change_out`` compare an edit with the refined picture.
+    - ``start_<edit>`` of the refined picture is `EditedImage.start`, if strengths are targets.
     - ``score_<name>`` (`face_scores.Scorer`) exists for the stage ``source`` as well. The scores of
       an edited picture are also in `EditedImage.effect`.
     - ``identity_<network>_cosine`` is the cosine of the descriptors of source and render, each
@@ -157,6 +159,8 @@ class Standard(Stage):
         renders = {"inverted": required(record.inverted), "refined": required(record.refined)}
         renders |= {edit_stage(edit.name, edit.strength): edit.image for edit in record.edits}
         rows = self._image_rows(source, renders, required(record.mask)) + self._truth_rows(record)
+        starts = {START + edit.name: edit.start for edit in record.edits if edit.start is not None}
+        rows += _rows("refined", starts, self.generator_label)
 
         missing: dict[str, list[str]] = {}
         pictures = {"source": source, **renders}

@@ -131,6 +131,40 @@ def test_later_stages_give_the_rows_of_the_whole_run(
     assert (found.complete, found.problems, found.done) == (True, [], 5)
 
 
+def test_edits_with_targets_are_repeated_by_later_stages_and_rendered_again(
+    source: Path, photographs: str, tmp_path: Path
+) -> None:
+    """GANSpace: 0 is an edit, and where each face lies before it stays with its rows."""
+    draw = torch.Generator().manual_seed(0)
+    comp = torch.nn.functional.normalize(torch.randn(4, 1, 512, generator=draw), dim=2)
+    torch.save(
+        {"mean": torch.zeros(1, 512), "comp": comp, "std": torch.ones(4)}, tmp_path / "pca.pt"
+    )
+    chosen = {"ganspace": str(tmp_path / "pca.pt"), "component": 2, "rows": [0, 5]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(chosen))
+    own = {"edit": {"edits": [chosen | {"strengths": [-4, 0, 4], "label": "mine"}]}}
+    expected = whole(photographs, tmp_path / "whole", **own)
+    by_file = {"edit": {"edits": sweep.parse([f"{tmp_path / 'mine.yaml'}=-4:4:3"])}}
+    swept = made(tmp_path / "swept", dataset=str(source), first_stage="edit", **by_file)
+    plans = (RunFolder(swept).plan(), RunFolder(expected).plan())
+    assert len({json.dumps(plan.settings.values["edit"]) for plan in plans if plan}) == 1
+    for out, first in ((swept, "edit"), (tmp_path / "again", "measure")):
+        if first == "measure":
+            made(out, dataset=str(expected), first_stage=first)
+        starts = [row for row in rows(out, "metrics") if row["metric"] == "start_mine"]
+        assert [row["image_id"] for row in starts] == IDS
+        assert len({row["value"] for row in starts}) == len(IDS)
+    assert_same(tmp_path / "again", expected)
+    run = dhr_batch.open(expected)
+    assert dict(run.edits["effect"][0]).keys() >= {"start_mine"}
+    again = run.render(IDS[0], {str(tmp_path / "mine.yaml"): 0.0})
+    assert (again.refined, [(e.name, e.strength) for e in again.edits]) == (None, [("mine", 0.0)])
+    mine = run.edits.query(f"image_id == {IDS[0]!r} and strength == 0").iloc[0]
+    np.testing.assert_array_equal(again.edits[0].latent, mine["latent"])
+    then = run.edited("mine", 0.0)[IDS[0]].astype(int)
+    assert np.abs(then - again.edits[0].image).mean() < 1
+
+
 def test_another_refiner_gives_the_rows_of_its_own_whole_run(
     source: Path, photographs: str, tmp_path: Path
 ) -> None:
