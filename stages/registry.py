@@ -42,6 +42,7 @@ TABLE: dict[str, dict[str, str]] = {
         "pti": _S + "refine.pti:PivotalTuning",
         "hyperstyle": _S + "refine.hyperstyle:HyperStyle",
         "sam": _S + "refine.sam:SpatiallyAdaptive",
+        "hfgi": _S + "refine.hfgi:ResidualConditions",
     },
     "edit": {"directions": _S + "edit.directions:Directions"},
     "measure": {"standard": _S + "measure.standard:Standard"},

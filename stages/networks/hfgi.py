@@ -18,9 +18,8 @@ from dhr_batch.stages.networks import weight_files
 from dhr_batch.stages.networks.encoders import Bottleneck, input_layer
 
 SIZE = 256
-# The conditions change the features of 64 px, which have 512 channels in the published generator.
+# Side of the features that the conditions change.
 CONDITIONED = 64
-WIDTH = 512
 ALIGNER, CONSULTATION = "grid_align.", "residue."
 
 
@@ -77,23 +76,24 @@ class _ScaledLeakyReLU(nn.Module):
 
 
 class Consultation(nn.Module):
-    """Map an aligned residual [B, 3, 256, 256] to the conditions of the features.
+    """Map an aligned residual [B, 3, 256, 256] to a scale and a shift, each [B, width, 64, 64].
 
-    Returns:
-        Scale and shift, each [B, 512, 64, 64].
+    Args:
+        width: Channels of the features, 512 as published.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 512) -> None:
         super().__init__()
+        self.width = width
         self.conv_layer1 = input_layer(3, 32)
         self.conv_layer2 = _stage(32, 48, 48, 48, stride=2)
         self.conv_layer3 = _stage(48, 64, 64, 64, stride=2)
         self.condition_scale3 = self._condition()
         self.condition_shift3 = self._condition()
 
-    @staticmethod
-    def _condition() -> nn.Sequential:
-        return nn.Sequential(_EqualConv(64, WIDTH), _ScaledLeakyReLU(), _EqualConv(WIDTH, WIDTH))
+    def _condition(self) -> nn.Sequential:
+        width = self.width
+        return nn.Sequential(_EqualConv(64, width), _ScaledLeakyReLU(), _EqualConv(width, width))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv_layer3(self.conv_layer2(self.conv_layer1(x)))
@@ -119,9 +119,10 @@ def load(path: Path) -> tuple[Aligner, Consultation]:
     """
     # The encoder and the generator are a gigabyte, of which nothing is needed.
     checkpoint = weight_files.read(path, mapped=True)
+    parts = [weight_files.section(checkpoint, prefix, path) for prefix in (ALIGNER, CONSULTATION)]
+    width = len(weight_files.part(parts[1], "condition_scale3.0.bias", path))
     with torch.device("meta"):
-        aligner, consultation = Aligner(), Consultation()
-    for net, prefix in ((aligner, ALIGNER), (consultation, CONSULTATION)):
-        weights = weight_files.section(checkpoint, prefix, path)
+        nets = Aligner(), Consultation(width)
+    for net, weights in zip(nets, parts, strict=True):
         weight_files.fill(net, {key: value.clone() for key, value in weights.items()}, path)
-    return aligner, consultation
+    return nets
