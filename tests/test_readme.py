@@ -101,7 +101,9 @@ def test_every_reader_snippet_runs(root: Path, portraits: Path) -> None:
 def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:
     (settings,) = [yaml.safe_load(block) for block in _blocks(root, "yaml")]
     options = config.options_class("edit", settings["edit"]["name"])(**settings["edit"])
-    assert [e.direction for e in options.edits] == ["smile", "directions/age.npy"]
+    titles = [edit.title for edit in options.edits]
+    assert titles[:2] == ["smile", "directions/age.npy"]
+    assert titles[2:] == ["ganspace-ffhq 54 [7, 8]", "ffhq_pca.pt 0 [0, 18]"]
 
 
 def test_named_files_and_links_exist(root: Path) -> None:

@@ -199,8 +199,8 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
     from dhr_batch.stages.edit.direction_files import digest
 
     directions = {
-        n: {"sha256": digest(a), "unit": units[n], "shape": list(a.shape)}
-        for n, a in arrays.items()
+        n: {"sha256": digest(arrays[n]), "unit": unit, "shape": list(arrays[n].shape)}
+        for n, unit in units.items()
     }
     file = write_set(out.parent, out.stem, arrays, directions, about | {"command": _command()})
     click.echo(f"{file.with_suffix('.npz')}: choose one as {out.stem}.npz#{next(iter(arrays))}")
@@ -255,7 +255,8 @@ def ganspace_directions(
 ) -> None:
     """Compute directions as principal components of latents (GANSpace).
 
-    A strength of 1 is one standard deviation.
+    A strength of 1 is one standard deviation. The file has the components themselves as well, for
+    edits whose strength is a target: `{ganspace: FILE.npz, component: 3, rows: [0, 18]}`.
     """
     import numpy as np
 
@@ -272,6 +273,7 @@ def ganspace_directions(
             moved[chosen] = component * std
         arrays[f"pc{i:02d}"] = moved
     units = {n: "one standard deviation along the component" for n in arrays}
+    arrays |= {"mean": pca.mean[None], "comp": pca.components[:, None], "std": pca.std}
     about = {
         "about": "GANSpace directions",
         "generator": generator,
