@@ -27,7 +27,7 @@ class ResidualConditions(Refiner):
     The residual ``r = x - G(w)`` at 256 px is moved to where the content lies in the render of the
     code that is shown, and becomes two maps s and t for ``h <- h (1 + s) + t``. An edit aligns the
     residual to its own render, so it costs two renders. Nothing is optimised and weights do not
-    change. Only the residual is stored, as float16: an error of at most a sixteenth of a grey level.
+    change. Only the residual is stored, as float16, with errors up to a sixteenth of a grey level.
 
     The networks belong to the features of StyleGAN2-FFHQ and to codes of the e4e encoder in the
     same file (`embed={name: e4e, model: hfgi-ffhq}`). The published code leaves out edits of the

@@ -7,8 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
 
-from dhr_batch.stages.networks.encoders import WEncoder
+from dhr_batch.stages.networks.encoders import Encoder, WEncoder
+from dhr_batch.stages.networks.hfgi import ALIGNER, CONSULTATION, Aligner, Consultation
 from dhr_batch.stages.networks.hyperstyle import CodePredictor, FactorLayers
 from dhr_batch.stages.networks.style_transformer import StyleTransformer
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
@@ -82,3 +84,30 @@ def style_transformer() -> Checkpoint:
         state |= {f"decoder.style.1.{k}": v for k, v in mapping.state_dict().items()}
         state["encoder.z"] = torch.randn(1, 18, 512)
         return {"state_dict": state, "latent_avg": torch.randn(18, 512)}
+
+
+def hfgi(width: int, rows: int = 18) -> Checkpoint:
+    """Return a checkpoint of HFGI's published layout whose conditions have `width` channels.
+
+    Its encoder gives codes of `rows` rows.
+    """
+    parts = {
+        ALIGNER: Aligner(),
+        CONSULTATION: Consultation(width),
+        "encoder.": Encoder(shared=True, heads=rows, width=8),
+        "decoder.": nn.Linear(2, 2),
+    }
+    draw = torch.Generator().manual_seed(0)
+    state = {}
+    for prefix, net in parts.items():
+        for name, value in net.state_dict().items():
+            noise = torch.randn(value.shape, generator=draw)
+            if name.endswith("running_var"):
+                value = 1 + 0.1 * noise.abs()
+            elif value.ndim > 1:
+                value = noise if "condition" in name else noise / value[0].numel() ** 0.5
+            elif value.is_floating_point():
+                value = (0.0 if name.endswith("bias") or "mean" in name else 0.5) + 0.1 * noise
+            state[prefix + name] = value
+    mean = torch.randn(rows, 512, generator=draw)
+    return {"state_dict": state, "latent_avg": mean, "opts": {"start_from_latent_avg": True}}

@@ -33,8 +33,8 @@ ENCODERS: dict[str, dict] = {
     "restyle-psp-ffhq": {"shared": False, "pyramid": False, "inputs": 6},
 }
 # Members that do not work on the generator `tiny`.
-ON_STYLEGAN2 = {"hyperstyle"}
-WIDTHS = (16, 16, 16, 8)
+ON_STYLEGAN2 = {"hyperstyle", "hfgi"}
+WIDTHS = (16, 16, 16, 16, 8)
 MEMBERS = [(stage, name) for stage in registry.STAGES for name in registry.names(stage)]
 
 
@@ -46,6 +46,7 @@ def models(narrow_encoder, tmp_path_factory) -> Callable[[str], Path]:
         "hyperstyle-ffhq": partial(narrow.hyperstyle, WIDTHS),
         "hyperstyle-w-encoder": narrow.w_encoder,
         "style-transformer-ffhq": narrow.style_transformer,
+        "hfgi-ffhq": partial(narrow.hfgi, WIDTHS[-1]),
     }
 
     def find(name):

@@ -17,9 +17,11 @@ from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.stages.networks import stylegan2_layouts
-from dhr_batch.tests.stages import narrow_hfgi
+from dhr_batch.tests.stages import narrow
 from dhr_batch.tests.stages.edit.test_ganspace import components
 
+# 4 to 64 px, and the rows of its codes.
+WIDTHS, ROWS = (16,) * 5, 10
 IDS = ["a.png", "b.png", "c.png"]
 
 
@@ -35,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.save(root / "photographs" / name)
     text = f"root: {root / 'photographs'}\naligned: true\nextensions: [.png]\n"
     (root / "small.yaml").write_text(text)
-    stylegan2_layouts.save(narrow_hfgi.stylegan2(), root / "narrow.safetensors", {})
+    stylegan2_layouts.save(narrow.stylegan2(WIDTHS), root / "narrow.safetensors", {})
     np.save(root / "push.npy", np.random.default_rng(1).normal(size=512).astype(np.float32))
-    torch.save(narrow_hfgi.checkpoint(), root / "files" / "hfgi_ffhq_official.pt")
+    torch.save(narrow.hfgi(16, ROWS), root / "files" / "hfgi_ffhq_official.pt")
     torch.save(components(), root / "files" / "ffhq_pca.pt")
     return root
 

@@ -19,21 +19,23 @@ from dhr_batch.stages.networks import encoders, hfgi
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.hfgi import ResidualConditions
 from dhr_batch.stages.registry import InvalidInput
-from dhr_batch.tests.stages import narrow_hfgi
+from dhr_batch.tests.stages import narrow
 
+# 4 to 64 px, and the rows of its codes.
+WIDTHS, ROWS = (16,) * 5, 10
 Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "hfgi.pt"
-    torch.save(narrow_hfgi.checkpoint(), path)
+    torch.save(narrow.hfgi(16, ROWS), path)
     return path
 
 
-def refiner(file: Path, widths: tuple[int, ...] = narrow_hfgi.WIDTHS) -> ResidualConditions:
+def refiner(file: Path, widths: tuple[int, ...] = WIDTHS) -> ResidualConditions:
     context = Context("cpu", "narrow", lambda name: file)
-    context._networks["generator", "narrow"] = narrow_hfgi.stylegan2(widths)
+    context._networks["generator", "narrow"] = narrow.stylegan2(widths)
     stage = ResidualConditions(ResidualConditions.Options())
     stage.setup(context)
     return stage
@@ -48,7 +50,7 @@ def batch(count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """Photographs, codes and masks."""
     draw = torch.Generator().manual_seed(1)
     images = torch.rand(count, 3, 64, 64, generator=draw) * 2 - 1
-    ws = torch.randn(count, narrow_hfgi.ROWS, 512, generator=draw)
+    ws = torch.randn(count, ROWS, 512, generator=draw)
     return images, ws, torch.ones(count, 1, 64, 64)
 
 
@@ -138,7 +140,7 @@ def test_the_mask_has_no_effect(stage: ResidualConditions) -> None:
 
 
 def changed(tmp_path: Path, change: Change) -> Path:
-    content = narrow_hfgi.checkpoint()
+    content = narrow.hfgi(16, ROWS)
     change(content)
     torch.save(content, tmp_path / "hfgi.pt")
     return tmp_path / "hfgi.pt"
@@ -220,7 +222,7 @@ def test_models_are_named_for_runs_and_for_renders() -> None:
 def test_the_encoder_in_the_file_is_read_as_e4e(file: Path) -> None:
     net, mean = encoders.load(file, shared=True)
     content = torch.load(file, weights_only=True)
-    assert (net.heads, net.shared) == (narrow_hfgi.ROWS, True)
+    assert (net.heads, net.shared) == (ROWS, True)
     assert torch.equal(mean, content["latent_avg"])
     wanted = content["state_dict"]["encoder.styles.1.linear.weight"]
     assert torch.equal(net.state_dict()["styles.1.linear.weight"], wanted)
