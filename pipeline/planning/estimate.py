@@ -21,7 +21,7 @@ _DELTA = {"small": 0.13, "fine": 0.27}
 _REFINERS = {"pti": 2.4, "dhr-published": 2.4, "weights": 0.5, "feature": 0.6}
 # Bytes of the exact arrays that other refiners store of an image. Those of `sam` grow with what is
 # assigned to features, to at most 14 MB; the figure is of one portrait.
-_STATES = {"hyperstyle": 27_000, "sam": 1_100_000}
+_STATES = {"hyperstyle": 27_000, "hfgi": 370_000, "sam": 1_100_000}
 # Bytes of the file of a table without rows: schema and metadata.
 _EMPTY_FILE = 6000
 
