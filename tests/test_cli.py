@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_the_module_is_run_as_the_command(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert said in (done.stderr if code else done.stdout)
+
+
+def test_shipped_directions_and_other_edits_are_listed() -> None:
+    lines = dhr("edits", "list").output.splitlines()
+    assert any(line.startswith("smile") and "standard deviation" in line for line in lines)
+    assert any(
+        re.match(r"eyes +ganspace ganspace-ffhq, component 54, rows \[7, 8\]", x) for x in lines
+    )
+    found = json.loads(dhr("edits", "list", "--json").output)
+    assert found["beard"]["strengths"] == [-20]
+    assert found["smile"]["unit"]
 
 
 def test_report_of_a_place_without_a_run_is_refused(tmp_path: Path) -> None:

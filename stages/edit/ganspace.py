@@ -150,8 +150,6 @@ def read(path: Path) -> PrincipalComponents:
         mean, components, std = (_array(found, key) for key in ("mean", "comp", "std"))
         mean, components = mean.reshape(STYLE_WIDTH), components.reshape(-1, STYLE_WIDTH)
         std = std.reshape(len(components))
-    except DirectionError:
-        raise
     except DAMAGED as error:
         raise DirectionError(
             f"{path}: it cannot be read as principal components: {error}"
