@@ -24,7 +24,7 @@ READERS = (
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of a few files in the place of this one."""
-    for name in ("stages/embed/optimise.py", "stages/networks/tiny.py", *READERS):
+    for name in ("stages/align.py", "stages/networks/tiny.py", *READERS):
         path = tmp_path / "package" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# {name}\n")
@@ -38,7 +38,7 @@ def made(tmp_path: Path, **settings: object) -> Plan:
 
 
 @pytest.mark.parametrize(
-    "edited", ["stages/embed/optimise.py", "stages/networks/tiny.py", "stages/new.py", *READERS]
+    "edited", ["stages/align.py", "stages/networks/tiny.py", "stages/new.py", *READERS]
 )
 def test_edited_and_new_files_count(package: Path, tmp_path: Path, edited: str) -> None:
     config = made(tmp_path).config
@@ -50,7 +50,7 @@ def test_edited_and_new_files_count(package: Path, tmp_path: Path, edited: str) 
 def test_content_that_moves_between_files_counts(package: Path, tmp_path: Path) -> None:
     config = made(tmp_path).config
     before = code.digest(config)
-    (package / "stages" / "embed.py").rename(package / "stages" / "other.py")
+    (package / "stages" / "align.py").rename(package / "stages" / "other.py")
     assert code.digest(config) != before
 
 
@@ -58,7 +58,7 @@ def test_what_no_row_depends_on_does_not_count(package: Path, tmp_path: Path) ->
     config = made(tmp_path).config
     before = code.digest(config)
     (package / "pipeline" / "driver.py").write_text("")
-    (package / "stages" / "embed.cpython-311.pyc").write_bytes(b"compiled")
+    (package / "stages" / "align.cpython-311.pyc").write_bytes(b"compiled")
     assert code.digest(config) == before
 
 
@@ -83,7 +83,7 @@ def test_edited_stages_are_refused_by_name_and_the_way_out_is_one(
     run = RunFolder(out)
     run.write_plan(made(tmp_path).stored())
     before = code.digest(made(tmp_path).config)
-    (package / "stages" / "embed.py").write_text("RATE = 2\n")
+    (package / "stages" / "align.py").write_text("RATE = 2\n")
     edited = made(tmp_path)
     now = code.digest(edited.config)
     with pytest.raises(Refused, match=f"code: {before} -> {now} .*into plan.json") as refused:
