@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,8 +77,16 @@ _TABLE: dict[tuple[str, str], Callable[..., Any]] = {
     ("__builtin__", "set"): set,
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): Inert,
-    ("numpy.core.multiarray", "scalar"): Inert,
-    ("numpy._core.multiarray", "scalar"): Inert,
+    ("numpy", "ndarray"): Inert,
+    **{
+        (f"numpy.{core}.{module}", name): Inert
+        for core in ("core", "_core")
+        for module, name in (
+            ("multiarray", "scalar"),
+            ("multiarray", "_reconstruct"),
+            ("numeric", "_frombuffer"),
+        )
+    },
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
@@ -149,6 +158,28 @@ def _reason(name: str) -> str:
         f"it names {name}, which weight files do not need; no code of it was run. Use a file from "
         "a source that you trust"
     )
+
+
+def array(record: Any) -> np.ndarray:
+    """Return the array of numbers that `read` returned as an inert record.
+
+    Raises:
+        CheckpointError: The record is not an array of numbers.
+    """
+    try:
+        if record.state is None:  # Since protocol 5: data, type, shape, order of axes.
+            data, kind, shape, order = record.arguments
+        else:  # Version, shape, type, whether the first axis is contiguous, data.
+            _, shape, kind, columns, data = record.state
+            order = "F" if columns else "C"
+        name, byte_order = kind.arguments[0], kind.state[1]
+        if not re.fullmatch("[fiu][1248]|b1", name):
+            raise ValueError(f"it has elements of type {name}")
+        # Big-endian numbers are said so; "|" is for single bytes.
+        number = np.dtype(("<" if byte_order == "|" else byte_order) + name)
+        return np.frombuffer(data, number).reshape(shape, order=order)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the content is not an array of numbers: {error}") from error
 
 
 def state_dict(module: Any) -> dict[str, Tensor]:

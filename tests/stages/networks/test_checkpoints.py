@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dhr_batch.cli import main
 from dhr_batch.stages.networks import stylegan2_layouts as layouts
-from dhr_batch.stages.networks.checkpoints import CheckpointError, read, read_script
+from dhr_batch.stages.networks.checkpoints import CheckpointError, array, read, read_script
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 
 WIDTHS = (8, 6, 5, 4)
@@ -345,6 +345,36 @@ def test_other_files_are_refused_with_the_reason(
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=named):
         read(file)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.arange(6, dtype=np.float64).reshape(2, 3).T,
+        np.arange(3, dtype=">f4"),
+        np.array([True, False]),
+        np.array(2.5),
+    ],
+)
+def test_arrays_of_numbers_are_read(tmp_path: Path, protocol: int, value: np.ndarray) -> None:
+    file = tmp_path / "arrays"
+    file.write_bytes(pickle.dumps([value, (value,)], protocol))
+    first, (second,) = read(file)
+    assert np.array_equal(array(first), value)
+    assert np.array_equal(array(second), value)
+    assert array(first).dtype == value.dtype
+
+
+def test_other_arrays_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "arrays"
+    for value in (np.array([{}, 1], object), np.array(["a"]), np.zeros(2, [("a", "f4")])):
+        file.write_bytes(pickle.dumps(value, 4))
+        with pytest.raises(CheckpointError, match="not an array of numbers"):
+            array(read(file))
+    with pytest.raises(CheckpointError, match="not an array of numbers"):
+        array({})
 
 
 def test_zip_in_a_zip_is_refused(tmp_path: Path) -> None:
