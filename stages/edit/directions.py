@@ -15,6 +15,8 @@ from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOpti
 from dhr_batch.stages.edit.base import EditOptions, Move, Styles
 from dhr_batch.stages.edit.direction_files import DirectionError, settings_of
 from dhr_batch.stages.edit.ganspace import GanspaceOptions
+from dhr_batch.stages.edit.styleclip import StyleclipOptions
+from dhr_batch.stages.edit.stylespace import StylespaceOptions
 from dhr_batch.stages.edit.vectors import DirectionOptions
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
@@ -22,7 +24,8 @@ from dhr_batch.stages.tensors import tensor_to_images
 
 # All kinds of edits. The settings of an edit name exactly one of them.
 KINDS: dict[str, type[EditOptions]] = {
-    options.kind: options for options in (DirectionOptions, GanspaceOptions)
+    options.kind: options
+    for options in (DirectionOptions, GanspaceOptions, StylespaceOptions, StyleclipOptions)
 }
 
 
@@ -46,7 +49,9 @@ def _settings(value: Any) -> Any:
 
 AnyEdit = Annotated[
     Annotated[DirectionOptions, Tag(DirectionOptions.kind)]
-    | Annotated[GanspaceOptions, Tag(GanspaceOptions.kind)],
+    | Annotated[GanspaceOptions, Tag(GanspaceOptions.kind)]
+    | Annotated[StylespaceOptions, Tag(StylespaceOptions.kind)]
+    | Annotated[StyleclipOptions, Tag(StyleclipOptions.kind)],
     Discriminator(
         _kind,
         custom_error_type="kind_of_edit",

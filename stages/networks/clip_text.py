@@ -31,7 +31,7 @@ MERGES = WORDS - 2 - 2 * 256
 WORD_END = "</w>"
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
 VOCABULARY = "clip-vocabulary"
-# The prompts of CLIP for ImageNet without "a photo of many {}.", as StyleCLIP uses them: `TEMPLATES`.
+# `TEMPLATES` are the prompts of CLIP for ImageNet without "a photo of many {}.", as in StyleCLIP.
 MEDIA = (
     *("a photo of", "a bad photo of", "a good photo of", "a blurry photo of", "a bright photo of"),
     *("a dark photo of", "a black and white photo of", "a close-up photo of", "a cropped photo of"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +45,12 @@ class Generator(nn.Module, ABC):
         num_ws: Number of rows of a W+ code.
         w_mean: Mean latent, [512].
         noise_names: Layers that have a noise map.
+        code_norm: Divisor of codes before modulations.
     """
 
     resolution: int
     num_ws: int
+    code_norm = 1.0
 
     def __init__(self, mapping_layers: int = 8) -> None:
         super().__init__()
@@ -131,6 +133,15 @@ class Generator(nn.Module, ABC):
         return norms | {"feature": float(feature.square().mean().sqrt())}
 
     # ---------------------------------------------------------------------- latents
+
+    def styles(self, ws: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Return the styles of some layers for W+ codes [B, num_ws, 512], layer -> [B, C]."""
+        return {
+            name: self._style(name, ws[:, row] / self.code_norm, None)
+            for row in self.live_rows
+            for name in self.modulated(row)
+            if name in layers
+        }
 
     def map(self, z: Tensor, truncation: float = 1.0) -> Tensor:
         """Map normal vectors z [B, 512] to latents w [B, 512].

@@ -61,6 +61,8 @@ class StyleGAN2(Generator):
         ValueError: There is no such feature layer.
     """
 
+    code_norm = math.sqrt(STYLE_WIDTH)
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -106,7 +108,7 @@ class StyleGAN2(Generator):
 
     def _scales(self, name: str, ws: Tensor, row: int, delta: Delta | None) -> Tensor:
         """Return the factor of each input channel, [B, C]."""
-        return self._style(name, ws[:, row] / math.sqrt(STYLE_WIDTH), delta)
+        return self._style(name, ws[:, row] / self.code_norm, delta)
 
     def _conv(
         self, name: str, x: Tensor, scales: Tensor, delta: Delta | None, up: bool = False

@@ -1,0 +1,197 @@
+"""Global directions of StyleCLIP: edits in StyleSpace towards a text, from published files.
+
+Patashnik et al., "StyleCLIP: Text-Driven Manipulation of StyleGAN Imagery" (arXiv 2103.17249),
+section 6. CLIP itself is not needed for an edit, only the features of two texts, which `dhr-batch
+edits text-features` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from dhr_batch.stages.edit.base import Edit, EditOptions
+from dhr_batch.stages.edit.direction_files import DAMAGED, DirectionError, digest
+from dhr_batch.stages.edit.stylespace import (
+    PUBLISHED,
+    StyleOffsets,
+    check_published,
+    read_std,
+    style_widths,
+)
+from dhr_batch.stages.networks.generator import Generator
+
+FEATURES = 512
+RELEVANCE, DEVIATIONS = "styleclip-fs3", "styleclip-std"
+# The layers whose channels were measured: convolutions up to 128 px, without image layers.
+LAYERS = tuple(i for i in range(17) if i % 3 != 1)
+CHANNELS = sum(PUBLISHED[i] for i in LAYERS)
+
+
+class StyleclipOptions(EditOptions):
+    """Settings of an edit towards a text.
+
+    Attributes:
+        styleclip: An .npz file with features of two texts, `target` and `neutral`, [512].
+        beta: Channels whose relevance for the text is less are left alone: more disentangled, but
+            weaker for a larger value. Published are 0.08 to 0.3.
+        fs3: Relevance of the channels, `fs3.npy`; by default the model `styleclip-fs3`.
+        std: Standard deviations of the channels, `S_mean_std`; by default the model
+            `styleclip-std`.
+        strengths: The published alpha: offset of the most relevant channel, in its standard
+            deviations.
+    """
+
+    kind: ClassVar[str] = "styleclip"
+    styleclip: str
+    beta: float = Field(default=0.15, ge=0, le=1)
+    fs3: str = ""
+    std: str = ""
+
+    @property
+    def title(self) -> str:
+        return " ".join(filter(None, (self.styleclip, f"{self.beta:g}", self.fs3, self.std)))
+
+    def models(self) -> set[str]:
+        files = {RELEVANCE: self.fs3, DEVIATIONS: self.std}
+        return {model for model, file in files.items() if not file}
+
+    def load(self, models: Callable[[str], Path]) -> Edit:
+        def path(file: str, model: str) -> Path:
+            return Path(file).expanduser() if file else models(model)
+
+        features = Path(self.styleclip).expanduser()
+        return GlobalDirection(
+            features.stem,
+            *read_features(features),
+            read_relevance(path(self.fs3, RELEVANCE)),
+            read_std(path(self.std, DEVIATIONS)),
+            self.beta,
+        )
+
+
+class GlobalDirection(StyleOffsets):
+    """Offsets of the channels that CLIP finds relevant for the difference of two texts.
+
+    Args:
+        name: Name of the edit.
+        target, neutral: Features of the texts, [512].
+        relevance: `fs3`, [5376, 512].
+        std: Standard deviations of all 26 layers.
+        beta: See `StyleclipOptions`.
+
+    Raises:
+        DirectionError: No channel is relevant enough, or the texts are the same.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: np.ndarray,
+        neutral: np.ndarray,
+        relevance: np.ndarray,
+        std: Sequence[np.ndarray],
+        beta: float,
+    ) -> None:
+        self.name, self.std = name, std
+        parts = [target, neutral, relevance, np.concatenate(std), np.array([beta])]
+        text = " ".join(["styleclip", *map(digest, parts)])
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        try:
+            self.weights = channel_weights(target, neutral, relevance, beta)
+        except ValueError as error:
+            raise DirectionError(f"{name}: {error}", "choose a smaller beta or other texts") from (
+                error
+            )
+
+    def fit(self, generator: Generator) -> None:
+        check_published(generator, "fs3 of StyleCLIP")
+        layers, device = list(style_widths(generator)), generator.w_mean.device
+        ends = np.cumsum([PUBLISHED[i] for i in LAYERS])[:-1]
+        self.offsets = {}
+        for i, weights in zip(LAYERS, np.split(self.weights, ends), strict=True):
+            if weights.any():
+                offset = torch.from_numpy((weights * self.std[i]).astype(np.float32))
+                self.offsets[f"{layers[i]}.style"] = offset[None].to(device)
+
+
+def channel_weights(
+    target: np.ndarray, neutral: np.ndarray, relevance: np.ndarray, beta: float
+) -> np.ndarray:
+    """Return the offsets of channels towards a text, in standard deviations of each.
+
+    ``r = relevance (t - n) / |t - n|`` for unit features t and n; r is 0 where ``|r| < beta``, and
+    its largest absolute value is scaled to 1.
+
+    Args:
+        target, neutral: Features of the texts, [512].
+        relevance: How each channel changes the features of pictures, unit rows, [C, 512].
+        beta: The threshold.
+
+    Returns:
+        Offsets, float64 [C].
+
+    Raises:
+        ValueError: The texts have the same features, or no channel reaches the threshold.
+    """
+    t, n = (v.astype(np.float64) / np.linalg.norm(v.astype(np.float64)) for v in (target, neutral))
+    length = np.linalg.norm(t - n)
+    if length < 1e-6:
+        raise ValueError("target and neutral text have the same features")
+    r = relevance.astype(np.float64) @ ((t - n) / length)
+    largest = np.abs(r).max()
+    if largest < beta or largest == 0:
+        raise ValueError(f"the most relevant channel reaches {largest:.3f}, less than beta {beta}")
+    return np.where(np.abs(r) < beta, 0, r) / largest
+
+
+def read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of target and neutral text in an .npz file, [512] each.
+
+    Raises:
+        DirectionError: The file is missing, damaged or another one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = [np.asarray(archive[name], np.float32) for name in ("target", "neutral")]
+    except DAMAGED as error:
+        raise DirectionError(
+            f"{path} does not hold features of two texts: {error}",
+            "write it with: dhr-batch edits text-features",
+        ) from error
+    for value in found:
+        if value.shape != (FEATURES,) or not np.isfinite(value).all() or not value.any():
+            raise DirectionError(
+                f"{path}: target and neutral must be finite features of shape [{FEATURES}], not "
+                f"{list(value.shape)}",
+                "write it with: dhr-batch edits text-features",
+            )
+    return found[0], found[1]
+
+
+def read_relevance(path: Path) -> np.ndarray:
+    """Return the relevance of channels in a file `fs3.npy`, float32 [5376, 512].
+
+    Raises:
+        DirectionError: The file is missing, damaged or another one.
+    """
+    way = "give fs3.npy of StyleCLIP for FFHQ"
+    try:
+        found = np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except DAMAGED as error:
+        raise DirectionError(f"{path} does not hold the relevance of channels: {error}", way) from (
+            error
+        )
+    if found.shape != (CHANNELS, FEATURES) or not np.isfinite(found).all():
+        raise DirectionError(
+            f"{path} must hold finite numbers of shape [{CHANNELS}, {FEATURES}], not "
+            f"{list(found.shape)}",
+            way,
+        )
+    return found

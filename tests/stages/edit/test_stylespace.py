@@ -1,0 +1,328 @@
+"""Edits in StyleSpace: channels by name and published number, units, and StyleCLIP's directions."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from dhr_batch.stages.base import Context
+from dhr_batch.stages.edit import styleclip, stylespace
+from dhr_batch.stages.edit.direction_files import DirectionError
+from dhr_batch.stages.edit.directions import Directions
+from dhr_batch.stages.edit.styleclip import channel_weights
+from dhr_batch.stages.edit.stylespace import PUBLISHED, Channel, deviations, style_widths
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
+
+
+def no_models(name):
+    raise AssertionError(f"asked for {name}")
+
+
+def fill(net):
+    draw = torch.Generator().manual_seed(0)
+    for name in net.weight_names():
+        weight = net.weight(name)
+        offset = 1.0 if name.endswith("modulation.bias") else 0.0
+        scale = 0.04 if name.startswith("mapping.") else 1.0
+        scale = 0.2 if name.endswith("bias") else scale
+        weight.copy_(offset + scale * torch.randn(weight.shape, generator=draw))
+    return net
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    return Context("cpu", "tiny", no_models).network("generator", "tiny")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A narrow StyleGAN2 of 32 px with filled weights."""
+    return fill(StyleGAN2((12, 10, 8, 6), mapping_layers=2))
+
+
+@pytest.fixture(scope="module")
+def large():
+    """StyleGAN2 with the published widths at 1024 px and filled weights, which never renders."""
+    return fill(StyleGAN2(config_f(1024), mapping_layers=1))
+
+
+def load(models=no_models, **settings):
+    options = Directions.Options.model_validate({"edits": [settings]}).edits[0]
+    return options.load(models)
+
+
+def fitted(generator, **settings):
+    edit = load(**settings)
+    edit.fit(generator)
+    return edit
+
+
+def published_std(tmp_path, seed=3, protocol=4):
+    rng = np.random.default_rng(seed)
+    mean, std = ([rng.uniform(0.1, 2, n).astype(np.float32) for n in PUBLISHED] for _ in range(2))
+    path = tmp_path / "S_mean_std"
+    path.write_bytes(pickle.dumps([mean, std], protocol))
+    return path, std
+
+
+# ------------------------------------------------------------------------------- channels
+
+
+def test_layers_have_the_published_order(large):
+    widths = style_widths(large)
+    assert tuple(widths.values()) == PUBLISHED
+    assert sum(PUBLISHED) == 9088
+    names = list(widths)
+    assert names[:5] == ["conv1", "to_rgb1", "convs.0", "convs.1", "to_rgbs.0"]
+    images = [i for i, name in enumerate(names) if name.startswith("to_rgb")]
+    assert images == list(range(1, 26, 3))
+
+
+@pytest.mark.parametrize("net", ["small", "mobile"])
+def test_styles_are_what_modulation_computes(net, request):
+    generator = request.getfixturevalue(net)
+    ws = torch.randn(2, generator.num_ws, 512, generator=torch.Generator().manual_seed(1))
+    styles = generator.styles(ws, style_widths(generator))
+    assert styles.keys() == style_widths(generator).keys()
+    rows = {name: row for row in generator.live_rows for name in generator.modulated(row)}
+    for name, style in styles.items():
+        weight = generator.weight(f"{name}.modulation.weight").double()
+        code = ws[:, rows[name]].double()
+        # StyleGAN2 applies the scale of its weights at run time.
+        code = code / 512**0.5 if net == "small" else code
+        expected = code @ weight.T + generator.weight(f"{name}.modulation.bias").double()
+        assert torch.allclose(style.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("net", "layer"), [("small", "convs.2"), ("mobile", "layers.1.up")])
+def test_strength_is_in_deviations_of_the_channel(net, layer, request):
+    generator = request.getfixturevalue(net)
+    edit = fitted(generator, stylespace=f"{layer}/3", strengths=[1])
+    ws = torch.zeros(2, generator.num_ws, 512)
+    codes, offsets = edit.apply(ws, -2.0)
+    assert codes is ws
+    assert list(offsets) == [f"{layer}.style"]
+    offset = offsets[f"{layer}.style"][0]
+    assert offset.nonzero().flatten().tolist() == [3]
+    z = torch.randn(20000, 512, generator=torch.Generator().manual_seed(7))
+    styles = generator.styles(generator.broadcast(generator.map(z)), [layer])[layer]
+    # Latents of random weights have heavy tails.
+    assert -offset[3] / 2 == pytest.approx(float(styles[:, 3].std()), rel=0.4)
+
+
+def test_units_do_not_depend_on_how_a_network_is_written(small):
+    """Modulations times c with kernels divided by c: offsets are c times as large."""
+    other = StyleGAN2((12, 10, 8, 6), mapping_layers=2)
+    for name in small.weight_names():
+        factor = 0.25 if name.startswith("convs.1.modulation") else 1
+        other.weight(name).copy_(factor * small.weight(name))
+    layer = {"stylespace": "convs.1/2"}
+    first, second = (fitted(net, **layer).offsets["convs.1.style"] for net in (small, other))
+    assert torch.equal(0.25 * first, second)
+
+
+def test_several_channels_and_signs_add_up(small):
+    one = fitted(small, stylespace="convs.0/1").offsets["convs.0.style"]
+    two = fitted(small, stylespace="convs.1/4").offsets["convs.1.style"]
+    both = fitted(small, stylespace="convs.0/1, -convs.1/4, convs.0/1").offsets
+    assert torch.allclose(both["convs.0.style"], 2 * one)
+    assert torch.equal(both["convs.1.style"], -two)
+    listed = load(stylespace=["convs.0/1", "-convs.1/4", "+convs.0/1"])
+    assert listed.sha256 == load(stylespace="convs.0/1,-convs.1/4,convs.0/1").sha256
+    assert listed.sha256 != load(stylespace="convs.0/1,convs.1/4,convs.0/1").sha256
+
+
+def test_published_numbers_name_layers_of_the_published_network(large, small, mobile):
+    edit = fitted(large, stylespace="6/501")
+    assert list(edit.offsets) == ["convs.3.style"]
+    assert edit.offsets["convs.3.style"][0].nonzero().flatten().tolist() == [501]
+    assert edit.name == "s6_501"
+    for generator in (small, mobile):
+        with pytest.raises(DirectionError, match=r"6/5.*StyleGAN2 at 1024 px.*names of layers"):
+            fitted(generator, stylespace="6/5")
+
+
+def test_channels_that_do_not_exist_are_refused(large, small):
+    with pytest.raises(DirectionError, match=r"no layer 26; choose one from 0 to 25"):
+        fitted(large, stylespace="26/0")
+    with pytest.raises(DirectionError, match=r"convs\.3 has 512 channels"):
+        fitted(large, stylespace="6/512")
+    with pytest.raises(DirectionError, match=r"no layer 'convs\.9'; choose from: conv1, to_rgb1"):
+        fitted(small, stylespace="convs.9/0")
+    for text in ("6_501", "6/-1", "", "6/5/1"):
+        with pytest.raises(ValidationError, match="not a channel"):
+            load(stylespace=text)
+    assert str(Channel.parse(" -convs.3/17")) == "-convs.3/17"
+
+
+def test_a_channel_that_does_not_vary_is_refused(small):
+    dead = StyleGAN2((12, 10, 8, 6), mapping_layers=2)
+    for name in small.weight_names():
+        dead.weight(name).copy_(small.weight(name))
+    dead.weight("convs.1.modulation.weight")[2] = 0
+    with pytest.raises(DirectionError, match="does not vary"):
+        fitted(dead, stylespace="convs.1/2")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_published_deviations_are_used(large, small, tmp_path, protocol):
+    path, std = published_std(tmp_path, protocol=protocol)
+    edit = fitted(large, stylespace="12/479, to_rgbs.7/3", std=str(path))
+    assert float(edit.offsets["convs.7.style"][0, 479]) == std[12][479]
+    assert float(edit.offsets["to_rgbs.7.style"][0, 3]) == std[25][3]
+    assert edit.sha256 != load(stylespace="12/479, to_rgbs.7/3").sha256
+    with pytest.raises(DirectionError, match="file of standard deviations is for"):
+        fitted(small, stylespace="convs.0/1", std=str(path))
+
+
+def test_other_files_of_deviations_are_named(tmp_path):
+    path = tmp_path / "S_mean_std"
+    for content, message in (
+        ([[np.ones(3)], [np.ones(3)]], "26 layers"),
+        ([np.ones(3)], "two lists"),
+        ([["a"], ["b"]], "not an array"),
+    ):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(DirectionError, match=rf"S_mean_std.*{message}"):
+            stylespace.read_std(path)
+    path.write_bytes(b"text")
+    with pytest.raises(DirectionError, match="S_mean_std"):
+        stylespace.read_std(path)
+    with pytest.raises(DirectionError, match="absent"):
+        stylespace.read_std(tmp_path / "absent")
+
+
+def test_deviations_are_the_same_each_time(small):
+    first, second = deviations(small, ["convs.0"]), deviations(small, ["convs.0"])
+    assert np.array_equal(first["convs.0"], second["convs.0"])
+
+
+# ------------------------------------------------------------------------------- StyleCLIP
+
+
+def unit(array):
+    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def clip_files(tmp_path):
+    """Files as published, with drawn numbers, and the numbers."""
+    rng = np.random.default_rng(0)
+    texts = {n: unit(rng.normal(size=512)).astype(np.float32) for n in ("target", "neutral")}
+    np.savez(tmp_path / "beard.npz", **texts, texts=np.array(["beard", "face"]))
+    fs3 = unit(rng.normal(size=(5376, 512))).astype(np.float32)
+    np.save(tmp_path / "fs3.npy", fs3)
+    path, std = published_std(tmp_path)
+    models = {"styleclip-fs3": tmp_path / "fs3.npy", "styleclip-std": path}
+    return str(tmp_path / "beard.npz"), models.__getitem__, texts, fs3, std
+
+
+def reference(texts, fs3, std, beta, strength):
+    """The published edit in float64, channel by channel, as (layer, channel) -> offset."""
+    t, n = (texts[name].astype(np.float64) for name in ("target", "neutral"))
+    direction = unit(unit(t) - unit(n))
+    places = [
+        (layer, channel)
+        for layer in range(26)
+        if layer % 3 != 1 and layer <= 16
+        for channel in range(PUBLISHED[layer])
+    ]
+    relevance = [float(row.astype(np.float64) @ direction) for row in fs3]
+    kept = [r if abs(r) >= beta else 0.0 for r in relevance]
+    largest = max(map(abs, kept))
+    return {
+        (layer, channel): strength * r / largest * float(std[layer][channel])
+        for (layer, channel), r in zip(places, kept, strict=True)
+        if r
+    }
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.09, 0.13])
+def test_global_directions_are_those_of_the_formula(large, clip_files, beta):
+    file, models, texts, fs3, std = clip_files
+    edit = load(models, styleclip=file, beta=beta)
+    edit.fit(large)
+    ws = torch.zeros(1, 18, 512)
+    codes, offsets = edit.apply(ws, 3.0)
+    assert codes is ws
+    assert edit.name == "beard"
+    expected = reference(texts, fs3, std, beta, 3.0)
+    assert 0 < len(expected) <= 5376
+    names = list(style_widths(large))
+    found = {
+        (names.index(name.removesuffix(".style")), channel): float(offset[0, channel])
+        for name, offset in offsets.items()
+        for channel in offset[0].nonzero().flatten().tolist()
+    }
+    assert found.keys() == expected.keys()
+    for place, value in expected.items():
+        assert found[place] == pytest.approx(value, rel=1e-5)
+    # The most relevant channel moves by the strength, in its deviations.
+    assert max(abs(v) / std[k[0]][k[1]] for k, v in found.items()) == pytest.approx(3, rel=1e-5)
+
+
+def test_files_can_be_given_instead_of_models(large, clip_files, tmp_path):
+    file, models, *_ = clip_files
+    given = {"fs3": str(tmp_path / "fs3.npy"), "std": str(tmp_path / "S_mean_std")}
+    chosen = {"styleclip": file, "beta": 0.1}
+    assert load(**chosen, **given).sha256 == load(models, **chosen).sha256
+    options = Directions.Options.model_validate({"edits": [chosen]})
+    assert Directions(options).models(False) == {"styleclip-fs3", "styleclip-std"}
+    options = Directions.Options.model_validate({"edits": [chosen | given]})
+    assert Directions(options).models(False) == set()
+
+
+def test_text_edits_have_checksums_of_their_numbers(clip_files):
+    file, models, *_ = clip_files
+    first, again, other = (load(models, styleclip=file, beta=b) for b in (0.1, 0.1, 0.11))
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_other_generators_are_refused(small, mobile, clip_files):
+    file, models, *_ = clip_files
+    edit = load(models, styleclip=file, beta=0.1)
+    for generator in (small, mobile):
+        with pytest.raises(DirectionError, match=r"fs3.*1024 px.*stylegan2-ffhq-1024"):
+            edit.fit(generator)
+
+
+def test_texts_without_relevant_channels_are_refused(clip_files, tmp_path):
+    file, models, texts, *_ = clip_files
+    with pytest.raises(DirectionError, match=r"beard.*reaches 0\.\d+, less than beta 0\.9"):
+        load(models, styleclip=file, beta=0.9)
+    np.savez(tmp_path / "same.npz", target=texts["target"], neutral=texts["target"])
+    with pytest.raises(DirectionError, match="same features"):
+        load(models, styleclip=str(tmp_path / "same.npz"))
+
+
+def test_other_files_of_styleclip_are_named(clip_files, tmp_path):
+    _, models, texts, *_ = clip_files
+    np.savez(tmp_path / "one.npz", target=texts["target"])
+    np.savez(tmp_path / "short.npz", target=np.ones(3), neutral=np.ones(3))
+    (tmp_path / "text.npz").write_bytes(b"text")
+    for name in ("one.npz", "short.npz", "text.npz", "absent.npz"):
+        with pytest.raises(DirectionError, match=rf"{name}.*edits text-features"):
+            load(models, styleclip=str(tmp_path / name))
+    np.save(tmp_path / "other.npy", np.ones((9088, 512), np.float32))
+    with pytest.raises(DirectionError, match=r"other\.npy must hold.*\[5376, 512\].*\[9088, 512\]"):
+        styleclip.read_relevance(tmp_path / "other.npy")
+    with pytest.raises(DirectionError, match=r"absent\.npy"):
+        styleclip.read_relevance(tmp_path / "absent.npy")
+
+
+def test_weights_below_the_threshold_are_zero():
+    target, neutral = np.eye(512)[0], np.eye(512)[1]
+    relevance = np.zeros((3, 512))
+    relevance[:, 0] = (0.8, -0.4, 0.1)
+    weights = channel_weights(target, neutral, relevance, 0.2)
+    assert np.allclose(weights, [1, -0.5, 0])
+
+
+def test_shipped_channels_fit_the_published_network(large, tmp_path):
+    from dhr_batch.stages.edit.direction_files import describe_set, sets_folder
+
+    for name in describe_set(sets_folder() / "stylespace.yaml")["edits"]:
+        edit = fitted(large, direction=name, std=str(published_std(tmp_path)[0]))
+        assert edit.offsets
