@@ -12,6 +12,7 @@ import html
 import itertools
 import re
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -222,7 +223,8 @@ def load(file: Path) -> CLIPText:
         CheckpointError: The file is damaged or refused.
         ValueError: It is not the text tower of ViT-B/32.
     """
-    content = checkpoints.read(file)
+    script = zipfile.is_zipfile(file) and "constants.pkl" in _members(file)
+    content = checkpoints.read_script(file) if script else checkpoints.read(file)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -232,6 +234,11 @@ def load(file: Path) -> CLIPText:
     weights = {key.removeprefix("module."): value for key, value in content.items()}
     wanted = net.state_dict()
     return weight_files.fill(net, {k: v for k, v in weights.items() if k in wanted}, file)
+
+
+def _members(file: Path) -> set[str]:
+    with zipfile.ZipFile(file) as archive:
+        return {name.rpartition("/")[2] for name in archive.namelist()}
 
 
 @torch.inference_mode()

@@ -67,20 +67,48 @@ def test_another_vocabulary_is_named(tmp_path):
         Tokenizer(tmp_path / "short.gz")
 
 
-def test_state_dicts_are_loaded_and_other_files_named(published, net, tmp_path):
-    state = published.state()
+@pytest.fixture
+def narrow(monkeypatch):
+    """The text tower with few weights, and their state dict."""
+    for name, value in {"WIDTH": 16, "LAYERS": 2, "WORDS": 40, "FEATURES": 8}.items():
+        monkeypatch.setattr(clip_text, name, value)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = CLIPText()
+        for value in made.parameters():
+            torch.nn.init.normal_(value)
+    return made.requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore")  # Torch advises against the format, and traces warn.
+def test_the_layouts_of_the_file_are_read(narrow, tmp_path):
+    state = {key: value.half() for key, value in narrow.state_dict().items()}
     extra = {"visual.conv1.weight": torch.zeros(2), "logit_scale": torch.zeros(())}
-    file = tmp_path / "clip.pt"
-    torch.save({f"module.{k}": v.half() for k, v in state.items()} | extra, file)
-    loaded = clip_text.load(file)
-    for key, value in net.state_dict().items():
-        got = loaded.state_dict()[key]
-        assert got.dtype == torch.float32
-        assert torch.equal(got, value.half().float()), key
+    torch.save(state | extra, tmp_path / "plain.pt")
+    torch.save({f"module.{k}": v for k, v in state.items()} | extra, tmp_path / "parallel.pt")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "nested.pt")
+    tokens = torch.zeros(1, 77, dtype=torch.long)
+    tokens[0, :3] = torch.tensor([38, 5, 39])
+    narrow.half().visual = torch.nn.Conv2d(1, 1, 1)
+    torch.jit.save(torch.jit.trace_module(narrow, {"forward": tokens}), tmp_path / "script.pt")
+    for name in ("plain.pt", "parallel.pt", "nested.pt", "script.pt"):
+        loaded = clip_text.load(tmp_path / name).state_dict()
+        assert loaded.keys() == state.keys()
+        for key, value in loaded.items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, state[key].float()), key
+
+
+def test_other_files_are_named(narrow, tmp_path):
+    state = narrow.state_dict()
     del state["text_projection"]
+    file = tmp_path / "clip.pt"
     torch.save(state, file)
-    with pytest.raises(ValueError, match="text_projection is missing"):
+    with pytest.raises(ValueError, match=r"clip\.pt.*text_projection is missing"):
         clip_text.load(file)
     torch.save([1], file)
-    with pytest.raises(ValueError, match="holds a list"):
+    with pytest.raises(ValueError, match=r"clip\.pt holds a list"):
+        clip_text.load(file)
+    file.write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"clip\.pt"):
         clip_text.load(file)
