@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from dhr_batch.fitting.directions import Fit, fit
+from dhr_batch.fitting.directions import PUBLISHED_RATIO, Fit, fit
+from dhr_batch.fitting.scoring import row
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import whole
 from dhr_batch.stages.edit.direction_files import digest
+from dhr_batch.stages.networks.identity import Portrait
 
 if TYPE_CHECKING:
-    from dhr_batch.fitting.samples import Samples
     from dhr_batch.stages.base import Context
+    from dhr_batch.stages.measure.face_scores import Scorer
 
-# The scores that each edit should not change. A smile opens the mouth a little and lifts the
-# cheeks. Without that it would be a smirk, so the other scores of the mouth are not conditions of
-# smile.
+# The landmark scores that each edit should not change. A smile opens the mouth a little and lifts
+# the cheeks. Without that it would be a smirk, so the other scores of the mouth are not conditions
+# of smile.
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "smile": ("yaw", "pitch", "brow_raise"),
     "mouth_open": ("smile", "yaw", "pitch", "eyes_open"),
@@ -36,36 +38,59 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 PROBES = 24
 
 
-def score_table(landmarks: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the scores of N faces by name, [N]. They are NaN if the landmarks [N, 68, 2] are."""
-    from dhr_batch.stages.measure.face_scores import scores
+def fit_scores(
+    w: np.ndarray,
+    table: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    conditions: Mapping[str, Sequence[str]],
+    others: Mapping[str, np.ndarray],
+    seed: int = 0,
+    method: str = "best",
+    ratio: float = PUBLISHED_RATIO,
+) -> tuple[dict[str, Fit], int]:
+    """Fit directions of scores to the samples that have all of them.
 
-    rows = [scores(p) if np.isfinite(p).all() else dict.fromkeys(names, np.nan) for p in landmarks]
-    return {name: np.array([row[name] for row in rows]) for name in names}
-
-
-def fit_samples(samples: Samples, seed: int = 0) -> tuple[dict[str, Fit], int]:
-    """Fit a direction for every score in `CONDITIONS`.
+    Args:
+        w: Latents, [N, 512].
+        table: Scores by name, [N], NaN where there is none.
+        names: The scores to fit.
+        conditions, others, seed, method, ratio: See `fit`.
 
     Returns:
-        The fits by score, and the number of samples that have landmarks.
+        The fits by score, and the number of samples that have the scores.
     """
-    table = score_table(samples.landmarks, tuple(CONDITIONS))
-    found = np.isfinite(samples.landmarks).all((1, 2))
-    fits = fit(samples.w[found], {n: s[found] for n, s in table.items()}, CONDITIONS, seed)
+    used = dict.fromkeys([*names, *(c for name in names for c in conditions.get(name, ()))])
+    used = {name: table[name] for name in used if name not in others}
+    found = np.isfinite(list(used.values())).all(0)
+    scores = {name: score[found] for name, score in used.items()}
+    fits = fit(
+        w[found],
+        scores,
+        conditions,
+        seed,
+        method=method,
+        ratio=ratio,
+        others=others,
+        names=names,
+    )
     return fits, int(found.sum())
 
 
 def probe(
-    context: Context, array: np.ndarray, deviations: Mapping[str, float], seed: int
+    context: Context,
+    scorers: Iterable[Scorer],
+    array: np.ndarray,
+    deviations: Mapping[str, float],
+    seed: int,
 ) -> dict[str, float]:
     """Measure how strength 1 of a direction changes every score, in standard deviations.
 
     This is half the difference between strengths +1 and -1, as mean over `PROBES` generated faces.
-    Faces without landmarks are left out.
+    Faces without scores are left out.
 
     Args:
         context: Resources of the generator.
+        scorers: The scorers that give these scores.
         array: The direction, [512].
         deviations: Standard deviation of each score.
         seed: Seed of the faces, which should differ from that of the fit.
@@ -78,18 +103,25 @@ def probe(
     generator = context.network("generator", context.generator)
     finder = context.network("landmarks", "dlib68")
     move = generator.expand_direction(torch.from_numpy(array)).to(context.device)
-    ends: dict[int, list[np.ndarray]] = {1: [], -1: []}
+    changes: list[list[float]] = []
     with torch.inference_mode():
         z = torch.from_numpy(draw(seed, 0)[:PROBES]).to(context.device)
         for ws in generator.broadcast(generator.map(z, 0.7)).split(1):
-            for sign, landmarks in ends.items():
+            ends = []
+            for sign in (1, -1):
                 image = tensor_to_images(generator.synthesize(ws + sign * move))[0]
-                landmarks.append(find_landmarks(finder, image))
-    up, down = (score_table(np.stack(ends[sign]), tuple(deviations)) for sign in (1, -1))
-    return {n: float(np.nanmean(up[n] - down[n]) / 2 / sd) for n, sd in deviations.items()}
+                points = find_landmarks(finder, image)
+                portrait = Portrait(image, points if np.isfinite(points).all() else None)
+                found = {k: v for scorer in scorers for k, v in row(scorer, portrait).items()}
+                ends.append([found[name] for name in deviations])
+            changes.append([up - down for up, down in zip(*ends, strict=True)])
+    mean = np.nanmean(changes, 0) / 2
+    return {n: float(m / sd) for m, (n, sd) in zip(mean, deviations.items(), strict=True)}
 
 
-def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str, Fit]:
+def calibrate(
+    context: Context, scorers: Iterable[Scorer], fits: Mapping[str, Fit], seed: int
+) -> dict[str, Fit]:
     """Scale every direction so that strength 1 changes its score by one standard deviation.
 
     Raises:
@@ -97,9 +129,10 @@ def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str,
             model predicts, so it is not the edit that its name says.
     """
     deviations = {name: f.std for name, f in fits.items()}
+    scorers = tuple(scorers)
     done = {}
     for name, fitted in fits.items():
-        effect = probe(context, fitted.array, deviations, seed)
+        effect = probe(context, scorers, fitted.array, deviations, seed)
         own = effect[name]
         if not own > 0.25:
             raise CommandError(
@@ -110,15 +143,23 @@ def calibrate(context: Context, fits: Mapping[str, Fit], seed: int) -> dict[str,
     return done
 
 
-def describe(fitted: Fit) -> dict[str, Any]:
-    """Return the description of a direction in the YAML file of a set."""
+def describe(fitted: Fit, kind: str = "landmark") -> dict[str, Any]:
+    """Return the description of a direction in the YAML file of a set.
+
+    Args:
+        fitted: The direction.
+        kind: The word before "score" in its unit.
+    """
+    accuracy = {n: round(a, 4) for n, a in fitted.accuracy.items() if not np.isnan(a)}
     return {
         "sha256": digest(fitted.array),
-        "unit": f"one standard deviation ({fitted.std:.4g}) of the landmark score {fitted.name}",
+        "unit": f"one standard deviation ({fitted.std:.4g}) of the {kind} score {fitted.name}",
         "shape": list(fitted.array.shape),
+        "length": round(float(np.linalg.norm(fitted.array)), 4),
         "held_out_correlation": round(fitted.correlation, 3),
         "held_out_r2": round(fitted.r2, 3),
         "compared": {m: round(r, 3) for m, r in fitted.compared.items()},
+        **({"accuracy": accuracy} if accuracy else {}),
         "leaves_alone": list(fitted.conditions),
         "kept_of_normal": round(fitted.kept, 3),
         "effect_of_strength_1": fitted.effect,

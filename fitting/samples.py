@@ -95,12 +95,12 @@ def collect(
     if card.is_file():
         _check(card, about)
     else:
-        _replace(card, json.dumps(about, indent=1).encode())
+        replace(card, json.dumps(about, indent=1).encode())
     shards = -(-count // SHARD)
     for shard in range(shards):
         file = folder / f"{shard:05d}.npz"
         if not file.is_file():
-            _save(file, _label(context, generator, draw(seed, shard), truncation))
+            save(file, _label(context, generator, draw(seed, shard), truncation))
         report((shard + 1) * SHARD, shards * SHARD)
     return load(folder, shards)
 
@@ -178,11 +178,11 @@ def find_landmarks(finder: Landmarks68, image: np.ndarray) -> np.ndarray:
     return np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32)
 
 
-def _save(file: Path, arrays: dict[str, Any]) -> None:
+def save(file: Path, arrays: dict[str, Any]) -> None:
     with whole(file) as part, part.open("wb") as stream:
         np.savez(stream, **arrays)
 
 
-def _replace(file: Path, data: bytes) -> None:
+def replace(file: Path, data: bytes) -> None:
     with whole(file) as part:
         part.write_bytes(data)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dhr_batch.pipeline.cli.fit import fit
 from dhr_batch.pipeline.cli.sweep import sweep
 from dhr_batch.stages import registry
-from dhr_batch.stages.edit.direction_files import describe_set, sets_folder, shipped, shipped_edits
+from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped_edits
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -72,6 +73,7 @@ def edits() -> None:
 
 
 edits.add_command(sweep)
+edits.add_command(fit)
 
 
 @edits.command("list")
@@ -89,109 +91,6 @@ def list_directions(as_json: bool) -> None:
     for name, edit in settings.items():
         text = ", ".join(f"{key} {value}" for key, value in edit.items())
         click.echo(f"{name:14s} {text}  ({others[name].name})")
-
-
-@edits.command("fit")
-@GENERATOR
-@click.option(
-    "--samples",
-    default=3000,
-    show_default=True,
-    type=click.IntRange(min=50),
-    help="Number of generated faces to fit to.",
-)
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of random draws."
-)
-@click.option(
-    "--truncation",
-    default=0.8,
-    show_default=True,
-    type=click.FloatRange(0.1, 1.0),
-    help="Truncation of the codes: 1 for no truncation.",
-)
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of labelled samples, with which an interrupted command continues.  "
-    "[default: samples/ in the cache folder]",
-)
-@click.option(
-    "--reuse",
-    is_flag=True,
-    help="Use the samples in --cache even if they are of another version of the generator.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder to write the set to.  [default: the folder of shipped sets]",
-)
-@click.option("--name", default="landmarks", show_default=True, help="Name of the set.")
-def fit_directions(
-    generator: str,
-    samples: int,
-    seed: int,
-    truncation: float,
-    cache: Path | None,
-    reuse: bool,
-    out: Path | None,
-    name: str,
-) -> None:
-    """Fit directions of the landmark scores to samples of the generator.
-
-    \b
-    Example:
-      dhr-batch edits fit --samples 3000 --out my_edits
-    """
-    from dhr_batch.fitting import direction_sets
-    from dhr_batch.fitting import samples as sampling
-    from dhr_batch.pipeline.models.catalogue import home
-    from dhr_batch.pipeline.storage.connect import connect
-
-    written_to = out or sets_folder()
-    connect(written_to)  # It is checked before the samples are computed.
-    folder = cache or home() / "samples" / f"{generator}-seed{seed}-truncation{truncation:g}"
-    context = _context(generator, seed)
-    if reuse:
-        data = sampling.load(folder)
-    else:
-        data = sampling.collect(
-            context,
-            folder,
-            samples,
-            seed,
-            truncation,
-            lambda done, total: click.echo(f"samples {done}/{total}", err=True),
-        )
-    fits, found = direction_sets.fit_samples(data, seed)
-    click.echo(f"fitted on {found} of {len(data.w)} samples with a face; measuring", err=True)
-    fits = direction_sets.calibrate(context, fits, seed=seed + 1_000_000)
-    about = {
-        "about": "Linear edit directions in W, fitted to landmark scores of generated faces.",
-        "command": f"dhr-batch edits fit --generator {data.about['generator']} "
-        f"--samples {len(data.w)} --seed {data.about['seed']} "
-        f"--truncation {data.about['truncation']:g} --name {name}",
-        "samples": data.about | {"count": len(data.w), "with_landmarks": found},
-        "calibrated_on": {
-            "generator": generator,
-            "generator_weights": sampling.fingerprint(generator),
-            "faces": direction_sets.PROBES,
-        },
-        "method": next(iter(fits.values())).method,
-    }
-    file = direction_sets.write_set(
-        written_to,
-        name,
-        {n: f.array for n, f in fits.items()},
-        {n: direction_sets.describe(f) for n, f in fits.items()},
-        about,
-    )
-    click.echo(f"{'score':12s} {'r2':>5s} {'r':>5s}  effect of strength 1, in standard deviations")
-    for n, f in fits.items():
-        effect = "  ".join(f"{k} {v:+.2f}" for k, v in f.effect.items())
-        click.echo(f"{n:12s} {f.r2:5.2f} {f.correlation:5.2f}  {effect}")
-    click.echo(str(file))
 
 
 def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:

@@ -1,0 +1,255 @@
+"""The command `edits fit`: directions of scores of the generator's own faces."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.stages import registry
+from dhr_batch.stages.edit.direction_files import DirectionError, resolve, sets_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dhr_batch.stages.measure.face_scores import Scorer
+
+METHODS = ("best", "ridge", "svm")
+RATIO = 0.02
+
+
+@click.command("fit")
+@click.option(
+    "--generator",
+    default="mobilestylegan-256",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Generator of the directions.",
+)
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    default=("landmarks",),
+    show_default=True,
+    metavar="NAME",
+    help=f"What scores the faces: {', '.join(registry.names('scores'))}. May be repeated.",
+)
+@click.option(
+    "--score",
+    "scores",
+    multiple=True,
+    metavar="NAME",
+    help="A score to fit. May be repeated.  [default: all of the scorers]",
+)
+@click.option(
+    "--method",
+    default="best",
+    show_default=True,
+    type=click.Choice(METHODS),
+    help="Linear model: the best on held-out samples, ridge regression, or the support vector "
+    "machine of InterFaceGAN as published.",
+)
+@click.option(
+    "--ratio",
+    default=RATIO,
+    show_default=True,
+    type=click.FloatRange(0, 0.5, min_open=True),
+    help="Share of the samples with the highest, and of those with the lowest scores, of which "
+    "svm learns from 70 % and validates on the others.",
+)
+@click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    metavar="NAME",
+    help="A score or direction that the directions leave alone, or none. May be repeated.  "
+    "[default: for landmarks those of the shipped set, none for svm and other scorers]",
+)
+@click.option(
+    "--samples",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(min=50),
+    help="Number of generated faces to fit to.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of random draws."
+)
+@click.option(
+    "--truncation",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0.1, 1.0),
+    help="Truncation of the codes: 1 for no truncation.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of labelled samples, with which an interrupted command continues.  "
+    "[default: samples/ in the cache folder]",
+)
+@click.option(
+    "--reuse",
+    is_flag=True,
+    help="Use the samples in --cache even if they are of another version of the generator.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write the set to.  [default: the folder of shipped sets]",
+)
+@click.option("--name", help="Name of the set.  [default: the scorers]")
+def fit(
+    generator: str,
+    scorers: tuple[str, ...],
+    scores: tuple[str, ...],
+    method: str,
+    ratio: float,
+    conditions: tuple[str, ...],
+    samples: int,
+    seed: int,
+    truncation: float,
+    cache: Path | None,
+    reuse: bool,
+    out: Path | None,
+    name: str | None,
+) -> None:
+    """Fit directions of scores to samples of the generator.
+
+    \b
+    Examples:
+      dhr-batch edits fit --samples 3000 --out my_edits
+      dhr-batch edits fit --method svm --score yaw --condition smile --out my_edits
+    """
+    import torch
+
+    from dhr_batch.fitting import direction_sets, scoring
+    from dhr_batch.fitting import samples as sampling
+    from dhr_batch.pipeline.models import catalogue
+    from dhr_batch.pipeline.storage.connect import connect
+    from dhr_batch.stages.base import Context
+
+    written_to = out or sets_folder()
+    connect(written_to)  # It is checked before the samples are computed.
+    name = name or "-".join(scorer.rpartition(":")[2] for scorer in scorers)
+    label = registry.label(generator)
+    folder = cache or catalogue.home() / "samples" / f"{label}-seed{seed}-truncation{truncation:g}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    context = Context(device=device, generator=generator, models=catalogue.path, seed=seed)
+    judges = scoring.load(context, scorers)
+    chosen = scores or default_scores(judges)
+    others = _directions(conditions, judges)
+    wanted = _conditions(chosen, conditions, judges, others, method)
+
+    def report(what: str) -> Any:
+        return lambda done, total: click.echo(f"{what} {done}/{total}", err=True)
+
+    if reuse:
+        data = sampling.load(folder)
+    else:
+        data = sampling.collect(context, folder, samples, seed, truncation, report("samples"))
+    table = scoring.collect(context, folder, data, judges, report("scored"))
+    fits, found = direction_sets.fit_scores(
+        data.w, table, chosen, wanted, others, seed, method, ratio
+    )
+    click.echo(f"fitted on {found} of {len(data.w)} samples with a face; measuring", err=True)
+    fits = direction_sets.calibrate(context, judges.values(), fits, seed=seed + 1_000_000)
+    kind = "landmark" if scorers == ("landmarks",) else ", ".join(scorers)
+    words = ["dhr-batch", "edits", "fit", "--generator", data.about["generator"]]
+    words += [word for scorer in scorers for word in ("--scorer", scorer)]
+    words += [word for score in scores for word in ("--score", score)]
+    words += ["--method", method]
+    words += ["--ratio", f"{ratio:g}"] if method == "svm" else []
+    words += [word for condition in conditions for word in ("--condition", condition)]
+    words += ["--samples", str(len(data.w)), "--seed", str(data.about["seed"])]
+    words += ["--truncation", f"{data.about['truncation']:g}", "--name", name]
+    about = {
+        "about": f"Linear edit directions in W, fitted to {kind} scores of generated faces.",
+        "command": shlex.join(words),
+        "samples": data.about | {"count": len(data.w), "with_scores": found},
+        "scorers": {scorer: judge.label for scorer, judge in judges.items()},
+        "calibrated_on": {
+            "generator": label,
+            "generator_weights": sampling.fingerprint(generator),
+            "faces": direction_sets.PROBES,
+        },
+        "method": next(iter(fits.values())).method,
+    }
+    described = {n: direction_sets.describe(f, kind) for n, f in fits.items()}
+    arrays = {n: f.array for n, f in fits.items()}
+    file = direction_sets.write_set(written_to, name, arrays, described, about)
+    click.echo(f"{'score':12s} {'r2':>5s} {'r':>5s}  effect of strength 1, in standard deviations")
+    for n, f in fits.items():
+        effect = "  ".join(f"{k} {v:+.2f}" for k, v in f.effect.items())
+        right = "".join(f"  {k} accuracy {v:.3f}" for k, v in f.accuracy.items())
+        click.echo(f"{n:12s} {f.r2:5.2f} {f.correlation:5.2f}  {effect}{right}")
+    click.echo(str(file))
+
+
+def default_scores(judges: dict[str, Scorer]) -> tuple[str, ...]:
+    """Return all scores of scorers; of `landmarks`, those that directions are known for."""
+    from dhr_batch.fitting.direction_sets import CONDITIONS
+
+    return tuple(
+        score
+        for scorer, judge in judges.items()
+        for score in (CONDITIONS if scorer == "landmarks" else judge.names)
+    )
+
+
+def _names(judges: dict[str, Scorer]) -> set[str]:
+    return {score for judge in judges.values() for score in judge.names}
+
+
+def _directions(conditions: tuple[str, ...], judges: dict[str, Scorer]) -> dict[str, np.ndarray]:
+    """Return the conditions that are directions and no scores, by name."""
+    found = {}
+    for condition in conditions:
+        if condition in _names(judges) or conditions == ("none",):
+            continue
+        try:
+            direction = resolve(condition)
+        except DirectionError as error:
+            raise Refused(
+                f"--condition {condition}",
+                f"it is no score of the scorers, and no direction: {error.reason}",
+                f"choose a score from {', '.join(sorted(_names(judges)))}, or a direction",
+            ) from error
+        if direction.array.ndim != 1:
+            raise Refused(
+                f"--condition {condition}",
+                f"its shape is {list(direction.array.shape)}",
+                "give a direction of shape [512]",
+            )
+        found[condition] = direction.array
+    return found
+
+
+def _conditions(
+    chosen: tuple[str, ...],
+    given: tuple[str, ...],
+    judges: dict[str, Scorer],
+    others: dict[str, np.ndarray],
+    method: str,
+) -> dict[str, tuple[str, ...]]:
+    """Return what the direction of each chosen score leaves alone."""
+    from dhr_batch.fitting.direction_sets import CONDITIONS
+
+    known = _names(judges)
+    if unknown := [score for score in chosen if score not in known]:
+        raise Refused(
+            f"--score {unknown[0]}",
+            "the scorers do not give it",
+            f"choose from {', '.join(sorted(known))}",
+        )
+    if given == ("none",) or (method == "svm" and not given):
+        return {}
+    if given:
+        return {score: tuple(c for c in given if c != score) for score in chosen}
+    table = CONDITIONS if "landmarks" in judges else {}
+    return {score: table.get(score, ()) for score in chosen}
