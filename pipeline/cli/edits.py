@@ -12,6 +12,7 @@ import click
 
 from dhr_batch.pipeline.cli.fit import fit
 from dhr_batch.pipeline.cli.sweep import sweep
+from dhr_batch.pipeline.cli.text_features import text_features
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped_edits
 
@@ -74,6 +75,7 @@ def edits() -> None:
 
 edits.add_command(sweep)
 edits.add_command(fit)
+edits.add_command(text_features)
 
 
 @edits.command("list")
