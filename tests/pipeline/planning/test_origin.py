@@ -165,6 +165,26 @@ def test_edits_with_targets_are_repeated_by_later_stages_and_rendered_again(
     assert np.abs(then - again.edits[0].image).mean() < 1
 
 
+def test_edits_of_channels_are_swept_and_rendered_again(
+    source: Path, photographs: str, tmp_path: Path
+) -> None:
+    """StyleSpace: the picture depends on offsets that are no part of the edited code."""
+    chosen = {"stylespace": "layers.1.conv1/2, -layers.0.up/5"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(chosen))
+    own = {"edit": {"edits": [chosen | {"strengths": [-5, 5], "label": "mine"}]}}
+    expected = whole(photographs, tmp_path / "whole", **own)
+    by_file = {"edit": {"edits": sweep.parse([f"{tmp_path / 'mine.yaml'}=-5,5"])}}
+    swept = made(tmp_path / "swept", dataset=str(source), first_stage="edit", **by_file)
+    run = dhr_batch.open(expected)
+    again = run.render(IDS[0], {str(tmp_path / "mine.yaml"): 5.0})
+    then = run.edited("mine", 5.0)[IDS[0]].astype(int)
+    change = np.abs(then - run.edited("mine", -5.0)[IDS[0]]).mean()
+    assert change > 1
+    # Stored refinements are rounded, which the tiny generator with random weights amplifies.
+    for picture in (again.edits[0].image, dhr_batch.open(swept).edited("mine", 5.0)[IDS[0]]):
+        assert np.abs(then - picture).mean() < change / 5
+
+
 def test_another_refiner_gives_the_rows_of_its_own_whole_run(
     source: Path, photographs: str, tmp_path: Path
 ) -> None:

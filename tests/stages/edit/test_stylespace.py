@@ -1,16 +1,18 @@
 """Edits in StyleSpace: channels by name and published number, units, and StyleCLIP's directions."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.edit import styleclip, stylespace
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
+from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.edit.styleclip import channel_weights
 from dhr_batch.stages.edit.stylespace import PUBLISHED, Channel, deviations, style_widths
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
@@ -197,6 +199,77 @@ def test_other_files_of_deviations_are_named(tmp_path):
 def test_deviations_are_the_same_each_time(small):
     first, second = deviations(small, ["convs.0"]), deviations(small, ["convs.0"])
     assert np.array_equal(first["convs.0"], second["convs.0"])
+
+
+# ------------------------------------------------------------------------------- pictures
+
+
+def context_of(generator):
+    made = Context("cpu", "own", no_models)
+    made._networks["generator", "own"] = generator
+    return made
+
+
+def refined_record(generator, layer, seed=0):
+    """A record as refinement leaves it, with offsets of the modulation of a layer among others."""
+    draw = torch.Generator().manual_seed(seed)
+    ws = generator.broadcast(generator.map(torch.randn(1, 512, generator=draw)))
+    names = [f"{layer}.modulation.weight", f"{layer}.modulation.bias", "conv1.weight"]
+    delta = {n: 0.05 * torch.randn(generator.weight(n).shape, generator=draw) for n in names}
+    feature = torch.randn(generator.to_feature(ws).shape, generator=draw)[0]
+    mask = np.zeros((generator.resolution,) * 2, bool)
+    mask[:, : generator.resolution // 2] = True
+    record = Record(
+        f"{seed}",
+        "s",
+        latent=ws[0].numpy().copy(),
+        mask=mask,
+        delta={n: d.numpy() for n, d in delta.items()},
+        feature=feature.numpy(),
+    )
+    return Rerender(context_of(generator))(record)
+
+
+@pytest.mark.parametrize(("net", "layer"), [("small", "convs.1"), ("mobile", "layers.1.conv1")])
+def test_offsets_are_added_to_styles_of_the_refined_modulation(net, layer, request):
+    """The same picture with the offset as a further refinement of the modulation's bias."""
+    generator = request.getfixturevalue(net)
+    before = refined_record(generator, layer)
+    edit = {"stylespace": f"{layer}/2", "strengths": (-3, 0, 8)}
+    stage = Directions(Directions.Options.model_validate({"edits": [edit]}))
+    stage.setup(context_of(generator))
+    after = stage.run([before])[0]
+    assert after.failure is None, after.failure
+    low, zero, high = after.edits
+    assert np.array_equal(zero.image, before.refined)
+    assert all(np.array_equal(e.latent, before.latent) for e in after.edits)
+    assert {e.direction_sha256 for e in after.edits} == {load(**edit).sha256}
+    for done in (low, high):
+        assert np.abs(done.image.astype(int) - before.refined).mean() > 0.3
+        bias = before.delta[f"{layer}.modulation.bias"].copy()
+        bias[2] += done.strength * float(fitted(generator, **edit).offsets[f"{layer}.style"][0, 2])
+        delta = before.delta | {f"{layer}.modulation.bias": bias}
+        expected = Rerender(context_of(generator))(replace(before, delta=delta)).refined
+        assert np.abs(done.image.astype(int) - expected).max() <= 1
+
+
+def test_kinds_of_edits_share_batches(small, tmp_path):
+    np.save(tmp_path / "push.npy", np.random.default_rng(5).normal(size=512).astype(np.float32))
+    edits = [
+        {"direction": str(tmp_path / "push.npy"), "strengths": (-1, 1)},
+        {"stylespace": "convs.1/2", "strengths": (-3, 3)},
+        {"stylespace": "convs.0/1, to_rgbs.1/4", "strengths": (0, 5)},
+    ]
+    before = refined_record(small, "convs.1")
+    done = []
+    for batch in (8, 1):
+        options = {"edits": edits, "batch": batch}
+        stage = Directions(Directions.Options.model_validate(options))
+        stage.setup(context_of(small))
+        done.append(stage.run([before])[0].edits)
+    assert [e.name for e in done[0]][::2] == ["push", "sconvs.1_2", "sconvs.0_1_to_rgbs.1_4"]
+    for together, alone in zip(*done, strict=True):
+        assert np.abs(together.image.astype(int) - alone.image).max() <= 1
 
 
 # ------------------------------------------------------------------------------- StyleCLIP
