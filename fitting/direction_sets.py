@@ -59,8 +59,8 @@ def fit_scores(
     Returns:
         The fits by score, and the number of samples that have the scores.
     """
-    used = dict.fromkeys([*names, *(c for name in names for c in conditions.get(name, ()))])
-    used = {name: table[name] for name in used if name not in others}
+    wanted = dict.fromkeys([*names, *(c for name in names for c in conditions.get(name, ()))])
+    used = {name: table[name] for name in wanted if name not in others}
     found = np.isfinite(list(used.values())).all(0)
     scores = {name: score[found] for name, score in used.items()}
     fits = fit(

@@ -47,16 +47,19 @@ def text_features(weights: Path, target: str, neutral: str, out: Path) -> None:
     tokenizer = clip_text.Tokenizer(catalogue.path(clip_text.VOCABULARY))
     try:
         net = clip_text.load(weights)
-        texts = {"target": target, "neutral": neutral}
-        features = {
-            name: clip_text.prompt_features(net, tokenizer, text).numpy()
-            for name, text in texts.items()
-        }
+        target_features, neutral_features = (
+            clip_text.prompt_features(net, tokenizer, text).numpy() for text in (target, neutral)
+        )
     except ValueError as error:
         raise Refused("edits text-features", str(error)) from error
     out.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **features, texts=np.array([target, neutral]))
+    np.savez(
+        buffer,
+        target=target_features,
+        neutral=neutral_features,
+        texts=np.array([target, neutral]),
+    )
     with whole(out) as part:
         part.write_bytes(buffer.getvalue())
     click.echo(f"{out}: use it as an edit {{styleclip: {out}}}")

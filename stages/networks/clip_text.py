@@ -164,7 +164,8 @@ class _Attention(nn.Module):
         b, t, _ = x.shape
         joined = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         heads = joined.reshape(b, t, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(*heads.unbind(0), is_causal=True)
+        query, key, value = heads.unbind(0)
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out_proj(seen.transpose(1, 2).reshape(b, t, WIDTH))
 
 
@@ -188,6 +189,15 @@ class _Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class _Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(_Block() for _ in range(LAYERS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
 class CLIPText(nn.Module):
     """Maps tokens [N, 77] to features [N, 512], which are not normalised.
 
@@ -198,8 +208,7 @@ class CLIPText(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(WORDS, WIDTH)
         self.positional_embedding = nn.Parameter(torch.empty(CONTEXT, WIDTH))
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.Sequential(*(_Block() for _ in range(LAYERS)))
+        self.transformer = _Transformer()
         self.ln_final = nn.LayerNorm(WIDTH)
         self.text_projection = nn.Parameter(torch.empty(WIDTH, FEATURES))
 
@@ -208,7 +217,7 @@ class CLIPText(nn.Module):
         ends = tokens.argmax(1)
         length = int(ends.max()) + 1
         x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
-        x = self.ln_final(self.transformer.resblocks(x))
+        x = self.ln_final(self.transformer(x))
         return x[torch.arange(len(x), device=x.device), ends] @ self.text_projection
 
 
