@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # checkpoints, edits and identities, which are not there; tests of their own run these.
 ONLY_HELP = (
     *("models pull", "models convert", "datasets synthesize"),
-    *("edits fit", "edits sefa", "edits ganspace", "bench", "export"),
+    *("edits fit", "edits sefa", "edits ganspace", "edits text-features", "bench", "export"),
 )
 # A network whose weights users bring.
 BROUGHT = "embed.name=e4e"
