@@ -184,7 +184,8 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without local folders: of the files of edits, only the names are left."""
     public = json.loads(json.dumps(settings))
     for edit in public.get("edit", {}).get("edits", ()):
-        edit["direction"] = Path(edit["direction"]).name
+        for key in edit.keys() & {"direction", "ganspace", "styleclip", "fs3", "std"}:
+            edit[key] = Path(edit[key]).name
     public["generator"] = registry.label(public["generator"])
     return public
 

@@ -405,6 +405,25 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run: Path, tmp_path: P
     assert str(run.parent) not in text
 
 
+def test_the_card_names_files_of_all_kinds_of_edits_without_folders(
+    run: Path, tmp_path: Path
+) -> None:
+    kinds = [
+        {"direction": "/mine/age.npy", "strengths": [1.0]},
+        {"ganspace": "/mine/pca.pt", "component": 2, "rows": [0, 5], "strengths": [1.0]},
+        {"stylespace": ["6/501", "-convs.3/17"], "std": "/mine/S_mean_std", "strengths": [1.0]},
+        {"styleclip": "/mine/beard.npz", "beta": 0.1, "fs3": "/mine/fs3.npy", "strengths": [1.0]},
+    ]
+    stored = json.loads((run / "plan.json").read_text())
+    stored["fingerprint"]["config"]["edit"]["edits"] = kinds
+    (run / "plan.json").write_text(json.dumps(stored))
+    exported(run, tmp_path / "out", "--format", "hf")
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    edits = yaml.safe_load(text.split("---\n")[1])["dhr_batch"]["settings"]["edit"]["edits"]
+    named = [{k: str(v).removeprefix("/mine/") for k, v in edit.items()} for edit in kinds]
+    assert [{k: str(v) for k, v in edit.items()} for edit in edits] == named
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
