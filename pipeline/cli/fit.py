@@ -10,7 +10,13 @@ import click
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
-from dhr_batch.stages.edit.direction_files import DirectionError, resolve, sets_folder
+from dhr_batch.stages.edit.direction_files import (
+    DirectionError,
+    resolve,
+    sets_folder,
+    shipped,
+    shipped_edits,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +150,9 @@ def fit(
     judges = scoring.load(context, scorers)
     chosen = scores or default_scores(judges)
     others = _directions(conditions, judges)
-    wanted = _conditions(chosen, conditions, judges, others, method)
+    wanted = _conditions(chosen, conditions, judges, method)
+    if out is None:
+        _check_shipped(name, chosen)
 
     def report(what: str) -> Any:
         return lambda done, total: click.echo(f"{what} {done}/{total}", err=True)
@@ -230,11 +238,24 @@ def _directions(conditions: tuple[str, ...], judges: dict[str, Scorer]) -> dict[
     return found
 
 
+def _check_shipped(name: str, chosen: tuple[str, ...]) -> None:
+    """Refuse a set that would remove shipped directions, or give two of them one name."""
+    known = {n: file.stem for n, file in (shipped() | shipped_edits()).items()}
+    lost = [n for n, owner in known.items() if owner == name and n not in chosen]
+    twice = [n for n in chosen if known.get(n, name) != name]
+    if lost or twice:
+        why = f"lose {lost[0]!r}" if lost else f"have {twice[0]!r} twice"
+        raise Refused(
+            f"the set {name!r}",
+            f"the shipped sets would {why}",
+            "write it to a folder of yours with --out",
+        )
+
+
 def _conditions(
     chosen: tuple[str, ...],
     given: tuple[str, ...],
     judges: dict[str, Scorer],
-    others: dict[str, np.ndarray],
     method: str,
 ) -> dict[str, tuple[str, ...]]:
     """Return what the direction of each chosen score leaves alone."""

@@ -184,3 +184,18 @@ def test_mistakes_are_named(fitted, words, said):
     assert result.exit_code == 2, result.output
     assert said in result.output
     assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--score", "smile"], "the shipped sets would lose 'mouth_open'"),
+        (["--score", "smile", "--name", "mine"], "the shipped sets would have 'smile' twice"),
+    ],
+)
+def test_shipped_sets_are_not_damaged(context, monkeypatch, words, said):
+    monkeypatch.setattr(samples, "collect", None)
+    result = CliRunner().invoke(main, ["edits", "fit", "--generator", "tiny", *words])
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "--out" in result.output
