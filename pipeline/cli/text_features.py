@@ -14,7 +14,8 @@ import click
     "weights",
     required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="CLIP ViT-B/32: ViT-B-32.pt as published, whose code is not run, or its state dict.",
+    help="CLIP ViT-B/32: ViT-B-32.pt as published, whose code is not run, or its weights alone, "
+    "also with the names of transformers (model.safetensors).",
 )
 @click.option("--target", required=True, metavar="TEXT", help="What the edit leads to.")
 @click.option(

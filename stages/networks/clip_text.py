@@ -16,9 +16,12 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dhr_batch.stages.networks import checkpoints, weight_files
@@ -32,6 +35,17 @@ MERGES = WORDS - 2 - 2 * 256
 WORD_END = "</w>"
 CONTRACTION = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
 VOCABULARY = "clip-vocabulary"
+# Names of transformers and the published ones.
+RENAMED = {
+    "embeddings.token_embedding.": "token_embedding.",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "self_attn.out_proj.": "attn.out_proj.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+    "final_layer_norm.": "ln_final.",
+}
 # `TEMPLATES` are the prompts of CLIP for ImageNet without "a photo of many {}.", as in StyleCLIP.
 MEDIA = (
     *("a photo of", "a bad photo of", "a good photo of", "a blurry photo of", "a bright photo of"),
@@ -226,23 +240,49 @@ def load(file: Path) -> CLIPText:
 
     Args:
         file: ``ViT-B-32.pt`` as OpenAI publishes it, whose code is not run, or a state dict of the
-            same names.
+            same names or of those of transformers, also as ``.safetensors``.
 
     Raises:
         CheckpointError: The file is damaged or refused.
         ValueError: It is not the text tower of ViT-B/32.
     """
-    script = zipfile.is_zipfile(file) and "constants.pkl" in _members(file)
-    content = checkpoints.read_script(file) if script else checkpoints.read(file)
+    content = _content(file)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__}, not the weights of CLIP")
+    weights = {key.removeprefix("module."): value for key, value in content.items()}
+    if "text_projection.weight" in weights:
+        weights = _renamed(weights)
     with torch.device("meta"):
         net = CLIPText()
-    weights = {key.removeprefix("module."): value for key, value in content.items()}
     wanted = net.state_dict()
     return weight_files.fill(net, {k: v for k, v in weights.items() if k in wanted}, file)
+
+
+def _content(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read as weights: {error}") from error
+    script = zipfile.is_zipfile(file) and "constants.pkl" in _members(file)
+    return checkpoints.read_script(file) if script else checkpoints.read(file)
+
+
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a text tower of transformers by their published names."""
+    found = {"text_projection": weights["text_projection.weight"].T}
+    for key, value in weights.items():
+        name = key.removeprefix("text_model.").replace("encoder.layers.", "transformer.resblocks.")
+        for theirs, ours in RENAMED.items():
+            name = name.replace(theirs, ours)
+        found.setdefault(name, value)
+        if ".self_attn.q_proj." in key:
+            parts = [weights.get(key.replace("q_proj", part)) for part in ("k_proj", "v_proj")]
+            joined = [value, *(part for part in parts if part is not None)]
+            found[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(joined)
+    return found
 
 
 def _members(file: Path) -> set[str]:

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dhr_batch.stages.networks import clip_text
 from dhr_batch.stages.networks.clip_text import CLIPText, Tokenizer
@@ -93,6 +94,39 @@ def test_the_layouts_of_the_file_are_read(narrow, scripted, tmp_path):
         for key, value in loaded.items():
             assert value.dtype == torch.float32
             assert torch.equal(value, state[key].float()), key
+
+
+def test_the_names_of_transformers_are_read(narrow, tmp_path):
+    state = narrow.state_dict()
+    theirs = {"text_projection.weight": state["text_projection"].T.contiguous()}
+    theirs["text_model.embeddings.token_embedding.weight"] = state["token_embedding.weight"]
+    theirs["text_model.embeddings.position_embedding.weight"] = state["positional_embedding"]
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+    names |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    for kind in ("weight", "bias"):
+        theirs[f"text_model.final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
+        for i in range(2):
+            ours, layer = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
+            for name, other in names.items():
+                theirs[f"{layer}.{other}.{kind}"] = state[f"{ours}.{name}.{kind}"]
+            parts = state[f"{ours}.attn.in_proj_{kind}"].chunk(3)
+            for name, part in zip("qkv", parts, strict=True):
+                theirs[f"{layer}.self_attn.{name}_proj.{kind}"] = part.clone()
+    theirs["vision_model.embeddings.class_embedding"] = torch.zeros(3)
+    save_file(theirs, tmp_path / "model.safetensors")
+    torch.save(theirs, tmp_path / "pytorch_model.bin")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        loaded = clip_text.load(tmp_path / name).state_dict()
+        assert loaded.keys() == state.keys()
+        for key, value in loaded.items():
+            assert torch.equal(value, state[key]), key
+    del theirs["text_model.encoder.layers.1.self_attn.v_proj.weight"]
+    save_file(theirs, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors.*1\.attn\.in_proj_weight has shape"):
+        clip_text.load(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        clip_text.load(tmp_path / "model.safetensors")
 
 
 def test_other_files_are_named(narrow, tmp_path):
