@@ -45,7 +45,13 @@ class Segment(NoOp):
 
 class Refine(NoOp):
     family, needs = "refine", frozenset({"latent"})
-    gives = frozenset({"delta", "feature", "refined"})
+    gives = frozenset({"delta", "feature", "state", "refined"})
+
+    def setup_render(self, context: Context) -> None:
+        pass
+
+    def render_models(self) -> set[str]:
+        return set()
 
 
 class Edit(NoOp):
