@@ -22,7 +22,7 @@ SCHEMA = {
     2: "plan.json names the versions of its schema and rules",
 }
 RULES = {
-    "edit": {1: "code + strength * direction, with the weights, feature and mask of the image"},
+    "edit": {1: "each edit moves the code or the styles, and the refiner renders the result"},
     "picture": {1: "PNG, 8 bits per channel"},
     "codec": {1: "each tensor names its scheme: dithered, predicted, exact or int8_channel"},
 }
