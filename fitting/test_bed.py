@@ -1,0 +1,441 @@
+"""Distil the 256 px generator into a small StyleGAN2, a test bed that makes faces.
+
+    python -m dhr_batch.fitting.test_bed --minutes 75 --cache DIR --out FILE.pt --sheet PNG
+
+The student has the architecture of StyleGAN2 at 128 px and the mapping network and W space of its
+teacher. It serves tests, benchmarks and learning rates on StyleGAN2, not pictures. It is trained on
+images of the teacher, reduced by area, from kernels of unit variance: first its layers up to 16 px,
+then those of each larger size as well. FILE.pt has the layout of rosinality/stylegan2-pytorch; the
+file that is shipped, without the mapping network and in half precision, is written beside it. Pairs
+and a checkpoint, from which an interrupted run continues, are in DIR.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dhr_batch.fitting.distill import export
+from dhr_batch.fitting.distill_pairs import HELD_OUT, codes, write_atomically
+from dhr_batch.fitting.test_bed_pairs import Pairs, levels, render, student_rows
+from dhr_batch.fitting.test_bed_student import Coordinates, dense, layers, style
+from dhr_batch.pipeline.cli.output import Command
+from dhr_batch.pipeline.models import catalogue
+from dhr_batch.stages.base import Context
+from dhr_batch.stages.embed.optimise import face_region
+from dhr_batch.stages.networks.dlib_face import Landmarks68
+from dhr_batch.stages.networks.generators import test_bed_tensors
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.stylegan2_layouts import MAPPING_RATE
+from dhr_batch.stages.tensors import tensor_to_images
+
+CHECKPOINT = "test_bed.pt"
+WIDTHS = (256, 256, 256, 256, 128, 64)
+# Sizes that are trained until each share of the time.
+STAGES = ((16, 0.12), (32, 0.35), (64, 0.7), (128, 1.0))
+# Weight of the images of smaller sizes, which StyleGAN2 sums up.
+SKIP_WEIGHT = 0.2
+# Largest share of the time that is spent on new pairs.
+PAIRS_SHARE = 0.25
+PUBLISH_SECONDS = 240
+
+
+def student(teacher: MobileStyleGAN, widths: Sequence[int] = WIDTHS) -> StyleGAN2:
+    """Return the student with the mapping network of its teacher and no other weights."""
+    net = StyleGAN2(widths, mapping_layers=teacher.mapping_layers)
+    with torch.no_grad():
+        for name in net.weight_names("mapping."):
+            net.weight(name).copy_(teacher.weight(name))
+        net.w_mean.copy_(teacher.w_mean)
+    return net
+
+
+@torch.no_grad()
+def coordinates(teacher: MobileStyleGAN) -> Coordinates:
+    """Return the coordinates of W by 4,096 codes of the teacher with truncation 0.75."""
+    z = torch.randn(4096, 512, generator=torch.Generator().manual_seed(0))
+    return Coordinates(teacher.map(z, 0.75))
+
+
+def start(net: StyleGAN2, space: Coordinates) -> dict[str, Tensor]:
+    """Return random weights of the synthesis network, with modulations of coordinates of W.
+
+    Kernels have unit variance and styles a mean of 1, as StyleGAN2 starts.
+    """
+    draw = torch.Generator().manual_seed(0)
+    params = {}
+    for name in net.weight_names():
+        if name.startswith("mapping."):
+            continue
+        shape = net.weight(name).shape
+        if name.endswith("modulation.bias"):
+            params[name] = torch.ones(shape)
+        elif name.endswith("bias"):
+            params[name] = torch.zeros(shape)
+        elif name.endswith("noise_strength"):
+            params[name] = torch.full(shape, 0.02)
+        else:
+            params[name] = torch.randn(shape, generator=draw)
+            if name.startswith("to_rgb") and "modulation" not in name:
+                params[name] *= 0.3
+    for name in net.noise_names:
+        net.noise(name).copy_(torch.randn(net.noise(name).shape, generator=draw))
+    for name in [name for name in params if name.endswith("modulation.weight")]:
+        params[name], _ = space.from_weights(params[name], torch.zeros(()))
+    return params
+
+
+@torch.no_grad()
+def fill(net: StyleGAN2, params: Mapping[str, Tensor], space: Coordinates) -> StyleGAN2:
+    """Copy weights in training to the network, rounded to half precision as they are shipped."""
+    for name, value in params.items():
+        if name.endswith("modulation.weight"):
+            bias = name.replace("weight", "bias")
+            pair = space.to_weights(value, params[bias])
+            for key, part in zip((name, bias), pair, strict=True):
+                net.weight(key).copy_(part.half())
+        elif not name.endswith("modulation.bias"):
+            net.weight(name).copy_(value.half())
+    return net
+
+
+def rosinality(net: StyleGAN2) -> dict[str, object]:
+    """Return the checkpoint of a network in the layout of rosinality/stylegan2-pytorch."""
+    state: dict[str, Tensor] = {}
+    for name in net.weight_names():
+        value, (layer, _, leaf) = net.weight(name).detach().clone(), name.rpartition(".")
+        if name.startswith("mapping."):
+            scale = MAPPING_RATE / (math.sqrt(value.shape[1]) if leaf == "weight" else 1)
+            state[f"style.{int(layer.split('.')[1]) + 1}.{leaf}"] = value / scale
+        elif name == "input":
+            state["input.input"] = value[None]
+        elif ".modulation." in name:
+            state[name.replace(".modulation.", ".conv.modulation.")] = value
+        elif leaf == "weight":
+            state[f"{layer}.conv.weight"] = value.reshape(1, *value.shape[:2], *_kernel(value))
+        elif leaf == "noise_strength":
+            state[f"{layer}.noise.weight"] = value
+        elif layer.startswith("to_rgb"):
+            state[name] = value.reshape(1, 3, 1, 1)
+        else:
+            state[f"{layer}.activate.bias"] = value
+    for index, name in enumerate(net.noise_names):
+        state[f"noises.noise_{index}"] = net.noise(name)[None, None].clone()
+    for block in range(net.convs // 2):
+        state[f"convs.{2 * block}.conv.blur.kernel"] = net.filter.clone()
+        state[f"to_rgbs.{block}.upsample.kernel"] = net.filter.clone()
+    return {"g_ema": state, "latent_avg": net.w_mean.clone()}
+
+
+def _kernel(value: Tensor) -> tuple[int, int]:
+    return (3, 3) if value.ndim == 4 else (1, 1)
+
+
+def rms(tensor: Tensor) -> float:
+    """Return the root mean square of a tensor."""
+    return float(tensor.detach().float().square().mean().sqrt())
+
+
+class Trainer:
+    """Adam with steps relative to each tensor, on all sizes up to one, with averaged weights.
+
+    Demodulation makes the scale of kernels irrelevant, so they are kept at unit variance.
+
+    Args:
+        net: The student, for its sizes and noise.
+        space: Coordinates of W, in which the modulations are trained.
+        rate: Largest step relative to a weight.
+    """
+
+    def __init__(self, net: StyleGAN2, space: Coordinates, rate: float) -> None:
+        self.net, self.space, self.rate = net, space, rate
+        self.params = start(net, space)
+        self.average = {name: t.clone() for name, t in self.params.items()}
+        groups = []
+        for name, tensor in self.params.items():
+            tensor.requires_grad_()
+            scale = rms(tensor)
+            if name.endswith(("noise_strength", "bias")) and "modulation" not in name:
+                scale = 0.3
+            groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.seconds, self.steps = 0.0, 0
+
+    def state(self) -> dict[str, object]:
+        """Return everything that is needed to resume the training."""
+        return {
+            "params": {name: t.detach() for name, t in self.params.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+            "steps": self.steps,
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict) -> None:
+        """Resume the training from a result of `state`."""
+        for name, tensor in self.params.items():
+            tensor.copy_(state["params"][name])
+            self.average[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seconds, self.steps = state["seconds"], state["steps"]
+
+    def step(self, ws: Tensor, images: Tensor, progress: float, dtype=torch.bfloat16) -> float:
+        """Update the weights once.
+
+        The loss of an image is the root mean square error, of the whole and of the inner face, so
+        that easy images count as much as hard ones.
+
+        Args:
+            ws: Codes, [B, L, 512]; only the rows of layers up to the size of the images are used.
+            images: Target images in [-1, 1], [B, 3, size, size].
+            progress: Share of the training that is done, 0..1, which sets the rate.
+            dtype: Of the convolutions.
+
+        Returns:
+            The mean PSNR of the batch in dB.
+        """
+        rows = 2 * int(math.log2(images.shape[-1])) - 2
+        outputs = dense(self.net, self.space.encode(ws[:, :rows]), self.params, dtype)
+        loss, target = torch.zeros(()), images
+        for output in reversed(outputs):
+            target = F.avg_pool2d(target, target.shape[-1] // output.shape[-1])
+            error = output - target
+            parts = [error, face_region(error)] if output is outputs[-1] else [error]
+            for part in parts:
+                root = (part.square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
+                loss = loss + (1.0 if output is outputs[-1] else SKIP_WEIGHT) * root
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        warm = min(1.0, (self.steps + 1) / 100)
+        rate = self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.step()
+        self.steps += 1
+        self._average()
+        error = (outputs[-1].detach() - images).square().mean((1, 2, 3))
+        return float((10 * torch.log10(4 / error)).mean())
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(0.998, self.steps / (self.steps + 10))
+        for name, tensor in self.params.items():
+            if tensor.ndim == 4:
+                tensor /= tensor.square().mean((1, 2, 3), keepdim=True).sqrt()
+            self.average[name].lerp_(tensor, 1 - decay)
+
+
+class Figures(NamedTuple):
+    """Comparison of student and teacher on held-out codes.
+
+    Attributes:
+        psnr, inner: Mean PSNR of the whole picture and of the inner face (`face_region`), in dB.
+        worst: Smallest PSNR of an inner face.
+        faces: Share of the pictures in which dlib finds a face, or NaN.
+        teacher_faces: The same of the teacher's pictures at this size.
+    """
+
+    psnr: float
+    inner: float
+    worst: float
+    faces: float
+    teacher_faces: float
+
+    def __str__(self) -> str:
+        return (
+            f"held out ({len(HELD_OUT)}): {self.psnr:.2f} dB, inner face {self.inner:.2f} dB "
+            f"(worst {self.worst:.2f}), dlib finds a face in {self.faces:.0%} (teacher "
+            f"{self.teacher_faces:.0%})"
+        )
+
+
+@torch.no_grad()
+def held_out(teacher: MobileStyleGAN, cache: Path) -> tuple[Tensor, Tensor]:
+    """Return held-out codes of the teacher [64, 23, 512] and its images, uint8, from the cache."""
+    file = cache / "held_out.pt"
+    if not file.exists():
+        ws = torch.cat([codes(teacher, seed) for seed in HELD_OUT])
+        pairs = {"ws": ws, "images": render(teacher, ws)}
+        write_atomically(file, lambda path: torch.save(pairs, path))
+    pairs = torch.load(file, weights_only=True)
+    return pairs["ws"], pairs["images"]
+
+
+def decibels(images: Tensor, targets: Tensor) -> Tensor:
+    """Return the PSNR of pictures in [-1, 1], [B]; values beyond are clamped."""
+    error = (images.clamp(-1, 1) - targets).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error)
+
+
+def faces(finder: Landmarks68, images: Tensor) -> float:
+    """Return the share of aligned pictures [B, 3, R, R] in which dlib's detector finds a face."""
+    found = [finder.locate(image)[1] == "hog" for image in tensor_to_images(images)]
+    return sum(found) / len(found)
+
+
+@torch.no_grad()
+def pictures(net: StyleGAN2, ws: Tensor) -> Tensor:
+    """Return the student's pictures of codes of the teacher."""
+    return torch.cat([net.synthesize(part) for part in student_rows(ws, net.num_ws).split(8)])
+
+
+@torch.no_grad()
+def figures(
+    net: StyleGAN2, ws: Tensor, images: Tensor, finder: Landmarks68 | None = None
+) -> Figures:
+    """Compare the student with images of the teacher (uint8) at codes of the teacher."""
+    made, target = pictures(net, ws), levels(images, net.resolution)
+    inner = decibels(face_region(made), face_region(target))
+    share = [faces(finder, x) if finder else math.nan for x in (made, target)]
+    return Figures(
+        float(decibels(made, target).mean()), float(inner.mean()), float(inner.min()), *share
+    )
+
+
+@torch.no_grad()
+def statistics(net: StyleGAN2, ws: Tensor) -> list[str]:
+    """Return lines of the rms of features and weights by layer, at codes of the student.
+
+    Published networks have kernels of about unit variance and features of about .2 to 1.1.
+    """
+    params = {name: net.weight(name) for name in net.weight_names()}
+    lines = ["layer        features  kernels  modulation weight  bias  style mean +- std  noise"]
+    scaled = ws / math.sqrt(ws.shape[-1])
+    for name, x, row in layers(net, scaled, params, torch.float32):
+        scales = style(params, name, scaled[:, row])
+        lines.append(
+            f"{name:12} {rms(x):8.2f} {rms(params[f'{name}.weight']):8.2f} "
+            f"{rms(params[f'{name}.modulation.weight']):18.2f} {rms(params[f'{name}.bias']):5.2f} "
+            f"{float(scales.mean()):8.2f} +- {float(scales.std()):4.2f} "
+            f"{float(params[f'{name}.noise_strength']):10.3f}"
+        )
+    return lines
+
+
+@torch.no_grad()
+def contact_sheet(net: StyleGAN2, ws: Tensor, images: Tensor, columns: int = 8) -> Image.Image:
+    """Return a sheet of pictures of the teacher, each above that of the student."""
+    made, target = pictures(net, ws).clamp(-1, 1), levels(images, net.resolution)
+    pairs = torch.cat([target, made], 2)
+    rows = [torch.cat(list(row), 2) for row in pairs.split(columns)]
+    pixels = (torch.cat(rows, 1) + 1) * 127.5
+    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
+
+
+def size_at(progress: float, resolution: int) -> int:
+    """Return the size that is trained at a share of the time.
+
+    Example:
+        >>> [size_at(p, 64) for p in (0.0, 0.2, 0.5, 0.9)]
+        [16, 32, 64, 64]
+    """
+    return next(min(size, resolution) for size, end in STAGES if progress < end or end == 1)
+
+
+def train(
+    trainer: Trainer,
+    pairs: Pairs,
+    judge: StyleGAN2,
+    limit: float,
+    batch: int,
+    count: int,
+    checkpoint: Path,
+    publish: Callable[[StyleGAN2], None],
+) -> None:
+    """Train for `limit` seconds in total, including earlier parts of a resumed run.
+
+    Args:
+        trainer: The student in training.
+        pairs: Pairs, of which up to `count` are rendered on the way.
+        judge: Filled with the averaged weights, rounded to half precision.
+        limit: Seconds.
+        batch: Images per step.
+        count: Pairs in the end.
+        checkpoint: File of the state.
+        publish: Called every few minutes with `judge`.
+    """
+    rng = np.random.default_rng(trainer.steps)
+    before, began, published = trainer.seconds, time.perf_counter(), trainer.seconds
+    rendering, recent = 0.0, []
+
+    def save() -> None:
+        write_atomically(checkpoint, lambda path: torch.save(trainer.state(), path))
+        publish(fill(judge, trainer.average, trainer.space))
+
+    while trainer.seconds < limit:
+        if len(pairs) < count and rendering <= PAIRS_SHARE * (trainer.seconds - before):
+            start_of_pairs = time.perf_counter()
+            pairs.add()
+            rendering += time.perf_counter() - start_of_pairs
+        progress = trainer.seconds / limit
+        size = size_at(progress, trainer.net.resolution)
+        chosen = torch.from_numpy(rng.choice(len(pairs), batch))
+        recent.append(trainer.step(pairs.ws[chosen], levels(pairs.images[chosen], size), progress))
+        trainer.seconds = before + time.perf_counter() - began
+        if trainer.steps % 100 == 0:
+            click.echo(
+                f"{trainer.seconds / 60:5.1f} min  step {trainer.steps}  {size} px  "
+                f"{len(pairs)} pairs  train {np.mean(recent[-100:]):.2f} dB"
+            )
+        if trainer.seconds - published > PUBLISH_SECONDS:
+            published = trainer.seconds
+            save()
+    save()
+
+
+@click.command(cls=Command)
+@click.option("--minutes", default=75.0, show_default=True, help="Training time on two cores.")
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--pairs", default=6000, show_default=True, help="Training images (0.1 s each).")
+@click.option("--rate", default=1e-2, show_default=True, help="Largest step relative to a weight.")
+@click.option("--batch", default=16, show_default=True, help="Images per step.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="PNG: teacher above student.")
+def main(
+    minutes: float, cache: Path, out: Path, pairs: int, rate: float, batch: int, sheet: Path | None
+) -> None:
+    """Distil the 256 px generator into a small StyleGAN2 in the layout of rosinality.
+
+    With `--minutes 0` and a finished cache, only evaluate the cached weights again.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    context = Context(device="cpu", generator="mobilestylegan-256", models=catalogue.path)
+    teacher = context.network("generator", "mobilestylegan-256")
+    finder = context.network("landmarks", "dlib68")
+    judge = student(teacher)
+    trainer = Trainer(judge, coordinates(teacher), rate)
+    if (cache / CHECKPOINT).exists():
+        trainer.restore(torch.load(cache / CHECKPOINT, weights_only=True))
+        click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
+    material = Pairs(teacher, cache, judge.num_ws)
+    material.load()
+    ws, images = held_out(teacher, cache)
+
+    def publish(net: StyleGAN2) -> None:
+        write_atomically(out, lambda path: torch.save(rosinality(net), path))
+        click.echo(f"{trainer.seconds / 60:5.1f} min  {figures(net, ws, images)}")
+
+    train(trainer, material, judge, 60 * minutes, batch, pairs, cache / CHECKPOINT, publish)
+    shipped = out.with_suffix(".safetensors")
+    digest = export(test_bed_tensors(judge), shipped, "dhr_batch.fitting.test_bed")
+    click.echo(f"{shipped}: {shipped.stat().st_size} bytes, sha256 {digest}")
+    click.echo("\n".join(statistics(judge, student_rows(ws, judge.num_ws))))
+    click.echo(str(figures(judge, ws, images, finder)))
+    if sheet is not None:
+        contact_sheet(judge, ws[:24], images[:24]).save(sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The StyleGAN2 test bed: the parts of its training, and the shipped file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dhr_batch.fitting import test_bed
+from dhr_batch.fitting.test_bed_pairs import Pairs, levels, student_rows
+from dhr_batch.fitting.test_bed_student import Coordinates, dense
+from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.stylegan2_layouts import named_tensors, read_checkpoint
+
+Models = Callable[[str], Path]
+
+WIDTHS = (8, 8, 8, 4)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> MobileStyleGAN:
+    """A small network with the mapping network and rows of the teacher."""
+    net = MobileStyleGAN((8, 8, 8, 8, 8, 8), num_ws=23, feature_block=3)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in net.weight_names():
+            weight = net.weight(name)
+            weight.copy_(torch.randn(weight.shape, generator=draw))
+            if name.startswith("mapping.") and name.endswith("weight"):
+                weight /= 512**0.5
+    net.set_w_mean()
+    with torch.no_grad():
+        size = test_bed.rms(net.synthesize(net.broadcast(net.w_mean[None])))
+        for name in net.weight_names("to_img."):
+            if "modulation" not in name:
+                net.weight(name).mul_(0.3 / size)
+    return net
+
+
+@pytest.fixture
+def trainer(teacher: MobileStyleGAN) -> test_bed.Trainer:
+    net = test_bed.student(teacher, WIDTHS)
+    return test_bed.Trainer(net, test_bed.coordinates(teacher), rate=1e-2)
+
+
+def batch(teacher: MobileStyleGAN, num_ws: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    ws = teacher.broadcast(teacher.map(torch.randn(4, 512, generator=draw), 0.7))
+    coarse = torch.randn(4, 3, 4, 4, generator=draw)
+    images = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear") / 2
+    return student_rows(ws, num_ws), images
+
+
+def test_training_renders_what_the_network_renders(
+    trainer: test_bed.Trainer, teacher: MobileStyleGAN
+) -> None:
+    """Dense convolutions, coordinates of W and images of every size, against `synthesize`."""
+    ws, _ = batch(teacher, trainer.net.num_ws)
+    draw = torch.Generator().manual_seed(2)
+    params = {n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in trainer.params.items()}
+    net = test_bed.fill(trainer.net, params, trainer.space)
+    params = {n: t.detach() for n, t in params.items()}
+    with torch.no_grad():
+        expected = net.synthesize(ws)
+        made = dense(net, trainer.space.encode(ws), params, torch.float32)
+        assert [x.shape[-1] for x in made] == [4, 8, 16, 32]
+        # The network holds the weights in half precision.
+        assert float((made[-1] - expected).square().mean().sqrt()) < 0.01 * test_bed.rms(expected)
+        fewer = dense(net, trainer.space.encode(ws[:, :6]), params, torch.float32)
+    torch.testing.assert_close(fewer[-1], made[2])
+
+
+def test_coordinates_of_w_change_the_form_of_a_modulation_and_not_its_styles() -> None:
+    draw = torch.Generator().manual_seed(0)
+    w = torch.randn(256, 512, generator=draw) * torch.linspace(0.01, 3, 512) + 1
+    space = Coordinates(w)
+    weight, bias = torch.randn(4, 512, generator=draw), torch.randn(4, generator=draw)
+    inner_weight, inner_bias = space.from_weights(weight, bias)
+    styles = w @ weight.T / 512**0.5 + bias
+    torch.testing.assert_close(space.encode(w) @ inner_weight.T + inner_bias, styles)
+    back = space.to_weights(inner_weight, inner_bias)
+    for value, expected in zip(back, (weight, bias), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_checkpoint_is_read_as_one_of_rosinality(
+    trainer: test_bed.Trainer, tmp_path: Path
+) -> None:
+    net, file = test_bed.fill(trainer.net, trainer.params, trainer.space), tmp_path / "net.pt"
+    torch.save(test_bed.rosinality(net), file)
+    back, layout = read_checkpoint(file)
+    assert layout == "rosinality"
+    for name, tensor in named_tensors(net).items():
+        torch.testing.assert_close(named_tensors(back)[name], tensor)
+
+
+def test_steps_lower_the_loss_and_keep_kernels_at_unit_variance(
+    trainer: test_bed.Trainer, teacher: MobileStyleGAN
+) -> None:
+    ws, images = batch(teacher, trainer.net.num_ws)
+    scores = [trainer.step(ws, images, 0.0, torch.float32) for _ in range(150)]
+    assert scores[-1] > scores[0] + 3
+    for name, tensor in trainer.params.items():
+        if tensor.ndim == 4:
+            assert test_bed.rms(tensor) == pytest.approx(1, rel=1e-5), name
+
+
+def test_training_continues_where_it_stopped(
+    trainer: test_bed.Trainer, teacher: MobileStyleGAN
+) -> None:
+    ws, images = batch(teacher, trainer.net.num_ws)
+    trainer.step(ws, images, 0.0, torch.float32)
+    state = copy.deepcopy(trainer.state())
+    net = test_bed.student(teacher, WIDTHS)
+    second = test_bed.Trainer(net, test_bed.coordinates(teacher), rate=1e-2)
+    second.restore(state)
+    for each in (trainer, second):
+        each.step(ws, images, 0.1, torch.float32)
+    assert second.steps == trainer.steps == 2
+    for name, tensor in trainer.average.items():
+        torch.testing.assert_close(second.average[name], tensor)
+
+
+def test_pairs_are_rendered_once_and_hold_the_codes_of_their_seeds(
+    teacher: MobileStyleGAN, tmp_path: Path
+) -> None:
+    pairs = Pairs(teacher, tmp_path, 12)
+    pairs.add()
+    again = Pairs(teacher, tmp_path, 12)
+    again.load()
+    assert len(again) == len(pairs) == 64
+    assert torch.equal(again.images, pairs.images)
+    with torch.no_grad():
+        ws = test_bed.codes(teacher, 5)
+        image = teacher.synthesize(ws)
+    torch.testing.assert_close(pairs.ws[5:6], student_rows(ws, 12), rtol=1e-3, atol=1e-3)
+    expected = torch.nn.functional.avg_pool2d(image, 2).clamp(-1, 1)
+    error = levels(pairs.images[5:6], 128) - expected
+    assert float(error.square().mean().sqrt()) < 0.05
+    assert set(range(6000)).isdisjoint(test_bed.HELD_OUT)
+
+
+def test_larger_sizes_are_trained_later() -> None:
+    sizes = [test_bed.size_at(p, 128) for p in np.linspace(0, 1.2, 50)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (16, 128)
+    assert test_bed.size_at(1.5, 32) == 32
