@@ -43,7 +43,7 @@ from dhr_batch.stages.networks.generators import cut, distilled_tensors, load_di
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 
 CHECKPOINT = "distill.pt"
-MADE_BY = "dhr_batch.fitting.distill"
+ABOUT = {"made_by": "dhr_batch.fitting.distill"}
 CROP = 32
 # Weights of errors that remain in means over 16 px (`coherent`). They show as a tint in the low
 # band and as a 2 px grid in the high bands. Their mean square is small, but they are easily
@@ -73,13 +73,13 @@ def fit_head(student: MobileStyleGAN, pairs: Sequence[tuple[Tensor, Tensor]]) ->
     student.weight("to_img.bias").copy_(solution[-1])
 
 
-def export(tensors: dict[str, Tensor], out: Path, made_by: str) -> str:
-    """Write distilled tensors as float16 and return the sha256 of the file.
+def export(tensors: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> str:
+    """Write tensors as float16 and return the sha256 of the file.
 
     A model description beside it with the same name (`.yaml`) gets the new sha256 and size.
     """
     half = {name: t.detach().half().contiguous() for name, t in tensors.items()}
-    write_atomically(out, lambda path: save_file(half, path, metadata={"made_by": made_by}))
+    write_atomically(out, lambda path: save_file(half, path, metadata))
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     description = out.with_suffix(".yaml")
     if description.exists():
@@ -253,7 +253,7 @@ def train(
         if trainer.seconds - published > 240 or trainer.seconds >= limit:
             published = trainer.seconds
             write_atomically(checkpoint, lambda path: torch.save(trainer.state(), path))
-            export(trainer.average, out, MADE_BY)
+            export(trainer.average, out, ABOUT)
             _fill(judge, trainer.average)
             click.echo(summary(held_out_scores(judge, teacher, cache, HELD_OUT[:12])))
     return trainer.average
@@ -302,11 +302,11 @@ def main(
         load_distilled(student, start)
     elif not (cache / CHECKPOINT).exists():
         fit_head(student, [pair(teacher, cache, seed) for seed in range(min(pairs, 100))])
-        export(distilled_tensors(student), out, MADE_BY)
+        export(distilled_tensors(student), out, ABOUT)
         click.echo("head by least squares:")
         click.echo(summary(held_out_scores(student, teacher, cache, HELD_OUT[:12])))
     tensors = train(student, teacher, range(pairs), cache, out, minutes, rate, batch)
-    digest = export(tensors, out, MADE_BY)
+    digest = export(tensors, out, ABOUT)
     _fill(student, tensors)
     click.echo(summary(held_out_scores(student, teacher, cache, HELD_OUT, perceptual)))
     click.echo(f"{out}: {out.stat().st_size} bytes, sha256 {digest}")

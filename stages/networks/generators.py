@@ -12,7 +12,7 @@ from torch import Tensor
 from dhr_batch.stages.networks.mobilestylegan import FFHQ_CHANNELS, MobileStyleGAN
 from dhr_batch.stages.networks.openvino_ir import load_mobilestylegan
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
-from dhr_batch.stages.networks.stylegan2_layouts import build, load, named_tensors
+from dhr_batch.stages.networks.stylegan2_layouts import load
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -81,33 +81,17 @@ def mobilestylegan_256(context: Context) -> MobileStyleGAN:
     return net.to(context.device).eval()
 
 
-def test_bed_tensors(net: StyleGAN2) -> dict[str, Tensor]:
-    """Return the tensors of the shipped test bed by name, not copied.
-
-    These are all but the mapping network and the mean latent, which are those of MobileStyleGAN.
-    """
-    return {
-        name: tensor
-        for name, tensor in named_tensors(net).items()
-        if name != "w_mean" and not name.startswith("mapping.")
-    }
-
-
-def stylegan2_test_bed(context: Context) -> StyleGAN2:
-    """Load the StyleGAN2 that `dhr_batch.fitting.test_bed` distilled from `mobilestylegan-256`.
-
-    It serves tests, benchmarks and learning rates on the architecture. It takes z and W codes of
-    the embedded generators.
-    """
-    published = load_mobilestylegan(context.models("mobilestylegan-ffhq"))
-    tensors = load_file(context.models("stylegan2-test-bed"))
-    tensors |= {name: published.weight(name) for name in published.weight_names("mapping.")}
-    return build(tensors | {"w_mean": published.w_mean}).to(context.device)
-
-
 def stylegan2_ffhq_1024(context: Context) -> StyleGAN2:
     """Load StyleGAN2-FFHQ at 1024 px, which users convert from the published checkpoint."""
     return from_file(context.models("stylegan2-ffhq-1024"), context)
+
+
+def stylegan2_test_bed(context: Context) -> StyleGAN2:
+    """Load the small StyleGAN2 that `dhr_batch.fitting.test_bed` distils at 128 px.
+
+    It has the W space of the embedded generators, and serves tests of the architecture.
+    """
+    return from_file(context.models("stylegan2-test-bed"), context)
 
 
 def from_file(file: Path, context: Context) -> StyleGAN2:

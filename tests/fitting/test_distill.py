@@ -50,7 +50,7 @@ def test_exported_tensors_come_back_within_half_precision(
     with torch.no_grad():
         for tensor in distilled_tensors(net).values():
             tensor.normal_()
-    digest = distill.export(distilled_tensors(net), file, distill.MADE_BY)
+    digest = distill.export(distilled_tensors(net), file, distill.ABOUT)
 
     back = load_distilled(cut(published), file)
     for name, tensor in distilled_tensors(net).items():
