@@ -50,6 +50,7 @@ TABLE: dict[str, dict[str, str]] = {
         "mobilestylegan-1024": _N + "generators:mobilestylegan_1024",
         "mobilestylegan-256": _N + "generators:mobilestylegan_256",
         "stylegan2-ffhq-1024": _N + "generators:stylegan2_ffhq_1024",
+        "stylegan2-test-bed": _N + "generators:stylegan2_test_bed",
         "tiny": _N + "tiny:generator",
     },
     "perceptual": {
@@ -92,6 +93,7 @@ MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("generator", "mobilestylegan-1024"): ("mobilestylegan-ffhq",),
     ("generator", "mobilestylegan-256"): ("mobilestylegan-ffhq", "mobilestylegan-256"),
     ("generator", "stylegan2-ffhq-1024"): ("stylegan2-ffhq-1024",),
+    ("generator", "stylegan2-test-bed"): ("stylegan2-test-bed",),
     ("perceptual", "st_lpips_alex"): ("stlpips-alex",),
     ("perceptual", "st_lpips_vgg"): ("stlpips-vgg",),
     ("perceptual", "lpips_alex"): ("lpips-alex-backbone", "lpips-alex"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from dhr_batch.fitting import test_bed
 from dhr_batch.fitting.test_bed_pairs import Pairs, levels, student_rows
 from dhr_batch.fitting.test_bed_student import Coordinates, dense
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.stylegan2_layouts import named_tensors, read_checkpoint
@@ -151,3 +152,21 @@ def test_larger_sizes_are_trained_later() -> None:
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (16, 128)
     assert test_bed.size_at(1.5, 32) == 32
+
+
+def test_the_made_file_is_a_generator_whose_faces_are_found(models: Models) -> None:
+    """Skips unless `python -m dhr_batch.fitting.test_bed` has made the file."""
+    models("stylegan2-test-bed")
+    context = Context(device="cpu", generator="stylegan2-test-bed", models=models)
+    net = context.network("generator", "stylegan2-test-bed")
+    finder = context.network("landmarks", "dlib68")
+    assert (net.resolution, net.num_ws) == (128, 12)
+    z = torch.randn(16, 512, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ws = net.broadcast(net.map(z, 0.7))
+        assert test_bed.faces(finder, net.synthesize(ws)) >= 0.9
+        features = net.to_feature(ws)
+    assert 0.2 < test_bed.rms(features) < 2
+    for name in net.weight_names():
+        if net.weight(name).ndim == 4:
+            assert test_bed.rms(net.weight(name)) == pytest.approx(1, rel=0.01), name
