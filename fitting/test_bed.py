@@ -171,11 +171,8 @@ class Trainer:
         groups = []
         for name, tensor in self.params.items():
             tensor.requires_grad_()
-            scale = rms(tensor)
-            if (name.endswith(("noise_strength", "bias")) and "modulation" not in name) or is_head(
-                name
-            ):
-                scale = 0.3
+            starts_near_0 = is_head(name) or name.endswith(("noise_strength", "bias"))
+            scale = 0.3 if starts_near_0 and "modulation" not in name else rms(tensor)
             groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         self.seconds, self.steps = 0.0, 0
@@ -199,7 +196,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.seconds, self.steps = state["seconds"], state["steps"]
 
-    def step(self, ws: Tensor, images: Tensor, progress: float, dtype=torch.bfloat16) -> float:
+    def step(
+        self, ws: Tensor, images: Tensor, progress: float, dtype: torch.dtype = torch.bfloat16
+    ) -> float:
         """Update the weights once.
 
         The loss of an image is the root mean square error, of the whole and of the inner face, so
@@ -268,7 +267,7 @@ class Figures(NamedTuple):
     Attributes:
         psnr, inner: Mean PSNR of the whole picture and of the inner face (`face_region`), in dB.
         worst: Smallest PSNR of an inner face.
-        faces: Share of the pictures in which dlib finds a face, or NaN.
+        faces: Share of the pictures in which dlib finds a face.
         teacher_faces: The same of the teacher's pictures at this size.
     """
 
@@ -317,15 +316,13 @@ def pictures(net: StyleGAN2, ws: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def figures(
-    net: StyleGAN2, ws: Tensor, images: Tensor, finder: Landmarks68 | None = None
-) -> Figures:
+def figures(net: StyleGAN2, ws: Tensor, images: Tensor, finder: Landmarks68) -> Figures:
     """Compare the student with images of the teacher (uint8) at codes of the teacher."""
     made, target = pictures(net, ws), levels(images, net.resolution)
     inner = decibels(face_region(made), face_region(target))
-    share = [faces(finder, x) if finder else math.nan for x in (made, target)]
+    found = [faces(finder, x) for x in (made, target)]
     return Figures(
-        float(decibels(made, target).mean()), float(inner.mean()), float(inner.min()), *share
+        float(decibels(made, target).mean()), float(inner.mean()), float(inner.min()), *found
     )
 
 
@@ -372,7 +369,6 @@ def size_at(progress: float, resolution: int) -> int:
 def train(
     trainer: Trainer,
     pairs: Pairs,
-    judge: StyleGAN2,
     limit: float,
     batch: int,
     count: int,
@@ -384,12 +380,12 @@ def train(
     Args:
         trainer: The student in training.
         pairs: Pairs, of which up to `count` are rendered on the way.
-        judge: Filled with the averaged weights, rounded to half precision.
         limit: Seconds.
         batch: Images per step.
         count: Pairs in the end.
         checkpoint: File of the state.
-        publish: Called every few minutes with `judge`.
+        publish: Called every few minutes with the network of the averaged weights, rounded to half
+            precision.
     """
     rng = np.random.default_rng(trainer.steps)
     before, began, published = trainer.seconds, time.perf_counter(), trainer.seconds
@@ -397,7 +393,7 @@ def train(
 
     def save() -> None:
         write_atomically(checkpoint, lambda path: torch.save(trainer.state(), path))
-        publish(fill(judge, trainer.average, trainer.space))
+        publish(fill(trainer.net, trainer.average, trainer.space))
 
     while trainer.seconds < limit:
         if len(pairs) < count and rendering <= PAIRS_SHARE * (trainer.seconds - before):
@@ -440,28 +436,28 @@ def main(
     context = Context(device="cpu", generator="mobilestylegan-256", models=catalogue.path)
     teacher = context.network("generator", "mobilestylegan-256")
     finder = context.network("landmarks", "dlib68")
-    judge = student(teacher)
-    trainer = Trainer(judge, coordinates(teacher), rate)
+    net = student(teacher)
+    trainer = Trainer(net, coordinates(teacher), rate)
     if (cache / CHECKPOINT).exists():
         trainer.restore(torch.load(cache / CHECKPOINT, weights_only=True))
         click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
-    material = Pairs(teacher, cache, judge.num_ws)
+    material = Pairs(teacher, cache, net.num_ws)
     material.load()
     ws, images = held_out(teacher, cache)
 
     def publish(net: StyleGAN2) -> None:
         write_atomically(out, lambda path: torch.save(rosinality(net), path))
-        click.echo(f"{trainer.seconds / 60:5.1f} min  {figures(net, ws, images)}")
+        click.echo(f"{trainer.seconds / 60:5.1f} min  {figures(net, ws, images, finder)}")
 
-    train(trainer, material, judge, 60 * minutes, batch, pairs, cache / CHECKPOINT, publish)
+    train(trainer, material, 60 * minutes, batch, pairs, cache / CHECKPOINT, publish)
     shipped = out.with_suffix(".safetensors")
-    about = {"format": FORMAT, "resolution": str(judge.resolution), "made_by": MADE_BY}
-    digest = export(named_tensors(judge), shipped, about)
+    about = {"format": FORMAT, "resolution": str(net.resolution), "made_by": MADE_BY}
+    digest = export(named_tensors(net), shipped, about)
     click.echo(f"{shipped}: {shipped.stat().st_size} bytes, sha256 {digest}")
-    click.echo("\n".join(statistics(judge, student_rows(ws, judge.num_ws))))
-    click.echo(str(figures(judge, ws, images, finder)))
+    click.echo("\n".join(statistics(net, student_rows(ws, net.num_ws))))
+    click.echo(str(figures(net, ws, images, finder)))
     if sheet is not None:
-        contact_sheet(judge, ws[:24], images[:24]).save(sheet)
+        contact_sheet(net, ws[:24], images[:24]).save(sheet)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def style(params: Params, name: str, w: Tensor) -> Tensor:
 def _conv(
     net: StyleGAN2, params: Params, name: str, x: Tensor, w: Tensor, up: bool = False
 ) -> Tensor:
-    b, c = x.shape[:2]
+    c = x.shape[1]
     scales = style(params, name, w)
     kernel = params[f"{name}.weight"] / math.sqrt(9 * c)
     norm = torch.rsqrt(scales.square() @ kernel.square().sum((2, 3)).T + 1e-8) * math.sqrt(2)

@@ -128,6 +128,50 @@ def test_training_continues_where_it_stopped(
         torch.testing.assert_close(second.average[name], tensor)
 
 
+def test_an_interrupted_run_goes_on_and_publishes_its_averaged_weights(
+    trainer: test_bed.Trainer, teacher: MobileStyleGAN, tmp_path: Path
+) -> None:
+    published: list[Tensor] = []
+
+    def publish(net: StyleGAN2) -> None:
+        published.append(net.weight("conv1.weight").clone())
+
+    checkpoint, pairs = tmp_path / "state.pt", Pairs(teacher, tmp_path, trainer.net.num_ws)
+    test_bed.train(trainer, pairs, 0.3, 4, 64, checkpoint, publish)
+    assert len(pairs) == 64
+    second = test_bed.Trainer(trainer.net, trainer.space, rate=1e-2)
+    second.restore(torch.load(checkpoint, weights_only=True))
+    assert (second.steps, second.seconds) == (trainer.steps, trainer.seconds)
+    assert second.steps > 0
+    test_bed.train(second, pairs, 0.0, 4, 64, checkpoint, publish)
+    assert second.steps == trainer.steps
+    assert torch.equal(*published)
+    assert torch.equal(published[0], trainer.average["conv1.weight"].half().float())
+
+
+def test_figures_and_statistics_are_those_of_the_network(
+    trainer: test_bed.Trainer, teacher: MobileStyleGAN
+) -> None:
+    class Finder:
+        def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, str]:
+            return np.zeros(4), "hog" if rgb.shape == (32, 32, 3) else "ffhq"
+
+    net = test_bed.fill(trainer.net, trainer.params, trainer.space)
+    ws = teacher.broadcast(teacher.map(torch.randn(2, 512)))
+    made = test_bed.pictures(net, ws)
+    images = ((made.clamp(-1, 1) + 1) * 127.5).round().byte()
+    found = test_bed.figures(net, ws, images, Finder())  # type: ignore[arg-type]
+    assert found.psnr > 45
+    assert found.inner > 45
+    assert found.faces == found.teacher_faces == 1
+    lines = test_bed.statistics(net, student_rows(ws, net.num_ws))
+    assert len(lines) == 2 + net.convs
+    feature = test_bed.rms(net.to_feature(student_rows(ws, net.num_ws)))
+    layer = f"convs.{net.feature_layer - 2}" if net.feature_layer > 1 else "conv1"
+    line = next(line for line in lines if line.startswith(f"{layer} "))
+    assert float(line.split()[1]) == pytest.approx(feature, abs=0.02)
+
+
 def test_pairs_are_rendered_once_and_hold_the_codes_of_their_seeds(
     teacher: MobileStyleGAN, tmp_path: Path
 ) -> None:
