@@ -50,6 +50,8 @@ SKIP_WEIGHT = 0.2
 # Largest share of the time that is spent on new pairs.
 PAIRS_SHARE = 0.25
 PUBLISH_SECONDS = 480
+# Brings the features to a root mean square of .3 to 1.1; see `fill`.
+FEATURE_SCALE = 0.4
 CORES = 2
 
 
@@ -72,7 +74,13 @@ def coordinates(teacher: MobileStyleGAN) -> Coordinates:
 
 def is_head(name: str) -> bool:
     """Return whether a weight is the kernel of an image layer."""
-    return name.startswith("to_rgb") and name.count(".") == 1 + name.startswith("to_rgbs")
+    return name.startswith("to_rgb") and name.endswith("weight") and "modulation" not in name
+
+
+def in_features(name: str) -> bool:
+    """Return whether the features are proportional to these weights taken together."""
+    bias = name.endswith("bias") and "modulation" not in name and "to_rgb" not in name
+    return name == "input" or name.endswith("noise_strength") or bias
 
 
 def start(net: StyleGAN2, space: Coordinates) -> dict[str, Tensor]:
@@ -104,7 +112,11 @@ def start(net: StyleGAN2, space: Coordinates) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fill(net: StyleGAN2, params: Mapping[str, Tensor], space: Coordinates) -> StyleGAN2:
-    """Copy weights in training to the network, rounded to half precision as they are shipped."""
+    """Copy weights in training to the network, rounded to half precision as they are stored.
+
+    Features are proportional to some weights, and images to features and heads. So that features
+    are of the size of published networks, these weights are multiplied and heads are divided.
+    """
     for name, value in params.items():
         if name.endswith("modulation.weight"):
             bias = name.replace("weight", "bias")
@@ -112,7 +124,9 @@ def fill(net: StyleGAN2, params: Mapping[str, Tensor], space: Coordinates) -> St
             for key, part in zip((name, bias), pair, strict=True):
                 net.weight(key).copy_(part.half())
         elif not name.endswith("modulation.bias"):
-            net.weight(name).copy_(value.half())
+            factor = FEATURE_SCALE if in_features(name) else 1 / FEATURE_SCALE
+            scaled = value * factor if in_features(name) or is_head(name) else value
+            net.weight(name).copy_(scaled.half())
     return net
 
 
@@ -171,8 +185,8 @@ class Trainer:
         groups = []
         for name, tensor in self.params.items():
             tensor.requires_grad_()
-            starts_near_0 = is_head(name) or name.endswith(("noise_strength", "bias"))
-            scale = 0.3 if starts_near_0 and "modulation" not in name else rms(tensor)
+            starts_near_0 = float(tensor.detach().abs().max()) < 0.1 and "modulation" not in name
+            scale = 0.3 if starts_near_0 else rms(tensor)
             groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         self.seconds, self.steps = 0.0, 0
