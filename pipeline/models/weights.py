@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from dhr_batch.pipeline.errors import Refused
@@ -12,39 +13,52 @@ from dhr_batch.pipeline.models.spec import LocalFile
 from dhr_batch.stages import registry
 
 
-def weights_of(generator: str) -> dict[str, str]:
+def weights_of(generator: str, others: Iterable[str] = ()) -> dict[str, str]:
     """Return the checksums of all weights that a run may use, by the names of the models.
 
     A checksum is the first 16 digits of the sha256 of each file, joined by `+`.
 
     Args:
         generator: The generator of the run: a model's name or a file.
+        others: Names of models that the run loads. Files that users provide are read only if they
+            are among these.
     """
     checksums = {
         name: "+".join(member.sha256[:16] for _, member in sorted(model.files().items()))
         for name, model in sorted(catalogue.models().items())
     }
-    checksums |= own_weights(generator)
+    for name in (generator, *others):
+        checksums |= own_weights(name)
     return {name: checksum for name, checksum in checksums.items() if checksum}
 
 
-def own_weights(generator: str) -> dict[str, str]:
-    """Return the checksum of a generator's file that the user provides, by the generator's name.
+def own_weights(name: str) -> dict[str, str]:
+    """Return the checksum of a file that the user provides, by the name of its model.
 
     The description of such a file may lack a sha256, so the file itself is read. The result is
-    empty for all other generators, and for a file that is missing.
+    empty for all other models, and for a file that is missing.
+
+    Args:
+        name: A model, or the file of a generator.
     """
-    if generator.endswith(registry.GENERATOR_FILE):
-        file = Path(generator)
-    elif isinstance(getattr(catalogue.models().get(generator), "source", None), LocalFile):
+    if name.endswith(registry.GENERATOR_FILE):
+        file = Path(name)
+    elif isinstance(getattr(catalogue.models().get(name), "source", None), LocalFile):
         try:
-            file = catalogue.path(generator)
+            file = catalogue.path(name)
         except catalogue.ModelMissing:
             # A plan may be shown before its models are downloaded. A worker cannot start then.
             return {}
     else:
         return {}
-    return {registry.label(generator): sha256(file)[:16]}
+    about = file.stat()
+    return {registry.label(name): _checksum(file, about.st_size, about.st_mtime_ns)}
+
+
+@cache
+def _checksum(file: Path, _size: int, _mtime_ns: int) -> str:
+    """Return the start of a sha256. Files of a gigabyte are not read again for each question."""
+    return sha256(file)[:16]
 
 
 def check_weights(
@@ -61,7 +75,8 @@ def check_weights(
     Raises:
         Refused: If the weights have changed.
     """
-    now = weights_of(generator)
+    others = set(others)
+    now = weights_of(generator, others)
     own = registry.MODELS.get(("generator", generator), ())
     names = {registry.label(generator), *own, *others}
     for name in sorted(names & then.keys() & now.keys()):

@@ -18,6 +18,7 @@ from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import earlier_run
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, Layer, differences, flat
+from dhr_batch.pipeline.planning.plan import render_models
 from dhr_batch.pipeline.runs import quarantine
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
@@ -234,7 +235,8 @@ class Origin:
             Refused: If they do not.
         """
         place = self.storage.place
-        check_weights(self.plan.settings.generator, self.fingerprint.models, place)
+        others = render_models(config) if "refine" not in config.stages else ()
+        check_weights(self.plan.settings.generator, self.fingerprint.models, place, others)
         self._check_same(config)
         stored = self.settings.get("store_deltas")
         if "refine" in config.stages:

@@ -167,6 +167,25 @@ def check_stages(config: Config) -> None:
         given |= stage.gives
 
 
+def models_of(plan: Plan) -> dict[str, set[str]]:
+    """Return the models that the generator and each chosen stage load, by `generator` or stage."""
+    config = plan.config
+    found = {"generator": set(registry.MODELS.get(("generator", config.generator), ()))}
+    for family in config.stages:
+        section = getattr(config, family)
+        member = registry.lookup(family, section["name"])
+        found[family] = member(member.Options(**section)).models(plan.dataset.aligned)
+    if "edit" in config.stages and "refine" not in config.stages:
+        found["edit"] |= render_models(config)
+    return found
+
+
+def render_models(config: Config) -> set[str]:
+    """Return the models with which the refiner renders, besides those of the generator."""
+    refiner = registry.lookup("refine", config.refine["name"])
+    return set(refiner(refiner.Options(**config.refine)).render_models())
+
+
 def fingerprint(plan: Plan) -> Fingerprint:
     """Return everything that the rows of a run depend on, except the images."""
     return Fingerprint(
@@ -175,7 +194,7 @@ def fingerprint(plan: Plan) -> Fingerprint:
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
         config={k: v for k, v in plan.config.model_dump().items() if k not in RUN_ONLY},
-        models=weights_of(plan.config.generator),
+        models=weights_of(plan.config.generator, set().union(*models_of(plan).values())),
         directions=plan.directions,
         origin=plan.origin,
         # A later start that finds fewer would give the remaining images fewer metrics.

@@ -15,7 +15,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs
-from dhr_batch.pipeline.planning.plan import Plan, make
+from dhr_batch.pipeline.planning.plan import Plan, make, models_of
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
@@ -81,16 +81,7 @@ def check_models(plan: Plan, request: Request) -> None:
     """
     if request.address:
         return
-    config = plan.config
-    names = set(registry.MODELS.get(("generator", config.generator), ()))
-    for family in config.stages:
-        section = getattr(config, family)
-        member = registry.lookup(family, section["name"])
-        names |= member(member.Options(**section)).models(plan.dataset.aligned)
-    if "edit" in config.stages and "refine" not in config.stages:
-        refiner = registry.lookup("refine", config.refine["name"])
-        names |= refiner(refiner.Options(**config.refine)).render_models()
-    for name in sorted(names):
+    for name in sorted(set().union(*models_of(plan).values())):
         catalogue.path(name)
 
 

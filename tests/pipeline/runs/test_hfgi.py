@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.pipeline.engine.worker import Settings, Worker
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models.catalogue import ModelMissing
+from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -108,6 +111,26 @@ def test_the_residual_is_all_that_is_stored(made: Path) -> None:
     }
     # 393 kB of numbers, less by compression; maps of the features would be 17 MB.
     assert all(len(row["data"]) <= 2 * 3 * 256 * 256 + 100 for row in rows)
+
+
+def test_another_file_of_the_user_is_refused(
+    made: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(folder / "files", home / "files")
+    monkeypatch.setenv("DHR_BATCH_HOME", str(home))
+    other = narrow.hfgi(16, ROWS)
+    other["state_dict"]["residue.condition_scale3.0.bias"] += 1
+    torch.save(other, home / "files" / "hfgi_ffhq_official.pt")
+    with pytest.raises(Refused, match="made with other weights of hfgi-ffhq"):
+        dhr_batch.open(made).render(IDS[0])
+    begun = {"dataset": str(made), "first_stage": "edit", "gpus": 0}
+    with pytest.raises(Refused, match="made with other weights of hfgi-ffhq"):
+        prepare(Request(settings=begun, out=tmp_path / "sweep"))
+    again = request(folder)
+    planned = prepare(again)
+    with pytest.raises(Refused, match=r"models\.hfgi-ffhq: \w{16} -> \w{16}"):
+        resume.continued(RunFolder(place(planned, again)), folder / "run", planned)
 
 
 def test_a_missing_file_is_reported_before_the_run(
