@@ -117,8 +117,9 @@ class Directions(Stage):
     def _edit(self, record: Record) -> list[EditedImage]:
         device = self.context.device
         ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
-        moved = [move.apply(ws) for move in self.moves]
         refinement, masks = Refinement.of(record, device), mask_of(record, device)
+        refined = self.refiner.refined_codes(ws, refinement)
+        moved = [move.apply(refined) for move in self.moves]
 
         images: dict[int, np.ndarray] = {}
         todo = [i for i, move in enumerate(self.moves) if not move.unchanged]
@@ -142,7 +143,7 @@ class Directions(Stage):
                 move.edit.sha256,
                 moved[i][0][0].cpu().numpy(),
                 images[i] if i in images else required(record.refined),
-                start=float(move.edit.start(ws)) if move.edit.absolute else None,
+                start=float(move.edit.start(refined)) if move.edit.absolute else None,
             )
             for i, move in enumerate(self.moves)
         ]

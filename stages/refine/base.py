@@ -97,6 +97,13 @@ class Refiner(Stage):
             masks: [B, 1, R, R], 1 where in-domain, else 0. All ones and all zeros are valid.
         """
 
+    def refined_codes(self, ws: Tensor, refinement: Refinement) -> Tensor:
+        """Return the codes [B, L, 512] of the refined pictures, from which edits start.
+
+        These are the codes `ws` of the embedding, unless the refinement moves them.
+        """
+        return ws
+
     def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
         """Render the refined pictures, [B, 3, R, R] in about [-1, 1].
 
@@ -122,7 +129,7 @@ class Refiner(Stage):
 
         Args:
             ws: The codes of the embedding, [B, L, 512].
-            edited: The codes to render, [B, L, 512].
+            edited: The codes to render, [B, L, 512]: edits of `refined_codes`.
             refinement: What `refine` returned for `ws`.
             masks: As in `refine`.
             styles: Offsets of styles that belong to the edit, `LAYER.style` -> [B, C].

@@ -330,10 +330,13 @@ class SpatiallyAdaptive(LossRefiner):
 
     # ------------------------------------------------------------------ rendering
 
+    def refined_codes(self, ws: Tensor, refinement: Refinement) -> Tensor:
+        return ws + refinement.state["code"]
+
     def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
         state = refinement.state
         taps = {place: _adding(state[level]) for level, place in self.places.items()}
-        return self.generator.synthesize(ws + state["code"], taps=taps)
+        return self.generator.synthesize(self.refined_codes(ws, refinement), taps=taps)
 
     def render_edit(
         self,
@@ -354,12 +357,12 @@ class SpatiallyAdaptive(LossRefiner):
             return tap
 
         taps = {place: keeping(level) for level, place in self.places.items()}
-        self.generator.synthesize(ws + state["code"], taps=taps)
+        self.generator.synthesize(self.refined_codes(ws, refinement), taps=taps)
         blend = {
             place: _blending(kept[level], state[f"mask.{level}"])
             for level, place in self.places.items()
         }
-        return self.generator.synthesize(edited + state["code"], styles, blend)
+        return self.generator.synthesize(edited, styles, blend)
 
 
 def _adding(offset: Tensor) -> Callable[[Tensor], Tensor]:

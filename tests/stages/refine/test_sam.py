@@ -405,7 +405,7 @@ def edited(build: Build) -> tuple[SpatiallyAdaptive, Tensor, Tensor, Refinement]
         mask[..., i * size // 4 : (i + 1) * size // 4, : size // 2] = 1
         state[n] = (mask * torch.randn(2, 8, size, size, generator=draw)).half()
         state[f"mask.{n}"] = mask
-    moved = ws + torch.randn(1, 1, 512, generator=draw).double()
+    moved = ws + state["code"] + torch.randn(1, 1, 512, generator=draw).double()
     return stage, ws, moved, Refinement(state=state)
 
 
@@ -414,7 +414,10 @@ def test_no_edit_is_the_refined_picture(edited: Any) -> None:
     stage, ws, _, result = edited
     masks = torch.ones(2, 1, 256, 256)
     plain = stage.render(ws, result, masks)
-    torch.testing.assert_close(stage.render_edit(ws, ws, result, masks), plain, rtol=0, atol=1e-9)
+    codes = stage.refined_codes(ws, result)
+    assert torch.equal(codes, ws + result.state["code"])
+    found = stage.render_edit(ws, codes, result, masks)
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
@@ -459,5 +462,6 @@ def test_an_edit_of_styles_is_rendered(edited: Any) -> None:
     stage, ws, _, result = edited
     masks = torch.ones(2, 1, 256, 256)
     offset = {"convs.5.style": torch.ones(2, 8).double()}
-    plain = stage.render_edit(ws, ws, result, masks)
-    assert (stage.render_edit(ws, ws, result, masks, offset) - plain).abs().max() > 0.01
+    codes = stage.refined_codes(ws, result)
+    plain = stage.render_edit(ws, codes, result, masks)
+    assert (stage.render_edit(ws, codes, result, masks, offset) - plain).abs().max() > 0.01
