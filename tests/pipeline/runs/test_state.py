@@ -65,7 +65,8 @@ def test_pictures_rendered_from_tables_equal_those_of_the_run(run: Run) -> None:
     refined = run.images("refined")
     for image_id in run.ids:
         again = required(run.render(image_id).refined)
-        np.testing.assert_array_equal(again, refined[image_id])
+        # A batch of another size rounds differently.
+        assert np.abs(again.astype(int) - refined[image_id]).max() <= 1
         assert np.abs(again.astype(int) - run.images("inverted")[image_id]).max() > 2
 
 
@@ -74,7 +75,7 @@ def test_edits_are_rendered_by_the_rule_of_the_refiner(run: Run) -> None:
         stored = run.edited("smile", strength)
         for image_id in run.ids:
             (edit,) = run.render(image_id, {"smile": strength}).edits
-            np.testing.assert_array_equal(edit.image, stored[image_id])
+            assert np.abs(edit.image.astype(int) - stored[image_id]).max() <= 1
 
 
 def test_a_run_that_begins_at_the_edits_uses_the_refiner_of_the_earlier_one(
@@ -91,8 +92,8 @@ def test_a_run_that_begins_at_the_edits_uses_the_refiner_of_the_earlier_one(
     assert done.exit_code == 0, done.output
     later = dhr_batch.open(tmp_path / "later")
     for image_id in run.ids:
-        expected = run.edited("smile", 2.0)[image_id]
-        np.testing.assert_array_equal(later.edited("smile", 2.0)[image_id], expected)
+        again, expected = (r.edited("smile", 2.0)[image_id] for r in (later, run))
+        assert np.abs(again.astype(int) - expected).max() <= 1
         np.testing.assert_array_equal(
             required(later.record(image_id).state)["tint"],
             required(run.record(image_id).state)["tint"],
