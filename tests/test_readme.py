@@ -115,6 +115,17 @@ def test_named_files_and_links_exist(root: Path) -> None:
             assert ((root / document).parent / link).is_file(), f"{document}: {link}"
 
 
+def test_named_tests_exist(root: Path) -> None:
+    for document in ("CONTRIBUTING.md", "docs/decisions.md"):
+        text = (root / document).read_text("utf-8")
+        named = set(re.findall(r"`((?:\w+/)*test_\w+\.py)`", text))
+        # The recipe for a refiner asks the reader to write this one.
+        named -= {"tests/stages/refine/test_toy.py"}
+        assert len(named) > 3
+        missing = [n for n in named if not ((root / n).is_file() or (root / "tests" / n).is_file())]
+        assert missing == [], document
+
+
 def test_files_named_by_the_architecture_page_exist(root: Path) -> None:
     text = (root / "docs" / "architecture.md").read_text("utf-8")
     named = re.findall(r"`((?:pipeline|stages)/[\w/]+\.py)`", text)

@@ -224,7 +224,8 @@ class Run:
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
         """Render the refined picture of an image again, or edits of it.
 
-        This takes one forward pass for each picture and no optimisation.
+        This takes one forward pass for each picture (two for pictures of `hfgi` and edits of `sam`)
+        and no optimisation.
 
         Args:
             image_id: The image.

@@ -10,7 +10,7 @@ interpolated there. Methods are compared on the images on which all of them reac
 The refined picture has strength 0. If strengths are targets (`stages.edit.ganspace`), it has the
 one that changes nothing, which differs between images and is in the metric `start_<edit>`.
 
-Scores have the units of `stages.face_scores`; `yaw` is in degrees.
+Scores have the units of `stages.measure.face_scores`; `yaw` is in degrees.
 """
 
 from __future__ import annotations

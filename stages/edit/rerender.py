@@ -38,7 +38,7 @@ class Rerender:
         self.refined = not moves or any(move.unchanged for move in moves)
 
     def __call__(self, record: Record) -> Record:
-        """Return the record with `edits` and, if requested, `refined`; one forward pass each.
+        """Return the record with `edits` and, if requested, `refined`.
 
         Args:
             record: Needs `latent` and the results of the refinement: `delta`, `feature`, `state`
