@@ -24,6 +24,7 @@ from dhr_batch.stages.networks.generator import Generator
 # Rows of the published code, that of StyleGAN2 at 1024 px.
 PUBLISHED_ROWS = 18
 SUFFIXES = (".pt", ".pth", ".npz")
+FILES = "give ffhq_pca.pt as published, or the .npz that `dhr-batch edits ganspace` writes"
 
 
 class GanspaceOptions(EditOptions):
@@ -144,7 +145,7 @@ def read(path: Path) -> PrincipalComponents:
         DirectionError: The file is missing or damaged, or holds something else.
     """
     if not path.is_file():
-        raise DirectionError(f"{path}: the file does not exist")
+        raise DirectionError(f"{path}: the file does not exist", FILES)
     try:
         found = _read_npz(path) if path.suffix.lower() == ".npz" else weight_files.read(path)
         mean, components, std = (_array(found, key) for key in ("mean", "comp", "std"))
@@ -152,11 +153,11 @@ def read(path: Path) -> PrincipalComponents:
         std = std.reshape(len(components))
     except DAMAGED as error:
         raise DirectionError(
-            f"{path}: it cannot be read as principal components: {error}"
+            f"{path}: it cannot be read as principal components: {error}", FILES
         ) from error
     if not all(np.isfinite(a).all() for a in (mean, components, std)) or not (std > 0).all():
         raise DirectionError(
-            f"{path}: numbers are not finite, or a standard deviation is not positive"
+            f"{path}: numbers are not finite, or a standard deviation is not positive", FILES
         )
     return PrincipalComponents(mean, components, std)
 

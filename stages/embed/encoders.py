@@ -163,7 +163,8 @@ class EncodeW(Embedder):
         model: _Model = "hyperstyle-w-encoder"
         mean_model: str = Field(
             "hyperstyle-ffhq",
-            description="model whose mean latent is added; for use without HyperStyle, `model`",
+            description="model whose mean latent is added. Without HyperStyle's file, name the "
+            "encoder's own",
         )
 
     def models(self, aligned: bool) -> set[str]:

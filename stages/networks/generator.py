@@ -14,9 +14,9 @@ from torch import Tensor, nn
 # layer: the factors of its input channels, which the modulation computes from a row of the code.
 Delta = Mapping[str, Tensor]
 # Where the features of the block of a size in pixels can be changed: "up" is after its first
-# convolution, which enlarges the features, and "out" after its second. The image layer of the block
-# reads the features after a change at "up" and before one at "out". Both include noise and
-# activation.
+# convolution, which enlarges the features, and "out" after its second. Both include noise and
+# activation. The image layers of StyleGAN2, one per block, read the features before a change at
+# "out"; the only one of MobileStyleGAN reads them after it.
 Place = tuple[int, str]
 # Functions that change features [B, C, h, w] inside a synthesis.
 Taps = Mapping[Place, Callable[[Tensor], Tensor]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,7 +76,7 @@ class _Head(nn.Module):
         widths = [channels, *[narrow] * (len(strides) - 1), channels]
         convs = [
             nn.Conv2d(inp, out, 3, stride, 1)
-            for inp, out, stride in zip(widths, widths[1:], strides, strict=False)
+            for (inp, out), stride in zip(pairwise(widths), strides, strict=True)
         ]
         self.convs = nn.Sequential(*(m for conv in convs for m in (conv, nn.LeakyReLU())))
         self.linear = nn.Linear(channels, channels) if linear else None

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from dhr_batch.stages.networks import encoders, weight_files
 from dhr_batch.stages.networks.generator import STYLE_WIDTH
+from dhr_batch.stages.networks.stylegan2_layouts import MAPPING_RATE
 
 ROWS, HEADS = 18, 4
-# Rate multiplier that the mapping network of StyleGAN2 is stored with.
-MAPPING_RATE = 0.01
 
 
 class _Decoder(nn.Module):

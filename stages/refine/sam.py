@@ -209,8 +209,8 @@ class SpatiallyAdaptive(LossRefiner):
         )
         measured_thresholds: tuple[float, float, float, float] = Field(
             (0.16, 0.18, 0.2, 0.23),
-            description="with `measured`, largest error of a segment in W+, F4, F6 and F8, in "
-            "units of `perceptual`; a larger one is for F10",
+            description="with `measured`, largest error of a segment in W+, F4, F6 and F8; with a "
+            "larger one it is in F10. In units of `perceptual`, the default for st_lpips_alex",
         )
         steps: int = Field(1001, ge=0, description="optimisation steps")
         rate: float = Field(0.05, gt=0, description="largest Adam learning rate")
