@@ -234,11 +234,19 @@ _SCRIPT_TABLE: dict[tuple[str, str], Any] = {
 }
 
 
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return an entry of an archive. Torch never compresses one, so none exceeds the file."""
+    entry = archive.getinfo(name)
+    if entry.compress_type:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(entry)
+
+
 class _ScriptUnpickler(pickle.Unpickler):
     """Unpickler of the modules in a TorchScript archive, whose classes all become inert records."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
+        super().__init__(io.BytesIO(_stored(archive, f"{folder}/data.pkl")))
         self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
@@ -254,11 +262,9 @@ class _ScriptUnpickler(pickle.Unpickler):
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ValueError(f"{pid!r} is not a storage")
-        entry = self._archive.getinfo(f"{self._folder}/data/{key}")
-        # Torch never compresses them, so no file can claim more numbers than it has.
-        if entry.compress_type or entry.file_size != count * dtype.itemsize:
+        data = bytearray(_stored(self._archive, f"{self._folder}/data/{key}"))
+        if len(data) != count * dtype.itemsize:
             raise ValueError(f"data/{key} does not hold {count} numbers of {dtype}")
-        data = bytearray(self._archive.read(entry))
         return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 

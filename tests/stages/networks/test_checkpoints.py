@@ -511,7 +511,7 @@ def replaced(old: bytes, new: bytes) -> Change:
     ("change", "packed", "named"),
     [
         (shorter, False, r"data/\d does not hold \d+ numbers of torch.float32"),
-        (lambda name, data: data, True, r"data/\d does not hold"),
+        (lambda name, data: data, True, r"data\.pkl is compressed"),
         (lambda n, data: None if n.endswith("/data/0") else data, False, "no item named"),
         (replaced(b"FloatStorage", b"VoidsStorage"), False, "it names torch.VoidsStorage"),
         (replaced(b"storage", b"strange"), False, "is not a storage"),
