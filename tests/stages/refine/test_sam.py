@@ -334,6 +334,20 @@ def test_steps_equal_the_published_formulas(build: Build, variant: str) -> None:
         assert result.state[f"mask.{n}"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("variant", ["official", "ganinverter"])
+def test_large_pictures_are_compared_at_256_px(build: Build, variant: str) -> None:
+    stage = build(variant=variant, perceptual_weight=0.7, row_weight=0, prior_weight=0)
+    draw = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (1, 3, 512, 512), generator=draw).double() / 127.5 - 1
+    image = torch.randn(1, 3, 512, 512, generator=draw).double()
+    small, seen = sam.lanczos(images, 256), F.avg_pool2d(image, 2).clamp(-1, 1)
+    pixel = image - images if variant == "ganinverter" else seen - small
+    wanted = 0.7 * stage.perceptual.distance(seen, stage.perceptual.features(small))
+    nothing = torch.zeros(1, stage.generator.num_ws, 512).double()
+    found = stage._loss(images)(image, nothing, nothing, {})
+    torch.testing.assert_close(found, wanted + pixel.square().mean())
+
+
 def test_the_first_step_has_no_effect(build: Build) -> None:
     stage = build(steps=1)
     images, ws = photographs(stage.generator, 1)
