@@ -383,9 +383,9 @@ def by_strength(metrics: pd.DataFrame, costs: Sequence[str]) -> list[Strength]:
     for edit, strengths in strengths_of(metrics).items():
         score = effect_score(edit, table.columns)
         unedited = list(starts(metrics, edit).values())
-        places = {s: edit_stage(edit, s) for s in strengths if s != 0 or unedited}
-        places[round(float(np.mean(unedited)), 3) if unedited else 0.0] = "refined"
-        for strength, stage in sorted(places.items()):
+        places = [(s, edit_stage(edit, s)) for s in strengths if s != 0 or unedited]
+        places.append((round(float(np.mean(unedited)), 3) if unedited else 0.0, "refined"))
+        for strength, stage in sorted(places):
             rows = table.xs(stage, level="stage") if stage in stages else table.iloc[:0]
             effect = np.array(empty)
             if score in table and "source" in stages:

@@ -272,6 +272,13 @@ def test_the_refined_picture_lies_between_targets():
     ]
 
 
+def test_a_target_at_which_the_face_lies_is_listed_beside_the_refined_picture():
+    rows = [("i", s, "score_x", v) for s, v in (("source", 0.0), ("refined", 0.1))]
+    rows += [("i", "edit:x:0", "score_x", 0.2), ("i", "refined", "start_x", 0.0)]
+    listed = by_strength(table(*rows), [])
+    assert [(row.strength, row.effect.value) for row in listed] == [(0, 0.2), (0, 0.1)]
+
+
 def at_effect(curve: Curve, effect: float) -> float:
     return at(curve.strengths, curve.place(effect))
 
