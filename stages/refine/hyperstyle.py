@@ -29,7 +29,10 @@ from dhr_batch.stages.registry import InvalidInput
 
 
 class HyperStyle(Refiner):
-    """`hyperstyle`: factors of convolutions from a hypernetwork, in a few passes."""
+    """`hyperstyle`: factors of convolutions from a hypernetwork, in a few passes.
+
+    The published network was trained on codes of the embedder `w-encoder`.
+    """
 
     class Options(StageOptions):
         name: str = "hyperstyle"
