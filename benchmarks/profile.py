@@ -140,8 +140,8 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     import torch
 
     from dhr_batch.stages.refine.base import zero_delta
-    from dhr_batch.stages.refine.dhr import MaskedLoss, tuned_weights
-    from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
+    from dhr_batch.stages.refine.dhr import MaskedLoss, adam_of, smallest, tuned_weights
+    from dhr_batch.stages.refine.rotated_adam import RotatedAdam, rms
     from dhr_batch.stages.tensors import feature_mask
 
     stage = refiner(configured(generator))
@@ -150,7 +150,7 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     masks = torch.ones_like(images[:, :1])
     masks[:, :, :, masks.shape[-1] // 2 :] = 0
 
-    names = tuned_weights(net, options.smallest_layer) if with_weights else []
+    names = tuned_weights(net, smallest(options, net)) if with_weights else []
     delta = zero_delta(net, names, 1)
     weights = [d.requires_grad_() for d in delta.values()]
     split = len(_before_feature(names, net, ws, delta))
@@ -160,8 +160,8 @@ def step_of(generator: str, with_weights: bool) -> tuple[Parts, Callable[[], Non
     feature.requires_grad_()
     soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
     loss = MaskedLoss(options, stage.perceptual, images, masks)
-    feature_adam = RotatedAdam([feature], [1])
-    weight_adam = RotatedAdam(weights, [channels(w) for w in weights])
+    feature_adam = RotatedAdam([feature], [1], [rms(feature.detach())])
+    weight_adam = adam_of(options, net, delta)
     parts = Parts()
 
     def step() -> None:

@@ -217,9 +217,16 @@ def required(value: _T | None) -> _T:
 
 
 class StageOptions(BaseModel):
-    """Settings of a stage. `name` selects the member of its family; unknown keys are refused."""
+    """Settings of a stage. `name` selects the member of its family; unknown keys are refused.
+
+    Attributes:
+        earlier: What a run did that was made before an option existed, by the name of the option,
+            where that differs from the default.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    earlier: ClassVar[Mapping[str, Any]] = {}
 
     name: str
 

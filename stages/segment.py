@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from skimage.segmentation import slic
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.embed import projection
-from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise
+from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise, spread
 from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.parsing import Parser
@@ -246,6 +246,8 @@ class DomainSpecific(Stage):
     gives = frozenset({"labels", "mask"})
 
     class Options(StageOptions):
+        earlier: ClassVar = {"rates": "absolute"}
+
         name: str = "dhr"
         parser: str = "landmarks"
         perceptual: str = "st_lpips_alex"
@@ -254,7 +256,11 @@ class DomainSpecific(Stage):
         thresholds: Thresholds = Thresholds()
         source: Literal["coarse", "embedding", "mean_row", "projection"] = "embedding"
         coarse_steps: int = Field(40, ge=1, description="steps of `coarse` and `projection`")
-        coarse_rate: float = Field(0.1, gt=0, description="Adam learning rate of these steps")
+        coarse_rate: float = Field(0.225, gt=0, description="Adam learning rate of these steps")
+        rates: Literal["relative", "absolute"] = Field(
+            "relative",
+            description="the rate is in units of the spread of W, or absolute as published",
+        )
         error_layers: int | None = Field(
             None,
             ge=1,
@@ -276,6 +282,9 @@ class DomainSpecific(Stage):
         if self.options.error:
             self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
             self.generator: Generator = context.network("generator", context.generator)
+            if self.options.source in ("coarse", "projection"):
+                relative = self.options.rates == "relative"
+                self._unit = spread(self.generator) if relative else 1.0
             if self.options.source == "projection":
                 self._set_up_projection()
 
@@ -328,7 +337,7 @@ class DomainSpecific(Stage):
             downsample(images, PIXEL_SIZE),
             draw,
             steps=self.options.coarse_steps,
-            rate=self.options.coarse_rate,
+            rate=self.options.coarse_rate * self._unit,
             w_mean=self.w_mean,
             w_std=self.w_std,
         )
@@ -339,7 +348,11 @@ class DomainSpecific(Stage):
     def _coarse(self, images: torch.Tensor) -> torch.Tensor:
         start = self.generator.w_mean.expand(len(images), -1)
         settings = FitSettings(
-            "w", self.options.coarse_steps, self.options.coarse_rate, pixel_weight=0.0
+            "w",
+            self.options.coarse_steps,
+            self.options.coarse_rate,
+            pixel_weight=0.0,
+            unit=self._unit,
         )
         ws = optimise(self.generator, self.perceptual, images, start, settings)
         with torch.no_grad():

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
+
+if TYPE_CHECKING:
+    from dhr_batch.stages.base import StageOptions
 
 Layer = Mapping[str, Any]
 
@@ -264,7 +267,7 @@ def _generator_file(file: Path) -> Path:
     return file
 
 
-def options_class(family: str, name: Any) -> type[BaseModel]:
+def options_class(family: str, name: Any) -> type[StageOptions]:
     """Return the class of the options of a stage.
 
     Raises:

@@ -128,11 +128,13 @@ def inputs(run: Storage, plan: StoredPlan) -> Iterator[str]:
 def _completed(family: str, section: dict[str, Any]) -> dict[str, Any]:
     """Add the options that a stage did not have yet when a run was made to its stored settings.
 
-    They get the defaults of the stage, which describe what the run did; presets may set other
-    values. Stored settings that the stage no longer has are kept, and are refused by name later.
+    They get the value of `StageOptions.earlier` or the default of the stage, which describe what
+    the run did; presets may set other values. Stored settings that the stage no longer has are
+    kept, and are refused by name later.
     """
+    options = configs.options_class(family, section["name"])
     try:
-        return configs.options_class(family, section["name"])(**section).model_dump(mode="json")
+        return options(**{**options.earlier, **section}).model_dump(mode="json")
     except ValidationError:
         return section
 

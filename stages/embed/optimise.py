@@ -1,10 +1,14 @@
-"""Embedding by optimisation: fit a code in W or W+ to an aligned photograph with Adam."""
+"""Embedding by optimisation: fit a code in W or W+ to an aligned photograph with Adam.
+
+Lengths in W are measured in units of its spread, so that a network whose codes are twice as long,
+and whose modulations are half as strong, gives the same renders.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -70,6 +74,8 @@ class FitSettings:
         pull: In W+, weight of the mean squared distance of the rows from their mean, which keeps
             codes editable.
         prior: With a `basis`, weight of the mean square of the coordinates u.
+        unit: The length in W to which `rate` and `pull` refer. With a `basis`, its columns take the
+            place of the unit.
     """
 
     space: Literal["w", "w+"]
@@ -81,6 +87,7 @@ class FitSettings:
     decay: float = 0.5
     pull: float = 0.0
     prior: float = 0.0
+    unit: float = 1.0
 
 
 def optimise(
@@ -103,23 +110,28 @@ def optimise(
         start: Codes in W to begin from, [B, 512].
         settings: Schedule and weights of the loss.
         basis: If given, [512, 512]: the code is ``start + basis u``, and u is optimised from 0.
+            Otherwise the code is ``start + unit u``.
 
     Returns:
         W+ codes [B, L, 512]. Rows that do not reach the image are set to the mean of those that do,
         so that the code also renders with a generator that uses more rows.
     """
-    space, face_weight = settings.space, settings.face_weight
+    space, face_weight, unit = settings.space, settings.face_weight, settings.unit
     target = downsample(images, PIXEL_SIZE)
     target_features = perceptual.features(downsample(target, settings.perceptual_size))
     face_features = perceptual.features(face_region(target)) if face_weight else None
     live = generator.live_rows
     start = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
-    moved = (start if basis is None else torch.zeros_like(start)).clone().requires_grad_()
+    moved = torch.zeros_like(start).requires_grad_()
+
+    def code() -> Tensor:
+        return start + (unit * moved if basis is None else moved @ basis.T)
+
     adam = torch.optim.Adam([moved], lr=settings.rate)
     for step in range(settings.steps):
         for group in adam.param_groups:
             group["lr"] = settings.rate * ramp(step, settings.steps, 0.05, settings.decay)
-        rows = moved if basis is None else start + moved @ basis.T
+        rows = code()
         render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
         small = downsample(render, settings.perceptual_size)
         loss = perceptual.distance(small, target_features).sum()
@@ -128,14 +140,26 @@ def optimise(
             loss = loss + face_weight * face.sum()
         loss = loss + settings.pixel_weight * (render - target).square().mean((1, 2, 3)).sum()
         if settings.pull and space == "w+":
-            spread = (rows - rows.mean(1, keepdim=True)).square().mean((1, 2))
-            loss = loss + settings.pull * spread.sum()
+            apart = ((rows - rows.mean(1, keepdim=True)) / unit).square().mean((1, 2))
+            loss = loss + settings.pull * apart.sum()
         if basis is not None:
             loss = loss + settings.prior * moved.square().mean(1).sum()
         (moved.grad,) = torch.autograd.grad(loss, [moved])
         adam.step()
-    moved = moved.detach()
-    return _codes(generator, moved if basis is None else start + moved @ basis.T)
+    return _codes(generator, code().detach())
+
+
+def spread(generator: Generator) -> float:
+    """Return the root mean square of ``w - mean`` over the numbers of seeded samples of w."""
+    return float(_samples(generator).square().mean().sqrt())
+
+
+@torch.no_grad()
+def _samples(generator: Generator) -> Tensor:
+    """Return seeded samples of w minus their mean, [N, 512]."""
+    z = torch.randn(_SAMPLES, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
+    w = generator.map(z.to(generator.w_mean))
+    return w - w.mean(0)
 
 
 def whitening(generator: Generator) -> Tensor:
@@ -145,12 +169,12 @@ def whitening(generator: Generator) -> Tensor:
     Wulff and Torralba, "Improving Inversion and Generation Diversity in StyleGAN using a
     Gaussianized Latent Space" (2020), section 3, without their leaky ReLU.
     """
-    fixed = torch.Generator().manual_seed(0)
-    z = torch.randn(_SAMPLES, STYLE_WIDTH, generator=fixed).to(generator.w_mean)
-    with torch.no_grad():
-        centred = generator.map(z) - generator.w_mean
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-        return vectors * values.clamp_min(0).sqrt()
+    centred = _samples(generator)
+    # In units of the spread, so that rounding in the eigenvectors does not depend on it.
+    unit = centred.square().mean().sqrt()
+    centred = centred / unit
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    return vectors * (values.clamp_min(0).sqrt() * unit)
 
 
 def _codes(generator: Generator, rows: Tensor) -> Tensor:
@@ -164,7 +188,13 @@ def _codes(generator: Generator, rows: Tensor) -> Tensor:
 
 class _Optimise(Embedder):
     class Options(StageOptions):
+        earlier: ClassVar = {"rates": "absolute"}
+
         steps: int = Field(120, ge=0, description="optimisation steps")
+        rates: Literal["relative", "absolute"] = Field(
+            "relative",
+            description="lengths in W are in units of its spread, or absolute as published",
+        )
         perceptual: str = "st_lpips_alex"
         perceptual_size: int = Field(128, ge=32, description="features are compared at this size")
         face_weight: float = Field(
@@ -178,13 +208,15 @@ class _Optimise(Embedder):
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
+        relative = self.options.rates == "relative"
+        self._unit = spread(self.generator) if relative else 1.0
 
     def _settings(
         self, space: Literal["w", "w+"], steps: int, rate: float, pull: float = 0, prior: float = 0
     ) -> FitSettings:
         shared = {"pixel_weight", "perceptual_size", "face_weight", "decay"}
         options = self.options.model_dump(include=shared)
-        return FitSettings(space, steps, rate, pull=pull, prior=prior, **options)
+        return FitSettings(space, steps, rate, pull=pull, prior=prior, unit=self._unit, **options)
 
 
 class OptimiseW(_Optimise):
@@ -197,7 +229,7 @@ class OptimiseW(_Optimise):
 
     class Options(_Optimise.Options):
         name: str = "w"
-        rate: float = Field(0.1, gt=0, description="Adam learning rate")
+        rate: float = Field(0.225, gt=0, description="Adam learning rate")
         prior: float = Field(
             0.0, ge=0, description="weight of the mean square of the whitened code; 0: not whitened"
         )
@@ -223,10 +255,10 @@ class OptimiseWPlus(_Optimise):
     class Options(_Optimise.Options):
         name: str = "w+"
         w_share: float = Field(0.25, ge=0, le=1, description="share of the steps spent in W")
-        w_rate: float = Field(0.1, gt=0, description="Adam learning rate of the steps in W")
-        rate: float = Field(0.07, gt=0, description="Adam learning rate of the steps in W+")
+        w_rate: float = Field(0.225, gt=0, description="Adam learning rate of the steps in W")
+        rate: float = Field(0.16, gt=0, description="Adam learning rate of the steps in W+")
         pull: float = Field(
-            0.05,
+            0.01,
             ge=0,
             description="weight of the mean squared distance of the rows from their mean",
         )

@@ -11,12 +11,13 @@ from dhr_batch.stages.embed.optimise import ramp
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, Refiner, zero_delta
 from dhr_batch.stages.refine.dhr import (
     HybridRefinement,
-    LossOptions,
     MaskedLoss,
+    RateOptions,
     WeightOptions,
+    adam_of,
+    smallest,
     tuned_weights,
 )
-from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
 
 
 class WeightModulation(LossRefiner):
@@ -33,10 +34,10 @@ class WeightModulation(LossRefiner):
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         loss = MaskedLoss(options, self.perceptual, images, masks)
-        names = tuned_weights(generator, options.smallest_layer)
+        names = tuned_weights(generator, smallest(options, generator))
         delta = zero_delta(generator, names, len(images))
         weights = [d.requires_grad_() for d in delta.values()]
-        adam = RotatedAdam(weights, [channels(w) for w in weights])
+        adam = adam_of(options, generator, delta)
         for step in range(options.steps):
             inner, _ = loss(generator.synthesize(ws, delta))
             rate = options.weight_rate * ramp(step, options.steps, 0.1, 0.25)
@@ -47,10 +48,10 @@ class WeightModulation(LossRefiner):
 class FeatureModulation(Refiner):
     """`feature`: feature modulation alone, that is `dhr` without steps that change weights."""
 
-    class Options(LossOptions):
+    class Options(RateOptions):
         name: str = "feature"
         steps: int = Field(38, ge=0, description="optimisation steps")
-        feature_rate: float = Field(0.06, gt=0, description="largest step of a feature value")
+        feature_rate: float = Field(0.05, gt=0, description="largest step of a feature value")
 
     def setup(self, context: Context) -> None:
         super().setup(context)

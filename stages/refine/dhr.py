@@ -12,6 +12,9 @@ no edit changes. With the code w, the mask m and the feature F:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -22,11 +25,8 @@ from dhr_batch.stages.embed.optimise import ramp
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared
-from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels
+from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels, rms, scales
 from dhr_batch.stages.tensors import downsample
-
-# Layers whose output is smaller than this, in pixels, keep their weights.
-SMALLEST_LAYER = 16
 
 
 class LossOptions(StageOptions):
@@ -38,14 +38,26 @@ class LossOptions(StageOptions):
     pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
 
 
-class WeightOptions(LossOptions):
+class RateOptions(LossOptions):
+    """Settings of refiners whose rates are relative to what they change."""
+
+    earlier: ClassVar = {"rates": "absolute"}
+
+    rates: Literal["relative", "absolute"] = Field(
+        "relative",
+        description="rates are shares of the root mean square of what they change, or absolute",
+    )
+
+
+class WeightOptions(RateOptions):
     """Settings of weight modulation."""
 
-    weight_rate: float = Field(5e-4, gt=0, description="largest step of a weight")
-    smallest_layer: int = Field(
-        SMALLEST_LAYER,
-        ge=4,
-        description="layers below this size in px keep their weights",
+    weight_rate: float = Field(0.01, gt=0, description="largest step of a weight")
+    smallest_layer: float = Field(
+        16,
+        gt=0,
+        description="layers below this size keep their weights; in px of a picture of 256 px, "
+        "others in proportion",
     )
 
 
@@ -67,16 +79,17 @@ class HybridRefinement(LossRefiner):
         weight_share: float = Field(
             0.8, ge=0, le=1, description="share of the steps that change weights"
         )
-        feature_rate: float = Field(0.06, gt=0, description="largest step of a feature value")
+        feature_rate: float = Field(0.05, gt=0, description="largest step of a feature value")
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
         weight_steps = round(options.steps * options.weight_share)
-        names = tuned_weights(generator, options.smallest_layer) if weight_steps else []
+        names = tuned_weights(generator, smallest(options, generator)) if weight_steps else []
         delta, weights, feature, soft = prepared(generator, names, ws, masks)
         loss = MaskedLoss(options, self.perceptual, images, masks)
-        feature_adam = RotatedAdam([feature], [1])
-        weight_adam = RotatedAdam(weights, [channels(w) for w in weights])
+        relative = options.rates == "relative"
+        feature_adam = RotatedAdam([feature], [1], [rms(feature.detach())] if relative else None)
+        weight_adam = adam_of(options, generator, delta)
 
         for step in range(weight_steps):
             inside, skip = generator.trunk(ws, delta)
@@ -99,7 +112,24 @@ class HybridRefinement(LossRefiner):
         return Refinement(delta, feature.detach())
 
 
-def tuned_weights(generator: Generator, smallest_layer: int) -> list[str]:
+def smallest(options: WeightOptions, generator: Generator) -> float:
+    """Return the size in pixels below which layers keep their weights."""
+    return options.smallest_layer * generator.resolution / 256
+
+
+def adam_of(
+    options: RateOptions, generator: Generator, delta: Mapping[str, Tensor]
+) -> RotatedAdam:
+    """Return the optimiser of offsets of weights, name -> [B, *shape]."""
+    relative = options.rates == "relative"
+    return RotatedAdam(
+        [*delta.values()],
+        [channels(value) for value in delta.values()],
+        [scales(generator.weight(name)) for name in delta] if relative else None,
+    )
+
+
+def tuned_weights(generator: Generator, smallest_layer: float) -> list[str]:
     """Return the names of the weights that weight modulation changes.
 
     These are the kernels of convolutions and of the layers that output an image.

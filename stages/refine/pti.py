@@ -7,12 +7,16 @@ pivot is the code from the embedding. The mask is not used.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import StageOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, synthesis_weights, zero_delta
+from dhr_batch.stages.refine.rotated_adam import RotatedAdam, scales
 from dhr_batch.stages.tensors import downsample
 
 
@@ -28,6 +32,11 @@ class PivotalTuning(LossRefiner):
         name: str = "pti"
         steps: int = Field(350, ge=0, description="largest number of optimisation steps")
         rate: float = Field(3e-4, gt=0, description="Adam learning rate")
+        rates: Literal["relative", "absolute"] = Field(
+            "absolute",
+            description="the rate is absolute, as published for StyleGAN2, or relative: a share of "
+            "the root mean square of what it changes",
+        )
         stop: float = Field(
             0.06,
             ge=0,
@@ -44,7 +53,7 @@ class PivotalTuning(LossRefiner):
         target = self.perceptual.features(downsample(images, size))
         delta = zero_delta(self.generator, synthesis_weights(self.generator), len(images))
         weights = [d.requires_grad_() for d in delta.values()]
-        adam = torch.optim.Adam(weights, lr=options.rate)
+        step = self._optimiser(delta)
         finished: dict[int, dict[str, Tensor]] = {}
         for _ in range(options.steps):
             render = self.generator.synthesize(ws, delta)
@@ -56,11 +65,25 @@ class PivotalTuning(LossRefiner):
                 break
             pixel = (render - images).square().mean((1, 2, 3))
             loss = options.perceptual_weight * distance + options.pixel_weight * pixel
-            for weight, grad in zip(weights, torch.autograd.grad(loss.sum(), weights), strict=True):
-                weight.grad = grad
-            adam.step()
+            step(torch.autograd.grad(loss.sum(), weights))
         delta = {name: value.detach() for name, value in delta.items()}
         for i, tuned in finished.items():
             for name, value in tuned.items():
                 delta[name][i] = value
         return Refinement(delta)
+
+    def _optimiser(self, delta: dict[str, Tensor]) -> Callable[[Sequence[Tensor]], None]:
+        """Return a function that takes the gradients of offsets of weights and does a step."""
+        weights, rate = [*delta.values()], self.options.rate
+        if self.options.rates == "relative":
+            sizes = [scales(self.generator.weight(name)) for name in delta]
+            own = RotatedAdam(weights, [None] * len(weights), sizes, betas=(0.9, 0.999))
+            return lambda grads: own.step(grads, rate)
+        adam = torch.optim.Adam(weights, lr=rate)
+
+        def step(grads: Sequence[Tensor]) -> None:
+            for weight, grad in zip(weights, grads, strict=True):
+                weight.grad = grad
+            adam.step()
+
+        return step

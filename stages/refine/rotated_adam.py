@@ -1,4 +1,10 @@
-"""Adam in the eigenbasis of the first gradient, for tensors with a leading image axis."""
+"""Adam in the eigenbasis of the first gradient, for tensors with a leading image axis.
+
+`scales_of` and `rms` say how large the things are that it moves, so that its steps are shares of
+them. A network may write a layer with any factor between stored and effective weights (equalised
+learning rates are such factors). Then all that is relative stays the same: values times c have
+gradients times 1 / c, and gradients times scales do not change.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,13 @@ class RotatedAdam:
 
     The channels of a generator are strongly correlated, so plain Adam takes steps of equal size
     along directions with the same effect. They are separate in the eigenbasis V of ``G^T G``, G
-    being the first gradient with the channels as columns. With ``g = grad V`` a step is
+    being the first gradient, times the scale c, with the channels as columns. With ``g = c grad V``
+    a step is
 
         m <- b1 m + (1 - b1) g;    s <- b2 s + (1 - b2) g^2
-        value <- value - rate (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps) V^T
+        value <- value - rate c (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + eps rms(g)) V^T
+
+    where rms(g) is the root of the mean of ``s / (1 - b2^t)`` over all elements of an image.
 
     This is SOAP (Vyas et al., 2024, arXiv 2409.11321) with one side rotated and the basis computed
     once. Directions with less than `weak` of the energy of the strongest one have no well-defined
@@ -26,8 +35,10 @@ class RotatedAdam:
     Args:
         values: Tensors [B, ...] that `step` changes in place.
         axes: The axis of each that is rotated, or None for plain Adam. See `channels`.
+        scales: The scale of each, of a shape that broadcasts to the value and has size 1 along the
+            rotated axis. A step of rate 1 moves an element by about its scale. None: all are 1.
         betas: Decay rates b1 and b2 of the two moments.
-        eps: Added to the denominator.
+        eps: Added to the denominator, as a share of the running root mean square of the gradient.
         weak: Share of the largest eigenvalue up to which a direction is weak.
     """
 
@@ -35,12 +46,14 @@ class RotatedAdam:
         self,
         values: Sequence[Tensor],
         axes: Sequence[int | None],
+        scales: Sequence[Tensor] | None = None,
         betas: tuple[float, float] = (0.75, 0.95),
         eps: float = 1e-8,
         weak: float = 1e-5,
     ) -> None:
         self.values, self.axes, self.betas, self.eps = list(values), list(axes), betas, eps
         self.weak = weak
+        self.scales = [v.new_ones(()) for v in self.values] if scales is None else list(scales)
         self.first = [torch.zeros_like(v) for v in self.values]
         self.second = [torch.zeros_like(v) for v in self.values]
         self.bases: list[Basis | None] = [None] * len(self.values)
@@ -48,7 +61,7 @@ class RotatedAdam:
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], rate: float) -> None:
-        """Change each value by at most about `rate` per element.
+        """Change each element by at most about `rate` times its scale.
 
         Args:
             grads: One gradient for each value, in the same order.
@@ -59,8 +72,9 @@ class RotatedAdam:
         """
         self.steps += 1
         fresh = [1 - beta**self.steps for beta in self.betas]
-        for i, (value, grad) in enumerate(zip(self.values, grads, strict=True)):
-            axis = self.axes[i]
+        for i, (value, given) in enumerate(zip(self.values, grads, strict=True)):
+            axis, scale = self.axes[i], self.scales[i]
+            grad = given * scale
             if axis is not None and self.steps == 1:
                 self.bases[i] = _basis(grad, axis, self.weak)
             basis = self.bases[i]
@@ -69,9 +83,33 @@ class RotatedAdam:
             self.first[i].lerp_(grad, 1 - self.betas[0])
             self.second[i].mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
             second = self.second[i] if basis is None else basis.shared(self.second[i])
-            scale = (second / fresh[1]).sqrt_().add_(self.eps)
-            move = self.first[i] / scale / fresh[0]
-            value.sub_(move if basis is None else basis.rotate_back(move), alpha=rate)
+            size = (second / fresh[1]).sqrt_()
+            # A share of the gradient's own size, and something above 0 if the gradient is 0.
+            floor = (self.eps * rms(size)).clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
+            move = self.first[i] / size.add_(floor) / fresh[0]
+            move = move if basis is None else basis.rotate_back(move)
+            value.sub_(move.mul_(scale), alpha=rate)
+
+
+def rms(values: Tensor, first_axis: int = 1) -> Tensor:
+    """Return the root mean square over all axes from `first_axis` on, which are kept with size 1."""
+    return values.square().mean(tuple(range(first_axis, values.ndim)), keepdim=True).sqrt()
+
+
+def scales(weight: Tensor) -> Tensor:
+    """Return the scales of the elements of a weight [out, ...], of a shape that broadcasts to it.
+
+    The scale of an element is the root mean square of the elements that make the same output with
+    it, because a few outputs may be a hundred times as large as most (depthwise kernels of the
+    shipped generators). Elements of an output without any other than 0, and those of vectors, have
+    the scale of the whole weight. A weight of zeros has no scale, keeps its value, and so remains
+    what it is however its network is written.
+    """
+    whole = rms(weight, 0)
+    if weight.ndim < 2:
+        return whole
+    each = rms(weight)
+    return torch.where(each > 0, each, whole)
 
 
 def channels(weight: Tensor) -> int | None:
