@@ -256,7 +256,7 @@ class DomainSpecific(Stage):
         thresholds: Thresholds = Thresholds()
         source: Literal["coarse", "embedding", "mean_row", "projection"] = "embedding"
         coarse_steps: int = Field(40, ge=1, description="steps of `coarse` and `projection`")
-        coarse_rate: float = Field(0.225, gt=0, description="Adam learning rate of these steps")
+        coarse_rate: float = Field(0.226, gt=0, description="Adam learning rate of these steps")
         rates: Literal["relative", "absolute"] = Field(
             "relative",
             description="the rate is in units of the spread of W, or absolute as published",

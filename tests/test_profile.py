@@ -32,7 +32,7 @@ def test_each_gradient_of_a_convolution_costs_what_the_convolution_does(groups):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("smallest", [4, 16])
+@pytest.mark.parametrize("smallest", [4, 128])
 def test_parts_are_the_work_of_a_step_of_the_refinement(share, smallest, monkeypatch):
     """A further step of the refinement counts as many operations as the parts together."""
     config = profile.configured("tiny")

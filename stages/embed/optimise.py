@@ -23,8 +23,8 @@ from dhr_batch.stages.tensors import downsample
 PIXEL_SIZE = 256
 # Rows and columns of eyes, nose and mouth in an FFHQ crop, in 256ths of its side.
 FACE = (72, 200), (64, 192)
-# Number of codes from which the axes of the prior are estimated.
-_SAMPLES = 8192
+# Numbers of codes from which the axes of the prior and the spread of W are estimated.
+_SAMPLES, _FEW = 8192, 2048
 
 
 def ramp(step: int, steps: int, up: float, down: float) -> float:
@@ -150,16 +150,15 @@ def optimise(
 
 
 def spread(generator: Generator) -> float:
-    """Return the root mean square of ``w - mean`` over the numbers of seeded samples of w."""
-    return float(_samples(generator).square().mean().sqrt())
+    """Return the root mean square of ``w - w_mean`` over the numbers of seeded samples of w."""
+    return float(_samples(generator, _FEW).square().mean().sqrt())
 
 
 @torch.no_grad()
-def _samples(generator: Generator) -> Tensor:
-    """Return seeded samples of w minus their mean, [N, 512]."""
-    z = torch.randn(_SAMPLES, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
-    w = generator.map(z.to(generator.w_mean))
-    return w - w.mean(0)
+def _samples(generator: Generator, count: int) -> Tensor:
+    """Return seeded samples of ``w - w_mean``, [count, 512]."""
+    z = torch.randn(count, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))
+    return generator.map(z.to(generator.w_mean)) - generator.w_mean
 
 
 def whitening(generator: Generator) -> Tensor:
@@ -169,7 +168,7 @@ def whitening(generator: Generator) -> Tensor:
     Wulff and Torralba, "Improving Inversion and Generation Diversity in StyleGAN using a
     Gaussianized Latent Space" (2020), section 3, without their leaky ReLU.
     """
-    centred = _samples(generator)
+    centred = _samples(generator, _SAMPLES)
     # In units of the spread, so that rounding in the eigenvectors does not depend on it.
     unit = centred.square().mean().sqrt()
     centred = centred / unit
@@ -193,7 +192,7 @@ class _Optimise(Embedder):
         steps: int = Field(120, ge=0, description="optimisation steps")
         rates: Literal["relative", "absolute"] = Field(
             "relative",
-            description="lengths in W are in units of its spread, or absolute as published",
+            description="rates and `pull` are in units of the spread of W, or absolute",
         )
         perceptual: str = "st_lpips_alex"
         perceptual_size: int = Field(128, ge=32, description="features are compared at this size")
@@ -229,7 +228,7 @@ class OptimiseW(_Optimise):
 
     class Options(_Optimise.Options):
         name: str = "w"
-        rate: float = Field(0.225, gt=0, description="Adam learning rate")
+        rate: float = Field(0.226, gt=0, description="Adam learning rate")
         prior: float = Field(
             0.0, ge=0, description="weight of the mean square of the whitened code; 0: not whitened"
         )
@@ -255,10 +254,10 @@ class OptimiseWPlus(_Optimise):
     class Options(_Optimise.Options):
         name: str = "w+"
         w_share: float = Field(0.25, ge=0, le=1, description="share of the steps spent in W")
-        w_rate: float = Field(0.225, gt=0, description="Adam learning rate of the steps in W")
-        rate: float = Field(0.16, gt=0, description="Adam learning rate of the steps in W+")
+        w_rate: float = Field(0.226, gt=0, description="Adam learning rate of the steps in W")
+        rate: float = Field(0.158, gt=0, description="Adam learning rate of the steps in W+")
         pull: float = Field(
-            0.01,
+            0.0098,
             ge=0,
             description="weight of the mean squared distance of the rows from their mean",
         )

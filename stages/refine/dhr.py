@@ -52,12 +52,12 @@ class RateOptions(LossOptions):
 class WeightOptions(RateOptions):
     """Settings of weight modulation."""
 
-    weight_rate: float = Field(0.01, gt=0, description="largest step of a weight")
+    weight_rate: float = Field(0.02, gt=0, description="largest step of a weight")
     smallest_layer: float = Field(
         16,
         gt=0,
-        description="layers below this size keep their weights; in px of a picture of 256 px, "
-        "others in proportion",
+        description="layers below this size keep their weights; in px if the feature layer has 64 "
+        "px, else in proportion to it",
     )
 
 
@@ -114,12 +114,10 @@ class HybridRefinement(LossRefiner):
 
 def smallest(options: WeightOptions, generator: Generator) -> float:
     """Return the size in pixels below which layers keep their weights."""
-    return options.smallest_layer * generator.resolution / 256
+    return options.smallest_layer * generator.feature_shape[1] / 64
 
 
-def adam_of(
-    options: RateOptions, generator: Generator, delta: Mapping[str, Tensor]
-) -> RotatedAdam:
+def adam_of(options: RateOptions, generator: Generator, delta: Mapping[str, Tensor]) -> RotatedAdam:
     """Return the optimiser of offsets of weights, name -> [B, *shape]."""
     relative = options.rates == "relative"
     return RotatedAdam(

@@ -1,6 +1,6 @@
 """Adam in the eigenbasis of the first gradient, for tensors with a leading image axis.
 
-`scales_of` and `rms` say how large the things are that it moves, so that its steps are shares of
+`scales` and `rms` say how large the things are that it moves, so that its steps are shares of
 them. A network may write a layer with any factor between stored and effective weights (equalised
 learning rates are such factors). Then all that is relative stays the same: values times c have
 gradients times 1 / c, and gradients times scales do not change.
@@ -8,6 +8,7 @@ gradients times 1 / c, and gradients times scales do not change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +49,7 @@ class RotatedAdam:
         axes: Sequence[int | None],
         scales: Sequence[Tensor] | None = None,
         betas: tuple[float, float] = (0.75, 0.95),
-        eps: float = 1e-8,
+        eps: float = 1e-6,
         weak: float = 1e-5,
     ) -> None:
         self.values, self.axes, self.betas, self.eps = list(values), list(axes), betas, eps
@@ -92,24 +93,34 @@ class RotatedAdam:
 
 
 def rms(values: Tensor, first_axis: int = 1) -> Tensor:
-    """Return the root mean square over all axes from `first_axis` on, which are kept with size 1."""
+    """Return the root mean square over the axes from `first_axis` on, which keep the size 1."""
     return values.square().mean(tuple(range(first_axis, values.ndim)), keepdim=True).sqrt()
 
 
 def scales(weight: Tensor) -> Tensor:
     """Return the scales of the elements of a weight [out, ...], of a shape that broadcasts to it.
 
-    The scale of an element is the root mean square of the elements that make the same output with
-    it, because a few outputs may be a hundred times as large as most (depthwise kernels of the
-    shipped generators). Elements of an output without any other than 0, and those of vectors, have
-    the scale of the whole weight. A weight of zeros has no scale, keeps its value, and so remains
-    what it is however its network is written.
+    The scale is the root mean square r of the elements that make the same output, divided by the
+    root of the number k of positions of a kernel. Each output has its own r, because a few outputs
+    may be a hundred times as large as most (depthwise kernels of the shipped generators). In the
+    rotated basis the directions of the inputs are separate, but the positions of a kernel see
+    nearly equal neighbours, so their steps add up: k steps of r / sqrt(k) change an output about as
+    much, relative to its size, as one step of r does in a kernel with one position.
+
+    An output with zeros only, and each element of a vector, has the r of the whole weight. A weight
+    of zeros has no scale, keeps its value, and so remains what it is however its network is
+    written.
+
+    Example:
+        >>> scales(torch.ones(2, 3)).flatten(), scales(torch.ones(2, 3, 2, 2)).flatten()
+        (tensor([1., 1.]), tensor([0.5000, 0.5000]))
     """
     whole = rms(weight, 0)
     if weight.ndim < 2:
         return whole
     each = rms(weight)
-    return torch.where(each > 0, each, whole)
+    positions = weight[0, 0].numel() if weight.ndim == 4 else 1
+    return torch.where(each > 0, each, whole) / math.sqrt(positions)
 
 
 def channels(weight: Tensor) -> int | None:

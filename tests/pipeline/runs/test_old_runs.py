@@ -28,6 +28,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
+from dhr_batch.pipeline.planning.origin import Origin
 from dhr_batch.pipeline.runs import versions
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.conftest import picture
@@ -129,6 +130,16 @@ def test_edits_are_swept_over_an_old_run(old: Path, tmp_path: Path) -> None:
         assert made.keys() == stored.keys() == {*IDS}
         for image_id in IDS:
             assert difference(made[image_id], stored[image_id]) < CLOSE
+
+
+def test_the_rates_of_an_old_run_remain_absolute(old: Path) -> None:
+    """A run that begins from it does not take its numbers for relative ones."""
+    before = dhr_batch.open(old).stored.settings.section
+    settings = Origin(str(old)).settings
+    for stage, rate in (("embed", "w_rate"), ("segment", "coarse_rate"), ("refine", "weight_rate")):
+        assert "rates" not in before(stage)
+        assert settings[stage]["rates"] == "absolute"
+        assert settings[stage][rate] == before(stage)[rate]
 
 
 def test_an_unfinished_old_run_is_refused_with_the_ways_out(old: Path, tmp_path: Path) -> None:

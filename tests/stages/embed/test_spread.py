@@ -17,9 +17,8 @@ from dhr_batch.tests.stages import rewritten
 MEMBERS = {
     "w": (OptimiseW, {}),
     "prior": (OptimiseW, {"prior": 0.3}),
-    "w+": (OptimiseWPlus, {}),
+    "w+": (OptimiseWPlus, {"w_share": 0.5}),
 }
-NETS = ("mobilestylegan", "stylegan2")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def nets() -> dict[str, Generator]:
 def embedded(member: str, net: Generator, **options: Any) -> Tensor:
     """The codes of two pictures that the generator cannot render."""
     cls, own = MEMBERS[member]
-    stage = cls(cls.Options(perceptual="tiny", **{"steps": 40} | own | options))
+    stage = cls(cls.Options(perceptual="tiny", **{"steps": 20} | own | options))
     context = Context("cpu", "tiny", lambda name: None)
     context._networks["generator", "tiny"] = net
     context.network("perceptual", "tiny").to(net.w_mean.dtype)
@@ -52,8 +51,7 @@ def direction(net: Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("factor", [2.0**-5, 2.0**6])
+@pytest.mark.parametrize(("name", "factor"), [("mobilestylegan", 2.0**-5), ("stylegan2", 2.0**6)])
 def test_codes_a_power_of_two_as_long_change_no_bit(
     nets: dict[str, Generator], name: str, member: str, factor: float
 ) -> None:
@@ -68,18 +66,18 @@ def test_codes_a_power_of_two_as_long_change_no_bit(
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.parametrize("factor", [0.01, 170.0])
+@pytest.mark.parametrize(("name", "factor"), [("mobilestylegan", 170.0), ("stylegan2", 0.01)])
 def test_codes_of_any_length_change_the_result_within_rounding(
-    nets: dict[str, Generator], member: str, factor: float
+    nets: dict[str, Generator], name: str, member: str, factor: float
 ) -> None:
-    for net in (copy.deepcopy(nets[name]).double() for name in NETS):
-        other = rewritten.with_longer_codes(net, factor)
-        one, two = embedded(member, net), embedded(member, other)
-        assert (two / factor - one).norm() <= 1e-6 * one.norm()
-        edits = (one + direction(net), two + factor * direction(net))
-        for codes, longer in ((one, two), edits):
-            before = pictures(net, codes)
-            assert (pictures(other, longer) - before).norm() <= 1e-6 * before.norm()
+    net = copy.deepcopy(nets[name]).double()
+    other = rewritten.with_longer_codes(net, factor)
+    one, two = embedded(member, net), embedded(member, other)
+    assert (two / factor - one).norm() <= 1e-6 * one.norm()
+    edits = (one + direction(net), two + factor * direction(net))
+    for codes, longer in ((one, two), edits):
+        before = pictures(net, codes)
+        assert (pictures(other, longer) - before).norm() <= 1e-6 * before.norm()
 
 
 @pytest.mark.parametrize("member", ["w", "w+"])
@@ -95,7 +93,7 @@ def test_absolute_rates_depend_on_the_length_of_codes(
 
 
 def test_the_spread_is_that_of_the_samples(nets: dict[str, Generator]) -> None:
-    net = nets["mobilestylegan"]
+    net = nets["stylegan2"]
     with torch.no_grad():
         codes = net.map(torch.randn(20_000, 512, generator=torch.Generator().manual_seed(9)))
     expected = (codes - codes.mean(0)).square().mean().sqrt()

@@ -55,7 +55,7 @@ def test_weights_alone_serve_the_in_domain_part(context, photographs):
 
 
 def test_the_feature_alone_serves_the_out_of_domain_part(context, photographs):
-    stage = build(context, FeatureModulation, steps=40, feature_rate=0.2)
+    stage = build(context, FeatureModulation, steps=40, feature_rate=0.4)
     result = stage.refine(*photographs)
     before = errors(
         context, photographs, build(context, FeatureModulation, steps=0).refine(*photographs)

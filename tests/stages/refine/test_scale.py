@@ -143,12 +143,15 @@ def test_absolute_rates_depend_on_how_a_network_is_written(
     assert (pictures[0] - pictures[1]).norm() > 1e-3 * pictures[0].norm()
 
 
-def test_the_smallest_layer_is_relative_to_the_resolution(nets: dict[str, Generator]) -> None:
+def test_the_smallest_layer_is_relative_to_the_feature_layer(nets: dict[str, Generator]) -> None:
     net = nets["stylegan2"]
     images, ws, masks = photographs(net)
-    # 64 px of a picture of 256 px are 8 px of one of 32 px.
-    result = stage_of("weights", net, steps=1, smallest_layer=64).refine(images, ws, masks)
-    assert list(result.delta) == tuned_weights(net, 8) != tuned_weights(net, 4)
+    assert net.feature_shape[1] == 8
+    for smallest_layer, size in ((16, 2), (64, 8), (100, 12.5)):
+        options = {"steps": 1, "smallest_layer": smallest_layer}
+        result = stage_of("weights", net, **options).refine(images, ws, masks)
+        assert list(result.delta) == tuned_weights(net, size)
+    assert len({len(tuned_weights(net, size)) for size in (2, 8, 12.5)}) == 3
 
 
 def test_a_scale_is_that_of_the_weights_of_an_output() -> None:
@@ -157,4 +160,4 @@ def test_a_scale_is_that_of_the_weights_of_an_output() -> None:
     torch.testing.assert_close(scales(weight), torch.tensor([[3.0], [0.5], [whole]]))
     torch.testing.assert_close(scales(torch.tensor([3.0, 0.0])), torch.tensor([4.5**0.5]))
     assert not scales(torch.zeros(4, 2)).any()
-    assert scales(torch.ones(4, 2, 3, 3)).shape == (4, 1, 1, 1)
+    torch.testing.assert_close(scales(torch.ones(4, 2, 3, 3)), torch.full((4, 1, 1, 1), 1 / 3))
