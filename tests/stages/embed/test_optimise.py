@@ -45,7 +45,7 @@ def mse(context: Context, ws: torch.Tensor, images: torch.Tensor) -> torch.Tenso
 def test_more_steps_come_closer(context, embedder):
     images = targets(context, 2)
     errors = []
-    for steps in (0, 40):
+    for steps in (0, 80):
         stage = embedder(embedder.Options(steps=steps, perceptual="tiny"))
         stage.setup(context)
         errors.append(mse(context, stage.embed(images), images))
