@@ -14,6 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -282,11 +283,13 @@ class DomainSpecific(Stage):
         if self.options.error:
             self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
             self.generator: Generator = context.network("generator", context.generator)
-            if self.options.source in ("coarse", "projection"):
-                relative = self.options.rates == "relative"
-                self._unit = spread(self.generator) if relative else 1.0
             if self.options.source == "projection":
                 self._set_up_projection()
+
+    @cached_property
+    def _unit(self) -> float:
+        """The length in W to which `coarse_rate` refers."""
+        return spread(self.generator) if self.options.rates == "relative" else 1.0
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         deltas = self.errors(records) if self.options.error else [None] * len(records)
