@@ -151,10 +151,10 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
     take fewer bytes.
     """
     from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
-    from dhr_batch.stages.refine.dhr import WeightOptions, smallest, tuned_weights
+    from dhr_batch.stages.refine.dhr import HybridRefinement, smallest, tuned_weights
 
     net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)
-    names = tuned_weights(net, smallest(WeightOptions(name=""), net))
+    names = tuned_weights(net, smallest(HybridRefinement.Options.model_validate({}), net))
     shapes = {name: tuple(net.weight(name).shape) for name in names}
     delta = {
         name: draw.standard_normal(shape, np.float32) * OFFSET for name, shape in shapes.items()
