@@ -21,6 +21,8 @@
   };
 
   const value = (cell) => {
+    // A row whose only cell spans all columns has no more cells.
+    if (!cell) return null;
     if (!("value" in cell.dataset)) return cell.textContent;
     const found = cell.dataset.value === "" ? NaN : Number(cell.dataset.value.replace("inf", "Infinity"));
     return Number.isNaN(found) ? null : found;

@@ -40,6 +40,7 @@ def _board(board: Board) -> dict[str, Any]:
     marked = {c.key: board.marks(c) for c in board.columns}
     return {
         "dataset": compared.dataset,
+        "generator": compared.generator,
         "planned": compared.planned,
         "images": list(compared.counted),
         "failed": {i: dict(why) for i, why in compared.failed.items()},
@@ -49,6 +50,9 @@ def _board(board: Board) -> dict[str, Any]:
             c.key: {"title": c.title, "table": c.sheet, "better": c.better} for c in board.columns
         },
         "made_by": compared.made_by,
+        "needs": {method: dict(models) for method, models in compared.needs.items()},
+        "lacks": {key: dict(models) for key, models in compared.lacks.items()},
+        "summary": [c.key for c in board.summary],
         "edits": {
             edited.name: {
                 "score": edited.score,

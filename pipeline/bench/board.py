@@ -25,6 +25,7 @@ from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
 from dhr_batch.stages.registry import STAGES
 
 # The headings of tables. Each edit has its own heading.
+SUMMARY = "Beside published figures"
 RECONSTRUCTION = "Reconstruction"
 PARTS = "In-domain and out-of-domain"
 COST = "Cost"
@@ -84,6 +85,8 @@ class Board:
             column.
         against: The reference method of each method.
         edits: The results of the edits.
+        summary: The columns of the table in which published figures stand below the methods; empty
+            for no such table. They are also columns of other tables.
     """
 
     compared: Compared
@@ -93,6 +96,7 @@ class Board:
     differences: Mapping[str, Mapping[str, Estimate]]
     against: Mapping[str, str]
     edits: Sequence[EditBoard] = field(default_factory=tuple)
+    summary: Sequence[BoardColumn] = ()
 
     @cached_property
     def truths(self) -> list[tuple[str, Figure]]:
@@ -116,7 +120,17 @@ class Board:
         between = [c.sheet for c in self.columns if c.sheet not in (*first, COST, FURTHER)]
         order = dict.fromkeys([*first, *between, COST, FURTHER])
         found = {sheet: [c for c in self.columns if c.sheet == sheet] for sheet in order}
+        found = {SUMMARY: [*self.summary], **found}
         return {sheet: columns for sheet, columns in found.items() if columns}
+
+    def lacks(self, column: BoardColumn) -> Mapping[str, str]:
+        """How to get the missing models of a column, by their names; empty if it has values.
+
+        A cost of an edit is measured by the same models as that metric.
+        """
+        if any(column.key in own for own in self.cells.values()):
+            return {}
+        return self.compared.lacks.get(column.key.rpartition("@")[2], {})
 
     def marks(self, column: BoardColumn) -> dict[str, str]:
         """Return the marks of the methods in a column."""
@@ -150,12 +164,13 @@ def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
     return {name: words[text] for name, text in texts.items() if text in words}
 
 
-def board(compared: Compared, compare_to: str) -> Board:
+def board(compared: Compared, compare_to: str, summary: Sequence[str] = ()) -> Board:
     """Compute the results of one dataset.
 
     Args:
         compared: The methods and the images.
         compare_to: The reference of paired differences; see `Matrix`.
+        summary: The keys of the columns of the table with published figures.
     """
     values: dict[str, dict[str, dict[str, float]]] = {m.name: {} for m in compared.methods}
     columns = [*_reconstruction(compared, values)]
@@ -179,6 +194,7 @@ def board(compared: Compared, compare_to: str) -> Board:
         cells[name] |= _set_distances(compared, method) | _costs(method)
         cells[name] |= _clocks(method, methods.get(against.get(name, "")))
     columns += _further(cells)
+    columns += _lacking(compared, columns)
     differences = {
         name: {
             key: equal_effect.difference(own, values[other][key])
@@ -187,7 +203,24 @@ def board(compared: Compared, compare_to: str) -> Board:
         }
         for name, other in against.items()
     }
-    return Board(compared, columns, cells, values, differences, against, edits)
+    known = {c.key: c for c in columns}
+    chosen = [known.get(key) or _unknown(key) for key in summary]
+    return Board(compared, columns, cells, values, differences, against, edits, chosen)
+
+
+def _unknown(key: str) -> BoardColumn:
+    """Return a column of the summary that no method has."""
+    metric = key.rpartition("@")[2]
+    return BoardColumn(key, _COST_TITLES.get(metric) or title(metric), SUMMARY)
+
+
+def _lacking(compared: Compared, columns: Sequence[BoardColumn]) -> Iterator[BoardColumn]:
+    """Yield columns for the metrics that no method has because models are missing."""
+    known = {column.key for column in columns}
+    for key in compared.lacks:
+        if key not in known:
+            sheet = RECONSTRUCTION if key == "fid" or key.startswith("frechet_") else _sheet(key)
+            yield BoardColumn(key, title(key), sheet, metric_names.better(key))
 
 
 def _reconstruction(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -175,6 +175,11 @@ class Compared:
         failed: Why images have no rows, by image and method.
         excluded: For each image, the methods whose mask leaves less than 40 % of its face
             in-domain.
+        generator: The label of the generator if the benchmark lists generators, else "".
+        needs: How to get the missing models of each method that was not computed, by the names of
+            the method and of the model.
+        lacks: The same for each metric that no method has, by the key of its column.
+        rows: The names of the methods and of those that need models, in the order of the benchmark.
     """
 
     dataset: str
@@ -183,6 +188,15 @@ class Compared:
     counted: Sequence[str]
     failed: Mapping[str, Mapping[str, str]]
     excluded: Mapping[str, Sequence[str]]
+    generator: str = ""
+    needs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rows: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """The dataset, and the generator if there are several."""
+        return ", ".join(filter(None, (self.dataset, self.generator)))
 
     @property
     def random_weights(self) -> bool:
@@ -215,38 +229,37 @@ class Compared:
 
 
 def load(benchmark: Benchmark, failed: Mapping[str, str]) -> list[Compared]:
-    """Load the runs of a benchmark by dataset.
+    """Load the runs of a benchmark by dataset and generator.
 
     Args:
         benchmark: The benchmark.
         failed: The runs without complete tables. Methods with such a run are left out, and so are
-            datasets without any method.
+            datasets without any method. Methods whose models are missing are named instead.
     """
     runs: dict[str, FinishedRun] = {}
     for cell in benchmark.cells:
-        if cell.name not in failed:
+        if cell.name not in failed and not cell.needs:
             storage = connect(benchmark.place(cell.name))
             data, base = report_data.load(storage), runs.get(cell.base)
             runs[cell.name] = FinishedRun(cell, storage, data, base)
     found = []
-    for dataset in benchmark.matrix.datasets:
-        methods = list(_methods(benchmark, dataset, runs))
-        if methods:
-            found.append(_compared(benchmark, dataset, methods))
+    for dataset, generator in dict.fromkeys((c.dataset, c.generator) for c in benchmark.cells):
+        place = (dataset, generator)
+        cells = [c for c in benchmark.cells if (c.dataset, c.generator) == place]
+        methods = list(_methods(cells, runs))
+        if methods or any(cell.needs for cell in cells):
+            found.append(_compared(benchmark, cells, methods))
     return found
 
 
-def _methods(
-    benchmark: Benchmark, dataset: str, runs: Mapping[str, FinishedRun]
-) -> Iterator[Method]:
-    cells = [cell for cell in benchmark.cells if cell.dataset == dataset]
+def _methods(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Iterator[Method]:
     for embedder, refiner in dict.fromkeys((c.embedder, c.refiner) for c in cells):
         own = [c.name for c in cells if (c.embedder, c.refiner) == (embedder, refiner)]
         if all(name in runs for name in own):
             yield Method(embedder, refiner, [runs[name] for name in own])
 
 
-def _compared(benchmark: Benchmark, dataset: str, methods: Sequence[Method]) -> Compared:
+def _compared(benchmark: Benchmark, cells: Sequence[Cell], methods: Sequence[Method]) -> Compared:
     failed: dict[str, dict[str, str]] = {}
     excluded: dict[str, list[str]] = {}
     for method in methods:
@@ -258,20 +271,27 @@ def _compared(benchmark: Benchmark, dataset: str, methods: Sequence[Method]) -> 
                     failed.setdefault(row["image_id"], {})[method.name] = why
             for image_id in run.data.excluded():
                 excluded.setdefault(image_id, []).append(method.name)
-    ids = methods[0].runs[0].data.image_ids
+    ids = methods[0].runs[0].data.image_ids if methods else []
     everywhere = [set(run.data.image_ids) for method in methods for run in method.runs]
     counted = [
         i
         for i in ids
         if i not in failed and i not in excluded and all(i in own for own in everywhere)
     ]
+    names = dict.fromkeys(method_name(c.embedder, c.refiner) for c in cells)
+    needs = {method_name(c.embedder, c.refiner): c.needs for c in cells if c.needs}
+    present = {method.name for method in methods}
     return Compared(
-        benchmark.names[dataset],
-        benchmark.sizes.get(dataset, len(ids)),
+        benchmark.names[cells[0].dataset],
+        benchmark.sizes.get(cells[0].dataset, len(ids)),
         methods,
         counted,
         failed,
         excluded,
+        cells[0].generator,
+        needs,
+        {key: lacking for c in cells for key, lacking in c.lacks.items()},
+        [name for name in names if name in present or name in needs],
     )
 
 

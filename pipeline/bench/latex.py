@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dhr_batch.pipeline.bench.board import Board
+from dhr_batch.pipeline.bench.board import SUMMARY, Board
 from dhr_batch.pipeline.bench.text import (
     INTERVALS,
+    REFERENCES,
     head,
     heading,
     plain,
     published,
+    reference_rows,
     rows_of,
     sheets,
     texts,
 )
+from dhr_batch.pipeline.report.page import Shown
 from dhr_batch.version import __version__
 
 
@@ -23,17 +26,20 @@ def latex(boards: Sequence[Board]) -> str:
     lines = [f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}", f"% {INTERVALS}", ""]
     for board in boards:
         for sheet, columns in sheets(board):
-            caption = f"{sheet}, {board.compared.dataset}, n = {len(board.compared.counted)}"
-            rows = (
-                [_tex(method), *(_tex_mark(*cell) for cell in cells)]
+            caption = f"{sheet}, {board.compared.title}, n = {len(board.compared.counted)}"
+            found = [
+                [_tex(method), *_tex_cells(cells, len(columns))]
                 for method, cells in rows_of(board, columns).items()
-            )
-            heads = ["method", *(head(board, c) for c in columns)]
-            lines += _table(caption, "l" + "r" * len(columns), heads, rows)
+            ]
+            if sheet == SUMMARY:
+                caption = f"{caption}. {REFERENCES}"
+                found += (list(map(_tex, (name, *own))) for name, own in reference_rows(columns))
+            heads = ["method", *(head(board, c, sheet) for c in columns)]
+            lines += _table(caption, "l" + "r" * len(columns), heads, found)
         if (truth := board.truth) is not None:
             rows = ([_tex(plain(cell)) for cell in row] for row in truth.rows)
             lines += _table(
-                f"{truth.title}, {board.compared.dataset}",
+                f"{truth.title}, {board.compared.title}",
                 "".join("r" if column.number else "l" for column in truth.columns),
                 [column.title for column in truth.columns],
                 rows,
@@ -41,12 +47,12 @@ def latex(boards: Sequence[Board]) -> str:
     lines.append(
         "% Published figures, for orientation only: they are not ranked, as protocols differ."
     )
-    for found in published():
+    for table in published():
         lines += _table(
-            f"Published: {found.source}. {found.protocol} {found.differs}",
-            "l" * len(found.columns),
-            [heading(c) for c in found.columns],
-            (map(_tex, row) for row in texts(found)),
+            f"Published: {table.source}. {table.protocol} {table.differs}",
+            "l" * len(table.columns),
+            [heading(c) for c in table.columns],
+            (map(_tex, row) for row in texts(table)),
         )
     return "\n".join(lines)
 
@@ -95,8 +101,15 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
-def _tex_mark(text: str, mark: str) -> str:
-    value, _, rest = text.partition(" ")
-    command = {"best": "textbf", "second": "underline"}.get(mark)
+def _tex_cells(cells: Sequence[Shown] | str, count: int) -> list[str]:
+    """Return the cells of a method; what it needs is one cell over all columns."""
+    if isinstance(cells, str):
+        return [rf"\multicolumn{{{count}}}{{l}}{{{_tex(cells)}}}"]
+    return [_tex_mark(cell) for cell in cells]
+
+
+def _tex_mark(cell: Shown) -> str:
+    value, _, rest = cell.text.partition(" ")
+    command = {"best": "textbf", "second": "underline"}.get(cell.mark)
     marked = f"\\{command}{{{_tex(value)}}}" if command else _tex(value)
     return f"{marked} {{\\scriptsize {_tex(rest)}}}" if rest else marked

@@ -1,10 +1,11 @@
-"""The matrix of a benchmark: datasets x embedders x refiners x seeds, as runs with names."""
+"""The matrix of a benchmark: datasets, generators, embedders, refiners and seeds, as named runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from dhr_batch.stages import registry
 # The refiner that is part of every benchmark: the result of the embedder is not refined.
 BASE = "none"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]*")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.+]+")
 
 
 class RefinerEntry(Strict):
@@ -53,6 +55,7 @@ class Matrix(Strict):
     Attributes:
         about: A description.
         datasets: The datasets, as for `run --dataset`.
+        generators: The generators, each with tables of its own; empty for the one of `settings`.
         settings: Settings of all runs.
         embedders: The embedders by name.
         refiners: The refiners by name.
@@ -62,10 +65,12 @@ class Matrix(Strict):
             embedder of each method, or one method for all as `EMBEDDER/REFINER`.
         in_turn: Whether the refiners of an embedding process each shard in turn, in processes of
             their own, so that their times can be compared; see `turns`.
+        columns: The columns of a first table, in which published figures stand below the methods.
     """
 
     about: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
+    generators: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
     embedders: dict[str, EmbedderEntry] = Field(min_length=1)
     refiners: dict[str, RefinerEntry] = Field(default_factory=dict)
@@ -73,6 +78,7 @@ class Matrix(Strict):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     compare_to: str = BASE
     in_turn: bool = False
+    columns: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names(self) -> Matrix:
@@ -110,8 +116,9 @@ class Matrix(Strict):
                 raise ValueError(
                     f"settings: {name} cannot be set for all runs; use the other keys instead"
                 )
-        if len(set(self.seeds)) != len(self.seeds) or len(set(self.datasets)) != len(self.datasets):
-            raise ValueError("seeds, datasets: one is given twice; remove it")
+        labels = tuple(map(registry.label, self.generators))
+        if any(len(set(given)) != len(given) for given in (self.seeds, self.datasets, labels)):
+            raise ValueError("seeds, datasets, generators: one is given twice; remove it")
         return self
 
     def has(self, embedder: str, refiner: str) -> bool:
@@ -133,10 +140,14 @@ class Cell:
         refiner: The name of the refiner.
         seed: The seed.
         settings: The settings without the dataset.
+        generator: The label of the generator if the benchmark lists generators, else "".
         base: The name of the run of the same embedder without a refiner, from which this run
             begins; "" for that run itself.
         begins_at: The first stage that differs from the base; "" without a base.
         about: A description.
+        needs: How to get each missing model without which this run cannot be computed, by the
+            model's name.
+        lacks: The same for each metric that this run leaves out, by the key of its column.
     """
 
     name: str
@@ -148,6 +159,9 @@ class Cell:
     base: str = ""
     begins_at: str = ""
     about: str = ""
+    generator: str = ""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def shipped_names() -> list[str]:
@@ -204,28 +218,41 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
         names: The name of each dataset in the names of its runs.
     """
     cells = []
-    for dataset in matrix.datasets:
-        for embedder, described in matrix.embedders.items():
-            for seed in matrix.seeds:
-                settings = configs.merge([matrix.settings, described.settings, {"seed": seed}])
-                if matrix.edits is not None:
-                    edit = {"name": "directions", "edits": matrix.edits}
-                    settings = configs.merge([settings, {"edit": edit}])
-                tail = f"-seed{seed}" if seed else ""
-                stem = f"{names[dataset]}-{embedder}"
-                base = f"{stem}-{BASE}{tail}"
-                plain = configs.merge([settings, {"refine": {"name": "none"}}])
-                cells.append(
-                    Cell(base, dataset, embedder, BASE, seed, plain, about=described.about)
+    generators: Sequence[str | None] = matrix.generators or (None,)
+    axes = product(matrix.datasets, generators, matrix.embedders.items(), matrix.seeds)
+    for dataset, generator, (embedder, described), seed in axes:
+        chosen = {} if generator is None else {"generator": generator}
+        layers = [matrix.settings, chosen, described.settings, {"seed": seed}]
+        if matrix.edits is not None:
+            layers.append({"edit": {"name": "directions", "edits": matrix.edits}})
+        settings = configs.merge(layers)
+        label = registry.label(generator or "")
+        stem = "-".join(filter(None, (names[dataset], _UNSAFE.sub("_", label), embedder)))
+        tail = f"-seed{seed}" if seed else ""
+        plain = configs.merge([settings, {"refine": {"name": "none"}}])
+        base = Cell(
+            f"{stem}-{BASE}{tail}",
+            dataset,
+            embedder,
+            BASE,
+            seed,
+            plain,
+            about=described.about,
+            generator=label,
+        )
+        cells.append(base)
+        for name, refiner in matrix.refiners.items():
+            if matrix.has(embedder, name):
+                follower = replace(
+                    base,
+                    name=f"{stem}-{name}{tail}",
+                    refiner=name,
+                    settings=configs.merge([settings, refiner.settings]),
+                    base=base.name,
+                    begins_at=first_stage(refiner.settings),
+                    about="; ".join(filter(None, (described.about, refiner.about))),
                 )
-                for name, refiner in matrix.refiners.items():
-                    if not matrix.has(embedder, name):
-                        continue
-                    own = configs.merge([settings, refiner.settings])
-                    begins = first_stage(refiner.settings)
-                    about = "; ".join(filter(None, (described.about, refiner.about)))
-                    run = f"{stem}-{name}{tail}"
-                    cells.append(Cell(run, dataset, embedder, name, seed, own, base, begins, about))
+                cells.append(follower)
     return cells
 
 
@@ -258,7 +285,7 @@ def dataset_names(datasets: Sequence[Dataset], texts: Sequence[str]) -> dict[str
     """
     names: dict[str, str] = {}
     for text, dataset in zip(texts, datasets, strict=True):
-        name = re.sub(r"[^A-Za-z0-9_.+]+", "_", dataset.name) or "dataset"
+        name = _UNSAFE.sub("_", dataset.name) or "dataset"
         if name in names.values():
             raise Refused(
                 f"dataset {text}",

@@ -9,19 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from dhr_batch.pipeline import units
-from dhr_batch.pipeline.bench.board import FURTHER, Board, EditBoard
+from dhr_batch.pipeline.bench.board import FURTHER, SUMMARY, Board, EditBoard
 from dhr_batch.pipeline.bench.data import FinishedRun
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.bench.text import (
     COSTS,
     INTERVALS,
     RANDOM,
+    REFERENCES,
     about,
     head,
     heading,
     long_title,
     models,
     published,
+    reference_rows,
+    rows_of,
     runs,
 )
 from dhr_batch.pipeline.report import data as report_data
@@ -38,6 +41,7 @@ from dhr_batch.pipeline.report.page import (
     Score,
     Section,
     Shown,
+    Spanning,
     Table,
     shown,
 )
@@ -60,18 +64,24 @@ def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str
         failed: The reason why each failed run has no complete tables.
     """
     methods = sum(len(board.compared.methods) for board in boards)
-    subtitle = f"{methods} methods on {', '.join(b.compared.dataset for b in boards)}"
+    subtitle = f"{methods} methods on {'; '.join(b.compared.title for b in boards)}"
     sections: list[Section] = []
     for number, board in enumerate(boards):
         sections.append(_figures(board, number, benchmark.matrix.about if not number else ""))
-    if boards:
-        sections.append(Section("images", "Images", _shown(boards), gallery=_gallery(boards[0])))
+    if pictured := _pictured(boards):
+        text = _shown(boards, pictured)
+        sections.append(Section("images", "Images", text, gallery=_gallery(pictured)))
     sections += [_provenance(boards), _published(), provenance.rights()]
     warnings = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
     if any(board.compared.random_weights for board in boards):
         warnings.insert(0, RANDOM)
     warning = " ".join(warnings)
     return Page("Benchmark", subtitle, sections, warning, FILES)
+
+
+def _pictured(boards: Sequence[Board]) -> Board | None:
+    """Return the first results that have pictures."""
+    return next((board for board in boards if board.compared.methods), None)
 
 
 def _figures(board: Board, number: int, intro: str) -> Section:
@@ -83,19 +93,20 @@ def _figures(board: Board, number: int, intro: str) -> Section:
     plots = [p for edited in board.compared_edits for p in _curves(board, edited)]
     if (speed := _speed(board)) is not None:
         plots.append(speed)
-    text = [intro, *about(board), INTERVALS, COSTS]
+    text = [intro, *about(board), INTERVALS, COSTS, REFERENCES if board.summary else ""]
     key = f"figures{number or ''}"
-    return Section(key, board.compared.dataset, [t for t in text if t], plots, tables=tables)
+    return Section(key, board.compared.title, [t for t in text if t], plots, tables=tables)
 
 
 def _table(board: Board, sheet: str) -> Table:
     columns = board.sheets[sheet]
-    marked = {c.key: board.marks(c) for c in columns}
     rows: list[list[Cell]] = [
-        [method, *(shown(own.get(c.key), marked[c.key].get(method, "")) for c in columns)]
-        for method, own in board.cells.items()
+        [method, Spanning(cells)] if isinstance(cells, str) else [method, *cells]
+        for method, cells in rows_of(board, columns).items()
     ]
-    heads = [Column("method"), *(Column(head(board, c), number=True) for c in columns)]
+    for name, own in reference_rows(columns) if sheet == SUMMARY else ():
+        rows.append([name, *(Shown(_value(cell), cell) for cell in own)])
+    heads = [Column("method"), *(Column(head(board, c, sheet), number=True) for c in columns)]
     return Table(sheet, heads, rows, folded=sheet == FURTHER)
 
 
@@ -169,13 +180,12 @@ def _columns(board: Board) -> list[_Picture]:
     return found
 
 
-def _shown(boards: Sequence[Board]) -> Sequence[str]:
-    first = boards[0]
+def _shown(boards: Sequence[Board], first: Board) -> Sequence[str]:
     shown, total = len(_ids(first)), len(first.compared.counted)
     text = []
     if len(boards) > 1:
         rest = "the images of the other datasets are in the reports of their runs"
-        text.append(f"Images of {first.compared.dataset}; {rest}.")
+        text.append(f"Images of {first.compared.title}; {rest}.")
     if shown < total:
         text.append(f"{shown} of the {total} compared images.")
     return text
@@ -212,9 +222,10 @@ def _gallery(board: Board) -> Gallery:
 
 def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:
     """Yield the thumbnails of the gallery, image by image."""
-    if not boards:
+    board = _pictured(boards)
+    if board is None:
         return
-    board, ids = boards[0], _ids(boards[0])
+    ids = _ids(board)
     columns = _columns(board)
     allowed = gallery.PAGE_BYTES // max(len(ids) * len(columns), 1)
     readers = {id(c.run): report_data.rows(c.run.storage, ids) for c in columns}
@@ -232,10 +243,10 @@ def _provenance(boards: Sequence[Board]) -> Section:
     makers: list[list[Cell]] = []
     for board in boards:
         for method, what, name, fingerprint in runs(board):
-            rows.append([board.compared.dataset, method, what, f"runs/{name}", fingerprint])
+            rows.append([board.compared.title, method, what, f"runs/{name}", fingerprint])
         used |= models(board)
         for metric, by in board.compared.made_by.items():
-            makers.append([board.compared.dataset, title(metric), "; ".join(by)])
+            makers.append([board.compared.title, title(metric), "; ".join(by)])
     heads = [Column("dataset"), Column("method"), Column("about"), Column("run", code=True)]
     tables = [
         Table("Runs", [*heads, Column("fingerprint", code=True)], rows),

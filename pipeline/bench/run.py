@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dhr_batch.pipeline.bench import needs
 from dhr_batch.pipeline.bench.matrix import Cell, Matrix, dataset_names, expand
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.models.catalogue import ModelMissing
 from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.planning.request import Mode, Request
@@ -68,6 +70,9 @@ def plan(
 ) -> Benchmark:
     """Check the settings, images and models of a benchmark before anything starts.
 
+    Runs whose models are missing stay in the benchmark and name what they need (`Cell.needs`). The
+    workers of a cluster have models of their own, so these are not checked.
+
     Args:
         matrix: The description of the benchmark.
         out: The folder or URL of the runs and tables.
@@ -77,7 +82,7 @@ def plan(
 
     Raises:
         Refused: If the benchmark cannot be run.
-        ModelMissing: If a model is missing.
+        ModelMissing: If a model is damaged, or every run needs a model that is missing.
     """
     if matrix.in_turn and machine.address:
         raise Refused(
@@ -95,6 +100,7 @@ def plan(
     require_apart(owned.storage, [dataset.location for dataset in found])
     owned.check()
     sizes = {}
+    checked: dict[str, Cell] = {}
     for cell in cells:
         # A run that begins from another one can be planned only after that one is finished. Here
         # it is planned as a whole run, to find mistakes in its settings.
@@ -105,10 +111,25 @@ def plan(
         if not random_weights:
             _refuse_random(cell, prepared)
         prepare.check_gpus(prepared, request)
-        prepare.check_models(prepared, request)
-        if not cell.base:
+        if not machine.address:
+            cell = needs.with_needs(cell, prepared)
+        if cell.base:
+            cell = replace(cell, needs={**checked[cell.base].needs, **cell.needs})
+        else:
             sizes[cell.dataset] = prepared.images
-    return Benchmark(matrix, place, cells, names, sizes)
+        checked[cell.name] = cell
+    if all(cell.needs for cell in checked.values()):
+        raise _none_can_run(checked.values())
+    return Benchmark(matrix, place, [*checked.values()], names, sizes)
+
+
+def _none_can_run(cells: Iterable[Cell]) -> ModelMissing:
+    missing = {name: command for cell in cells for name, command in cell.needs.items()}
+    return ModelMissing(
+        "this benchmark",
+        f"no run of it has all of its models: {', '.join(missing)} are missing",
+        "get some of them with:\n  " + "\n  ".join(missing.values()),
+    )
 
 
 def _limited(cell: Cell, limit: int) -> Cell:
@@ -148,7 +169,8 @@ def run(
 ) -> BenchOutcome:
     """Finish every run of a benchmark. If a run fails, the others are computed nevertheless.
 
-    A run that is in use, or that does not fit on the disk, has failed.
+    A run that is in use, or that does not fit on the disk, has failed. A run whose models are
+    missing is left out.
 
     Args:
         benchmark: The benchmark.
@@ -167,6 +189,9 @@ def run(
     turned: set[str] = set()
     computed, code = [], runner.DONE
     for number, cell in enumerate(benchmark.cells, 1):
+        if cell.needs:
+            say(f"[{number}/{len(benchmark.cells)}] {cell.name} {needs.text(cell.needs)}")
+            continue
         if cell.base in failed:
             failed[cell.name] = f"{cell.base} has failed, from which it begins"
             continue
@@ -193,7 +218,7 @@ def run(
             computed.append(cell.name)
         code = max(code, outcome.exit_code)
         if benchmark.matrix.in_turn and not cell.base:
-            followers = [c for c in benchmark.cells if c.base == cell.name]
+            followers = [c for c in benchmark.cells if c.base == cell.name and not c.needs]
             requests = [request_of(benchmark, c, machine) for c in followers]
             turned |= turns.take_turns(requests, say)
     return BenchOutcome(computed, failed, runner.ERROR if failed else code)

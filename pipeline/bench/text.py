@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from dhr_batch.pipeline.bench.board import COST, FURTHER, Board, BoardColumn
+from dhr_batch.pipeline.bench import needs
+from dhr_batch.pipeline.bench.board import COST, FURTHER, SUMMARY, Board, BoardColumn
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.report.metrics import title
-from dhr_batch.pipeline.report.page import Cell, shown
+from dhr_batch.pipeline.report.page import Cell, Shown, shown
 from dhr_batch.pipeline.stats.bootstrap import LEVEL
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.pipeline.units import number
@@ -43,6 +44,11 @@ TURNS = (
     "In turn: the methods compute segment and refine of each shard in turn, and the first method "
     "changes from shard to shard. Values are medians over shards; ratios are medians of the ratios "
     "on each shard to the reference method."
+)
+REFERENCES = (
+    "The last rows are published figures of the tables named at the end, for orientation: they "
+    "come from other weights, images and machines, and are never ranked. MB is what an image takes "
+    "so that its refined picture can be rendered again: code, mask and refinement."
 )
 RANDOM = "random weights: the figures say nothing about trained models."
 OTHER_MASKS = (
@@ -82,6 +88,14 @@ def about(board: Board) -> list[str]:
         f"Means over the {len(compared.counted)} of {compared.planned} images that all "
         f"{len(compared.methods)} methods have."
     ]
+    if compared.needs:
+        lines.append(
+            f"{len(compared.needs)} of {len(compared.rows)} methods need models that are missing. "
+            "They are computed by the same command once these are there."
+        )
+    for column in board.columns:
+        if lacking := board.lacks(column):
+            lines.append(f"{column.title} {needs.text(lacking)}.")
     if compared.failed:
         names = ", ".join(f"{i} ({_reasons(why)})" for i, why in compared.failed.items())
         lines.append(f"Left out because they failed: {len(compared.failed)}: {names}.")
@@ -118,15 +132,38 @@ def _reasons(why: Mapping[str, str]) -> str:
     return "; ".join(f"{reason} in {', '.join(methods)}" for reason, methods in reasons.items())
 
 
-def rows_of(board: Board, columns: Sequence[BoardColumn]) -> dict[str, list[tuple[str, str]]]:
-    """Return the text and the mark of each cell, by method."""
-    rows: dict[str, list[tuple[str, str]]] = {method: [] for method in board.cells}
-    for column in columns:
-        marked = board.marks(column)
-        for method, cells in rows.items():
-            text = shown(board.cells[method].get(column.key)).text
-            cells.append((text, marked.get(method, "")))
+def rows_of(board: Board, columns: Sequence[BoardColumn]) -> dict[str, list[Shown] | str]:
+    """Return the cells of each method, or as one text what a method without them needs."""
+    rows: dict[str, list[Shown] | str] = {}
+    marked = [board.marks(column) for column in columns]
+    for method in board.compared.rows:
+        if method in board.compared.needs:
+            rows[method] = needs.text(board.compared.needs[method])
+            continue
+        own = board.cells[method]
+        rows[method] = [
+            Shown(None, f"needs {', '.join(lacking)}")
+            if (lacking := board.lacks(column))
+            else shown(own.get(column.key), marks.get(method, ""))
+            for column, marks in zip(columns, marked, strict=True)
+        ]
     return rows
+
+
+def reference_rows(columns: Sequence[BoardColumn]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the cells of published methods that have a figure in these columns.
+
+    The name begins with the start of the table's `source`.
+    """
+    for table in published():
+        names = [name for name in ("embedder", "refiner", "method") if name in table.columns]
+        for row in table.rows:
+            found = dict(zip(table.columns, row, strict=True))
+            cells = [found.get(column.key) for column in columns]
+            if any(cells):
+                method = " / ".join((found[name] or "").replace("–", "none") for name in names)
+                source = table.source.partition(",")[0]
+                yield f"{source}: {method}", ["–" if cell is None else cell for cell in cells]
 
 
 def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
@@ -136,14 +173,18 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
         lines += [RANDOM, ""]
     lines += [f"{name} has failed and is left out: {escaped(why)}" for name, why in failed.items()]
     for board in boards:
-        lines += [f"## {board.compared.dataset}", "", *map(escaped, about(board)), ""]
+        lines += [f"## {board.compared.title}", "", *map(escaped, about(board)), ""]
         for sheet, columns in sheets(board):
             lines += [f"### {escaped(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
-            found = rows_of(board, columns).items()
-            lines += table_lines(
-                ["method", *(escaped(head(board, c)) for c in columns)],
-                ([method, *(_md_mark(*cell) for cell in cells)] for method, cells in found),
-            )
+            lines += [REFERENCES, ""] if sheet == SUMMARY else []
+            found = [
+                [method, *_md_cells(cells, len(columns))]
+                for method, cells in rows_of(board, columns).items()
+            ]
+            if sheet == SUMMARY:
+                found += ([escaped(name), *cells] for name, cells in reference_rows(columns))
+            heads = (escaped(head(board, column, sheet)) for column in columns)
+            lines += table_lines(["method", *heads], found)
         lines += _md_differences(board)
         if board.truth is not None:
             lines += [f"### {board.truth.title}", ""]
@@ -177,13 +218,20 @@ def texts(found: Published) -> Iterator[list[str]]:
         yield ["–" if cell is None else cell for cell in row]
 
 
-def head(board: Board, column: BoardColumn) -> str:
-    """Return the heading of a column, with the number of its images if some have no value."""
+def head(board: Board, column: BoardColumn, sheet: str) -> str:
+    """Return the heading of a column, with the number of its images if some have no value.
+
+    Args:
+        board: The results.
+        column: The column.
+        sheet: The heading of the table.
+    """
+    heading = long_title(column) if sheet == SUMMARY else column.title
     if column.sheet == COST:
-        return column.title
+        return heading
     images = {own[column.key].n for own in board.cells.values() if column.key in own}
     few = images - {0, len(board.compared.counted)}
-    return column.title + (f" (n = {min(few)})" if few else "")
+    return heading + (f" (n = {min(few)})" if few else "")
 
 
 def long_title(column: BoardColumn) -> str:
@@ -225,19 +273,28 @@ def _md_differences(board: Board) -> list[str]:
     return lines + table_lines(["difference", *(escaped(long_title(c)) for c in columns)], rows)
 
 
-def _md_mark(text: str, mark: str) -> str:
-    value, space, rest = text.partition(" ")
-    marked = {"best": f"**{value}**", "second": f"<u>{value}</u>"}.get(mark, value)
+def _md_cells(cells: Sequence[Shown] | str, count: int) -> list[str]:
+    """Return the cells of a method; what it needs is in the first one."""
+    if isinstance(cells, str):
+        return [escaped(cells), *[""] * (count - 1)]
+    return [_md_mark(cell) for cell in cells]
+
+
+def _md_mark(cell: Shown) -> str:
+    value, space, rest = cell.text.partition(" ")
+    marked = {"best": f"**{value}**", "second": f"<u>{value}</u>"}.get(cell.mark, value)
     return f"{marked}{space}{rest}"
 
 
 def csv_table(boards: Sequence[Board]) -> str:
-    """Return the results as CSV: a row for each dataset, method and column.
+    """Return the results as CSV: a row for each dataset, generator, method and column.
 
-    The last columns are the runs of the method and their fingerprints, one for each seed.
+    The last columns are the runs of the method and their fingerprints, one for each seed, and how
+    to get the models without which a figure is missing. A method that was not computed has a single
+    row without a column.
     """
     heads = ["dataset", "embedder", "refiner", "column", "value", "low", "high", "n", "better"]
-    rows: list[Sequence[Any]] = [[*heads, "mark", "run", "fingerprint"]]
+    rows: list[Sequence[Any]] = [[*heads, "mark", "run", "fingerprint", "generator", "needs"]]
     for board in boards:
         for column in board.columns:
             marked = board.marks(column)
@@ -248,17 +305,26 @@ def csv_table(boards: Sequence[Board]) -> str:
                     pairs = ((run.cell.name, run.fingerprint) for run in method.runs)
                     origin = ["; ".join(words) for words in zip(*pairs, strict=True)]
                     tail = [estimate.n, column.better, marked.get(method.name, ""), *origin]
-                    rows.append([*named, *numbers, *tail])
+                    rows.append([*named, *numbers, *tail, board.compared.generator, ""])
+                elif lacking := board.lacks(column):
+                    named = [board.compared.dataset, method.embedder, method.refiner, column.key]
+                    tail = [board.compared.generator, needs.text(lacking)]
+                    rows.append([*named, *[None] * 3, 0, column.better, *[""] * 3, *tail])
+        for name, missing in board.compared.needs.items():
+            named = [board.compared.dataset, *name.split(" / ")]
+            tail = [board.compared.generator, needs.text(missing)]
+            rows.append([*named, "", *[None] * 3, 0, *[""] * 4, *tail])
     return _csv(rows)
 
 
 def csv_images(boards: Sequence[Board]) -> str:
     """Return the numbers of images as CSV: a row for each dataset, method, column and image."""
-    rows: list[Sequence[Any]] = [["dataset", "method", "column", "image_id", "value"]]
+    rows: list[Sequence[Any]] = [["dataset", "method", "column", "image_id", "value", "generator"]]
     for board in boards:
+        dataset, generator = board.compared.dataset, board.compared.generator
         for method, columns in board.values.items():
             for column, images in columns.items():
-                rows += [[board.compared.dataset, method, column, i, v] for i, v in images.items()]
+                rows += [[dataset, method, column, i, v, generator] for i, v in images.items()]
     return _csv(rows)
 
 

@@ -28,7 +28,9 @@ def write_benchmark(benchmark: Benchmark, failed: Mapping[str, str]) -> str:
         Refused: After all other files are written, if a file with one of these names was not
             written by a benchmark.
     """
-    boards = [board(found, benchmark.matrix.compare_to) for found in load(benchmark, failed)]
+    matrix = benchmark.matrix
+    loaded = load(benchmark, failed)
+    boards = [board(found, matrix.compare_to, matrix.columns) for found in loaded]
     target = Owned(connect(benchmark.out), BENCHMARK)
     target.claim()
     texts = {

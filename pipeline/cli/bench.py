@@ -17,7 +17,7 @@ from dhr_batch.pipeline.errors import Refused
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Benchmark: smoke, ablations, occluders, published or refine-speed.",
+    help="Benchmark: smoke, ablations, occluders, paper or refine-speed.",
 )
 @click.option(
     "-c",
@@ -32,6 +32,13 @@ from dhr_batch.pipeline.errors import Refused
     multiple=True,
     metavar="NAME|PLACE",
     help="Dataset that replaces those of the benchmark. May be repeated.",
+)
+@click.option(
+    "--generator",
+    "generators",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="Generator that replaces those of the benchmark. May be repeated.",
 )
 @click.option(
     "--limit",
@@ -60,6 +67,7 @@ def bench(
     preset: str | None,
     file: Path | None,
     datasets: tuple[str, ...],
+    generators: tuple[str, ...],
     limit: int | None,
     dry_run: bool,
     as_json: bool,
@@ -72,10 +80,15 @@ def bench(
     index.html, benchmark.md, .tex, .csv and .json, and the numbers of every image as images.csv.
     The runs are in OUT/runs.
 
+    A method or metric whose model is missing is left out. Its row or column names the model and the
+    command to get it.
+
     \b
-    Exit codes: 0 done, 1 error or a run failed, 2 usage error or refused,
-    3 too many images quarantined, 130 interrupted (finished work is kept).
+    Exit codes: 0 done, also if models are missing for a part; 1 error, a run
+    failed, or models are missing for all; 2 usage error or refused, 3 too many
+    images quarantined, 130 interrupted (finished work is kept).
     """
+    from dhr_batch.pipeline.bench import needs
     from dhr_batch.pipeline.bench import run as benchmarks
     from dhr_batch.pipeline.bench.matrix import read_matrix, shipped_matrix, shipped_names
 
@@ -95,19 +108,33 @@ def bench(
     matrix = read_matrix(file) if file else shipped_matrix(preset or "")
     if datasets:
         matrix = matrix.model_copy(update={"datasets": datasets})
+    if generators:
+        matrix = matrix.model_copy(update={"generators": generators})
     planned = benchmarks.plan(matrix, out, limit, machine)
     if dry_run:
         for cell in planned.cells:
-            begins = f"  (from {cell.begins_at} of {cell.base})" if cell.base else ""
-            click.echo(f"{planned.place(cell.name)}{begins}")
+            note = f"  (from {cell.begins_at} of {cell.base})" if cell.base else ""
+            if cell.needs:
+                note = f"  ({needs.text(cell.needs)})"
+            click.echo(f"{planned.place(cell.name)}{note}")
+        for line in needs.summary(planned.cells):
+            say(line)
         return
     outcome = benchmarks.run(planned, machine, say)
     from dhr_batch.pipeline.bench.write import write_benchmark
 
     page = write_benchmark(planned, outcome.failed)
     if as_json:
-        computed, failed = list(outcome.computed), dict(outcome.failed)
-        click.echo(json.dumps({"report": page, "computed": computed, "failed": failed}, indent=2))
+        result = {
+            "report": page,
+            "computed": list(outcome.computed),
+            "failed": dict(outcome.failed),
+            "needs": {cell.name: dict(cell.needs) for cell in planned.cells if cell.needs},
+            "lacks": {k: dict(v) for c in planned.cells for k, v in c.lacks.items()},
+        }
+        click.echo(json.dumps(result, indent=2))
     else:
         click.echo(page)
+    for line in needs.summary(planned.cells):
+        say(line)
     sys.exit(outcome.exit_code)

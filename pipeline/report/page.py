@@ -30,7 +30,18 @@ class Shown:
     mark: str = ""
 
 
-Cell = str | int | float | Shown | None
+@dataclass(frozen=True)
+class Spanning:
+    """The second and last cell of a row, which spans all columns from there. It has no value.
+
+    Attributes:
+        spanning: The text to show.
+    """
+
+    spanning: str
+
+
+Cell = str | int | float | Shown | Spanning | None
 
 
 @dataclass(frozen=True)

@@ -339,7 +339,7 @@ def test_a_column_of_fewer_images_says_so(figures):
             name: own | {key: replace(own[key], n=n)} if key in own else own
             for name, own in figures.cells.items()
         }
-        assert bench_text.head(replace(figures, cells=cells), column) == expected
+        assert bench_text.head(replace(figures, cells=cells), column, column.sheet) == expected
 
 
 def test_an_edit_that_cannot_be_compared_is_named(finished):
@@ -483,7 +483,7 @@ def test_a_run_that_fails_leaves_the_others(finished, monkeypatch):
 def test_the_command_needs_one_benchmark(tmp_path):
     result = CliRunner().invoke(main, ["bench", "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "ablations, occluders, published, refine-speed, smoke" in result.output
+    assert "ablations, occluders, paper, refine-speed, smoke" in result.output
 
 
 def test_the_command_lists_its_runs(photographs, tmp_path):
