@@ -20,21 +20,9 @@ from dhr_batch.stages import registry
 # The refiner that is part of every benchmark: the result of the embedder is not refined.
 BASE = "none"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]*")
+# Settings that change the embedding.
+_EARLY = {"align", "embed", "generator", "seed"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+]+")
-
-
-class RefinerEntry(Strict):
-    """A named refiner.
-
-    Attributes:
-        settings: Settings of its runs.
-        embedders: The embedders that it is applied to; None for all.
-        about: A description.
-    """
-
-    settings: dict[str, Any] = Field(default_factory=dict)
-    embedders: tuple[str, ...] | None = None
-    about: str = ""
 
 
 class EmbedderEntry(Strict):
@@ -42,11 +30,28 @@ class EmbedderEntry(Strict):
 
     Attributes:
         settings: Settings of its runs.
+        by_generator: Further settings on some generators, by their labels; None for a generator
+            that it is not applied to.
         about: A description.
     """
 
     settings: dict[str, Any] = Field(default_factory=dict)
+    by_generator: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     about: str = ""
+
+    def settings_on(self, generator: str) -> dict[str, Any]:
+        """Return the settings of its runs on a generator, given by its label."""
+        return configs.merge([self.settings, self.by_generator.get(generator) or {}])
+
+
+class RefinerEntry(EmbedderEntry):
+    """A named refiner.
+
+    Attributes:
+        embedders: The embedders that it is applied to; None for all.
+    """
+
+    embedders: tuple[str, ...] | None = None
 
 
 class Matrix(Strict):
@@ -92,7 +97,13 @@ class Matrix(Strict):
         if BASE in self.refiners:
             raise ValueError(f"refiners: {BASE!r} is part of every benchmark; leave it out")
         refiners = [BASE, *self.refiners]
-        methods = [f"{e}/{r}" for e in self.embedders for r in refiners if self.has(e, r)]
+        labels = tuple(map(registry.label, self.generators))
+        methods = [
+            f"{e}/{r}"
+            for e in self.embedders
+            for r in refiners
+            if any(self.has(e, r, label) for label in labels or ("",))
+        ]
         if self.compare_to not in (*refiners, *methods):
             raise ValueError(
                 f"compare_to: {self.compare_to!r} is unknown; choose from: "
@@ -105,7 +116,8 @@ class Matrix(Strict):
                         f"refiners.{name}.embedders: {embedder!r} is unknown; choose from: "
                         f"{', '.join(self.embedders)}"
                     )
-            early = set(refiner.settings) & {"align", "embed", "generator", "seed"}
+            given = [refiner.settings, *filter(None, refiner.by_generator.values())]
+            early = {key for keys in given for key in keys} & _EARLY
             if early:
                 raise ValueError(
                     f"refiners.{name}: {', '.join(sorted(early))} would change the embedding that "
@@ -116,17 +128,25 @@ class Matrix(Strict):
                 raise ValueError(
                     f"settings: {name} cannot be set for all runs; use the other keys instead"
                 )
-        labels = tuple(map(registry.label, self.generators))
         if any(len(set(given)) != len(given) for given in (self.seeds, self.datasets, labels)):
             raise ValueError("seeds, datasets, generators: one is given twice; remove it")
         return self
 
-    def has(self, embedder: str, refiner: str) -> bool:
-        """Whether a refiner is applied to the results of an embedder."""
+    def has(self, embedder: str, refiner: str, generator: str = "") -> bool:
+        """Whether a refiner is applied to the results of an embedder.
+
+        Args:
+            embedder: The name of the embedder.
+            refiner: The name of the refiner.
+            generator: The label of the generator if the benchmark lists generators.
+        """
+        if self.embedders[embedder].by_generator.get(generator, {}) is None:
+            return False
         if refiner == BASE:
             return True
-        chosen = self.refiners[refiner].embedders
-        return chosen is None or embedder in chosen
+        entry = self.refiners[refiner]
+        applied = entry.by_generator.get(generator, {}) is not None
+        return applied and (entry.embedders is None or embedder in entry.embedders)
 
 
 @dataclass(frozen=True)
@@ -221,12 +241,14 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
     generators: Sequence[str | None] = matrix.generators or (None,)
     axes = product(matrix.datasets, generators, matrix.embedders.items(), matrix.seeds)
     for dataset, generator, (embedder, described), seed in axes:
+        label = registry.label(generator or "")
+        if not matrix.has(embedder, BASE, label):
+            continue
         chosen = {} if generator is None else {"generator": generator}
-        layers = [matrix.settings, chosen, described.settings, {"seed": seed}]
+        layers = [matrix.settings, chosen, described.settings_on(label), {"seed": seed}]
         if matrix.edits is not None:
             layers.append({"edit": {"name": "directions", "edits": matrix.edits}})
         settings = configs.merge(layers)
-        label = registry.label(generator or "")
         stem = "-".join(filter(None, (names[dataset], _UNSAFE.sub("_", label), embedder)))
         tail = f"-seed{seed}" if seed else ""
         plain = configs.merge([settings, {"refine": {"name": "none"}}])
@@ -242,14 +264,15 @@ def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:
         )
         cells.append(base)
         for name, refiner in matrix.refiners.items():
-            if matrix.has(embedder, name):
+            if matrix.has(embedder, name, label):
+                own = refiner.settings_on(label)
                 follower = replace(
                     base,
                     name=f"{stem}-{name}{tail}",
                     refiner=name,
-                    settings=configs.merge([settings, refiner.settings]),
+                    settings=configs.merge([settings, own]),
                     base=base.name,
-                    begins_at=first_stage(refiner.settings),
+                    begins_at=first_stage(own),
                     about="; ".join(filter(None, (described.about, refiner.about))),
                 )
                 cells.append(follower)

@@ -114,7 +114,9 @@ def plan(
         if not machine.address:
             cell = needs.with_needs(cell, prepared)
         if cell.base:
-            cell = replace(cell, needs={**checked[cell.base].needs, **cell.needs})
+            cell = replace(
+                cell, needs=dict(sorted({**checked[cell.base].needs, **cell.needs}.items()))
+            )
         else:
             sizes[cell.dataset] = prepared.images
         checked[cell.name] = cell

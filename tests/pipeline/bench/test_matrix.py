@@ -49,6 +49,40 @@ def test_a_refiner_begins_where_its_settings_do_and_may_choose_embedders():
     assert cells[1].begins_at == "segment"
 
 
+def test_entries_may_differ_between_generators_or_be_left_out():
+    found = tiny(
+        "d",
+        generators=["/nets/my net.safetensors", "tiny"],
+        embedders={
+            "a": {"settings": {"embed": {"name": "w", "steps": 1}}, "by_generator": {"tiny": None}},
+            "b": {"settings": {"embed": {"name": "w+", "steps": 1}}},
+        },
+        refiners={
+            "r": {
+                "settings": {"refine": "dhr"},
+                "by_generator": {"my net": {"segment": {"bgr": True}}},
+            },
+            "s": {"settings": {"refine": "pti"}, "by_generator": {"my net": None}},
+        },
+        compare_to="none",
+    )
+    cells = {c.name: c for c in matrix.expand(found, {"d": "d"})}
+    assert [*cells] == [
+        "d-my_net-a-none",
+        "d-my_net-a-r",
+        "d-my_net-b-none",
+        "d-my_net-b-r",
+        "d-tiny-b-none",
+        "d-tiny-b-r",
+        "d-tiny-b-s",
+    ]
+    assert cells["d-my_net-a-r"].settings["generator"] == "/nets/my net.safetensors"
+    assert cells["d-my_net-a-r"].generator == "my net"
+    starts = {name: c.begins_at for name, c in cells.items() if c.refiner == "r"}
+    assert [*starts.values()] == ["segment", "segment", "refine"]
+    assert "bgr" not in cells["d-tiny-b-r"].settings["segment"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -67,6 +101,11 @@ def test_a_refiner_begins_where_its_settings_do_and_may_choose_embedders():
         ),
         ({"refiners": {"dhr": {"embedders": ["e4e"]}}}, "refiners.dhr.embedders: 'e4e' is unknown"),
         ({"refiners": {"dhr": {"settings": {"embed": "w"}}}}, "embed would change the embedding"),
+        (
+            {"refiners": {"dhr": {"by_generator": {"tiny": {"embed": "w"}}}}},
+            "refiners.dhr: embed would change the embedding",
+        ),
+        ({"generators": ["a/x.safetensors", "b/x.safetensors"]}, "generators: one is given twice"),
         ({"settings": {"limit": 3}}, "settings: limit cannot be set for all runs"),
         ({"seeds": [1, 1]}, "given twice"),
         ({"datasets": []}, "datasets"),
@@ -87,11 +126,11 @@ def test_shipped_benchmarks_are_valid():
         for cell in cells:
             config.resolve(config.build([{"dataset": cell.dataset}, cell.settings]), 0, 1)
         assert len({c.name for c in cells}) == len(cells)
-        methods = {(c.embedder, c.refiner) for c in cells}
-        held_to = {m: matrix.reference(found.compare_to, m[0]) for m in methods}
-        # Every method has a difference, and there is one reference.
+        methods = {(c.generator, c.embedder, c.refiner) for c in cells}
+        held_to = {m: (m[0], *matrix.reference(found.compare_to, m[1])) for m in methods}
+        # Every method has a difference, and references are held to themselves.
         assert set(held_to.values()) <= methods
-        assert [m for m in methods if held_to[m] == m] == [*set(held_to.values())]
+        assert {m for m in methods if held_to[m] == m} == set(held_to.values())
     with pytest.raises(Refused, match="choose from: " + ", ".join(shipped)):
         matrix.shipped_matrix("all")
 
