@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import re
 import urllib.request
 import uuid
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,29 +96,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("bucket")) + "/run"
 
 
-Rules = Sequence[tuple[str, float | str, float, str]]
-
-
 @pytest.fixture(scope="session")
 def fill() -> Callable[..., np.ndarray]:
     """The number a golden fixture puts into a tensor: `fill(key, shape, rules)`, float32.
 
-    rules: the `fill_rules` of the fixture; without them a plain standard normal draw. Raises
-    LookupError where no rule matches or the rule keeps the constructor's value.
+    It is `tests.filled.draw`.
     """
-
-    def draw(key: str, shape: Sequence[int], rules: Rules = ((".", 1, 0, "n"),)) -> np.ndarray:
-        _, scale, offset, mode = next(rule for rule in rules if re.search(rule[0], key))
-        if mode == "keep":
-            raise LookupError(f"{key} is not filled")
-        if mode == "zero":
-            return np.zeros(shape, np.float32)
-        if isinstance(scale, str):
-            names = {"fan_in": math.prod(shape[1:]), "sqrt": math.sqrt}
-            scale = eval(scale, {"__builtins__": {}}, names)
-        generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"dhr:{key}".encode())))
-        n = np.asarray(generator.standard_normal(tuple(shape), dtype=np.float32))
-        n = np.abs(n) if mode == "abs" else n
-        return (n * np.float32(scale) + np.float32(offset)).astype(np.float32)
+    from dhr_batch.tests.filled import draw
 
     return draw
