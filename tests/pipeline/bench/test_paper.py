@@ -1,0 +1,119 @@
+"""The benchmark `paper` from end to end, with filled checkpoints in place of published ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dhr_batch.pipeline.bench import run as bench
+from dhr_batch.pipeline.bench.matrix import Matrix, parse_matrix, shipped_matrix
+from dhr_batch.pipeline.bench.write import write_benchmark
+from dhr_batch.pipeline.engine import runner
+from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.planning import config
+from dhr_batch.stages.networks import stylegan2_layouts
+from dhr_batch.tests import filled
+from dhr_batch.tests.faults import harness
+from dhr_batch.tests.pipeline.benched import MACHINE
+from dhr_batch.tests.pipeline.chromium import Chromium
+
+pytestmark = pytest.mark.slow
+# What the stages take instead, where they have these options: few steps at small sizes.
+SHORT = {"steps": 2, "coarse_steps": 1, "error_size": 64, "perceptual_size": 64, "stop": 0}
+DARKNESS = "dhr_batch.tests.pipeline.scorers:Darkness"
+
+
+def shortened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    found = config.merge([settings])
+    for stage in {"embed", "segment", "refine"} & found.keys():
+        fields = config.options_class(stage, found[stage]["name"]).model_fields
+        found[stage] |= {name: value for name, value in SHORT.items() if name in fields}
+    return found
+
+
+def short_paper(generator: Path, dataset: Path) -> Matrix:
+    """The shipped benchmark on a filled generator, with an edit whose effect noise can have."""
+    found = shipped_matrix("paper").model_dump()
+    for entry in [*found["embedders"].values(), *found["refiners"].values()]:
+        entry["settings"] = shortened(entry["settings"])
+    found["settings"]["measure"]["scores"] = [DARKNESS]
+    found["edits"] = [{"direction": "smile", "strengths": [-2, 2], "label": "darkness"}]
+    chosen = {"generators": [str(generator)], "datasets": [str(dataset)]}
+    columns = [c for c in found["columns"] if "@" not in c]
+    return parse_matrix(found | chosen | {"columns": [*columns, "darkness@effect"]}, "paper")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with filled checkpoints, which this process and its workers use."""
+    folder = tmp_path_factory.mktemp("paper") / "filled"
+    checkpoint = filled.write(folder)
+    stylegan2_layouts.convert(checkpoint, checkpoint.with_suffix(".safetensors"))
+    described = catalogue._folders
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in filled.environment(folder).items():
+            patch.setenv(name, value)
+        patch.setattr(catalogue, "_folders", lambda: (folder, described()[1]))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The finished benchmark: its plan, its outcome and its folder."""
+    from skimage.data import astronaut
+
+    folder = tmp_path_factory.mktemp("photographs")
+    face = Image.fromarray(astronaut()).crop((128, 0, 320, 192))
+    for number, picture in enumerate((face, face.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+        picture.resize((128, 128)).save(folder / f"{number}.png")
+    described = folder.parent / "two.yaml"
+    described.write_text(f"name: two\nroot: {folder}\naligned: true\n")
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    matrix = short_paper(home / f"{filled.GENERATOR}.safetensors", described)
+    with harness.session():
+        planned = bench.plan(matrix, out, machine=MACHINE)
+        done = bench.run(planned, MACHINE, print)
+        write_benchmark(planned, done.failed)
+    return planned, done, out
+
+
+def test_every_method_of_the_paper_is_computed(finished):
+    planned, done, _ = finished
+    assert done.failed == {}
+    assert [cell.name for cell in planned.cells if cell.needs or cell.lacks] == []
+    assert done.exit_code == runner.DONE
+    assert done.computed == [cell.name for cell in planned.cells]
+
+
+def test_every_figure_of_the_table_is_there_and_marked(finished):
+    planned, _, out = finished
+    (found,) = json.loads((out / "benchmark.json").read_text())["datasets"]
+    assert found["summary"] == list(planned.matrix.columns)
+    assert len(found["methods"]) == len(planned.cells)
+    for method in found["methods"]:
+        values = {key: method["figures"].get(key, {}).get("value") for key in found["summary"]}
+        missing = [k for k, v in values.items() if v is None or not math.isfinite(v)]
+        assert missing == [], method["method"]
+    assert all("random weights" in " ".join(made) for made in found["made_by"].values())
+    assert (out / "benchmark.md").read_text("utf-8").count("random weights: the figures say") == 1
+
+
+def test_chromium_shows_the_table_with_published_figures(finished):
+    with Chromium() as browser:
+        browser.open(finished[2] / "index.html")
+        browser.settle()
+        table = "document.querySelector('table')"
+        names = browser.run(f"[...{table}.tBodies[0].rows].map(r => r.cells[0].textContent)")
+        assert names[: len(finished[0].cells)] == [
+            f"{cell.embedder} / {cell.refiner}" for cell in finished[0].cells
+        ]
+        assert "GANInverter: LSAP / DHR" in names
+        banner = browser.run("document.querySelectorAll('.banner')[0].textContent")
+        assert banner.startswith("random weights")
+        assert browser.errors == []
