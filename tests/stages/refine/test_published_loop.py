@@ -1,6 +1,6 @@
 """`dhr-published` against its loop written down from its formulas, in double precision.
 
-The golden fixture has six steps at 128 px. Here are all 150 steps at 256 px, and two at 1024 px, on
+The golden fixture has six steps at 128 px. Here are all 100 steps at 256 px, and two at 1024 px, on
 filled generators that are narrower than the published one.
 """
 
