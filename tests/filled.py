@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -80,20 +80,63 @@ def write(folder: Path, names: Iterable[str] | None = None) -> Path:
     Returns:
         The checkpoint of a generator of 64 px in rosinality's layout.
     """
-    import torch
 
     folder.mkdir(parents=True)
     for described in CONFIGS.iterdir():
         (folder / described.name).symlink_to(described)
     for name in MODELS if names is None else names:
-        torch.save(MODELS[name](), folder / f"{name}.pt")
+        _save(MODELS[name](), folder / f"{name}.pt")
         described = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))
         described["source"] = {"kind": "file", "path": str(folder / f"{name}.pt")}
         (folder / f"{name}.yaml").unlink()
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(described), "utf-8")
-    file = folder / f"{GENERATOR}.pt"
-    torch.save(_generator(), file)
+    return generator(folder / f"{GENERATOR}.pt")
+
+
+def generator(file: Path, resolution: Literal[64, 1024] = 64, width: int = _WIDTH) -> Path:
+    """Write StyleGAN2 in rosinality's layout with few channels, and return the file."""
+    import torch
+
+    fixture = HERE / "golden" / f"stylegan2_rosinality_{resolution}.json"
+    facts = json.loads(fixture.read_text("utf-8"))
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    state = {}
+    for key, shape in facts["state_dict"]:
+        # All but the mapping network, the noise maps and the sizes of codes.
+        codes = {1} if key.endswith("modulation.weight") else set()
+        narrow = [
+            size if key.startswith(("style.", "noises.")) or i in codes else min(size, width)
+            for i, size in enumerate(shape)
+        ]
+        try:
+            state[key] = torch.from_numpy(draw(key, narrow, facts["fill_rules"]))
+        except LookupError:
+            state[key] = taps[:, None] * taps / 64
+    torch.save({"g_ema": state, "latent_avg": torch.zeros(512)}, file)
     return file
+
+
+def script(state: Mapping[str, Any]) -> Any:
+    """Return a TorchScript module with these tensors."""
+    import torch
+
+    top = torch.nn.Module()
+    for key, value in state.items():
+        *parents, last = key.split(".")
+        module = top
+        for name in parents:
+            if name not in dict(module.named_children()):
+                module.add_module(name, torch.nn.Module())
+            module = module.get_submodule(name)
+        module.register_buffer(last, value)
+    return torch.jit.script(top)
+
+
+def _save(content: Any, file: Path) -> None:
+    import torch
+
+    save = torch.jit.save if isinstance(content, torch.jit.ScriptModule) else torch.save
+    save(content, file)
 
 
 def _fixture(name: str, prefix: str = "", published: str = "") -> dict[str, Any]:
@@ -112,27 +155,6 @@ def _fixture(name: str, prefix: str = "", published: str = "") -> dict[str, Any]
         for key, shape in facts["state_dict"]
         if key.startswith(prefix)
     }
-
-
-def _generator() -> dict[str, Any]:
-    """Return StyleGAN2 at 64 px with convolutions of 32 channels."""
-    import torch
-
-    facts = json.loads((HERE / "golden" / "stylegan2_rosinality_64.json").read_text("utf-8"))
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    state = {}
-    for key, shape in facts["state_dict"]:
-        # All but the mapping network, the noise maps and the sizes of codes.
-        codes = {1} if key.endswith("modulation.weight") else set()
-        narrow = [
-            size if key.startswith(("style.", "noises.")) or i in codes else min(size, _WIDTH)
-            for i, size in enumerate(shape)
-        ]
-        try:
-            state[key] = torch.from_numpy(draw(key, narrow, facts["fill_rules"]))
-        except LookupError:
-            state[key] = taps[:, None] * taps / 64
-    return {"g_ema": state, "latent_avg": torch.zeros(512)}
 
 
 def _seeded(make: Callable[[], Any]) -> Mapping[str, Any]:
@@ -154,6 +176,39 @@ def _encoder(**layout: Any) -> dict[str, Any]:
     return {"state_dict": named, "latent_avg": torch.zeros(_ROWS, 512)}
 
 
+def _farl() -> Any:
+    """Return FaRL with 96 channels in place of 768. Its normalisation is not filled."""
+    import torch
+
+    facts = json.loads((HERE / "golden" / "farl_448_narrow.json").read_text("utf-8"))
+    state = {}
+    for key, shape in facts["state_dict"]:
+        try:
+            state[key] = torch.tensor(draw(key, shape, facts["fill_rules"]))
+        except LookupError:
+            state[key] = torch.full(shape, 0.5)
+    return script(state)
+
+
+def _style_transformer() -> dict[str, Any]:
+    import torch
+
+    return {"state_dict": _fixture("style_transformer"), "latent_avg": torch.zeros(18, 512)}
+
+
+def _w_encoder() -> dict[str, Any]:
+    from dhr_batch.tests.stages import narrow
+
+    return narrow.w_encoder()
+
+
+def _hyperstyle() -> dict[str, Any]:
+    """Return HyperStyle for a generator of 64 px."""
+    from dhr_batch.tests.stages import narrow
+
+    return narrow.hyperstyle([_WIDTH] * 5)
+
+
 def _inception() -> Mapping[str, Any]:
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -168,7 +223,7 @@ def _inception() -> Mapping[str, Any]:
 
 
 # The checkpoint of each model by its name.
-MODELS: dict[str, Callable[[], Mapping[str, Any]]] = {
+MODELS: dict[str, Callable[[], Any]] = {
     "e4e-ffhq": lambda: _encoder(shared=True),
     "lsap-ffhq": lambda: _encoder(shared=True),
     "psp-ffhq": lambda: _encoder(shared=False),
@@ -176,6 +231,10 @@ MODELS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "restyle-psp-ffhq": lambda: _encoder(shared=False, pyramid=False, inputs=6),
     "lpips-alex-backbone": lambda: _fixture("lpips_alex", "alex.net.layers.", "features."),
     "lpips-vgg-backbone": lambda: _fixture("lpips_vgg", "vgg.net.layers.", "features."),
+    "style-transformer-ffhq": _style_transformer,
+    "hyperstyle-w-encoder": _w_encoder,
+    "hyperstyle-ffhq": _hyperstyle,
+    "farl-celebm-448": _farl,
     "curricularface-ir101": lambda: _fixture("id_curricularface_ir101"),
     "inception-2015-12-05": _inception,
 }

@@ -34,8 +34,8 @@ from dhr_batch.tests.faults import processes
 NAMES, ORIGINALS = 30_000, 202_599
 # Lines of the output of a command that are printed.
 _LINES = 20
-# The models of `dhr-published` and of a second embedder that the benchmark compares.
-MODELS = ("e4e-ffhq", "lsap-ffhq", "lpips-alex-backbone", "lpips-vgg-backbone")
+# The models of `dhr-published`, but for its generator.
+MODELS = ("e4e-ffhq", "farl-celebm-448", "lpips-alex-backbone", "lpips-vgg-backbone")
 # One or two steps of each stage, at sizes that suit pictures of 64 px on a CPU.
 SHORT = (
     "segment.coarse_steps=1",

@@ -16,6 +16,7 @@ from torch import Tensor
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.encoders import Encoder
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.tests import filled
 from dhr_batch.tests.awkward import write_awkward_folder
 
 
@@ -66,17 +67,8 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Te
     """Writer of a TorchScript archive with a state dict: (state) -> file."""
 
     def write(state: dict[str, Tensor]) -> Path:
-        top = torch.nn.Module()
-        for key, value in state.items():
-            *parents, last = key.split(".")
-            module = top
-            for name in parents:
-                if name not in dict(module.named_children()):
-                    module.add_module(name, torch.nn.Module())
-                module = module.get_submodule(name)
-            module.register_buffer(last, value)
         file = tmp_path_factory.mktemp("scripted") / "farl.pt"
-        torch.jit.save(torch.jit.script(top), file)
+        torch.jit.save(filled.script(state), file)
         return file
 
     return write
