@@ -196,6 +196,15 @@ def _style_transformer() -> dict[str, Any]:
     return {"state_dict": _fixture("style_transformer"), "latent_avg": torch.zeros(18, 512)}
 
 
+def _invertibility() -> dict[str, dict[str, Any]]:
+    """Return the predictor of SAM, a state dict for each part."""
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in _fixture("sam_invertibility").items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value
+    return parts
+
+
 def _w_encoder() -> dict[str, Any]:
     from dhr_batch.tests.stages import narrow
 
@@ -234,6 +243,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "style-transformer-ffhq": _style_transformer,
     "hyperstyle-w-encoder": _w_encoder,
     "hyperstyle-ffhq": _hyperstyle,
+    "sam-invertibility": _invertibility,
+    "bisenet-19": lambda: _fixture("bisenet_19"),
     "farl-celebm-448": _farl,
     "curricularface-ir101": lambda: _fixture("id_curricularface_ir101"),
     "inception-2015-12-05": _inception,

@@ -228,8 +228,8 @@ def test_losses_equal_those_of_the_published_loop(
     monkeypatch.setattr(dhr.MaskedLoss, "__call__", recorded)
     result = stage.refine(image, ws, mask)
     wanted, picture = published(state, lpips, image, ws[0], mask, size, at, steps)
-    # Each step of Adam multiplies what rounding has done: by hand, 1e-6 after 16 steps and 1e-3 after
-    # all of them.
+    # Each step of Adam multiplies what rounding has done: by hand, to 1e-6 in 16 steps and to 1e-3
+    # in all of them.
     np.testing.assert_allclose(losses[:EXACT], wanted[:EXACT], rtol=1e-6)
     np.testing.assert_allclose(losses, wanted, rtol=0.02)
     assert wanted[-1][1] < wanted[0][1]
