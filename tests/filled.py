@@ -190,12 +190,6 @@ def _farl() -> Any:
     return script(state)
 
 
-def _style_transformer() -> dict[str, Any]:
-    import torch
-
-    return {"state_dict": _fixture("style_transformer"), "latent_avg": torch.zeros(18, 512)}
-
-
 def _invertibility() -> dict[str, dict[str, Any]]:
     """Return the predictor of SAM, a state dict for each part."""
     parts: dict[str, dict[str, Any]] = {}
@@ -205,17 +199,11 @@ def _invertibility() -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _w_encoder() -> dict[str, Any]:
+def _narrow(name: str, *sizes: Any) -> dict[str, Any]:
+    """Return a checkpoint of the stage tests."""
     from dhr_batch.tests.stages import narrow
 
-    return narrow.w_encoder()
-
-
-def _hyperstyle() -> dict[str, Any]:
-    """Return HyperStyle for a generator of 64 px."""
-    from dhr_batch.tests.stages import narrow
-
-    return narrow.hyperstyle([_WIDTH] * 5)
+    return getattr(narrow, name)(*sizes)
 
 
 def _inception() -> Mapping[str, Any]:
@@ -240,9 +228,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "restyle-psp-ffhq": lambda: _encoder(shared=False, pyramid=False, inputs=6),
     "lpips-alex-backbone": lambda: _fixture("lpips_alex", "alex.net.layers.", "features."),
     "lpips-vgg-backbone": lambda: _fixture("lpips_vgg", "vgg.net.layers.", "features."),
-    "style-transformer-ffhq": _style_transformer,
-    "hyperstyle-w-encoder": _w_encoder,
-    "hyperstyle-ffhq": _hyperstyle,
+    "style-transformer-ffhq": lambda: _narrow("style_transformer"),
+    "hyperstyle-w-encoder": lambda: _narrow("w_encoder"),
+    "hyperstyle-ffhq": lambda: _narrow("hyperstyle", [_WIDTH] * 5),
+    "hfgi-ffhq": lambda: _narrow("hfgi", _WIDTH, _ROWS),
     "sam-invertibility": _invertibility,
     "bisenet-19": lambda: _fixture("bisenet_19"),
     "farl-celebm-448": _farl,
