@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from dhr_batch.cli import main
 from dhr_batch.pipeline.bench import needs
 from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench.matrix import Matrix
@@ -193,12 +191,3 @@ def test_wrong_weights_are_refused_and_not_left_out(home, photographs, tmp_path,
         (folder / name).write_bytes(b"others")
     with pytest.raises(catalogue.ModelDamaged, match="'lpips-alex-backbone' is damaged"):
         bench.plan(lacking(photographs), tmp_path / "out", machine=MACHINE, random_weights=True)
-
-
-def test_the_command_lists_what_is_needed(home, photographs, tmp_path):
-    words = ["bench", "--preset", "smoke", "--dataset", str(photographs), "--gpus", "0"]
-    words += ["--generator", FFHQ, "--generator", "mobilestylegan-256"]
-    result = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out"), "--dry-run"])
-    # Neither is in this cache.
-    assert result.exit_code == 1
-    assert f"dhr-batch models pull {FFHQ}" in result.output

@@ -26,6 +26,7 @@ from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.datasets import synthetic
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.runs.results import open as open_run
 from dhr_batch.pipeline.units import number
 from dhr_batch.tests.faults import harness
@@ -494,3 +495,29 @@ def test_the_command_lists_its_runs(photographs, tmp_path):
     assert lines[0] == str(tmp_path / "out" / "runs" / "photos-w+-none")
     assert lines[-1].endswith("photos-w+-dhr  (from refine of photos-w+-none)")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_lists_runs_and_needs(models, photographs, tmp_path, monkeypatch):
+    cache, home = catalogue.home() / "models", tmp_path / "home"
+    (home / "models").mkdir(parents=True)
+    used = ("mobilestylegan-ffhq", "stlpips-alex", "stlpips-vgg", "dlib-landmarks68")
+    for name in (*used, "dlib-face-resnet"):
+        models(name)
+        (home / "models" / name).symlink_to(cache / name)
+    monkeypatch.setenv("DHR_BATCH_HOME", str(home))
+    words = ["bench", "--preset", "paper", "--dataset", str(photographs), "--gpus", "0", "-n"]
+    chosen = ["--generator", "mobilestylegan-256", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*words, *chosen])
+    assert result.exit_code == 0, result.output
+    stem = f"{tmp_path}/out/runs/photos-mobilestylegan_256"
+    assert f"{stem}-w+-dhr  (from refine of photos-mobilestylegan_256-w+-none)\n" in result.output
+    assert (
+        f"{stem}-e4e-none  (needs e4e-ffhq: dhr-batch models pull e4e-ffhq --file " in result.output
+    )
+    assert "Left out, as models are missing: lpips_alex, lpips_vgg, " in result.output
+    # Methods for StyleGAN2 have no row there.
+    assert "-hyperstyle" not in result.output
+
+    result = CliRunner().invoke(main, [*words, "--generator", "stylegan2-ffhq-1024", *chosen[2:]])
+    assert result.exit_code == 1
+    assert "dhr-batch models pull stylegan2-ffhq-1024" in result.output
