@@ -177,8 +177,13 @@ def _encoder(**layout: Any) -> dict[str, Any]:
 
 
 def _farl() -> Any:
-    """Return FaRL with 96 channels in place of 768. Its normalisation is not filled."""
+    """Return FaRL with 96 channels in place of 768, which finds skin everywhere.
+
+    Its normalisation is not filled.
+    """
     import torch
+
+    from dhr_batch.stages.networks.face_parts import INDEX
 
     facts = json.loads((HERE / "golden" / "farl_448_narrow.json").read_text("utf-8"))
     state = {}
@@ -187,6 +192,7 @@ def _farl() -> Any:
             state[key] = torch.tensor(draw(key, shape, facts["fill_rules"]))
         except LookupError:
             state[key] = torch.full(shape, 0.5)
+    state["head.head.conv_seg.bias"][INDEX["face"]] += 1000
     return script(state)
 
 

@@ -31,7 +31,9 @@ SHORT = {
     "error_size": 64,
     "perceptual_size": 64,
     "stop": 0,
-    # Noise is no face, and images whose face is out-of-domain are not counted.
+    # Images whose face is out-of-domain are not counted. Noise is no face, and superpixels must
+    # have a cell in the coarsest layer.
+    "segments": 4,
     "thresholds": {"face": 1000, "parts": 1000, "other": 1000},
 }
 LARGE = f"{filled.GENERATOR}-1024"
