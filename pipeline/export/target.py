@@ -93,9 +93,7 @@ def _discard(folder: Path) -> None:
         return
     if folder.is_dir() and any(folder.iterdir()):
         _require_export(folder)
-        noted = folder / _LIST
-        lines = noted.read_text("utf-8").splitlines() if noted.exists() else []
-        for name in (*map(json.loads, lines), _LIST):
+        for name in _written(folder):
             (folder / name).unlink(missing_ok=True)
         if left := sorted(_files(folder)):
             raise Refused(
@@ -107,6 +105,19 @@ def _discard(folder: Path) -> None:
         LocalStorage(folder).prune()
     if folder.exists():
         folder.rmdir()
+
+
+def _written(folder: Path) -> Iterator[str]:
+    """Yield the names of the files that an export has written to its temporary folder."""
+    # The marker names them if the export was killed after they were complete, see `place`.
+    owned = Owned(connect(folder), EXPORT)
+    foreign = owned.foreign(owned.files)
+    yield from (name for name in owned.files if name not in foreign)
+    if (unfinished := folder / _LIST).exists():
+        lines = unfinished.read_text("utf-8").splitlines(keepends=True)
+        # The last line may be incomplete, and its file was not written then.
+        yield from (json.loads(line) for line in lines if line.endswith("\n"))
+        yield _LIST
 
 
 def place(partial: Path, out: Path, run: Run) -> list[str]:
@@ -153,9 +164,9 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
         earlier.keep(new)
         return sorted(stay)
     owned = Owned(connect(partial), EXPORT)
-    (partial / _LIST).unlink(missing_ok=True)
     owned.keep(new)
     owned.claim(**about)
+    (partial / _LIST).unlink(missing_ok=True)
     _swap(partial, out)
     return []
 

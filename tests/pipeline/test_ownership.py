@@ -326,8 +326,9 @@ def test_folders_with_the_temporary_names_of_an_export_survive(
     assert files(tmp_path / "out")
 
 
+@pytest.mark.parametrize("killed_in", ["place", "_swap"])
 def test_foreign_files_in_the_folder_of_a_killed_export_survive(
-    export_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
 ) -> None:
     words = ("export", export_run, "--out", tmp_path / "out")
 
@@ -336,10 +337,14 @@ def test_foreign_files_in_the_folder_of_a_killed_export_survive(
 
     with monkeypatch.context() as patch:
         patch.setattr(target, "_discard", lambda folder: None)
-        patch.setattr(target, "place", killed)
+        patch.setattr(target, killed_in, killed)
         assert dhr(*words).exit_code == 137
     folder = tmp_path / ".out.partial"
     assert len(files(folder)) > 2
+    if killed_in == "place":
+        # The process may also have been killed while it wrote the list.
+        with (folder / ".dhr-batch.files").open("a") as names:
+            names.write('"train/')
     put(folder, {"train/mine.txt": MINE})
     done = dhr(*words)
     assert done.exit_code == 2
