@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError, field_validator
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
@@ -322,21 +322,34 @@ def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> R
 
 
 def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:
-    path = prefix + ".".join(str(part) for part in item["loc"])
+    path = (prefix + ".".join(str(part) for part in item["loc"])).rstrip(".")
     if item["type"] != "extra_forbidden":
         why = f"{item['msg'][:1].lower()}{item['msg'][1:]}"
         if item["type"] == "missing":
             return Refused(path, why, "give it a value")
-        way_out = "give such a value, or leave the setting out to use its default"
+        # A check of the stage itself, whose error says what is wrong with the value.
+        if isinstance(error := item.get("ctx", {}).get("error"), registry.InvalidInput):
+            return Refused(path, error.reason, error.way_out)
+        why = why.removeprefix("value error, ")
+        way_out = "give a valid value, or leave the setting out to use its default"
         return Refused(path, f"{why}, got {item['input']!r}", way_out)
-    fields: type[BaseModel] | Any = model
+    options: Any = model
     for part in item["loc"][:-1]:
-        field = getattr(fields, "model_fields", {}).get(part)
-        fields = field.annotation if field is not None else None
-    valid = list(getattr(fields, "model_fields", {}))
+        options = _type_of(part, options)
+    valid = list(getattr(options, "model_fields", {}))
     close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
     return Refused(f"unknown setting {path}", way_out=hint)
+
+
+def _type_of(part: str | int, whole: Any) -> Any:
+    """Return the type of a field, of an item, or of the member of a union with a tag."""
+    if field := getattr(whole, "model_fields", {}).get(part):
+        return field.annotation
+    if get_origin(whole) is Annotated:
+        return _type_of(part, get_args(whole)[0])
+    kinds = get_args(whole)
+    return next((k for k in kinds if isinstance(part, int) or Tag(part) in get_args(k)), None)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -188,7 +188,18 @@ def test_an_unknown_setting(small_run: Any, tmp_path: Path, command: str) -> Non
     ("words", "reason", "way_out"),
     [
         ("--set embed.steps", "--set 'embed.steps': it is not of the form", "write for example"),
-        ("--set embed.steps=many", "embed.steps: input should be a valid integer", "give such"),
+        ("--set embed.steps=many", "embed.steps: input should be a valid integer", "give a valid"),
+        ("--set measure.scores=nope", "measure.scores: unknown scores 'nope'", "choose from: "),
+        (
+            "--set measure.identity=dlib --set measure.landmarks=none",
+            "measure: identity needs landmarks",
+            "give a valid",
+        ),
+        (
+            '--set edit.edits=[{"direction":"smile","rows":1}]',
+            "unknown setting edit.edits.0.direction.rows",
+            "valid keys: strengths, label, direction",
+        ),
         ("--set seed=[1", "--set 'seed=[1': the value is not valid YAML", "put text with"),
         ("--set seed=1 --set seed.a=1", "--set 'seed.a=1': seed was already", "leave out one"),
         ("--set embed=3", "embed: expected settings", "write for example `name: "),
