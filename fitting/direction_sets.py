@@ -136,7 +136,9 @@ def calibrate(
         own = effect[name]
         if not own > 0.25:
             raise CommandError(
-                f"direction {name!r}", f"it changes its own score by {own:.2f} instead of 1"
+                f"direction {name!r}",
+                f"it changes its own score by {own:.2f} instead of 1",
+                "fit it to more samples, or leave this score out",
             )
         scaled = {n: round(e / own, 3) for n, e in effect.items()}
         done[name] = replace(fitted, array=fitted.array / np.float32(own), effect=scaled)

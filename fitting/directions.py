@@ -236,7 +236,9 @@ def fit(
     clean = {name: clip_outliers(np.asarray(s, np.float64)) for name, s in scores.items()}
     for name, score in clean.items():
         if not score.std() > 0:
-            raise Refused(f"score {name!r}", "it is the same for all samples")
+            raise Refused(
+                f"score {name!r}", "it is the same for all samples", "leave this score out"
+            )
     w = np.asarray(w, np.float64)
     centred = w - w.mean(0)
     standard = {name: (s - s.mean()) / s.std() for name, s in clean.items()}

@@ -120,7 +120,9 @@ def _check(card: Path, about: dict[str, Any]) -> None:
         )
     if found != about:
         raise Refused(
-            str(card.parent), f"it contains samples of {found}, but samples of {about} are needed"
+            str(card.parent),
+            f"it contains samples of {found}, but samples of {about} are needed",
+            "choose another folder with --cache",
         )
 
 

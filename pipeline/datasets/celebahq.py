@@ -47,7 +47,11 @@ def scan(root: str, rules: Rules) -> Listing:
     for item in listed.items:
         stem = PurePosixPath(item.image_id).stem
         if not stem.isdecimal() or int(stem) not in original:
-            raise DatasetError(item.location, f"{mapping} has no line for an image {stem!r}")
+            raise DatasetError(
+                item.location,
+                f"{mapping} has no line for an image {stem!r}",
+                "remove the image, or use the mapping of these images",
+            )
         if original[int(stem)] >= FIRST_TEST:
             kept.append(item)
     return Listing(kept, listed.ignored)
@@ -73,11 +77,15 @@ def parse_mapping(text: str, name: str) -> dict[int, int]:
             continue
         if len(words) < 2 or not (words[0] + words[1]).isdecimal():
             raise DatasetError(
-                f"{name}, line {number}", f"expected 'idx orig_idx orig_file', found {line[:80]!r}"
+                f"{name}, line {number}",
+                f"expected 'idx orig_idx orig_file', found {line[:80]!r}",
+                "use the published file",
             )
         if int(words[0]) in found:
             raise DatasetError(
-                f"{name}, line {number}", f"it is a second line for image {words[0]}"
+                f"{name}, line {number}",
+                f"it is a second line for image {words[0]}",
+                "use the published file",
             )
         found[int(words[0])] = int(words[1])
     return found

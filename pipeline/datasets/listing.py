@@ -51,7 +51,9 @@ def scan(root: str, rules: Rules) -> Listing:
     except StorageError:
         raise
     except OSError as error:
-        raise DatasetError(str(root), f"it cannot be listed: {error}") from error
+        raise DatasetError(
+            str(root), f"it cannot be listed: {error}", "check the path and its permissions"
+        ) from error
     for kind in ("tar", "parquet"):
         chosen = [f for f in archives if extension(f.relative) == f".{kind}"]
         if chosen and not items and rules.format in ("auto", kind):
@@ -174,7 +176,7 @@ def read_bytes(item: Item) -> bytes:
         raise
     except OSError as error:
         # An archive holds many images, so its absence is not a failure of this one.
-        raise StorageError(item.location, error.strerror or str(error)) from error
+        raise StorageError(item.location, error.strerror or str(error), locations.CHECK) from error
     if len(data) != item.size:
         raise Unreadable(
             f"{item.location} ends before the end of the image; it may have been replaced "

@@ -81,7 +81,9 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
             settings["root"] = _relative_to(settings["root"], file.parent)
         Dataset.model_validate(settings)
     except (yaml.YAMLError, ValidationError, TypeError) as error:
-        raise DatasetError(str(file), f"it does not describe a dataset: {error}") from error
+        raise DatasetError(
+            str(file), f"it does not describe a dataset: {error}", "correct the file"
+        ) from error
     return settings
 
 
@@ -167,7 +169,10 @@ def list_images(dataset: Dataset) -> list[Item]:
     if not found.items:
         others = f"; other files in it: {kinds}" if kinds else ""
         allowed = " ".join(sorted(dataset.extensions))
-        raise DatasetError(f"no images in {place} (extensions {allowed}){others}")
+        raise DatasetError(
+            f"no images in {place} (extensions {allowed}){others}",
+            way_out="choose a folder, archive or URL with images",
+        )
     if kinds:
         log.info("%s: ignored files that are not images by extension: %s", place, kinds)
     if dataset.images not in (None, len(found.items)):

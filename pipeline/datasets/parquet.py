@@ -43,7 +43,9 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
     if id_column:
         if len(names) != len(found):
             raise DatasetError(
-                f"column {id_column!r}", "it is empty in some rows; ids are needed in all"
+                f"column {id_column!r}",
+                "it is empty in some rows; ids are needed in all",
+                "choose another id column",
             )
     elif len(names) != len(found) or len(set(names)) != len(names):
         return found
@@ -60,7 +62,9 @@ def _index(
     except StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(file.location, f"it cannot be read as Parquet: {error}") from error
+        raise DatasetError(
+            file.location, f"it cannot be read as Parquet: {error}", "replace the file"
+        ) from error
 
 
 def read_cell(location: str, leaf: str, row: int) -> bytes:
@@ -112,7 +116,7 @@ def _row_errors(location: str, row: int) -> Iterator[None]:
     except (pa.ArrowException, OSError, IndexError) as error:
         # Errors of pyarrow about damaged files are OSErrors without an errno.
         if isinstance(error, OSError) and error.errno is not None:
-            raise StorageError(location, error.strerror or str(error)) from error
+            raise StorageError(location, error.strerror or str(error), locations.CHECK) from error
         raise Unreadable(f"{location}: row {row} cannot be read: {error}") from error
 
 

@@ -173,7 +173,11 @@ class Losses:
         self._progress.state.workers.pop(number, None)
         left = sum(not member.parked for member in self._crew.members.values())
         if not left:
-            raise RunFailed(f"worker {number} cannot start", reason)
+            raise RunFailed(
+                f"worker {number} cannot start",
+                reason,
+                "remove the cause, then start the run again",
+            )
         self._progress.say(f"worker {number} cannot start: {reason}; going on with {left}")
 
     def _retry(self, task: ShardTask, reason: str) -> None:

@@ -108,7 +108,7 @@ def balance(
     values = {picture: _value(picture, name) for picture in pictures}
     known = {picture: value for picture, value in values.items() if value is not None}
     if not known:
-        raise Refused(f"--balance {name}", "no picture has this label")
+        raise Refused(f"--balance {name}", "no picture has this label", "choose another label")
     if bins:
         known = _binned(known, bins, per_edit=name == "effect")
     groups: dict[str, dict[Any, list[Picture]]] = defaultdict(lambda: defaultdict(list))

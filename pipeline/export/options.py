@@ -66,14 +66,17 @@ class ExportOutcome:
         }
 
 
-def why_nothing(dropped: Counter[str]) -> str:
+def why_nothing(dropped: Counter[str]) -> tuple[str, str]:
     """Return the reasons why all pictures were left out, and the options that avoid that."""
+    if not dropped:
+        return "the run has no edited pictures", "choose other pictures with --include"
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    remedies = []
     if NO_FACE in dropped:
-        reasons += "; --keep-faceless keeps pictures without a face"
+        remedies.append("--keep-faceless keeps pictures without a face")
     if any(reason.startswith("photograph ") for reason in dropped):
-        reasons += "; say where the photographs are with --dataset"
-    return reasons or "the run has no edited pictures"
+        remedies.append("say where the photographs are with --dataset")
+    return reasons, "; ".join(remedies) or "change the limits"
 
 
 Splits = dict[Picture, str]

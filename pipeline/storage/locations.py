@@ -32,6 +32,8 @@ _PAUSES_SECONDS = (0.2, 1.0, 5.0)
 _RETRIES = 100
 # Large enough to read the headers of several tar members in one request.
 _BUFFER = 2**18
+# The remedy if a storage does not answer.
+CHECK = "check that the storage is available, then give the same command again"
 
 
 class File(NamedTuple):
@@ -225,7 +227,7 @@ def _store(url: str) -> Any:
     try:
         return from_url(url, **options)
     except (BaseError, ValueError) as error:
-        raise StorageError(url, f"it cannot be opened: {message(error)}") from error
+        raise StorageError(url, f"it cannot be opened: {message(error)}", CHECK) from error
 
 
 @contextmanager
@@ -239,7 +241,7 @@ def _converted_errors(location: str) -> Iterator[None]:
         _check_bucket(location)
         raise FileNotFoundError(errno.ENOENT, "no such object", location) from error
     except (BaseError, OSError) as error:
-        raise StorageError(location, message(error)) from error
+        raise StorageError(location, message(error), CHECK) from error
 
 
 def _check_bucket(location: str) -> None:
@@ -256,7 +258,7 @@ def _check_bucket(location: str) -> None:
     except PermissionDeniedError:
         return  # The permission to read does not include the permission to list.
     except (BaseError, OSError) as error:
-        raise StorageError(location, message(error)) from error
+        raise StorageError(location, message(error), CHECK) from error
 
 
 def _fetch_local(path: str, start: int, length: int | None) -> bytes:
@@ -279,7 +281,7 @@ def _fetch_local(path: str, start: int, length: int | None) -> bytes:
                 if error.errno == errno.EIO:
                     _check_folder(path, error)
                     raise
-                raise StorageError(str(path), error.strerror or str(error)) from error
+                raise StorageError(str(path), error.strerror or str(error), CHECK) from error
             time.sleep(pause)
 
 

@@ -71,7 +71,7 @@ class ObjectStorage(Storage):
             self._store = from_url(self.place, **self._options)
         except exceptions.BaseError as error:
             raise Refused(
-                url, f"it cannot be used as a place for a run: {message(error)}"
+                url, f"it cannot be used as a place for a run: {message(error)}", "correct the URL"
             ) from error
 
     @cached_property

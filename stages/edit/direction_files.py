@@ -93,10 +93,13 @@ def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
     array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise DirectionError(
-            f"{source}: the direction of shape {shape} has values that are not finite"
+            f"{source}: the direction of shape {shape} has values that are not finite",
+            "compute it again",
         )
     if not array.any():
-        raise DirectionError(f"{source}: the direction of shape {shape} is zero everywhere")
+        raise DirectionError(
+            f"{source}: the direction of shape {shape} is zero everywhere", "compute it again"
+        )
     return Direction(name, array, digest(array), unit, source)
 
 
@@ -160,13 +163,15 @@ def read(path: str) -> Direction:
     if reader is None:
         raise DirectionError(f"{path}: not a direction file", f"supported are {', '.join(READERS)}")
     if not file.is_file():
-        raise DirectionError(f"{path}: the file does not exist")
+        raise DirectionError(f"{path}: the file does not exist", "check the path")
     try:
         array = reader(file, key)
     except DirectionError:
         raise
     except DAMAGED as error:
-        raise DirectionError(f"{path}: cannot be read as {file.suffix}: {error}") from error
+        raise DirectionError(
+            f"{path}: cannot be read as {file.suffix}: {error}", "save the file again"
+        ) from error
     return from_array(key or file.stem, array, LENGTH_UNIT, path)
 
 
@@ -189,7 +194,8 @@ def describe_set(file: Path) -> dict[str, Any]:
         isinstance(data.get(key), dict) for key in ("directions", "edits")
     ):
         raise DirectionError(
-            f"{file}: not a set of directions, because 'directions' or 'edits' is missing"
+            f"{file}: not a set of directions, because 'directions' or 'edits' is missing",
+            "correct the file, or remove it",
         )
     return data
 
@@ -209,7 +215,9 @@ def _named(key: str) -> dict[str, Path]:
     for file in sorted(sets_folder().glob("*.yaml")):
         for name in describe_set(file).get(key, ()):
             if name in found:
-                raise DirectionError(f"{file}: direction {name!r} is also in {found[name]}")
+                raise DirectionError(
+                    f"{file}: direction {name!r} is also in {found[name]}", "rename one of them"
+                )
             found[name] = file
     return found
 
@@ -238,7 +246,8 @@ def settings_of(choice: str) -> dict[str, Any] | None:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DirectionError(
-            f"{choice}: it cannot be read as settings of an edit: {error}"
+            f"{choice}: it cannot be read as settings of an edit: {error}",
+            "check the path and the content of the file",
         ) from error
     if not isinstance(settings, dict):
         raise DirectionError(

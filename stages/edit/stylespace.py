@@ -144,7 +144,9 @@ class Channels(StyleOffsets):
                 )
             unit = float(std[layer][channel.number])
             if not unit > 0:
-                raise DirectionError(f"{channel}: the style of this channel does not vary")
+                raise DirectionError(
+                    f"{channel}: the style of this channel does not vary", "choose another channel"
+                )
             offset = self.offsets.setdefault(
                 f"{layer}.style", torch.zeros(1, widths[layer], device=device)
             )
