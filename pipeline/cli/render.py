@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import origin
-from dhr_batch.pipeline.runs.render import EditChoice, _write, renderer
+from dhr_batch.pipeline.runs.render import EditChoice, renderer, write_picture
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
 from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
@@ -84,7 +84,7 @@ def write_pictures(
                 why = f"its pictures are not written, as {path} is not below {out}"
                 yield CommandError(image_id, why)
                 continue
-            if _write(folder, name, content):
+            if write_picture(folder, name, content):
                 yield path
             else:
                 yield CommandError(

@@ -22,10 +22,10 @@ EditChoice = tuple[str, float]
 
 
 def context(plan: StoredPlan, place: str) -> Context:
-    """Return what renders the pictures of a run, on a GPU if there is one.
+    """Return the networks that render the pictures of a run, on a GPU if there is one.
 
-    These are the generator and the networks of the refiner, if it has any. They are loaded when
-    they are first used.
+    These are the generator, and those of the refiner if it has any. They are loaded when they are
+    first used.
 
     Args:
         plan: The stored plan of the run.
@@ -64,7 +64,7 @@ def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions
         raise Refused(error.reason, way_out=error.way_out) from error
 
 
-def _write(folder: Storage, name: str, content: bytes) -> bool:
+def write_picture(folder: Storage, name: str, content: bytes) -> bool:
     """Write a picture. Returns False if a file of this name exists that dhr-batch did not write."""
     found = folder.get(name)
     if found is not None and not is_own(found.content):
