@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,10 @@ WRITES = [
     "edits sweep RUN --edit smile=1 --gpus 0 --out OUT",
     "edits fit --samples 50 --out OUT",
     "datasets synthesize --images 1 --out OUT",
+]
+# Those that write to the place before they compute anything.
+WRITTEN_AT_ONCE = [
+    c for c in WRITES if c.startswith(("run", "bench", "report", "export", "edits sweep"))
 ]
 MODELS = [
     "run --dataset portraits --preset tiny --gpus 0 --out OUT",
@@ -256,6 +262,33 @@ def test_a_place_that_is_a_file_or_below_one(
     said = mistaken(command, 2, "", **places, OUT=file / below)
     assert said == (f"{file}: it is a file", "give a folder\n")
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", WRITTEN_AT_ONCE)
+def test_a_place_without_permission_to_write(
+    small_run: Any,
+    run_with_edits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    # Tests may run as root, to whom every folder is open.
+    locked, mkdir = tmp_path / "locked", os.mkdir
+
+    def denied(path: Any, *args: Any, **options: Any) -> None:
+        if Path(path).is_relative_to(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", denied)
+    bench = {"datasets": [str(small_run.photographs)], "embedders": {"w": {"settings": {}}}}
+    (tmp_path / "bench.yaml").write_text(json.dumps(bench))
+    run = small_run.out if command.startswith("edits sweep") else run_with_edits
+    places = {"RUN": run, "DATA": small_run.photographs, "BENCH": tmp_path / "bench.yaml"}
+    reason, way_out = mistaken(command, 1, "", **places, OUT=locked / "out")
+    assert reason.startswith(str(locked))
+    assert reason.endswith(": Permission denied")
+    assert way_out == "check the path and its permissions, or choose another one\n"
 
 
 def test_a_cache_folder_that_cannot_be_written(
