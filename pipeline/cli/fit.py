@@ -215,7 +215,7 @@ def _names(judges: dict[str, Scorer]) -> set[str]:
 
 
 def _directions(conditions: tuple[str, ...], judges: dict[str, Scorer]) -> dict[str, np.ndarray]:
-    """Return the conditions that are directions and no scores, by name."""
+    """Return the conditions that are directions instead of scores, by name."""
     found = {}
     for condition in conditions:
         if condition in _names(judges) or conditions == ("none",):
@@ -225,7 +225,7 @@ def _directions(conditions: tuple[str, ...], judges: dict[str, Scorer]) -> dict[
         except DirectionError as error:
             raise Refused(
                 f"--condition {condition}",
-                f"it is no score of the scorers, and no direction: {error.reason}",
+                f"it is neither a score of the scorers nor a direction: {error.reason}",
                 f"choose a score from {', '.join(sorted(_names(judges)))}, or a direction",
             ) from error
         if direction.array.ndim != 1:
@@ -239,7 +239,7 @@ def _directions(conditions: tuple[str, ...], judges: dict[str, Scorer]) -> dict[
 
 
 def _check_shipped(name: str, chosen: tuple[str, ...]) -> None:
-    """Refuse a set that would remove shipped directions, or give two of them one name."""
+    """Raise Refused if a set would remove shipped directions, or give two of them one name."""
     known = {n: file.stem for n, file in (shipped() | shipped_edits()).items()}
     lost = [n for n, owner in known.items() if owner == name and n not in chosen]
     twice = [n for n in chosen if known.get(n, name) != name]
@@ -248,7 +248,7 @@ def _check_shipped(name: str, chosen: tuple[str, ...]) -> None:
         raise Refused(
             f"the set {name!r}",
             f"the shipped sets would {why}",
-            "write it to a folder of yours with --out",
+            "choose another folder with --out",
         )
 
 
@@ -258,14 +258,14 @@ def _conditions(
     judges: dict[str, Scorer],
     method: str,
 ) -> dict[str, tuple[str, ...]]:
-    """Return what the direction of each chosen score leaves alone."""
+    """Return the scores and directions that the direction of each chosen score leaves alone."""
     from dhr_batch.fitting.direction_sets import CONDITIONS
 
     known = _names(judges)
     if unknown := [score for score in chosen if score not in known]:
         raise Refused(
             f"--score {unknown[0]}",
-            "the scorers do not give it",
+            "no scorer has this score",
             f"choose from {', '.join(sorted(known))}",
         )
     if given == ("none",) or (method == "svm" and not given):

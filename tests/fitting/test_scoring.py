@@ -173,7 +173,7 @@ def test_a_direction_can_be_the_condition(fitted, tmp_path):
     ("words", "said"),
     [
         (["--score", "green"], "choose from blue, red"),
-        (["--condition", "green"], "it is no score of the scorers, and no direction"),
+        (["--condition", "green"], "it is neither a score of the scorers nor a direction"),
         (["--method", "svm", "--ratio", "0.001"], "use 2000 or more"),
         (["--scorer", "nobody"], "unknown scores 'nobody'"),
     ],
