@@ -23,7 +23,26 @@ TINY: dict[str, Any] = {
         "features": ["tiny"],
     },
 }
-REFINE = {"name": "dhr", "steps": 2, "perceptual": "tiny"}
+# After so small steps, renders are little darker than the sources, so that the effects of the edits
+# can be compared.
+EMBED = {
+    "name": "w+",
+    "steps": 2,
+    "perceptual": "tiny",
+    "rates": "absolute",
+    "rate": 0.07,
+    "w_rate": 0.1,
+    "pull": 0.05,
+}
+REFINE = {
+    "name": "dhr",
+    "steps": 2,
+    "perceptual": "tiny",
+    "rates": "absolute",
+    "weight_rate": 5e-4,
+    "feature_rate": 0.06,
+    "smallest_layer": 128,
+}
 
 
 def tiny(dataset: Path | str, **more: Any) -> Matrix:
@@ -31,9 +50,7 @@ def tiny(dataset: Path | str, **more: Any) -> Matrix:
         "about": "Random weights.",
         "datasets": [str(dataset)],
         "settings": TINY,
-        "embedders": {
-            "w+": {"settings": {"embed": {"name": "w+", "steps": 2, "perceptual": "tiny"}}}
-        },
+        "embedders": {"w+": {"settings": {"embed": EMBED}}},
         "refiners": {
             "dhr": {"settings": {"refine": REFINE}},
             "no_mask": {"settings": {"refine": REFINE, "segment": {"name": "dhr", "error": False}}},
