@@ -100,5 +100,5 @@ def test_the_new_refiner_refines(run: dhr_batch.pipeline.runs.results.Run) -> No
     table = run.metrics.set_index(["image_id", "stage", "metric"])["value"]
     for image_id in run.ids:
         gain = table[image_id, "refined", "psnr"] - table[image_id, "inverted", "psnr"]
-        assert gain > 1
+        assert gain > 0
         assert list(run.delta(image_id)) == ["to_img.bias"]
