@@ -43,6 +43,7 @@ class Generator(nn.Module, ABC):
     Attributes:
         resolution: Side of the image in pixels.
         num_ws: Number of rows of a W+ code.
+        channels: Widths of the features at 4, 8, 16, ... px.
         w_mean: Mean latent, [512].
         noise_names: Layers that have a noise map.
         code_norm: Divisor of codes before modulations.
@@ -50,6 +51,7 @@ class Generator(nn.Module, ABC):
 
     resolution: int
     num_ws: int
+    channels: tuple[int, ...]
     code_norm = 1.0
 
     def __init__(self, mapping_layers: int = 8) -> None:
@@ -195,22 +197,25 @@ class Generator(nn.Module, ABC):
     # ---------------------------------------------------------------------- synthesis
 
     @property
-    @abstractmethod
     def places(self) -> tuple[Place, ...]:
         """All places where features can be changed, in the order of synthesis."""
+        sizes = [4 * 2**i for i in range(1, len(self.channels))]
+        return (4, "out"), *((size, where) for size in sizes for where in ("up", "out"))
 
     @property
     @abstractmethod
     def feature_place(self) -> Place:
         """The place of the feature layer, at which DHR replaces features."""
 
-    @abstractmethod
     def place_shape(self, place: Place) -> tuple[int, int, int]:
         """Return the number of channels, the height and the width of the features at a place.
 
         Raises:
             ValueError: There is no such place.
         """
+        self._check_place(place)
+        size = place[0]
+        return self.channels[int(math.log2(size)) - 2], size, size
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:

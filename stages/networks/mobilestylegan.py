@@ -128,17 +128,8 @@ class MobileStyleGAN(Generator):
         return x
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        blocks = [(8 * 2**i, where) for i in range(self.blocks) for where in ("up", "out")]
-        return (4, "out"), *blocks
-
-    @property
     def feature_place(self) -> Place:
         return 8 * 2**self.feature_block, "out"
-
-    def place_shape(self, place: Place) -> tuple[int, int, int]:
-        self._check_place(place)
-        return self.channels[int(math.log2(place[0])) - 2], place[0], place[0]
 
     def trunk(
         self, ws: Tensor, delta: Delta | None = None, taps: Taps | None = None

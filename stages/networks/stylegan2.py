@@ -169,17 +169,8 @@ class StyleGAN2(Generator):
         return x, skip
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        blocks = [(8 * 2**k, where) for k in range(self.convs // 2) for where in ("up", "out")]
-        return (4, "out"), *blocks
-
-    @property
     def feature_place(self) -> Place:
         return self.places[self.feature_layer - 1]
-
-    def place_shape(self, place: Place) -> tuple[int, int, int]:
-        self._check_place(place)
-        return self.channels[int(math.log2(place[0])) - 2], place[0], place[0]
 
     def trunk(
         self, ws: Tensor, delta: Delta | None = None, taps: Taps | None = None
