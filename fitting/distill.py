@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dhr_batch.fitting.averaged import AveragedAdam
 from dhr_batch.fitting.distill_pairs import (
     HELD_OUT,
     coherent,
@@ -90,7 +91,17 @@ def export(tensors: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> s
     return digest
 
 
-class Trainer:
+def _scale(name: str, tensor: Tensor) -> float:
+    """Return the scale of a distilled tensor, to which its rate is relative."""
+    if name.startswith("noise."):
+        return 0.1
+    rms = float(tensor.detach().square().mean().sqrt())
+    # All 512 inputs of a modulation change together, so an equal relative step would change styles
+    # most.
+    return 0.3 * rms if name.endswith("modulation.weight") else rms
+
+
+class Trainer(AveragedAdam):
     """Adam on random crops of cached features, with warm-up, cosine decay and averaged weights.
 
     Neighbouring pixels of an image add little information, so four crops of different images, each
@@ -98,41 +109,9 @@ class Trainer:
     """
 
     def __init__(self, student: MobileStyleGAN, rate: float) -> None:
-        self.student, self.rate = student, rate
-        self.tensors = distilled_tensors(student)
-        self.average = {name: t.detach().clone() for name, t in self.tensors.items()}
-        groups = []
-        for name, tensor in self.tensors.items():
-            tensor.requires_grad_()
-            scale = float(tensor.detach().square().mean().sqrt())
-            if name.startswith("noise."):
-                scale = 0.1
-            elif name.endswith("modulation.weight"):
-                # All 512 inputs change together, so an equal relative step would change styles
-                # most.
-                scale *= 0.3
-            groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        self.seconds, self.steps = 0.0, 0
-
-    def state(self) -> dict[str, object]:
-        """Return everything that is needed to resume the training."""
-        return {
-            "tensors": {name: t.detach() for name, t in self.tensors.items()},
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "steps": self.steps,
-        }
-
-    @torch.no_grad()
-    def restore(self, state: dict) -> None:
-        """Resume the training from a result of `state`."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(state["tensors"][name])
-            self.average[name].copy_(state["average"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.steps = state["seconds"], state["steps"]
+        self.student = student
+        tensors = distilled_tensors(student)
+        super().__init__(tensors, {name: _scale(name, t) for name, t in tensors.items()}, rate)
 
     def _crop(self, x: Tensor, ws: Tensor, top: int, left: int) -> Tensor:
         """Render a crop of the features with the noise maps cropped to the same place."""
@@ -188,16 +167,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         tint, grid = coherent(error)
         (mse + TINT_WEIGHT * tint + GRID_WEIGHT * grid + 1e-6).sqrt().mean().backward()
-        warm = min(1.0, (self.steps + 1) / 100)
-        rate = self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.optimizer.step()
-        self.steps += 1
-        decay = min(0.998, self.steps / (self.steps + 10))
-        with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                self.average[name].lerp_(tensor, 1 - decay)
+        self.update(progress)
         return float((10 * torch.log10(4 / mse.detach())).mean())
 
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dhr_batch.fitting.averaged import AveragedAdam
 from dhr_batch.fitting.distill import export
 from dhr_batch.fitting.distill_pairs import HELD_OUT, codes, write_atomically
 from dhr_batch.fitting.test_bed_pairs import Pairs, levels, render, student_rows
@@ -167,7 +168,13 @@ def rms(tensor: Tensor) -> float:
     return float(tensor.detach().float().square().mean().sqrt())
 
 
-class Trainer:
+def _scale(name: str, tensor: Tensor) -> float:
+    """Return the scale of a weight, to which its rate is relative."""
+    starts_near_0 = float(tensor.abs().max()) < 0.1 and "modulation" not in name
+    return 0.3 if starts_near_0 else rms(tensor)
+
+
+class Trainer(AveragedAdam):
     """Adam with steps relative to each tensor, on all sizes up to one, with averaged weights.
 
     Demodulation makes the scale of kernels irrelevant, so they are kept at unit variance.
@@ -179,36 +186,10 @@ class Trainer:
     """
 
     def __init__(self, net: StyleGAN2, space: Coordinates, rate: float) -> None:
-        self.net, self.space, self.rate = net, space, rate
-        self.params = start(net, space)
-        self.average = {name: t.clone() for name, t in self.params.items()}
-        groups = []
-        for name, tensor in self.params.items():
-            tensor.requires_grad_()
-            starts_near_0 = float(tensor.detach().abs().max()) < 0.1 and "modulation" not in name
-            scale = 0.3 if starts_near_0 else rms(tensor)
-            groups.append({"params": [tensor], "lr": 0.0, "scale": scale})
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-        self.seconds, self.steps = 0.0, 0
-
-    def state(self) -> dict[str, object]:
-        """Return everything that is needed to resume the training."""
-        return {
-            "params": {name: t.detach() for name, t in self.params.items()},
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "steps": self.steps,
-        }
-
-    @torch.no_grad()
-    def restore(self, state: dict) -> None:
-        """Resume the training from a result of `state`."""
-        for name, tensor in self.params.items():
-            tensor.copy_(state["params"][name])
-            self.average[name].copy_(state["average"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.steps = state["seconds"], state["steps"]
+        self.net, self.space = net, space
+        tensors = start(net, space)
+        scales = {name: _scale(name, tensor) for name, tensor in tensors.items()}
+        super().__init__(tensors, scales, rate, fused=True)
 
     def step(
         self, ws: Tensor, images: Tensor, progress: float, dtype: torch.dtype = torch.bfloat16
@@ -235,25 +216,19 @@ class Trainer:
         for tensor, *gradients in zip(self.trained(), *(g for _, g in results), strict=True):
             present = [gradient for gradient in gradients if gradient is not None]
             tensor.grad = sum(present) / len(parts) if present else None
-        warm = min(1.0, (self.steps + 1) / 100)
-        rate = self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.optimizer.step()
-        self.steps += 1
-        self._average()
+        self.update(progress)
         return sum(score for score, _ in results) / len(parts)
 
     def trained(self) -> list[Tensor]:
         """Return the weights in training."""
-        return list(self.params.values())
+        return list(self.tensors.values())
 
     def _gradients(
         self, ws: Tensor, images: Tensor, dtype: torch.dtype
     ) -> tuple[float, tuple[Tensor | None, ...]]:
         """Return the mean PSNR of a batch and the gradient of each weight, None if it has none."""
         rows = 2 * int(math.log2(images.shape[-1])) - 2
-        outputs = dense(self.net, self.space.encode(ws[:, :rows]), self.params, dtype)
+        outputs = dense(self.net, self.space.encode(ws[:, :rows]), self.tensors, dtype)
         loss, target = torch.zeros(()), images
         for output in reversed(outputs):
             target = F.avg_pool2d(target, target.shape[-1] // output.shape[-1])
@@ -266,13 +241,11 @@ class Trainer:
         error = (outputs[-1].detach() - images).square().mean((1, 2, 3))
         return float((10 * torch.log10(4 / error)).mean()), gradients
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(0.998, self.steps / (self.steps + 10))
-        for name, tensor in self.params.items():
+    def constrain(self) -> None:
+        """Bring kernels back to unit variance, which demodulation makes free."""
+        for tensor in self.tensors.values():
             if tensor.ndim == 4:
                 tensor /= tensor.square().mean((1, 2, 3), keepdim=True).sqrt()
-            self.average[name].lerp_(tensor, 1 - decay)
 
 
 class Figures(NamedTuple):

@@ -64,7 +64,7 @@ def test_training_renders_what_the_network_renders(
     """Dense convolutions, coordinates of W and images of every size, against `synthesize`."""
     ws, _ = batch(teacher, trainer.net.num_ws)
     draw = torch.Generator().manual_seed(2)
-    params = {n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in trainer.params.items()}
+    params = {n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in trainer.tensors.items()}
     net = test_bed.fill(trainer.net, params, trainer.space)
     params = {n: t.detach() for n, t in params.items()}
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_coordinates_of_w_change_the_form_of_a_modulation_and_not_its_styles() -
 def test_the_checkpoint_is_read_as_one_of_rosinality(
     trainer: test_bed.Trainer, tmp_path: Path
 ) -> None:
-    net, file = test_bed.fill(trainer.net, trainer.params, trainer.space), tmp_path / "net.pt"
+    net, file = test_bed.fill(trainer.net, trainer.tensors, trainer.space), tmp_path / "net.pt"
     torch.save(test_bed.rosinality(net), file)
     back, layout = read_checkpoint(file)
     assert layout == "rosinality"
@@ -107,7 +107,7 @@ def test_steps_lower_the_loss_and_keep_kernels_at_unit_variance(
     ws, images = batch(teacher, trainer.net.num_ws)
     scores = [trainer.step(ws, images, 0.0, torch.float32) for _ in range(60)]
     assert scores[-1] > scores[0] + 2
-    for name, tensor in trainer.params.items():
+    for name, tensor in trainer.tensors.items():
         if tensor.ndim == 4:
             assert test_bed.rms(tensor) == pytest.approx(1, rel=1e-5), name
 
@@ -156,7 +156,7 @@ def test_figures_and_statistics_are_those_of_the_network(
         def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, str]:
             return np.zeros(4), "hog" if rgb.shape == (32, 32, 3) else "ffhq"
 
-    net = test_bed.fill(trainer.net, trainer.params, trainer.space)
+    net = test_bed.fill(trainer.net, trainer.tensors, trainer.space)
     ws = teacher.broadcast(teacher.map(torch.randn(2, 512)))
     made = test_bed.pictures(net, ws)
     images = ((made.clamp(-1, 1) + 1) * 127.5).round().byte()
