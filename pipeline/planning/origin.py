@@ -93,7 +93,7 @@ def first_plan(plan: StoredPlan) -> StoredPlan:
         if earlier is None or earlier.fingerprint != plan.fingerprint.origin:
             raise Refused(
                 place,
-                "the run that a later one began from is no longer in this place",
+                "the earlier run is no longer in this place, or another run has replaced it",
                 "put it back",
             )
         plan = earlier
