@@ -125,12 +125,11 @@ class Directions(Stage):
         todo = [i for i, move in enumerate(self.moves) if not move.unchanged]
         for first in range(0, len(todo), self.options.batch):
             chosen = todo[first : first + self.options.batch]
-            count = len(chosen)
             rendered = self.refiner.render_edit(
-                ws.expand(count, -1, -1),
+                ws,
                 torch.cat([moved[i][0] for i in chosen]),
-                refinement.expand(count),
-                masks.expand(count, -1, -1, -1),
+                refinement,
+                masks,
                 _joined([moved[i][1] for i in chosen]),
             )
             if not torch.isfinite(rendered).all():

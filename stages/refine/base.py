@@ -122,20 +122,21 @@ class Refiner(Stage):
         masks: Tensor,
         styles: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Render edited codes with the refinement of their images, [B, 3, R, R].
+        """Render edits of one image with its refinement, [N, 3, R, R].
 
         Without other rules, weights, feature and mask of the refinement do not change, so
         out-of-domain content stays in place.
 
         Args:
-            ws: The codes of the embedding, [B, L, 512].
-            edited: The codes to render, [B, L, 512]: edits of `refined_codes`.
-            refinement: What `refine` returned for `ws`.
-            masks: As in `refine`.
-            styles: Offsets of styles that belong to the edit, `LAYER.style` -> [B, C].
+            ws: The code of the embedding, [1, L, 512].
+            edited: The codes to render, [N, L, 512]: edits of `refined_codes`.
+            refinement: What `refine` returned for `ws`, with B = 1.
+            masks: The mask of the image, [1, 1, R, R].
+            styles: Offsets of styles that belong to the edits, `LAYER.style` -> [N, C].
         """
-        moved = replace(refinement, delta=refinement.delta | (styles or {}))
-        return self.render(edited, moved, masks)
+        shared = refinement.expand(len(edited))
+        moved = replace(shared, delta=shared.delta | (styles or {}))
+        return self.render(edited, moved, masks.expand(len(edited), -1, -1, -1))
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         device = self.context.device

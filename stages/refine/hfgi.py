@@ -72,7 +72,7 @@ class ResidualConditions(Refiner):
         return Refinement(state={RESIDUAL: (target - self._seen(ws)).half()})
 
     def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
-        return self.render_edit(ws, ws, refinement, masks)
+        return self._conditioned(ws, refinement)
 
     def render_edit(
         self,
@@ -82,11 +82,17 @@ class ResidualConditions(Refiner):
         masks: Tensor,
         styles: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        render = self._seen(edited, styles)
+        return self._conditioned(edited, refinement.expand(len(edited)), styles)
+
+    def _conditioned(
+        self, ws: Tensor, refinement: Refinement, styles: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Render codes [B, L, 512] with the residuals of a refinement, aligned to each render."""
+        render = self._seen(ws, styles)
         residual = refinement.state[RESIDUAL].to(render.dtype)
         scale, shift = self.consult(self.align(torch.cat([residual, render], 1)))
         taps = {PLACE: lambda features: features * (1 + scale) + shift}
-        return self.generator.synthesize(edited, styles, taps)
+        return self.generator.synthesize(ws, styles, taps)
 
     def _seen(self, ws: Tensor, styles: dict[str, Tensor] | None = None) -> Tensor:
         """Return the unconditioned render of codes as the networks see it, [B, 3, 256, 256]."""

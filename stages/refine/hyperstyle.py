@@ -14,8 +14,6 @@ as well.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -78,9 +76,24 @@ class HyperStyle(Refiner):
         return refinement
 
     def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
-        if state := refinement.state:
-            changed = self.factors(state["codes"], state["passes"].to(state["codes"]))
-            weights = {layer: self.generator.weight(self.names[layer]) for layer in changed}
-            delta = {self.names[k]: weights[k] * factors for k, factors in changed.items()}
-            refinement = replace(refinement, delta=refinement.delta | delta)
-        return super().render(ws, refinement, masks)
+        return super().render(ws, self._offsets(refinement), masks)
+
+    def render_edit(
+        self,
+        ws: Tensor,
+        edited: Tensor,
+        refinement: Refinement,
+        masks: Tensor,
+        styles: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """See `Refiner.render_edit`. The factors are computed once for all edits."""
+        return super().render_edit(ws, edited, self._offsets(refinement), masks, styles)
+
+    def _offsets(self, refinement: Refinement) -> Refinement:
+        """Return the refinement with offsets of weights in place of the codes of their factors."""
+        if not (state := refinement.state):
+            return refinement
+        changed = self.factors(state["codes"], state["passes"].to(state["codes"]))
+        weights = {layer: self.generator.weight(self.names[layer]) for layer in changed}
+        delta = {self.names[k]: weights[k] * factors for k, factors in changed.items()}
+        return Refinement(refinement.delta | delta, refinement.feature)

@@ -346,7 +346,7 @@ class SpatiallyAdaptive(LossRefiner):
         masks: Tensor,
         styles: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """See `Refiner.render_edit`. Renders twice, first the unedited codes."""
+        """See `Refiner.render_edit`. Renders the unedited code once more."""
         state, kept = refinement.state, {}
 
         def keeping(level: str) -> Callable[[Tensor], Tensor]:

@@ -95,15 +95,16 @@ def test_the_stored_type_costs_a_fraction_of_a_grey_level(stage: ResidualConditi
 
 @torch.no_grad()
 def test_an_edit_aligns_the_residual_to_its_own_render(stage: ResidualConditions) -> None:
-    images, ws, masks = batch()
+    images, ws, masks = batch(1)
     found = stage.refine(images, ws, masks)
-    edited = ws + 0.5 * torch.randn(512, generator=torch.Generator().manual_seed(2))
+    edited = ws + 0.5 * torch.randn(3, 1, 512, generator=torch.Generator().manual_seed(2))
     residual = found.state["residual"].float()
     picture = stage.render_edit(ws, edited, found, masks)
-    torch.testing.assert_close(picture, published(stage, residual, edited))
+    torch.testing.assert_close(picture, published(stage, residual.expand(3, -1, -1, -1), edited))
     styles = {"convs.2.style": torch.ones(3, 16)}
     moved = stage.render_edit(ws, edited, found, masks, styles)
-    torch.testing.assert_close(moved, published(stage, residual, edited, styles))
+    expected = published(stage, residual.expand(3, -1, -1, -1), edited, styles)
+    torch.testing.assert_close(moved, expected)
     assert (moved - picture).abs().mean() > 0.01
 
 
@@ -124,9 +125,7 @@ def test_images_and_strengths_of_a_batch_are_independent(stage: ResidualConditio
         )
     first = Refinement(state={"residual": together.state["residual"][:1]})
     codes = torch.cat([ws[:1] + s for s in (-0.1, 0.0, 0.1)])
-    pictures = stage.render_edit(
-        ws[:1].expand(3, -1, -1), codes, first.expand(3), masks[:1].expand(3, -1, -1, -1)
-    )
+    pictures = stage.render_edit(ws[:1], codes, first, masks[:1])
     for i in range(3):
         alone_picture = stage.render_edit(ws[:1], codes[i : i + 1], first, masks[:1])
         torch.testing.assert_close(alone_picture[0], pictures[i], atol=1e-4, rtol=1e-4)

@@ -190,6 +190,9 @@ def test_edits_keep_the_factors_and_move_the_code(stage, inputs, refined, file):
     wanted = Reference(file, stage.generator).render(ws + 0.5, factors)
     picture = stage.render_edit(ws, ws + 0.5, one, masks)
     torch.testing.assert_close(picture, wanted, rtol=1e-9, atol=1e-9)
+    several = stage.render_edit(ws, torch.cat([ws, ws + 0.5, ws - 1]), one, masks)
+    torch.testing.assert_close(several[1:2], picture, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(several[:1], stage.render(ws, one, masks), rtol=1e-9, atol=1e-9)
     offsets = {"convs.3.style": torch.ones(1, WIDTHS[2], dtype=torch.float64)}
     styled = stage.render_edit(ws, ws + 0.5, one, masks, offsets)
     assert not torch.allclose(styled, picture, atol=1e-3)
