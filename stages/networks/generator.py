@@ -19,7 +19,8 @@ Delta = Mapping[str, Tensor]
 # "out"; the only one of MobileStyleGAN reads them after it.
 Place = tuple[int, str]
 # Functions that change features [B, C, h, w] inside a synthesis.
-Taps = Mapping[Place, Callable[[Tensor], Tensor]]
+Tap = Callable[[Tensor], Tensor]
+Taps = Mapping[Place, Tap]
 
 STYLE_WIDTH = 512
 
