@@ -4,10 +4,10 @@
 
 The student has the architecture of StyleGAN2 at 128 px and the mapping network and W space of its
 teacher. It serves tests, benchmarks and learning rates on StyleGAN2, not pictures. It is trained on
-images of the teacher, reduced by area, from weights that a regression finds layer by layer: first
-its layers up to 32 px, then those of each larger size as well. FILE.pt has the layout of
-rosinality/stylegan2-pytorch, and FILE.safetensors beside it is the same converted, in half
-precision. Pairs and a checkpoint, from which an interrupted run continues, are in DIR.
+images of the teacher, reduced by area, from kernels of unit variance: first its layers up to 16 px,
+then those of each larger size as well. FILE.pt has the layout of rosinality/stylegan2-pytorch, and
+FILE.safetensors beside it is the same converted, in half precision. Pairs and a checkpoint, from
+which an interrupted run continues, are in DIR.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from dhr_batch.fitting.averaged import AveragedAdam
 from dhr_batch.fitting.distill import export
 from dhr_batch.fitting.distill_pairs import HELD_OUT, codes, write_atomically
 from dhr_batch.fitting.test_bed_pairs import Pairs, levels, render, student_rows
-from dhr_batch.fitting.test_bed_start import Start
 from dhr_batch.fitting.test_bed_student import Coordinates, dense, layers, style
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.models import catalogue
@@ -46,9 +45,7 @@ CHECKPOINT = "test_bed.pt"
 MADE_BY = "dhr_batch.fitting.test_bed"
 WIDTHS = (256, 256, 256, 128, 64, 32)
 # Sizes that are trained until each share of the time.
-STAGES = ((32, 0.2), (64, 0.7), (128, 1.0))
-# Codes of the regression of the first weights.
-START_CODES = 384
+STAGES = ((16, 0.1), (32, 0.45), (64, 0.8), (128, 1.0))
 # Weight of the images of smaller sizes, which StyleGAN2 sums up.
 SKIP_WEIGHT = 0.2
 # Largest share of the time that is spent on new pairs.
@@ -60,12 +57,9 @@ CORES = 2
 
 
 def student(teacher: MobileStyleGAN, widths: Sequence[int] = WIDTHS) -> StyleGAN2:
-    """Return the student with the mapping network of its teacher, noise and no other weights."""
+    """Return the student with the mapping network of its teacher and no other weights."""
     net = StyleGAN2(widths, mapping_layers=teacher.mapping_layers)
-    draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name in net.noise_names:
-            net.noise(name).copy_(torch.randn(net.noise(name).shape, generator=draw))
         for name in net.weight_names("mapping."):
             net.weight(name).copy_(teacher.weight(name))
         net.w_mean.copy_(teacher.w_mean)
@@ -79,20 +73,6 @@ def coordinates(teacher: MobileStyleGAN) -> Coordinates:
     return Coordinates(teacher.map(z, 0.75))
 
 
-def starting_weights(
-    net: StyleGAN2, teacher: MobileStyleGAN, space: Coordinates, pairs: Pairs, cache: Path
-) -> dict[str, Tensor]:
-    """Return the weights of `Start` from the cache, which has them after the first call."""
-    file = cache / "start.pt"
-    if not file.exists():
-        while len(pairs) < START_CODES:
-            pairs.add()
-        ws = torch.cat([codes(teacher, seed) for seed in range(START_CODES)])
-        begun = Start(net, teacher, space, ws, pairs.images[:START_CODES])
-        write_atomically(file, lambda path: torch.save(begun.params, path))
-    return torch.load(file, weights_only=True)
-
-
 def is_head(name: str) -> bool:
     """Return whether a weight is the kernel of an image layer."""
     return name.startswith("to_rgb") and name.endswith("weight") and "modulation" not in name
@@ -102,6 +82,33 @@ def in_features(name: str) -> bool:
     """Return whether the features are proportional to these weights taken together."""
     bias = name.endswith("bias") and "modulation" not in name and "to_rgb" not in name
     return name == "input" or name.endswith("noise_strength") or bias
+
+
+def start(net: StyleGAN2, space: Coordinates) -> dict[str, Tensor]:
+    """Return random weights of the synthesis network, with modulations of coordinates of W.
+
+    Kernels have unit variance and styles a mean of 1, as StyleGAN2 starts. Image layers are 0,
+    so that sizes that are not yet trained add nothing.
+    """
+    draw = torch.Generator().manual_seed(0)
+    params = {}
+    for name in net.weight_names():
+        shape = net.weight(name).shape
+        if name.startswith("mapping."):
+            continue
+        if name.endswith("modulation.bias"):
+            params[name] = torch.ones(shape)
+        elif name.endswith("noise_strength"):
+            params[name] = torch.full(shape, 0.02)
+        elif name.endswith("bias") or is_head(name):
+            params[name] = torch.zeros(shape)
+        else:
+            params[name] = torch.randn(shape, generator=draw)
+    for name in net.noise_names:
+        net.noise(name).copy_(torch.randn(net.noise(name).shape, generator=draw))
+    for name in [name for name in params if name.endswith("modulation.weight")]:
+        params[name], _ = space.from_weights(params[name], torch.zeros(()))
+    return params
 
 
 @torch.no_grad()
@@ -175,14 +182,12 @@ class Trainer(AveragedAdam):
     Args:
         net: The student, for its sizes and noise.
         space: Coordinates of W, in which the modulations are trained.
-        tensors: The weights of the synthesis network to start from; see `Start`.
         rate: Largest step relative to a weight.
     """
 
-    def __init__(
-        self, net: StyleGAN2, space: Coordinates, tensors: dict[str, Tensor], rate: float
-    ) -> None:
+    def __init__(self, net: StyleGAN2, space: Coordinates, rate: float) -> None:
         self.net, self.space = net, space
+        tensors = start(net, space)
         scales = {name: _scale(name, tensor) for name, tensor in tensors.items()}
         super().__init__(tensors, scales, rate, fused=True)
 
@@ -403,7 +408,7 @@ def train(
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Pairs, checkpoint.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @click.option("--pairs", default=6000, show_default=True, help="Training images (0.1 s each).")
-@click.option("--rate", default=4e-3, show_default=True, help="Largest step relative to a weight.")
+@click.option("--rate", default=1e-2, show_default=True, help="Largest step relative to a weight.")
 @click.option("--batch", default=16, show_default=True, help="Images per step.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="PNG: teacher above student.")
 def main(
@@ -419,13 +424,12 @@ def main(
     teacher = context.network("generator", "mobilestylegan-256")
     finder = context.network("landmarks", "dlib68")
     net = student(teacher)
-    material = Pairs(teacher, cache, net.num_ws)
-    material.load()
-    space = coordinates(teacher)
-    trainer = Trainer(net, space, starting_weights(net, teacher, space, material, cache), rate)
+    trainer = Trainer(net, coordinates(teacher), rate)
     if (cache / CHECKPOINT).exists():
         trainer.restore(torch.load(cache / CHECKPOINT, weights_only=True))
         click.echo(f"resumed at step {trainer.steps}, {trainer.seconds / 60:.1f} min")
+    material = Pairs(teacher, cache, net.num_ws)
+    material.load()
     ws, images = held_out(teacher, cache)
 
     def publish(net: StyleGAN2) -> None:

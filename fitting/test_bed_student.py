@@ -33,7 +33,7 @@ def dense(net: StyleGAN2, ws: Tensor, params: Params, dtype: torch.dtype) -> lis
         if row % 2 == 0:
             block = row // 2 - 1
             head = "to_rgb1" if row == 0 else f"to_rgbs.{block}"
-            image = rgb(params, head, x, ws[:, row + 1])
+            image = _rgb(params, head, x, ws[:, row + 1])
             if images:
                 image = image + F.conv_transpose2d(images[-1], taps, stride=2, padding=1, groups=3)
             images.append(image)
@@ -48,7 +48,7 @@ def layers(
     x = x.to(dtype, memory_format=torch.channels_last)
     for row in range(ws.shape[1] - 1):
         name = "conv1" if row == 0 else f"convs.{row - 1}"
-        x = conv(net, params, name, x, ws[:, row], up=row % 2 == 1)
+        x = _conv(net, params, name, x, ws[:, row], up=row % 2 == 1)
         yield name, x, row
 
 
@@ -58,7 +58,7 @@ def style(params: Params, name: str, w: Tensor) -> Tensor:
     return F.linear(w, weight, bias)
 
 
-def conv(
+def _conv(
     net: StyleGAN2, params: Params, name: str, x: Tensor, w: Tensor, up: bool = False
 ) -> Tensor:
     c = x.shape[1]
@@ -80,7 +80,7 @@ def conv(
     return F.leaky_relu_(x, 0.2)
 
 
-def rgb(params: Params, name: str, x: Tensor, w: Tensor) -> Tensor:
+def _rgb(params: Params, name: str, x: Tensor, w: Tensor) -> Tensor:
     b, c, h, width = x.shape
     scales = style(params, name, w) / math.sqrt(c)
     kernel = params[f"{name}.weight"] * scales[:, None, :]

@@ -19,8 +19,7 @@ Delta = Mapping[str, Tensor]
 # "out"; the only one of MobileStyleGAN reads them after it.
 Place = tuple[int, str]
 # Functions that change features [B, C, h, w] inside a synthesis.
-Tap = Callable[[Tensor], Tensor]
-Taps = Mapping[Place, Tap]
+Taps = Mapping[Place, Callable[[Tensor], Tensor]]
 
 STYLE_WIDTH = 512
 
