@@ -17,7 +17,7 @@ from dhr_batch.pipeline.errors import Refused
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Benchmark: smoke, ablations, occluders, paper or refine-speed.",
+    help="Benchmark: smoke, ablations, occluders, paper, refiners or refine-speed.",
 )
 @click.option(
     "-c",

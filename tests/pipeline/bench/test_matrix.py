@@ -118,7 +118,7 @@ def test_a_wrong_matrix_is_refused(change, message):
 
 
 def test_shipped_benchmarks_are_valid():
-    shipped = ["ablations", "occluders", "paper", "refine-speed", "smoke"]
+    shipped = ["ablations", "occluders", "paper", "refine-speed", "refiners", "smoke"]
     assert matrix.shipped_names() == shipped
     for name in matrix.shipped_names():
         found = matrix.shipped_matrix(name)
