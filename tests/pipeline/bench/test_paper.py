@@ -22,6 +22,7 @@ from dhr_batch.tests import filled
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.benched import MACHINE
 from dhr_batch.tests.pipeline.chromium import Chromium
+from dhr_batch.tests.pipeline.typeset import needs_latex, typeset
 
 pytestmark = pytest.mark.slow
 # What the stages take instead, where they have these options: few steps at small sizes.
@@ -124,6 +125,11 @@ def test_every_figure_of_the_table_is_there_and_marked(finished):
             assert missing <= {key for key in values if "identity" in key}, method["method"]
         assert all("random weights" in " ".join(made) for made in found["made_by"].values())
     assert (out / "benchmark.md").read_text("utf-8").count("random weights: the figures say") == 1
+
+
+@needs_latex
+def test_the_table_is_typeset(finished, tmp_path):
+    assert "Missing character" not in typeset(finished[2] / "benchmark.tex", tmp_path)
 
 
 def test_chromium_shows_the_table_with_published_figures(finished):

@@ -33,6 +33,7 @@ from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline import discs
 from dhr_batch.tests.pipeline.benched import MACHINE, REFINE, TINY, tiny
 from dhr_batch.tests.pipeline.chromium import Chromium
+from dhr_batch.tests.pipeline.typeset import needs_latex, typeset
 
 
 @pytest.fixture(scope="module")
@@ -418,6 +419,12 @@ def test_latex_is_balanced_and_escaped(finished):
     for tabular in re.findall(r"\\begin\{tabular\}\{(l[rl]*)\}(.*?)\\end\{tabular\}", body, re.S):
         rows = [line for line in tabular[1].splitlines() if line.endswith("\\\\")]
         assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(tabular[0])}
+
+
+@needs_latex
+def test_latex_is_typeset(finished, tmp_path):
+    log = typeset(finished[2].parent / "benchmark.tex", tmp_path)
+    assert "Missing character" not in log
 
 
 def test_csv_and_json_have_every_figure_and_its_origin(finished, figures):
