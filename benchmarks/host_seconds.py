@@ -68,7 +68,7 @@ PIECES = {
         "dhr_batch.stages.networks.dlib_face.Landmarks68.locate",
         "dhr_batch.stages.networks.dlib_face.Landmarks68.find",
     ],
-    "identity": ["dhr_batch.stages.networks.dlib_face.DlibIdentity.describe"],
+    "identity": ["dhr_batch.stages.networks.identity.Network.describe"],
     "SSIM": [
         "dhr_batch.stages.measure.metrics.ssim_map",
         "dhr_batch.stages.measure.metrics.ssim",

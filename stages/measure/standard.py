@@ -285,7 +285,8 @@ class Standard(Stage):
         portraits: Mapping[str, Portrait],
         missing: dict[str, list[str]],
     ) -> list[Metric]:
-        found = {stage: network.describe(portrait) for stage, portrait in portraits.items()}
+        descriptors = network.describe(list(portraits.values()))
+        found = dict(zip(portraits, descriptors, strict=True))
         expected = found.pop("source")
         if expected is None:
             missing.setdefault("source", []).append(f"identity_{name} of any picture")

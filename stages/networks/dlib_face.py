@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dlib
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dhr_batch.stages.base import Context
-
-if TYPE_CHECKING:
-    from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks import dlib_resnet
+from dhr_batch.stages.networks.identity import Network, Portrait
 
 FoundBy = Literal["hog", "ffhq"]
 
@@ -31,7 +32,7 @@ def landmarks68(context: Context) -> Landmarks68:
 
 def identity(context: Context) -> DlibIdentity:
     """Load the face descriptor network of dlib."""
-    return DlibIdentity(str(context.models("dlib-face-resnet")))
+    return DlibIdentity(dlib_resnet.load(context.models("dlib-face-resnet")), context)
 
 
 class Landmarks68:
@@ -110,24 +111,22 @@ class Landmarks68:
         return [box * back for box in boxes]
 
 
-class DlibIdentity:
+class DlibIdentity(Network):
     """128-d face descriptor. Below a distance of 0.6, dlib considers two faces the same person."""
 
     label = "dlib-face-resnet"
 
-    def __init__(self, path: str) -> None:
-        self.model = dlib.face_recognition_model_v1(path)
-
-    def describe(self, portrait: Portrait) -> np.ndarray | None:
-        """Return float64 [128] of a crop of 150 px by the landmarks, or None without landmarks."""
-        rgb, landmarks = portrait.rgb, portrait.landmarks
+    def _crop(self, portrait: Portrait) -> Tensor | None:
+        """Cut out 150 px by the landmarks, with dlib's own function. None without landmarks."""
+        landmarks = portrait.landmarks
         if landmarks is None:
             return None
         points = [dlib.point(round(x), round(y)) for x, y in np.asarray(landmarks, np.float64)]
         low, high = landmarks.min(0), landmarks.max(0)
         box = dlib.rectangle(round(low[0]), round(low[1]), round(high[0]), round(high[1]))
         face = dlib.full_object_detection(box, points)
-        return np.array(self.model.compute_face_descriptor(np.ascontiguousarray(rgb), face, 0))
+        chip = dlib.get_face_chip(np.ascontiguousarray(portrait.rgb), face, dlib_resnet.SIDE)
+        return torch.from_numpy(chip).permute(2, 0, 1)[None]
 
 
 def hog_box(mtcnn_box: np.ndarray) -> np.ndarray:

@@ -70,8 +70,8 @@ class Identity(Protocol):
 
     label: str
 
-    def describe(self, portrait: Portrait) -> np.ndarray | None:
-        """Return the descriptor of the face, float [D], or None if no face is found."""
+    def describe(self, portraits: Sequence[Portrait]) -> list[np.ndarray | None]:
+        """Return the descriptor of each face, float [D], or None where no face is found."""
         ...
 
 
@@ -128,43 +128,56 @@ def _unit(rgb: np.ndarray) -> Tensor:
     return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-class _Network:
+class Network(ABC):
+    """A network on one crop of each picture."""
+
     def __init__(self, net: nn.Module, context: Context) -> None:
         self.net, self.device = net.to(context.device), context.device
 
     @torch.inference_mode()
-    def _descriptor(self, face: Tensor) -> np.ndarray:
+    def describe(self, portraits: Sequence[Portrait]) -> list[np.ndarray | None]:
+        """See `Identity`. The faces are described in one batch."""
+        crops = [self._crop(portrait) for portrait in portraits]
+        found = [crop for crop in crops if crop is not None]
+        if not found:
+            return [None] * len(crops)
         # TF32 would change cosines by more than the differences between refiners.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.net(face.to(self.device))[0].double().cpu().numpy()
+            batch = torch.cat(found).to(self.device).float()
+            descriptors = iter(self.net(batch).double().cpu().numpy())
+        return [None if crop is None else next(descriptors) for crop in crops]
+
+    @abstractmethod
+    def _crop(self, portrait: Portrait) -> Tensor | None:
+        """Return the input of the network, [1, 3, S, S] on the CPU, or None without a face."""
 
 
-class ArcFace(_Network):
+class ArcFace(Network):
     """ArcFace on a fixed crop, so every aligned picture has a descriptor."""
 
     label = "arcface-irse50, fixed crop of 256 px"
 
-    def describe(self, portrait: Portrait) -> np.ndarray | None:
+    def _crop(self, portrait: Portrait) -> Tensor:
         size = (LOSS_SIDE, LOSS_SIDE)
         image = Image.fromarray(portrait.rgb)
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
-        return self._descriptor(loss_crop(_unit(np.asarray(image))))
+        return loss_crop(_unit(np.asarray(image)))
 
 
-class _Detected(_Network, ABC):
+class _Detected(Network):
     """A network on a crop of the face that MTCNN finds."""
 
     def __init__(self, net: nn.Module, context: Context) -> None:
         super().__init__(net, context)
         self.detector: Detector = context.network("detector", "mtcnn")
 
-    def describe(self, portrait: Portrait) -> np.ndarray | None:
+    def _crop(self, portrait: Portrait) -> Tensor | None:
         face = portrait.face(self.detector)
-        return None if face is None else self._descriptor(self._crop(portrait.rgb, face))
+        return None if face is None else self._cut(portrait.rgb, face)
 
     @abstractmethod
-    def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
+    def _cut(self, rgb: np.ndarray, face: Face) -> Tensor:
         """Return the input of the network, float32 [1, 3, S, S], from uint8 [H, W, 3]."""
 
 
@@ -173,7 +186,7 @@ class CurricularFace(_Detected):
 
     label = "curricularface-ir101, 112 px aligned by 5 points of MTCNN"
 
-    def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
+    def _cut(self, rgb: np.ndarray, face: Face) -> Tensor:
         return _unit(aligned_crop(rgb, face.points))
 
 
@@ -182,7 +195,7 @@ class FaceNet(_Detected):
 
     label = "facenet-vggface2, 160 px of MTCNN's box"
 
-    def _crop(self, rgb: np.ndarray, face: Face) -> Tensor:
+    def _cut(self, rgb: np.ndarray, face: Face) -> Tensor:
         # The network is trained on pictures scaled as (v - 127.5) / 128.
         return _unit(box_crop(rgb, face.box)) * (127.5 / 128)
 

@@ -191,10 +191,10 @@ class Descriptions:
 
     label = "dlib-face-resnet"
 
-    def describe(self, portrait):
-        if portrait.landmarks is None:
-            return None
-        return np.array([1.0, portrait.rgb.mean() / 255])
+    def describe(self, portraits):
+        return [
+            None if p.landmarks is None else np.array([1.0, p.rgb.mean() / 255]) for p in portraits
+        ]
 
 
 class Brightness:
@@ -205,11 +205,13 @@ class Brightness:
     def __init__(self, darkest: float) -> None:
         self.darkest = darkest
 
-    def describe(self, portrait):
-        turn = portrait.rgb.mean() / 255 * np.pi / 2
-        return (
-            np.array([np.cos(turn), np.sin(turn)]) if portrait.rgb.mean() > self.darkest else None
-        )
+    def describe(self, portraits):
+        found = []
+        for level in (portrait.rgb.mean() for portrait in portraits):
+            turn = level / 255 * np.pi / 2
+            visible = level > self.darkest
+            found.append(np.array([np.cos(turn), np.sin(turn)]) if visible else None)
+        return found
 
 
 @pytest.fixture

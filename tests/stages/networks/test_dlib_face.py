@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import dlib
 import numpy as np
 import pytest
 
 from dhr_batch.stages import ffhq
-from dhr_batch.stages.networks import dlib_face
+from dhr_batch.stages.networks import dlib_face, dlib_resnet
 from dhr_batch.stages.networks.identity import Portrait
 
 
@@ -19,7 +20,7 @@ def landmarks(models):
 
 @pytest.fixture(scope="module")
 def identity(models):
-    return dlib_face.identity(SimpleNamespace(models=models))
+    return dlib_face.identity(SimpleNamespace(models=models, device="cpu"))
 
 
 def test_landmarks_on_an_aligned_crop(golden, shared, landmarks):
@@ -46,20 +47,37 @@ def test_a_crop_without_a_visible_face_uses_the_usual_box(landmarks):
     assert landmarks.find(plain[:8, :8]) is None
 
 
-def test_descriptor_tells_people_apart(golden, shared, landmarks, identity):
+def test_descriptors_are_those_of_dlib_and_tell_people_apart(
+    golden, shared, landmarks, identity, models
+):
     from PIL import Image
 
     numbers = np.load(golden / "align.npz")
 
-    def describe(name):
+    def portrait(name):
         photo = Image.open(shared / "golden" / "align" / f"{name}_input.png").convert("RGB")
         aligned = ffhq.crop(np.asarray(photo), numbers[f"{name}.quad"], 256)
-        return identity.describe(Portrait(aligned, landmarks.find(aligned)))
+        return Portrait(aligned, landmarks.find(aligned))
 
-    one, same, other = describe("obama"), describe("obama2"), describe("biden")
+    faces = [portrait(name) for name in ("obama", "obama2", "biden")]
+    nothing = Portrait(np.zeros((64, 64, 3), np.uint8))
+    one, none, same, other = identity.describe([faces[0], nothing, *faces[1:]])
+    assert none is None
     assert one.shape == (128,)
     assert np.linalg.norm(one - same) < 0.6 < np.linalg.norm(one - other)
-    assert identity.describe(Portrait(np.zeros((64, 64, 3), np.uint8))) is None
+    model = dlib.face_recognition_model_v1(str(models("dlib-face-resnet")))
+    for face, found in zip(faces, (one, same, other), strict=True):
+        points = [dlib.point(round(x), round(y)) for x, y in face.landmarks]
+        shape = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
+        expected = np.array(model.compute_face_descriptor(face.rgb, shape))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_another_file_of_dlib_is_refused(models, tmp_path):
+    content = models("dlib-face-resnet").read_bytes()
+    (tmp_path / "cut.dat").write_bytes(content[: content.rindex(b"affine_")])
+    with pytest.raises(ValueError, match="not the face descriptor network"):
+        dlib_resnet.load(tmp_path / "cut.dat")
 
 
 def test_overlap():

@@ -83,7 +83,7 @@ def test_arcface_sees_the_fixed_crop_of_256_px(context):
     rgb = np.zeros((512, 512, 3), np.uint8)
     rgb[70:446, 64:440] = 255
     network = identity.ArcFace(Mean(), context())
-    np.testing.assert_allclose(network.describe(Portrait(rgb)), [1, 1, 1], atol=0.01)
+    np.testing.assert_allclose(network.describe([Portrait(rgb)])[0], [1, 1, 1], atol=0.01)
 
 
 def test_curricularface_sees_the_face_on_the_template(context):
@@ -99,13 +99,13 @@ def test_curricularface_sees_the_face_on_the_template(context):
     seen = [int(crop[round(y), round(x), 0]) for x, y in identity.TEMPLATE]
     assert seen == [40, 80, 120, 160, 200]
     network = identity.CurricularFace(Mean(), context(Face(BOX, 1, points)))
-    network.describe(Portrait(rgb))
+    network.describe([Portrait(rgb)])
     assert torch.equal(network.net.seen, identity._unit(crop))
 
 
 def test_facenet_sees_what_its_own_package_shows_it(context):
     network = identity.FaceNet(Mean(), context(FACE))
-    network.describe(Portrait(photograph()))
+    network.describe([Portrait(photograph())])
     face = extract_face(Image.fromarray(photograph()), BOX, image_size=160)
     wanted = fixed_image_standardization(face)
     torch.testing.assert_close(network.net.seen[0], wanted, atol=1e-5, rtol=0)
@@ -114,7 +114,7 @@ def test_facenet_sees_what_its_own_package_shows_it(context):
 def test_a_box_beyond_the_picture_is_cut(context):
     outside = Face(np.array([-30.0, -20, 300, 400]), 1, FACE.points)
     network = identity.FaceNet(Mean(), context(outside))
-    assert network.describe(Portrait(photograph())) is not None
+    assert network.describe([Portrait(photograph())])[0] is not None
     np.testing.assert_array_equal(identity.box_crop(photograph(160), outside.box), photograph(160))
 
 
@@ -122,18 +122,18 @@ def test_a_face_is_looked_for_once_and_may_be_missing(context):
     found = context(FACE)
     networks = [identity.CurricularFace(Mean(), found), identity.FaceNet(Mean(), found)]
     portrait = Portrait(photograph())
-    assert all(network.describe(portrait) is not None for network in networks)
+    assert all(network.describe([portrait])[0] is not None for network in networks)
     assert found.network("detector", "mtcnn").calls == 1
     none = context()
     for network in (identity.CurricularFace(Mean(), none), identity.FaceNet(Mean(), none)):
-        assert network.describe(Portrait(photograph())) is None
+        assert network.describe([Portrait(photograph())]) == [None]
 
 
 def test_the_published_facenet_file_is_loaded(context, tmp_path):
     published = InceptionResnetV1(classify=True, num_classes=11)
     torch.save(published.state_dict(), tmp_path / "facenet-vggface2")
     network = identity.facenet(context(FACE))
-    descriptor = network.describe(Portrait(photograph()))
+    (descriptor,) = network.describe([Portrait(photograph())])
     face = extract_face(Image.fromarray(photograph()), BOX, image_size=160)
     published.eval().classify = False
     with torch.no_grad():
