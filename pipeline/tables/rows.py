@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from dhr_batch.stages.base import START, EditedImage, Record
 Row = dict[str, Any]
 # The kind of rows of the table `deltas` that are stored exactly.
 STATE = "state"
+# On photographs, a quarter of the time of Pillow's default for files that are 2 to 10 % larger.
+_DEFLATE = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
@@ -31,7 +34,7 @@ def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     for key, value in (text or {}).items():
         notes.add_text(key, value)
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", pnginfo=notes)
+    Image.fromarray(pixels).save(stream, "PNG", pnginfo=notes, **_DEFLATE)
     return stream.getvalue()
 
 
