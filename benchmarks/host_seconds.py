@@ -70,11 +70,11 @@ PIECES = {
     ],
     "identity": ["dhr_batch.stages.networks.identity.Network.describe"],
     "SSIM": [
-        "dhr_batch.stages.measure.metrics.ssim_map",
+        "dhr_batch.stages.measure.metrics.Reference.ssim_map",
         "dhr_batch.stages.measure.metrics.ssim",
     ],
     "MS-SSIM": [
-        "dhr_batch.stages.measure.metrics.ms_ssim_maps",
+        "dhr_batch.stages.measure.metrics.Reference.ms_ssim_maps",
         "dhr_batch.stages.measure.metrics.ms_ssim",
     ],
     "other metrics": ["dhr_batch.stages.measure.standard.Standard.process"],

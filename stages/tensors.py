@@ -12,8 +12,12 @@ from torch import Tensor
 
 def images_to_tensor(images: Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
     """Convert uint8 images [H, W, 3] of one size to float32 [B, 3, H, W] in [-1, 1]."""
-    batch = torch.from_numpy(np.stack(images)).to(device)
-    return batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    return to_unit(torch.from_numpy(np.stack(images)).to(device))
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """Convert uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1], on the same device."""
+    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
 def tensor_to_images(batch: Tensor) -> list[np.ndarray]:

@@ -25,13 +25,14 @@ from dhr_batch.stages.base import (
 )
 from dhr_batch.stages.measure.metrics import (
     Part,
-    change,
     cosine,
     parts_of,
     perceptual_distance,
     pixel_metrics,
+    pixel_values,
     shrink,
     shrink_mask,
+    weights_of,
 )
 from dhr_batch.stages.measure.truth import (
     at_size,
@@ -41,7 +42,7 @@ from dhr_batch.stages.measure.truth import (
     truth_parts,
 )
 from dhr_batch.stages.networks.identity import Portrait
-from dhr_batch.stages.tensors import images_to_tensor, masks_to_tensor
+from dhr_batch.stages.tensors import to_unit
 
 if TYPE_CHECKING:
     from dhr_batch.stages.measure.face_scores import Scorer
@@ -227,41 +228,55 @@ class Standard(Stage):
         parts: Mapping[str, Part],
         say_size: bool,
     ) -> list[Metric]:
+        if not parts:
+            return []
         maker = self.generator_label + (f"; at {source.shape[0]} px" if say_size else "")
+        pixels, distances = self._values(source, renders, parts)
         rows = []
-        for stage, image in renders.items():
-            values = pixel_metrics(source, image, parts)
-            if stage not in RECONSTRUCTIONS:
-                values |= change(renders["refined"], image, parts)
-            rows += _rows(stage, values, maker)
-        for net in self.perceptual:
-            for stage, values in self._perceptual(net, source, renders, parts).items():
-                rows += _rows(stage, values, f"{_model_label(net.name)}; {maker}")
+        for stage, values in zip(renders, pixels, strict=True):
+            named = pixel_metrics(values, parts)
+            if stage in RECONSTRUCTIONS:
+                named = {k: v for k, v in named.items() if not k.startswith("change")}
+            rows += _rows(stage, named, maker)
+        for net, of_stages in zip(self.perceptual, distances, strict=True):
+            for stage, of_parts in zip(renders, of_stages.tolist(), strict=True):
+                named = {net.name + part: v for part, v in zip(parts, of_parts, strict=True)}
+                rows += _rows(stage, named, f"{_model_label(net.name)}; {maker}")
         return rows
 
     @torch.inference_mode()
-    def _perceptual(
+    def _values(
         self,
-        net: Perceptual | PackageLPIPS,
         source: np.ndarray,
         renders: Mapping[str, np.ndarray],
         parts: Mapping[str, Part],
-    ) -> dict[str, dict[str, float]]:
-        """Return values by stage and metric, one picture at a time to save memory."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compute metrics on the device, with one copy to it and one back.
+
+        Returns:
+            `pixel_values` of the pictures, [N, P, 4], and their perceptual distances in each
+            network, [networks, N, P].
+        """
         device = self.context.device
-        target = net.features(images_to_tensor([source], device))
-        weights = {
-            suffix: None if part is None else masks_to_tensor([part], device)
-            for suffix, part in parts.items()
-        }
-        values = {}
-        for stage, image in renders.items():
-            maps = net.maps(images_to_tensor([image], device), target)
-            values[stage] = {
-                f"{net.name}{suffix}": float(perceptual_distance(maps, weight))
-                for suffix, weight in weights.items()
-            }
-        return values
+        pictures = torch.from_numpy(np.stack([source, *renders.values()])).to(device)
+        masks = torch.from_numpy(weights_of(parts, source.shape[:2])).to(device)
+        before = list(renders).index("refined")
+        pixels = pixel_values(pictures[:1], pictures[1:], before, masks)
+        weights = [
+            None if part is None else masks[i : i + 1, None].float()
+            for i, part in enumerate(parts.values())
+        ]
+        distances = []
+        for net in self.perceptual:
+            target = net.features(to_unit(pictures[:1]))
+            # One picture at a time, to save memory.
+            for image in pictures[1:].split(1):
+                maps = net.maps(to_unit(image), target)
+                distances += [perceptual_distance(maps, weight) for weight in weights]
+        flat = torch.cat([pixels.flatten(), *(d.to(pixels.dtype) for d in distances)]).cpu().numpy()
+        count = pixels.numel()
+        shape = (len(self.perceptual), len(renders), len(parts))
+        return flat[:count].reshape(pixels.shape), flat[count:].reshape(shape)
 
     def _portraits(self, pictures: Mapping[str, np.ndarray]) -> dict[str, Portrait]:
         """Return the picture of each stage with the landmarks of its face, if one is detected."""
