@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -269,6 +270,12 @@ class DomainSpecific(Stage):
             "less of the surroundings of a superpixel; null: all",
         )
         error_size: int = Field(256, ge=32, description="errors are measured at this size")
+        size: int | None = Field(
+            None,
+            ge=32,
+            description="larger pictures are segmented at this size in pixels, and the result is "
+            "enlarged; null: at full size, as published",
+        )
         bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
         error: bool = Field(True, description="use errors; false: the parser alone")
 
@@ -362,16 +369,26 @@ class DomainSpecific(Stage):
             return self.generator.synthesize(ws)
 
     def _segment(self, record: Record, deltas: list[np.ndarray] | None) -> Record:
-        image = required(record.image)
+        full = required(record.image)
+        side, size = len(full), self.options.size
+        image = full
+        if size is not None and size < side:
+            image = cv2.resize(full, (size, size), interpolation=cv2.INTER_AREA)
         probs = self.parser.parse(image)
         pixels = superpixels(
             image, self.options.segments, self.options.compactness, bgr=self.options.bgr
         )
         mask = domain_mask(deltas, pixels, probs, self.options.thresholds)
+        notes = record.notes if probs is not None else (*record.notes, NO_FACE_NOTE)
         if probs is None:
-            classes = np.zeros(image.shape[:2], np.uint8)
-            return replace(record, labels=classes, mask=mask, notes=(*record.notes, NO_FACE_NOTE))
-        return replace(record, labels=probs.argmax(0).astype(np.uint8), mask=mask)
+            labels = np.zeros(image.shape[:2], np.uint8)
+        else:
+            labels = probs.argmax(0).astype(np.uint8)
+        if image is not full:
+            shares = cv2.resize(mask.astype(np.uint8) * 255, (side, side))
+            mask = shares >= 128
+            labels = cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST)
+        return replace(record, labels=labels, mask=mask, notes=notes)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks.face_parts import INDEX
@@ -229,6 +230,29 @@ def test_stage_combines_parsing_and_error() -> None:
     assert not done.mask[32:].any()
     (without,) = stage(error=False, **options).run([record(image, inverted)])
     np.testing.assert_array_equal(without.mask, np.arange(64)[:, None].repeat(64, 1) < 32)
+
+
+def test_large_pictures_may_be_segmented_at_a_smaller_size() -> None:
+    rng = np.random.default_rng(2)
+    image = rng.integers(100, 140, (64, 64, 3)).astype(np.uint8)
+    inverted = image.copy()
+    inverted[:, :24] = 255
+    large = [np.repeat(np.repeat(picture, 4, 0), 4, 1) for picture in (image, inverted)]
+    options = {"segments": 16, "thresholds": {"face": 0.1}, "error_size": 64}
+    small = stage(**options).run([record(image, inverted)])[0]
+    done = stage(size=64, **options).run([record(*large)])[0]
+    np.testing.assert_array_equal(done.labels[::4, ::4], small.labels)
+    assert done.labels.shape == done.mask.shape == (256, 256)
+    assert done.mask.dtype == bool
+    assert small.mask.any()
+    assert not small.mask.all()
+    # Only the pixels next to an edge of the mask may differ from its enlarged pixels.
+    same = done.mask == np.repeat(np.repeat(small.mask, 4, 0), 4, 1)
+    inner = ndimage.minimum_filter(small.mask, 3) | ~ndimage.maximum_filter(small.mask, 3)
+    assert same[np.repeat(np.repeat(inner, 4, 0), 4, 1)].all()
+    np.testing.assert_array_equal(
+        stage(size=64, **options).run([record(image, inverted)])[0].mask, small.mask
+    )
 
 
 def test_no_face_is_noted_and_uses_the_error_alone() -> None:
