@@ -66,6 +66,7 @@ PIECES = {
     "domain mask": ["dhr_batch.stages.segment.DomainSpecific.process"],
     "landmarks": [
         "dhr_batch.stages.networks.dlib_face.Landmarks68.locate",
+        "dhr_batch.stages.networks.dlib_face.Landmarks68.sees",
         "dhr_batch.stages.networks.dlib_face.Landmarks68.find",
     ],
     "identity": ["dhr_batch.stages.networks.identity.Network.describe"],

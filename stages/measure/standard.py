@@ -287,9 +287,7 @@ class Standard(Stage):
         for stage, image in pictures.items():
             # If the detector misses the source (profiles, occluders), it says nothing about the
             # renders either, and the face is assumed where alignment puts it.
-            seen = (
-                found_by == "ffhq" or stage == "source" or self.landmarks.locate(image)[1] == "hog"
-            )
+            seen = found_by == "ffhq" or stage == "source" or self.landmarks.sees(image)
             portraits[stage] = Portrait(image, self.landmarks.find(image, box) if seen else None)
         return portraits
 

@@ -21,6 +21,7 @@ FoundBy = Literal["hog", "ffhq"]
 FFHQ_BOX = (0.231, 0.294, 0.794, 0.853)
 # The detector finds faces of 80 px and more; an aligned face is about half as wide as its crop.
 _SEARCH_SIDE = 320
+_GLANCE_SIDE = 200
 _MIN_SIDE = 16
 _ALIGN_SIDE = 2048
 
@@ -93,12 +94,22 @@ class Landmarks68:
         `hog` means that the detector found it. `ffhq` means that the detector found no face near
         the centre, and the box is the usual one of aligned faces.
         """
-        size = np.array(rgb.shape[1::-1], np.float64)
-        usual = np.array(FFHQ_BOX) * np.tile(size, 2)
-        near = [box for box in self.faces(rgb) if overlap(box, usual) > 0.3]
+        usual, near = self._near(rgb, _SEARCH_SIDE)
         if near:
             return max(near, key=lambda box: overlap(box, usual)), "hog"
         return usual, "ffhq"
+
+    def sees(self, rgb: np.ndarray) -> bool:
+        """Whether the detector finds the face of an FFHQ-aligned crop, in less than half the time.
+
+        Faces below two fifths of the crop are missed, unlike by `locate`.
+        """
+        return bool(self._near(rgb, _GLANCE_SIDE)[1])
+
+    def _near(self, rgb: np.ndarray, side: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the usual box of aligned faces, and those that the detector finds near it."""
+        usual = np.array(FFHQ_BOX) * np.tile(np.array(rgb.shape[1::-1], np.float64), 2)
+        return usual, [box for box in self.faces(rgb, side) if overlap(box, usual) > 0.3]
 
     def faces(self, rgb: np.ndarray, side: int = _SEARCH_SIDE) -> list[np.ndarray]:
         """Return the boxes of the HOG detector, float64 [4] each, searched at `side` pixels."""

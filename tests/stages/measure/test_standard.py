@@ -184,6 +184,9 @@ class Faces:
     def locate(self, rgb):
         return np.zeros(4), "hog" if rgb.any() else "ffhq"
 
+    def sees(self, rgb):
+        return self.locate(rgb)[1] == "hog"
+
     def find(self, rgb, box=None):
         points = self.points.copy()
         points[48], points[54] = (16 - rgb.mean() / 32, 24), (16 + rgb.mean() / 32, 24)

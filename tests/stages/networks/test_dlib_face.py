@@ -31,6 +31,7 @@ def test_landmarks_on_an_aligned_crop(golden, shared, landmarks):
     rgb = np.asarray(Image.open(photo).convert("RGB"))
     aligned = ffhq.crop(rgb, numbers["obama2.quad"], 256)
     assert landmarks.locate(aligned)[1] == "hog"
+    assert landmarks.sees(aligned)
     quad = ffhq.quad_from_landmarks(landmarks.find(aligned))
     np.testing.assert_allclose(quad, ffhq.full_quad(256, 256), atol=12)
 
@@ -42,6 +43,7 @@ def test_a_crop_without_a_visible_face_uses_the_usual_box(landmarks):
     plain = np.full((200, 200, 3), 128, np.uint8)
     box, found_by = landmarks.locate(plain)
     assert found_by == "ffhq"
+    assert not landmarks.sees(plain)
     np.testing.assert_allclose(box, np.array(dlib_face.FFHQ_BOX) * 200)
     assert landmarks.find(plain).shape == (68, 2)
     assert landmarks.find(plain[:8, :8]) is None
