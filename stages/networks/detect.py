@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.networks import cascade
 
 SEARCH_SIDE = 640
 FINE_SIDE = 2560
@@ -122,14 +123,18 @@ class Detector:
                 yield members[start : start + limit]
 
     def _detect_equal(self, images: list[np.ndarray]) -> list[list[Face]]:
+        pictures = torch.from_numpy(np.stack(images)).to(self.device)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            boxes, scores, points = self.net.detect(np.stack(images), landmarks=True)
+            found = cascade.detect(self.net, pictures)
         return [
-            sort_faces([Face(np.asarray(b, np.float64), float(s), np.asarray(p, np.float64))
-                        for b, s, p in zip(*one, strict=True)])
-            if one[0] is not None else []
-            for one in zip(boxes, scores, points, strict=True)
-        ]  # fmt: skip
+            sort_faces(
+                [
+                    Face(box.astype(np.float64), float(score), points.astype(np.float64))
+                    for box, score, points in zip(*of_image, strict=True)
+                ]
+            )
+            for of_image in found
+        ]
 
 
 def sort_faces(faces: list[Face]) -> list[Face]:
