@@ -119,6 +119,8 @@ def counted(clock: Clock) -> Iterator[None]:
     """Count the functions of `PIECES`, and torch operations in them as those of the device."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    from dhr_batch.stages.measure import metrics
+
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -140,6 +142,11 @@ def counted(clock: Clock) -> Iterator[None]:
                 patch = mock.patch(name)
                 function, _ = patch.get_original()
                 stack.enter_context(mock.patch(name, timed(piece, function)))
+        # As many operations as on a GPU.
+        on_gpu = functools.partial(metrics.pictures_at_once, "cuda")
+        stack.enter_context(
+            mock.patch.object(metrics, "pictures_at_once", lambda device, pixels: on_gpu(pixels))
+        )
         stack.enter_context(Operations())
         yield
 

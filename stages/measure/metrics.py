@@ -61,9 +61,7 @@ def pixel_values(source: Tensor, images: Tensor, before: int, weights: Tensor) -
     """
     reference, origin = Reference(levels(source)), levels(images[before : before + 1])
     weights = weights.to(origin.dtype)
-    # One picture fits into the cache of a CPU. A GPU gets as many as keep the memory small.
-    height, width = weights.shape[1:]
-    at_once = 1 if images.device.type == "cpu" else max(1, _MOST_PIXELS // (height * width))
+    at_once = pictures_at_once(images.device.type, weights[0].numel())
     found = []
     for chunk in images.split(at_once):
         y = levels(chunk)
@@ -75,6 +73,14 @@ def pixel_values(source: Tensor, images: Tensor, before: int, weights: Tensor) -
         )
         found.append(torch.stack(torch.broadcast_tensors(*values), -1))
     return torch.cat(found)
+
+
+def pictures_at_once(device: str, pixels: int) -> int:
+    """Return how many pictures of so many pixels are compared at once on a type of device.
+
+    One picture fits into the cache of a CPU. A GPU gets as many as keep the memory small.
+    """
+    return 1 if device == "cpu" else max(1, _MOST_PIXELS // pixels)
 
 
 def pixel_metrics(values: np.ndarray, parts: Mapping[str, Part]) -> dict[str, float]:
