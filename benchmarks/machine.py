@@ -48,10 +48,10 @@ def processor() -> str:
 
 
 def device() -> str:
-    """Return `cuda` if there is such a device, else `cpu`."""
-    import torch
+    """Return `cuda` if there is such a device, else `cpu`, and set the default precision."""
+    from dhr_batch.stages.device import use
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return use()
 
 
 def synchronise() -> None:

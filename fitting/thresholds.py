@@ -215,14 +215,12 @@ def main(
     occluders: int, keep: float, out: Path | None,
 ) -> None:  # fmt: skip
     """Print thresholds for `segment.thresholds` in a preset."""
-    import torch
-
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages import registry
     from dhr_batch.stages.base import Context
+    from dhr_batch.stages.device import use
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    context = Context(device=device, generator=generator, models=catalogue.path, aligned=aligned)
+    context = Context(device=use(), generator=generator, models=catalogue.path, aligned=aligned)
 
     def prepared(family: str, **chosen: Any) -> Any:
         kind = registry.lookup(family, chosen["name"])

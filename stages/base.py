@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dhr_batch.stages import failures, registry
+from dhr_batch.stages.device import Precision
 from dhr_batch.stages.failures import ImageError
 
 
@@ -246,6 +247,7 @@ class Context:
         seed: Seed of all random numbers.
         aligned: Whether the dataset is already FFHQ-aligned. Then no face is searched for.
         refine: Settings of the stage `refine` of the run, with `name`.
+        precision: Precision of the run (see `device`). The flags of the process are not set by it.
     """
 
     device: str
@@ -254,6 +256,7 @@ class Context:
     seed: int = 0
     aligned: bool = False
     refine: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
+    precision: Precision = "fp32"
     _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def network(self, family: str, name: str) -> Any:

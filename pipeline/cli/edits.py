@@ -41,13 +41,11 @@ ROWS = click.option(
 
 
 def _context(generator: str, seed: int = 0) -> Context:
-    import torch
-
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages.base import Context
+    from dhr_batch.stages.device import use
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Context(device=device, generator=generator, models=catalogue.path, seed=seed)
+    return Context(device=use(), generator=generator, models=catalogue.path, seed=seed)
 
 
 def _rows(text: str | None, live: list[int]) -> list[int]:

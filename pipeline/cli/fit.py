@@ -132,21 +132,19 @@ def fit(
       dhr-batch edits fit --samples 3000 --out my_edits
       dhr-batch edits fit --method svm --score yaw --condition smile --out my_edits
     """
-    import torch
-
     from dhr_batch.fitting import direction_sets, scoring
     from dhr_batch.fitting import samples as sampling
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.storage.connect import connect
     from dhr_batch.stages.base import Context
+    from dhr_batch.stages.device import use
 
     written_to = out or sets_folder()
     connect(written_to)  # It is checked before the samples are computed.
     name = name or "-".join(scorer.rpartition(":")[2] for scorer in scorers)
     label = registry.label(generator)
     folder = cache or catalogue.home() / "samples" / f"{label}-seed{seed}-truncation{truncation:g}"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    context = Context(device=device, generator=generator, models=catalogue.path, seed=seed)
+    context = Context(device=use(), generator=generator, models=catalogue.path, seed=seed)
     judges = scoring.load(context, scorers)
     chosen = scores or default_scores(judges)
     others = _directions(conditions, judges)

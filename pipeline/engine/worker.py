@@ -40,6 +40,7 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
+from dhr_batch.stages.device import set_precision
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
@@ -97,7 +98,7 @@ class Worker:
         if self.settings.code:
             code.check(config, self.settings.code)
         self.stages = list(_build(config))
-        device = _prepare_torch(self.settings.device, config.threads)
+        device = _prepare_torch(self.settings.device, config)
         context = Context(
             device=self.settings.device,
             generator=config.generator,
@@ -105,6 +106,7 @@ class Worker:
             seed=config.seed,
             aligned=self.settings.aligned,
             refine=config.refine,
+            precision=config.precision,
         )
         for stage in self.stages:
             stage.setup(context)
@@ -331,8 +333,8 @@ def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInf
     )
 
 
-def _prepare_torch(device: str, threads: int) -> str:
-    """Set the number of torch's threads and return the name of the device.
+def _prepare_torch(device: str, config: Config) -> str:
+    """Set torch's threads and precision in this process, and return the name of the device.
 
     Raises:
         CommandError: If the device is `cuda` and there is no GPU.
@@ -342,7 +344,8 @@ def _prepare_torch(device: str, threads: int) -> str:
         return "CPU"
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads)
+    set_precision(config.precision)
     if device == "cpu":
         devices.keep_freed_memory()
         return "CPU"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError, field_v
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
+from dhr_batch.stages.device import Precision
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import StageOptions
@@ -60,6 +61,11 @@ class Config(BaseModel):
     workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
     workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
     threads: int = Field(1, ge=1, description="torch threads of a worker")
+    precision: Precision = Field(
+        "fp32",
+        description="of convolutions and matrix products: fp32, tf32 (NVIDIA GPUs), or bf16 in "
+        "embed and refine",
+    )
     max_quarantined: float = Field(
         1.0, ge=0, le=1, description="share of failed images above which the exit code is 3"
     )

@@ -13,6 +13,7 @@ from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.device import use
 from dhr_batch.stages.edit.direction_files import DirectionError
 
 if TYPE_CHECKING:
@@ -35,10 +36,8 @@ def context(plan: StoredPlan, place: str) -> Context:
         Refused: If the weights have changed since the run.
         UnknownName: If the refiner of the run is not installed.
     """
-    import torch
-
     generator = plan.settings.generator
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = use(plan.settings.precision)
     found = Context(device, generator, catalogue.path, refine=plan.settings.section("refine"))
     check_weights(generator, plan.fingerprint.models, place, found.new_refiner().render_models())
     return found

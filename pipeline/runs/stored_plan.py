@@ -9,6 +9,7 @@ from typing import Any, Self
 from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.stages import registry
+from dhr_batch.stages.device import Precision
 
 # Shows whether the file of an image has changed: its size in bytes, or "size:etag" in a store.
 Mark = int | str
@@ -48,6 +49,11 @@ class RunSettings:
     def seed(self) -> int | None:
         """The seed; None if the plan lacks it."""
         return self.values.get("seed")
+
+    @property
+    def precision(self) -> Precision:
+        """The precision. Runs of versions without this setting are rendered as with `fp32`."""
+        return self.values.get("precision", "fp32")
 
     @property
     def gpus(self) -> int:

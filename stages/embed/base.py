@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, required
+from dhr_batch.stages.device import mixed_precision
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 
@@ -38,7 +39,8 @@ class Embedder(Stage):
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         images = images_to_tensor([required(r.image) for r in records], self.context.device)
-        ws = self.embed(images)
+        with mixed_precision(self.context):
+            ws = self.embed(images)
         if not torch.isfinite(ws).all():
             raise ArithmeticError("the embedding diverged; a smaller rate may help")
         with torch.no_grad():

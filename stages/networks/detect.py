@@ -124,7 +124,7 @@ class Detector:
 
     def _detect_equal(self, images: list[np.ndarray]) -> list[list[Face]]:
         pictures = torch.from_numpy(np.stack(images)).to(self.device)
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.inference_mode():
             found = cascade.detect(self.net, pictures)
         return [
             sort_faces(

@@ -39,8 +39,7 @@ class Inception:
 
     @torch.inference_mode()
     def extract(self, rgb: np.ndarray) -> np.ndarray:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            (pooled,) = self.network(_batch(rgb, self.device))
+        (pooled,) = self.network(_batch(rgb, self.device))
         return pooled[0].cpu().numpy()
 
 
@@ -52,8 +51,7 @@ class Backbone:
 
     @torch.inference_mode()
     def extract(self, rgb: np.ndarray) -> np.ndarray:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.network.pooled(_batch(rgb, self.device) / 127.5 - 1)[0].cpu().numpy()
+        return self.network.pooled(_batch(rgb, self.device) / 127.5 - 1)[0].cpu().numpy()
 
 
 def _batch(rgb: np.ndarray, device: str) -> Tensor:

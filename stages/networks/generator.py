@@ -31,7 +31,7 @@ def replace_feature(feature: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]
         feature: [B, C, h, w].
         mask: [B, 1, h, w] in 0..1, where 1 is in-domain.
     """
-    return lambda x: torch.lerp(feature, x, mask)
+    return lambda x: torch.lerp(feature, x.to(feature), mask)
 
 
 class Generator(nn.Module, ABC):

@@ -141,10 +141,8 @@ class Network(ABC):
         found = [crop for crop in crops if crop is not None]
         if not found:
             return [None] * len(crops)
-        # TF32 would change cosines by more than the differences between refiners.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            batch = torch.cat(found).to(self.device).float()
-            descriptors = iter(self.net(batch).double().cpu().numpy())
+        batch = torch.cat(found).to(self.device).float()
+        descriptors = iter(self.net(batch).cpu().double().numpy())
         return [None if crop is None else next(descriptors) for crop in crops]
 
     @abstractmethod

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
+from dhr_batch.stages.device import full_precision, mixed_precision
 from dhr_batch.stages.networks.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import (
@@ -143,7 +144,8 @@ class Refiner(Stage):
         images = images_to_tensor([required(r.image) for r in records], device)
         masks = masks_to_tensor([required(r.mask) for r in records], device)
         ws = torch.from_numpy(np.stack([required(r.latent) for r in records])).to(device)
-        result = self.refine(images, ws, masks)
+        with mixed_precision(self.context):
+            result = self.refine(images, ws, masks)
         with torch.no_grad():
             refined = self.render(ws, result, masks)
         if not torch.isfinite(refined).all():
@@ -195,7 +197,7 @@ def prepared(
         feature require gradients.
     """
     delta = zero_delta(generator, names, len(ws))
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(ws):
         feature = generator.to_feature(ws)
     soft = feature_mask(masks, (feature.shape[2], feature.shape[3]))
     return delta, [d.requires_grad_() for d in delta.values()], feature.requires_grad_(), soft

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import StageOptions
 from dhr_batch.stages.embed.optimise import ramp
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared
 from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels, rms, scales
@@ -87,13 +87,14 @@ class HybridRefinement(LossRefiner):
         names = tuned_weights(generator, smallest(options, generator)) if weight_steps else []
         delta, weights, feature, soft = prepared(generator, names, ws, masks)
         loss = MaskedLoss(options, self.perceptual, images, masks)
+        replaced = replace_feature(feature, soft)
         relative = options.rates == "relative"
         feature_adam = RotatedAdam([feature], [1], [rms(feature.detach())] if relative else None)
         weight_adam = adam_of(options, generator, delta)
 
         for step in range(weight_steps):
             inside, skip = generator.trunk(ws, delta)
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
+            image = generator.from_feature(replaced(inside), ws, delta, skip)
             inner, outer = loss(image)
             grads = torch.autograd.grad(inner + outer, [feature, *weights])
             feature_adam.step(grads[:1], options.feature_rate * min(1.0, (step + 1) / 4))
@@ -105,7 +106,7 @@ class HybridRefinement(LossRefiner):
             with torch.no_grad():
                 inside, skip = generator.trunk(ws, delta)
         for step in range(rest):
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
+            image = generator.from_feature(replaced(inside), ws, delta, skip)
             _, outer = loss(image)
             grads = torch.autograd.grad(outer, [feature])
             feature_adam.step(grads, options.feature_rate * ramp(step, rest, 0, 0.6))

@@ -69,7 +69,7 @@ class HyperStyle(Refiner):
         target, refinement = encoder_input(images), Refinement()
         for done in range(self.options.passes):
             picture = encoder_input(self.render(ws, refinement, masks))
-            codes = self.codes(torch.cat([target, picture], 1))
+            codes = self.codes(torch.cat([target, picture], 1)).to(ws)
             passes = torch.full((len(ws), 1), done + 1, dtype=torch.uint8, device=ws.device)
             codes = codes + refinement.state["codes"] if done else codes
             refinement = Refinement(state={"codes": codes, "passes": passes})

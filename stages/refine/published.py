@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dhr_batch.stages.networks.generator import replace_feature
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared, synthesis_weights
 from dhr_batch.stages.refine.dhr import LossOptions, MaskedLoss
 
@@ -50,13 +51,14 @@ class PublishedRefinement(LossRefiner):
         delta, weights, feature, soft = prepared(generator, names, ws, masks)
         at_layers = soft if options.layer_masks == "nearest" else None
         loss = MaskedLoss(options, self.perceptual, images, masks, at_layers)
+        replaced = replace_feature(feature, soft)
         feature_adam = torch.optim.Adam([feature], lr=options.feature_rate)
         weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
 
         for _ in range(weight_steps):
             assert weight_adam is not None
             inside, skip = generator.trunk(ws, delta)
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
+            image = generator.from_feature(replaced(inside), ws, delta, skip)
             inner, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature], retain_graph=True)
             for weight, grad in zip(weights, torch.autograd.grad(inner, weights), strict=True):
@@ -68,7 +70,7 @@ class PublishedRefinement(LossRefiner):
         with torch.no_grad():
             inside, skip = generator.trunk(ws, delta)
         for _ in range(options.steps - weight_steps):
-            image = generator.from_feature(torch.lerp(feature, inside, soft), ws, delta, skip)
+            image = generator.from_feature(replaced(inside), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])
             feature_adam.step()

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dhr_batch.stages.device import full_precision
+
 
 class RotatedAdam:
     """Adam with its moments in a rotated basis of the channels.
@@ -72,24 +74,27 @@ class RotatedAdam:
             ArithmeticError: The first gradient of a rotated value is not finite.
         """
         self.steps += 1
-        fresh = [1 - beta**self.steps for beta in self.betas]
         for i, (value, given) in enumerate(zip(self.values, grads, strict=True)):
-            axis, scale = self.axes[i], self.scales[i]
-            grad = given * scale
-            if axis is not None and self.steps == 1:
-                self.bases[i] = _basis(grad, axis, self.weak)
-            basis = self.bases[i]
-            if basis is not None:
-                grad = basis.rotate(grad)
-            self.first[i].lerp_(grad, 1 - self.betas[0])
-            self.second[i].mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
-            second = self.second[i] if basis is None else basis.shared(self.second[i])
-            size = (second / fresh[1]).sqrt_()
-            # A share of the gradient's own size, and something above 0 if the gradient is 0.
-            floor = (self.eps * rms(size)).clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
-            move = self.first[i] / size.add_(floor) / fresh[0]
-            move = move if basis is None else basis.rotate_back(move)
-            value.sub_(move.mul_(scale), alpha=rate)
+            with full_precision(value):
+                self._step(i, value, given * self.scales[i], rate)
+
+    def _step(self, i: int, value: Tensor, grad: Tensor, rate: float) -> None:
+        fresh = [1 - beta**self.steps for beta in self.betas]
+        axis = self.axes[i]
+        if axis is not None and self.steps == 1:
+            self.bases[i] = _basis(grad, axis, self.weak)
+        basis = self.bases[i]
+        if basis is not None:
+            grad = basis.rotate(grad)
+        self.first[i].lerp_(grad, 1 - self.betas[0])
+        self.second[i].mul_(self.betas[1]).addcmul_(grad, grad, value=1 - self.betas[1])
+        second = self.second[i] if basis is None else basis.shared(self.second[i])
+        size = (second / fresh[1]).sqrt_()
+        # A share of the gradient's own size, and something above 0 if the gradient is 0.
+        floor = (self.eps * rms(size)).clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
+        move = self.first[i] / size.add_(floor) / fresh[0]
+        move = move if basis is None else basis.rotate_back(move)
+        value.sub_(move.mul_(self.scales[i]), alpha=rate)
 
 
 def rms(values: Tensor, first_axis: int = 1) -> Tensor:

@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.projection import learning_rate
 from dhr_batch.stages.networks import deeplab
 from dhr_batch.stages.networks.face_parts import CLASSES, FACE_CLASSES, INDEX
@@ -247,7 +248,8 @@ class SpatiallyAdaptive(LossRefiner):
         self.prior = CodePrior(self.generator)
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
-        options, levels = self.options, self.masks(images, ws)
+        with full_precision(images):
+            options, levels = self.options, self.masks(images, ws)
         code = torch.zeros_like(ws).requires_grad_()
         features = {
             level: ws.new_zeros(len(ws), *self.generator.place_shape(self.places[level]))

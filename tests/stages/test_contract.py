@@ -142,6 +142,31 @@ def test_members_do_not_depend_on_batch_mates(prepared, stage, name):
                 np.testing.assert_allclose(x, y, atol=2e-2)
 
 
+@pytest.mark.parametrize(("stage", "name"), [m for m in MEMBERS if m[0] in ("embed", "refine")])
+def test_members_give_usable_results_in_bfloat16(prepared, stage, name):
+    context, before = prepared(name)
+    exact, (record,) = build(context, stage, name).run(before[stage][:1])[0], before[stage][:1]
+    (rough,) = build(replace(context, precision="bf16"), stage, name).run([record])
+    assert rough.failure is None, rough.failure
+    same = [True]
+    for field in ["latent"] if stage == "embed" else ["delta", "feature", "state"]:
+        for key, value in named(exact, field).items():
+            other = named(rough, field)[key]
+            assert (other.dtype, other.shape) == (value.dtype, value.shape)
+            assert np.isfinite(other).all()
+            same.append(np.array_equal(other, value))
+    # `weights` changes none of a generator as small as this.
+    assert all(same) == (name in ("none", "weights"))
+    picture = "inverted" if stage == "embed" else "refined"
+    apart = getattr(rough, picture).astype(int) - getattr(exact, picture)
+    assert np.abs(apart).mean() < 24
+
+
+def named(record: Record, field: str) -> dict[str, np.ndarray]:
+    value = getattr(record, field)
+    return {"": value} if isinstance(value, np.ndarray) else dict(value or {})
+
+
 def test_needs_are_given_by_earlier_stages():
     given = {"data"}
     for stage in registry.STAGES:

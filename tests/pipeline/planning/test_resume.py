@@ -67,7 +67,10 @@ def test_a_renamed_folder_other_files_and_run_settings_change_nothing(
 
 
 def test_changed_settings_are_named(photographs: Path, run: RunFolder) -> None:
-    said = refused(run, made(photographs, "shard_size=3", "embed.steps=3", seed=5))
+    said = refused(
+        run, made(photographs, "shard_size=3", "embed.steps=3", "precision=tf32", seed=5)
+    )
+    assert "precision: fp32 -> tf32" in said
     assert "embed.steps: 2 -> 3" in said
     assert "seed: 0 -> 5" in said
     assert "shard_size: 2 -> 3" in said
