@@ -338,8 +338,7 @@ class DomainSpecific(Stage):
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def draw(shape: tuple[int, ...]) -> torch.Tensor:
-            drawn = [torch.randn(shape[1:], generator=source) for source in sources]
-            return torch.stack(drawn).to(images)
+            return torch.stack([torch.randn(shape[1:], generator=source) for source in sources])
 
         run = projection.Projector(
             self.generator,

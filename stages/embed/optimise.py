@@ -120,7 +120,7 @@ def optimise(
     target = downsample(images, PIXEL_SIZE)
     target_features = perceptual.features(downsample(target, settings.perceptual_size))
     face_features = perceptual.features(face_region(target)) if face_weight else None
-    live = generator.live_rows
+    live = torch.tensor(generator.live_rows, device=start.device)
     start = start.detach() if space == "w" else start.detach().unsqueeze(1).repeat(1, len(live), 1)
     moved = torch.zeros_like(start).requires_grad_()
 
@@ -132,7 +132,7 @@ def optimise(
         for group in adam.param_groups:
             group["lr"] = settings.rate * ramp(step, settings.steps, 0.05, settings.decay)
         rows = code()
-        render = downsample(generator.synthesize(_codes(generator, rows)), PIXEL_SIZE)
+        render = downsample(generator.synthesize(_codes(generator, rows, live)), PIXEL_SIZE)
         small = downsample(render, settings.perceptual_size)
         loss = perceptual.distance(small, target_features).sum()
         if face_features is not None:
@@ -146,7 +146,7 @@ def optimise(
             loss = loss + settings.prior * moved.square().mean(1).sum()
         (moved.grad,) = torch.autograd.grad(loss, [moved])
         adam.step()
-    return _codes(generator, code().detach())
+    return _codes(generator, code().detach(), live)
 
 
 def spread(generator: Generator) -> float:
@@ -176,13 +176,12 @@ def whitening(generator: Generator) -> Tensor:
     return vectors * (values.clamp_min(0).sqrt() * unit)
 
 
-def _codes(generator: Generator, rows: Tensor) -> Tensor:
-    """Return W+ codes [B, L, 512] of codes in W [B, 512] or of live rows [B, n, 512]."""
+def _codes(generator: Generator, rows: Tensor, live: Tensor) -> Tensor:
+    """Return W+ codes [B, L, 512] of codes in W [B, 512] or of the rows `live`, [B, n, 512]."""
     if rows.ndim == 2:
         return generator.broadcast(rows)
     mean = rows.mean(1, keepdim=True).expand(-1, generator.num_ws, -1)
-    index = torch.tensor(generator.live_rows, device=rows.device)
-    return mean.index_copy(1, index, rows)
+    return mean.index_copy(1, live, rows)
 
 
 class _Optimise(Embedder):

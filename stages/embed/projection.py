@@ -87,7 +87,7 @@ class Projector:
     Args:
         small: Images [B, 3, s, s] in [-1, 1], at the size at which features are compared.
         draw: Function that returns standard normal numbers of a shape [B, ...]. It is called for
-            the noise maps and then once per step for the latents.
+            the noise maps and then once per step for the latents, before the first step.
         steps: Length of the schedule.
         rate: Largest learning rate.
         w_mean, w_std: See `statistics`.
@@ -110,14 +110,16 @@ class Projector:
         w_mean: Tensor,
         w_std: float,
     ) -> None:
-        self.generator, self.perceptual, self.draw = generator, perceptual, draw
+        self.generator, self.perceptual = generator, perceptual
         self.steps, self.rate, self.w_std = steps, rate, w_std
         self.size, self.done = small.shape[-1], 0
         self.target = perceptual.features(small)
         batch = len(small)
         self.w = w_mean.detach().repeat(batch, 1).requires_grad_()
         shapes = {name: generator.noise(name).shape for name in generator.noise_names}
-        self.noise = {n: draw((batch, *s)).requires_grad_() for n, s in shapes.items()}
+        self.noise = {n: draw((batch, *s)).to(small).requires_grad_() for n, s in shapes.items()}
+        draws = [draw((batch, STYLE_WIDTH)) for _ in range(steps)]
+        self.draws = torch.stack(draws).to(small)
         self.adam = torch.optim.Adam([self.w, *self.noise.values()], lr=rate)
 
     def synthesize(self, w: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ class Projector:
         """
         self.adam.param_groups[0]["lr"] = learning_rate(self.done, self.steps, self.rate)
         strength = latent_noise(self.done, self.steps, self.w_std)
-        image = self.synthesize(self.w + strength * self.draw((len(self.w), STYLE_WIDTH)))
+        image = self.synthesize(self.w + strength * self.draws[self.done])
         small = image.clamp(-1, 1)
         if image.shape[-1] != self.size:
             small = F.interpolate(small, size=(self.size, self.size), mode="bilinear")

@@ -54,23 +54,21 @@ class PivotalTuning(LossRefiner):
         delta = zero_delta(self.generator, synthesis_weights(self.generator), len(images))
         weights = [d.requires_grad_() for d in delta.values()]
         step = self._optimiser(delta)
-        finished: dict[int, dict[str, Tensor]] = {}
-        for _ in range(options.steps):
+        kept = {name: torch.zeros_like(value) for name, value in delta.items()}
+        finished = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        for done in range(1, options.steps + 1):
             render = self.generator.synthesize(ws, delta)
             distance = self.perceptual.distance(downsample(render, size), target)
-            for i in (distance <= options.stop).nonzero().flatten().tolist():
-                if i not in finished:
-                    finished[i] = {n: d[i].detach().clone() for n, d in delta.items()}
-            if len(finished) == len(images):
+            now = (distance <= options.stop) & ~finished
+            _copy_where(now, delta, kept)
+            finished = finished | now
+            if done % _asked_every(images) == 0 and bool(finished.all()):
                 break
             pixel = (render - images).square().mean((1, 2, 3))
             loss = options.perceptual_weight * distance + options.pixel_weight * pixel
             step(torch.autograd.grad(loss.sum(), weights))
-        delta = {name: value.detach() for name, value in delta.items()}
-        for i, tuned in finished.items():
-            for name, value in tuned.items():
-                delta[name][i] = value
-        return Refinement(delta)
+        _copy_where(~finished, delta, kept)
+        return Refinement(kept)
 
     def _optimiser(self, delta: dict[str, Tensor]) -> Callable[[Sequence[Tensor]], None]:
         """Return a function that takes the gradients of offsets of weights and does a step."""
@@ -87,3 +85,19 @@ class PivotalTuning(LossRefiner):
             adam.step()
 
         return step
+
+
+def _asked_every(images: Tensor) -> int:
+    """Return the number of steps after which the host asks whether all images are finished.
+
+    On a GPU it would wait for the device in each step, and the device then for the host.
+    """
+    return 1 if images.device.type == "cpu" else 10
+
+
+@torch.no_grad()
+def _copy_where(chosen: Tensor, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy the weights of the images for which `chosen`, bool [B], is true."""
+    for name, value in target.items():
+        image = chosen.reshape(-1, *[1] * (value.ndim - 1))
+        torch.where(image, source[name], value, out=value)

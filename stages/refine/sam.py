@@ -311,7 +311,8 @@ class SpatiallyAdaptive(LossRefiner):
 
     def _loss(self, images: Tensor) -> Callable[..., Tensor]:
         """Return the loss of each image, [B], as a function of a render and what is refined."""
-        options, form, rows = self.options, self.form, self.generator.live_rows
+        options, form = self.options, self.form
+        rows = torch.tensor(self.generator.live_rows, device=images.device)
         small = lanczos(images, COMPARED)
         target = self.perceptual.features(small)
 

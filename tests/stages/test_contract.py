@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ ENCODERS: dict[str, dict] = {
 # Members that do not work on the generator `tiny`.
 ON_STYLEGAN2 = {"hyperstyle", "hfgi"}
 WIDTHS = (16, 16, 16, 16, 8)
+DEFAULT = {
+    "align": "ffhq",
+    "embed": "w+",
+    "segment": "dhr",
+    "refine": "dhr",
+    "edit": "directions",
+    "measure": "standard",
+}
 MEMBERS = [(stage, name) for stage in registry.STAGES for name in registry.names(stage)]
 
 
@@ -58,10 +67,10 @@ def models(narrow_encoder, tmp_path_factory) -> Callable[[str], Path]:
     return find
 
 
-def build(context: Context, stage: str, name: str):
+def build(context: Context, stage: str, name: str, **settings: Any):
     member = registry.lookup(stage, name)
     known = {k: v for k, v in SMALL.get(stage, {}).items() if k in member.Options.model_fields}
-    built = member(member.Options(name=name, **known))
+    built = member(member.Options(**{"name": name} | known | settings))
     built.setup(context)
     return built
 
@@ -81,8 +90,6 @@ def prepared(models, tmp_path_factory) -> Callable[[str], tuple[Context, dict[st
     """
     stylegan2 = tmp_path_factory.mktemp("generators") / "narrow.safetensors"
     stylegan2_layouts.save(narrow.stylegan2(WIDTHS), stylegan2, {})
-    default = {"align": "ffhq", "embed": "w+", "segment": "dhr", "refine": "dhr"}
-    default |= {"edit": "directions", "measure": "standard"}
 
     @cache
     def make(generator):
@@ -91,7 +98,7 @@ def prepared(models, tmp_path_factory) -> Callable[[str], tuple[Context, dict[st
         reached = {}
         for stage in registry.STAGES:
             reached[stage] = records
-            records = build(context, stage, default[stage]).run(records)
+            records = build(context, stage, DEFAULT[stage]).run(records)
             assert [r.failure for r in records] == [None] * 3
         return context, reached
 
