@@ -7,7 +7,9 @@ set nowhere else, since threads that switch them back and forth disturb each oth
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from dhr_batch.stages.registry import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,41 @@ if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Kind = Literal["cuda", "mps", "xpu", "cpu"]
+
+
+def count(kind: Kind) -> int:
+    """Return the number of devices of a kind that torch can use on this machine."""
+    import torch
+
+    if kind == "cpu":
+        return 1
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind)
+    return module.device_count() if module.is_available() else 0
+
+
+def check(kind: Kind) -> None:
+    """Check that torch can use a device of a kind on this machine.
+
+    Raises:
+        InvalidInput: If there is none.
+    """
+    if not count(kind):
+        found = [other for other in get_args(Kind) if count(other)]
+        raise InvalidInput(
+            f"--device {kind}: torch finds no such device on this machine",
+            f"choose from: {', '.join(found)}, or leave it out; see `dhr-batch doctor`",
+        )
+
+
+def label(kind: Kind) -> str:
+    """Return the name of the current device of a kind."""
+    import torch
+
+    names = {"cpu": "CPU", "mps": "Apple GPU"}
+    return names.get(kind) or getattr(torch, kind).get_device_name()
 
 
 def set_precision(precision: Precision) -> None:
@@ -29,12 +66,20 @@ def set_precision(precision: Precision) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
-def use(precision: Precision = "fp32") -> str:
-    """Set the precision of this process, and return its device: `cuda` if there is one."""
-    import torch
+def use(precision: Precision = "fp32", kind: Kind | None = None) -> Kind:
+    """Set the precision of this process, and return its device.
 
+    Args:
+        precision: The precision.
+        kind: The device; None for `cuda` if there is one, else `cpu`.
+
+    Raises:
+        InvalidInput: If there is no such device.
+    """
+    if kind is not None:
+        check(kind)
     set_precision(precision)
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return kind or ("cuda" if count("cuda") else "cpu")
 
 
 def mixed_precision(context: Context) -> AbstractContextManager[object]:

@@ -91,6 +91,8 @@ def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--preset", "huge"], "unknown preset 'huge'"),
         (["--set", "refine.name=nowhere:Refiner"], "cannot be imported"),
         (["--workers-per-gpu", "0"], "Invalid value"),
+        (["--device", "tpu"], "Invalid value"),
+        (["--device", "cuda"], "--device cuda with --gpus 0"),
         (["--set", "image_timeout=0"], "image_timeout"),
         (["--limit", "0"], "Invalid value"),
         (["--progress", "loud"], "Invalid value"),
@@ -126,6 +128,38 @@ def test_absent_gpus_say_what_to_do(photographs: Path, monkeypatch: pytest.Monke
     result = dhr("run", "--dataset", str(photographs), "--preset", "tiny", "--gpus", "8")
     assert result.exit_code == 2
     assert "--gpus 0" in result.stderr
+
+
+def test_absent_devices_say_what_to_do(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dhr_batch.stages.device.count", lambda kind: int(kind == "cpu"))
+    words = ["run", "--dataset", str(photographs), "--preset", "tiny"]
+    for kind in ("cuda", "mps", "xpu"):
+        result = dhr(*words, "--device", kind)
+        assert result.exit_code == 2
+        assert f"--device {kind}: torch finds no such device" in result.stderr
+        assert "choose from: cpu" in result.stderr
+    result = dhr(*words, "--device", "mps", "--gpus", "1")
+    assert result.exit_code == 2
+    assert "--device mps: torch finds no such device" in result.stderr
+    result = dhr(*words, "--device", "xpu", "--address", "local")
+    assert "give it with --gpus" in result.stderr
+    out = tmp_path / "x.npz"
+    result = dhr("edits", "sefa", "--generator", "tiny", "--out", str(out), "--device", "mps")
+    assert result.exit_code == 2
+    assert "--device mps" in result.stderr
+
+
+def test_the_device_is_recorded(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"cpu": 1, "cuda": 2, "mps": 1, "xpu": 3}
+    monkeypatch.setattr("dhr_batch.stages.device.count", counts.get)
+    words = ["run", "--dataset", str(photographs), "--preset", "tiny", "--dry-run"]
+    for kind, gpus in {"mps": 1, "xpu": 3, "cpu": 0}.items():
+        plan = json.loads(dhr(*words, "--device", kind, "--json").stdout)
+        assert (plan["config"]["device"], plan["config"]["gpus"]) == (kind, gpus)
+    assert "1 GPU (mps), 1 worker" in dhr(*words, "--device", "mps").output
+    assert json.loads(dhr(*words, "--gpus", "0", "--json").stdout)["config"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

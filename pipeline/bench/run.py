@@ -20,6 +20,7 @@ from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned, require_apart
+from dhr_batch.stages.device import Kind
 from dhr_batch.stages.registry import STAGES
 
 RUNS = "runs"
@@ -30,12 +31,14 @@ class Machine:
     """Where runs are computed. For the attributes see `Request`."""
 
     gpus: int | None = None
+    device: Kind | None = None
     address: str | None = None
     progress: Mode = "auto"
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {} if self.gpus is None else {"gpus": self.gpus}
+        found = {"gpus": self.gpus, "device": self.device}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.errors import Refused
 
 
@@ -53,6 +54,7 @@ from dhr_batch.pipeline.errors import Refused
     type=click.IntRange(0),
     help="Number of GPUs to use; 0 for the CPU.  [default: all]",
 )
+@cli_options.selected_options("device")
 @click.option("--address", help="Ray cluster to join.  [default: a local session]")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the runs and write nothing.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.fit import fit
 from dhr_batch.pipeline.cli.sweep import sweep
 from dhr_batch.pipeline.cli.text_features import text_features
@@ -18,6 +19,7 @@ from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
+    from dhr_batch.stages.device import Kind
 
 GENERATOR = click.option(
     "--generator",
@@ -40,12 +42,12 @@ ROWS = click.option(
 )
 
 
-def _context(generator: str, seed: int = 0) -> Context:
+def _context(generator: str, device: Kind | None) -> Context:
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages.base import Context
     from dhr_batch.stages.device import use
 
-    return Context(device=use(), generator=generator, models=catalogue.path, seed=seed)
+    return Context(device=use(kind=device), generator=generator, models=catalogue.path)
 
 
 def _rows(text: str | None, live: list[int]) -> list[int]:
@@ -115,12 +117,15 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
     type=click.IntRange(1, 512),
     help="Number of directions.",
 )
+@cli_options.selected_options("device")
 @OUT
-def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> None:
+def sefa_directions(
+    generator: str, rows: str | None, count: int, device: Kind | None, out: Path
+) -> None:
     """Compute directions from the weights of the generator (SeFa, closed-form factorization)."""
     from dhr_batch.stages.edit.formulas import sefa
 
-    net = _context(generator).network("generator", generator)
+    net = _context(generator, device).network("generator", generator)
     chosen = _rows(rows, net.live_rows)
     directions, values = sefa(net, chosen, count)
     arrays = {f"sefa{i:02d}": d for i, d in enumerate(directions)}
@@ -148,9 +153,16 @@ def sefa_directions(generator: str, rows: str | None, count: int, out: Path) -> 
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of random draws."
 )
+@cli_options.selected_options("device")
 @OUT
 def ganspace_directions(
-    generator: str, rows: str | None, samples: int, count: int, seed: int, out: Path
+    generator: str,
+    rows: str | None,
+    samples: int,
+    count: int,
+    seed: int,
+    device: Kind | None,
+    out: Path,
 ) -> None:
     """Compute directions as principal components of latents (GANSpace).
 
@@ -161,7 +173,7 @@ def ganspace_directions(
 
     from dhr_batch.stages.edit.formulas import ganspace_fit
 
-    net = _context(generator).network("generator", generator)
+    net = _context(generator, device).network("generator", generator)
     chosen = _rows(rows, net.live_rows)
     pca = ganspace_fit(net, samples, count, seed)
     arrays = {}

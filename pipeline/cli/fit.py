@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit.direction_files import (
@@ -21,6 +22,7 @@ from dhr_batch.stages.edit.direction_files import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from dhr_batch.stages.device import Kind
     from dhr_batch.stages.measure.face_scores import Scorer
 
 METHODS = ("best", "ridge", "svm")
@@ -109,6 +111,7 @@ RATIO = 0.02
     metavar="DIR",
     help="Folder to write the set to.  [default: the folder of shipped sets]",
 )
+@cli_options.selected_options("device")
 @click.option("--name", help="Name of the set.  [default: the scorers]")
 def fit(
     generator: str,
@@ -123,6 +126,7 @@ def fit(
     cache: Path | None,
     reuse: bool,
     out: Path | None,
+    device: Kind | None,
     name: str | None,
 ) -> None:
     """Fit directions of scores to samples of the generator.
@@ -144,7 +148,9 @@ def fit(
     name = name or "-".join(scorer.rpartition(":")[2] for scorer in scorers)
     label = registry.label(generator)
     folder = cache or catalogue.home() / "samples" / f"{label}-seed{seed}-truncation{truncation:g}"
-    context = Context(device=use(), generator=generator, models=catalogue.path, seed=seed)
+    context = Context(
+        device=use(kind=device), generator=generator, models=catalogue.path, seed=seed
+    )
     judges = scoring.load(context, scorers)
     chosen = scores or default_scores(judges)
     others = _directions(conditions, judges)

@@ -33,6 +33,12 @@ _PLAN = {
         type=click.IntRange(0),
         help="Number of GPUs to use; 0 for the CPU.  [default: all]",
     ),
+    "device": click.option(
+        "--device",
+        type=click.Choice(["cuda", "mps", "xpu", "cpu"]),
+        help="Device: NVIDIA (cuda), Apple (mps) or Intel GPU (xpu), or the CPU.  "
+        "[default: cuda if there is one]",
+    ),
     "workers_per_gpu": click.option(
         "--workers-per-gpu",
         type=click.IntRange(1),
@@ -100,7 +106,16 @@ _START = (
 )
 # The key of the words of the command line in the `meta` of click's context.
 WORDS = "dhr_batch.words"
-_SETTINGS = ("dataset", "first_stage", "preset", "gpus", "workers_per_gpu", "limit", "seed")
+_SETTINGS = (
+    "dataset",
+    "first_stage",
+    "preset",
+    "gpus",
+    "device",
+    "workers_per_gpu",
+    "limit",
+    "seed",
+)
 
 
 def selected_options(*names: str) -> Callable[[Command], Command]:

@@ -16,6 +16,7 @@ from dhr_batch.pipeline.errors import CommandError, Refused
 if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.plan import Plan
     from dhr_batch.pipeline.planning.request import Request
+    from dhr_batch.stages.device import Kind
 
 _RUN = click.argument("run", metavar="RUN")
 _CLASS = click.option(
@@ -144,8 +145,14 @@ def verify(run: str, as_json: bool) -> None:
     metavar="DIR",
     help="Folder to write the pictures to.  [default: RUN-render beside the run]",
 )
+@cli_options.selected_options("device")
 def render(
-    run: str, images: tuple[str, ...], everything: bool, edits: tuple[str, ...], out: Path | None
+    run: str,
+    images: tuple[str, ...],
+    everything: bool,
+    edits: tuple[str, ...],
+    out: Path | None,
+    device: Kind | None,
 ) -> None:
     """Render images of a run again, or edit them, from its tables.
 
@@ -167,6 +174,7 @@ def render(
     failed = False
     choices = [cli_render.parse(text) for text in edits]
     opened = results.open(run)
+    opened.device = device
     ids = opened.ids if everything else opened.select(images)
     folder = out or cli_render.beside(opened)
     for result in cli_render.write_pictures(opened, ids, choices, folder):

@@ -26,7 +26,9 @@ from dhr_batch.pipeline.storage.locations import is_url
     "repeated.",
 )
 @click.option("--out", metavar="DIR|URL", help="Run folder of the result.  [default: RUN-sweep]")
-@cli_options.selected_options("gpus", "workers_per_gpu", "sets", "limit", "address", "extend")
+@cli_options.selected_options(
+    "gpus", "device", "workers_per_gpu", "sets", "limit", "address", "extend"
+)
 @cli_options.start_options
 def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> None:
     """Edit all images of a finished run, using its codes and refined weights.

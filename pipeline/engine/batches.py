@@ -25,7 +25,7 @@ def fitting(work: Callable[[], Any], workers: int, gpu: Any) -> int:
     Args:
         work: A function that computes one image.
         workers: The number of workers that share the GPU.
-        gpu: The module `torch.cuda`.
+        gpu: The module of torch for the device, such as `torch.cuda`.
 
     Returns:
         A power of two, at most `MOST`.
@@ -39,7 +39,7 @@ def fitting(work: Callable[[], Any], workers: int, gpu: Any) -> int:
     return 1 << max(1, min(room, MOST)).bit_length() - 1
 
 
-def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int:
+def measured(stages: Sequence[Stage], generator: Generator, workers: int, device: str) -> int:
     """Return the batch size that fits for some stages, measured on a generated picture.
 
     The record also has the results of earlier stages, because a run may begin at a later stage.
@@ -48,6 +48,7 @@ def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int
         stages: The stages of the run.
         generator: The generator that renders a random code.
         workers: The number of workers that share the GPU.
+        device: The device of torch.
     """
     import numpy as np
     import torch
@@ -79,4 +80,4 @@ def measured(stages: Sequence[Stage], generator: Generator, workers: int) -> int
         if records[0].failure is not None:
             raise RuntimeError(f"a sample of the generator fails: {records[0].failure.message}")
 
-    return fitting(work, workers, torch.cuda)
+    return fitting(work, workers, torch.get_device_module(device))

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.datasets import ground_truth, listing
@@ -40,7 +40,7 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
-from dhr_batch.stages.device import set_precision
+from dhr_batch.stages.device import Kind, count, label, set_precision
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
@@ -65,7 +65,7 @@ class Settings:
     config: Config
     aligned: bool
     split: str
-    device: Literal["cpu", "cuda"]
+    device: Kind
     out: str
     code: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -125,13 +125,16 @@ class Worker:
         return WorkerFacts(device, self._batch, facts)
 
     def _fitting_batch(self, generator: Any) -> int:
-        if self.settings.device == "cpu":
+        # torch does not tell the peak memory of Apple GPUs.
+        if self.settings.device in ("cpu", "mps"):
             return batches.ON_CPU
         # The sample is aligned already, and possibly not a face that can be measured.
         # Edits are rendered image by image, so their memory does not depend on the batch.
         left_out = ("align", "edit", "measure")
         stages = [stage for stage in self.stages if stage.family not in left_out]
-        return batches.measured(stages, generator, self.settings.config.workers_per_gpu)
+        return batches.measured(
+            stages, generator, self.settings.config.workers_per_gpu, self.settings.device
+        )
 
     def _model(self, name: str) -> Path:
         self._used.add(name)
@@ -333,11 +336,11 @@ def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInf
     )
 
 
-def _prepare_torch(device: str, config: Config) -> str:
+def _prepare_torch(device: Kind, config: Config) -> str:
     """Set torch's threads and precision in this process, and return the name of the device.
 
     Raises:
-        CommandError: If the device is `cuda` and there is no GPU.
+        CommandError: If there is no such device.
     """
     if device == "cpu" and "torch" not in sys.modules:
         # No stage uses torch, and importing it takes long.
@@ -348,12 +351,11 @@ def _prepare_torch(device: str, config: Config) -> str:
     set_precision(config.precision)
     if device == "cpu":
         devices.keep_freed_memory()
-        return "CPU"
-    if not torch.cuda.is_available():
+    elif not count(device):
         raise CommandError(
-            "a GPU worker", "torch finds no CUDA device", "check the driver, or use --gpus 0"
+            "a GPU worker", f"torch finds no {device} device", "check the driver, or use --gpus 0"
         )
-    return torch.cuda.get_device_name()
+    return label(device)
 
 
 def _build(config: Config) -> Iterator[Stage]:

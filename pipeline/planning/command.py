@@ -17,7 +17,7 @@ from dhr_batch.stages.registry import STAGES
 
 _START = ("dataset", "preset", "first_stage")
 _ALWAYS = ("dataset", "preset", "gpus")
-_FLAGS = (*_ALWAYS, "limit", "seed")
+_FLAGS = (*_ALWAYS, "device", "limit", "seed")
 
 
 def goes_on(plan: StoredPlan, place: str) -> str:
@@ -48,7 +48,7 @@ def goes_on(plan: StoredPlan, place: str) -> str:
     defaults = flat(plain | {f: plain[f] | {"name": getattr(base, f)["name"]} for f in STAGES})
     words = ["dhr-batch", "run"]
     for flag in _FLAGS:
-        value = settings[flag]
+        value = settings.get(flag)
         if value is not None and (flag in _ALWAYS or value != defaults[flag]):
             words += [f"--{flag}", str(value)]
     if plan.settings.begins_late:

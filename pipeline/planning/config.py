@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError, field_v
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
-from dhr_batch.stages.device import Precision
+from dhr_batch.stages.device import Kind, Precision
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import StageOptions
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Layer = Mapping[str, Any]
 
 # Settings that may change between two starts of a run, as no row depends on them.
-RUN_ONLY = frozenset({"dataset", "preset", "limit", "gpus", "workers", "workers_per_gpu"}) | {
+RUN_ONLY = frozenset(
+    {"dataset", "preset", "limit", "gpus", "device", "workers", "workers_per_gpu"}
+) | {
     "max_quarantined",
     "lease_timeout",
     "image_timeout",
@@ -58,6 +60,10 @@ class Config(BaseModel):
         description="images computed together; by default 4 on a CPU, on a GPU as many as fit",
     )
     gpus: int | None = Field(None, ge=0, description="GPUs to use; 0: use the CPU; by default all")
+    device: Kind | None = Field(
+        None,
+        description="cuda, mps (Apple), xpu (Intel) or cpu; by default cuda if there are GPUs",
+    )
     workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
     workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
     threads: int = Field(1, ge=1, description="torch threads of a worker")
@@ -241,6 +247,7 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
     updates: dict[str, Any] = {
         "generator": generator,
         "gpus": gpus,
+        "device": config.device or ("cuda" if gpus else "cpu"),
         "shard_size": config.shard_size or min(32, max(1, -(-images // 8))),
     }
     for family in registry.STAGES:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Literal
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
+from dhr_batch.stages import device
 
 # Parameters of glibc's mallopt.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -20,9 +20,40 @@ def physical_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def torch_device(config: Config) -> Literal["cpu", "cuda"]:
+def number(config: Config, remote: bool) -> int:
+    """Return the number of GPUs of a run, from its settings `device` and `gpus`.
+
+    Args:
+        config: The settings.
+        remote: Whether the run joins a cluster, whose GPUs are not counted.
+
+    Raises:
+        Refused: If the settings contradict each other, or a cluster has an unknown number.
+    """
+    kind, gpus = config.device, config.gpus
+    if kind is not None and gpus is not None and (kind == "cpu") != (gpus == 0):
+        raise Refused(
+            f"--device {kind} with --gpus {gpus}",
+            "the CPU has no GPUs" if kind == "cpu" else f"{kind} is a GPU",
+            f"leave out --gpus, or use --gpus {0 if kind == 'cpu' else 1}",
+        )
+    if kind == "cpu" or gpus is not None:
+        return gpus or 0
+    if kind is None:
+        return 0 if remote else physical_gpus()
+    if remote:
+        raise Refused(
+            f"--device {kind} with --address",
+            "the number of GPUs of the cluster is unknown",
+            "give it with --gpus",
+        )
+    device.check(kind)
+    return device.count(kind)
+
+
+def torch_device(config: Config) -> device.Kind:
     """Return the device of workers. Tests replace this function to simulate GPUs."""
-    return "cuda" if config.gpus else "cpu"
+    return config.device or ("cuda" if config.gpus else "cpu")
 
 
 def cores() -> int:

@@ -23,7 +23,7 @@ from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage import locations, ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.stages import registry
+from dhr_batch.stages import device, registry
 
 
 def prepare(request: Request) -> Plan:
@@ -44,9 +44,7 @@ def prepare(request: Request) -> Plan:
     config = configs.build([*layers, *given_layers])
     found = named.list_images(dataset) if earlier is None else earlier.items(config)
     items = found[: config.limit]
-    gpus = config.gpus
-    if gpus is None:
-        gpus = 0 if request.address else devices.physical_gpus()
+    gpus = devices.number(config, remote=bool(request.address))
     resolved = configs.resolve(config, gpus, len(items))
     plan = make(resolved, dataset, items, sized=config.shard_size is not None)
     if earlier is None:
@@ -66,8 +64,15 @@ def check_gpus(plan: Plan, request: Request) -> None:
     Raises:
         Refused: If it has fewer.
     """
-    wanted = plan.config.gpus or 0
-    if wanted and not request.address and (available := devices.physical_gpus()) < wanted:
+    wanted, kind = plan.config.gpus or 0, devices.torch_device(plan.config)
+    if not wanted or request.address:
+        return
+    if kind in ("mps", "xpu"):
+        device.check(kind)
+        available = device.count(kind)
+    else:
+        available = devices.physical_gpus()
+    if available < wanted:
         raise devices.missing_gpus(wanted, available)
 
 
@@ -161,7 +166,9 @@ def describe(plan: Plan, out: str) -> str:
         out: The place of the run.
     """
     config = plan.config
-    device = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"
+    shown = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"
+    if config.device in ("mps", "xpu"):
+        shown += f" ({config.device})"
     workers = devices.worker_count(config, len(plan.shards))
     lines = [
         f"dataset    {plan.dataset.name}: {plan.images} images, {len(plan.shards)} shards of up to "
@@ -170,7 +177,7 @@ def describe(plan: Plan, out: str) -> str:
         f"stages     {' -> '.join(_stage(config, name) for name in config.stages)}",
         f"generator  {registry.label(config.generator)}"
         + (", random weights" if config.generator == "tiny" else ""),
-        f"device     {device}, {workers} worker{'s' if workers != 1 else ''}",
+        f"device     {shown}, {workers} worker{'s' if workers != 1 else ''}",
         f"output     {out}",
     ]
     return "\n".join(lines)

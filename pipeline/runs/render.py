@@ -13,7 +13,7 @@ from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.device import use
+from dhr_batch.stages.device import Kind, use
 from dhr_batch.stages.edit.direction_files import DirectionError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 EditChoice = tuple[str, float]
 
 
-def context(plan: StoredPlan, place: str) -> Context:
-    """Return the networks that render the pictures of a run, on a GPU if there is one.
+def context(plan: StoredPlan, place: str, kind: Kind | None = None) -> Context:
+    """Return the networks that render the pictures of a run.
 
     These are the generator, and those of the refiner if it has any. They are loaded when they are
     first used.
@@ -31,13 +31,15 @@ def context(plan: StoredPlan, place: str) -> Context:
     Args:
         plan: The stored plan of the run.
         place: The run, for messages.
+        kind: The device; None for an NVIDIA GPU if there is one, else the CPU.
 
     Raises:
+        InvalidInput: If there is no such device.
         Refused: If the weights have changed since the run.
         UnknownName: If the refiner of the run is not installed.
     """
     generator = plan.settings.generator
-    device = use(plan.settings.precision)
+    device = use(plan.settings.precision, kind)
     found = Context(device, generator, catalogue.path, refine=plan.settings.section("refine"))
     check_weights(generator, plan.fingerprint.models, place, found.new_refiner().render_models())
     return found

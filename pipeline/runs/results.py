@@ -22,6 +22,7 @@ from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
 from dhr_batch.stages.base import Record
+from dhr_batch.stages.device import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,11 @@ class Run:
     Attributes:
         storage: The place of the run.
         stored: Its plan: settings, fingerprint, and the image ids of each shard.
+        device: The device that renders, `cuda`, `mps`, `xpu` or `cpu`; set it before the first
+            render. By default `cuda` if there is one, else `cpu`.
     """
+
+    device: Kind | None = None
 
     def __init__(self, storage: Storage, stored: StoredPlan) -> None:
         self.storage, self.stored = storage, stored
@@ -219,7 +224,7 @@ class Run:
     @cached_property
     def networks(self) -> Context:
         """The generator and the refiner of the run (see `runs.render.context`)."""
-        return render.context(self.stored, self.storage.place)
+        return render.context(self.stored, self.storage.place, self.device)
 
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
         """Render the refined picture of an image again, or edits of it.

@@ -113,7 +113,7 @@ class Detector:
 
     def _groups(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
         # On a CPU, a larger batch changes rounding and saves no time.
-        limit = _GPU_BATCH if self.device.type == "cuda" else 1
+        limit = _GPU_BATCH if self.device.type != "cpu" else 1
         by_shape = defaultdict(list)
         for i, image in enumerate(images):
             if min(image.shape[:2]) >= MIN_FACE:
