@@ -32,11 +32,17 @@ class Stopper:
     immediate = False
     _announced = False
 
-    def announce(self, say: Callable[[str], None]) -> None:
-        """Report the request once. A signal handler cannot: it may interrupt another print."""
-        if self.requested and not self._announced:
-            self._announced = True
-            say("stopping after the shards in flight; Ctrl-C again stops now")
+    def announce(self, say: Callable[[str], None]) -> bool:
+        """Report the request once. A signal handler cannot: it may interrupt another print.
+
+        Returns:
+            Whether it was reported by this call.
+        """
+        if not self.requested or self._announced:
+            return False
+        self._announced = True
+        say("stopping after the shards in flight; Ctrl-C again stops now")
+        return True
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import ray
 
-from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
+from dhr_batch.pipeline.engine.messages import IN_HAND, Report, WorkerFacts
 from dhr_batch.pipeline.engine.worker import Lost, Settings, Worker
 from dhr_batch.pipeline.engine.worker_log import WorkerLog
 from dhr_batch.pipeline.planning.plan import Shard
@@ -20,11 +21,15 @@ log = logging.getLogger("dhr_batch")
 
 
 class ShardActor(Worker):
-    """A `Worker` whose `events` can be called while a shard is running."""
+    """A `Worker` whose methods can be called while shards are running.
+
+    All stages run in one thread, in which the networks were loaded.
+    """
 
     def __init__(self, settings: Settings, number: int) -> None:
         super().__init__(settings)
         self._number = number
+        self._computing = ThreadPoolExecutor(1, "stages")
 
     def join(self) -> Where:
         """Open the log and return where the worker runs. This is the first call.
@@ -44,21 +49,30 @@ class ShardActor(Worker):
         return self._where
 
     def setup(self) -> WorkerFacts:
-        return self._logged(super().setup)
+        return self._logged(self._computing.submit(super().setup).result)
 
+    @ray.method(concurrency_group="shards")
     def run_shard(self, shard: Shard, attempt: str) -> Report:  # type: ignore[override]
-        return self._report(self._logged(super().run_shard, shard, attempt))
+        """Like `Worker.run_shard`. The report has no receipt if the shard was given back."""
+        job = self._take(shard, attempt)
+        self._computing.submit(self._line.compute)
+        return self._report(self._logged(self._line.finish, job))
 
     def isolate(self, shard: Shard, attempt: str, lost: Lost) -> Report:  # type: ignore[override]
         super().isolate(shard, attempt, lost)
         return self._report(None)
 
     def next_image(self) -> Report:  # type: ignore[override]
-        return self._report(self._logged(super().next_image))
+        return self._report(self._logged(self._computing.submit(super().next_image).result))
 
     @ray.method(concurrency_group="progress")
     def events(self) -> Report:  # type: ignore[override]
         return super().events()
+
+    @ray.method(concurrency_group="progress")
+    def give_back(self) -> None:
+        """Give back the shards whose computation has not begun."""
+        self._line.give_back()
 
     @ray.method(concurrency_group="progress")
     def close(self) -> None:
@@ -94,6 +108,6 @@ def remote(gpu_share: float, cpus: float) -> Any:
         "num_cpus": cpus,
         "max_restarts": 0,
         "max_task_retries": 0,
-        "concurrency_groups": {"progress": 1},
+        "concurrency_groups": {"progress": 1, "shards": IN_HAND},
     }
     return ray.remote(**options)(ShardActor)

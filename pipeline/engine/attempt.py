@@ -33,14 +33,20 @@ class Attempt:
         folder: An empty folder for the tables.
         info: The facts about the run that the tables record.
         report: Called with an event after each batch.
+        started: When the computation of the shard began, on the monotonic clock.
     """
 
     def __init__(
-        self, shard: Shard, folder: Path, info: RunInfo, report: Callable[[Event], None]
+        self,
+        shard: Shard,
+        folder: Path,
+        info: RunInfo,
+        report: Callable[[Event], None],
+        started: float,
     ) -> None:
         self.shard, self.folder, self.info, self.report = shard, folder, info, report
         self._files = {t: TableFile(folder / f"{t}.parquet", t, info) for t in info.tables}
-        self._started = self._before = time.monotonic()
+        self._started = self._before = started
         self._done = 0
         self._errors: Counter[str] = Counter()
         self._failures: list[FailedImage] = []
@@ -65,6 +71,7 @@ class Attempt:
         self.report(
             Event(
                 what=f"shard {self.shard.index}: {self._done} of {len(self.shard.items)} done",
+                shard=self.shard.index,
                 done=len(records),
                 failed=len(failed),
                 errors=failed,

@@ -1,6 +1,9 @@
 """The cause of a crashed worker: an image, or the GPU on which the worker ran.
 
-If a worker crashes, its shard is tried again as a whole, on another GPU if one works. After two
+A worker may have several shards in hand. If it crashes, the one that it took first is blamed, and
+all of them are then processed without others beside them, so that a further crash has one cause.
+
+A shard that is blamed is tried again as a whole, on another GPU if one works. After two
 crashes, a shard is processed image by image, so that a third crash reveals the image that causes
 it. This image is quarantined, and the others are committed.
 
@@ -63,11 +66,18 @@ class History:
         deaths: The crashes of its workers.
         errors: The number of its attempts that raised an error.
         reasons: Why each of its attempts failed.
+        suspect: Whether a worker crashed that had it in hand beside the shard that was blamed.
     """
 
     deaths: list[Death] = field(default_factory=list)
     errors: int = 0
     reasons: list[str] = field(default_factory=list)
+    suspect: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether a worker must have no other shard in hand, so that its crash has one cause."""
+        return self.suspect or bool(self.deaths)
 
     @property
     def places(self) -> set[Place]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import Any
 
 import ray
 
 from dhr_batch.pipeline.engine import actor
 from dhr_batch.pipeline.engine.blame import Place
-from dhr_batch.pipeline.engine.members import Member
+from dhr_batch.pipeline.engine.members import Member, release
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.tasks import Join, ShardTask, Task
 from dhr_batch.pipeline.engine.worker import Settings
@@ -59,14 +60,30 @@ class Crew:
         ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
         return (ready[0], self.tasks.pop(ready[0])) if ready else None
 
+    def release(self, task: ShardTask) -> None:
+        """Note that a worker no longer has a shard in hand."""
+        member = self.members[task.worker]
+        release(member, task.worker, task.shard.index, self.progress)
+        if member.shard is None:
+            self.idle.append(task.worker)
+
+    def give_back(self) -> None:
+        """Ask the workers to give back the shards whose computation has not begun."""
+        for member in self.members.values():
+            if member.later:
+                member.handle.give_back.remote()
+
     def has_shards(self) -> bool:
         """Whether any worker is processing a shard."""
         return any(isinstance(task, ShardTask) for task in self.tasks.values())
 
-    def shards_of(self, number: int) -> list[ShardTask]:
-        """Return the tasks about shards that a worker is working on."""
-        tasks = self.tasks.values()
-        return [task for task in tasks if isinstance(task, ShardTask) and task.worker == number]
+    def in_hand(self) -> dict[int, list[ShardTask]]:
+        """Return the tasks about shards by worker, in order."""
+        found: defaultdict[int, list[ShardTask]] = defaultdict(list)
+        for task in self.tasks.values():
+            if isinstance(task, ShardTask):
+                found[task.worker].append(task)
+        return found
 
     def places(self) -> set[Place]:
         """Return the GPUs on which workers are ready."""

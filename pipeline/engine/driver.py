@@ -13,7 +13,6 @@ from dhr_batch.pipeline.engine import members
 from dhr_batch.pipeline.engine.blame import Blame
 from dhr_batch.pipeline.engine.crew import Crew, RoomWatch
 from dhr_batch.pipeline.engine.losses import Losses
-from dhr_batch.pipeline.engine.members import Member
 from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.status import StatusWriter
@@ -99,7 +98,8 @@ class Driver:
 
     def _loop(self) -> None:
         while self.crew.has_shards() or (self._queue and not self.stopper.requested):
-            self.stopper.announce(self.progress.say)
+            if self.stopper.announce(self.progress.say):
+                self.crew.give_back()
             if self.stopper.immediate:
                 raise Interrupted
             self.run.check()
@@ -114,7 +114,15 @@ class Driver:
             self.status.update(self.crew.status)
 
     def _assign(self) -> None:
-        if not self.crew.idle or self.stopper.requested or not self._queue:
+        """Give shards to idle workers, then further ones to those that have read all of theirs.
+
+        Enough shards are left for workers that have none. A worker gets one shard per call, so that
+        Ray keeps their order.
+        """
+        if self.stopper.requested or not self._queue:
+            return
+        hungry = [(n, member) for n, member in self.crew.members.items() if member.hungry]
+        if not self.crew.idle and not hungry:
             return
         working = self.crew.places()
         for number in self.crew.idle[::-1]:
@@ -125,7 +133,20 @@ class Driver:
             if shard is not None:
                 self.crew.idle.remove(number)
                 member.begin(shard.index)
+                member.alone = self._blame.history(shard.index).alone
                 self.crew.ask(self._task(number, shard))
+        for number, member in hungry:
+            if self._spare() > 0 and (shard := self._queue.take(member.place, working)):
+                if self._blame.history(shard.index).alone:
+                    self._queue.give_back(shard)
+                    continue
+                member.later.append(shard.index)
+                self.crew.ask(self._task(number, shard))
+
+    def _spare(self) -> int:
+        """Return how many shards are left beside one for each worker that has none."""
+        without = sum(m.shard is None and not m.parked for m in self.crew.members.values())
+        return self.progress.state.shards - self._queue.taken - without
 
     def _task(self, number: int, shard: Shard) -> ShardTask:
         history = self._blame.history(shard.index)
@@ -140,6 +161,8 @@ class Driver:
         except RayTaskError as error:
             self._losses.failed(task, error)
         except RayError as error:
+            self.crew.tasks[future] = task
+            task = self._in_progress(task)
             self._losses.lost(task, members.short(error), innocent=members.lost_node(error))
         else:
             if isinstance(task, Join):
@@ -148,6 +171,12 @@ class Driver:
                 self.worked(task, result)
             else:
                 self._set_up(task.worker, result)
+
+    def _in_progress(self, task: Task) -> Task:
+        """Return the task about the shard in progress of the worker, or else this task."""
+        shard = self.crew.members[task.worker].shard
+        tasks = self.crew.in_hand().get(task.worker, [])
+        return next((other for other in tasks if other.shard.index == shard), task)
 
     def _joined(self, number: int, where: Where) -> None:
         member = self.crew.members[number]
@@ -182,17 +211,19 @@ class Driver:
             return
         members.hear(member, task.worker, result, self.progress)
         self._losses.note_progress(member)
-        if result.receipt is None:
+        if result.receipt is None and isinstance(task, WholeShard):
+            self._losses.give_back(task)
+            self.crew.release(task)
+        elif result.receipt is None:
             assert isinstance(task, OpenShard | OneImage)
             self.crew.ask(following(task))
         else:
-            self._commit(task, member, result.receipt)
+            self._commit(task, result.receipt)
 
-    def _commit(self, task: ShardTask, member: Member, receipt: Manifest) -> None:
+    def _commit(self, task: ShardTask, receipt: Manifest) -> None:
         reasons = self._blame.finished(task.shard.index).reasons
         receipt = replace(receipt, attempts=len(reasons) + 1, failed_attempts=reasons)
-        member.begin(None)
-        self.crew.idle.append(task.worker)
+        self.crew.release(task)
         # The worker starts its next shard while this one is committed.
         self._assign()
         try:
@@ -205,19 +236,21 @@ class Driver:
     def _poll(self) -> None:
         """Ask the workers for their progress, and replace those that exceed the time limit."""
         limit = self.settings.config.image_timeout
-        for future, task in list(self.crew.tasks.items()):
-            if not isinstance(task, ShardTask) or future not in self.crew.tasks:
+        for number, tasks in self.crew.in_hand().items():
+            member = self.crew.members[number]
+            # A worker may have been replaced meanwhile, with a GPU that was taken out of use.
+            if member.shard != tasks[0].shard.index:
                 continue
-            member = self.crew.members[task.worker]
             try:
-                members.listen(member, task.worker, self.progress)
+                members.listen(member, number, self.progress)
             except GetTimeoutError as error:
-                self._losses.lost(task, members.short(error), innocent=True)
+                self._losses.lost(tasks[0], members.short(error), innocent=True)
                 continue
             self._losses.note_progress(member)
             if member.stuck:
                 raise RunFailed(member.stuck, way_out=RunFailed.GOES_ON)
             assert member.facts is not None
-            images = member.facts.batch_size if isinstance(task, WholeShard) else 1
+            images = member.facts.batch_size if isinstance(tasks[0], WholeShard) else 1
             if limit and member.overdue(limit, images):
-                self._losses.lost(task, f"not finished within image_timeout={limit:g} s", "timeout")
+                slow = next((task for task in tasks if task.shard.index == member.slow), tasks[0])
+                self._losses.lost(slow, f"not finished within image_timeout={limit:g} s", "timeout")

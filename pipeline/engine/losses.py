@@ -78,9 +78,12 @@ class Losses:
         elif isinstance(cause, OSError):
             raise RunFailed("the results cannot be written", reason, RunFailed.GOES_ON) from error
         else:
+            member = self._crew.members[task.worker]
+            if task.shard.index == member.shard:
+                members.take_back(member, self._progress)
             self._retry(task, reason)
             self._count_error(task.shard, reason)
-            self._crew.idle.append(task.worker)
+            self._crew.release(task)
 
     def lost(
         self, task: Task, reason: str, error_class: str = "crash", innocent: bool = False
@@ -94,7 +97,10 @@ class Losses:
             innocent: Whether the machine was lost, in which case no image is blamed.
         """
         number, place = task.worker, self._crew.members[task.worker].place
-        self._crew.end(number)
+        for other in reversed(self._end(number)):
+            if other is not task:
+                self.give_back(other)
+                self._blame.history(other.shard.index).suspect |= not innocent
         if isinstance(task, ShardTask):
             self._retry(task, reason)
             if not innocent:
@@ -161,9 +167,11 @@ class Losses:
         )
         others = [n for n, m in self._crew.members.items() if m.place == place and n != last]
         for number in others:
-            for task in self._crew.shards_of(number):
+            in_hand = self._end(number)
+            for task in reversed(in_hand[1:]):
+                self.give_back(task)
+            for task in in_hand[:1]:
                 self._retry(task, f"{place} was taken out of use")
-            self._crew.end(number)
             self._crew.start(number)
 
     def _give_up(self, number: int, reason: str) -> None:
@@ -180,11 +188,21 @@ class Losses:
             )
         self._progress.say(f"worker {number} cannot start: {reason}; going on with {left}")
 
+    def _end(self, number: int) -> list[ShardTask]:
+        """End a worker and return the tasks that it had in hand."""
+        in_hand = self._crew.in_hand().get(number, [])
+        members.take_back(self._crew.members[number], self._progress)
+        self._crew.end(number)
+        return in_hand
+
+    def give_back(self, task: ShardTask) -> None:
+        """Put a shard back into the queue. Nothing of it counts as an attempt."""
+        self._run.discard(task.attempt)
+        self._queue.give_back(task.shard)
+
     def _retry(self, task: ShardTask, reason: str) -> None:
         """Discard the results of a failed attempt and put its shard back into the queue."""
-        self._run.discard(task.attempt)
-        members.take_back(self._crew.members[task.worker], self._progress)
-        self._queue.give_back(task.shard)
+        self.give_back(task)
         self._blame.history(task.shard.index).reasons.append(reason)
 
 

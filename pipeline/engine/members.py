@@ -17,7 +17,7 @@ from ray.exceptions import (
 )
 
 from dhr_batch.pipeline.engine.blame import Place
-from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
+from dhr_batch.pipeline.engine.messages import IN_HAND, Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.runs.manifests import Where
 from dhr_batch.pipeline.runs.status_file import WorkerStatus
@@ -39,36 +39,52 @@ class Member:
     Attributes:
         handle: The Ray actor.
         what: What it is doing, as text for the progress display.
-        shard: The number of the shard in progress.
-        since: When this shard was assigned, in Unix seconds.
+        shard: The number of the shard in progress, the first one in hand.
+        since: When this shard was assigned or the one before it ended, in Unix seconds.
+        later: The numbers of the further shards in hand, in order.
+        alone: Whether it is to have no further shard in hand.
         where: Where it runs; None until Ray has started it.
         facts: Its device and networks; None until the networks are loaded.
         parked: Whether it only occupies a GPU that is out of use.
         asked_at: When the pending request was sent, on the monotonic clock.
         pace: Seconds per image of its slowest batch so far.
+        slow: The shard of this batch.
+        read: The shard that it has read to its end last.
         stuck: The place that does not answer, as a message; "" if there is none.
         pending: The future of the pending request for events.
         done: The number of reported images of the shard in progress.
         failed: The number of these that were quarantined.
         noted: The number of finished images that `has_progressed` has counted.
         errors: The classes of the failures of the shard in progress.
+        early: Finished images of further shards, which count once these are in progress.
     """
 
     handle: Any
     what: str = "waits for resources"
     shard: int | None = None
     since: float = field(default_factory=time.time)
+    later: list[int] = field(default_factory=list)
+    alone: bool = False
     where: Where | None = None
     facts: WorkerFacts | None = None
     parked: bool = False
     asked_at: float = 0.0
     pace: float = 0.0
+    slow: int = -1
+    read: int = -1
     stuck: str = ""
     pending: Any = None
     done: int = 0
     failed: int = 0
     noted: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    early: list[Event] = field(default_factory=list)
+
+    @property
+    def hungry(self) -> bool:
+        """Whether it has read all shards in hand and can take a further one."""
+        in_hand = [self.shard, *self.later]
+        return self.read == in_hand[-1] and len(in_hand) < IN_HAND and not self.alone
 
     @property
     def place(self) -> Place | None:
@@ -167,19 +183,42 @@ def answer(future: Any) -> Any:
 
 def hear(member: Member, number: int, report: Report, progress: Progress) -> None:
     """Add a report of a worker to the counters."""
-    member.pace, member.stuck = report.pace, report.stuck
+    member.pace, member.slow, member.stuck = report.pace, report.slow, report.stuck
+    member.read = report.read
     for event in report.events:
-        member.what = event.what
-        member.done += event.done
-        member.failed += event.failed
-        member.errors.update(event.errors)
-        progress.event(number, event)
+        if event.done and event.shard in member.later:
+            member.early.append(event)
+        else:
+            _count(member, number, event, progress)
+
+
+def _count(member: Member, number: int, event: Event, progress: Progress) -> None:
+    member.what = event.what
+    member.done += event.done
+    member.failed += event.failed
+    member.errors.update(event.errors)
+    progress.event(number, event)
+
+
+def release(member: Member, number: int, shard: int, progress: Progress) -> None:
+    """Note that a shard is no longer in hand. If it was the one in progress, turn to the next."""
+    if shard in member.later:
+        member.later.remove(shard)
+        member.early = [event for event in member.early if event.shard != shard]
+        return
+    member.begin(member.later.pop(0) if member.later else None)
+    early, member.early = member.early, []
+    for event in early:
+        if event.shard == member.shard:
+            _count(member, number, event, progress)
+        else:
+            member.early.append(event)
 
 
 def take_back(member: Member, progress: Progress) -> None:
-    """Subtract the images of a failed attempt, which will be reported again."""
+    """Subtract the images of the shard in progress, which will be reported again."""
     progress.take_back(member.done, member.failed, member.errors)
-    member.begin(None)
+    member.begin(member.shard)
 
 
 def short(error: RayError) -> str:

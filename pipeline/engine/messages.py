@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.runs.manifests import Manifest
 
+# The most shards that a worker has in hand: one is written, one computed and one read.
+IN_HAND = 3
+
 
 @dataclass(frozen=True)
 class Event:
@@ -19,6 +22,7 @@ class Event:
         failed: The number of these that were quarantined.
         errors: The class of each failure.
         seconds: The time that these images took.
+        shard: The number of the shard.
     """
 
     what: str
@@ -26,6 +30,7 @@ class Event:
     failed: int = 0
     errors: Sequence[str] = ()
     seconds: float = 0.0
+    shard: int = -1
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,16 @@ class Report:
         stuck: The place of an image or of the run that does not answer within the time limit, as a
             message; "" if there is none. No image is blamed for it.
         receipt: The manifest of the shard that has just been finished.
+        slow: The shard of the slowest batch in progress; -1 while no stage runs.
+        read: The shard that was read to its end last; -1 before the first one.
     """
 
     events: Sequence[Event]
     pace: float
     stuck: str
     receipt: Manifest | None = None
+    slow: int = -1
+    read: int = -1
 
 
 @dataclass(frozen=True)

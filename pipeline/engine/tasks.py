@@ -117,11 +117,15 @@ class Queue:
     Args:
         todo: The shards, which are read one at a time. Those that are given back come first.
         blame: The histories of shards and GPUs.
+
+    Attributes:
+        taken: The number of shards that were taken and not given back.
     """
 
     def __init__(self, todo: Iterable[Shard], blame: Blame) -> None:
         self._todo, self._blame = iter(todo), blame
         self._waiting: deque[Shard] = deque()
+        self.taken = 0
 
     def __bool__(self) -> bool:
         if not self._waiting:
@@ -149,8 +153,10 @@ class Queue:
             shard = first() or first(last=True)
         if shard is not None:
             self._waiting.remove(shard)
+            self.taken += 1
         return shard
 
     def give_back(self, shard: Shard) -> None:
         """Put a shard back at the front of the queue."""
+        self.taken -= 1
         self._waiting.appendleft(shard)

@@ -1,7 +1,8 @@
-"""The processing of one shard: read files, run the stages, write the tables. Independent of Ray.
+"""The processing of shards: read files, run the stages, write the tables. Independent of Ray.
 
 While the stages compute a batch, a reader thread decodes and aligns the next one, and a writer
-thread encodes the previous one. Batches are formed and written in plan order.
+thread encodes the previous one, also of another shard (`line.py`). Batches are formed and written
+in plan order.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dhr_batch.pipeline.datasets import ground_truth, listing
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
+from dhr_batch.pipeline.engine.line import Job, Line, Writing
 from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.waits import Waits
 from dhr_batch.pipeline.errors import CommandError
@@ -37,7 +38,6 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
 from dhr_batch.stages.device import Kind, count, label, set_precision
@@ -81,9 +81,9 @@ class Worker:
         begins = settings.config.first_stage == registry.STAGES[0]
         self._stored = None if begins else Reader(settings.config)
         self._events: deque[Event] = deque()
-        self._busy: dict[str, tuple[float, int]] = {}
+        self._busy: dict[str, tuple[float, int, int]] = {}
         self._waits = Waits(settings.config.image_timeout)
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._line = Line(self._align, self._computed, self._written)
         self._used: set[str] = set()
 
     def setup(self) -> WorkerFacts:
@@ -143,8 +143,12 @@ class Worker:
     def events(self) -> Report:
         """Report what has happened since the last call."""
         now = time.monotonic()
-        paces = [(now - since) / count for since, count in list(self._busy.values())]
-        return Report(list(self._take_events()), max(paces, default=0.0), self._waits.stuck(now))
+        paces = [
+            ((now - since) / count, shard) for since, count, shard in list(self._busy.values())
+        ]
+        pace, slow = max(paces, default=(0.0, -1))
+        events, stuck = list(self._take_events()), self._waits.stuck(now)
+        return Report(events, pace, stuck, slow=slow, read=self._line.read)
 
     def _take_events(self) -> Iterator[Event]:
         # Two threads remove events: the one that reports progress and the one that ends a shard.
@@ -166,19 +170,16 @@ class Worker:
         Raises:
             StorageError: If the files cannot be written to the place of the run.
         """
-        first = 0
-        with self._stage(attempt) as folder:
-            tables = self._begin(shard, folder)
-            with (
-                Behind(partial(self._add, tables)) as behind,
-                closing(ahead(self._aligned(shard))) as aligned,
-            ):
-                for records in aligned:
-                    behind.put(self._computed(shard, first, records))
-                    first += len(records)
-            receipt = self._receipt(tables, attempt)
-        crash.at("before-receipt")
+        job = self._take(shard, attempt)
+        self._line.compute()
+        receipt = self._line.finish(job)
+        assert receipt is not None
         return receipt
+
+    def _take(self, shard: Shard, attempt: str) -> Job:
+        job = Job(shard, attempt)
+        self._line.add(job, self._batch)
+        return job
 
     def isolate(self, shard: Shard, attempt: str, lost: Lost) -> None:
         """Begin a shard that is processed image by image, with `next_image`.
@@ -200,35 +201,36 @@ class Worker:
         return next(self._images)
 
     def _one_by_one(self, shard: Shard, attempt: str, lost: Lost) -> Iterator[Manifest | None]:
-        with self._stage(attempt) as folder:
-            tables = self._begin(shard, folder)
+        job = Job(shard, attempt)
+        with closing(self._written(job)) as writing:
+            next(writing)
             for position, item in enumerate(shard.items):
                 if item.image_id in lost:
                     record = Record(item.image_id, item.image_id, self.settings.split)
-                    self._add(tables, [record.failed("worker", *lost[item.image_id])])
+                    records = [record.failed("worker", *lost[item.image_id])]
                 else:
-                    self._add(tables, self._computed(shard, position, self._align([item])))
+                    records = self._computed(job, position, self._align(job, [item]))
+                writing.send(records)
                 yield None
-            receipt = self._receipt(tables, attempt)
-        yield receipt
+            try:
+                writing.send(None)
+            except StopIteration as end:
+                yield end.value
 
-    def _begin(self, shard: Shard, folder: Path) -> Attempt:
-        self._seconds.clear()
-        with self._writing():
-            return Attempt(shard, folder, self.info, self._events.append)
-
-    @contextmanager
-    def _stage(self, attempt: str) -> Iterator[Path]:
+    def _written(self, job: Job) -> Writing:
         with ExitStack() as stack:
             with self._writing():
-                folder = stack.enter_context(self._out.stage(staging(attempt)))
-            yield folder
+                folder = stack.enter_context(self._out.stage(staging(job.attempt)))
+                tables = Attempt(job.shard, folder, self.info, self._events.append, job.started)
+            while (records := (yield)) is not None:
+                with self._writing():
+                    tables.add(records)
+            seconds = {stage: round(value, 3) for stage, value in job.seconds.items()}
             with self._writing():
+                receipt = tables.receipt(job.attempt, seconds, sorted(self._used))
                 stack.close()
-
-    def _add(self, tables: Attempt, records: Sequence[Record]) -> None:
-        with self._writing():
-            tables.add(records)
+        crash.at("before-receipt")
+        return receipt
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -238,20 +240,11 @@ class Worker:
         else:
             yield
 
-    def _receipt(self, tables: Attempt, attempt: str) -> Manifest:
-        seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
-        with self._writing():
-            return tables.receipt(attempt, seconds, sorted(self._used))
-
-    def _aligned(self, shard: Shard) -> Iterator[list[Record]]:
-        for first in range(0, len(shard.items), self._batch):
-            yield self._align(shard.items[first : first + self._batch])
-
-    def _align(self, items: Sequence[Item]) -> list[Record]:
+    def _align(self, job: Job, items: Sequence[Item]) -> list[Record]:
         records = [self._read(item) for item in items]
-        with self._timed("reader", len(records)):
+        with self._timed("reader", job, len(records)):
             for stage in self.stages[: self._ahead]:
-                records = self._run(stage, records)
+                records = self._clocked(job, stage, records)
         # The encoded file is no longer needed, and large photographs take much memory.
         return [replace(record, data=None) for record in records]
 
@@ -265,25 +258,28 @@ class Worker:
         """The number of stages that the reader thread runs: `align`, if the run begins with it."""
         return 1 if self._stored is None else 0
 
-    def _computed(self, shard: Shard, first: int, records: list[Record]) -> list[Record]:
-        last = first + len(records)
+    def _computed(self, job: Job, first: int, records: list[Record]) -> list[Record]:
+        last, shard = first + len(records), job.shard
         count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
-        with self._timed("stages", len(records)):
+        with self._timed("stages", job, len(records)):
             for stage in self.stages[self._ahead :]:
                 what = f"shard {shard.index}: {stage.family} {count} of {len(shard.items)}"
-                self._events.append(Event(what))
-                records = self._run(stage, records)
+                self._events.append(Event(what, shard=shard.index))
+                records = self._clocked(job, stage, records)
+        return records
+
+    def _clocked(self, job: Job, stage: Stage, records: list[Record]) -> list[Record]:
+        began = time.monotonic()
+        records = self._run(stage, records)
+        job.seconds[stage.family] += time.monotonic() - began
         return records
 
     def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
-        began = time.monotonic()
-        records = stage.run(records)
-        self._seconds[stage.family] += time.monotonic() - began
-        return records
+        return stage.run(records)
 
     @contextmanager
-    def _timed(self, thread: str, images: int) -> Iterator[None]:
-        self._busy[thread] = (time.monotonic(), images)
+    def _timed(self, thread: str, job: Job, images: int) -> Iterator[None]:
+        self._busy[thread] = (time.monotonic(), images, job.shard.index)
         try:
             yield
         finally:

@@ -51,6 +51,7 @@ class WorkerLog:
         started = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
         self.key = f"{LOGS}/worker-{number}-{os.uname().nodename}-{started}.log"
         self._uploaded = 0
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._handler = logging.StreamHandler(self.path.open("a", encoding="utf-8"))
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -63,16 +64,18 @@ class WorkerLog:
         """Start to upload a changed log in the background. A failed upload is only logged."""
         if isinstance(self._out, LocalStorage):
             return
-        busy = self._thread is not None and self._thread.is_alive()
-        size = self._uploaded
-        # TMPDIR may have been cleaned.
-        with suppress(OSError):
-            size = self.path.stat().st_size
-        if busy or size == self._uploaded:
-            return
-        self._uploaded = size
-        self._thread = threading.Thread(target=self._upload, name="log", daemon=True)
-        self._thread.start()
+        # Several shards may end at once.
+        with self._lock:
+            busy = self._thread is not None and self._thread.is_alive()
+            size = self._uploaded
+            # TMPDIR may have been cleaned.
+            with suppress(OSError):
+                size = self.path.stat().st_size
+            if busy or size == self._uploaded:
+                return
+            self._uploaded = size
+            self._thread = threading.Thread(target=self._upload, name="log", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """Upload the rest, for a few seconds at most, and delete the file in TMPDIR."""

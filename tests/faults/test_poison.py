@@ -112,6 +112,20 @@ def test_a_lost_device_or_reader_counts_like_a_lost_worker(
     assert deaths(capsys.readouterr().err) == 3
 
 
+@pytest.mark.parametrize("bad", ["exit-1.png", "reader-exit-1.png"])
+def test_shards_beside_the_one_that_ends_workers_lose_nothing(tmp_path: Path, bad: str) -> None:
+    """A worker has several shards in hand when it ends, and cannot say which one was the cause."""
+    names = [*GOOD[:3], bad, *GOOD[3:]]
+    items = harness.photographs(tmp_path / "in", names)
+    harness.run(harness.make(items, shard_size=1), tmp_path / "out")
+    assert harness.classes(tmp_path / "out") == {bad: "crash"}
+    assert harness.finished(tmp_path / "out") == GOOD
+    # The shard in progress may be tried again for the one behind it. Then each is tried alone.
+    attempts = [manifest(tmp_path / "out", shard)["attempts"] for shard in range(len(names))]
+    assert attempts[3] == 4
+    assert sum(attempts) <= len(names) + 4
+
+
 @pytest.mark.slow
 def test_two_such_images_in_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["exit-1.png", "good-1.png", "exit-2.png", "good-2.png"]

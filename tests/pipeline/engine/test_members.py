@@ -6,6 +6,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from dhr_batch.pipeline.engine import members
+from dhr_batch.pipeline.engine.messages import Event, Report
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 
 
@@ -33,6 +34,42 @@ def test_progress_counts_once() -> None:
     member.begin(7)
     member.done = 1
     assert member.has_progressed(), "of another shard"
+
+
+def test_images_of_a_further_shard_count_once_it_is_in_progress() -> None:
+    progress = Progress(RunCounters(total=9, shards=3), "none", quiet=True)
+    member = members.Member(handle=None, later=[8, 9])
+    member.begin(7)
+    events = [Event("", done=2, shard=7), Event("", done=3, failed=1, errors=["x"], shard=8)]
+    members.hear(member, 0, Report([*events, Event("", done=1, shard=9)], 0.0, ""), progress)
+    assert (member.done, progress.state.done) == (2, 2)
+    # The shard in progress fails: only its own images are taken back.
+    members.take_back(member, progress)
+    assert (member.shard, progress.state.done) == (7, 0)
+    members.release(member, 0, 9, progress)
+    members.release(member, 0, 7, progress)
+    assert (member.shard, member.done, member.failed, progress.state.done) == (8, 3, 1, 3)
+    members.release(member, 0, 8, progress)
+    assert (member.shard, member.later, member.early, progress.state.done) == (None, [], [], 3)
+
+
+def test_a_further_shard_is_wanted_when_all_in_hand_are_read() -> None:
+    member = members.Member(handle=None)
+    assert not member.hungry
+    member.begin(4)
+    assert not member.hungry
+    member.read = 4
+    assert member.hungry
+    member.later.append(5)
+    assert not member.hungry, "the report is older than the assignment"
+    member.read = 5
+    assert member.hungry
+    member.later.append(6)
+    member.read = 6
+    assert not member.hungry, "three are in hand"
+    member.later.remove(6)
+    member.alone = True
+    assert not member.hungry
 
 
 def test_a_worker_whose_answer_does_not_come_is_lost_and_blamed_for_nothing(
