@@ -16,7 +16,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
+def ahead(items: Iterator[T], depth: int = 1, name: str = "reader") -> Generator[T]:
     """Iterate over `items` in order, while a thread computes up to `depth` of them in advance.
 
     An exception that computing an item raises is raised in place of the item. Closing the
@@ -37,7 +37,7 @@ def ahead(items: Iterator[T], depth: int = 1) -> Generator[T]:
         except BaseException as error:
             queue.put(([], error))
 
-    thread = threading.Thread(target=fill, name="reader", daemon=True)
+    thread = threading.Thread(target=fill, name=name, daemon=True)
     thread.start()
     try:
         while True:

@@ -42,7 +42,7 @@ class Crew:
         """Create the actor of a worker. Ray starts it as soon as resources are free."""
         config = self.settings.config
         share = 1 / config.workers_per_gpu if config.gpus else 0
-        remote = actor.remote(share, config.threads)
+        remote = actor.remote(share, self.settings.cpus)
         self.members[number] = Member(remote.remote(self.settings, number))
         self.ask(Join(number))
         self.say(number, self.members[number].what)
@@ -142,7 +142,7 @@ class RoomWatch:
             raise RunFailed(
                 f"no worker {missed} within wait_timeout={duration(config.wait_timeout)}",
                 _room(),
-                "wait for other work to end, or use fewer resources (--gpus, threads). "
+                "wait for other work to end, or use fewer resources (--gpus, cpus_per_gpu, threads). "
                 f"{RunFailed.GOES_ON}",
             )
         if waiting and now - self._reported_at > _WAITING_SECONDS:

@@ -4,7 +4,8 @@ The three steps have a thread each and keep the order of the shards. The reader 
 next shard while one is computed, and the writer ends the one before, so a device does not wait
 between shards. At most four batches are in memory, whatever the sizes of shards and batches: one
 that is read or waits to be computed, one that is computed, one that waits to be written, and one
-that is written.
+that is written. The computation may be divided into parts with a thread each, which adds one batch
+per further part.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from dhr_batch.stages.base import Record
 
 # Writes the records that are sent to it. After None, it closes the tables and returns the receipt.
 Writing = Generator[None, list[Record] | None, Manifest]
+
+# Computes a batch that begins at a position in its shard.
+Part = Callable[["Job", int, list[Record]], list[Record]]
 
 
 class Job:
@@ -111,17 +115,17 @@ class Line:
 
     Args:
         read: Makes the records of a batch.
-        compute: Runs the stages on a batch that begins at a position in its shard.
+        parts: Returns the parts of the computation of a batch, in order.
         write: Begins to write the tables of a shard.
     """
 
     def __init__(
         self,
         read: Callable[[Job, Sequence[Item]], list[Record]],
-        compute: Callable[[Job, int, list[Record]], list[Record]],
+        parts: Callable[[], Sequence[Part]],
         write: Callable[[Job], Writing],
     ) -> None:
-        self._read_batch, self._compute_batch, self._write = read, compute, write
+        self._read_batch, self._parts, self._write = read, parts, write
         self._lock = threading.Lock()
         self._hand: list[Job] = []
         self._threads = ExitStack()
@@ -136,17 +140,10 @@ class Line:
             self._jobs.put((job, batch_size))
 
     def compute(self) -> None:
-        """Compute the first shard that is not computed yet, in the thread of the caller."""
-        since = time.monotonic()
-        for job, first, records, last in self._batches:
-            try:
-                job.begin(since)
-                if not job.over:
-                    records = self._compute_batch(job, first, records)
-            except BaseException as error:
-                job.fail(error)
-            self._behind.put(_Step(job, first, records, last))
-            if last:
+        """Compute the next shard, with the last part of the computation in this thread."""
+        for step in self._computed:
+            self._behind.put(step)
+            if step.last:
                 return
 
     def finish(self, job: Job) -> Manifest | None:
@@ -172,8 +169,26 @@ class Line:
     def _start(self) -> None:
         self._jobs: SimpleQueue[tuple[Job, int] | None] = SimpleQueue()
         self._behind = self._threads.enter_context(Behind(self._written))
-        self._batches = self._threads.enter_context(closing(ahead(self._read(self._jobs))))
+        steps = self._read(self._jobs)
+        for number, part in enumerate(self._parts()):
+            before = ahead(steps, name=f"part {number}" if number else "reader")
+            self._threads.enter_context(closing(before))
+            steps = self._compute(before, part)
+        self._computed = steps
         self._threads.callback(self._jobs.put, None)
+
+    def _compute(self, steps: Iterator[_Step], part: Part) -> Iterator[_Step]:
+        since = time.monotonic()
+        for job, first, records, last in steps:
+            try:
+                job.begin(since)
+                if not job.over:
+                    records = part(job, first, records)
+            except BaseException as error:
+                job.fail(error)
+            yield _Step(job, first, records, last)
+            if last:
+                since = time.monotonic()
 
     def _read(self, jobs: SimpleQueue[tuple[Job, int] | None]) -> Iterator[_Step]:
         while (taken := jobs.get()) is not None:

@@ -163,8 +163,9 @@ def _process(
         keep_plan(run_folder, plan)
         progress.say(f"{state.total} images to process on {facts.device}; timing the first one")
 
-    settings = worker_settings(plan, run_folder.storage)
     with _ray(request, plan, workers, stopper) as dashboard:
+        cpus = devices.worker_cores(config, ray.nodes())
+        settings = replace(worker_settings(plan, run_folder.storage), cpus=cpus)
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")
         status = _status(state, run_folder.storage)
@@ -197,6 +198,7 @@ def worker_settings(plan: Plan, out: Storage) -> Settings:
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
         device=devices.torch_device(plan.config),
+        divided=bool(plan.config.gpus),
         out=out.address,
         code=fingerprint.code,
         truths=plan.truths,
@@ -268,7 +270,7 @@ def _connect(request: Request, plan: Plan, workers: int) -> str:
         # Without an address, Ray would join any cluster that is running on this machine.
         session = ray.init(
             address="local",
-            num_cpus=workers * config.threads,
+            num_cpus=max(workers * config.threads, (config.gpus or 0) * devices.gpu_cores(config)),
             num_gpus=config.gpus or 0,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from dhr_batch.pipeline.datasets import ground_truth, listing
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
-from dhr_batch.pipeline.engine.line import Job, Line, Writing
+from dhr_batch.pipeline.engine.line import Job, Line, Part, Writing
 from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.waits import Waits
 from dhr_batch.pipeline.errors import CommandError
@@ -45,6 +48,9 @@ from dhr_batch.stages.device import Kind, count, label, set_precision
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
 
+# The stages whose work is mostly done by the host. The others take turns on the device.
+_ON_HOST = ("segment", "measure")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -60,6 +66,9 @@ class Settings:
             accept any code.
         metadata: Facts about the run that the files of tables record.
         truths: The ground truth of each image, for a run that begins from another one.
+        divided: Whether stages of the host and of the device work on different batches at the same
+            time.
+        cpus: The number of cores that the worker reserves.
     """
 
     config: Config
@@ -70,6 +79,8 @@ class Settings:
     code: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     truths: dict[str, Item] = field(default_factory=dict)
+    divided: bool = False
+    cpus: int = 1
 
 
 class Worker:
@@ -83,7 +94,8 @@ class Worker:
         self._events: deque[Event] = deque()
         self._busy: dict[str, tuple[float, int, int]] = {}
         self._waits = Waits(settings.config.image_timeout)
-        self._line = Line(self._align, self._computed, self._written)
+        self._line = Line(self._align, self._parts, self._written)
+        self._device = threading.Lock()
         self._used: set[str] = set()
 
     def setup(self) -> WorkerFacts:
@@ -209,7 +221,8 @@ class Worker:
                     record = Record(item.image_id, item.image_id, self.settings.split)
                     records = [record.failed("worker", *lost[item.image_id])]
                 else:
-                    records = self._computed(job, position, self._align(job, [item]))
+                    records = self._align(job, [item])
+                    records = self._computed(self.stages[self._ahead :], job, position, records)
                 writing.send(records)
                 yield None
             try:
@@ -258,15 +271,33 @@ class Worker:
         """The number of stages that the reader thread runs: `align`, if the run begins with it."""
         return 1 if self._stored is None else 0
 
-    def _computed(self, job: Job, first: int, records: list[Record]) -> list[Record]:
+    def _parts(self) -> list[Part]:
+        """Divide the computation, so that the host and the device work on different batches."""
+        stages = self.stages[self._ahead :]
+        if not self.settings.divided:
+            return [partial(self._computed, stages)]
+        groups = groupby(stages, lambda stage: stage.family if stage.family in _ON_HOST else "")
+        parts = [(self._computed if host else self._on_device, list(own)) for host, own in groups]
+        return [partial(compute, own) for compute, own in parts]
+
+    def _computed(
+        self, stages: Sequence[Stage], job: Job, first: int, records: list[Record]
+    ) -> list[Record]:
         last, shard = first + len(records), job.shard
         count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
-        with self._timed("stages", job, len(records)):
-            for stage in self.stages[self._ahead :]:
+        with self._timed(stages[0].family, job, len(records)):
+            for stage in stages:
                 what = f"shard {shard.index}: {stage.family} {count} of {len(shard.items)}"
                 self._events.append(Event(what, shard=shard.index))
                 records = self._clocked(job, stage, records)
         return records
+
+    def _on_device(
+        self, stages: Sequence[Stage], job: Job, first: int, records: list[Record]
+    ) -> list[Record]:
+        # The wait for another batch is not held against the images of this one.
+        with self._device:
+            return self._computed(stages, job, first, records)
 
     def _clocked(self, job: Job, stage: Stage, records: list[Record]) -> list[Record]:
         began = time.monotonic()

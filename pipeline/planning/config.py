@@ -23,7 +23,7 @@ Layer = Mapping[str, Any]
 
 # Settings that may change between two starts of a run, as no row depends on them.
 RUN_ONLY = frozenset(
-    {"dataset", "preset", "limit", "gpus", "device", "workers", "workers_per_gpu"}
+    {"dataset", "preset", "limit", "gpus", "device", "workers", "workers_per_gpu", "cpus_per_gpu"}
 ) | {
     "max_quarantined",
     "lease_timeout",
@@ -66,6 +66,11 @@ class Config(BaseModel):
     )
     workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
     workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
+    cpus_per_gpu: int | None = Field(
+        None,
+        ge=1,
+        description="cores for the host's work of a GPU; by default all, divided by GPUs",
+    )
     threads: int = Field(1, ge=1, description="torch threads of a worker")
     precision: Precision = Field(
         "fp32",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
@@ -83,6 +85,29 @@ def worker_count(config: Config, shards: int) -> int:
     else:
         wanted = config.workers or max(1, cores() // config.threads)
     return max(1, min(wanted, shards))
+
+
+def gpu_cores(config: Config) -> int:
+    """Return the number of cores of this machine for each GPU, at least 1."""
+    return config.cpus_per_gpu or max(1, cores() // max(1, physical_gpus()))
+
+
+def worker_cores(config: Config, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of cores that a worker reserves, at least `threads`.
+
+    With a GPU, this is its share of `cpus_per_gpu`, by default of the cores of the machine that has
+    the fewest cores per GPU. A worker on the CPU reserves `threads`.
+
+    Args:
+        config: The settings of the run.
+        nodes: The machines of the cluster, as `ray.nodes` returns them.
+    """
+    if not config.gpus:
+        return config.threads
+    found = [node["Resources"] for node in nodes if node["Alive"]]
+    shares = [int(have.get("CPU", 0) // have["GPU"]) for have in found if have.get("GPU")]
+    cpus = config.cpus_per_gpu or min(shares, default=1)
+    return max(config.threads, cpus // config.workers_per_gpu)
 
 
 def keep_freed_memory() -> None:

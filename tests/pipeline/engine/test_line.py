@@ -25,7 +25,7 @@ class Steps:
         self.step = step
         self.written: dict[int, list[str]] = {}
         self.deleted: list[int] = []
-        self.line = Line(self.read, self.compute, self.write)
+        self.line = Line(self.read, lambda: [self.compute], self.write)
 
     def read(self, job: Job, items: Sequence[Item]) -> list[Record]:
         self.step("read", job.shard.index)

@@ -21,6 +21,7 @@ from dhr_batch.stages.base import Record
 from dhr_batch.tests import no_op
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import Align, FaultOptions
+from dhr_batch.tests.faults.test_independence import TINY, crops
 
 
 class Asking(Align):
@@ -41,8 +42,9 @@ def made(tmp_path: Path) -> Plan:
     return harness.make(items, shard_size=7, batch_size=2)
 
 
-def worker(made: Plan, folder: Path, *stages: Asking) -> Worker:
-    built = Worker(Settings(made.config, False, "", "cpu", str(folder)))
+def worker(made: Plan, folder: Path, *stages: Asking, divided: bool = False) -> Worker:
+    aligned, out = made.dataset.aligned, str(folder)
+    built = Worker(Settings(made.config, aligned, "", "cpu", out, divided=divided))
     built.setup()
     if stages:
         built.stages = list(stages)
@@ -74,6 +76,45 @@ def test_the_next_batch_is_aligned_while_one_is_computed(tmp_path: Path, made: P
     assert threads == {"reader", "MainThread"}
     assert aligned == [f"good-{i}.png" for i in range(7)]
     assert receipt.stage_seconds.keys() == {"align", "embed"}
+
+
+def test_host_and_device_work_on_different_batches(tmp_path: Path, made: Plan) -> None:
+    """The photographs of a batch are segmented and measured while others are on the device."""
+    barrier, device = threading.Barrier(3), threading.Lock()
+    at_once = {("embed", 6), ("segment", 4), ("measure", 0)}
+
+    def stage(name: str) -> Asking:
+        def ask(records: Sequence[Record]) -> None:
+            alone = name in ("embed", "refine", "edit")
+            assert not alone or device.acquire(blocking=False), "the device is shared"
+            if (name, int(records[0].image_id[5])) in at_once:
+                barrier.wait(60)
+            if alone:
+                device.release()
+
+        return Asking(name, ask)
+
+    names = ("align", "embed", "segment", "refine", "edit", "measure")
+    built = worker(made, tmp_path, *map(stage, names), divided=True)
+    receipt = built.run_shard(made.shards[0], "a")
+    assert receipt.ok == 7
+    assert receipt.stage_seconds.keys() == set(names)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(("part", "reader"))]
+
+
+def test_rows_do_not_depend_on_what_is_done_at_once(tmp_path: Path) -> None:
+    items = crops(tmp_path / "in", 10)
+    made = harness.make(items, aligned=True, shard_size=4, batch_size=2, **TINY)
+    files = []
+    for divided in (False, True):
+        built = worker(made, tmp_path / f"{divided}", divided=divided)
+        jobs = [built._take(shard, f"{shard.index}") for shard in made.shards]
+        for _ in jobs:
+            built._line.compute()
+        receipts = [built._line.finish(job) for job in jobs]
+        assert [receipt and receipt.ok for receipt in receipts] == [4, 4, 2]
+        files.append([receipt and receipt.files for receipt in receipts])
+    assert files[0] == files[1]
 
 
 def test_pace_tells_how_long_a_batch_takes(tmp_path: Path, made: Plan) -> None:
