@@ -142,8 +142,8 @@ class RoomWatch:
             raise RunFailed(
                 f"no worker {missed} within wait_timeout={duration(config.wait_timeout)}",
                 _room(),
-                "wait for other work to end, or use fewer resources (--gpus, cpus_per_gpu, threads). "
-                f"{RunFailed.GOES_ON}",
+                "wait for other work to end, or use fewer resources (--gpus, cpus_per_gpu, "
+                f"threads). {RunFailed.GOES_ON}",
             )
         if waiting and now - self._reported_at > _WAITING_SECONDS:
             self._reported_at = now
