@@ -23,6 +23,7 @@ from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.threads import Behind, ahead
+from dhr_batch.stages import failures
 from dhr_batch.stages.base import Record
 
 # Writes the records that are sent to it. After None, it closes the tables and returns the receipt.
@@ -129,6 +130,8 @@ class Line:
         self._lock = threading.Lock()
         self._hand: list[Job] = []
         self._threads = ExitStack()
+        # Once the process cannot be used any more, nothing else is computed in it.
+        self._poison: failures.Poisoned | None = None
         self.read = -1
 
     def add(self, job: Job, batch_size: int) -> None:
@@ -181,11 +184,15 @@ class Line:
         since = time.monotonic()
         for job, first, records, last in steps:
             try:
+                if self._poison is not None:
+                    raise self._poison
                 job.begin(since)
                 if not job.over:
                     records = part(job, first, records)
             except BaseException as error:
                 job.fail(error)
+                if isinstance(error, failures.Poisoned):
+                    self._poison = error
             yield _Step(job, first, records, last)
             if last:
                 since = time.monotonic()

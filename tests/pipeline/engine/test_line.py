@@ -13,6 +13,7 @@ from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.engine.line import Job, Line, Writing
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.stages import failures
 from dhr_batch.stages.base import Record
 
 Step = Callable[[str, int], None]
@@ -123,6 +124,26 @@ def test_a_failure_costs_the_other_shards_nothing(where: str) -> None:
     receipts: list[Any] = [steps.line.finish(jobs[n]) for n in (0, 2)]
     assert [receipt.ok for receipt in receipts] == [4, 4]
     assert 1 not in steps.written or steps.written[1] == []
+
+
+def test_nothing_is_computed_in_a_process_that_cannot_be_used() -> None:
+    computed = []
+
+    def step(what: str, shard: int) -> None:
+        if what == "compute":
+            computed.append(shard)
+        if (what, shard) == ("compute", 1):
+            raise failures.Poisoned("illegal memory access")
+
+    steps = Steps(step)
+    jobs = steps.add(3)
+    for _ in jobs:
+        steps.line.compute()
+    assert steps.line.finish(jobs[0]) is not None
+    for job in jobs[1:]:
+        with pytest.raises(failures.Poisoned):
+            steps.line.finish(job)
+    assert computed == [0, 1]
 
 
 def test_what_a_failed_shard_has_written_is_deleted() -> None:
