@@ -230,7 +230,9 @@ def measured(plan: Plan) -> dict[str, float]:
     records = [worker.read_record(item, plan.dataset.split) for item in shard.items]
 
     def work(records: list[Record], folder: str) -> None:
-        tables = attempt.Attempt(shard, Path(folder), made.info, lambda event: None)
+        tables = attempt.Attempt(
+            shard, Path(folder), made.info, lambda event: None, time.monotonic()
+        )
         for record in records:
             (record,) = stages["align"].run([record])
             (record,) = stages["segment"].run([filled(record, pictures, more, made)])

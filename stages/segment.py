@@ -379,14 +379,12 @@ class DomainSpecific(Stage):
         )
         mask = domain_mask(deltas, pixels, probs, self.options.thresholds)
         notes = record.notes if probs is not None else (*record.notes, NO_FACE_NOTE)
-        if probs is None:
-            labels = np.zeros(image.shape[:2], np.uint8)
-        else:
-            labels = probs.argmax(0).astype(np.uint8)
+        labels = np.zeros(image.shape[:2]) if probs is None else probs.argmax(0)
+        labels = labels.astype(np.uint8)
         if image is not full:
             shares = cv2.resize(mask.astype(np.uint8) * 255, (side, side))
             mask = shares >= 128
-            labels = cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST)
+            labels = np.asarray(cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST))
         return replace(record, labels=labels, mask=mask, notes=notes)
 
 
