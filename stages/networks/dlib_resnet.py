@@ -36,6 +36,8 @@ _LAYER = re.compile(rb"\x01(?:\x05(con_4)|\x07(affine_)|\x04(fc_2)\x01\x80\x02\x
 class DlibResNet(nn.Module):
     """Map RGB faces [B, 3, 150, 150], 0 to 255, to descriptors [B, 128]."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 32, 7, stride=2)
