@@ -53,7 +53,6 @@ class DlibResNet(nn.Module):
         self.pairs = nn.ModuleList(pairs)
         self.last = nn.Linear(before, _DESCRIPTOR, bias=False)
         self.register_buffer("mean", torch.tensor(_MEAN).reshape(1, 3, 1, 1), persistent=False)
-        self.mean: Tensor
 
     def forward(self, faces: Tensor) -> Tensor:
         x = F.relu(self.first((faces - self.mean) / _SCALE))
