@@ -14,8 +14,6 @@ from dhr_batch.stages.registry import InvalidInput
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dhr_batch.stages.base import Context
-
 Precision = Literal["fp32", "tf32", "bf16"]
 Kind = Literal["cuda", "mps", "xpu", "cpu"]
 
@@ -82,8 +80,8 @@ def use(precision: Precision = "fp32", kind: Kind | None = None) -> Kind:
     return kind or ("cuda" if count("cuda") else "cpu")
 
 
-def mixed_precision(context: Context) -> AbstractContextManager[object]:
-    """Return a context in which this thread computes as `precision` says, for `embed` and `refine`.
+def mixed_precision(device: str, precision: Precision) -> AbstractContextManager[object]:
+    """Return a context in which this thread computes as a precision says in `embed` and `refine`.
 
     With `bf16`, convolutions and matrix products inside are computed in bfloat16 from and to
     tensors that stay float32. Otherwise nothing changes.
@@ -92,9 +90,9 @@ def mixed_precision(context: Context) -> AbstractContextManager[object]:
 
     # The cache of casts would keep the values that parameters had before a step.
     return torch.autocast(
-        torch.device(context.device).type,
+        torch.device(device).type,
         torch.bfloat16,
-        enabled=context.precision == "bf16",
+        enabled=precision == "bf16",
         cache_enabled=False,
     )
 

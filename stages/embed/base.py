@@ -39,7 +39,7 @@ class Embedder(Stage):
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         images = images_to_tensor([required(r.image) for r in records], self.context.device)
-        with mixed_precision(self.context):
+        with mixed_precision(self.context.device, self.context.precision):
             ws = self.embed(images)
         if not torch.isfinite(ws).all():
             raise ArithmeticError("the embedding diverged; a smaller rate may help")

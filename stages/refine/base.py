@@ -144,7 +144,7 @@ class Refiner(Stage):
         images = images_to_tensor([required(r.image) for r in records], device)
         masks = masks_to_tensor([required(r.mask) for r in records], device)
         ws = torch.from_numpy(np.stack([required(r.latent) for r in records])).to(device)
-        with mixed_precision(self.context):
+        with mixed_precision(self.context.device, self.context.precision):
             result = self.refine(images, ws, masks)
         with torch.no_grad():
             refined = self.render(ws, result, masks)

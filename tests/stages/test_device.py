@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from dhr_batch.stages import device
-from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.features import Backbone
 
 # Names by which torch's flags of the whole process are changed.
@@ -62,7 +60,7 @@ class Waiting:
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_threads_of_a_process_do_not_disturb_each_others_precision(
-    context: Context, precision: device.Precision
+    precision: device.Precision,
 ) -> None:
     """One thread measures while another one optimises. They begin and end in turn."""
     device.set_precision(precision)
@@ -78,7 +76,7 @@ def test_threads_of_a_process_do_not_disturb_each_others_precision(
         return thread
 
     threads = [extract(first)]
-    with device.mixed_precision(replace(context, precision=precision)):
+    with device.mixed_precision("cpu", precision):
         threads.append(extract(second))
         assert (torch.eye(2) @ torch.eye(2)).dtype == expected
         assert flags() == whole
@@ -93,9 +91,9 @@ def test_threads_of_a_process_do_not_disturb_each_others_precision(
     assert flags() == whole
 
 
-def test_parameters_that_a_step_changes_are_cast_again(context: Context) -> None:
+def test_parameters_that_a_step_changes_are_cast_again() -> None:
     value = torch.ones(2, 2, requires_grad=True)
-    with device.mixed_precision(replace(context, precision="bf16")):
+    with device.mixed_precision("cpu", "bf16"):
         before = value @ torch.eye(2)
         with torch.no_grad():
             value.mul_(3)
