@@ -55,8 +55,8 @@ def adapted(command: str, home: Path, bucket: str) -> list[str]:
     words = [str(home / "photos") if word in named else word for word in words]
     words = [word.replace("runs/faces", "runs/photos") for word in words]
     for position, word in enumerate(words):
-        if word == "--gpus":
-            words[position + 1] = "0"
+        if word in ("--gpus", "--device"):
+            words[position + 1] = "0" if word == "--gpus" else "cpu"
     if words[:2] == ["quarantine", "retry"]:
         words.append("--yes")  # A person would be asked.
     planned = words[0] in ("run", "plan")

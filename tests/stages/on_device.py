@@ -187,7 +187,8 @@ IDENTITY = {
 def test_identity_networks_mix_no_devices(small: Context, name: str) -> None:
     network = IDENTITY[name](small)
     network.net.eval()
-    found = network.describe(Portrait(portrait()))
+    (found,) = network.describe([Portrait(portrait())])
+    assert found is not None
     assert found.ndim == 1
     assert np.isfinite(found).all()
 
