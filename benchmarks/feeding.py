@@ -227,15 +227,19 @@ def row(
     for own in notes:
         workers += 1
         later = [number for number, note in enumerate(own) if note["stage"] == "embed"][1:]
-        if not later:
+        if len(later) < 2:
             raise CommandError(
-                "a worker had only one batch", "its start is not measured", "use more images"
+                "a worker had too few batches",
+                "the first is not measured, and the others are compared with each other",
+                "use more images",
             )
         steady = own[later[0] :]
         wall = steady[-1]["ended"] - steady[0]["began"]
         shares.append(sum(note["ended"] - note["began"] for note in steady) / wall)
-        images = sum(note["images"] for note in steady if note["stage"] == "edit")
-        seconds.append((steady[-1]["cpu"] - steady[0]["cpu"]) / images)
+        # From the beginning of one batch to that of another, as many batches end as begin.
+        begun = [own[number] for number in later]
+        images = sum(note["images"] for note in begun[:-1])
+        seconds.append((begun[-1]["cpu"] - begun[0]["cpu"]) / images)
     host = sum(seconds) / workers
     return {
         "busy_share": sum(shares) / workers,

@@ -23,7 +23,8 @@ log = logging.getLogger("dhr_batch")
 class ShardActor(Worker):
     """A `Worker` whose methods can be called while shards are running.
 
-    All stages run in one thread, in which the networks were loaded.
+    On a CPU all stages run in one thread, in which the networks were loaded. On a GPU the parts of
+    the computation have a thread each (`Line`).
     """
 
     def __init__(self, settings: Settings, number: int) -> None:

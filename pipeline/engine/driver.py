@@ -132,7 +132,7 @@ class Driver:
             shard = self._queue.take(member.place, working)
             if shard is not None:
                 self.crew.idle.remove(number)
-                member.begin(shard.index)
+                member.receive(shard.index)
                 member.alone = self._blame.history(shard.index).alone
                 self.crew.ask(self._task(number, shard))
         for number, member in hungry:
@@ -140,7 +140,7 @@ class Driver:
                 if self._blame.history(shard.index).alone:
                     self._queue.give_back(shard)
                     continue
-                member.later.append(shard.index)
+                member.receive(shard.index)
                 self.crew.ask(self._task(number, shard))
 
     def _spare(self) -> int:

@@ -139,6 +139,8 @@ class Line:
         with self._lock:
             if not self._hand:
                 self._start()
+            if self.read == job.shard.index:
+                self.read = -1  # It is tried again.
             self._hand.append(job)
             self._jobs.put((job, batch_size))
 

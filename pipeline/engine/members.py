@@ -104,6 +104,15 @@ class Member:
         self.shard, self.pace = shard, 0.0
         self.done, self.failed, self.noted, self.errors = 0, 0, 0, Counter()
 
+    def receive(self, shard: int) -> None:
+        """Note a shard that is sent, which is the one in progress if there is no other."""
+        if self.read == shard:
+            self.read = -1  # It is tried again.
+        if self.shard is None:
+            self.begin(shard)
+        else:
+            self.later.append(shard)
+
     def has_progressed(self) -> bool:
         """Whether an image was finished, and not quarantined, since the last call."""
         before, self.noted = self.noted, max(self.noted, self.done - self.failed)

@@ -198,7 +198,8 @@ def worker_settings(plan: Plan, out: Storage) -> Settings:
         aligned=plan.dataset.aligned,
         split=plan.dataset.split,
         device=devices.torch_device(plan.config),
-        divided=bool(plan.config.gpus),
+        # Metal is not used from several threads at once.
+        divided=bool(plan.config.gpus) and plan.config.device != "mps",
         out=out.address,
         code=fingerprint.code,
         truths=plan.truths,

@@ -88,8 +88,9 @@ class Config(BaseModel):
     image_timeout: float | None = Field(
         1800.0,
         gt=0,
-        description="seconds an image may take before it is quarantined; null: no limit, even if a "
-        "disk never answers",
+        description="seconds an image may take before it is quarantined (on a GPU in embed, "
+        "segment, refine with edit, and measure each); null: no limit, even if a disk never "
+        "answers",
     )
     wait_timeout: float = Field(
         1800.0, gt=0, description="seconds to wait until a GPU or CPU core is free"

@@ -44,7 +44,9 @@ def detect(net: MTCNN, pictures: Tensor) -> list[tuple[np.ndarray, np.ndarray, n
     boxes, images = _proposals(net, pictures)
     sums = _sums(pictures)
 
-    nothing = [(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2)))] * len(pictures)
+    shapes = ((0, 4), (0,), (0, 5, 2))
+    empty = [np.zeros(shape, np.float32) for shape in shapes]
+    nothing = [(empty[0], empty[1], empty[2])] * len(pictures)
     boxes, images = _visible(rerec(boxes), images, size)
     if not len(boxes):
         return nothing

@@ -102,3 +102,16 @@ def test_a_driver_that_was_busy_itself_calls_no_worker_silent(
     assert member.overdue(limit=10, images=4), "4 x 10 s and 5 s of grace without an answer"
     member.pending, member.pace = None, 11.0
     assert member.overdue(limit=10, images=4), "11 s for an image"
+
+
+def test_a_shard_that_is_tried_again_is_not_read_yet() -> None:
+    member = members.Member(handle=None)
+    member.receive(7)
+    member.read = 7
+    assert member.hungry
+    member.begin(None)
+    member.receive(7)
+    assert not member.hungry
+    member.read = 7
+    member.receive(8)
+    assert (member.shard, member.later, member.hungry) == (7, [8], False)
