@@ -19,6 +19,7 @@ import json
 import os
 import tempfile
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -60,7 +61,6 @@ class Wait(Stage):
         log: str = "."
 
     def process(self, records: Sequence[Record]) -> list[Record]:
-
         note = {"stage": self.family, "images": len(records), "began": time.monotonic()}
         note["cpu"] = time.process_time()
         time.sleep(self.options.seconds * len(records))
@@ -68,9 +68,9 @@ class Wait(Stage):
             file.write(json.dumps(note | {"ended": time.monotonic()}) + "\n")
         return [self.made(record) for record in records]
 
+    @abstractmethod
     def made(self, record: Record) -> Record:
-        """Fill what the stage would have made."""
-        raise NotImplementedError
+        """Return the record with what the stage would have made."""
 
 
 class Embed(Wait):
@@ -223,9 +223,7 @@ def row(
         cores: The number of cores of this machine.
     """
     shares, seconds = [], []
-    workers = 0
     for own in notes:
-        workers += 1
         later = [number for number, note in enumerate(own) if note["stage"] == "embed"][1:]
         if len(later) < 2:
             raise CommandError(
@@ -240,6 +238,7 @@ def row(
         begun = [own[number] for number in later]
         images = sum(note["images"] for note in begun[:-1])
         seconds.append((begun[-1]["cpu"] - begun[0]["cpu"]) / images)
+    workers = len(seconds)
     host = sum(seconds) / workers
     return {
         "busy_share": sum(shares) / workers,

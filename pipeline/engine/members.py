@@ -105,7 +105,7 @@ class Member:
         self.done, self.failed, self.noted, self.errors = 0, 0, 0, Counter()
 
     def receive(self, shard: int) -> None:
-        """Note a shard that is sent, which is the one in progress if there is no other."""
+        """Add a shard that was sent to the worker. It is in progress if the worker has no other."""
         if self.read == shard:
             self.read = -1  # It is tried again.
         if self.shard is None:
@@ -210,7 +210,7 @@ def _count(member: Member, number: int, event: Event, progress: Progress) -> Non
 
 
 def release(member: Member, number: int, shard: int, progress: Progress) -> None:
-    """Note that a shard is no longer in hand. If it was the one in progress, turn to the next."""
+    """Remove a shard from those in hand. If it was in progress, the next one is from now on."""
     if shard in member.later:
         member.later.remove(shard)
         member.early = [event for event in member.early if event.shard != shard]

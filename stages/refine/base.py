@@ -113,7 +113,14 @@ class Refiner(Stage):
             refinement: What `refine` returned for them, possibly restored from tables.
             masks: As in `refine`.
         """
-        return render(self.generator, ws, refinement, masks)
+        return render(self.generator, ws, self.unpacked(refinement), masks)
+
+    def unpacked(self, refinement: Refinement) -> Refinement:
+        """Return the offsets of weights and the feature that a stored refinement stands for.
+
+        It is computed once for all edits of an image. An unpacked refinement is returned unchanged.
+        """
+        return refinement
 
     def render_edit(
         self,
@@ -135,7 +142,7 @@ class Refiner(Stage):
             masks: The mask of the image, [1, 1, R, R].
             styles: Offsets of styles that belong to the edits, `LAYER.style` -> [N, C].
         """
-        shared = refinement.expand(len(edited))
+        shared = self.unpacked(refinement).expand(len(edited))
         moved = replace(shared, delta=shared.delta | (styles or {}))
         return self.render(edited, moved, masks.expand(len(edited), -1, -1, -1))
 

@@ -75,22 +75,8 @@ class HyperStyle(Refiner):
             refinement = Refinement(state={"codes": codes, "passes": passes})
         return refinement
 
-    def render(self, ws: Tensor, refinement: Refinement, masks: Tensor) -> Tensor:
-        return super().render(ws, self._offsets(refinement), masks)
-
-    def render_edit(
-        self,
-        ws: Tensor,
-        edited: Tensor,
-        refinement: Refinement,
-        masks: Tensor,
-        styles: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        """See `Refiner.render_edit`. The factors are computed once for all edits."""
-        return super().render_edit(ws, edited, self._offsets(refinement), masks, styles)
-
-    def _offsets(self, refinement: Refinement) -> Refinement:
-        """Return the refinement with offsets of weights in place of the codes of their factors."""
+    def unpacked(self, refinement: Refinement) -> Refinement:
+        """See `Refiner.unpacked`. The codes of factors become offsets of weights."""
         if not (state := refinement.state):
             return refinement
         changed = self.factors(state["codes"], state["passes"].to(state["codes"]))
