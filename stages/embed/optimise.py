@@ -75,7 +75,8 @@ class FitSettings:
             codes editable.
         prior: With a `basis`, weight of the mean square of the coordinates u.
         unit: The length in W to which `rate` and `pull` refer. With a `basis`, its columns take the
-            place of the unit.
+            place of the unit of `rate`.
+        betas: Shares of the earlier gradients and squared gradients that Adam keeps at each step.
     """
 
     space: Literal["w", "w+"]
@@ -88,6 +89,7 @@ class FitSettings:
     pull: float = 0.0
     prior: float = 0.0
     unit: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def optimise(
@@ -109,8 +111,8 @@ def optimise(
         images: [B, 3, R, R] in [-1, 1].
         start: Codes in W to begin from, [B, 512].
         settings: Schedule and weights of the loss.
-        basis: If given, [512, 512]: the code is ``start + basis u``, and u is optimised from 0.
-            Otherwise the code is ``start + unit u``.
+        basis: If given, [512, 512]: a vector of the code is ``start + basis u``, and u is optimised
+            from 0. Otherwise it is ``start + unit u``.
 
     Returns:
         W+ codes [B, L, 512]. Rows that do not reach the image are set to the mean of those that do,
@@ -127,7 +129,7 @@ def optimise(
     def code() -> Tensor:
         return start + (unit * moved if basis is None else moved @ basis.T)
 
-    adam = torch.optim.Adam([moved], lr=settings.rate)
+    adam = torch.optim.Adam([moved], lr=settings.rate, betas=settings.betas)
     for step in range(settings.steps):
         for group in adam.param_groups:
             group["lr"] = settings.rate * ramp(step, settings.steps, 0.05, settings.decay)
@@ -143,7 +145,7 @@ def optimise(
             apart = ((rows - rows.mean(1, keepdim=True)) / unit).square().mean((1, 2))
             loss = loss + settings.pull * apart.sum()
         if basis is not None:
-            loss = loss + settings.prior * moved.square().mean(1).sum()
+            loss = loss + settings.prior * moved.square().mean(-1).sum()
         (moved.grad,) = torch.autograd.grad(loss, [moved])
         adam.step()
     return _codes(generator, code().detach(), live)
@@ -161,19 +163,24 @@ def _samples(generator: Generator, count: int) -> Tensor:
     return generator.map(z.to(generator.w_mean)) - generator.w_mean
 
 
-def whitening(generator: Generator) -> Tensor:
+def whitening(generator: Generator, power: float = 1.0) -> Tensor:
     """Return a matrix A, [512, 512], for which ``w = w_mean + A u`` has u of unit covariance.
 
     A is ``V diag(sqrt(values))`` from the eigenvectors V of the covariance of seeded samples of w.
     Wulff and Torralba, "Improving Inversion and Generation Diversity in StyleGAN using a
     Gaussianized Latent Space" (2020), section 3, without their leaky ReLU.
+
+    Args:
+        generator: The generator whose W is sampled.
+        power: 1 for A as above. A smaller one raises the ratios of the standard deviations to it,
+            down to 0, for which u is w - w_mean in units of the spread, in other axes.
     """
     centred = _samples(generator, _SAMPLES)
     # In units of the spread, so that rounding in the eigenvectors does not depend on it.
     unit = centred.square().mean().sqrt()
     centred = centred / unit
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    return vectors * (values.clamp_min(0).sqrt() * unit)
+    return vectors * (values.clamp_min(0).pow(power / 2) * unit)
 
 
 def _codes(generator: Generator, rows: Tensor, live: Tensor) -> Tensor:
@@ -186,7 +193,7 @@ def _codes(generator: Generator, rows: Tensor, live: Tensor) -> Tensor:
 
 class _Optimise(Embedder):
     class Options(StageOptions):
-        earlier: ClassVar = {"rates": "absolute"}
+        earlier: ClassVar = {"rates": "absolute", "betas": (0.9, 0.999)}
 
         steps: int = Field(120, ge=0, description="optimisation steps")
         rates: Literal["relative", "absolute"] = Field(
@@ -202,6 +209,9 @@ class _Optimise(Embedder):
         decay: float = Field(
             0.5, ge=0, le=1, description="share of the steps over which the rate falls to 0"
         )
+        betas: tuple[float, float] = Field(
+            (0.9, 0.999), description="shares of earlier gradients and of their squares in Adam"
+        )
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -212,7 +222,7 @@ class _Optimise(Embedder):
     def _settings(
         self, space: Literal["w", "w+"], steps: int, rate: float, pull: float = 0, prior: float = 0
     ) -> FitSettings:
-        shared = {"pixel_weight", "perceptual_size", "face_weight", "decay"}
+        shared = {"pixel_weight", "perceptual_size", "face_weight", "decay", "betas"}
         options = self.options.model_dump(include=shared)
         return FitSettings(space, steps, rate, pull=pull, prior=prior, unit=self._unit, **options)
 
@@ -247,19 +257,35 @@ class OptimiseWPlus(_Optimise):
 
     Abdal et al., "Image2StyleGAN: How to Embed Images Into the StyleGAN Latent Space?" (2019). The
     first `w_share` of the steps moves all rows together, which keeps the code near those that the
-    generator was trained on and that directions were fitted on.
+    generator was trained on and that directions were fitted on. Steps are longer along the axes on
+    which the generator's own codes vary more (`whitening`), so that few of them suffice.
     """
 
     class Options(_Optimise.Options):
+        earlier: ClassVar = {**_Optimise.Options.earlier, "whitening": 0.0}
+
         name: str = "w+"
-        w_share: float = Field(0.25, ge=0, le=1, description="share of the steps spent in W")
-        w_rate: float = Field(0.226, gt=0, description="Adam learning rate of the steps in W")
-        rate: float = Field(0.158, gt=0, description="Adam learning rate of the steps in W+")
+        steps: int = Field(26, ge=0, description="optimisation steps")
+        w_share: float = Field(0.5, ge=0, le=1, description="share of the steps spent in W")
+        w_rate: float = Field(0.15, gt=0, description="Adam learning rate of the steps in W")
+        rate: float = Field(0.1, gt=0, description="Adam learning rate of the steps in W+")
         pull: float = Field(
             0.0098,
             ge=0,
             description="weight of the mean squared distance of the rows from their mean",
         )
+        whitening: float = Field(
+            0.5,
+            ge=0,
+            le=1,
+            description="power of the standard deviations of W that steps are proportional to",
+        )
+        betas: tuple[float, float] = (0.8, 0.95)
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        power = self.options.whitening
+        self._basis = whitening(self.generator, power) if power else None
 
     def embed(self, images: Tensor) -> Tensor:
         networks, options = (self.generator, self.perceptual), self.options
@@ -267,6 +293,6 @@ class OptimiseWPlus(_Optimise):
         start = self.generator.w_mean.expand(len(images), -1)
         if in_w:
             settings = self._settings("w", in_w, options.w_rate)
-            start = optimise(*networks, images, start, settings)[:, 0]
+            start = optimise(*networks, images, start, settings, self._basis)[:, 0]
         settings = self._settings("w+", options.steps - in_w, options.rate, options.pull)
-        return optimise(*networks, images, start, settings)
+        return optimise(*networks, images, start, settings, self._basis)

@@ -51,7 +51,7 @@ class FeatureModulation(Refiner):
     class Options(RateOptions):
         name: str = "feature"
         steps: int = Field(38, ge=0, description="optimisation steps")
-        feature_rate: float = Field(0.05, gt=0, description="largest step of a feature value")
+        feature_rate: float = Field(0.1, gt=0, description="largest step of a feature value")
 
     def setup(self, context: Context) -> None:
         super().setup(context)

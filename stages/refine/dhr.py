@@ -79,7 +79,7 @@ class HybridRefinement(LossRefiner):
         weight_share: float = Field(
             0.8, ge=0, le=1, description="share of the steps that change weights"
         )
-        feature_rate: float = Field(0.05, gt=0, description="largest step of a feature value")
+        feature_rate: float = Field(0.1, gt=0, description="largest step of a feature value")
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator

@@ -15,6 +15,7 @@ from dhr_batch.stages.embed.optimise import (
     face_region,
     optimise,
     ramp,
+    spread,
     whitening,
 )
 
@@ -150,6 +151,23 @@ def test_whitened_codes_have_unit_covariance(context):
     with torch.no_grad():
         codes = net.map(z) - net.w_mean
     torch.testing.assert_close(basis @ basis.T, codes.T @ codes / len(codes), atol=1e-4, rtol=1e-3)
+
+
+def test_steps_of_partly_whitened_codes_have_the_power_of_the_deviations(context):
+    net = context.network("generator", "tiny")
+    whole, unit = (whitening(net, power).norm(dim=0) for power in (1.0, 0.0))
+    torch.testing.assert_close(whitening(net, 0.5).norm(dim=0), (whole * unit).sqrt())
+    assert whole.max() > 3 * unit.max() > 30 * whole.min()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_basis_serves_every_row_of_the_code(context, power):
+    net, images = context.network("generator", "tiny"), targets(context, 2)
+    stage = OptimiseWPlus(OptimiseWPlus.Options(steps=20, perceptual="tiny", whitening=power))
+    stage.setup(context)
+    rows = stage.embed(images)[:, net.live_rows]
+    assert rows.shape == (2, len(net.live_rows), 512)
+    assert (rows - rows.mean(1, keepdim=True)).square().mean().sqrt() > 0.05 * spread(net)
 
 
 def test_a_strong_prior_keeps_the_code_at_the_mean(context):
