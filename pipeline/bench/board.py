@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dhr_batch.pipeline.bench.data import RENDERED_FROM, Compared, Method, method_name
+from dhr_batch.pipeline.bench.data import CLOCKS, RENDERED_FROM, Compared, Method, method_name
 from dhr_batch.pipeline.bench.matrix import reference
 from dhr_batch.pipeline.report import metrics as metric_names
 from dhr_batch.pipeline.report import truth
@@ -28,6 +28,11 @@ from dhr_batch.stages.registry import STAGES
 SUMMARY = "Beside published figures"
 RECONSTRUCTION = "Reconstruction"
 PARTS = "In-domain and out-of-domain"
+# What `turns` has measured.
+IN_TURN = {
+    "seconds": "Seconds per image in turn",
+    "cpu_seconds": "CPU seconds per image in turn",
+}
 COST = "Cost"
 FURTHER = "Further metrics of the reconstruction"
 _MAIN = ("psnr", "ssim", "ms_ssim")
@@ -139,9 +144,14 @@ class Board:
 
     @property
     def compared_columns(self) -> list[BoardColumn]:
-        """The columns with paired differences."""
+        """The columns with paired differences: ranked ones, and parts if the masks differ."""
         keys = {key for own in self.differences.values() for key in own}
-        return [c for c in self.columns if c.better and c.sheet != FURTHER and c.key in keys]
+        parts = () if self.compared.same_masks else (PARTS,)
+        return [
+            c
+            for c in self.columns
+            if c.key in keys and (c.sheet in parts or (c.better and c.sheet != FURTHER))
+        ]
 
 
 def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
@@ -211,7 +221,8 @@ def board(compared: Compared, compare_to: str, summary: Sequence[str] = ()) -> B
 def _unknown(key: str) -> BoardColumn:
     """Return a column of the summary that no method has."""
     metric = key.rpartition("@")[2]
-    return BoardColumn(key, _COST_TITLES.get(metric) or title(metric), SUMMARY)
+    cost = _COST_COLUMNS.get(metric)
+    return BoardColumn(key, cost.title if cost else title(metric), SUMMARY)
 
 
 def _lacking(compared: Compared, columns: Sequence[BoardColumn]) -> Iterator[BoardColumn]:
@@ -238,6 +249,9 @@ def _reconstruction(
             if not str(metric).startswith(("score_", START)):
                 own = dict(zip(group["image_id"], group["value"], strict=True))
                 found.setdefault(str(metric), {})[method.name] = own
+        for metric, own in method.shares.items():
+            if own:
+                found.setdefault(metric, {})[method.name] = own
     for metric in sorted(found, key=metric_names.metric_key):
         by_method = found[metric]
         shared = [i for i in compared.counted if all(i in own for own in by_method.values())]
@@ -253,6 +267,8 @@ def _sheet(metric: str) -> str:
     if size or metric.startswith(TRUTH):
         return FURTHER
     perceptual = "lpips" in base
+    if base.startswith("in_domain"):
+        return PARTS
     if part:
         return PARTS if base in _IN_PARTS or perceptual else FURTHER
     main = base in _MAIN or perceptual or base.startswith("identity_")
@@ -340,7 +356,7 @@ def _costs(method: Method) -> dict[str, Estimate]:
             stages.setdefault(stage, {}).update({(seed, n): s for n, s in shards.items()})
     for stage in [stage for stage in STAGES if stage in stages]:
         found[f"seconds_{stage}"] = estimate(list(stages[stage].values()), "median")
-    parts = [own for stage, own in stages.items() if stage in ("embed", "segment", "refine")]
+    parts = [own for stage, own in stages.items() if stage in _MAIN_STAGES]
     if parts:
         shared = [n for n in parts[0] if all(n in own for own in parts)]
         found["seconds"] = estimate([sum(own[n] for own in parts) for n in shared], "median")
@@ -356,7 +372,7 @@ def _costs(method: Method) -> dict[str, Estimate]:
 
 
 def _clocks(method: Method, other: Method | None) -> dict[str, Estimate]:
-    """Return the medians of the times measured in turn, and of their ratios on each shard.
+    """Return the medians of what was measured in turn, and of the ratios on each shard.
 
     Args:
         method: The method.
@@ -365,23 +381,39 @@ def _clocks(method: Method, other: Method | None) -> dict[str, Estimate]:
     own, theirs = _clocked(method), _clocked(other) if other else {}
     if not own:
         return {}
-    found = {
-        f"turn_{key}": estimate([clocks[key] for clocks in own.values()], "median")
-        for key in ("seconds", "cpu_seconds", "generator_calls")
-    }
-    both = [shard for shard in own if shard in theirs]
-    for key in ("seconds", "cpu_seconds") if both else ():
-        ratios = [own[shard][key] / theirs[shard][key] for shard in both]
-        found[f"turn_{key}_ratio"] = estimate(ratios, "median")
-    return found
+    found: dict[str, list[float]] = {}
+    for shard, clocks in own.items():
+        for key, value in clocks.items():
+            found.setdefault(f"turn_{key}", []).append(value)
+            if base := theirs.get(shard, {}).get(key):
+                found.setdefault(f"turn_{key}_ratio", []).append(value / base)
+    return {key: estimate(found[key], "median") for key in _COST_COLUMNS if key in found}
 
 
 def _clocked(method: Method) -> dict[tuple[int, tuple[str, ...]], dict[str, float]]:
-    """Return the times measured in turn by the seed and the images of a shard."""
-    runs = enumerate(method.runs)
-    return {(seed, ids): found for seed, run in runs for ids, found in run.clocks().items()}
+    """Return what was measured in turn, with sums over stages, by seed and images of a shard."""
+    found = {}
+    for seed, run in enumerate(method.runs):
+        for ids, clocks in run.clocks().items():
+            sums = dict(clocks)
+            for clock in CLOCKS:
+                spent = {s: clocks[f"{clock}_{s}"] for s in STAGES if f"{clock}_{s}" in clocks}
+                sums[clock] = sum(spent[stage] for stage in _MAIN_STAGES if stage in spent)
+                sums[f"{clock}_all"] = sum(spent.values())
+            found[seed, ids] = sums
+    return found
 
 
+# The stages of which seconds per image are the sum. The others are the same for all methods.
+_MAIN_STAGES = ("embed", "segment", "refine")
+_TURN_TITLES = {
+    sheet: {
+        f"turn_{clock}_{key}{ratio}": f"{name}{unit}"
+        for ratio, unit in (("", " [s]"), ("_ratio", ": ratio"))
+        for key, name in ({stage: stage for stage in STAGES} | {"all": "all stages"}).items()
+    }
+    for clock, sheet in IN_TURN.items()
+}
 _COST_TITLES = {
     "turn_seconds": "in turn: s per image",
     "turn_seconds_ratio": "in turn: ratio of seconds",
@@ -395,6 +427,11 @@ _COST_TITLES = {
     "bytes": "MB to render again",
     "bytes_all": "MB of all tables",
 }
+_COST_COLUMNS = {
+    key: BoardColumn(key, heading, sheet)
+    for sheet, headings in (_TURN_TITLES | {COST: _COST_TITLES}).items()
+    for key, heading in headings.items()
+}
 
 
 def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[BoardColumn]:
@@ -402,6 +439,4 @@ def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[BoardColumn]:
     keys = dict.fromkeys(key for own in cells.values() for key in own)
     sets = [key for key in keys if key in ("fid", "kid") or key.startswith("frechet_")]
     found = [BoardColumn(key, title(key), RECONSTRUCTION, "lower") for key in sets]
-    return found + [
-        BoardColumn(key, _COST_TITLES[key], COST) for key in _COST_TITLES if key in keys
-    ]
+    return found + [column for key, column in _COST_COLUMNS.items() if key in keys]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dhr_batch.pipeline.bench.matrix import Cell
@@ -19,6 +20,8 @@ from dhr_batch.pipeline.storage.connect import connect
 if TYPE_CHECKING:
     import pandas as pd
 
+# What `turns` measures of each stage.
+CLOCKS = ("seconds", "cpu_seconds", "generator_calls")
 # The tables that `dhr-batch render` needs.
 RENDERED_FROM = ("latents", "masks", "deltas")
 
@@ -55,11 +58,14 @@ class FinishedRun:
         return {name: recorded.get(name, "not recorded") for name in sorted(names)}
 
     @cached_property
-    def masks(self) -> dict[str, str]:
-        """A digest of the in-domain mask of each image."""
-        columns = ("image_id", "kind", "mask")
+    def masks(self) -> dict[str, tuple[float, str]]:
+        """The in-domain share of the pixels of each image, and a digest of its mask."""
+        columns = ("image_id", "kind", "mask", "area_fraction")
         return {
-            row["image_id"]: hashlib.sha256(row["mask"]["bytes"]).hexdigest()
+            row["image_id"]: (
+                row["area_fraction"],
+                hashlib.sha256(row["mask"]["bytes"]).hexdigest(),
+            )
             for row in report_data.read_rows(self.storage, "masks", columns)
             if row["kind"] == "in_domain"
         }
@@ -87,13 +93,22 @@ class FinishedRun:
         return found
 
     def clocks(self) -> dict[tuple[str, ...], dict[str, float]]:
-        """Return what `turns` has measured, per image, by the images of each shard."""
-        shards = self.data.plan.shards
-        return {
-            tuple(shards[n]): {key: v / len(shards[n]) for key, v in manifest.clocked.items()}
-            for n, manifest in self.data.shards.items()
-            if manifest.clocked
-        }
+        """Return what `turns` has measured, per image, by the images of each shard.
+
+        For stages that this run did not compute, it is what was measured of these images in the
+        base, if anything was.
+        """
+        before = self.base.clocks() if self.base else {}
+        by_image = {i: clocks for ids, clocks in before.items() for i in ids}
+        found = {}
+        for number, manifest in self.data.shards.items():
+            ids = tuple(self.data.plan.shards[number])
+            earlier = [by_image[i] for i in ids if i in by_image]
+            # A shard whose images have failed took no time in later stages.
+            if manifest.clocked and manifest.ok and (not before or len(earlier) == len(ids)):
+                means = {key: fmean(own[key] for own in earlier) for key in next(iter(earlier), ())}
+                found[ids] = means | {k: v / len(ids) for k, v in manifest.clocked.items()}
+        return found
 
     @property
     def _own_stages(self) -> set[str]:
@@ -161,6 +176,16 @@ class Method:
         # A mean over only some of the seeds could not be compared with the others.
         complete = grouped[grouped["count"] == len(frames)]
         return complete["mean"].rename("value").reset_index()
+
+    @cached_property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """The in-domain share of each image and of its face, with the means over seeds."""
+        pictures = [{i: share for i, (share, _) in run.masks.items()} for run in self.runs]
+        faces = [run.data.in_domain_face for run in self.runs]
+        return {
+            key: {i: fmean(own[i] for own in found) for i in set(found[0]).intersection(*found)}
+            for key, found in (("in_domain", pictures), ("in_domain_face", faces))
+        }
 
 
 @dataclass(frozen=True)

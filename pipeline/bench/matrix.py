@@ -21,7 +21,7 @@ from dhr_batch.stages import registry
 BASE = "none"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]*")
 # Settings that change the embedding.
-_EARLY = {"align", "embed", "generator", "seed"}
+_EARLY = {"align", "embed", "generator", "preset", "seed"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+]+")
 
 
@@ -68,8 +68,9 @@ class Matrix(Strict):
         seeds: The seeds. Each method has one run per seed.
         compare_to: The reference of paired differences: a refiner, which is combined with the
             embedder of each method, or one method for all as `EMBEDDER/REFINER`.
-        in_turn: Whether the refiners of an embedding process each shard in turn, in processes of
-            their own, so that their times can be compared; see `turns`.
+        in_turn: Whether runs process each shard in turn, in processes of their own, so that their
+            times can be compared: first the embedders if there are several, then all refiners; see
+            `turns`.
         columns: The columns of a first table, in which published figures stand below the methods.
     """
 

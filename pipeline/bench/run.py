@@ -193,14 +193,21 @@ def run(
     failed: dict[str, str] = {}
     turned: set[str] = set()
     computed, code = [], runner.DONE
-    for number, cell in enumerate(benchmark.cells, 1):
+    cells = _in_order(benchmark)
+    for number, cell in enumerate(cells, 1):
+        if benchmark.matrix.in_turn:
+            members = [c for c in cells if _turn(c) == _turn(cell)]
+            # A single run of an embedder has none to take turns with.
+            if cell is members[0] and (cell.base or len(members) > 1):
+                able = [c for c in members if not c.needs and c.base not in failed]
+                turned |= turns.take_turns([request_of(benchmark, c, machine) for c in able], say)
         if cell.needs:
-            say(f"[{number}/{len(benchmark.cells)}] {cell.name} {needs.text(cell.needs)}")
+            say(f"[{number}/{len(cells)}] {cell.name} {needs.text(cell.needs)}")
             continue
         if cell.base in failed:
             failed[cell.name] = f"{cell.base} has failed, from which it begins"
             continue
-        say(f"[{number}/{len(benchmark.cells)}] {cell.name}")
+        say(f"[{number}/{len(cells)}] {cell.name}")
         request = request_of(benchmark, cell, machine)
         try:
             prepared = prepare.prepare(request)
@@ -222,11 +229,20 @@ def run(
         if before < len(prepared.shards) or request.out in turned:
             computed.append(cell.name)
         code = max(code, outcome.exit_code)
-        if benchmark.matrix.in_turn and not cell.base:
-            followers = [c for c in benchmark.cells if c.base == cell.name and not c.needs]
-            requests = [request_of(benchmark, c, machine) for c in followers]
-            turned |= turns.take_turns(requests, say)
     return BenchOutcome(computed, failed, runner.ERROR if failed else code)
+
+
+def _turn(cell: Cell) -> tuple[Any, ...]:
+    """Return what is the same for runs that take turns with each other."""
+    return cell.dataset, cell.generator, cell.seed, bool(cell.base)
+
+
+def _in_order(benchmark: Benchmark) -> Sequence[Cell]:
+    """Return the runs in the order of execution: those that take turns follow one another."""
+    if not benchmark.matrix.in_turn:
+        return benchmark.cells
+    groups = list(dict.fromkeys(_turn(cell)[:-1] for cell in benchmark.cells))
+    return sorted(benchmark.cells, key=lambda c: (groups.index(_turn(c)[:-1]), bool(c.base)))
 
 
 def request_of(benchmark: Benchmark, cell: Cell, machine: Machine) -> Request:

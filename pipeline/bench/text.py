@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from dhr_batch.pipeline.bench import needs
-from dhr_batch.pipeline.bench.board import COST, FURTHER, SUMMARY, Board, BoardColumn
+from dhr_batch.pipeline.bench.board import COST, FURTHER, IN_TURN, SUMMARY, Board, BoardColumn
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines
@@ -41,9 +41,10 @@ COSTS = (
     "worker's process with all networks and stages."
 )
 TURNS = (
-    "In turn: the methods compute segment and refine of each shard in turn, and the first method "
-    "changes from shard to shard. Values are medians over shards; ratios are medians of the ratios "
-    "on each shard to the reference method."
+    "In turn: the methods compute each shard in turn, and the first method changes from shard to "
+    "shard. Values are medians over shards, of the stages that were computed in turn; ratios are "
+    "medians of the ratios on each shard to the reference method. In the table of costs they are "
+    "those of embed, segment and refine together. Reading and writing of files are not counted."
 )
 REFERENCES = (
     "The last rows are published figures of the tables named at the end, for orientation: they "
@@ -227,7 +228,7 @@ def head(board: Board, column: BoardColumn, sheet: str) -> str:
         sheet: The heading of the table.
     """
     heading = long_title(column) if sheet == SUMMARY else column.title
-    if column.sheet == COST:
+    if column.sheet in (COST, *IN_TURN.values()):
         return heading
     images = {own[column.key].n for own in board.cells.values() if column.key in own}
     few = images - {0, len(board.compared.counted)}

@@ -6,8 +6,8 @@ its own, and every run processes a shard before the next shard begins. The run t
 from shard to shard. Changes of the machine then affect all runs equally. The ratio of two runs is
 taken for each shard before it is averaged.
 
-Only the stages `segment` and `refine` are measured: from a code to the mask and the refined
-picture. The start of a process is not measured, but its first shard still fills caches.
+Every stage that a run computes is measured. The start of a process is not, nor are the reading and
+writing of files, but the first shard still fills caches.
 
 The shards are committed like those of any other run. Their manifests have the times under
 `clocked`. A run that fails takes no more turns, and its remaining shards are left to `runner.run`.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from dhr_batch.pipeline import stopping
+from dhr_batch.pipeline.bench.data import CLOCKS
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.worker import Settings, Worker
@@ -164,36 +166,39 @@ def _serve(connection: Connection, settings: Settings) -> None:
 
 
 class ClockedWorker(Worker):
-    """A worker whose receipts have the time of the mask and the refinement, and generator calls.
+    """A worker whose receipts have the time and the generator calls of each stage.
 
-    CPU seconds are those of all threads of the process. If a worker writes one batch while it
-    computes another, they include the writing, so a shard should have only one batch.
+    Their keys are `seconds_embed`, `cpu_seconds_embed`, `generator_calls_embed` and so on. CPU
+    seconds are those of all threads of the process. If a worker reads or writes one batch while it
+    computes another, they include that, so a shard should have only one batch.
     """
 
     def setup(self) -> WorkerFacts:
         facts = super().setup()
-        self.clocks = {"seconds": 0.0, "cpu_seconds": 0.0, "generator_calls": 0.0}
+        self.clocks: defaultdict[str, float] = defaultdict(float)
+        self.calls = 0
         context = self.stages[0].context
         generator = context.network("generator", context.generator)
         original = generator.from_feature
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            self.clocks["generator_calls"] += 1
+            self.calls += 1
             return original(*arguments, **options)
 
         generator.from_feature = counted
         return facts
 
     def _run(self, stage: Stage, records: list[Record]) -> list[Record]:
-        before = self.clocks | {"wall": time.perf_counter(), "cpu": time.process_time()}
+        before = self._now()
         records = super()._run(stage, records)
-        if stage.family in ("segment", "refine"):
-            self.clocks["seconds"] += time.perf_counter() - before["wall"]
-            self.clocks["cpu_seconds"] += time.process_time() - before["cpu"]
-        else:
-            self.clocks["generator_calls"] = before["generator_calls"]
+        for clock, now in self._now().items():
+            self.clocks[f"{clock}_{stage.family}"] += now - before[clock]
         return records
 
+    def _now(self) -> dict[str, float]:
+        times = (time.perf_counter(), time.process_time(), self.calls)
+        return dict(zip(CLOCKS, times, strict=True))
+
     def run_shard(self, shard: Shard, attempt: str) -> Manifest:
-        self.clocks |= dict.fromkeys(self.clocks, 0.0)
+        self.clocks.clear()
         return replace(super().run_shard(shard, attempt), clocked=dict(self.clocks))

@@ -16,8 +16,8 @@ STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
 HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
-# Metrics of what an edit changes on purpose, and of what an occluder hides.
-NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded", START)
+# Metrics of what an edit changes on purpose, of what an occluder hides, and of masks.
+NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded", "in_domain", START)
 TITLES = {
     "psnr": "PSNR [dB]",
     "psnr_ganinverter": "PSNR, 10·log10(2/MSE) [dB]",
@@ -33,6 +33,8 @@ TITLES = {
     "identity_arcface_cosine": "Identity cosine (ArcFace)",
     "identity_curricularface_cosine": "Identity cosine (CurricularFace)",
     "identity_facenet_cosine": "Identity cosine (FaceNet)",
+    "in_domain": "In-domain share",
+    "in_domain_face": "In-domain share of the face",
     "fid": "FID",
     "kid": "KID",
     "frechet_st_alex": "Fréchet distance (ST-LPIPS AlexNet)",

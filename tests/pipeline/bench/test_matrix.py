@@ -101,6 +101,7 @@ def test_entries_may_differ_between_generators_or_be_left_out():
         ),
         ({"refiners": {"dhr": {"embedders": ["e4e"]}}}, "refiners.dhr.embedders: 'e4e' is unknown"),
         ({"refiners": {"dhr": {"settings": {"embed": "w"}}}}, "embed would change the embedding"),
+        ({"refiners": {"dhr": {"settings": {"preset": "pti"}}}}, "preset would change the embedd"),
         (
             {"refiners": {"dhr": {"by_generator": {"tiny": {"embed": "w"}}}}},
             "refiners.dhr: embed would change the embedding",
