@@ -18,7 +18,7 @@ from dhr_batch.pipeline.errors import Refused
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Benchmark: smoke, ablations, occluders, paper, refiners or refine-speed.",
+    help="Benchmark: smoke, ablations, occluders, paper, refiners, refine-speed or end-to-end.",
 )
 @click.option(
     "-c",
