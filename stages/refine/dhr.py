@@ -193,23 +193,30 @@ class MaskedLoss:
         self.options, self.perceptual = options, perceptual
         self.images, self.masks, self.at_layers = images, masks, at_layers
         self.target = self.perceptual.features(downsample(images, self.options.perceptual_size))
+        # Both parts of each term, as weights and their sums. The masks do not change.
+        self._parts: list[tuple[tuple[Tensor, Tensor], ...]] = []
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         pixel = (image - self.images).square().sum(1, keepdim=True) * self.options.pixel_weight
-        terms = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
+        maps = self.perceptual.maps(downsample(image, self.options.perceptual_size), self.target)
+        terms = [pixel, *(m * self.options.perceptual_weight for m in maps)]
+        if not self._parts:
+            self._parts = [self._parts_of(term, i > 0) for i, term in enumerate(terms)]
         inner = outer = image.new_zeros(())
-        for term in [pixel, *(t * self.options.perceptual_weight for t in terms)]:
-            size = (term.shape[2], term.shape[3])
-            if term is pixel or self.at_layers is None:
-                mask = F.adaptive_avg_pool2d(self.masks, size)
-            else:
-                mask = F.interpolate(self.at_layers, size)
-            inner = inner + _part_mean(term, mask).sum()
-            outer = outer + _part_mean(term, 1 - mask).sum()
+        for term, (inside, outside) in zip(terms, self._parts, strict=True):
+            inner = inner + _part_mean(term, *inside).sum()
+            outer = outer + _part_mean(term, *outside).sum()
         return inner, outer
 
+    def _parts_of(self, term: Tensor, of_layer: bool) -> tuple[tuple[Tensor, Tensor], ...]:
+        size = (term.shape[2], term.shape[3])
+        if of_layer and self.at_layers is not None:
+            mask = F.interpolate(self.at_layers, size)
+        else:
+            mask = F.adaptive_avg_pool2d(self.masks, size)
+        return tuple((part, part.sum((1, 2, 3)).clamp_min(1e-6)) for part in (mask, 1 - mask))
 
-def _part_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean of each image, [B]; 0 where all weights are 0."""
-    total = weights.sum((1, 2, 3))
-    return (values * weights).sum((1, 2, 3)) / total.clamp_min(1e-6)
+
+def _part_mean(values: Tensor, weights: Tensor, total: Tensor) -> Tensor:
+    """Return the mean of each image, [B], under weights with this sum; 0 where all are 0."""
+    return (values * weights).sum((1, 2, 3)) / total

@@ -9,7 +9,8 @@ gradients times 1 / c, and gradients times scales do not change.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -74,15 +75,15 @@ class RotatedAdam:
             ArithmeticError: The first gradient of a rotated value is not finite.
         """
         self.steps += 1
+        if self.steps == 1:
+            scaled = (grad * scale for grad, scale in zip(grads, self.scales, strict=True))
+            self.bases = _bases(scaled, self.axes, self.weak)
         for i, (value, given) in enumerate(zip(self.values, grads, strict=True)):
             with full_precision(value):
                 self._step(i, value, given * self.scales[i], rate)
 
     def _step(self, i: int, value: Tensor, grad: Tensor, rate: float) -> None:
         fresh = [1 - beta**self.steps for beta in self.betas]
-        axis = self.axes[i]
-        if axis is not None and self.steps == 1:
-            self.bases[i] = _basis(grad, axis, self.weak)
         basis = self.bases[i]
         if basis is not None:
             grad = basis.rotate(grad)
@@ -92,7 +93,7 @@ class RotatedAdam:
         size = (second / fresh[1]).sqrt_()
         # A share of the gradient's own size, and something above 0 if the gradient is 0.
         floor = (self.eps * rms(size)).clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
-        move = self.first[i] / size.add_(floor) / fresh[0]
+        move = torch.div(self.first[i], size.add_(floor), out=size).div_(fresh[0])
         move = move if basis is None else basis.rotate_back(move)
         value.sub_(move.mul_(self.scales[i]), alpha=rate)
 
@@ -144,34 +145,63 @@ def channels(weight: Tensor) -> int | None:
     return 2 if inputs > 1 and weight[0].numel() >= inputs**2 else None
 
 
-def _basis(grad: Tensor, axis: int, weak: float) -> Basis | None:
-    """Return the basis, or None (plain Adam) if the eigenvectors cannot be computed."""
+def _bases(grads: Iterable[Tensor], axes: Sequence[int | None], weak: float) -> list[Basis | None]:
+    """Return the basis of each gradient [B, ...] along its axis.
+
+    It is None (plain Adam) without an axis, or if the eigenvectors cannot be computed. All matrices
+    of a size are solved in one call, because a GPU is waited for in each.
+
+    Raises:
+        ArithmeticError: A gradient is not finite.
+    """
+    grams: dict[int, Tensor] = {}
+    for i, (grad, axis) in enumerate(zip(grads, axes, strict=True)):
+        if axis is not None:
+            columns = grad.movedim(axis, -1).flatten(1, -2)
+            with full_precision(grad):
+                grams[i] = columns.transpose(1, 2) @ columns
+    if grams and not torch.stack([gram.isfinite().all() for gram in grams.values()]).all():
+        raise ArithmeticError("the first gradient of the refinement is not finite")
+    sizes: defaultdict[int, list[int]] = defaultdict(list)
+    for i, gram in grams.items():
+        sizes[gram.shape[-1]].append(i)
+    found: list[Basis | None] = [None] * len(axes)
+    for same in sizes.values():
+        for i, solved in zip(same, _eigenvectors([grams[i] for i in same]), strict=True):
+            axis = axes[i]
+            if solved is not None and axis is not None:
+                found[i] = Basis(axis, *solved, weak)
+    return found
+
+
+def _eigenvectors(grams: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
+    """Return eigenvalues [B, c] and eigenvectors [B, c, c] of each of some matrices [B, c, c].
+
+    None stands for a matrix whose eigenvectors the solver does not find.
+    """
     try:
-        return Basis(grad, axis, weak)
+        energy, vectors = torch.linalg.eigh(torch.cat([*grams]))
     except torch.linalg.LinAlgError:
-        return None
+        if len(grams) == 1:
+            return [None]
+        return [solved for gram in grams for solved in _eigenvectors([gram])]
+    images = len(grams[0])
+    return [*zip(energy.split(images), vectors.split(images), strict=True)]
 
 
 class Basis:
     """Eigenvectors of the first gradient along one axis, for each image.
 
     Args:
-        grad: The gradient, [B, ...].
-        axis: Its axis of channels.
+        axis: The axis of channels.
+        energy: Eigenvalues, [B, c], the largest last.
+        vectors: Eigenvectors in columns, [B, c, c].
         weak: See `RotatedAdam`.
-
-    Raises:
-        ArithmeticError: The gradient is not finite.
     """
 
-    def __init__(self, grad: Tensor, axis: int, weak: float) -> None:
-        self.axis = axis
-        columns = grad.movedim(axis, -1).flatten(1, -2)
-        gram = columns.transpose(1, 2) @ columns
-        if not torch.isfinite(gram).all():
-            raise ArithmeticError("the first gradient of the refinement is not finite")
-        energy, self.vectors = torch.linalg.eigh(gram)
-        self.weak = (energy <= weak * energy[:, -1:]).to(grad)
+    def __init__(self, axis: int, energy: Tensor, vectors: Tensor, weak: float) -> None:
+        self.axis, self.vectors = axis, vectors
+        self.weak = (energy <= weak * energy[:, -1:]).to(energy)
 
     def rotate(self, x: Tensor) -> Tensor:
         """Return the coordinates of x [B, ...] along the eigenvectors, in place of its channels."""
@@ -183,12 +213,17 @@ class Basis:
 
     def shared(self, second: Tensor) -> Tensor:
         """Return second moments in which those of weak directions are replaced by their mean."""
-        last = second.movedim(self.axis, -1)
-        weak = self.weak.reshape(len(last), *[1] * (last.ndim - 2), -1)
-        mean = (last * weak).sum(-1, keepdim=True) / weak.sum(-1, keepdim=True).clamp_min(1)
-        return torch.lerp(last, mean.expand_as(last), weak.expand_as(last)).movedim(-1, self.axis)
+        shape = [1] * second.ndim
+        shape[0], shape[self.axis] = self.weak.shape
+        weak = self.weak.reshape(shape)
+        mean = (second * weak).sum(self.axis, keepdim=True)
+        mean = mean / weak.sum(self.axis, keepdim=True).clamp_min(1)
+        return torch.lerp(second, mean, weak)
 
     def _times(self, x: Tensor, matrix: Tensor) -> Tensor:
+        if self.axis == 1:
+            # Without transposing the values, of which a feature has many.
+            return (matrix.transpose(1, 2) @ x.flatten(2)).reshape(x.shape)
         last = x.movedim(self.axis, -1)
         product = last.flatten(1, -2) @ matrix
         return product.reshape(last.shape).movedim(-1, self.axis)

@@ -99,6 +99,45 @@ def test_without_eigenvectors_it_is_adam(monkeypatch: pytest.MonkeyPatch) -> Non
     assert fitted(2, 10) == plain
 
 
+def test_matrices_of_a_size_are_solved_together_and_fail_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(2, 12, 8), (2, 12, 6), (2, 5), (2, 9, 8)]
+    grads = [[torch.randn(s, generator=draw).double() for s in shapes] for _ in range(3)]
+    axes = [2, 2, None, 2]
+
+    def moved(chosen: list[int]) -> list[Tensor]:
+        values = [torch.zeros(shapes[i], dtype=torch.float64) for i in chosen]
+        adam = RotatedAdam(values, [axes[i] for i in chosen])
+        for step in grads:
+            adam.step([step[i] for i in chosen], 0.1)
+        return values
+
+    solved: list[tuple[int, ...]] = []
+    eigh = torch.linalg.eigh
+    gram = grads[0][0].transpose(1, 2) @ grads[0][0]
+
+    def noted(grams: Tensor, fails: bool = False) -> tuple[Tensor, Tensor]:
+        solved.append(tuple(grams.shape))
+        if fails and any(torch.equal(own, gram[0]) for own in grams):
+            raise torch.linalg.LinAlgError("does not converge")
+        return eigh(grams)
+
+    monkeypatch.setattr(torch.linalg, "eigh", noted)
+    together = moved([0, 1, 2, 3])
+    assert solved == [(4, 8, 8), (2, 6, 6)]
+    for i, value in enumerate(together):
+        torch.testing.assert_close(moved([i])[0], value, rtol=0, atol=1e-9)
+
+    monkeypatch.setattr(torch.linalg, "eigh", lambda grams: noted(grams, fails=True))
+    failed = moved([0, 1, 2, 3])
+    for i in (1, 2, 3):
+        torch.testing.assert_close(failed[i], together[i], rtol=0, atol=1e-9)
+    axes[0] = None
+    torch.testing.assert_close(failed[0], moved([0])[0], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [
