@@ -212,6 +212,9 @@ class Perceptual(nn.Module):
         error maps are plain sums of squared differences.
         """
         x = x - self.shift
+        if x.device.type == "cpu":
+            # AlexNet takes a sixth less time where channels come last.
+            x = x.contiguous(memory_format=torch.channels_last)
         out = []
         for i, tap in enumerate(self.taps):
             x = tap(x)
