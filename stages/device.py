@@ -6,7 +6,8 @@ set nowhere else, since threads that switch them back and forth disturb each oth
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dhr_batch.stages.registry import InvalidInput
@@ -62,6 +63,25 @@ def set_precision(precision: Precision) -> None:
 
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+@cache
+def stream(kind: Kind, part: str) -> AbstractContextManager[object]:
+    """Return a context in which a thread works on an NVIDIA GPU beside other threads.
+
+    Without it, the kernels and copies of all threads form one queue, and each wait for a result is
+    a wait for all that other threads have queued before.
+
+    Args:
+        kind: The kind of device. Other kinds have one queue.
+        part: A name for the work of the thread. Each has a stream of its own.
+    """
+    if kind != "cuda":
+        return nullcontext()
+    import torch
+
+    # Short tasks of the host come before the long ones of the other threads.
+    return torch.cuda.stream(torch.cuda.Stream(priority=-1))
 
 
 def use(precision: Precision = "fp32", kind: Kind | None = None) -> Kind:

@@ -33,6 +33,7 @@ from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.parsing import Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.tensors import downsample, images_to_tensor
 
 # Classes that a face generator does not represent. Their pixels are always out-of-domain.
@@ -308,8 +309,8 @@ class DomainSpecific(Stage):
         if self.options.source == "coarse":
             renders = self._coarse(images)
         elif self.options.source == "mean_row":
-            codes = np.stack([required(r.latent) for r in records])
-            renders = mean_row_render(self.generator, torch.from_numpy(codes).to(images.device))
+            codes = torch.from_numpy(np.stack([required(r.latent) for r in records]))
+            renders = mean_row_render(self.generator, to_device(codes, images.device))
         elif self.options.source == "projection":
             renders = self._project(images, [r.image_id for r in records])
         else:
@@ -404,5 +405,5 @@ def error_maps(
         For each image the maps of its layers, float32 [h_l, w_l], finest first.
     """
     layers = perceptual.maps(renders, perceptual.features(images))
-    arrays = [layer[:, 0].float().cpu().numpy() for layer in layers]
+    arrays = to_host([layer[:, 0].float() for layer in layers])
     return [[layer[i] for layer in arrays] for i in range(len(images))]

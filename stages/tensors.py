@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dhr_batch.stages.networks.transfers import to_device
+
 
 def images_to_tensor(images: Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
     """Convert uint8 images [H, W, 3] of one size to float32 [B, 3, H, W] in [-1, 1]."""
-    return to_unit(torch.from_numpy(np.stack(images)).to(device))
+    return to_unit(to_device(torch.from_numpy(np.stack(images)), device))
 
 
 def to_unit(pictures: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def tensor_to_images(batch: Tensor) -> list[np.ndarray]:
 
 def masks_to_tensor(masks: Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
     """Convert bool masks [H, W] to float32 [B, 1, H, W] of 0 and 1."""
-    return torch.from_numpy(np.stack(masks)).to(device).float().unsqueeze(1)
+    return to_device(torch.from_numpy(np.stack(masks)), device).float().unsqueeze(1)
 
 
 def feature_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,8 @@ Tensors on it hold their numbers in host memory, but torch, in Python and in C++
 * a generator of random numbers that belongs to the CPU
 
 `watch` counts the waits: the places where the host needs a value of the device, or copies memory
-that is not pinned. Results are those of the CPU. There are no streams, no TF32, and no autocast.
+that is not pinned. What `torch.cuda` says of memory is what tensors hold. Results are those of the
+CPU. There are no streams, no TF32, and no autocast.
 
 `install` changes torch for the rest of the process, so its tests run in a process of their own.
 """
@@ -17,9 +18,11 @@ that is not pinned. Results are those of the CPU. There are no streams, no TF32,
 from __future__ import annotations
 
 import sys
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +56,40 @@ _MAKERS = (
 Waits = Counter[tuple[str, str]]
 _watchers: list[Waits] = []
 _installed: list[Any] = []
+
+
+class _Memory:
+    """The bytes that tensors of the device hold, now and at most."""
+
+    def __init__(self) -> None:
+        self.total, self.held, self.peak = 2**34, 0, 0
+        self._tensors: Counter[int] = Counter()
+        # Finalizers run wherever the last reference is dropped, also inside of `hold`.
+        self._lock = threading.RLock()
+
+    def hold(self, tensor: torch.Tensor, inner: torch.Tensor) -> None:
+        storage = inner.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        with self._lock:
+            if not self._tensors[key]:
+                self.held += size
+                self.peak = max(self.peak, self.held)
+            self._tensors[key] += 1
+        # The finalizer keeps the storage, so that no other one gets its key before.
+        weakref.finalize(tensor, self._release, key, size, storage)
+
+    def _release(self, key: int, size: int, _: Any) -> None:
+        with self._lock:
+            self._tensors[key] -= 1
+            if not self._tensors[key]:
+                del self._tensors[key]
+                self.held -= size
+
+    def reset(self, *_: Any) -> None:
+        self.peak = self.held
+
+
+memory = _Memory()
 
 
 @contextmanager
@@ -102,6 +139,7 @@ class PretendedTensor(torch.Tensor):
             requires_grad=requires_grad,
         )
         made.inner = inner
+        memory.hold(made, inner)
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -164,7 +202,8 @@ def _count(name: str, args: Any, to_cpu: bool) -> None:
     """Count the wait of an operation, if it is one."""
     if name == "copy_":
         ours, other = (isinstance(t, PretendedTensor) for t in args[:2])
-        if ours and not other and args[1].ndim and args[1].numel():
+        pinned = len(args) > 2 and args[2] and hasattr(args[1], "pinned")
+        if ours and not other and args[1].ndim and args[1].numel() and not pinned:
             _wait("copy to the device")
         elif other and not ours:
             _wait("copy to the host")
@@ -237,6 +276,12 @@ def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     return target
 
 
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.clone()
+    copy.pinned = True  # type: ignore[attr-defined]
+    return copy
+
+
 def install() -> None:
     """Make the device. Called once in a process, before anything is put on it.
 
@@ -267,6 +312,12 @@ def install() -> None:
     }.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     torch.cuda.synchronize = lambda *_: _wait("synchronize")
+    torch.cuda.Stream = torch.cuda.stream = lambda *_, **__: nullcontext()  # type: ignore[misc, assignment]
+    torch.cuda.memory_allocated = lambda *_: memory.held
+    torch.cuda.max_memory_allocated = lambda *_: memory.peak
+    torch.cuda.mem_get_info = lambda *_: (memory.total - memory.held, memory.total)
+    torch.cuda.reset_peak_memory_stats = memory.reset
+    torch.Tensor.pin_memory = _pinned  # type: ignore[method-assign, assignment]
     backend = getattr(torch, _BACKEND)
     backend.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
     backend.set_rng_state = lambda *_: None

@@ -43,7 +43,7 @@ from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
-from dhr_batch.stages.device import Kind, count, label, set_precision
+from dhr_batch.stages.device import Kind, count, label, set_precision, stream
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
@@ -124,6 +124,11 @@ class Worker:
             stage.setup(context)
             if stage.family == "refine":
                 context.use_refiner(stage)
+        if self.settings.device == "cuda":
+            import torch
+
+            # The networks are used on other streams than the one on which they were copied.
+            torch.cuda.synchronize()
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator, self.settings.metadata)
         self._batch = config.batch_size or self._fitting_batch(generator)
@@ -255,7 +260,7 @@ class Worker:
 
     def _align(self, job: Job, items: Sequence[Item]) -> list[Record]:
         records = [self._read(item) for item in items]
-        with self._timed("reader", job, len(records)):
+        with self._timed("reader", job, len(records)), stream(self.settings.device, "reader"):
             for stage in self.stages[: self._ahead]:
                 records = self._clocked(job, stage, records)
         # The encoded file is no longer needed, and large photographs take much memory.
@@ -277,7 +282,7 @@ class Worker:
         if not self.settings.divided:
             return [partial(self._computed, stages)]
         groups = groupby(stages, lambda stage: stage.family if stage.family in _ON_HOST else "")
-        parts = [(self._computed if host else self._on_device, list(own)) for host, own in groups]
+        parts = [(self._beside if host else self._on_device, list(own)) for host, own in groups]
         return [partial(compute, own) for compute, own in parts]
 
     def _computed(
@@ -291,6 +296,12 @@ class Worker:
                 self._events.append(Event(what, shard=shard.index))
                 records = self._clocked(job, stage, records)
         return records
+
+    def _beside(
+        self, stages: Sequence[Stage], job: Job, first: int, records: list[Record]
+    ) -> list[Record]:
+        with stream(self.settings.device, stages[0].family):
+            return self._computed(stages, job, first, records)
 
     def _on_device(
         self, stages: Sequence[Stage], job: Job, first: int, records: list[Record]

@@ -19,6 +19,7 @@ from dhr_batch.stages.edit.styleclip import StyleclipOptions
 from dhr_batch.stages.edit.stylespace import StylespaceOptions
 from dhr_batch.stages.edit.vectors import DirectionOptions
 from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
 from dhr_batch.stages.tensors import tensor_to_images
 
@@ -116,7 +117,7 @@ class Directions(Stage):
     @torch.inference_mode()
     def _edit(self, record: Record) -> list[EditedImage]:
         device = self.context.device
-        ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
+        ws = to_device(torch.tensor(required(record.latent)), device).unsqueeze(0)
         refinement, masks = Refinement.of(record, device), mask_of(record, device)
         refined = self.refiner.refined_codes(ws, refinement)
         moved = [move.apply(refined) for move in self.moves]
@@ -135,12 +136,13 @@ class Directions(Stage):
             if not torch.isfinite(rendered).all():
                 raise ArithmeticError("an edited image is not finite; try smaller strengths")
             images |= zip(chosen, tensor_to_images(rendered), strict=True)
+        codes = to_host([code for code, _ in moved])
         return [
             EditedImage(
                 move.name,
                 move.strength,
                 move.edit.sha256,
-                moved[i][0][0].cpu().numpy(),
+                codes[i][0],
                 images[i] if i in images else required(record.refined),
                 start=float(move.edit.start(refined)) if move.edit.absolute else None,
             )

@@ -10,6 +10,7 @@ import torch
 
 from dhr_batch.stages.base import Context, Record, required
 from dhr_batch.stages.edit.directions import Directions
+from dhr_batch.stages.networks.transfers import to_device
 from dhr_batch.stages.refine.base import Refinement, mask_of
 from dhr_batch.stages.tensors import tensor_to_images
 
@@ -54,7 +55,7 @@ class Rerender:
     @torch.inference_mode()
     def _refined(self, record: Record) -> np.ndarray:
         device = self.context.device
-        ws = torch.tensor(required(record.latent)).to(device).unsqueeze(0)
+        ws = to_device(torch.tensor(required(record.latent)), device).unsqueeze(0)
         refinement, masks = Refinement.of(record, device), mask_of(record, device)
         image = self.context.refiner().render(ws, refinement, masks)
         if not torch.isfinite(image).all():

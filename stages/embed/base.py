@@ -6,12 +6,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, required
 from dhr_batch.stages.device import mixed_precision
 from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.transfers import to_host
 from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 
 
@@ -41,11 +43,11 @@ class Embedder(Stage):
         images = images_to_tensor([required(r.image) for r in records], self.context.device)
         with mixed_precision(self.context.device, self.context.precision):
             ws = self.embed(images)
-        if not torch.isfinite(ws).all():
-            raise ArithmeticError("the embedding diverged; a smaller rate may help")
         with torch.no_grad():
             renders = tensor_to_images(self.generator.synthesize(ws))
-        codes = ws.detach().float().cpu().numpy()
+        (codes,) = to_host([ws.float()])
+        if not np.isfinite(codes).all():
+            raise ArithmeticError("the embedding diverged; a smaller rate may help")
         return [
             replace(record, latent=code, inverted=render)
             for record, code, render in zip(records, codes, renders, strict=True)

@@ -42,6 +42,7 @@ from dhr_batch.stages.measure.truth import (
     truth_parts,
 )
 from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.transfers import to_device
 from dhr_batch.stages.tensors import to_unit
 
 if TYPE_CHECKING:
@@ -258,8 +259,9 @@ class Standard(Stage):
             network, [networks, N, P].
         """
         device = self.context.device
-        pictures = torch.from_numpy(np.stack([source, *renders.values()])).to(device)
-        masks = torch.from_numpy(weights_of(parts, source.shape[:2])).to(device)
+        stacked = torch.from_numpy(np.stack([source, *renders.values()]))
+        pictures = to_device(stacked, device)
+        masks = to_device(torch.from_numpy(weights_of(parts, source.shape[:2])), device)
         before = list(renders).index("refined")
         pixels = pixel_values(pictures[:1], pictures[1:], before, masks)
         weights = [

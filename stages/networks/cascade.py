@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dhr_batch.stages.networks.transfers import to_device
+
 if TYPE_CHECKING:
     from facenet_pytorch import MTCNN
 
@@ -151,7 +153,7 @@ def _looked_at(
     A pixel of a crop is the mean of the pixels that it touches, as in `adaptive_avg_pool2d`.
     """
     size = (sums.shape[1] - 1, sums.shape[2] - 1)
-    placed = torch.stack((images, *_edges(boxes, size)), 1).to(sums.device)
+    placed = to_device(torch.stack((images, *_edges(boxes, size)), 1), sums.device)
     steps = torch.arange(side, device=sums.device)
     outputs = []
     for some in placed.split(_AT_ONCE):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks import cascade
+from dhr_batch.stages.networks.transfers import to_device
 
 SEARCH_SIDE = 640
 FINE_SIDE = 2560
@@ -123,7 +124,7 @@ class Detector:
                 yield members[start : start + limit]
 
     def _detect_equal(self, images: list[np.ndarray]) -> list[list[Face]]:
-        pictures = torch.from_numpy(np.stack(images)).to(self.device)
+        pictures = to_device(torch.from_numpy(np.stack(images)), self.device)
         with torch.inference_mode():
             found = cascade.detect(self.net, pictures)
         return [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dhr_batch.stages.networks import checkpoints, weight_files
 from dhr_batch.stages.networks.face_parts import CLASSES
+from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -226,7 +227,7 @@ class FaRLParser:
             return None
         to_crop = crop_matrix(faces[0].points)
         device = next(self.net.parameters()).device
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+        pixels = to_device(torch.from_numpy(np.ascontiguousarray(image)), device)
         picture = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
         logits = self.net(warp(picture, np.linalg.inv(to_crop), (SIDE, SIDE)))
         to_logits = np.diag([LOGITS / SIDE, LOGITS / SIDE, 1]) @ to_crop

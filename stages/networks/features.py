@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dhr_batch.stages.networks import weight_files
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -55,7 +56,7 @@ class Backbone:
 
 
 def _batch(rgb: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].to(device)
+    return to_device(torch.from_numpy(rgb.copy()), device).permute(2, 0, 1)[None]
 
 
 def inception(context: Context) -> Inception:

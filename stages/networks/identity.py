@@ -23,6 +23,7 @@ from skimage.transform import SimilarityTransform
 from torch import Tensor, nn
 
 from dhr_batch.stages.networks import encoders, weight_files
+from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
@@ -141,7 +142,7 @@ class Network(ABC):
         found = [crop for crop in crops if crop is not None]
         if not found:
             return [None] * len(crops)
-        batch = torch.cat(found).to(self.device).float()
+        batch = to_device(torch.cat(found), self.device).float()
         descriptors = iter(self.net(batch).cpu().double().numpy())
         return [None if crop is None else next(descriptors) for crop in crops]
 

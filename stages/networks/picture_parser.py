@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
+from dhr_batch.stages.networks.transfers import to_device
 
 SIZE = 512
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +36,7 @@ class PictureParser:
     @torch.no_grad()
     def parse(self, image: np.ndarray) -> np.ndarray | None:
         """See `Parser.parse`. Returns None if skin is not the most likely class of any pixel."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._mean.device)
+        pixels = to_device(torch.from_numpy(np.ascontiguousarray(image)), self._mean.device)
         batch = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
         batch = (resized(batch, (SIZE, SIZE)) - self._mean) / self._std
         probs = self.probabilities(batch, image.shape[:2])[0, self._order]

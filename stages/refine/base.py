@@ -14,6 +14,7 @@ from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.device import full_precision, mixed_precision
 from dhr_batch.stages.networks.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.tensors import (
     feature_mask,
     images_to_tensor,
@@ -43,7 +44,7 @@ class Refinement:
         """Return the refinement of one image from its record, with B = 1."""
 
         def batch(array: np.ndarray) -> Tensor:
-            return torch.tensor(array).to(device).unsqueeze(0)
+            return to_device(torch.tensor(array), device).unsqueeze(0)
 
         return cls(
             {name: batch(value) for name, value in (record.delta or {}).items()},
@@ -150,16 +151,18 @@ class Refiner(Stage):
         device = self.context.device
         images = images_to_tensor([required(r.image) for r in records], device)
         masks = masks_to_tensor([required(r.mask) for r in records], device)
-        ws = torch.from_numpy(np.stack([required(r.latent) for r in records])).to(device)
+        ws = to_device(torch.from_numpy(np.stack([required(r.latent) for r in records])), device)
         with mixed_precision(self.context.device, self.context.precision):
             result = self.refine(images, ws, masks)
         with torch.no_grad():
             refined = self.render(ws, result, masks)
         if not torch.isfinite(refined).all():
             raise ArithmeticError("the refinement diverged; smaller rates may help")
-        delta = {name: value.detach().float().cpu().numpy() for name, value in result.delta.items()}
+        changed = [*result.delta.values(), *([] if result.feature is None else [result.feature])]
+        arrays = to_host([value.float() for value in changed])
+        delta = dict(zip(result.delta, arrays, strict=False))
+        feature = None if result.feature is None else arrays[-1]
         state = {name: value.detach().cpu().numpy() for name, value in result.state.items()}
-        feature = None if result.feature is None else result.feature.detach().float().cpu().numpy()
         return [
             replace(
                 record,

@@ -21,8 +21,11 @@ from dhr_batch.stages.networks import (
     stylegan2_layouts,
 )
 from dhr_batch.stages.networks.detect import Face
+from dhr_batch.stages.networks.dlib_face import DlibIdentity
+from dhr_batch.stages.networks.dlib_resnet import DlibResNet
 from dhr_batch.stages.networks.identity import IRBackbone, Portrait
-from dhr_batch.stages.tensors import tensor_to_images
+from dhr_batch.stages.networks.transfers import to_device, to_host
+from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 from dhr_batch.tests import filled, pretended_cuda
 from dhr_batch.tests.stages import narrow
 from dhr_batch.tests.stages import test_contract as contract
@@ -77,6 +80,32 @@ def test_waits_are_counted_by_their_lines() -> None:
     assert what == "copy to the host"
 
 
+def test_copies_to_the_device_wait_for_nothing_and_results_are_one_copy() -> None:
+    with pretended_cuda.watch() as waits:
+        there = to_device(torch.arange(6.0).reshape(2, 3), "cuda")
+        images_to_tensor([portrait(), portrait()], "cuda")
+    assert not waits
+    with pretended_cuda.watch() as waits:
+        first, second = to_host([there, there[1] * 2])
+    assert waits.total() == 1
+    assert first.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert second.tolist() == [6, 8, 10]
+
+
+def test_memory_is_what_tensors_hold() -> None:
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    there = torch.ones(1000, device="cuda")
+    row = there.reshape(10, 100)[3]
+    there = there + row.repeat(10)
+    assert torch.cuda.memory_allocated() == before + 8000
+    del there
+    assert torch.cuda.memory_allocated() == before + 4000
+    del row
+    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.max_memory_allocated() == before + 12000
+
+
 @pytest.fixture(scope="module", params=["tiny", "stylegan2"])
 def reached(
     request: pytest.FixtureRequest,
@@ -123,7 +152,7 @@ def test_steps_wait_for_nothing(
     name: str,
     settings: dict[str, Any],
 ) -> None:
-    """One more step has no more waits. The first one may wait, for eigenvectors."""
+    """Further steps add no wait, but for every tenth of `pti`. The first may, for eigenvectors."""
     context, before = reached
     if context.generator == "tiny" and (stage, name) != ("refine", "dhr"):
         pytest.skip("its steps are those of StyleGAN2")
@@ -136,7 +165,11 @@ def test_steps_wait_for_nothing(
         assert done.failure is None, done.failure.details
         return seen
 
-    assert waits(2) == waits(3)
+    few, more = waits(2), waits(12)
+    assert waits(5) == few
+    more.subtract(few)
+    asked = {where.partition(":")[0]: count for (where, _), count in more.items() if count}
+    assert asked == ({"dhr_batch.stages.refine.pti": 1} if name == "pti" else {})
 
 
 def test_images_that_are_finished_are_noticed_after_some_steps(
@@ -177,6 +210,7 @@ def portrait() -> np.ndarray:
 
 
 IDENTITY = {
+    "dlib": lambda c: DlibIdentity(DlibResNet(), c),
     "arcface": lambda c: identity.ArcFace(IRBackbone((1, 1, 1, 1), True), c),
     "curricularface": lambda c: identity.CurricularFace(IRBackbone((1, 1, 1, 1), False), c),
     "facenet": lambda c: identity.FaceNet(InceptionResnetV1(), c),
@@ -187,7 +221,8 @@ IDENTITY = {
 def test_identity_networks_mix_no_devices(small: Context, name: str) -> None:
     network = IDENTITY[name](small)
     network.net.eval()
-    (found,) = network.describe([Portrait(portrait())])
+    landmarks = np.random.default_rng(1).uniform(20, 108, (68, 2))
+    (found,) = network.describe([Portrait(portrait(), landmarks)])
     assert found is not None
     assert found.ndim == 1
     assert np.isfinite(found).all()
@@ -214,7 +249,12 @@ def test_parsers_mix_no_devices(small: Context, tmp_path: Path, name: str) -> No
 def test_the_detector_mixes_no_devices(models: Callable[[str], Path]) -> None:
     """MTCNN has small networks of its own, whose weights its package contains."""
     detector = registry.lookup("detector", "mtcnn")(Context("cuda", "tiny", lambda _: Path()))
-    assert len(detector.detect([portrait(), portrait()])) == 2
+    # Noise is no face, so candidates pass the last filter only if all do.
+    detector.net.thresholds = [0.0, 0.0, 0.0]
+    with pretended_cuda.watch() as waits:
+        found = detector.detect([portrait(), portrait()])
+    assert [len(faces) > 0 for faces in found] == [True, True]
+    assert waits.total() == 3
 
 
 def test_feature_networks_mix_no_devices(small: Context) -> None:

@@ -6,7 +6,8 @@ import errno
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,30 @@ def test_host_and_device_work_on_different_batches(tmp_path: Path, made: Plan) -
     assert receipt.ok == 7
     assert receipt.stage_seconds.keys() == set(names)
     assert not [t.name for t in threading.enumerate() if t.name.startswith(("part", "reader"))]
+
+
+def test_what_works_beside_the_device_has_a_stream_of_its_own(
+    tmp_path: Path, made: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, seen = threading.local(), {}
+
+    @contextmanager
+    def stream(kind: str, part: str) -> Iterator[None]:
+        current.part = part
+        yield
+        del current.part
+
+    def stage(name: str) -> Asking:
+        return Asking(name, lambda _: seen.update({name: getattr(current, "part", "")}))
+
+    monkeypatch.setattr("dhr_batch.pipeline.engine.worker.stream", stream)
+    names = ("align", "embed", "segment", "refine", "edit", "measure")
+    worker(made, tmp_path, *map(stage, names), divided=True).run_shard(made.shards[0], "a")
+    assert seen == dict.fromkeys(names, "") | {
+        "align": "reader",
+        "segment": "segment",
+        "measure": "measure",
+    }
 
 
 def test_rows_do_not_depend_on_what_is_done_at_once(tmp_path: Path) -> None:
