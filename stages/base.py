@@ -363,6 +363,10 @@ class Stage(ABC):
         done = iter(self._run_in_batches(alive))
         return [r if r.failure is not None else next(done) for r in records]
 
+    def save_memory(self) -> bool:
+        """Use less memory for a single image from now on; return whether that is possible."""
+        return False
+
     # Largest number of images at once that memory has not refused so far.
     _batch_limit = sys.maxsize
 
@@ -379,7 +383,7 @@ class Stage(ABC):
                     raise failures.Poisoned(f"{self.family}: {failures.explain(error)}") from error
                 if kind in ("bug", "storage"):
                     raise
-                if len(part) == 1:
+                if len(part) == 1 and not (kind == "capacity" and self.save_memory()):
                     done.append(self._failed(part[0], error, kind))
             # Only here the exception is deleted, and with it the tensors of its frames.
             if kind == "capacity":

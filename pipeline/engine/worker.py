@@ -145,13 +145,11 @@ class Worker:
         # torch does not tell the peak memory of Apple GPUs.
         if self.settings.device in ("cpu", "mps"):
             return batches.ON_CPU
-        # The sample is aligned already, and possibly not a face that can be measured.
-        # Edits are rendered image by image, so their memory does not depend on the batch.
-        left_out = ("align", "edit", "measure")
-        stages = [stage for stage in self.stages if stage.family not in left_out]
-        return batches.measured(
-            stages, generator, self.settings.config.workers_per_gpu, self.settings.device
-        )
+        # The sample is aligned already.
+        stages = [stage for stage in self.stages if stage.family != "align"]
+        beside = _ON_HOST if self.settings.divided else ()
+        workers = self.settings.config.workers_per_gpu
+        return batches.measured(stages, beside, generator, workers, self.settings.device)
 
     def _model(self, name: str) -> Path:
         self._used.add(name)

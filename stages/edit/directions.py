@@ -97,6 +97,7 @@ class Directions(Stage):
         super().setup(context)
         self.generator: Generator = context.network("generator", context.generator)
         self.refiner: Refiner = context.refiner()
+        self._at_once = self.options.batch
         self.moves: list[Move] = []
         titles: dict[str, str] = {}
         for options in self.options.edits:
@@ -111,6 +112,10 @@ class Directions(Stage):
             edit.fit(self.generator)
             self.moves += [Move(name, edit, strength) for strength in options.strengths]
 
+    def save_memory(self) -> bool:
+        self._at_once //= 2
+        return self._at_once > 0
+
     def process(self, records: Sequence[Record]) -> list[Record]:
         return [replace(r, edits=tuple(self._edit(r))) for r in records]
 
@@ -124,8 +129,9 @@ class Directions(Stage):
 
         images: dict[int, np.ndarray] = {}
         todo = [i for i, move in enumerate(self.moves) if not move.unchanged]
-        for first in range(0, len(todo), self.options.batch):
-            chosen = todo[first : first + self.options.batch]
+        at_once = max(1, self._at_once)
+        for first in range(0, len(todo), at_once):
+            chosen = todo[first : first + at_once]
             rendered = self.refiner.render_edit(
                 ws,
                 torch.cat([moved[i][0] for i in chosen]),

@@ -116,6 +116,31 @@ def test_a_later_direction_reaches_out_of_domain_content(context, generator, dir
     assert np.abs(after.edits[0].image.astype(int) - after.refined).mean() > 1
 
 
+def test_fewer_edits_are_rendered_at_a_time_if_memory_is_exhausted(
+    context, generator, direction, monkeypatch
+):
+    edit = {"direction": direction, "strengths": (-2, -1, 1, 2, 3)}
+    expected = stage(context, edit, batch=2).run([record(generator)])[0]
+    edits = stage(context, edit)
+    render, sizes, most = edits.refiner.render_edit, [], 2
+
+    def limited(ws, edited, *rest):
+        sizes.append(len(edited))
+        if len(edited) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return render(ws, edited, *rest)
+
+    monkeypatch.setattr(edits.refiner, "render_edit", limited)
+    first, second = edits.run([record(generator), record(generator)])
+    assert sizes == [5, 5, 4, 2, 2, 1, 2, 2, 1]
+    for done in (first, second):
+        assert done.failure is None
+        for found, known in zip(done.edits, expected.edits, strict=True):
+            assert np.array_equal(found.image, known.image)
+    most = 0
+    assert edits.run([record(generator)])[0].failure.error_class == "oom"
+
+
 @pytest.mark.parametrize("delta", [None, {}])
 def test_an_unrefined_image_is_edited_with_the_published_generator(
     context, generator, direction, delta
