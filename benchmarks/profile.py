@@ -5,12 +5,14 @@ python -m dhr_batch.benchmarks.profile [--generator NAME] [--steps N] [--json FI
 The parts of a step of the default refinement are measured separately. The floor of a part is a
 lower bound of its time: its floating-point operations, counted from the shapes of convolutions and
 matrix products, divided by the rate at which this machine multiplies large matrices. The floors for
-GPUs are computed from published rates, which real programs do not reach. No GPU is measured.
+GPUs are computed from published rates, which real programs do not reach. Launches are the
+operations that a GPU would be given, and GB what they read and write. No GPU is measured.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,21 +43,27 @@ class Parts:
     Attributes:
         seconds: The measured times of each part.
         flops: The number of operations of each part.
+        launches: The number of kernels, at least, that a GPU would run for each part.
+        bytes: The number of bytes that these read and write.
         counting: Whether operations are counted instead of measuring the time.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
-        self.flops: dict[str, int] = {}
+        self.flops: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
         self.counting = False
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure a `with` block, or count its operations if `counting` is set."""
         if self.counting:
-            with counter() as counted:
+            with counter() as counted, launches() as given:
                 yield
-            self.flops[name] = self.flops.get(name, 0) + counted.get_total_flops()
+            self.flops[name] += counted.get_total_flops()
+            self.launches[name] += len(given)
+            self.bytes[name] += sum(given)
             return
         machine.synchronise()
         began = time.perf_counter()
@@ -80,6 +88,36 @@ def counter() -> Any:
 
     mapping = {torch.ops.aten.convolution_backward: backward}
     return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+@contextmanager
+def launches() -> Iterator[list[int]]:
+    """Note the bytes that each operation reads and writes. Views are no operations of a GPU."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    free = ("aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like")
+    noted: list[int] = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if not func.is_view and func.name().partition(".")[0] not in free:
+                leaves = tree_leaves((args, kwargs, out))
+                noted.append(sum(map(_bytes, leaves)))
+            return out
+
+    with Noting():
+        yield noted
+
+
+def _bytes(value: Any) -> int:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return 0
+    # An expanded tensor has fewer bytes than its elements would take.
+    return min(value.nbytes, value.untyped_storage().nbytes())
 
 
 def configured(generator: str) -> Config:
@@ -234,9 +272,10 @@ def profiled(kind: str, generator: str, steps: int) -> list[Row]:
         step()
     rows: list[Row] = []
     for name, seconds in parts.seconds.items():
-        ms, gflop = 1000 * median(seconds[1:]), parts.flops[name] / 1e9
-        rows.append({"step": kind, "part": name, "ms": ms, "gflop": gflop})
-    sums = {key: sum(row[key] for row in rows) for key in ("ms", "gflop")}
+        counts = {"gflop": parts.flops[name] / 1e9, "gb": parts.bytes[name] / 1e9}
+        counts["launches"] = parts.launches[name]
+        rows.append({"step": kind, "part": name, "ms": 1000 * median(seconds[1:])} | counts)
+    sums = {key: sum(row[key] for row in rows) for key in ("ms", "gflop", "gb", "launches")}
     return [*rows, {"step": kind, "part": "all", **sums}]
 
 
@@ -277,7 +316,7 @@ def measure(generator: str, steps: int) -> dict[str, Any]:
     counts = {"weight": weights, "feature": config.refine["steps"] - weights}
     image = {
         key: sum(count * whole[kind][key] for kind, count in counts.items())
-        for key in ("ms", "gflop", "floor_ms")
+        for key in ("ms", "gflop", "gb", "launches", "floor_ms")
     }
     gpus = [
         {"gpu": gpu, "number": number, "tflops": tflops, "computed": True}
@@ -298,19 +337,24 @@ def measure(generator: str, steps: int) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """Return tables of the parts and of the floors for GPUs."""
-    lines = [f"{'step':9}{'part':16}{'ms':>9}{'share':>8}{'GFLOP':>9}{'floor ms':>10}{'ratio':>8}"]
+    lines = [
+        f"{'step':9}{'part':16}{'ms':>9}{'share':>8}{'GFLOP':>9}{'floor ms':>10}{'ratio':>8}"
+        f"{'GB':>8}{'launches':>10}"
+    ]
     whole = {row["step"]: row["ms"] for row in result["rows"] if row["part"] == "all"}
     for row in result["rows"]:
         lines.append(
             f"{row['step']:9}{row['part']:16}{row['ms']:9.1f}{row['ms'] / whole[row['step']]:8.0%}"
             f"{row['gflop']:9.2f}{row['floor_ms']:10.1f}{row['floor_ms'] / row['ms']:8.0%}"
+            f"{row['gb']:8.2f}{row['launches']:10d}"
         )
     image, counts, about = result["image"], result["steps"], result["machine"]
     lines += [
         "",
         f"one image, {counts['weight']} weight and {counts['feature']} feature steps: "
         f"{image['ms'] / 1000:.2f} s, {image['gflop']:.0f} GFLOP, "
-        f"floor {image['floor_ms'] / 1000:.2f} s at {result['matmul_gflops']:.0f} GFLOP/s",
+        f"floor {image['floor_ms'] / 1000:.2f} s at {result['matmul_gflops']:.0f} GFLOP/s; "
+        f"{image['gb']:.0f} GB, {image['launches']} launches",
         f"{about['device']}, {about['threads']} torch threads, torch {about['torch']}; "
         f"{result['generator']}",
         "",

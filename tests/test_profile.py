@@ -31,6 +31,16 @@ def test_each_gradient_of_a_convolution_costs_what_the_convolution_does(groups):
     assert flops(lambda: torch.autograd.grad(forward().sum(), x)) == 2 * once
 
 
+def test_what_a_gpu_would_be_given_is_counted_without_views():
+    x = torch.ones(10, 10, requires_grad=True)
+    with profile.launches() as given:
+        y = x.T.reshape(2, 5, 10).expand(3, 2, 5, 10) * 2
+        torch.autograd.grad(y.sum(), x)
+    product, total, *backward = given
+    assert (product, total) == (400 + 1200, 1200 + 4)
+    assert backward
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("smallest", [4, 128])
 def test_parts_are_the_work_of_a_step_of_the_refinement(share, smallest, monkeypatch):
@@ -61,7 +71,9 @@ def test_command(tmp_path):
     result = json.loads(file.read_text())
     for kind in ("weight", "feature"):
         rows = [row for row in result["rows"] if row["step"] == kind]
-        assert sum(row["gflop"] for row in rows[:-1]) == pytest.approx(rows[-1]["gflop"])
+        for key in ("gflop", "gb", "launches"):
+            assert sum(row[key] for row in rows[:-1]) == pytest.approx(rows[-1][key])
+            assert rows[-1][key] > 0
     gpus = {(g["gpu"], g["number"]): g for g in result["gpus"]}
     h100 = gpus["H100 SXM", "FP32"]
     assert h100["computed"]
