@@ -20,6 +20,7 @@ from functools import reduce
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import scipy.linalg
 
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages import registry
@@ -74,10 +75,13 @@ class Moments:
         """
         if self.count < 2:
             raise ValueError("a covariance needs at least two pictures")
-        values, vectors = np.linalg.eigh(self.scatter / (self.count - 1))
-        # Rounding errors of zero eigenvalues are dropped: their square roots would be large.
-        kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
-        return vectors[:, kept] * np.sqrt(values[kept])
+        # A Cholesky factorisation with pivots ends at the numerical rank, which few pictures have
+        # much smaller than D. Beyond it, rounding errors would have large square roots.
+        covariance = self.scatter / (self.count - 1)
+        lower, order, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+        root = np.empty((len(lower), rank))
+        root[order - 1] = np.tril(lower)[:, :rank]
+        return root
 
 
 def frechet(a: Moments, b: Moments) -> float:
