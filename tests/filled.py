@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,7 +25,7 @@ CONFIGS = HERE.parent / "configs" / "models"
 GENERATOR = "tiny-filled"
 _WIDTH = 32
 # Rows of the codes of a generator of 64 px.
-_ROWS = 10
+ROWS = 10
 
 Rules = Sequence[tuple[str, float | str, float, str]]
 
@@ -90,14 +90,14 @@ def write(folder: Path, names: Iterable[str] | None = None) -> Path:
         described["source"] = {"kind": "file", "path": str(folder / f"{name}.pt")}
         (folder / f"{name}.yaml").unlink()
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(described), "utf-8")
-    return generator(folder / f"{GENERATOR}.pt")
+    return _generator(folder / f"{GENERATOR}.pt")
 
 
-def generator(file: Path, resolution: Literal[64, 1024] = 64, width: int = _WIDTH) -> Path:
-    """Write StyleGAN2 in rosinality's layout with few channels, and return the file."""
+def _generator(file: Path) -> Path:
+    """Write StyleGAN2 at 64 px in rosinality's layout with few channels, and return the file."""
     import torch
 
-    fixture = HERE / "golden" / f"stylegan2_rosinality_{resolution}.json"
+    fixture = HERE / "golden" / "stylegan2_rosinality_64.json"
     facts = json.loads(fixture.read_text("utf-8"))
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     state = {}
@@ -105,7 +105,7 @@ def generator(file: Path, resolution: Literal[64, 1024] = 64, width: int = _WIDT
         # All but the mapping network, the noise maps and the sizes of codes.
         codes = {1} if key.endswith("modulation.weight") else set()
         narrow = [
-            size if key.startswith(("style.", "noises.")) or i in codes else min(size, width)
+            size if key.startswith(("style.", "noises.")) or i in codes else min(size, _WIDTH)
             for i, size in enumerate(shape)
         ]
         try:
@@ -171,9 +171,9 @@ def _encoder(**layout: Any) -> dict[str, Any]:
 
     from dhr_batch.stages.networks.encoders import Encoder
 
-    state = _seeded(lambda: Encoder(width=8, heads=_ROWS, **layout))
+    state = _seeded(lambda: Encoder(width=8, heads=ROWS, **layout))
     named = {f"encoder.{key}": value for key, value in state.items()}
-    return {"state_dict": named, "latent_avg": torch.zeros(_ROWS, 512)}
+    return {"state_dict": named, "latent_avg": torch.zeros(ROWS, 512)}
 
 
 def _farl() -> Any:
@@ -237,7 +237,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "style-transformer-ffhq": lambda: _narrow("style_transformer"),
     "hyperstyle-w-encoder": lambda: _narrow("w_encoder"),
     "hyperstyle-ffhq": lambda: _narrow("hyperstyle", [_WIDTH] * 5),
-    "hfgi-ffhq": lambda: _narrow("hfgi", _WIDTH, _ROWS),
+    "hfgi-ffhq": lambda: _narrow("hfgi", _WIDTH, ROWS),
     "sam-invertibility": _invertibility,
     "bisenet-19": lambda: _fixture("bisenet_19"),
     "farl-celebm-448": _farl,

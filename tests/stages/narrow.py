@@ -80,10 +80,11 @@ def style_transformer() -> Checkpoint:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net, mapping = StyleTransformer(), torch.nn.Linear(512, 512)
+        rows = len(net.queries)
         state = {f"encoder.{k}": v for k, v in net.state_dict().items() if k != "queries"}
         state |= {f"decoder.style.1.{k}": v for k, v in mapping.state_dict().items()}
-        state["encoder.z"] = torch.randn(1, 18, 512)
-        return {"state_dict": state, "latent_avg": torch.randn(18, 512)}
+        state["encoder.z"] = torch.randn(1, rows, 512)
+        return {"state_dict": state, "latent_avg": torch.randn(rows, 512)}
 
 
 def hfgi(width: int, rows: int = 18) -> Checkpoint:

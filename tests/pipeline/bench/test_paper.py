@@ -1,9 +1,14 @@
-"""The benchmark `paper` from end to end, with filled checkpoints in place of published ones."""
+"""The benchmark `paper` from end to end, with filled checkpoints in place of published ones.
+
+Its runs are computed in this process, which loads each network once. A worker of each run would
+load a gigabyte of networks for two small pictures.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +20,18 @@ from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench.matrix import Matrix, parse_matrix, shipped_matrix
 from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.engine import runner
+from dhr_batch.pipeline.engine.progress import Progress
+from dhr_batch.pipeline.engine.worker import Worker
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config
-from dhr_batch.stages.networks import stylegan2_layouts
+from dhr_batch.pipeline.planning.plan import Plan, Shard
+from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.stopping import Stopper
+from dhr_batch.stages import registry
+from dhr_batch.stages.base import Context
+from dhr_batch.stages.networks import style_transformer, stylegan2_layouts
 from dhr_batch.tests import filled
-from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.benched import MACHINE
 from dhr_batch.tests.pipeline.chromium import Chromium
 from dhr_batch.tests.pipeline.typeset import needs_latex, typeset
@@ -37,7 +49,8 @@ SHORT = {
     "segments": 4,
     "thresholds": {"face": 1000, "parts": 1000, "other": 1000},
 }
-LARGE = f"{filled.GENERATOR}-1024"
+# A second generator, with one method.
+OTHER = f"{filled.GENERATOR}-other"
 DARKNESS = "dhr_batch.tests.pipeline.scorers:Darkness"
 
 
@@ -52,18 +65,15 @@ def shortened(settings: Mapping[str, Any]) -> dict[str, Any]:
 def short_paper(folder: Path, dataset: Path) -> Matrix:
     """The shipped benchmark on filled generators, with an edit whose effect noise can have.
 
-    The published encoders give as many rows as a generator has, so filled ones fit that of 64 px,
-    all but Style Transformer, which has 18 rows for a generator of 1024 px.
+    The published encoders give as many rows as a generator has, so filled ones fit that of 64 px.
     """
     found = shipped_matrix("paper").model_dump()
     for name, entry in [*found["embedders"].items(), *found["refiners"].items()]:
         entry["settings"] = shortened(entry["settings"])
-        entry["by_generator"] = {} if name == "style_transformer" else {LARGE: None}
-    found["embedders"]["style_transformer"]["by_generator"] = {filled.GENERATOR: None}
-    generators = [str(folder / f"{name}.safetensors") for name in (filled.GENERATOR, LARGE)]
+        entry["by_generator"] = {} if name == "style_transformer" else {OTHER: None}
+    generators = [str(folder / f"{name}.safetensors") for name in (filled.GENERATOR, OTHER)]
     found["settings"]["measure"]["scores"] = [DARKNESS]
-    # A worker loads a gigabyte of networks, which takes longer than its pictures.
-    found["settings"] |= {"workers": 1, "shard_size": 2} | shortened({"segment": "dhr"})
+    found["settings"] |= {"shard_size": 2} | shortened({"segment": "dhr"})
     found["edits"] = [{"direction": "smile", "strengths": [-2, 2], "label": "darkness"}]
     chosen = {"generators": generators, "datasets": [str(dataset)]}
     columns = [c for c in found["columns"] if "@" not in c]
@@ -72,16 +82,44 @@ def short_paper(folder: Path, dataset: Path) -> Matrix:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with filled checkpoints, which this process and its workers use."""
+    """A folder with filled checkpoints, which this process uses."""
     folder = tmp_path_factory.mktemp("paper") / "filled"
-    for checkpoint in (filled.write(folder), filled.generator(folder / f"{LARGE}.pt", 1024, 4)):
-        stylegan2_layouts.convert(checkpoint, checkpoint.with_suffix(".safetensors"))
+    networks: dict[tuple[str, ...], Any] = {}
+
+    def network(context: Context, family: str, name: str) -> Any:
+        key = (context.generator, family, name)
+        if key not in networks:
+            networks[key] = registry.lookup(family, name)(context)
+        return networks[key]
+
     described = catalogue._folders
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in filled.environment(folder).items():
-            patch.setenv(name, value)
+        patch.setattr(style_transformer, "ROWS", filled.ROWS)
+        checkpoint = filled.write(folder).with_suffix(".safetensors")
+        stylegan2_layouts.convert(checkpoint.with_suffix(".pt"), checkpoint)
+        shutil.copy(checkpoint, folder / f"{OTHER}.safetensors")
         patch.setattr(catalogue, "_folders", lambda: (folder, described()[1]))
+        patch.setattr(Context, "network", network)
+        patch.setattr(runner, "_process", computed_here)
         yield folder
+
+
+def computed_here(
+    plan: Plan,
+    request: Request,
+    folder: RunFolder,
+    progress: Progress,
+    todo: Iterator[Shard],
+    stopper: Stopper,
+) -> bool:
+    """Compute the shards of a run in this process, in place of `runner._process`."""
+    worker = Worker(runner.worker_settings(plan, folder.storage))
+    worker.setup()
+    runner.keep_plan(folder, plan)
+    for shard in todo:
+        receipt = worker.run_shard(shard, folder.new_attempt(shard.index, 1))
+        folder.commit(shard.index, receipt, len(shard.items))
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +135,9 @@ def finished(home: Path, tmp_path_factory: pytest.TempPathFactory):
     described.write_text(f"name: two\nroot: {folder}\naligned: true\n")
     out = tmp_path_factory.mktemp("benchmark") / "out"
     matrix = short_paper(home, described)
-    with harness.session():
-        planned = bench.plan(matrix, out, machine=MACHINE)
-        done = bench.run(planned, MACHINE, print)
-        write_benchmark(planned, done.failed)
+    planned = bench.plan(matrix, out, machine=MACHINE)
+    done = bench.run(planned, MACHINE, print)
+    write_benchmark(planned, done.failed)
     return planned, done, out
 
 
