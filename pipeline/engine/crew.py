@@ -38,11 +38,15 @@ class Crew:
         self.tasks: dict[Any, Task] = {}
         self.idle: list[int] = []
 
+    @property
+    def gpu_share(self) -> float:
+        """The number of GPUs of a worker."""
+        config = self.settings.config
+        return 1 / config.workers_per_gpu if config.gpus else 0.0
+
     def start(self, number: int) -> None:
         """Create the actor of a worker. Ray starts it as soon as resources are free."""
-        config = self.settings.config
-        share = 1 / config.workers_per_gpu if config.gpus else 0
-        remote = actor.remote(share, self.settings.cpus)
+        remote = actor.remote(self.gpu_share, self.settings.cpus)
         self.members[number] = Member(remote.remote(self.settings, number))
         self.ask(Join(number))
         self.say(number, self.members[number].what)
@@ -60,10 +64,10 @@ class Crew:
         ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=seconds)
         return (ready[0], self.tasks.pop(ready[0])) if ready else None
 
-    def release(self, task: ShardTask) -> None:
-        """Note that a worker no longer has a shard in hand."""
+    def release(self, task: ShardTask, finished: bool = False) -> None:
+        """Note that a worker no longer has a shard in hand, and whether it has finished it."""
         member = self.members[task.worker]
-        release(member, task.worker, task.shard.index, self.progress)
+        release(member, task.worker, task.shard.index, self.progress, finished)
         if member.shard is None:
             self.idle.append(task.worker)
 
@@ -136,24 +140,31 @@ class RoomWatch:
         waiting = len(members) - placed
         if any(member.ready for member in members):
             self._ready_at = now
-        resource = "a free GPU" if config.gpus else "free CPU cores"
         if now - self._ready_at > config.wait_timeout:
-            missed = "loaded its networks" if placed else f"got {resource}"
+            missing, room, way_out = self._room()
+            missed = "loaded its networks" if placed else f"got {missing}"
             raise RunFailed(
                 f"no worker {missed} within wait_timeout={duration(config.wait_timeout)}",
-                _room(),
-                "wait for other work to end, or use fewer resources (--gpus, cpus_per_gpu, "
-                f"threads). {RunFailed.GOES_ON}",
+                room,
+                f"wait for other work to end, or {way_out}. {RunFailed.GOES_ON}",
             )
         if waiting and now - self._reported_at > _WAITING_SECONDS:
             self._reported_at = now
+            missing, room, way_out = self._room()
             self._crew.progress.say(
-                f"{waiting} of {len(members)} workers wait for {resource}: {_room()}"
+                f"{waiting} of {len(members)} workers wait for {missing}: {room}; if no other work "
+                f"ends, {way_out}"
             )
 
-
-def _room() -> str:
-    """Describe the resources of the cluster."""
-    have, free = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
-    return ", ".join(parts)
+    def _room(self) -> tuple[str, str, str]:
+        """Describe what a worker lacks, what the cluster has, and how to need less."""
+        settings = self._crew.settings
+        have, free = ray.cluster_resources(), ray.available_resources()
+        parts = [f"{free.get(k, 0):g} of {have.get(k, 0):g} {k}s are free" for k in ("GPU", "CPU")]
+        cores = f"{settings.cpus} free CPU core{'s' if settings.cpus > 1 else ''}"
+        missing, way_out = cores, "use fewer (--set workers=N or threads=N)"
+        if settings.config.gpus:
+            lacks_gpu = free.get("GPU", 0) < self._crew.gpu_share
+            missing = "a free GPU" if lacks_gpu else f"{cores} beside a free GPU"
+            way_out = "use fewer (--gpus, --set cpus_per_gpu=N)"
+        return missing, ", ".join(parts), way_out

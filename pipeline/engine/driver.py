@@ -136,10 +136,9 @@ class Driver:
                 member.alone = self._blame.history(shard.index).alone
                 self.crew.ask(self._task(number, shard))
         for number, member in hungry:
-            if self._spare() > 0 and (shard := self._queue.take(member.place, working)):
-                if self._blame.history(shard.index).alone:
-                    self._queue.give_back(shard)
-                    continue
+            if self._spare() <= 0:
+                return
+            if shard := self._queue.take(member.place, working, beside=True):
                 member.receive(shard.index)
                 self.crew.ask(self._task(number, shard))
 
@@ -223,7 +222,7 @@ class Driver:
     def _commit(self, task: ShardTask, receipt: Manifest) -> None:
         reasons = self._blame.finished(task.shard.index).reasons
         receipt = replace(receipt, attempts=len(reasons) + 1, failed_attempts=reasons)
-        self.crew.release(task)
+        self.crew.release(task, finished=True)
         # The worker starts its next shard while this one is committed.
         self._assign()
         try:

@@ -209,10 +209,23 @@ def _count(member: Member, number: int, event: Event, progress: Progress) -> Non
     progress.event(number, event)
 
 
-def release(member: Member, number: int, shard: int, progress: Progress) -> None:
-    """Remove a shard from those in hand. If it was in progress, the next one is from now on."""
+def release(
+    member: Member, number: int, shard: int, progress: Progress, finished: bool = False
+) -> None:
+    """Remove a shard from those in hand. If it was in progress, the next one is from now on.
+
+    Args:
+        member: The worker.
+        number: The number of the worker.
+        shard: The number of the shard.
+        progress: The progress display.
+        finished: Whether its images are finished, which matters if it was not in progress yet.
+    """
     if shard in member.later:
         member.later.remove(shard)
+        for event in member.early:
+            if event.shard == shard and finished:
+                progress.event(number, event)
         member.early = [event for event in member.early if event.shard != shard]
         return
     member.begin(member.later.pop(0) if member.later else None)

@@ -164,7 +164,9 @@ def _process(
         progress.say(f"{state.total} images to process on {facts.device}; timing the first one")
 
     with _ray(request, plan, workers, stopper) as dashboard:
-        cpus = devices.worker_cores(config, ray.nodes())
+        cpus = devices.worker_cores(
+            config, ray.nodes(), ray.available_resources().get("CPU", 0.0), workers
+        )
         settings = replace(worker_settings(plan, run_folder.storage), cpus=cpus)
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")

@@ -132,20 +132,28 @@ class Queue:
             self._waiting.extend(islice(self._todo, 1))
         return bool(self._waiting)
 
-    def take(self, place: Place | None, working: Collection[Place]) -> Shard | None:
+    def take(
+        self, place: Place | None, working: Collection[Place], beside: bool = False
+    ) -> Shard | None:
         """Remove the first shard that suits a worker and return it.
 
         Args:
             place: The GPUs of the worker; None on a CPU.
             working: The GPUs on which workers are ready.
+            beside: Whether the worker has other shards in hand.
 
         Returns:
-            The shard; None if all shards have to wait for another GPU.
+            The shard; None if all shards have to wait for another GPU, or for a worker without
+            other shards.
         """
 
         def first(last: bool = False) -> Shard | None:
-            suits = self._blame.suits
-            return next((s for s in self._waiting if suits(s.index, place, working, last)), None)
+            for shard in self._waiting:
+                if beside and self._blame.history(shard.index).alone:
+                    continue
+                if self._blame.suits(shard.index, place, working, last):
+                    return shard
+            return None
 
         shard = first()
         if shard is None:

@@ -69,7 +69,7 @@ class Config(BaseModel):
     cpus_per_gpu: int | None = Field(
         None,
         ge=1,
-        description="cores reserved beside a GPU; by default all, divided by the GPUs",
+        description="cores reserved beside a GPU; by default its share of those that are free",
     )
     threads: int = Field(1, ge=1, description="torch threads of a worker")
     precision: Precision = Field(

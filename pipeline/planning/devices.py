@@ -92,22 +92,29 @@ def gpu_cores(config: Config) -> int:
     return config.cpus_per_gpu or max(1, cores() // max(1, physical_gpus()))
 
 
-def worker_cores(config: Config, nodes: Iterable[Mapping[str, Any]]) -> int:
+def worker_cores(
+    config: Config, nodes: Iterable[Mapping[str, Any]], free: float, workers: int
+) -> int:
     """Return the number of cores that a worker reserves, at least `threads`.
 
     With a GPU, this is its share of `cpus_per_gpu`, by default of the cores of the machine that has
-    the fewest cores per GPU. A worker on the CPU reserves `threads`.
+    the fewest cores per GPU, but no more than are free for each worker. A worker on the CPU
+    reserves `threads`.
 
     Args:
         config: The settings of the run.
         nodes: The machines of the cluster, as `ray.nodes` returns them.
+        free: The number of cores of the cluster that nothing has reserved.
+        workers: The number of workers of the run.
     """
     if not config.gpus:
         return config.threads
     found = [node["Resources"] for node in nodes if node["Alive"]]
     shares = [int(have.get("CPU", 0) // have["GPU"]) for have in found if have.get("GPU")]
-    cpus = config.cpus_per_gpu or min(shares, default=1)
-    return max(config.threads, cpus // config.workers_per_gpu)
+    cpus = (config.cpus_per_gpu or min(shares, default=1)) // config.workers_per_gpu
+    if config.cpus_per_gpu is None:
+        cpus = min(cpus, int(free // workers))
+    return max(config.threads, cpus)
 
 
 def keep_freed_memory() -> None:

@@ -265,14 +265,14 @@ def test_a_method_that_cannot_use_the_generator_is_refused(tmp_path: Path) -> No
 
 
 @contextlib.contextmanager
-def held(gpus: int) -> Iterator[None]:
+def held(gpus: int, cpus: int = 0) -> Iterator[None]:
     # A class of the module would be looked for by the worker, which other packages called `tests`
     # may hide.
     class Holder:
         def ping(self) -> None:
             return None
 
-    holder = ray.remote(num_gpus=gpus, num_cpus=0)(Holder).remote()
+    holder = ray.remote(num_gpus=gpus, num_cpus=cpus)(Holder).remote()
     ray.get(holder.ping.remote())
     yield
     ray.kill(holder)
@@ -296,6 +296,20 @@ def test_a_run_goes_on_with_the_gpus_that_are_free(
     assert outcome.done == 8
     said = capsys.readouterr().err
     assert "1 of 2 workers wait for a free GPU: 0 of 2 GPUs are free" in said
+
+
+@pytest.mark.usefixtures("two_logical_gpus")
+def test_a_run_names_the_cores_that_are_missing_beside_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = harness.photographs(tmp_path / "in", GOOD[:8])
+    made = harness.make(items, gpus=2, shard_size=2, embed=faulty(seconds=0.3))
+    with held(0, cpus=1):
+        outcome = harness.run(made, tmp_path / "out")
+    assert outcome.done == 8
+    said = capsys.readouterr().err
+    assert "1 of 2 workers wait for 1 free CPU core beside a free GPU: 1 of 2 GPUs are" in said
+    assert "--set cpus_per_gpu=N" in said
 
 
 @pytest.mark.usefixtures("two_logical_gpus")

@@ -96,8 +96,8 @@ def queue(blame: Blame, *shards: int) -> Queue:
     return Queue([Shard(index, ()) for index in shards], blame)
 
 
-def taken(waiting: Queue, place: Place, *working: Place) -> int | None:
-    shard = waiting.take(place, working)
+def taken(waiting: Queue, place: Place, *working: Place, beside: bool = False) -> int | None:
+    shard = waiting.take(place, working, beside)
     return None if shard is None else shard.index
 
 
@@ -120,6 +120,18 @@ def test_a_doubtful_gpu_shows_what_it_can_do_before_it_costs_a_second_image() ->
     waiting.give_back(Shard(0, ()))
     assert taken(waiting, A, A) == 1
     assert taken(waiting, A, A) == 0, "nothing else is left"
+
+
+def test_a_shard_to_be_tried_alone_does_not_keep_others_from_being_read_ahead() -> None:
+    blame = Blame()
+    waiting = queue(blame, 1, 2)
+    blame.history(0).suspect = True
+    waiting.give_back(Shard(0, ()))
+    assert taken(waiting, A, A, beside=True) == 1
+    assert taken(waiting, A, A, beside=True) == 2
+    assert taken(waiting, A, A, beside=True) is None
+    assert waiting, "it waits for a worker without another shard"
+    assert taken(waiting, A, A) == 0
 
 
 GOOD = [f"good-{i:02}.png" for i in range(12)]

@@ -53,6 +53,19 @@ def test_images_of_a_further_shard_count_once_it_is_in_progress() -> None:
     assert (member.shard, member.later, member.early, progress.state.done) == (None, [], [], 3)
 
 
+def test_images_of_a_further_shard_that_ends_first_count() -> None:
+    progress = Progress(RunCounters(total=9, shards=3), "none", quiet=True)
+    member = members.Member(handle=None, later=[8])
+    member.begin(7)
+    event = Event("", done=3, failed=1, errors=["x"], shard=8)
+    members.hear(member, 0, Report([event], 0.0, ""), progress)
+    members.release(member, 0, 8, progress, finished=True)
+    assert (progress.state.done, progress.state.failed, progress.state.failures) == (3, 1, {"x": 1})
+    # They are not images of the shard in progress, which may still fail.
+    members.take_back(member, progress)
+    assert (member.done, member.early, progress.state.done) == (0, [], 3)
+
+
 def test_a_further_shard_is_wanted_when_all_in_hand_are_read() -> None:
     member = members.Member(handle=None)
     assert not member.hungry

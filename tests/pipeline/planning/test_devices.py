@@ -34,10 +34,10 @@ def test_freed_memory_causes_no_page_faults_again() -> None:
 
 
 def test_a_worker_reserves_its_share_of_the_cores_beside_its_gpu() -> None:
-    def reserved(nodes: list[tuple[bool, int, int]], **settings: int) -> int:
+    def reserved(nodes: list[tuple[bool, int, int]], free: float = 1000, **settings: int) -> int:
         made = config.build([config.preset("tiny"), {"dataset": "d", **settings}])
         resources = [{"Alive": a, "Resources": {"CPU": c, "GPU": g}} for a, c, g in nodes]
-        return devices.worker_cores(made, resources)
+        return devices.worker_cores(made, resources, free, 4)
 
     eight = (True, 64, 8)
     assert reserved([eight], gpus=4) == 8
@@ -47,6 +47,12 @@ def test_a_worker_reserves_its_share_of_the_cores_beside_its_gpu() -> None:
     assert reserved([(True, 2, 8)], gpus=4) == 1
     assert reserved([(True, 2, 8)], gpus=4, threads=2) == 2
     assert reserved([eight], gpus=0, threads=2) == 2
+    # Something else holds a core, so the last of four workers would not fit.
+    four = (True, 32, 4)
+    assert reserved([four], free=32, gpus=4) == 8
+    assert reserved([four], free=31, gpus=4) == 7
+    assert reserved([four], free=31, gpus=4, cpus_per_gpu=8) == 8, "the user's choice"
+    assert reserved([four], free=0, gpus=4) == 1
 
 
 def test_two_runs_on_four_of_eight_gpus_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
