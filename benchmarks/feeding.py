@@ -1,6 +1,6 @@
 """How well the host of a machine feeds its GPUs: a simulation without any GPU.
 
-python -m dhr_batch.benchmarks.feeding [--images N] [--json FILE]
+python -m dhr_batch.benchmarks.feeding [--json FILE]
 
 Runs of the whole engine on photographs, at 256 and 1024 px and with one and two workers. The stages
 of the device (embed, refine, edit) are replaced by waits that release the processor. The pictures
@@ -8,21 +8,27 @@ that they return are the photograph with noise. The work of the host is real: re
 the masks and metrics without the networks that a GPU would compute, and writing. The detector of
 faces and the network of identity run on the processor as well, so that the load is an upper bound.
 
-`host_load` is the share of all cores that the host's work takes if no device waits. `busy_share` is
-the share of the time in which the devices are busy, after the first batch of each worker; that of
-the whole result is the smallest one of the rows whose `host_load` is at most 0.8.
+A run goes through all waits, so that there are four runs. In a turn a device embeds a batch and
+refines and edits the one before, with the wait of that turn; turns begin with the embedding. The
+first turns fill the pipeline and are not counted, nor is the end of the run.
+
+`host_seconds` is the CPU time per image of a worker in all counted turns of a run, and `host_load`
+the share of all cores that this takes if no device waits. `busy_share` is the share of the time of
+the turns of a wait in which the devices are busy; that of the whole result is the smallest one of
+the rows whose `host_load` is at most 0.8. No other work may run on the machine: about nine minutes.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import chain, pairwise, product, repeat
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -35,7 +41,10 @@ from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOptions, required
 
-SIZES, WAITS, WORKERS = (256, 1024), (0.5, 1.0, 2.0, 4.0), (1, 2)
+SIZES, WORKERS = (256, 1024), (1, 2)
+# The number of turns for each wait in seconds per image, in order, and of those before them.
+TURNS = {4.0: 1, 2.0: 1, 1.0: 2, 0.5: 3}
+FILLING = 3
 BATCH = 8
 # Rows of a higher load are left out of the result: no host can feed devices beyond its cores.
 MOST_LOAD = 0.8
@@ -47,23 +56,36 @@ _WEIGHTS, _CHANNELS = 2_900_000, 64
 
 
 class Wait(Stage):
-    """Waits instead of computing on a device, and notes when it did."""
+    """Waits instead of computing on a device, and notes when it did.
+
+    Attributes:
+        share: The share of the wait of an image.
+        turn: The turn in which the first batch is processed.
+    """
+
+    share: ClassVar[float]
+    turn: ClassVar = 1
 
     class Options(StageOptions):
         """Settings of `Wait`.
 
         Attributes:
-            seconds: The time to wait per image.
+            waits: The seconds per image on the device in each turn. Later ones are as the last.
             log: A folder for the notes, one file per process.
         """
 
-        seconds: float = 0.0
+        waits: tuple[float, ...] = (0.0,)
         log: str = "."
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        last = self.options.waits[-1]
+        self._waits = chain(self.options.waits[self.turn :], repeat(last))
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         note = {"stage": self.family, "images": len(records), "began": time.monotonic()}
         note["cpu"] = time.process_time()
-        time.sleep(self.options.seconds * len(records))
+        time.sleep(self.share * next(self._waits) * len(records))
         with Path(self.options.log, f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(note | {"ended": time.monotonic()}) + "\n")
         return [self.made(record) for record in records]
@@ -76,6 +98,7 @@ class Wait(Stage):
 class Embed(Wait):
     family, needs = "embed", frozenset({"image"})
     gives: ClassVar = frozenset({"latent", "inverted"})
+    share, turn = 0.5, 0
 
     def made(self, record: Record) -> Record:
         code = _draw(record).standard_normal((_Generator.num_ws, 512), np.float32)
@@ -85,6 +108,7 @@ class Embed(Wait):
 class Refine(Wait):
     family, needs = "refine", frozenset({"latent"})
     gives: ClassVar = frozenset({"delta", "feature", "state", "refined"})
+    share = 0.4
 
     def setup_render(self, context: Context) -> None:
         pass
@@ -102,6 +126,7 @@ class Refine(Wait):
 
 class Edit(Wait):
     family, needs, gives = "edit", frozenset({"latent"}), frozenset({"edits"})
+    share = 0.1
 
     def made(self, record: Record) -> Record:
         code = required(record.latent)
@@ -142,38 +167,47 @@ def _noisy(record: Record, size: float) -> np.ndarray:
     return (image + noise).clip(0, 255).astype(np.uint8)
 
 
-def settings(size: int, wait: float, workers: int, log: str) -> list[dict[str, Any]]:
+def schedule(turns: Mapping[float, int]) -> list[float]:
+    """Return the wait of each turn of a run, those before and the one after the counted included.
+
+    Args:
+        turns: As `TURNS`.
+    """
+    counted = [wait for wait, count in turns.items() for _ in range(count)]
+    return [min(counted)] * FILLING + counted + [min(counted)]
+
+
+def settings(size: int, workers: int, waits: Sequence[float], log: str) -> list[dict[str, Any]]:
     """Return the layers of settings of a run.
 
     Args:
         size: The side of the pictures in pixels.
-        wait: The seconds on the device per image.
         workers: The number of workers with a device each.
+        waits: The seconds on the device per image in each turn.
         log: The folder for the notes of the stages.
     """
     here = "dhr_batch.benchmarks.feeding"
-    shares = {"embed": 0.5, "refine": 0.4, "edit": 0.1}
-    waits = {
-        family: {"name": f"{here}:{family.title()}", "seconds": share * wait, "log": log}
-        for family, share in shares.items()
+    stages = {
+        family: {"name": f"{here}:{family.title()}", "waits": list(waits), "log": log}
+        for family in ("embed", "refine", "edit")
     }
     return [
         {"dataset": "feeding", "generator": f"{here}:generator{size}", "gpus": workers},
-        {"shard_size": BATCH, "batch_size": BATCH, **waits},
+        {"shard_size": BATCH, "batch_size": BATCH, **stages},
         {"segment": {"error": False}, "measure": {"perceptual": []}},
     ]
 
 
 def measured(
-    dataset: str, images: int, size: int, wait: float, workers: int, cores: int
-) -> dict[str, Any]:
-    """Run and return a row of the result.
+    dataset: str, size: int, workers: int, cores: int, turns: Mapping[float, int]
+) -> list[dict[str, Any]]:
+    """Run and return a row of the result for each wait.
 
     Args:
         dataset: The photographs, which are repeated.
-        images: The number of images for each worker.
-        size, wait, workers: As in `settings`.
+        size, workers: As in `settings`.
         cores: The number of cores of this machine.
+        turns: As `TURNS`.
 
     Raises:
         CommandError: If not all photographs were processed.
@@ -183,14 +217,15 @@ def measured(
     from dhr_batch.pipeline.planning import config, devices, plan
     from dhr_batch.pipeline.planning.request import Request
 
+    waits = schedule(turns)
     found = named.find(dataset)
     listed = named.list_images(found)
     items = [
         listed[number % len(listed)]._replace(image_id=f"{number:05}")
-        for number in range(images * workers)
+        for number in range(len(waits) * BATCH * workers)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        layers = settings(size, wait, workers, folder)
+        layers = settings(size, workers, waits, folder)
         resolved = config.resolve(config.build(layers), workers, len(items))
         made = plan.make(resolved, found, items)
         request = Request(out=f"{folder}/run", progress="none", report=False, quiet=True)
@@ -209,43 +244,53 @@ def measured(
             [json.loads(line) for line in file.read_text().splitlines()]
             for file in Path(folder).glob("*.jsonl")
         ]
-    return {"size": size, "wait": wait, "workers": workers} | row(notes, wait, cores)
+    return [{"size": size, "workers": workers} | row for row in rows_of(notes, turns, cores)]
 
 
-def row(
-    notes: Iterable[Sequence[dict[str, Any]]], wait: float, cores: int
-) -> dict[str, float | None]:
-    """Return the figures of a run.
+def rows_of(
+    notes: Sequence[Sequence[dict[str, Any]]], turns: Mapping[float, int], cores: int
+) -> list[dict[str, Any]]:
+    """Return the figures of a run for each wait.
 
     Args:
-        notes: The notes of each worker, in order.
-        wait: The seconds on the device per image.
+        notes: The notes of each worker.
+        turns: As `TURNS`.
         cores: The number of cores of this machine.
+
+    Raises:
+        CommandError: If a worker had too few batches, because another one was much faster.
     """
-    shares, seconds = [], []
+    waits = schedule(turns)[FILLING:-1]
+    walls, busy = (dict.fromkeys(turns, 0.0) for _ in range(2))
+    cpu, images = 0.0, 0
     for own in notes:
-        later = [number for number, note in enumerate(own) if note["stage"] == "embed"][1:]
-        if len(later) < 2:
-            raise CommandError(
-                "a worker had too few batches",
-                "the first is not measured, and the others are compared with each other",
-                "use more images",
+        begun = [note for note in own if note["stage"] == "embed"][FILLING:]
+        # A worker that is slower than others gets fewer batches.
+        for wait, (this, following) in zip(waits, pairwise(begun), strict=False):
+            start, end = this["began"], following["began"]
+            walls[wait] += end - start
+            busy[wait] += sum(
+                max(0.0, min(note["ended"], end) - max(note["began"], start)) for note in own
             )
-        steady = own[later[0] :]
-        wall = steady[-1]["ended"] - steady[0]["began"]
-        shares.append(sum(note["ended"] - note["began"] for note in steady) / wall)
-        # From the beginning of one batch to that of another, as many batches end as begin.
-        begun = [own[number] for number in later]
-        images = sum(note["images"] for note in begun[:-1])
-        seconds.append((begun[-1]["cpu"] - begun[0]["cpu"]) / images)
-    workers = len(seconds)
-    host = sum(seconds) / workers
-    return {
-        "busy_share": sum(shares) / workers,
-        "host_seconds": host,
-        "host_load": host * workers / wait / cores,
-        "cores_per_gpu": host / wait / MOST_LOAD,
-    }
+            cpu += following["cpu"] - this["cpu"]
+            images += this["images"]
+    if not all(walls.values()):
+        raise CommandError(
+            "a wait was not measured",
+            "the workers had too few batches",
+            "run it on a machine without other work",
+        )
+    host, workers = cpu / images, len(notes)
+    return [
+        {
+            "wait": wait,
+            "busy_share": busy[wait] / walls[wait],
+            "host_seconds": host,
+            "host_load": host * workers / wait / cores,
+            "cores_per_gpu": host / wait / MOST_LOAD,
+        }
+        for wait in turns
+    ]
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -262,28 +307,34 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option(
-    "--images",
-    type=click.IntRange(2 * BATCH),
-    default=5 * BATCH,
-    show_default=True,
-    help="Number of images for each worker.",
-)
 @click.option("--dataset", default="portraits", show_default=True, help="Photographs.")
 @json_option
-def main(images: int, dataset: str, file: Path | None) -> None:
+def main(dataset: str, file: Path | None) -> None:
+    import ray
+
     from dhr_batch.pipeline.planning import devices
 
     cores = devices.cores()
     click.echo(f"{processor()}, {cores} cores")
-    rows = []
-    for size, wait, workers in product(SIZES, WAITS, WORKERS):
-        rows.append(measured(dataset, images, size, wait, workers, cores))
-        click.echo(
-            "{size} px, {wait:g} s per image, {workers} workers: devices busy {busy_share:.1%}, "
-            "{host_seconds:.2f} CPU s per image, host load {host_load:.0%}, "
-            "{cores_per_gpu:.1f} cores per GPU".format(**rows[-1])
-        )
+    # One session for all runs. Each run would start its own.
+    ray.init(
+        address="local",
+        num_cpus=max(cores, max(WORKERS)),
+        num_gpus=max(WORKERS),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    rows: list[dict[str, Any]] = []
+    for size, workers in product(SIZES, WORKERS):
+        for row in measured(dataset, size, workers, cores, TURNS):
+            rows.append(row)
+            click.echo(
+                "{size} px, {wait:g} s per image, {workers} workers: devices busy "
+                "{busy_share:.1%}, {host_seconds:.2f} CPU s per image, host load {host_load:.0%}, "
+                "{cores_per_gpu:.1f} cores per GPU".format(**row)
+            )
+    ray.shutdown()
     result = summary(rows)
     if result["busy_share"] is not None:
         click.echo(f"devices are busy at least {result['busy_share']:.1%} of the time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from dhr_batch.tests import no_op
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import NAMES
 
+TURNS = {2.0: 1, 1.0: 2}
 
-def notes(batches: int, wait: float, gap: float, cpu: float) -> list[dict[str, Any]]:
-    """Notes of a device that waits for the host for some time after each batch of 8."""
+
+def notes(
+    turns: Mapping[float, int], gap: float, cpu: float, missing: int = 0
+) -> list[dict[str, Any]]:
+    """Notes of a device that waits for the host for some time in each turn of 8 images."""
     found, now = [], 100.0
-    for number in range(batches):
+    waits = feeding.schedule(turns)
+    for number, wait in enumerate(waits[: len(waits) - missing]):
         for stage, share in (("embed", 0.5), ("refine", 0.4), ("edit", 0.1)):
             note = {"stage": stage, "images": 8, "began": now, "cpu": number * 8 * cpu}
             now += share * wait * 8
@@ -29,15 +35,24 @@ def notes(batches: int, wait: float, gap: float, cpu: float) -> list[dict[str, A
 
 
 def test_shares_and_loads_are_those_of_known_notes() -> None:
-    # The first batch of each worker is left out, so that three batches with two gaps are left.
-    busy = feeding.row([notes(4, 1.0, 2.0, 0.3)], wait=1.0, cores=2)
-    assert busy["busy_share"] == pytest.approx(24 / 28)
-    assert busy["host_seconds"] == pytest.approx(0.3)
-    both = feeding.row([notes(4, 1.0, 2.0, 0.3), notes(4, 1.0, 0.0, 0.3)], wait=1.0, cores=2)
-    assert both["busy_share"] == pytest.approx((24 / 28 + 1) / 2)
-    assert both["host_load"] == pytest.approx(both["host_seconds"] * 2 / 1.0 / 2)
+    assert feeding.schedule(TURNS) == [1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0]
+    slow, fast = feeding.rows_of([notes(TURNS, 2.0, 0.3)], TURNS, cores=2)
+    assert (slow["wait"], fast["wait"]) == (2.0, 1.0)
+    assert slow["busy_share"] == pytest.approx(16 / 18)
+    assert fast["busy_share"] == pytest.approx(8 / 10)
+    assert slow["host_seconds"] == fast["host_seconds"] == pytest.approx(0.3)
+    assert slow["host_load"] == pytest.approx(0.3 / 2.0 / 2)
+    slow, fast = feeding.rows_of([notes(TURNS, 2.0, 0.3), notes(TURNS, 0.0, 0.3)], TURNS, cores=2)
+    assert slow["busy_share"] == pytest.approx(32 / 34)
+    assert slow["host_load"] == pytest.approx(0.3 * 2 / 2.0 / 2)
+
+
+def test_a_slower_worker_gets_fewer_batches() -> None:
+    both = [notes(TURNS, 0.0, 0.3), notes(TURNS, 2.0, 0.3, missing=1)]
+    _, fast = feeding.rows_of(both, TURNS, cores=2)
+    assert fast["busy_share"] == pytest.approx(24 / 26)
     with pytest.raises(CommandError, match="too few batches"):
-        feeding.row([notes(2, 1.0, 2.0, 0.3)], wait=1.0, cores=2)
+        feeding.rows_of([notes(TURNS, 2.0, 0.3, missing=3)], TURNS, cores=2)
 
 
 def test_rows_beyond_the_cores_do_not_count() -> None:
@@ -53,7 +68,7 @@ def test_its_stages_fill_what_a_run_writes(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     items = harness.photographs(tmp_path / "in", ["a.png", "b.png"])
     host = {"align": NAMES["align"], "segment": NAMES["segment"], "measure": no_op.NAMES["measure"]}
-    layers = feeding.settings(256, 0.01, 1, str(tmp_path / "log"))
+    layers = feeding.settings(256, 1, [0.01], str(tmp_path / "log"))
     made = harness.make(items, **{k: v for layer in layers for k, v in layer.items()} | host)
     built = Worker(Settings(made.config, False, "", "cpu", str(tmp_path / "run"), divided=True))
     built.setup()
