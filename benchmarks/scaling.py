@@ -170,10 +170,10 @@ def evaluate(run: ScalingRun) -> dict[str, str]:
 @click.option(
     "--seconds-per-image",
     "seconds",
-    default=12.0,
+    default=0.5,
     show_default=True,
     type=float,
-    help="Seconds of a GPU per image.",
+    help="Seconds of a GPU per image, which `benchmarks.throughput` computes.",
 )
 @click.option(
     "--shard-size",
