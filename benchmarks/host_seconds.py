@@ -41,10 +41,10 @@ from dhr_batch.stages.base import EditedImage, Record, required
 Row = dict[str, Any]
 
 GENERATORS = {256: "mobilestylegan-256", 1024: "mobilestylegan-1024"}
-# Settings that decide how much the host does: the default of the first version that was measured,
-# which segmented pictures at full size.
+# Settings that decide which metrics and pictures the host makes: the default of the first version
+# that was measured. How they are made follows this version: masks at its size, for example.
 FIXED: dict[str, Any] = {
-    "segment": {"parser": "landmarks", "segments": 200, "size": None},
+    "segment": {"parser": "landmarks", "segments": 200},
     "edit": {
         "edits": [
             {"direction": "smile", "strengths": [-2, -1, 1, 2]},
