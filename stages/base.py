@@ -46,6 +46,7 @@ class EditedImage:
         image: Its render, uint8 [R, R, 3].
         effect: Scores of the edited face by name.
         start: The strength that changes nothing, if strengths are targets. Otherwise this is 0.
+        contours: Metrics by name that need the motion of the edit (`measure.contours`).
     """
 
     name: str
@@ -55,6 +56,7 @@ class EditedImage:
     image: np.ndarray
     effect: dict[str, float] = field(default_factory=dict)
     start: float | None = None
+    contours: dict[str, float] = field(default_factory=dict)
 
 
 EDIT_STAGE = "edit:"
@@ -62,6 +64,8 @@ EDIT_STAGE = "edit:"
 TRUTH = "truth_"
 # Prefix of `EditedImage.start` among the metrics of the refined picture.
 START = "start_"
+# Names of `EditedImage.contours`.
+CONTOURS = ("background_psnr", "background_psnr_refined", "ghost")
 
 
 def edit_stage(name: str, strength: float) -> str:
@@ -247,6 +251,7 @@ class Context:
         seed: Seed of all random numbers.
         aligned: Whether the dataset is already FFHQ-aligned. Then no face is searched for.
         refine: Settings of the stage `refine` of the run, with `name`.
+        edit: Settings of the stage `edit` of the run that pictures are rendered again with.
         precision: Precision of the run (see `device`). The flags of the process are not set by it.
     """
 
@@ -256,6 +261,7 @@ class Context:
     seed: int = 0
     aligned: bool = False
     refine: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
+    edit: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
     _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 

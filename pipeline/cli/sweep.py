@@ -33,9 +33,10 @@ from dhr_batch.pipeline.storage.locations import is_url
 def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> None:
     """Edit all images of a finished run, using its codes and refined weights.
 
-    Each picture takes one forward pass, or two with the refiners hfgi and sam; nothing is embedded
-    or refined again. The result is a new run with the pictures, codes, masks and refinements of
-    RUN, and the new edits and their metrics. The same command again finishes an interrupted sweep.
+    Each picture takes one and a half forward passes, one with edit.follow=none, or two with the
+    refiners hfgi and sam; nothing is embedded or refined again. The result is a new run with the
+    pictures, codes, masks and refinements of RUN, and the new edits and their metrics. The same
+    command again finishes an interrupted sweep.
 
     \b
     Example:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
@@ -12,6 +12,7 @@ from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.device import Kind, use
 from dhr_batch.stages.edit.direction_files import DirectionError
@@ -40,9 +41,22 @@ def context(plan: StoredPlan, place: str, kind: Kind | None = None) -> Context:
     """
     generator = plan.settings.generator
     device = use(plan.settings.precision, kind)
-    found = Context(device, generator, catalogue.path, refine=plan.settings.section("refine"))
+    found = Context(
+        device,
+        generator,
+        catalogue.path,
+        refine=plan.settings.section("refine"),
+        edit=_with_earlier(plan.settings.section("edit")),
+    )
     check_weights(generator, plan.fingerprint.models, place, found.new_refiner().render_models())
     return found
+
+
+def _with_earlier(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings of the edits with those that the run did not have yet."""
+    if not section:
+        return {}
+    return {**registry.lookup("edit", section["name"]).Options.earlier, **section}
 
 
 def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions) -> Rerender:
@@ -58,7 +72,8 @@ def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions
     """
     from dhr_batch.stages.edit.rerender import Rerender
 
-    renderers = {1: Rerender}
+    # Both rules are one class, as the settings of a run say which it has (`_with_earlier`).
+    renderers = {1: Rerender, 2: Rerender}
     try:
         return renderers[rules.edit](networks, edits)
     except DirectionError as error:

@@ -207,7 +207,7 @@ class Run:
     def record(self, image_id: str) -> Record:
         """Return the stored embedding and refinement.
 
-        These are the fields `latent`, `mask`, `delta`, `feature` and `state`.
+        These are the fields `latent`, `mask`, `labels`, `delta`, `feature` and `state`.
 
         Raises:
             KeyError: If rows of the image are missing.
@@ -215,7 +215,7 @@ class Run:
         codes = self._rows("latents", image_id)
         if not codes:
             raise KeyError(f"no rows of {image_id!r} in {self.storage.place}")
-        masks = self._rows("masks", image_id, kind="in_domain")
+        masks = self._rows("masks", image_id)
         tables = {"latents": codes, "masks": masks, "deltas": []}
         if self.stored.settings.member("refine") != "none":
             tables["deltas"] = self._delta_rows(image_id)
@@ -229,8 +229,8 @@ class Run:
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
         """Render the refined picture of an image again, or edits of it.
 
-        This takes one forward pass for each picture (two for pictures of `hfgi` and edits of `sam`)
-        and no optimisation.
+        This takes one forward pass for each picture (one and a half for edits that follow the
+        motion, two for pictures of `hfgi` and edits of `sam`) and no optimisation.
 
         Args:
             image_id: The image.

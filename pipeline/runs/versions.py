@@ -22,7 +22,10 @@ SCHEMA = {
     2: "plan.json names the versions of its schema and rules",
 }
 RULES = {
-    "edit": {1: "each edit moves the code or the styles, and the refiner renders the result"},
+    "edit": {
+        1: "each edit moves the code or the styles, and the refiner renders the result",
+        2: "the settings edit.rows and edit.follow say what an edit moves and what follows it",
+    },
     "picture": {1: "PNG, 8 bits per channel"},
     "codec": {1: "each tensor names its scheme: dithered, predicted, exact or int8_channel"},
 }

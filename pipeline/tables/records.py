@@ -11,7 +11,7 @@ from PIL import Image
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import STATE, Row
-from dhr_batch.stages.base import START, EditedImage, Record
+from dhr_batch.stages.base import CONTOURS, START, EditedImage, Record
 
 
 def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
@@ -39,17 +39,23 @@ def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:
     if "deltas" in tables:
         fields |= refinement(image_id, tables["deltas"])
     fields["edits"] = tuple(
-        EditedImage(
-            row["edit"],
-            row["strength"],
-            row["direction_sha256"],
-            np.array(row["latent"], np.float32),
-            pictures["edit", row["edit"], row["strength"]],
-            start={p["key"]: p["value"] for p in row["effect"]}.get(START + row["edit"]),
-        )
+        _edit(row, pictures["edit", row["edit"], row["strength"]])
         for row in tables.get("edits", ())
     )
     return Record(image_id, **fields)
+
+
+def _edit(row: Row, image: np.ndarray) -> EditedImage:
+    values = {pair["key"]: pair["value"] for pair in row["effect"]}
+    return EditedImage(
+        row["edit"],
+        row["strength"],
+        row["direction_sha256"],
+        np.array(row["latent"], np.float32),
+        image,
+        start=values.get(START + row["edit"]),
+        contours={name: values[name] for name in CONTOURS if name in values},
+    )
 
 
 def _source_fields(row: Row) -> dict[str, Any]:

@@ -178,7 +178,9 @@ def _edit_row(edit: EditedImage) -> Row:
         "direction_sha256": edit.direction_sha256,
         "latent": edit.latent,
         "effect": _pairs(
-            edit.effect | ({} if edit.start is None else {START + edit.name: edit.start})
+            edit.effect
+            | edit.contours
+            | ({} if edit.start is None else {START + edit.name: edit.start})
         ),
     }
 

@@ -71,11 +71,14 @@ class Edit(ABC):
     Attributes:
         absolute: Whether a strength is a target and not a distance. If not, strength 0 leaves every
             code unchanged.
+        names_rows: Whether the edit itself says which rows it changes. Then the setting `rows` of
+            the stage does not limit it.
         name: Name of the edit.
         sha256: Checksum of its numbers, which is independent of the format of its file.
     """
 
     absolute: ClassVar[bool] = False
+    names_rows: ClassVar[bool] = False
     name: str
     sha256: str
 
@@ -115,6 +118,16 @@ class Move:
         """Whether the refined picture is the result for any code."""
         return self.strength == 0 and not self.edit.absolute
 
-    def apply(self, ws: Tensor) -> tuple[Tensor, Styles]:
-        """See `Edit.apply`."""
-        return self.edit.apply(ws, self.strength)
+    def apply(self, ws: Tensor, share: float = 1) -> tuple[Tensor, Styles]:
+        """Return the edited codes and style offsets of codes ws, as `Edit.apply` does.
+
+        Args:
+            ws: [B, L, 512].
+            share: The share of the way to the strength, from the unchanged code.
+        """
+        return self.edit.apply(ws, self.strength if share == 1 else self.partly(ws, share))
+
+    def partly(self, ws: Tensor, share: float) -> float:
+        """Return the strength at a share of the way, for the codes ws of one image."""
+        start = float(self.edit.start(ws).mean())
+        return start + share * (self.strength - start)

@@ -84,6 +84,7 @@ class Component(Edit):
     """
 
     absolute = True
+    names_rows = True
 
     def __init__(
         self, pca: PrincipalComponents, number: int, rows: tuple[int, int], path: Path

@@ -19,7 +19,8 @@ class Rerender:
     """Renders the same edits of any number of records.
 
     Args:
-        context: Resources of the generator and of the refiner that the run used.
+        context: Resources of the generator and of the refiner that the run used, and the rule of
+            its edits (`Context.edit`).
         edits: Pairs of a direction (a shipped name or a file) and a strength. Without any, or with
             a strength of 0, the refined picture is rendered.
 
@@ -33,7 +34,8 @@ class Rerender:
         for direction, strength in edits:
             strengths.setdefault(direction, {})[strength] = None
         chosen = [{"direction": d, "strengths": list(s)} for d, s in strengths.items()]
-        self.directions = Directions(Directions.Options.model_validate({"edits": chosen}))
+        rule = {name: context.edit[name] for name in ("rows", "follow") if name in context.edit}
+        self.directions = Directions(Directions.Options.model_validate({"edits": chosen} | rule))
         self.directions.setup(context)
         moves = self.directions.moves
         self.refined = not moves or any(move.unchanged for move in moves)

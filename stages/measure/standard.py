@@ -82,6 +82,9 @@ class Standard(Stage):
       suffixes ``_in`` and ``_out``, its in-domain and out-of-domain part. They compare at `size`
       px; reconstructions of larger pictures also at full size, such as ``psnr_1024_in``.
     - ``change_in`` and ``change_out`` compare an edit with the refined picture.
+    - ``background_psnr``, ``background_psnr_refined`` and ``ghost`` of an edit whose mask and
+      feature follow its motion are described in `contours`. There, ``_in`` and ``_out`` are still
+      the parts of the unedited picture: after the head has moved, ``_out`` holds a part of it.
     - ``start_<edit>`` of the refined picture is `EditedImage.start`, if strengths are targets.
     - ``score_<name>`` (`face_scores.Scorer`) exists for the stage ``source`` as well. The scores of
       an edited picture are also in `EditedImage.effect`.
@@ -163,6 +166,9 @@ class Standard(Stage):
         rows = self._image_rows(source, renders, required(record.mask)) + self._truth_rows(record)
         starts = {START + edit.name: edit.start for edit in record.edits if edit.start is not None}
         rows += _rows("refined", starts, self.generator_label)
+        for edit in record.edits:
+            stage = edit_stage(edit.name, edit.strength)
+            rows += _rows(stage, edit.contours, self.generator_label)
 
         missing: dict[str, list[str]] = {}
         pictures = {"source": source, **renders}

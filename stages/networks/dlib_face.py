@@ -36,57 +36,17 @@ def identity(context: Context) -> DlibIdentity:
     return DlibIdentity(dlib_resnet.load(context.models("dlib-face-resnet")), context)
 
 
-class Landmarks68:
-    """The 68 landmarks of the iBUG 300-W scheme."""
+class FrontalFaces:
+    """The HOG detector of dlib, which is a part of the library and needs no model file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self) -> None:
         self.detector = dlib.get_frontal_face_detector()
         self._lock = threading.Lock()
-        self.predictor = dlib.shape_predictor(path)
-
-    def find(self, rgb: np.ndarray, box: np.ndarray | None = None) -> np.ndarray | None:
-        """Return the landmarks of one face, float64 [68, 2] (x, y) in pixels.
-
-        Args:
-            rgb: uint8 [H, W, 3].
-            box: Left, top, right and bottom of the face as dlib's detector gives them: a square
-                from brows to chin (`find_near` takes boxes of other detectors). None for an
-                FFHQ-aligned crop, in which `locate` finds the box.
-
-        Returns:
-            The landmarks, or None for images below 16 px.
-        """
-        if min(rgb.shape[:2]) < _MIN_SIDE:
-            return None
-        left, top, right, bottom = self.locate(rgb)[0] if box is None else box
-        rectangle = dlib.rectangle(round(left), round(top), round(right), round(bottom))
-        shape = self.predictor(np.ascontiguousarray(rgb), rectangle)
-        return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
 
     def _detect(self, rgb: np.ndarray, upsample: int = 0) -> Any:
         # The detector keeps its image pyramid between calls, and stages run in several threads.
         with self._lock:
             return self.detector(rgb, upsample)
-
-    def find_near(self, rgb: np.ndarray, rough_box: np.ndarray) -> np.ndarray | None:
-        """Return the landmarks of a face that another detector found, as `find` does.
-
-        The whole photograph is searched after one upsampling, as in published FFHQ alignment,
-        because landmarks depend on the box of the detector. Photographs above 1024 px are searched
-        at 2048 px. If dlib's detector does not find the face, its box is derived from `rough_box`.
-
-        Args:
-            rgb: uint8 [H, W, 3].
-            rough_box: Box of the other detector, [4].
-        """
-        if max(rgb.shape[:2]) <= _ALIGN_SIDE // 2:
-            found = self._detect(np.ascontiguousarray(rgb), 1)
-            boxes = [np.array([r.left(), r.top(), r.right(), r.bottom()], float) for r in found]
-        else:
-            boxes = self.faces(rgb, _ALIGN_SIDE)
-        near = [box for box in boxes if overlap(box, rough_box) > 0.2]
-        best = max(near, key=lambda box: overlap(box, rough_box), default=None)
-        return self.find(rgb, hog_box(rough_box) if best is None else best)
 
     def locate(self, rgb: np.ndarray) -> tuple[np.ndarray, FoundBy]:
         """Return the face box of an FFHQ-aligned crop, float64 [4], and how it was found.
@@ -120,6 +80,53 @@ class Landmarks68:
         back = np.tile([width / size[0], height / size[1]], 2)
         boxes = (np.array([r.left(), r.top(), r.right(), r.bottom()]) for r in self._detect(small))
         return [box * back for box in boxes]
+
+
+class Landmarks68(FrontalFaces):
+    """The 68 landmarks of the iBUG 300-W scheme."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.predictor = dlib.shape_predictor(path)
+
+    def find(self, rgb: np.ndarray, box: np.ndarray | None = None) -> np.ndarray | None:
+        """Return the landmarks of one face, float64 [68, 2] (x, y) in pixels.
+
+        Args:
+            rgb: uint8 [H, W, 3].
+            box: Left, top, right and bottom of the face as dlib's detector gives them: a square
+                from brows to chin (`find_near` takes boxes of other detectors). None for an
+                FFHQ-aligned crop, in which `locate` finds the box.
+
+        Returns:
+            The landmarks, or None for images below 16 px.
+        """
+        if min(rgb.shape[:2]) < _MIN_SIDE:
+            return None
+        left, top, right, bottom = self.locate(rgb)[0] if box is None else box
+        rectangle = dlib.rectangle(round(left), round(top), round(right), round(bottom))
+        shape = self.predictor(np.ascontiguousarray(rgb), rectangle)
+        return np.array([(p.x, p.y) for p in shape.parts()], np.float64)
+
+    def find_near(self, rgb: np.ndarray, rough_box: np.ndarray) -> np.ndarray | None:
+        """Return the landmarks of a face that another detector found, as `find` does.
+
+        The whole photograph is searched after one upsampling, as in published FFHQ alignment,
+        because landmarks depend on the box of the detector. Photographs above 1024 px are searched
+        at 2048 px. If dlib's detector does not find the face, its box is derived from `rough_box`.
+
+        Args:
+            rgb: uint8 [H, W, 3].
+            rough_box: Box of the other detector, [4].
+        """
+        if max(rgb.shape[:2]) <= _ALIGN_SIDE // 2:
+            found = self._detect(np.ascontiguousarray(rgb), 1)
+            boxes = [np.array([r.left(), r.top(), r.right(), r.bottom()], float) for r in found]
+        else:
+            boxes = self.faces(rgb, _ALIGN_SIDE)
+        near = [box for box in boxes if overlap(box, rough_box) > 0.2]
+        best = max(near, key=lambda box: overlap(box, rough_box), default=None)
+        return self.find(rgb, hog_box(rough_box) if best is None else best)
 
 
 class DlibIdentity(Network):

@@ -184,6 +184,15 @@ class Generator(nn.Module, ABC):
         return [row for row in range(self.num_ws) if self.modulated(row)]
 
     @abstractmethod
+    def in_trunk(self, layer: str) -> bool:
+        """Whether a modulated layer is computed by `trunk`, and not by `from_feature`."""
+
+    @property
+    def trunk_rows(self) -> list[int]:
+        """The rows of a W+ code that modulate a layer of the trunk, and perhaps others as well."""
+        return [row for row in self.live_rows if any(map(self.in_trunk, self.modulated(row)))]
+
+    @abstractmethod
     def expand_direction(self, direction: Tensor) -> Tensor:
         """Return an edit direction for every row of a code, [num_ws, 512].
 

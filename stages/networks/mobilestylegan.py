@@ -167,6 +167,12 @@ class MobileStyleGAN(Generator):
         parts = {0: ("up", "conv1"), 1: ("conv2",), 2: ()}[part] if block < self.blocks else ()
         return [f"layers.{block}.{p}" for p in parts]
 
+    def in_trunk(self, layer: str) -> bool:
+        name, _, rest = layer.partition(".")
+        return layer == "conv1" or (
+            name == "layers" and int(rest.partition(".")[0]) <= self.feature_block
+        )
+
     def expand_direction(self, direction: Tensor) -> Tensor:
         """See `Generator.expand_direction`. Takes the 18 rows of StyleGAN2 as well."""
         if direction.shape == (STYLE_WIDTH,):

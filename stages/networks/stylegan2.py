@@ -204,6 +204,13 @@ class StyleGAN2(Generator):
             names.append("to_rgb1" if row == 1 else f"to_rgbs.{(row - 3) // 2}")
         return names
 
+    def in_trunk(self, layer: str) -> bool:
+        name, _, number = layer.partition(".")
+        if not number:
+            return True
+        last = int(number) if name == "convs" else 2 * int(number) + 1
+        return last < self.feature_layer - 1
+
     def expand_direction(self, direction: Tensor) -> Tensor:
         if direction.shape == (STYLE_WIDTH,):
             return direction.expand(self.num_ws, -1)

@@ -142,6 +142,17 @@ def test_the_rates_of_an_old_run_remain_absolute(old: Path) -> None:
         assert settings[stage][rate] == before(stage)[rate]
 
 
+def test_the_rule_of_edits_of_an_old_run_remains(old: Path) -> None:
+    """Its edits moved all rows and nothing followed them, in renders and in sweeps."""
+    run = dhr_batch.open(old)
+    assert not {"rows", "follow"} & run.stored.settings.section("edit").keys()
+    for settings in (run.networks.edit, Origin(str(old)).settings["edit"]):
+        assert (settings["rows"], settings["follow"]) == ("all", "none")
+    (edit,) = run.render(IDS[0], {"smile": 1.0}).edits
+    moved = edit.latent - run.latents[IDS[0]]
+    assert np.abs(moved).max(1).min() > 0
+
+
 def test_an_unfinished_old_run_is_refused_with_the_ways_out(old: Path, tmp_path: Path) -> None:
     (old / "_state" / "shards" / "00001.json").unlink()
     photographs = tmp_path / "photographs"

@@ -1,4 +1,7 @@
-"""The edit stage on the tiny generator: what moves, what stays, and what is refused."""
+"""The edit stage on the tiny generator: what moves, what stays, and what is refused.
+
+Here nothing follows the motion; `test_rows_and_motion.py` has the default rule.
+"""
 
 from dataclasses import replace
 
@@ -59,8 +62,8 @@ def record(generator, seed=0, mask=None, refined=True):
     )
 
 
-def stage(context, *edits, **options):
-    made = Directions(Directions.Options(edits=edits, **options))
+def stage(context, *edits, rows="all", follow="none", **options):
+    made = Directions(Directions.Options(edits=edits, rows=rows, follow=follow, **options))
     made.setup(context)
     return made
 

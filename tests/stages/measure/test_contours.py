@@ -1,0 +1,79 @@
+"""Contour metrics of made pictures whose values are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dhr_batch.stages.measure.contours import background, background_psnr, contour_metrics, ghost
+from dhr_batch.stages.motion import SIDE, Motion
+
+
+def square(left: int) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[60:180, left : left + 80] = True
+    return mask
+
+
+def picture(person: np.ndarray, level: int = 200, ground: int = 100) -> np.ndarray:
+    grey = np.where(person, level, ground).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, 2)
+
+
+BEFORE, AFTER = square(60), square(100)
+
+
+def test_a_contour_that_is_fully_there_has_a_ghost_of_1() -> None:
+    refined = picture(BEFORE)
+    assert ghost(refined, refined, BEFORE, AFTER) == pytest.approx(1)
+
+
+def test_a_flat_picture_has_no_ghost() -> None:
+    assert ghost(picture(BEFORE), picture(BEFORE & False), BEFORE, AFTER) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_faint_contour_has_its_share(share: float) -> None:
+    faint = picture(BEFORE, level=round(100 + 100 * share))
+    assert ghost(picture(BEFORE), faint, BEFORE, AFTER) == pytest.approx(share)
+
+
+def test_a_turned_contour_is_negative() -> None:
+    assert ghost(picture(BEFORE), picture(BEFORE, 100, 200), BEFORE, AFTER) == pytest.approx(-1)
+
+
+def test_a_contour_that_has_not_moved_has_no_value() -> None:
+    assert ghost(picture(BEFORE), picture(BEFORE), BEFORE, square(62)) is None
+
+
+def test_the_background_is_away_from_both_heads() -> None:
+    beyond = background(BEFORE, AFTER)
+    assert not (beyond & (BEFORE | AFTER)).any()
+    assert not beyond[120, 60 - 12]
+    assert beyond[120, 60 - 14]
+    assert beyond[120, 180 + 14]
+
+
+def test_the_background_is_compared_in_decibels() -> None:
+    beyond = background(BEFORE, AFTER)
+    # The person differs by 200 levels, the background by 5.
+    one, other = picture(BEFORE, 255, 100), picture(BEFORE, 55, 105)
+    expected = 10 * np.log10(255**2 / 25)
+    assert background_psnr(one, other, beyond) == pytest.approx(expected)
+    assert background_psnr(one, one, beyond) == pytest.approx(10 * np.log10(255**2 * 12))
+    assert background_psnr(one, other, beyond & False) is None
+
+
+def test_metrics_of_an_edit_by_name() -> None:
+    still = np.zeros((SIDE, SIDE, 2), np.float32)
+    moved = Motion(still, still, still, BEFORE, AFTER.astype(np.float32))
+    refined, edited = picture(BEFORE, ground=104), picture(AFTER, ground=104)
+    large = np.repeat(np.repeat(edited, 2, 0), 2, 1)
+    found = contour_metrics(
+        large, np.repeat(np.repeat(refined, 2, 0), 2, 1), picture(BEFORE), moved
+    )
+    assert found["background_psnr_refined"] == pytest.approx(10 * np.log10(255**2 * 12))
+    assert found["background_psnr"] == pytest.approx(10 * np.log10(255**2 / 16))
+    # The left side has moved out of the new person, and nothing is left there.
+    assert abs(found["ghost"]) < 0.1
+    assert "background_psnr" not in contour_metrics(edited, refined, None, moved)
