@@ -138,7 +138,8 @@ class Compared:
         import torch
 
         from dhr_batch.stages.base import required
-        from dhr_batch.stages.motion import motion, seen
+        from dhr_batch.stages.edit.scene import seen
+        from dhr_batch.stages.motion import motion
         from dhr_batch.stages.networks.face_parts import INDEX
         from dhr_batch.stages.refine.base import Refinement
 
@@ -330,7 +331,8 @@ def main(
     from dhr_batch.stages.base import Context
     from dhr_batch.stages.device import use
 
-    settings = config.build([config.preset(preset)] if preset else []).model_dump()
+    layers = [{"dataset": "generated"}, *([config.preset(preset)] if preset else [])]
+    settings = config.build(layers).model_dump()
     if place:
         context, records = of_run(place)
     else:

@@ -23,11 +23,11 @@ from dhr_batch.stages.base import (
 from dhr_batch.stages.edit.base import Edit, EditOptions, Move, Styles
 from dhr_batch.stages.edit.direction_files import DirectionError, settings_of
 from dhr_batch.stages.edit.ganspace import GanspaceOptions
+from dhr_batch.stages.edit.scene import Draft, Follow, Scene
 from dhr_batch.stages.edit.styleclip import StyleclipOptions
 from dhr_batch.stages.edit.stylespace import StylespaceOptions
 from dhr_batch.stages.edit.vectors import DirectionOptions, Vector
 from dhr_batch.stages.measure.contours import contour_metrics
-from dhr_batch.stages.motion import Draft, Follow, Scene
 from dhr_batch.stages.networks.dlib_face import FrontalFaces
 from dhr_batch.stages.networks.face_parts import INDEX
 from dhr_batch.stages.networks.generator import Generator
@@ -82,7 +82,7 @@ class Directions(Stage):
 
     How the refinement meets the edited code is a matter of the refiner (`Refiner.render_edit`).
     If it is a feature and the refiner has no rule of its own, mask and feature follow the motion of
-    the edit (`stages.motion`). Then a face that the detector finds in the plain render of the code,
+    the edit (`edit.scene`). Then a face that the detector finds in the plain render of the code,
     and not in that of the edited code, is lost: the edit goes only as far as it is found, and the
     record gets a note. Strength 0 returns the refined image, except in edits whose strength is a
     target.
