@@ -44,18 +44,14 @@ class Draft:
     """An edit before its last half, with B = 1.
 
     Attributes:
-        edited: Its code, [1, L, 512].
         behind: The code of the layers behind the feature layer, [1, L, 512].
-        styles: Its offsets of styles.
         inside: Its feature layer x', [1, C, h, w].
         skip: The image so far, see `Generator.trunk`.
         plain: Its plain render, uint8 [SIDE, SIDE, 3], if anything follows the motion.
         motion: What moves between the plain renders.
     """
 
-    edited: Tensor
     behind: Tensor
-    styles: Delta
     inside: Tensor
     skip: Tensor | None
     plain: np.ndarray | None = None
@@ -112,9 +108,7 @@ class Scene:
             plain = seen(self.generator.from_feature(inside, behind, delta, skip))
         return [
             Draft(
-                edited[i : i + 1],
                 behind[i : i + 1],
-                {name: value[i : i + 1] for name, value in styles.items()},
                 inside[i : i + 1],
                 None if skip is None else skip[i : i + 1],
                 plain[i],
