@@ -138,7 +138,7 @@ class Compared:
         import torch
 
         from dhr_batch.stages.base import required
-        from dhr_batch.stages.edit.scene import seen
+        from dhr_batch.stages.edit.scene import at_side, seen
         from dhr_batch.stages.motion import motion
         from dhr_batch.stages.networks.face_parts import INDEX
         from dhr_batch.stages.refine.base import Refinement
@@ -147,7 +147,8 @@ class Compared:
         ws = torch.from_numpy(np.stack([required(record.latent), code])).to(self.context.device)
         with torch.inference_mode():
             before, after = seen(self.generator.synthesize(ws, refinement.delta))
-        return motion(before, after, required(record.labels) != INDEX["background"])
+        person = at_side(required(record.labels) != INDEX["background"])
+        return motion(before, after, person)
 
     def _measured(
         self,
@@ -332,7 +333,7 @@ def main(
     from dhr_batch.stages.device import use
 
     layers = [{"dataset": "generated"}, *([config.preset(preset)] if preset else [])]
-    settings = config.build(layers).model_dump()
+    settings = config.resolve(config.build(layers), 0, 1).model_dump()
     if place:
         context, records = of_run(place)
     else:

@@ -36,7 +36,7 @@ from dhr_batch.stages.tensors import downsample, tensor_to_images
 Follow = Literal["layers", "warp", "none"]
 
 # By how much the hole behind the person exceeds the person, in pixels of `SIDE`.
-_HOLE = 4
+_HOLE = 8
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class Scene:
     ) -> None:
         self.generator, self.delta, self.follow = generator, delta, follow
         self.feature, self.mask = feature, mask
-        shown = np.zeros((1, 1), np.uint8) if person is None else person.astype(np.uint8)
-        self._person = cv2.resize(shown, (SIDE, SIDE), interpolation=cv2.INTER_AREA) > 0
+        self._person = at_side(np.zeros((1, 1), bool) if person is None else person)
         self.plain: np.ndarray | None = None
         if follow != "none":
             inside, skip = generator.trunk(ws, delta)
@@ -171,6 +170,12 @@ class Scene:
         parted = torch.lerp(behind, follow(person), matte)
         near = F.max_pool2d((person != 0).any(1, keepdim=True).to(fixed), 3, 1, 1)
         return torch.where(near > 0, parted, fixed)
+
+
+def at_side(mask: np.ndarray) -> np.ndarray:
+    """Return a bool mask [R, R] at `SIDE` px."""
+    sized = cv2.resize(mask.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(sized > 0)
 
 
 def seen(pictures: Tensor) -> list[np.ndarray]:
