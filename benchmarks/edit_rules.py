@@ -350,7 +350,7 @@ def main(
         rows += compared.rows(record, truth, pictures)
     means = summary(rows)
     click.echo(f"means of {len({row['image'] for row in rows})} images, {context.generator}")
-    for edit in edits:
+    for edit in dict.fromkeys(line["edit"] for line in means):
         lines = [line for line in means if line["edit"] == edit]
         count = f"{edit}: {lines[0]['pictures']} pictures, {lines[0]['capped']} capped"
         click.echo(f"{count:40}" + "".join(f"{line['rule']:>10}" for line in lines))

@@ -36,7 +36,7 @@ from dhr_batch.stages.tensors import downsample, tensor_to_images
 Follow = Literal["layers", "warp", "none"]
 
 # By how much the hole behind the person exceeds the person, in pixels of `SIDE`.
-_HOLE = 8
+_HOLE = 4
 
 
 @dataclass(frozen=True)
