@@ -188,7 +188,12 @@ class Compared:
             return {}
         box = self.landmarks.locate(source)[0]
         portraits = [Portrait(p, self.landmarks.find(p, box)) for p in (source, refined, picture)]
-        before, after = (scores(portrait.landmarks) for portrait in portraits[1:])
+        points = [
+            portrait.landmarks for portrait in portraits[1:] if portrait.landmarks is not None
+        ]
+        if len(points) < 2:
+            return {}
+        before, after = map(scores, points)
         name = effect_score(edit, {f"score_{name}" for name in before}).removeprefix("score_")
         found = {"effect": after[name] - before[name]} if name in before else {}
         one, _, other = self.identity.describe(portraits)

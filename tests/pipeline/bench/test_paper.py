@@ -63,7 +63,7 @@ def shortened(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short_paper(folder: Path, dataset: Path) -> Matrix:
-    """The shipped benchmark on filled generators, with an edit whose effect can be measured on noise.
+    """The shipped benchmark on filled generators, with an edit of noise that can be measured.
 
     The published encoders give as many rows as a generator has, so filled ones fit that of 64 px.
     """
