@@ -56,8 +56,8 @@ def optical_flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     Kroeger et al., "Fast Optical Flow using Dense Inverse Search" (2016), of OpenCV.
     """
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (after, before)]
-    return np.asarray(search.calc(*grey, None))
+    first, second = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (after, before))
+    return np.asarray(search.calc(first, second, np.zeros((*first.shape, 2), np.float32)))
 
 
 def motion(before: np.ndarray, after: np.ndarray, person: np.ndarray) -> Motion:
