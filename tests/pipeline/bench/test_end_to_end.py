@@ -190,4 +190,7 @@ def test_every_format_has_chains_stages_and_ratios(finished, name):
 def test_the_recorded_preset_depends_on_no_default():
     recorded = config.preset("w-plus-120")
     whole = config.resolve(config.build([recorded, {"dataset": "-"}]), 0, 1)
+    # Edits are those of the default, by the former rule.
+    assert recorded.pop("edit") == {"rows": "all", "follow": "none"}
+    assert recorded.keys() == {"embed", "segment", "refine"}
     assert {stage: getattr(whole, stage) for stage in recorded} == recorded
