@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
@@ -25,6 +26,11 @@ PIXEL_SIZE = 256
 FACE = (72, 200), (64, 192)
 # Numbers of codes from which the axes of the prior and the spread of W are estimated.
 _SAMPLES, _FEW = 8192, 2048
+_Share = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[
+    tuple[_Share, _Share],
+    Field(description="shares of earlier gradients and of their squares in Adam"),
+]
 
 
 def ramp(step: int, steps: int, up: float, down: float) -> float:
@@ -127,7 +133,10 @@ def optimise(
     moved = torch.zeros_like(start).requires_grad_()
 
     def code() -> Tensor:
-        return start + (unit * moved if basis is None else moved @ basis.T)
+        if basis is None:
+            return start + unit * moved
+        with full_precision(start):
+            return start + moved @ basis.T
 
     adam = torch.optim.Adam([moved], lr=settings.rate, betas=settings.betas)
     for step in range(settings.steps):
@@ -175,12 +184,13 @@ def whitening(generator: Generator, power: float = 1.0) -> Tensor:
         power: 1 for A as above. A smaller one raises the ratios of the standard deviations to it,
             down to 0, for which u is w - w_mean in units of the spread, in other axes.
     """
-    centred = _samples(generator, _SAMPLES)
-    # In units of the spread, so that rounding in the eigenvectors does not depend on it.
-    unit = centred.square().mean().sqrt()
-    centred = centred / unit
+    # Rounding in float32, or TF32, would turn axes of similar variances into each other, and Adam
+    # depends on the axes: codes would differ between processors.
+    centred = _samples(generator, _SAMPLES).cpu().double()
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    return vectors * (values.clamp_min(0).pow(power / 2) * unit)
+    unit = values.mean().sqrt()
+    lengths = (values.clamp_min(0).sqrt() / unit).pow(power) * unit
+    return (vectors * lengths).to(generator.w_mean)
 
 
 def _codes(generator: Generator, rows: Tensor, live: Tensor) -> Tensor:
@@ -209,9 +219,7 @@ class _Optimise(Embedder):
         decay: float = Field(
             0.5, ge=0, le=1, description="share of the steps over which the rate falls to 0"
         )
-        betas: tuple[float, float] = Field(
-            (0.9, 0.999), description="shares of earlier gradients and of their squares in Adam"
-        )
+        betas: Betas = (0.9, 0.999)
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -280,7 +288,7 @@ class OptimiseWPlus(_Optimise):
             le=1,
             description="power of the standard deviations of W that steps are proportional to",
         )
-        betas: tuple[float, float] = (0.8, 0.95)
+        betas: Betas = (0.8, 0.95)
 
     def setup(self, context: Context) -> None:
         super().setup(context)

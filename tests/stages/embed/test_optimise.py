@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from dhr_batch.stages.base import Context
+from dhr_batch.stages.device import mixed_precision
 from dhr_batch.stages.embed.optimise import (
     FitSettings,
     OptimiseW,
@@ -168,6 +170,38 @@ def test_a_basis_serves_every_row_of_the_code(context, power):
     rows = stage.embed(images)[:, net.live_rows]
     assert rows.shape == (2, len(net.live_rows), 512)
     assert (rows - rows.mean(1, keepdim=True)).square().mean().sqrt() > 0.05 * spread(net)
+
+
+class Uneven:
+    """A generator whose W has standard deviations from 1 down to 1e-4."""
+
+    w_mean = torch.zeros(512)
+
+    def map(self, z):
+        return z * torch.logspace(0, -4, 512)
+
+
+def test_weak_axes_are_whitened_like_strong_ones():
+    """In float32, their variances would be smaller than rounding errors."""
+    z = torch.randn(8192, 512, generator=torch.Generator().manual_seed(1))
+    codes = torch.linalg.solve(whitening(Uneven()).double(), Uneven().map(z).double().T)
+    assert 0.7 < codes.square().mean(1).min() < codes.square().mean(1).max() < 1.4
+
+
+def test_codes_along_axes_are_not_rounded_to_bfloat16(context):
+    net, images = context.network("generator", "tiny"), targets(context, 1)
+    perceptual = context.network("perceptual", "tiny")
+    settings = FitSettings("w", 2, 0.05, pixel_weight=1.0)
+    basis, start = torch.linalg.qr(torch.randn(512, 512))[0], torch.zeros(1, 512)
+    with mixed_precision("cpu", "bf16"):
+        codes = optimise(net, perceptual, images, start, settings, basis)
+    assert (codes != codes.bfloat16().float()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, -0.1)])
+def test_shares_of_gradients_are_below_one(betas):
+    with pytest.raises(ValidationError, match="betas"):
+        OptimiseWPlus.Options(betas=betas)
 
 
 def test_a_strong_prior_keeps_the_code_at_the_mean(context):
