@@ -65,7 +65,7 @@ class Measure(NoOp):
 class NoGenerator:
     """The attributes of a generator that a worker reads, without importing torch."""
 
-    num_ws, resolution, feature_shape = 8, 32, (1, 8, 8)
+    num_ws, resolution, feature_shape, trunk_rows = 8, 32, (1, 8, 8), (0, 1)
 
     def weight_names(self) -> list[str]:
         return []

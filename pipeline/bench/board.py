@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from dhr_batch.pipeline.bench.data import CLOCKS, RENDERED_FROM, Compared, Method, method_name
+from dhr_batch.pipeline.bench.data import RENDERED_FROM, Compared, Method, method_name
 from dhr_batch.pipeline.bench.matrix import reference
+from dhr_batch.pipeline.bench.turns import CLOCKS
 from dhr_batch.pipeline.report import metrics as metric_names
 from dhr_batch.pipeline.report import truth
 from dhr_batch.pipeline.report.metrics import split, title

@@ -16,12 +16,11 @@ from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.tables.records import picture
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What `turns` measures of each stage.
-CLOCKS = ("seconds", "cpu_seconds", "generator_calls")
 # The tables that `dhr-batch render` needs.
 RENDERED_FROM = ("latents", "masks", "deltas")
 
@@ -59,12 +58,15 @@ class FinishedRun:
 
     @cached_property
     def masks(self) -> dict[str, tuple[float, str]]:
-        """The in-domain share of the pixels of each image, and a digest of its mask."""
+        """The in-domain share of the pixels of each image, and a digest of its mask.
+
+        The digest is of the pixels, as the bytes of a PNG depend on the processor that wrote it.
+        """
         columns = ("image_id", "kind", "mask", "area_fraction")
         return {
             row["image_id"]: (
                 row["area_fraction"],
-                hashlib.sha256(row["mask"]["bytes"]).hexdigest(),
+                hashlib.sha256(picture(row["mask"]).tobytes()).hexdigest(),
             )
             for row in report_data.read_rows(self.storage, "masks", columns)
             if row["kind"] == "in_domain"

@@ -26,7 +26,6 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from dhr_batch.pipeline import stopping
-from dhr_batch.pipeline.bench.data import CLOCKS
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.worker import Settings, Worker
@@ -38,6 +37,8 @@ from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.stages.base import Record, Stage
 
 T = TypeVar("T")
+# What is measured of each stage.
+CLOCKS = ("seconds", "cpu_seconds", "generator_calls")
 
 
 def in_turn(members: Sequence[T], number: int) -> list[T]:

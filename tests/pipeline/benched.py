@@ -14,6 +14,8 @@ TINY: dict[str, Any] = {
     "shard_size": 2,
     "workers": 1,
     "segment": {"name": "dhr", "parser": "none", "perceptual": "tiny"},
+    # All rows, so that the methods have effects in common.
+    "edit": {"rows": "all", "follow": "none"},
     "measure": {
         "name": "standard",
         "perceptual": ["tiny"],

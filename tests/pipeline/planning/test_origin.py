@@ -271,10 +271,13 @@ def test_the_run_begun_from_may_lie_in_an_object_store(
     assert_same(out, source)
 
 
-def test_one_forward_pass_per_picture(
+def test_one_and_a_half_forward_passes_per_picture(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """3 edits of 5 strengths each: 15 pictures of an image, and nothing else goes through."""
+    """3 edits of 5 strengths each: 15 pictures of an image, and nothing else goes through.
+
+    A plain render of each edit, and one of the image, show the motion.
+    """
     passes = {"trunk": 0, "from_feature": 0, "calls": 0}
 
     def counted(name: str) -> Any:
@@ -303,7 +306,8 @@ def test_one_forward_pass_per_picture(
     images = planned.images
     assert images == 5
     # A batch holds 8 renders, so 15 take two.
-    assert passes == {"trunk": 15 * images, "from_feature": 15 * images, "calls": 2 * images}
+    trunk, half = (15 + 1) * images, (2 * 15 + 1) * images
+    assert passes == {"trunk": trunk, "from_feature": half, "calls": (2 + 1) * images}
 
     edits[0]["strengths"] = [-2, -1, 0, 1, 2]
     settings["edit"] = {"edits": edits}
