@@ -15,7 +15,7 @@ TINY: dict[str, Any] = {
     "workers": 1,
     "segment": {"name": "dhr", "parser": "none", "perceptual": "tiny"},
     # All rows, so that the methods have effects in common.
-    "edit": {"rows": "all", "follow": "none"},
+    "edit": {"name": "directions", "rows": "all", "follow": "none"},
     "measure": {
         "name": "standard",
         "perceptual": ["tiny"],
@@ -34,7 +34,10 @@ EMBED = {
     "rates": "absolute",
     "rate": 0.07,
     "w_rate": 0.1,
+    "w_share": 0.25,
     "pull": 0.05,
+    "whitening": 0,
+    "betas": [0.9, 0.999],
 }
 REFINE = {
     "name": "dhr",

@@ -48,8 +48,9 @@ def words(photographs: Path) -> list[str]:
     np.save(photographs / "direction.npy", np.ones(512, np.float32))
     edits = f"edit.edits=[{{direction: {photographs / 'direction.npy'}, strengths: [-1, 1]}}]"
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--set", edits]
-    # Between noise pictures of random weights, the rounding of stored weights turns the flow.
-    options += ["--set", "measure.features=tiny", "--set", "edit.follow=none"]
+    # On noise of random weights, all is out-of-domain, and the rounding of weights turns the flow.
+    options += ["--set", "measure.features=tiny", "--set", "edit.rows=all"]
+    options += ["--set", "edit.follow=none"]
     return [*options, "--set", "shard_size=2", "--json"]
 
 
