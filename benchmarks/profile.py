@@ -92,7 +92,7 @@ def counter() -> Any:
 
 @contextmanager
 def launches() -> Iterator[list[int]]:
-    """Note the bytes that each operation reads and writes. Views are no operations of a GPU."""
+    """Note the bytes that each operation reads and writes, but for views, which run no kernel."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 

@@ -14,6 +14,7 @@ from dhr_batch.stages.registry import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.cuda import Stream
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Kind = Literal["cuda", "mps", "xpu", "cpu"]
@@ -65,7 +66,6 @@ def set_precision(precision: Precision) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
-@cache
 def stream(kind: Kind, part: str) -> AbstractContextManager[object]:
     """Return a context in which a thread works on an NVIDIA GPU beside other threads.
 
@@ -80,8 +80,15 @@ def stream(kind: Kind, part: str) -> AbstractContextManager[object]:
         return nullcontext()
     import torch
 
+    return torch.cuda.stream(_stream(part))
+
+
+@cache
+def _stream(part: str) -> Stream:
+    import torch
+
     # Short tasks of the host come before the long ones of the other threads.
-    return torch.cuda.stream(torch.cuda.Stream(priority=-1))
+    return torch.cuda.Stream(priority=-1)
 
 
 def use(precision: Precision = "fp32", kind: Kind | None = None) -> Kind:

@@ -10,7 +10,7 @@ Tensors on it hold their numbers in host memory, but torch, in Python and in C++
 
 `watch` counts the waits: the places where the host needs a value of the device, or copies memory
 that is not pinned. What `torch.cuda` says of memory is what tensors hold. Results are those of the
-CPU. There are no streams, no TF32, and no autocast.
+CPU. The device has neither streams nor TF32 nor autocast.
 
 `install` changes torch for the rest of the process, so its tests run in a process of their own.
 """

@@ -124,14 +124,14 @@ class Worker:
             stage.setup(context)
             if stage.family == "refine":
                 context.use_refiner(stage)
+        generator = context.network("generator", config.generator)
+        self.info = run_info(config, generator, self.settings.metadata)
+        self._batch = config.batch_size or self._fitting_batch(generator)
         if self.settings.device == "cuda":
             import torch
 
             # The networks are used on other streams than the one on which they were copied.
             torch.cuda.synchronize()
-        generator = context.network("generator", config.generator)
-        self.info = run_info(config, generator, self.settings.metadata)
-        self._batch = config.batch_size or self._fitting_batch(generator)
         names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
         facts = GeneratorFacts(
             resolution=generator.resolution,

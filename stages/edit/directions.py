@@ -28,7 +28,7 @@ from dhr_batch.stages.edit.styleclip import StyleclipOptions
 from dhr_batch.stages.edit.stylespace import StylespaceOptions
 from dhr_batch.stages.edit.vectors import DirectionOptions, Vector
 from dhr_batch.stages.measure.contours import contour_metrics
-from dhr_batch.stages.networks.dlib_face import FrontalFaces
+from dhr_batch.stages.networks.dlib_face import frontal_faces
 from dhr_batch.stages.networks.face_parts import INDEX
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.transfers import to_device, to_host
@@ -126,7 +126,6 @@ class Directions(Stage):
         self.generator: Generator = context.network("generator", context.generator)
         self.refiner: Refiner = context.refiner()
         self._at_once = self.options.batch
-        self.faces = FrontalFaces()
         self.limited: list[int] = []
         if self.options.rows == "trunk":
             moved = self.generator.trunk_rows
@@ -245,14 +244,15 @@ class Directions(Stage):
         drafts: list[Draft],
     ) -> list[str]:
         """Replace edits that lose the face by smaller ones, and return a note for each."""
-        if not self.faces.sees(required(scene.plain)):
+        faces = frontal_faces()
+        if not faces.sees(required(scene.plain)):
             return []
         notes = []
         for place, i in enumerate(chosen):
             move = self.moves[i]
             shares = iter(_CAPS)
             share = 1.0
-            while share > 0 and not self.faces.sees(required(drafts[place].plain)):
+            while share > 0 and not faces.sees(required(drafts[place].plain)):
                 share = next(shares)
                 steps[i] = self._step(move, start, share)
                 drafts[place : place + 1] = self._drafts(scene, steps, [i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from typing import Any, Literal
 
 import dlib
@@ -80,6 +81,12 @@ class FrontalFaces:
         back = np.tile([width / size[0], height / size[1]], 2)
         boxes = (np.array([r.left(), r.top(), r.right(), r.bottom()]) for r in self._detect(small))
         return [box * back for box in boxes]
+
+
+@cache
+def frontal_faces() -> FrontalFaces:
+    """Return the detector of this process. To make one takes a third of a second."""
+    return FrontalFaces()
 
 
 class Landmarks68(FrontalFaces):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 
@@ -17,22 +18,27 @@ if TYPE_CHECKING:
 def generator(context: Context) -> MobileStyleGAN:
     """Return a MobileStyleGAN at 32 px with random weights."""
     net = MobileStyleGAN((32, 32, 32), head="haar", feature_block=0, num_ws=8)
+    fill(net)
+    with torch.no_grad():
+        net.weight("to_img.weight").mul_(
+            0.5 / net.synthesize(net.broadcast(net.w_mean[None])).std()
+        )
+    return net.to(context.device).eval()
+
+
+def fill(net: Generator) -> None:
+    """Give a generator random weights with which all layers keep about unit variance."""
     draw = torch.Generator().manual_seed(0)
     for name in net.weight_names():
         weight = net.weight(name)
         if name.endswith("modulation.bias"):
             weight.fill_(1.0)
         elif weight.ndim > 1:
-            # All layers keep about unit variance; styled convolutions divide by their fan-in.
+            # Styled convolutions divide by their fan-in.
             styled = not name.startswith("mapping.") and "modulation" not in name
             gain = 1.0 if styled else weight.shape[1] ** -0.5
             weight.copy_(torch.randn(weight.shape, generator=draw) * gain)
     net.set_w_mean()
-    with torch.no_grad():
-        net.weight("to_img.weight").mul_(
-            0.5 / net.synthesize(net.broadcast(net.w_mean[None])).std()
-        )
-    return net.to(context.device).eval()
 
 
 def perceptual(context: Context) -> Perceptual:

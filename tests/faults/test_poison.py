@@ -286,29 +286,23 @@ def two_logical_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_logical_gpus")
-def test_a_run_goes_on_with_the_gpus_that_are_free(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "message"),
+    [
+        (1, 0, "1 of 2 workers wait for a free GPU: 0 of 2 GPUs are free"),
+        (0, 1, "1 of 2 workers wait for 1 free CPU core beside a free GPU: 1 of 2 GPUs are"),
+    ],
+)
+def test_a_run_goes_on_with_what_is_free_and_names_what_is_missing(
+    gpus: int, cpus: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = harness.photographs(tmp_path / "in", GOOD[:8])
     made = harness.make(items, gpus=2, shard_size=2, embed=faulty(seconds=0.3))
-    with held(1):
+    with held(gpus, cpus):
         outcome = harness.run(made, tmp_path / "out")
     assert outcome.done == 8
     said = capsys.readouterr().err
-    assert "1 of 2 workers wait for a free GPU: 0 of 2 GPUs are free" in said
-
-
-@pytest.mark.usefixtures("two_logical_gpus")
-def test_a_run_names_the_cores_that_are_missing_beside_a_gpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    items = harness.photographs(tmp_path / "in", GOOD[:8])
-    made = harness.make(items, gpus=2, shard_size=2, embed=faulty(seconds=0.3))
-    with held(0, cpus=1):
-        outcome = harness.run(made, tmp_path / "out")
-    assert outcome.done == 8
-    said = capsys.readouterr().err
-    assert "1 of 2 workers wait for 1 free CPU core beside a free GPU: 1 of 2 GPUs are" in said
+    assert message in said
     assert "--set cpus_per_gpu=N" in said
 
 

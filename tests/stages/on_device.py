@@ -277,7 +277,7 @@ def test_parsers_mix_no_devices(small: Context, tmp_path: Path, name: str) -> No
 def test_the_detector_mixes_no_devices(models: Callable[[str], Path]) -> None:
     """MTCNN has small networks of its own, whose weights its package contains."""
     detector = registry.lookup("detector", "mtcnn")(Context("cuda", "tiny", lambda _: Path()))
-    # Noise is no face, so candidates pass the last filter only if all do.
+    # Noise shows no face. Without thresholds, candidates pass all filters.
     detector.net.thresholds = [0.0, 0.0, 0.0]
     with pretended_cuda.watch() as waits:
         found = detector.detect([portrait(), portrait()])

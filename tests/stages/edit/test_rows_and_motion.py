@@ -20,19 +20,11 @@ from dhr_batch.stages.networks.dlib_face import FrontalFaces
 from dhr_batch.stages.networks.generator import Generator
 from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.tiny import fill
 
 
 def drawn(net: Generator) -> Generator:
-    """Fill a generator with random weights that keep the variance of features."""
-    draw = torch.Generator().manual_seed(0)
-    for name in net.weight_names():
-        weight = net.weight(name)
-        if name.endswith("modulation.bias"):
-            weight.fill_(1.0)
-        elif weight.ndim > 1:
-            gain = weight.shape[1] ** -0.5 if "mapping." in name or "modulation" in name else 1.0
-            weight.copy_(torch.randn(weight.shape, generator=draw) * gain)
-    net.set_w_mean()
+    fill(net)
     return net.eval()
 
 
