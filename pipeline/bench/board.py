@@ -9,32 +9,25 @@ from functools import cached_property
 
 import numpy as np
 
-from dhr_batch.pipeline.bench.data import RENDERED_FROM, Compared, Method, method_name
+from dhr_batch.pipeline.bench.costs import COST, HEADINGS, clocks_of, costs_of
+from dhr_batch.pipeline.bench.data import Compared, Method, method_name
 from dhr_batch.pipeline.bench.matrix import reference
-from dhr_batch.pipeline.bench.turns import CLOCKS
 from dhr_batch.pipeline.report import metrics as metric_names
 from dhr_batch.pipeline.report import truth
 from dhr_batch.pipeline.report.metrics import split, title
 from dhr_batch.pipeline.report.page import Table
 from dhr_batch.pipeline.report.truth import Figure
 from dhr_batch.pipeline.stats import equal_effect, set_distances
-from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate, ratio
+from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
 from dhr_batch.pipeline.units import number
 from dhr_batch.stages.base import START, TRUTH
 from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
-from dhr_batch.stages.registry import STAGES
 
 # The headings of tables. Each edit has its own heading.
 SUMMARY = "Beside published figures"
 RECONSTRUCTION = "Reconstruction"
 PARTS = "In-domain and out-of-domain"
-# What `turns` has measured.
-IN_TURN = {
-    "seconds": "Seconds per image in turn",
-    "cpu_seconds": "CPU seconds per image in turn",
-}
-COST = "Cost"
 FURTHER = "Further metrics of the reconstruction"
 _MAIN = ("psnr", "ssim", "ms_ssim")
 _IN_PARTS = ("psnr", "ssim")
@@ -202,8 +195,8 @@ def board(compared: Compared, compare_to: str, summary: Sequence[str] = ()) -> B
         if (other := method_name(*reference(compare_to, m.embedder))) in methods and other != name
     }
     for name, method in methods.items():
-        cells[name] |= _set_distances(compared, method) | _costs(method)
-        cells[name] |= _clocks(method, methods.get(against.get(name, "")))
+        cells[name] |= _set_distances(compared, method) | costs_of(method)
+        cells[name] |= clocks_of(method, methods.get(against.get(name, "")))
     columns += _further(cells)
     columns += _lacking(compared, columns)
     differences = {
@@ -222,8 +215,8 @@ def board(compared: Compared, compare_to: str, summary: Sequence[str] = ()) -> B
 def _unknown(key: str) -> BoardColumn:
     """Return a column of the summary that no method has."""
     metric = key.rpartition("@")[2]
-    cost = _COST_COLUMNS.get(metric)
-    return BoardColumn(key, cost.title if cost else title(metric), SUMMARY)
+    heading, _ = HEADINGS.get(metric) or (title(metric), "")
+    return BoardColumn(key, heading, SUMMARY)
 
 
 def _lacking(compared: Compared, columns: Sequence[BoardColumn]) -> Iterator[BoardColumn]:
@@ -348,96 +341,9 @@ def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
     }
 
 
-def _costs(method: Method) -> dict[str, Estimate]:
-    """Return the costs: medians of seconds over shards, means of bytes over images, peak memory."""
-    found = {}
-    stages: dict[str, dict[tuple[int, int], float]] = {}
-    for seed, run in enumerate(method.runs):
-        for stage, shards in run.seconds().items():
-            stages.setdefault(stage, {}).update({(seed, n): s for n, s in shards.items()})
-    for stage in [stage for stage in STAGES if stage in stages]:
-        found[f"seconds_{stage}"] = estimate(list(stages[stage].values()), "median")
-    parts = [own for stage, own in stages.items() if stage in _MAIN_STAGES]
-    if parts:
-        shared = [n for n in parts[0] if all(n in own for own in parts)]
-        found["seconds"] = estimate([sum(own[n] for own in parts) for n in shared], "median")
-    for where in ("host", "gpu"):
-        peaks = [p for run in method.runs if (p := run.peak(where)) is not None]
-        if peaks:
-            value = max(peaks) / 2**30
-            found[f"memory_{where}"] = Estimate(value, math.nan, math.nan, len(peaks))
-    for key, tables in (("bytes", RENDERED_FROM), ("bytes_all", None)):
-        sizes = [pair for run in method.runs for pair in run.bytes_of(tables)]
-        found[key] = ratio([size / 1e6 for size, _ in sizes], [images for _, images in sizes])
-    return found
-
-
-def _clocks(method: Method, other: Method | None) -> dict[str, Estimate]:
-    """Return the medians of what was measured in turn, and of the ratios on each shard.
-
-    Args:
-        method: The method.
-        other: Its reference method, if there is one.
-    """
-    own, theirs = _clocked(method), _clocked(other) if other else {}
-    if not own:
-        return {}
-    found: dict[str, list[float]] = {}
-    for shard, clocks in own.items():
-        for key, value in clocks.items():
-            found.setdefault(f"turn_{key}", []).append(value)
-            if base := theirs.get(shard, {}).get(key):
-                found.setdefault(f"turn_{key}_ratio", []).append(value / base)
-    return {key: estimate(found[key], "median") for key in _COST_COLUMNS if key in found}
-
-
-def _clocked(method: Method) -> dict[tuple[int, tuple[str, ...]], dict[str, float]]:
-    """Return what was measured in turn, with sums over stages, by seed and images of a shard."""
-    found = {}
-    for seed, run in enumerate(method.runs):
-        for ids, clocks in run.clocks().items():
-            sums = dict(clocks)
-            for clock in CLOCKS:
-                spent = {s: clocks[f"{clock}_{s}"] for s in STAGES if f"{clock}_{s}" in clocks}
-                sums[clock] = sum(spent[stage] for stage in _MAIN_STAGES if stage in spent)
-                sums[f"{clock}_all"] = sum(spent.values())
-            found[seed, ids] = sums
-    return found
-
-
-# The stages of which seconds per image are the sum. The others are the same for all methods.
-_MAIN_STAGES = ("embed", "segment", "refine")
-_TURN_TITLES = {
-    sheet: {
-        f"turn_{clock}_{key}{ratio}": f"{name}{unit}"
-        for ratio, unit in (("", " [s]"), ("_ratio", ": ratio"))
-        for key, name in ({stage: stage for stage in STAGES} | {"all": "all stages"}).items()
-    }
-    for clock, sheet in IN_TURN.items()
-}
-_COST_TITLES = {
-    "turn_seconds": "in turn: s per image",
-    "turn_seconds_ratio": "in turn: ratio of seconds",
-    "turn_cpu_seconds": "in turn: CPU s per image",
-    "turn_cpu_seconds_ratio": "in turn: ratio of CPU seconds",
-    "turn_generator_calls": "in turn: calls of the generator",
-    "seconds": "s per image",
-    **{f"seconds_{stage}": f"{stage} [s]" for stage in STAGES},
-    "memory_host": "peak memory [GiB]",
-    "memory_gpu": "peak GPU memory [GiB]",
-    "bytes": "MB to render again",
-    "bytes_all": "MB of all tables",
-}
-_COST_COLUMNS = {
-    key: BoardColumn(key, heading, sheet)
-    for sheet, headings in (_TURN_TITLES | {COST: _COST_TITLES}).items()
-    for key, heading in headings.items()
-}
-
-
 def _further(cells: Mapping[str, Mapping[str, Estimate]]) -> list[BoardColumn]:
     """Return the columns of distances between sets and of costs, which have no values per image."""
     keys = dict.fromkeys(key for own in cells.values() for key in own)
     sets = [key for key in keys if key in ("fid", "kid") or key.startswith("frechet_")]
     found = [BoardColumn(key, title(key), RECONSTRUCTION, "lower") for key in sets]
-    return found + [column for key, column in _COST_COLUMNS.items() if key in keys]
+    return found + [BoardColumn(key, *HEADINGS[key]) for key in HEADINGS if key in keys]

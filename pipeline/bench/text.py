@@ -13,7 +13,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from dhr_batch.pipeline.bench import needs
-from dhr_batch.pipeline.bench.board import COST, FURTHER, IN_TURN, SUMMARY, Board, BoardColumn
+from dhr_batch.pipeline.bench.board import FURTHER, SUMMARY, Board, BoardColumn
+from dhr_batch.pipeline.bench.costs import COST, IN_TURN
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines

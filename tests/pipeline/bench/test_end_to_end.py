@@ -13,7 +13,7 @@ from PIL import Image
 
 from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench import turns
-from dhr_batch.pipeline.bench.board import IN_TURN
+from dhr_batch.pipeline.bench.costs import IN_TURN
 from dhr_batch.pipeline.bench.matrix import Matrix, parse_matrix, shipped_matrix
 from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.engine import runner
