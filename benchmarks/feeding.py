@@ -5,8 +5,8 @@ python -m dhr_batch.benchmarks.feeding [--json FILE]
 Runs of the whole engine on photographs, at 256 and 1024 px and with one and two workers. The stages
 of the device (embed, refine, edit) are replaced by waits that release the processor. The pictures
 that they return are the photograph with noise. The work of the host is real: reading, alignment,
-the masks and metrics without the networks that a GPU would compute, and writing. The detector of
-faces and the network of identity run on the processor as well, so that the load is an upper bound.
+masks, landmarks, the metrics that the host computes, and writing. What `measure` computes on a
+device is left out. The detector of faces runs on the processor, so that the load is an upper bound.
 
 A run goes through all waits, so that there are four runs. In a turn a device embeds a batch and
 refines and edits the one before, with the wait of that turn; turns begin with the embedding. The
@@ -15,7 +15,7 @@ first turns fill the pipeline and are not counted, nor is the end of the run.
 `host_seconds` is the CPU time per image of a worker in all counted turns of a run, and `host_load`
 the share of all cores that this takes if no device waits. `busy_share` is the share of the time of
 the turns of a wait in which the devices are busy; that of the whole result is the smallest one of
-the rows whose `host_load` is at most 0.8. No other work may run on the machine: about nine minutes.
+the rows whose `host_load` is at most 0.8. No other work may run on the machine: about ten minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, pairwise, product, repeat
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,11 +36,14 @@ from unittest import mock
 
 import click
 import numpy as np
+from torch import Tensor, nn
 
 from dhr_batch.benchmarks.machine import json_option, processor, write_json
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOptions, required
+from dhr_batch.stages.measure.metrics import Part
+from dhr_batch.stages.measure.standard import Standard
 
 SIZES, WORKERS = (256, 1024), (1, 2)
 # The number of turns for each wait in seconds per image, in order, and of those before them.
@@ -101,7 +105,7 @@ class Embed(Wait):
     share, turn = 0.5, 0
 
     def made(self, record: Record) -> Record:
-        code = _draw(record).standard_normal((_Generator.num_ws, 512), np.float32)
+        code = _noise(_Generator.num_ws * 512).reshape(-1, 512)
         return replace(record, latent=code, inverted=_noisy(record, 12))
 
 
@@ -117,10 +121,9 @@ class Refine(Wait):
         return set()
 
     def made(self, record: Record) -> Record:
-        draw = _draw(record)
-        delta = {"weight": 0.003 * draw.standard_normal(_WEIGHTS, np.float32)}
         side = min(256, len(required(record.image)))
-        feature = 0.1 * draw.standard_normal((_CHANNELS, side, side), np.float32)
+        feature = 0.1 * _noise(_CHANNELS * side**2).reshape(_CHANNELS, side, side)
+        delta = {"weight": 0.003 * _noise(_WEIGHTS)}
         return replace(record, delta=delta, feature=feature, refined=_noisy(record, 4))
 
 
@@ -132,6 +135,28 @@ class Edit(Wait):
         code = required(record.latent)
         edits = (EditedImage(n, s, "", code, _noisy(record, 4 + abs(s))) for n, s in _EDITS)
         return replace(record, edits=tuple(edits))
+
+
+class Measure(Standard):
+    """Measures without the device: pixel metrics are 0, and so are the descriptors of faces."""
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        for network in self.identity.values():
+            network.net = _Descriptor()
+
+    def _values(
+        self,
+        source: np.ndarray,
+        renders: Mapping[str, np.ndarray],
+        parts: Mapping[str, Part],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(renders), len(parts), 4)), np.zeros((0, len(renders), len(parts)))
+
+
+class _Descriptor(nn.Module):
+    def forward(self, faces: Tensor) -> Tensor:
+        return faces.new_zeros(len(faces), 128)
 
 
 class _Generator:
@@ -157,14 +182,20 @@ def generator1024(context: Context) -> _Generator:
     return _Generator(1024)
 
 
-def _draw(record: Record) -> np.random.Generator:
-    return np.random.default_rng(len(record.image_id))
+@cache
+def _noise(count: int) -> np.ndarray:
+    # Drawn once, because a device would take nothing of the processor for it.
+    return np.random.default_rng(count).standard_normal(count, np.float32)
+
+
+@cache
+def _levels(side: int, size: float) -> np.ndarray:
+    return (size * _noise(side**2)).astype(np.int16).reshape(side, side, 1)
 
 
 def _noisy(record: Record, size: float) -> np.ndarray:
     image = required(record.image)
-    noise = _draw(record).normal(0.0, size, image.shape[:2])[..., None]
-    return (image + noise).clip(0, 255).astype(np.uint8)
+    return (image + _levels(len(image), size)).clip(0, 255).astype(np.uint8)
 
 
 def schedule(turns: Mapping[float, int]) -> list[float]:
@@ -191,10 +222,11 @@ def settings(size: int, workers: int, waits: Sequence[float], log: str) -> list[
         family: {"name": f"{here}:{family.title()}", "waits": list(waits), "log": log}
         for family in ("embed", "refine", "edit")
     }
+    measure = {"name": f"{here}:Measure", "perceptual": []}
     return [
         {"dataset": "feeding", "generator": f"{here}:generator{size}", "gpus": workers},
         {"shard_size": BATCH, "batch_size": BATCH, **stages},
-        {"segment": {"error": False}, "measure": {"perceptual": []}},
+        {"segment": {"error": False}, "measure": measure},
     ]
 
 

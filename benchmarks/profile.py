@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.benchmarks import machine
+from dhr_batch.benchmarks.operations import operations
 from dhr_batch.pipeline.cli.output import Command
 
 if TYPE_CHECKING:
@@ -59,65 +60,17 @@ class Parts:
     def __call__(self, name: str) -> Iterator[None]:
         """Measure a `with` block, or count its operations if `counting` is set."""
         if self.counting:
-            with counter() as counted, launches() as given:
+            with operations() as found:
                 yield
-            self.flops[name] += counted.get_total_flops()
-            self.launches[name] += len(given)
-            self.bytes[name] += sum(given)
+            self.flops[name] += sum(own.flops for own in found)
+            self.launches[name] += len(found)
+            self.bytes[name] += sum(own.traffic for own in found)
             return
         machine.synchronise()
         began = time.perf_counter()
         yield
         machine.synchronise()
         self.seconds.setdefault(name, []).append(time.perf_counter() - began)
-
-
-def counter() -> Any:
-    """Return a counter of the operations of convolutions and matrix products.
-
-    A multiplication with an addition counts as two operations.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
-
-    def backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
-        # The formula of torch ignores groups in the gradient of a convolution's weights.
-        transposed, wanted = rest[4], rest[7]
-        once = conv_flop_count(x, weight, grad, transposed)
-        return once * (int(wanted[0]) + int(wanted[1]))
-
-    mapping = {torch.ops.aten.convolution_backward: backward}
-    return FlopCounterMode(display=False, custom_mapping=mapping)
-
-
-@contextmanager
-def launches() -> Iterator[list[int]]:
-    """Note the bytes that each operation reads and writes, but for views, which run no kernel."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    free = ("aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like")
-    noted: list[int] = []
-
-    class Noting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if not func.is_view and func.name().partition(".")[0] not in free:
-                leaves = tree_leaves((args, kwargs, out))
-                noted.append(sum(map(_bytes, leaves)))
-            return out
-
-    with Noting():
-        yield noted
-
-
-def _bytes(value: Any) -> int:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        return 0
-    # An expanded tensor has fewer bytes than its elements would take.
-    return min(value.nbytes, value.untyped_storage().nbytes())
 
 
 def configured(generator: str) -> Config:

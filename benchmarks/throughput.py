@@ -23,6 +23,7 @@ import click
 
 from dhr_batch.benchmarks import machine, profile
 from dhr_batch.benchmarks.host_seconds import GENERATORS
+from dhr_batch.benchmarks.operations import Operation, operations
 from dhr_batch.pipeline.cli.output import Command
 
 # TB/s of the memory, from the same documents as the rates.
@@ -32,64 +33,28 @@ LAUNCH = 5e-6
 GPUS, CORES = (1, 8, 64), (8, 16, 32)
 
 
-class Operation(NamedTuple):
-    """What one operation on a batch of one image does.
-
-    Attributes:
-        flops: Floating-point operations of a convolution or matrix product; 0 for others.
-        traffic: Bytes that are read and written.
-    """
-
-    flops: int
-    traffic: int
-
-    def seconds(self, gpu: str, batch: int) -> float:
-        """Return a lower bound of its time per image."""
-        rate, bandwidth = profile.GPUS[gpu][0] * 1e12, BANDWIDTHS[gpu] * 1e12
-        return max(self.flops / rate, self.traffic / bandwidth, LAUNCH / batch)
+def seconds(operation: Operation, gpu: str, batch: int) -> float:
+    """Return a lower bound of the time of an operation on a batch of one image, per image."""
+    rate, bandwidth = profile.GPUS[gpu][0] * 1e12, BANDWIDTHS[gpu] * 1e12
+    return max(operation.flops / rate, operation.traffic / bandwidth, LAUNCH / batch)
 
 
 def counted(work: Callable[[], Any]) -> list[Operation]:
-    """Return the operations of a function, which are not computed. Views are left out.
+    """Return the operations of a function, which are not computed.
 
     The function may ask for a value of a tensor, but gets 1 or True.
     """
     import torch
-    from torch import Tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
 
-    registry = profile.counter().flop_registry
-    found: list[Operation] = []
-
-    class Counter(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+    class Answering(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten._local_scalar_dense.default:
                 return args[0].dtype is torch.bool or 1
-            out = func(*args, **kwargs or {})
-            given, made = (
-                [t for t in tree_leaves(values) if isinstance(t, Tensor)]
-                for values in ((args, kwargs), out)
-            )
-            places = {t.untyped_storage()._cdata for t in given}
-            if not func._schema.is_mutable and all(
-                t.untyped_storage()._cdata in places for t in made
-            ):
-                return out
-            # A number that is read for a whole tensor is read once.
-            traffic = sum(
-                min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
-                for t in {id(t): t for t in (*given, *made)}.values()
-            )
-            formula = registry.get(func.overloadpacket)
-            flops = formula(*args, **kwargs or {}, out_val=out) if formula else 0
-            found.append(Operation(flops, traffic))
-            return out
+            return func(*args, **kwargs or {})
 
-    with FakeTensorMode(allow_non_fake_inputs=True), Counter():
+    with FakeTensorMode(allow_non_fake_inputs=True), Answering(), operations() as found:
         work()
     return found
 
@@ -108,7 +73,8 @@ def stages_of(size: int, gpu: str, batch: int) -> dict[str, Cost]:
 
     Args:
         size: The side of the pictures in pixels.
-        gpu, batch: As in `Operation.seconds`.
+        gpu: The name of the GPU.
+        batch: The number of images that share a launch.
     """
     import torch
 
@@ -125,7 +91,7 @@ def stages_of(size: int, gpu: str, batch: int) -> dict[str, Cost]:
     def cost(work: Callable[[], Any]) -> Cost:
         found = counted(work)
         flops, traffic = sum(o.flops for o in found), sum(o.traffic for o in found)
-        return Cost(len(found), flops, traffic, sum(o.seconds(gpu, batch) for o in found))
+        return Cost(len(found), flops, traffic, sum(seconds(o, gpu, batch) for o in found))
 
     def steps(family: str, share: str, work: Callable[[Any], Any]) -> Cost:
         """Extrapolate from few steps. Steps of two kinds have the same cost each."""

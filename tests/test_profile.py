@@ -9,12 +9,13 @@ import torch
 from click.testing import CliRunner
 
 from dhr_batch.benchmarks import profile
+from dhr_batch.benchmarks.operations import operations
 
 
 def flops(work) -> int:
-    with profile.counter() as counted:
+    with operations() as found:
         work()
-    return counted.get_total_flops()
+    return sum(own.flops for own in found)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -33,10 +34,10 @@ def test_each_gradient_of_a_convolution_costs_what_the_convolution_does(groups):
 
 def test_what_a_gpu_would_be_given_is_counted_without_views():
     x = torch.ones(10, 10, requires_grad=True)
-    with profile.launches() as given:
+    with operations() as found:
         y = x.T.reshape(2, 5, 10).expand(3, 2, 5, 10) * 2
         torch.autograd.grad(y.sum(), x)
-    product, total, *backward = given
+    product, total, *backward = [own.traffic for own in found]
     assert (product, total) == (400 + 1200, 1200 + 4)
     assert backward
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from dhr_batch.benchmarks import throughput
-from dhr_batch.benchmarks.throughput import LAUNCH, Operation
+from dhr_batch.benchmarks.operations import Operation
+from dhr_batch.benchmarks.throughput import LAUNCH
 
 
 def test_operations_are_counted_without_being_computed() -> None:
@@ -27,9 +28,9 @@ def test_operations_are_counted_without_being_computed() -> None:
 
 
 def test_an_operation_takes_as_long_as_what_limits_it() -> None:
-    assert Operation(int(66.9e9), 1).seconds("H100 SXM", 8) == pytest.approx(1e-3)
-    assert Operation(1, int(3.35e9)).seconds("H100 SXM", 8) == pytest.approx(1e-3)
-    assert Operation(1, 1).seconds("H100 SXM", 8) == pytest.approx(LAUNCH / 8)
+    assert throughput.seconds(Operation(int(66.9e9), 1), "H100 SXM", 8) == pytest.approx(1e-3)
+    assert throughput.seconds(Operation(1, int(3.35e9)), "H100 SXM", 8) == pytest.approx(1e-3)
+    assert throughput.seconds(Operation(1, 1), "H100 SXM", 8) == pytest.approx(LAUNCH / 8)
 
 
 def test_the_slowest_of_device_cores_and_thread_limits_a_run() -> None:
