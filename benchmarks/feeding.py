@@ -8,8 +8,8 @@ that they return are the photograph with noise. The work of the host is real: re
 masks, landmarks, the metrics that the host computes, and writing. What `measure` computes on a
 device is left out. The detector of faces runs on the processor, so that the load is an upper bound.
 
-A run goes through all waits, so that there are four runs. In a turn a device embeds a batch and
-refines and edits the one before, with the wait of that turn; turns begin with the embedding. The
+A run goes through all waits, so that there are four runs. A turn of a device begins with the
+embedding of a batch. In it, earlier batches are refined and edited with the wait of that turn. The
 first turns fill the pipeline and are not counted, nor is the end of the run.
 
 `host_seconds` is the CPU time per image of a worker in all counted turns of a run, and `host_load`
@@ -47,8 +47,8 @@ from dhr_batch.stages.measure.standard import Standard
 
 SIZES, WORKERS = (256, 1024), (1, 2)
 # The number of turns for each wait in seconds per image, in order, and of those before them.
-TURNS = {4.0: 1, 2.0: 1, 1.0: 2, 0.5: 3}
-FILLING = 3
+TURNS = {4.0: 1, 2.0: 2, 1.0: 3, 0.5: 3}
+FILLING = 5
 BATCH = 8
 # Rows of a higher load are left out of the result: no host can feed devices beyond its cores.
 MOST_LOAD = 0.8
@@ -64,11 +64,11 @@ class Wait(Stage):
 
     Attributes:
         share: The share of the wait of an image.
-        turn: The turn in which the first batch is processed.
+        wait: The wait of the current turn in seconds per image.
     """
 
     share: ClassVar[float]
-    turn: ClassVar = 1
+    wait: ClassVar = 0.0
 
     class Options(StageOptions):
         """Settings of `Wait`.
@@ -81,15 +81,10 @@ class Wait(Stage):
         waits: tuple[float, ...] = (0.0,)
         log: str = "."
 
-    def setup(self, context: Context) -> None:
-        super().setup(context)
-        last = self.options.waits[-1]
-        self._waits = chain(self.options.waits[self.turn :], repeat(last))
-
     def process(self, records: Sequence[Record]) -> list[Record]:
         note = {"stage": self.family, "images": len(records), "began": time.monotonic()}
         note["cpu"] = time.process_time()
-        time.sleep(self.share * next(self._waits) * len(records))
+        time.sleep(self.share * Wait.wait * len(records))
         with Path(self.options.log, f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(note | {"ended": time.monotonic()}) + "\n")
         return [self.made(record) for record in records]
@@ -102,7 +97,15 @@ class Wait(Stage):
 class Embed(Wait):
     family, needs = "embed", frozenset({"image"})
     gives: ClassVar = frozenset({"latent", "inverted"})
-    share, turn = 0.5, 0
+    share = 0.5
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        self._waits = chain(self.options.waits, repeat(self.options.waits[-1]))
+
+    def process(self, records: Sequence[Record]) -> list[Record]:
+        Wait.wait = next(self._waits)
+        return super().process(records)
 
     def made(self, record: Record) -> Record:
         code = _noise(_Generator.num_ws * 512).reshape(-1, 512)

@@ -35,8 +35,11 @@ from dhr_batch.pipeline.engine import attempt, worker
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.stages import segment
+from dhr_batch.stages import motion, segment
 from dhr_batch.stages.base import EditedImage, Record, required
+from dhr_batch.stages.edit.scene import at_side
+from dhr_batch.stages.measure import contours
+from dhr_batch.stages.measure.metrics import shrink
 
 Row = dict[str, Any]
 
@@ -49,7 +52,9 @@ FIXED: dict[str, Any] = {
         "edits": [
             {"direction": "smile", "strengths": [-2, -1, 1, 2]},
             {"direction": "yaw", "strengths": [-1, 1]},
-        ]
+        ],
+        "rows": "all",
+        "follow": "none",
     },
     "measure": {"perceptual": ["st_lpips_alex"], "identity": ["dlib"], "scores": ["landmarks"]},
     "store_deltas": "small",
@@ -65,6 +70,10 @@ PIECES = {
     "superpixels": ["dhr_batch.stages.segment.superpixels"],
     "face parser": ["dhr_batch.stages.networks.parsing.LandmarkParser.parse"],
     "domain mask": ["dhr_batch.stages.segment.DomainSpecific.process"],
+    "motion of edits": [
+        "dhr_batch.stages.motion.motion",
+        "dhr_batch.stages.measure.contours.contour_metrics",
+    ],
     "landmarks": [
         "dhr_batch.stages.networks.dlib_face.Landmarks68.locate",
         "dhr_batch.stages.networks.dlib_face.Landmarks68.sees",
@@ -221,6 +230,15 @@ def face_mask(record: Record) -> np.ndarray:
     return np.isin(required(record.labels), classes)
 
 
+def follow(record: Record) -> None:
+    """Find the motion of each edit between the pictures, and measure its contours."""
+    refined, person = required(record.refined), at_side(required(record.labels) > 0)
+    before = shrink(refined, motion.SIDE)
+    for edit in record.edits:
+        moved = motion.motion(before, shrink(edit.image, motion.SIDE), person)
+        contours.contour_metrics(edit.image, refined, record.image, moved)
+
+
 def measured(plan: Plan) -> dict[str, float]:
     """Return the CPU seconds per image of each piece, the device among them."""
     made, clock = built(plan), Clock()
@@ -238,6 +256,8 @@ def measured(plan: Plan) -> dict[str, float]:
             (record,) = stages["align"].run([record])
             (record,) = stages["segment"].run([filled(record, pictures, more, made)])
             record = replace(record, mask=face_mask(record))
+            if plan.config.edit["follow"] != "none":
+                follow(record)
             (record,) = stages["measure"].run([record])
             assert record.failure is None, record.failure
             tables.add([record])

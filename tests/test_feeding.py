@@ -35,7 +35,7 @@ def notes(
 
 
 def test_shares_and_loads_are_those_of_known_notes() -> None:
-    assert feeding.schedule(TURNS) == [1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0]
+    assert feeding.schedule(TURNS) == [1.0] * feeding.FILLING + [2.0, 1.0, 1.0, 1.0]
     slow, fast = feeding.rows_of([notes(TURNS, 2.0, 0.3)], TURNS, cores=2)
     assert (slow["wait"], fast["wait"]) == (2.0, 1.0)
     assert slow["busy_share"] == pytest.approx(16 / 18)

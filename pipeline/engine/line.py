@@ -4,8 +4,10 @@ The three steps have a thread each and keep the order of the shards. The reader 
 next shard while one is computed, and the writer ends the one before, so a device does not wait
 between shards. At most four batches are in memory, whatever the sizes of shards and batches: one
 that is read or waits to be computed, one that is computed, one that waits to be written, and one
-that is written. The computation may be divided into parts with a thread each, which adds one batch
-per further part.
+that is written. The computation may be divided into parts with a thread each, which adds a batch
+per further part, and one that waits between all but the last two. Without these, a device would
+wait as soon as the host is late with a batch. The last part gets the edited pictures, which take
+most of the memory.
 """
 
 from __future__ import annotations
@@ -175,8 +177,10 @@ class Line:
         self._jobs: SimpleQueue[tuple[Job, int] | None] = SimpleQueue()
         self._behind = self._threads.enter_context(Behind(self._written))
         steps = self._read(self._jobs)
-        for number, part in enumerate(self._parts()):
-            before = ahead(steps, name=f"part {number}" if number else "reader")
+        parts = self._parts()
+        for number, part in enumerate(parts):
+            depth = 2 if 0 < number < len(parts) - 1 else 1
+            before = ahead(steps, depth, f"part {number}" if number else "reader")
             self._threads.enter_context(closing(before))
             steps = self._compute(before, part)
         self._computed = steps

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.runs.manifests import Manifest
 
-# The most shards that a worker has in hand: one is written, one computed and one read.
-IN_HAND = 3
+# The most shards that a worker has in hand. It takes a further one when it has read those that it
+# has, and reads only as far ahead as `Line` lets it: so many shards only if each is one batch.
+IN_HAND = 12
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from dhr_batch.pipeline.engine import members
-from dhr_batch.pipeline.engine.messages import Event, Report
+from dhr_batch.pipeline.engine.messages import IN_HAND, Event, Report
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 
 
@@ -77,10 +77,12 @@ def test_a_further_shard_is_wanted_when_all_in_hand_are_read() -> None:
     assert not member.hungry, "the report is older than the assignment"
     member.read = 5
     assert member.hungry
-    member.later.append(6)
-    member.read = 6
-    assert not member.hungry, "three are in hand"
-    member.later.remove(6)
+    many = range(6, 4 + IN_HAND)
+    member.later += many
+    member.read = many[-1]
+    assert not member.hungry, "as many as allowed are in hand"
+    del member.later[1:]
+    member.read = 5
     member.alone = True
     assert not member.hungry
 
