@@ -157,16 +157,15 @@ def make_celebahq(folder: Path, crops: Sequence[Path]) -> None:
     (folder / MAPPING).write_text(text, "utf-8")
 
 
-def rehearse(photographs: Path, images: int, work: Path) -> list[str]:
+def rehearse(crops: Sequence[Path], images: int, work: Path) -> list[str]:
     """Run all commands, print the transcript, and return which did not end as they should.
 
     Args:
-        photographs: A folder with aligned face crops, whose names begin with `aligned_`.
+        crops: Aligned face crops.
         images: The number of images to process.
         work: An empty folder.
     """
     started = time.monotonic()
-    crops = sorted(photographs.glob("aligned_*.jpg"))[:6]
     make_celebahq(work / "data" / "celebahq", crops)
     checkpoint = filled.write(work / "filled", MODELS)
     env = filled.environment(work / "filled") | {
@@ -219,7 +218,10 @@ def main(photographs: Path, images: int, work: Path | None) -> None:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
-        failed = rehearse(photographs, images, work.resolve())
+        crops = sorted(photographs.glob("aligned_*.jpg"))[:6]
+        if not crops:
+            raise click.UsageError(f"{photographs} has no file aligned_*.jpg")
+        failed = rehearse(crops, images, work.resolve())
     for text in failed:
         print(f"failed: {text}")
     sys.exit(bool(failed))
