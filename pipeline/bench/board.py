@@ -336,7 +336,7 @@ def _set_distances(compared: Compared, method: Method) -> dict[str, Estimate]:
     left_out = set(run.data.image_ids) - set(compared.counted)
     return {
         d.metric: Estimate(d.value, math.nan, math.nan, d.n)
-        for d in set_distances.distances(run.storage, run.data.plan.settings.generator, left_out)
+        for d in set_distances.distances(run.parts, run.data.plan.settings.generator, left_out)
         if d.stage == "refined"
     }
 

@@ -14,7 +14,7 @@ from dhr_batch.pipeline.bench.matrix import Cell
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
-from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture
 
@@ -31,13 +31,13 @@ class FinishedRun:
 
     Attributes:
         cell: The run in the matrix.
-        storage: The place of the run.
+        parts: Its tables.
         data: Its data.
         base: The run that it begins from, if there is one.
     """
 
     cell: Cell
-    storage: Storage
+    parts: Parts
     data: RunData
     base: FinishedRun | None = None
 
@@ -68,7 +68,7 @@ class FinishedRun:
                 row["area_fraction"],
                 hashlib.sha256(picture(row["mask"]).tobytes()).hexdigest(),
             )
-            for row in report_data.read_rows(self.storage, "masks", columns)
+            for row in report_data.read_rows(self.parts, "masks", columns)
             if row["kind"] == "in_domain"
         }
 
@@ -266,9 +266,9 @@ def load(benchmark: Benchmark, failed: Mapping[str, str]) -> list[Compared]:
     runs: dict[str, FinishedRun] = {}
     for cell in benchmark.cells:
         if cell.name not in failed and not cell.needs:
-            storage = connect(benchmark.place(cell.name))
-            data, base = report_data.load(storage), runs.get(cell.base)
-            runs[cell.name] = FinishedRun(cell, storage, data, base)
+            parts = Parts(connect(benchmark.place(cell.name)))
+            data, base = report_data.load(parts), runs.get(cell.base)
+            runs[cell.name] = FinishedRun(cell, parts, data, base)
     found = []
     for dataset, generator in dict.fromkeys((c.dataset, c.generator) for c in benchmark.cells):
         place = (dataset, generator)

@@ -228,7 +228,7 @@ def pictures(boards: Sequence[Board]) -> Iterator[list[str | None]]:
     ids = _ids(board)
     columns = _columns(board)
     allowed = gallery.PAGE_BYTES // max(len(ids) * len(columns), 1)
-    readers = {id(c.run): report_data.rows(c.run.storage, ids) for c in columns}
+    readers = {id(c.run): report_data.rows(c.run.parts, ids) for c in columns}
     for _ in ids:
         row = {run: next(rows) for run, rows in readers.items()}
         yield [

@@ -103,10 +103,11 @@ def status(run: str, as_json: bool) -> None:
 @_RUN
 @as_json
 def verify(run: str, as_json: bool) -> None:
-    """Compare the files of a run with its manifests, and its rows with the plan.
+    """Compare the files of a run with their checksums, and its rows with the plan.
 
     \b
-    Exit codes: 0 no problems in finished shards, 1 problems, 2 not a run.
+    Exit codes: 0 no problems in finished shards, 1 problems, 2 not a run, or its plan cannot be
+    read.
     """
     from dhr_batch.pipeline.runs.verify import verify as examine
 

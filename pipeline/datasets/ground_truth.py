@@ -75,7 +75,7 @@ def write_truths(path: Path, rows: Iterable[dict[str, Any]], about: dict[str, st
     """
     schema = SCHEMA.with_metadata({MARK.decode(): "1", **about})
     pending: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as file:
         for row in rows:
             pending.append(row)
             if len(pending) == _ROW_GROUP:

@@ -166,6 +166,7 @@ class Parquet(Writer):
             | dict.fromkeys(numbers, "zstd"),
             use_dictionary=list(_TEXT),
             write_page_index=True,
+            write_page_checksum=True,
         )
         self._files += 1
         self._rows: list[dict[str, Any]] = []

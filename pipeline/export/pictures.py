@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs.results import Run
@@ -178,7 +177,8 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
     identity = f"identity_{network}_cosine"
     stored = [KINDS[kind] for kind in kinds]
     found, edits, metrics = Gathered(), set[str](), set[str]()
-    for key in run.storage.parts("images"):
+    run.parts.table("metrics")
+    for key in run.parts.table("images"):
         values = _metrics(run, key.replace("images/", "metrics/", 1), metrics)
         passed = []
         rows = _rows(run, key, stored)
@@ -216,14 +216,14 @@ def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
 
 def _rows(run: Run, key: str, kinds: list[str]) -> list[dict[str, Any]]:
     columns = ["image_id", "source", "kind", "edit_name", "edit_strength"]
-    data = ds.dataset([key], format="parquet", filesystem=run.storage.files)
-    return data.to_table(columns=columns, filter=ds.field("kind").isin(kinds)).to_pylist()
+    with run.parts.open(key) as file:
+        return file.read(columns=columns).filter(pc.field("kind").isin(kinds)).to_pylist()
 
 
 def _metrics(run: Run, key: str, seen: set[str]) -> dict[tuple[str, str], dict[str, float]]:
     """Return the finite metrics of a file by image and stage. Adds their names to `seen`."""
-    data = ds.dataset([key], format="parquet", filesystem=run.storage.files)
-    table = data.to_table(columns=["image_id", "stage", "metric", "value"])
+    with run.parts.open(key) as file:
+        table = file.read(columns=["image_id", "stage", "metric", "value"])
     seen.update(pc.unique(table["metric"]).to_pylist())
     found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for image_id, stage, metric, value in zip(*(c.to_pylist() for c in table.columns), strict=True):

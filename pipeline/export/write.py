@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from dhr_batch.pipeline.datasets import named
@@ -207,9 +206,9 @@ def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes |
 
 
 def _stream(run: Run, key: str) -> Iterator[dict[str, Any]]:
-    with run.storage.files.open_input_file(key) as stream:
+    with run.parts.open(key) as file:
         columns = [*_COLUMNS, "source_width", "source_height"]
-        for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=columns):
+        for batch in file.iter_batches(_ROWS, columns=columns):
             yield from batch.to_pylist()
 
 

@@ -13,7 +13,9 @@ from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.runs.names import part
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import record_of
 from dhr_batch.pipeline.tables.rows import Row
 from dhr_batch.stages import failures, registry
@@ -61,6 +63,7 @@ class Reader:
         self._fields = _results(config.first_stage, 2)
         self._shard: tuple[str, int] = ("", -1)
         self._open: dict[str, _Rows] = {}
+        self._parts: Parts | None = None
 
     def record(self, item: Item) -> Record:
         """Read the record of an image.
@@ -69,7 +72,7 @@ class Reader:
             item: An item of `Origin.items`.
 
         Raises:
-            Unreadable: If its rows are damaged.
+            Unreadable: If its rows, or the files that hold them, are damaged.
             StorageError: If the files cannot be read.
         """
         try:
@@ -88,9 +91,10 @@ class Reader:
             raise Unreadable(f"its rows in the earlier run are damaged: {error}") from error
 
     def _record(self, item: Item) -> Record:
-        if self._shard != (item.place, item.at):
+        if self._parts is None or self._shard != (item.place, item.at):
             self._open, self._shard = {}, (item.place, item.at)
-        rows = {table: self._rows(item, table) for table in self._tables}
+            self._parts = Parts(connect(item.place))
+        rows = {table: self._rows(item, table, self._parts) for table in self._tables}
         record = record_of(item.image_id, rows)
         for field in self._fields:
             if getattr(record, field) is None:
@@ -99,18 +103,20 @@ class Reader:
         notes = tuple(note for note in record.notes if not note.startswith(made_again))
         return replace(record, notes=notes)
 
-    def _rows(self, item: Item, table: str) -> list[Row]:
+    def _rows(self, item: Item, table: str, parts: Parts) -> list[Row]:
         if table not in self._open:
-            self._open[table] = _Rows(locations.join(item.place, part(table, item.at)))
+            self._open[table] = _Rows(parts, part(table, item.at))
         return self._open[table].of(item.image_id, self._kinds if table == "images" else ())
 
 
 class _Rows:
     """The file of one table of one shard. The last row group is cached."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, parts: Parts, key: str) -> None:
         # pyarrow itself would not try again if the store did not answer for a moment.
-        self._file = pq.ParquetFile(locations.ranges(location))
+        content = locations.ranges(locations.join(parts.storage.address, key))
+        parts.check([key])
+        self._file = pq.ParquetFile(content, page_checksum_verification=True)
         self._groups: dict[str, list[int]] = {}
         for group in range(self._file.num_row_groups):
             ids = self._file.read_row_group(group, columns=["image_id"])["image_id"]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import differences, flat
@@ -17,7 +18,8 @@ _NAMED = 5
 _CODE = (
     " (the source of the stages is different: finish the run with the dhr-batch that started it, "
     "which was version {version}, start over with --fresh, or choose another folder with --out; "
-    "if no row depends on the difference, write the new value of `code` into plan.json)"
+    "if no row depends on the difference, write the new value of `code` into plan.json and delete "
+    f"its first key {sealed.KEY!r})"
 )
 
 

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-
-from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.report.pictures import decode, face_share
 from dhr_batch.pipeline.runs import status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
@@ -109,57 +106,46 @@ class RunData:
         return [i for i in self.image_ids if shares.get(i, 1.0) < MIN_IN_DOMAIN_FACE]
 
 
-def load(run: Storage) -> RunData:
+def load(run: Storage | Parts) -> RunData:
     """Read the data of a report, without the pictures.
 
     Raises:
         NoRun: If the place is not a run.
-        CommandError: If a table cannot be read.
+        Damaged: If a table does not match its manifests, or cannot be read.
+        CommandError: If a picture is damaged.
     """
-    folder = RunFolder(run)
-    plan = folder.started_plan()
-    metrics = _metrics(run)
+    parts = Parts.of(run)
+    plan = RunFolder(parts.storage).started_plan()
+    metrics = _metrics(parts)
     quarantine = list(
-        read_rows(run, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
+        read_rows(parts, "quarantine", ("image_id", "source", "stage", "error_class", "message"))
     )
     listed: dict[str, None] = {}
     edits: dict[tuple[str, float], None] = {}
     notes: dict[str, str] = {}
-    for row in read_rows(run, "images", ("image_id", "edit_name", "edit_strength", "note")):
+    for row in read_rows(parts, "images", ("image_id", "edit_name", "edit_strength", "note")):
         listed[row["image_id"]] = None
         if row.get("note"):
             notes[row["image_id"]] = row["note"]
         if row.get("edit_name") is not None:
             edits[row["edit_name"], row["edit_strength"]] = None
     data = RunData(
-        name=run.name,
+        name=parts.storage.name,
         plan=plan,
         image_ids=list(listed | dict.fromkeys(metrics["image_id"].unique())),
         metrics=metrics,
         quarantine=quarantine,
-        in_domain_face=_face_shares(run),
+        in_domain_face=_face_shares(parts),
         edits=_sorted_edits(edits),
         notes=notes,
-        shards=folder.manifests(),
-        throughput=status_file.throughput(run),
+        shards=parts.manifests,
+        throughput=status_file.throughput(parts.storage),
     )
-    return replace(data, distances=_distances(run, data))
+    found = set_distances.distances(parts, plan.settings.generator, data.excluded())
+    return replace(data, distances=found)
 
 
-def _distances(run: Storage, data: RunData) -> list[SetDistance]:
-    try:
-        return set_distances.distances(run, data.plan.settings.generator, data.excluded())
-    except (OSError, ValueError) as error:
-        raise unreadable(run, "features", error) from error
-
-
-def unreadable(run: Storage, table: str, error: Exception) -> CommandError:
-    """Return the error for a table that is damaged."""
-    way_out = f"see what to do with: dhr-batch verify {run.place}"
-    return CommandError(f"table {table!r} of {run.place}", f"it cannot be read: {error}", way_out)
-
-
-def read_rows(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_rows(run: Storage | Parts, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Iterate over the rows of a table, in the order of its files.
 
     Args:
@@ -168,41 +154,38 @@ def read_rows(run: Storage, table: str, columns: Sequence[str]) -> Iterator[dict
         columns: Names of columns. Those that the table lacks are left out.
 
     Raises:
-        CommandError: If the table cannot be read.
+        Damaged: If the table does not match its manifests, or cannot be read.
     """
-    parts = run.parts(table)
-    if not parts:
-        return
-    try:
-        data = ds.dataset(parts, format="parquet", filesystem=run.files)
-        names = [name for name in columns if name in data.schema.names]
-        for batch in data.to_batches(columns=names, batch_size=64):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise unreadable(run, table, error) from error
+    parts = Parts.of(run)
+    with parts.reading(table):
+        if keys := parts.table(table):
+            data = parts.dataset(keys)
+            names = [name for name in columns if name in data.schema.names]
+            for batch in data.to_batches(columns=names, batch_size=64):
+                yield from batch.to_pylist()
 
 
-def rows(run: Storage, image_ids: Sequence[str]) -> Iterator[ImageRow]:
+def rows(run: Storage | Parts, image_ids: Sequence[str]) -> Iterator[ImageRow]:
     """Read the pictures and the mask of each of the given images, one image at a time.
 
-        All masks are read first, a few kB each. Pictures are read one row group at a time.
+    All masks are read first, a few kB each. Pictures are read one row group at a time.
 
     Args:
         run: The run.
         image_ids: The images, in the order of the tables.
 
     Raises:
-        CommandError: If a table cannot be read.
+        Damaged: If a table does not match its manifests, or cannot be read.
     """
-    chosen = set(image_ids)
+    parts, chosen = Parts.of(run), set(image_ids)
     masks = {
         record["image_id"]: record["mask"]["bytes"]
-        for record in _rows_of(run, "masks", ("image_id", "kind", "mask"), chosen)
+        for record in _rows_of(parts, "masks", ("image_id", "kind", "mask"), chosen)
         if record["kind"] == "in_domain"
     }
     columns = ("image_id", "kind", "image", "edit_name", "edit_strength")
     missing = iter(image_ids)
-    found = groupby(_rows_of(run, "images", columns, chosen), lambda r: str(r["image_id"]))
+    found = groupby(_rows_of(parts, "images", columns, chosen), lambda r: str(r["image_id"]))
     for image_id, records in found:
         while (expected := next(missing, image_id)) != image_id:
             yield ImageRow(expected, mask=masks.get(expected))
@@ -223,23 +206,20 @@ def _row(image_id: str, records: Iterator[dict[str, Any]], mask: bytes | None) -
 
 
 def _rows_of(
-    run: Storage, table: str, columns: Sequence[str], image_ids: set[str]
+    parts: Parts, table: str, columns: Sequence[str], image_ids: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the rows of the given images. Only row groups that contain one are read."""
-    try:
-        for part in run.parts(table):
-            with run.files.open_input_file(part) as file, pq.ParquetFile(file) as parquet:
-                names = [name for name in columns if name in parquet.schema_arrow.names]
-                for group in range(parquet.num_row_groups):
-                    (ids,) = parquet.read_row_group(group, columns=["image_id"])
-                    if image_ids.isdisjoint(ids.to_pylist()):
-                        continue
-                    for batch in parquet.iter_batches(16, row_groups=[group], columns=names):
-                        for record in batch.to_pylist():
-                            if record["image_id"] in image_ids:
-                                yield record
-    except (OSError, ValueError) as error:
-        raise unreadable(run, table, error) from error
+    for key in parts.table(table):
+        with parts.open(key) as parquet:
+            names = [name for name in columns if name in parquet.schema_arrow.names]
+            for group in range(parquet.num_row_groups):
+                (ids,) = parquet.read_row_group(group, columns=["image_id"])
+                if image_ids.isdisjoint(ids.to_pylist()):
+                    continue
+                for batch in parquet.iter_batches(16, row_groups=[group], columns=names):
+                    for record in batch.to_pylist():
+                        if record["image_id"] in image_ids:
+                            yield record
 
 
 def _sorted_edits(edits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -248,23 +228,20 @@ def _sorted_edits(edits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]
     return sorted(edits, key=lambda edit: (names.index(edit[0]), edit[1]))
 
 
-def _metrics(run: Storage) -> pd.DataFrame:
+def _metrics(parts: Parts) -> pd.DataFrame:
     """Read the table `metrics`. With categorical text, a row takes 24 bytes instead of 500."""
     import pandas as pd
 
-    parts = run.parts("metrics")
-    if not parts:
+    keys = parts.table("metrics")
+    if not keys:
         return pd.DataFrame({name: [] for name in METRICS}).astype({"value": "float64"})
     text = [name for name in METRICS if name != "value"]
-    layout = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=text))
-    try:
-        data = ds.dataset(parts, format=layout, filesystem=run.files)
+    with parts.reading("metrics"):
+        data = parts.dataset(keys, text)
         return data.to_table(columns=list(METRICS)).unify_dictionaries().to_pandas()
-    except (OSError, ValueError) as error:
-        raise unreadable(run, "metrics", error) from error
 
 
-def _face_shares(run: Storage) -> dict[str, float]:
+def _face_shares(run: Parts) -> dict[str, float]:
     """Return the in-domain share of the face of each image with a mask, labels and a face."""
     shares: dict[str, float] = {}
     incomplete: dict[str, dict[str, bytes]] = {}

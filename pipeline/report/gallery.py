@@ -18,6 +18,7 @@ from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report.data import ImageRow, RunData
 from dhr_batch.pipeline.report.metrics import HEADLINES, better, metric_key, stage_key, title
 from dhr_batch.pipeline.report.page import Gallery, GalleryItem, Score
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages.base import EDIT_STAGE
 
@@ -124,7 +125,7 @@ def _order(key: tuple[str, str]) -> tuple[object, object]:
 
 
 def pictures(
-    run: Storage, image_ids: Sequence[str], edits: Sequence[tuple[str, float]]
+    run: Storage | Parts, image_ids: Sequence[str], edits: Sequence[tuple[str, float]]
 ) -> Iterator[list[str | None]]:
     """Iterate over the thumbnails of the images; each image has one per column.
 

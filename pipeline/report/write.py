@@ -19,6 +19,7 @@ from dhr_batch.pipeline.report import contact_sheet, gallery, sections, summarie
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, rows
 from dhr_batch.pipeline.report.gallery import MAX_IMAGES
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import REPORT, RUN, Owned, require_apart
@@ -47,9 +48,9 @@ def write_report(
         Refused: If a file with one of these names was not written by a report. It is left as it is,
             and the other files are written.
     """
-    source = connect(run)
+    source = Parts(connect(run))
     data = load(source)
-    target, folder = _target(source, data, out)
+    target, folder = _target(source.storage, data, out)
     target.write(f"{folder}metrics.csv", summaries.wide(data).to_csv(index=False).encode())
     target.write(f"{folder}metrics.md", markdown(data).encode())
     sheet = contact_sheet.draw(data, list(rows(source, data.image_ids[: contact_sheet.MAX_ROWS])))
@@ -71,7 +72,7 @@ def _target(source: Storage, data: RunData, out: str | Path | None) -> tuple[Own
     return owned, ""
 
 
-def _page(run: Storage, data: RunData, max_images: int) -> bytes:
+def _page(run: Parts, data: RunData, max_images: int) -> bytes:
     columns = len(contact_sheet.columns(data.edits, max_edits=None))
     shown, about = gallery.choose(data, gallery.capacity(columns, max_images))
     page = sections.page(data, gallery.gallery(data, shown, about))

@@ -60,6 +60,12 @@ shows that these files belong to the run. One gap remains, which only `dhr-batch
 it compares checksums: a late manifest in an object store, as described above, is accepted together
 with the old files of a reopened shard if these happen to have the sizes that it gives.
 
+A power loss in a folder is like a kill: every step is flushed to the disk before the next one
+begins, new folders and deletions included. Changes of names that were not flushed may survive in
+any combination (`tests/faults/test_power_loss.py`). Files that vouch for others contain a checksum
+of themselves (`pipeline/sealed.py`), and whoever reads a table compares it with the manifests
+(`pipeline/runs/parts.py`).
+
 Only files of the run are overwritten or deleted (`pipeline/storage/ownership.py`): parts of tables
 whose size a manifest gives, attempts in staging, which are recognized by their unguessable names,
 and files that the marker of the run lists. A start is refused if another file has the name of a
@@ -73,7 +79,6 @@ multipart uploads removes them.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import uuid
@@ -82,12 +87,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dhr_batch.pipeline import crash, stopping
+from dhr_batch.pipeline import crash, sealed, stopping
 from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
 from dhr_batch.pipeline.runs import manifests, plan_file, status_file
 from dhr_batch.pipeline.runs.lease import Holder, LeaseLost, lease
 from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
-from dhr_batch.pipeline.runs.names import PLAN, SHARDS, STAGING, manifest_key, part, staging
+from dhr_batch.pipeline.runs.names import (
+    PLAN,
+    SHARDS,
+    STAGING,
+    manifest_key,
+    part,
+    shard_of,
+    staging,
+)
 from dhr_batch.pipeline.runs.status_file import STATUS
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stopping import Interrupted
@@ -117,6 +130,10 @@ log = logging.getLogger(__name__)
 def _is_staged(key: str) -> bool:
     """Whether a file belongs to an attempt, whose unguessable name a worker chose."""
     return _STAGED.fullmatch(key) is not None
+
+
+class ChangedPlan(Refused):
+    """The plan of a run can be read, but does not match its checksum."""
 
 
 class RunFolder:
@@ -175,6 +192,12 @@ class RunFolder:
             return None
         try:
             plan = plan_file.loads(stored.content, self.storage.place)
+        except sealed.Changed as error:
+            raise ChangedPlan(
+                self.storage.locate(PLAN),
+                f"it is damaged or was changed ({error})",
+                f"put back a copy of it; {sealed.ON_PURPOSE}",
+            ) from error
         except ValueError as error:
             raise self.damaged_plan(f"damaged ({error})" if stored.content else "empty") from error
         if "shards" in plan.missing:
@@ -303,7 +326,7 @@ class RunFolder:
         foreign = {}
         for key, size in parts.items():
             if named.get(key) != size:
-                shard = int(key.rpartition("part-")[2].removesuffix(".parquet"))
+                shard = shard_of(key)
                 if shard not in earlier:
                     earlier[shard] = self._earlier(shard)
                 if size not in earlier[shard].get(key, ()):
@@ -324,7 +347,7 @@ class RunFolder:
         """Return the possible sizes in bytes that each file of a reopened shard had before."""
         key = f"{_EARLIER}/{shard:05d}.json"
         try:
-            return json.loads(self.storage.read(key) or b"{}")
+            return sealed.loads(self.storage.read(key) or b"{}")
         except ValueError as error:
             raise self._damaged(key, error) from error
 
@@ -333,8 +356,7 @@ class RunFolder:
         earlier = self._earlier(shard)
         for key, size in self._bytes(shard, manifest).items():
             earlier[key] = sorted({size, *earlier.get(key, ())})
-        content = json.dumps(earlier).encode()
-        self.storage.replace(f"{_EARLIER}/{shard:05d}.json", content)
+        self.storage.replace(f"{_EARLIER}/{shard:05d}.json", sealed.dumps(earlier))
 
     def committed(self) -> dict[int, Finished]:
         """Return the summaries of the committed shards, by shard number."""
@@ -344,6 +366,11 @@ class RunFolder:
     def manifests(self) -> dict[int, Manifest]:
         """Return the manifests of the committed shards, by shard number: a few kilobytes each."""
         return dict(self.each_manifest())
+
+    def manifest(self, shard: int) -> Manifest | None:
+        """Return the manifest of a shard, or None if it is not committed."""
+        content = self.storage.read(manifest_key(shard))
+        return self._parse(manifest_key(shard), content) if content else None
 
     def each_manifest(self) -> Iterator[tuple[int, Manifest]]:
         """Yield the number and manifest of each committed shard. Several are read in parallel."""
@@ -543,14 +570,12 @@ class RunFolder:
     def _parse(self, key: str, content: bytes) -> Manifest:
         try:
             return manifests.loads(content)
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise self._damaged(key, error) from error
 
     def _damaged(self, key: str, error: object) -> StorageError:
         return StorageError(
-            self.storage.locate(key),
-            f"it is damaged ({error})",
-            "delete it, and the same command computes its shard again",
+            self.storage.locate(key), f"it is damaged ({error})", damaged_manifest(_number(key))
         )
 
     def _void(self, shard: int, manifest: Manifest) -> None:
@@ -565,6 +590,9 @@ class RunFolder:
         if stored and stored.content:
             if self._parse(manifest_key(shard), stored.content) != manifest:
                 raise self._changed(manifest_key(shard))
+            # Some of its files may be published. Without the manifest, nothing else shows that the
+            # run wrote them.
+            self._note_earlier(shard, manifest)
             self._withdraw(shard, stored)
 
     def _withdraw(self, shard: int, stored: Object) -> None:
@@ -585,6 +613,14 @@ class RunFolder:
         """
         self.check()
         self.storage.delete(STAGING, _is_staged)
+
+
+def damaged_manifest(shard: int) -> str:
+    """Return the advice for a damaged record of a shard."""
+    return (
+        f"delete it and {part('*', shard)}, and the same command computes its shard again; "
+        f"{sealed.ON_PURPOSE}"
+    )
 
 
 def no_run(place: Storage) -> NoRun:

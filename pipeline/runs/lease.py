@@ -24,16 +24,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dhr_batch.pipeline import stopping
+from dhr_batch.pipeline import sealed, stopping
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.storage.base import Object, Storage, Version
-from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.storage.local import LocalStorage, make_folder
 from dhr_batch.pipeline.storage.objects import ObjectStorage
 
 KEY = "_state/lease"
 _BEATS_PER_TIMEOUT = 6
 _VALID = 0.7
+# What every lease begins with.
+_BEGIN = b'{"host": '
 # Stores report the time of a write in whole seconds.
 _RESOLUTION = 1.0
 _RELEASE_PATIENCE = 5.0
@@ -124,7 +126,7 @@ class FileLease(Lease):
         self._handle: int | None = None
 
     def take(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -317,19 +319,23 @@ def _has_ended(holder: Holder) -> bool:
 
 def _parse(content: bytes) -> Holder:
     try:
-        return Holder.from_json(json.loads(content))
+        with sealed.damage():
+            return Holder.from_json(json.loads(content))
     except ValueError:
         return Holder()
 
 
 def _require_own(place: str, content: bytes) -> None:
-    """Check that a driver has written the file. It is empty if the driver was killed before that.
+    """Check that a driver has written the file.
+
+    It may be empty or cut, if the driver was killed or power was lost while it was written.
 
     Raises:
         Refused: If another program has written it.
     """
     holder = _parse(content)
-    if content and holder.pid is None and holder.released is None:
+    begins = _BEGIN.startswith(content.strip(b"\0")[: len(_BEGIN)])
+    if not begins and holder.pid is None and holder.released is None:
         raise Refused(place, "it is not the lease of a run, but another file", "move it away")
 
 

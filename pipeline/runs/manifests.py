@@ -7,12 +7,12 @@ kilobytes each.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
+from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs.records import JsonRecord
 
 Counts = tuple[tuple[str, int], ...]
@@ -116,26 +116,28 @@ class Manifest(JsonRecord):
 
 
 def loads(content: bytes) -> Manifest:
-    """Parse a manifest. Raises ValueError if it is damaged."""
-    return Manifest.from_json(json.loads(content))
+    """Parse a manifest. Raises ValueError if it is damaged, or does not match its checksum."""
+    with sealed.damage():
+        return Manifest.from_json(sealed.loads(content))
 
 
 def loads_whole(content: bytes) -> Manifest:
     """Parse a manifest that must have all fields which `verify` compares.
 
     Raises:
-        ValueError, KeyError, TypeError: If it is damaged, or a field is missing.
+        ValueError: If it is damaged, does not match its checksum, or a field is missing.
     """
-    found = json.loads(content)
-    for facts in found["files"].values():
-        _ = facts["rows"], facts["bytes"], facts["sha256"]
-    _ = found["attempt"], found["ok"], found["quarantined"]
-    return Manifest.from_json(found)
+    with sealed.damage():
+        found = sealed.loads(content)
+        for facts in found["files"].values():
+            _ = facts["rows"], facts["bytes"], facts["sha256"]
+        _ = found["attempt"], found["ok"], found["quarantined"]
+        return Manifest.from_json(found)
 
 
 def dumps(manifest: Manifest) -> bytes:
-    """Return a manifest as JSON."""
-    return json.dumps(manifest.to_json(), ensure_ascii=False, indent=1).encode()
+    """Return a manifest as JSON with a checksum."""
+    return sealed.dumps(manifest.to_json())
 
 
 class Finished(NamedTuple):

@@ -17,6 +17,11 @@ def manifest_key(shard: int) -> str:
     return f"{SHARDS}/{shard:05d}.json"
 
 
+def shard_of(key: str) -> int:
+    """Return the shard of a part of a table."""
+    return int(key.rpartition("part-")[2].removesuffix(".parquet"))
+
+
 def part(table: str, shard: int) -> str:
     """Return the key under which the rows of a shard in a table are published."""
     return f"{table}/part-{shard:05d}.parquet"

@@ -12,9 +12,15 @@ from pydantic import BaseModel, field_serializer
 from dhr_batch.pipeline.runs import manifests, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder, no_run
 from dhr_batch.pipeline.runs.lease import Holder
+from dhr_batch.pipeline.runs.manifests import Summaries
+from dhr_batch.pipeline.runs.parts import wrong_sizes
 from dhr_batch.pipeline.runs.status_file import Speed, StatusContent, WorkerStatus
 from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.pipeline.units import duration
+
+# The number of problems that the summary names.
+_NAMED = 5
 
 
 class Images(BaseModel):
@@ -63,6 +69,8 @@ class Overview(BaseModel):
         seconds_left: The remaining time that the driver expects.
         errors: The number of quarantined images of each class of error.
         workers: The workers of the driver.
+        problems: Files of finished shards that are missing or have a wrong size. The content of
+            files is not read.
     """
 
     run: str
@@ -75,6 +83,7 @@ class Overview(BaseModel):
     seconds_left: float | None = None
     errors: dict[str, int] = {}
     workers: list[WorkerStatus] = []
+    problems: list[str] = []
 
     @field_serializer("driver")
     def _holder(self, driver: Holder | None) -> dict[str, Any] | None:
@@ -109,6 +118,11 @@ class Overview(BaseModel):
             known = [f"{name} {value}" for name, value in about.items() if value]
             where = f" ({', '.join(known)})" if known else ""
             yield f"worker {worker.worker:<5} {worker.what}{where}"
+        for problem in self.problems[:_NAMED]:
+            yield f"problem      {problem}"
+        if self.problems:
+            count = len(self.problems)
+            yield f"problems     {count}; see what to do with: dhr-batch verify {self.run}"
 
     def _driver(self) -> str:
         if self.driver:
@@ -153,7 +167,9 @@ def overview(place: str | Path | Storage) -> Overview:
             raise no_run(run.storage)
         return Overview(run=run.storage.place, state="starting", driver=holder)
     status = status_file.read_status(run.storage)
-    done = run.committed().values()
+    committed, summaries = run.manifests(), Summaries()
+    done = [summaries.finished(manifest) for manifest in committed.values()]
+    wrong = wrong_sizes(run.storage, committed, TABLES, run.storage.sizes())
     images = Images(
         total=plan.images,
         done=sum(shard.ok for shard in done),
@@ -175,6 +191,7 @@ def overview(place: str | Path | Storage) -> Overview:
         shards=shards,
         errors=dict(errors.most_common()),
         images_per_second=status.images_per_second,
+        problems=[f"{key}: {why}" for key, why in sorted(wrong)],
     )
     has_driver = holder is not None and holder.pid is not None
     return _with_driver(found, images, shards, status) if has_driver and not complete else found

@@ -1,4 +1,4 @@
-"""The text of `plan.json`: readable settings, followed by one line per shard.
+"""The text of `plan.json`: its checksum, readable settings, and one line per shard.
 
 A run may have a million images in 30,000 shards. One line per shard keeps the file readable, and
 allows a row to be parsed on its own.
@@ -6,13 +6,13 @@ allows a row to be parsed on its own.
 
 from __future__ import annotations
 
-import io
 import json
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, overload
 
+from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs import versions
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 
@@ -64,23 +64,19 @@ class Rows(Sequence[list[Any]]):
 
 def dumps(plan: StoredPlan) -> bytes:
     """Return a plan as JSON. The lists of shards come last, with one line per shard."""
-    content = plan.to_json()
-    head = {key: value for key, value in content.items() if key not in _LONG}
-    text = io.BytesIO()
-    text.write(json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode())
-    for line in _lines(content):
-        text.write(line.encode())
-    text.write(b"\n}\n")
-    return text.getvalue()
+    return sealed.seal(line.encode() for line in _lines(plan.to_json()))
 
 
 def _lines(plan: dict[str, Any]) -> Iterator[str]:
+    head = {key: value for key, value in plan.items() if key not in _LONG}
+    yield json.dumps(head, ensure_ascii=False, indent=1).removeprefix("{").removesuffix("\n}")
     for key in _LONG:
         if key in plan:
             yield f',\n "{key}": ['
             for number, row in enumerate(plan[key]):
                 yield (",\n  " if number else "\n  ") + json.dumps(row, ensure_ascii=False)
             yield "\n ]"
+    yield "\n}\n"
 
 
 def loads(text: bytes, place: str = "the run") -> StoredPlan:
@@ -91,20 +87,28 @@ def loads(text: bytes, place: str = "the run") -> StoredPlan:
         place: The run, for messages.
 
     Raises:
+        sealed.Changed: If the text does not match its checksum.
         ValueError: If the text is not a JSON object, or its lists do not match each other.
         Refused: If the run was made by a newer version of dhr-batch.
     """
-    try:
-        plan = _parse_lines(text)
-        versions.check(plan, place)
-        _check_lists(plan)
-    except ValueError:
-        # The text has another layout, or is damaged. Parsing it as a whole gives the best message.
-        plan = json.loads(text)
-        if not isinstance(plan, dict):
-            raise ValueError("not a JSON object") from None
-        versions.check(plan, place)
-        _check_lists(plan)
+    with sealed.damage():
+        try:
+            return _checked(_parse_lines(text), text, place)
+        except sealed.Changed:
+            raise
+        except ValueError:
+            # The text has another layout, or is damaged. Parsing it as a whole gives the best
+            # message.
+            plan = json.loads(text)
+            if not isinstance(plan, dict):
+                raise ValueError("not a JSON object") from None
+            return _checked(plan, text, place)
+
+
+def _checked(plan: dict[str, Any], text: bytes, place: str) -> StoredPlan:
+    _check_lists(plan)
+    sealed.check(text, plan)
+    versions.check(plan, place)
     return StoredPlan.from_json(plan)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.names import shard_of
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 
 _COLUMNS = ("image_id", "stage", "error_class", "message")
@@ -102,15 +102,13 @@ def requeue(place: str | Path | Storage, error_class: str | None = None) -> list
 
 def _rows(run: RunFolder) -> list[QuarantinedImage]:
     run.started_plan()
-    manifests = run.committed()
-    found = []
-    for key in run.storage.parts("quarantine"):
-        shard = int(key.rpartition("part-")[2].removesuffix(".parquet"))
-        waiting = shard not in manifests
+    parts, found = Parts(run.storage), []
+    for key in parts.table("quarantine"):
+        shard = shard_of(key)
+        waiting = shard not in parts.manifests
         # Every shard has a file of this table. Most of them are empty and need not be read.
-        content = run.storage.read(key) if waiting or manifests[shard].quarantined else None
-        if content is not None:
-            table = pq.read_table(pa.BufferReader(content), columns=list(_COLUMNS))
-            rows = table.to_pylist()
+        if waiting or parts.manifests[shard].quarantined:
+            with parts.open(key) as file:
+                rows = file.read(columns=list(_COLUMNS)).to_pylist()
             found += [QuarantinedImage(**row, shard=shard, waiting=waiting) for row in rows]
     return found

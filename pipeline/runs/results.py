@@ -17,6 +17,7 @@ from dhr_batch.pipeline.errors import NoRun, Refused
 from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -46,8 +47,11 @@ def open(path: str | Path) -> Run:
 class Run:
     """The committed rows of a run. Every attribute reads its table when it is first used.
 
+    Files that do not match the checksums in their manifests raise `runs.parts.Damaged`.
+
     Attributes:
         storage: The place of the run.
+        parts: Its tables.
         stored: Its plan: settings, fingerprint, and the image ids of each shard.
         device: The device that renders, `cuda`, `mps`, `xpu` or `cpu`; set it before the first
             render. By default `cuda` if there is one, else `cpu`.
@@ -56,7 +60,7 @@ class Run:
     device: Kind | None = None
 
     def __init__(self, storage: Storage, stored: StoredPlan) -> None:
-        self.storage, self.stored = storage, stored
+        self.storage, self.stored, self.parts = storage, stored, Parts(storage)
 
     def __repr__(self) -> str:
         return f"Run({self.storage.place!r}, {len(self.ids)} images)"
@@ -77,8 +81,9 @@ class Run:
 
         Raises:
             NoRun: If the run has no such table.
+            Damaged: If a file of the table is damaged.
         """
-        parts = self.storage.parts(name)
+        parts = self.parts.table(name)
         if not parts:
             tables, place = ", ".join(self.storage.tables()) or "none", self.storage.place
             raise NoRun(place, f"it has no table {name!r}", f"choose from: {tables}")
@@ -87,12 +92,13 @@ class Run:
     def _read(
         self, parts: list[str], columns: Sequence[str] | None, equal: Mapping[str, Any]
     ) -> pa.Table:
-        data = ds.dataset(parts, format="parquet", filesystem=self.storage.files)
         keep = None
         for column, value in equal.items():
             test = ds.field(column) == value
             keep = test if keep is None else keep & test
-        return data.to_table(columns=list(columns) if columns else None, filter=keep)
+        with self.parts.reading(parts[0] if len(parts) == 1 else parts[0].partition("/")[0]):
+            data = self.parts.dataset(parts)
+            return data.to_table(columns=list(columns) if columns else None, filter=keep)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -147,7 +153,7 @@ class Run:
 
     def metric_names(self) -> set[str]:
         """Return the names of the metrics of the first shard that has rows."""
-        for shard in self.storage.parts("metrics"):
+        for shard in self.parts.table("metrics"):
             metrics = self._read([shard], ["metric"], {})["metric"]
             if names := pc.unique(metrics).to_pylist():
                 return set(names)
@@ -253,10 +259,10 @@ class Run:
         Raises:
             Refused: If an image has none. The message names similar ids.
         """
-        ids = set(self.ids)
         for image_id in images:
-            if image_id not in ids:
-                near = difflib.get_close_matches(image_id, self.ids, 3, 0.4) or self.ids[:5]
+            if not self._rows("latents", image_id):
+                ids = self.ids
+                near = difflib.get_close_matches(image_id, ids, 3, 0.4) or ids[:5]
                 raise Refused(
                     self.storage.place,
                     f"it has no rows of image {image_id!r}",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.storage.base import Storage
@@ -161,7 +162,8 @@ def read_status(run: Storage) -> StatusContent:
     if content is None:
         return StatusContent()
     try:
-        return StatusContent.from_json(json.loads(content))
+        with sealed.damage():
+            return StatusContent.from_json(json.loads(content))
     except ValueError as error:
         raise Damaged(
             run.locate(STATUS),

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.runs.versions import RuleVersions
+from dhr_batch.pipeline.tables import codec
+from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry
 from dhr_batch.stages.device import Precision
 
@@ -70,6 +72,17 @@ class RunSettings:
         """The level of the codec, or `none`. Runs of older versions store True or False."""
         level = self.values.get("store_deltas")
         return ("small" if level else "none") if isinstance(level, bool) else level
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables of which each shard has a file."""
+        info = RunInfo(
+            rows=0,
+            embedder="",
+            deltas=codec.LEVELS.get(self.store_deltas or "none"),
+            store_features=bool(self.section("measure").get("features")),
+        )
+        return info.tables
 
     def section(self, family: str) -> Mapping[str, Any]:
         """Return the options of a stage, including its `name`."""

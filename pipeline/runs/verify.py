@@ -1,4 +1,4 @@
-"""Check that a run matches its manifests and contains every planned image exactly once.
+"""Check that a run matches its records and contains every planned image exactly once.
 
 Nothing is written, so a run can be verified while a driver is working on it.
 """
@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs import manifests
-from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.folder import ChangedPlan, RunFolder, damaged_manifest
 from dhr_batch.pipeline.runs.manifests import Manifest
-from dhr_batch.pipeline.runs.names import STAGING, part, staging
-from dhr_batch.pipeline.runs.verify_tables import AGAIN, Problem, check, first_names
+from dhr_batch.pipeline.runs.names import PLAN, STAGING, part, staging
+from dhr_batch.pipeline.runs.verify_tables import Problem, check, first_names
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.pipeline.tables.schemas import TABLES
 
 _PART = re.compile(r"part-(\d{5,})\.parquet")
+_EARLIER = re.compile(r"_state/earlier/(\d{5,})\.json")
+_WRITES_AGAIN = "then start the same command again: it writes them again"
 _MANIFEST = re.compile(r"_state/shards/(\d{5,})\.json")
 
 
@@ -66,23 +70,31 @@ def verify(place: str | Path | Storage) -> Verification:
     """
     run = RunFolder(place)
     found = Verification(run=run.storage.place)
-    plan = run.started_plan()
+    try:
+        plan = run.started_plan()
+    except ChangedPlan as error:
+        found.problems.append(Problem(file=PLAN, problem=error.why, way_out=error.way_out))
+        return found
     # Read the lease first and list the files last, so that files which a driver commits in between
     # are not reported as orphans.
     busy = run.holder() is not None
     present = {
         int(match[1]): key
         for key, size in run.storage.sizes("_state/shards").items()
-        # Manifests that were withdrawn from an object store may be left empty.
-        if size and (match := _MANIFEST.fullmatch(key))
+        # Manifests that were withdrawn are left empty in an object store, and only there.
+        if (size or isinstance(run.storage, LocalStorage)) and (match := _MANIFEST.fullmatch(key))
     }
-    files = _Files(run.storage, plan.shards, present, run.storage.sizes(), busy)
+    tables = plan.settings.tables
+    files = _Files(run.storage, plan.shards, tables, present, run.storage.sizes(), busy)
     found.shards, found.images = len(files.plan), sum(map(len, files.plan))
+    if not sealed.has_checksum(run.storage.read(PLAN) or b""):
+        files.unsealed.append(PLAN)
     found.problems += files.planned_twice()
     for shard in range(len(files.plan)):
         if shard in present:
             _verify_shard(files, shard, found)
     found.problems += files.orphans(complete=len(present) >= found.shards)
+    found.problems += _records(run.storage, files.sizes)
     found.notes += files.notes(found)
     return found
 
@@ -95,7 +107,9 @@ def _verify_shard(files: _Files, shard: int, found: Verification) -> None:
     if files.unpublished(manifest):
         files.waiting.append(shard)
         return
-    found.problems += check(files.storage, shard, files.plan[shard], manifest, files.sizes)
+    found.problems += check(
+        files.storage, shard, files.plan[shard], files.tables, manifest, files.sizes
+    )
     found.verified += 1
     found.done += manifest.ok
     found.quarantined += manifest.quarantined
@@ -108,22 +122,26 @@ class _Files:
     Attributes:
         storage: The place of the run.
         plan: The image ids of each shard.
+        tables: The tables that each shard has.
         manifests: The key of the manifest of each committed shard.
         sizes: The size of each file in bytes.
         busy: Whether a driver is working on the run.
         waiting: Committed shards whose files are not published yet.
         stale: Reopened shards whose earlier rows can still be read.
         named: The keys of files that a manifest names.
+        unsealed: The files of records without a checksum of themselves.
     """
 
     storage: Storage
     plan: Sequence[list[str]]
+    tables: Sequence[str]
     manifests: dict[int, str]
     sizes: dict[str, int]
     busy: bool
     waiting: list[int] = field(default_factory=list)
     stale: set[int] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
+    unsealed: list[str] = field(default_factory=list)
 
     @cached_property
     def staged(self) -> set[str]:
@@ -147,11 +165,14 @@ class _Files:
         content = self.storage.read(key)
         if content is None:
             return None, []
+        if not sealed.has_checksum(content):
+            self.unsealed.append(key)
         try:
             manifest = manifests.loads_whole(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"damaged ({type(error).__name__}: {error})"
-            problem = Problem(file=key, problem=what, way_out=f"delete it, then {AGAIN}")
+        except ValueError as error:
+            problem = Problem(
+                file=key, problem=f"damaged ({error})", way_out=damaged_manifest(shard)
+            )
             # Any file of the shard may belong to the run.
             self.named |= {part(table, shard) for table in TABLES}
             return None, [problem]
@@ -206,8 +227,47 @@ class _Files:
                 f"to be computed again: shards {first_names(map(str, sorted(self.stale)))}; "
                 "their earlier rows can be read until then"
             )
+        if self.unsealed:
+            yield (
+                f"without a checksum of themselves, so that not all damage would be noticed: "
+                f"{first_names(self.unsealed)}; an older version of dhr-batch wrote them, or they "
+                "were changed on purpose"
+            )
         if self.busy:
             yield "a driver is working on the run; what it commits during the check is not checked"
+
+
+def _records(storage: Storage, keys: Iterable[str]) -> Iterator[Problem]:
+    """Yield the problems of the marker, what it lists (README.md, report), and reopened shards.
+
+    Args:
+        storage: The place of the run.
+        keys: The files of the run.
+
+    Raises:
+        StorageError: If the storage does not answer.
+    """
+    marker = Owned(storage, RUN)
+    if error := _damage(storage, marker.key):
+        way_out = f"delete it, README.md and report/, {_WRITES_AGAIN}"
+        yield Problem(file=marker.key, problem=error, way_out=way_out)
+    for key in sorted(marker.foreign(marker.files)):
+        problem = f"damaged or changed: its sha256 is not the one in {marker.key}"
+        yield Problem(file=key, problem=problem, way_out=f"delete it, {_WRITES_AGAIN}")
+    for key in sorted(keys):
+        if (match := _EARLIER.fullmatch(key)) and (error := _damage(storage, key)):
+            yield Problem(file=key, problem=error, way_out=damaged_manifest(int(match[1])))
+
+
+def _damage(storage: Storage, key: str) -> str:
+    """Return what is wrong with a record, or "" if nothing is."""
+    content = storage.read(key)
+    if content is not None:
+        try:
+            sealed.loads(content)
+        except ValueError as error:
+            return f"damaged ({error})"
+    return ""
 
 
 def _hidden(storage: Storage) -> list[str]:

@@ -14,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.files import sha256
+from dhr_batch.pipeline.runs.folder import damaged_manifest
 from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
 
-AGAIN = "start the same command again: it computes the shard again"
-_DELETE = f"delete it, then {AGAIN}"
+_AGAIN = "start the same command again: it computes the shard again"
+_DELETE = f"delete it, then {_AGAIN}"
 # The columns that identify a row among those of its image. Edits are excluded, as the settings may
 # name one twice.
 _ONCE: dict[str, tuple[str, ...]] = {
@@ -53,6 +55,7 @@ def check(
     storage: Storage,
     shard: int,
     planned: Sequence[str],
+    expected: Sequence[str],
     manifest: Manifest,
     sizes: dict[str, int],
 ) -> Iterator[Problem]:
@@ -62,6 +65,7 @@ def check(
         storage: The place of the run.
         shard: The number of the shard.
         planned: Its image ids.
+        expected: The tables that each shard has according to the plan.
         manifest: Its manifest.
         sizes: The size in bytes of each file of the run.
 
@@ -69,12 +73,18 @@ def check(
         StorageError: If the storage does not answer.
     """
     tables: dict[str, pa.Table] = {}
+    if missing := [table for table in expected if table not in manifest.files]:
+        yield Problem(
+            file=manifest_key(shard),
+            problem=f"it names no file of the tables {first_names(missing)}",
+            way_out=damaged_manifest(shard),
+        )
     for table, facts in manifest.files.items():
         key = part(table, shard)
         # A file that was moved during the listing may be missing from it.
         size = sizes[key] if key in sizes else storage.sizes(table).get(key)
         if size is None:
-            yield Problem(file=key, problem="missing", way_out=AGAIN)
+            yield Problem(file=key, problem="missing", way_out=_AGAIN)
             continue
         with storage.local(key) as path:
             problems = list(_bytes(path, facts, size, key))
@@ -88,7 +98,7 @@ def check(
 def _bytes(path: Path, facts: FileFacts, size: int, key: str) -> Iterator[Problem]:
     if size != facts.bytes:
         problem = f"it has {size} bytes; its manifest says {facts.bytes}"
-        yield Problem(file=key, problem=problem, way_out=AGAIN)
+        yield Problem(file=key, problem=problem, way_out=_DELETE)
     elif (found := sha256(path)) != facts.sha256:
         problem = f"its sha256 is {found[:16]}...; its manifest says {facts.sha256[:16]}..."
         yield Problem(file=key, problem=problem, way_out=_DELETE)
@@ -114,7 +124,9 @@ def _rows(
         columns = ["image_id", "shard", *_ONCE.get(table, ())]
         found = file.read(columns=columns)
         missing = set(columns) - set(found.column_names)
-        about = json.loads((file.schema_arrow.metadata or {}).get(b"dhr_batch", b"{}"))
+        with sealed.damage():
+            about = json.loads((file.schema_arrow.metadata or {}).get(b"dhr_batch", b"{}"))
+            about = dict(about)
     except (OSError, ValueError, pa.ArrowException) as error:
         if not damaged:
             problem = f"cannot be read as Parquet: {error}"

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import scipy.linalg
 
+from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages import registry
 
@@ -161,7 +162,9 @@ class SetDistance:
     model: str
 
 
-def distances(run: Storage, generator: str, leave_out: Collection[str] = ()) -> list[SetDistance]:
+def distances(
+    run: Storage | Parts, generator: str, leave_out: Collection[str] = ()
+) -> list[SetDistance]:
     """Return the distances of all stages, for every extractor whose features are stored.
 
     The features of two sets are in memory at a time.
@@ -175,12 +178,15 @@ def distances(run: Storage, generator: str, leave_out: Collection[str] = ()) -> 
         The distances; empty without the table `features` or with fewer than two images.
 
     Raises:
-        OSError, ValueError: If the table cannot be read.
+        Damaged: If the table does not match its manifests, or cannot be read.
     """
-    parts = run.parts("features")
-    if not parts:
-        return []
-    data = ds.dataset(parts, format="parquet", filesystem=run.files)
+    parts = Parts.of(run)
+    with parts.reading("features"):
+        keys = parts.table("features")
+        return _distances(parts.dataset(keys), generator, leave_out) if keys else []
+
+
+def _distances(data: ds.Dataset, generator: str, leave_out: Collection[str]) -> list[SetDistance]:
     counted = ~ds.field("image_id").isin(pa.array(leave_out, pa.string()))
     names = data.to_table(columns=["extractor", "kind"], filter=counted).to_pylist()
     found = []

@@ -11,7 +11,7 @@ import errno
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -67,7 +67,7 @@ class Storage(ABC):
 
     def parts(self, table: str) -> list[str]:
         """Return the keys of the finished files of a table, in the order of shards."""
-        return sorted(filter(is_part, self.sizes(table)), key=lambda key: (len(key), key))
+        return in_order(self.sizes(table))
 
     def tables(self) -> list[str]:
         """Return the names of the tables that have at least one finished file."""
@@ -149,8 +149,8 @@ class Storage(ABC):
     def entries(self) -> list[str]:
         """Return the names at the top level, those of folders with a `/` at the end.
 
-        Hidden names and folders without any file are left out. The list of a large object store may
-        be incomplete.
+        Hidden names, and folders without any file but hidden ones, are left out. The list of a
+        large object store may be incomplete.
         """
 
     def delete(self, prefix: str, ours: Callable[[str], bool] = lambda key: True) -> None:
@@ -174,6 +174,11 @@ def full_disk(where: str | Path) -> Iterator[None]:
             f"no space left on the disk of {where}",
             way_out="free some space and start the same command again; finished shards are kept",
         ) from error
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Return those of the keys that are finished files of a table, in the order of shards."""
+    return sorted(filter(is_part, keys), key=lambda key: (len(key), key))
 
 
 def is_part(key: str) -> bool:

@@ -80,7 +80,7 @@ class LocalStorage(Storage):
         """Provide a temporary file with the content, flushed to disk. The block renames it."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         with full_disk(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             try:
                 with temporary.open("xb") as file:
                     file.write(content)
@@ -113,7 +113,8 @@ class LocalStorage(Storage):
     @contextmanager
     def stage(self, prefix: str) -> Iterator[Path]:
         folder = self.root / prefix
-        folder.mkdir(parents=True)
+        make_folder(folder.parent)
+        folder.mkdir()
         try:
             with full_disk(folder):
                 yield folder
@@ -121,13 +122,14 @@ class LocalStorage(Storage):
                     _sync(path)
                     crash.at("staged-one-table")
                 _sync(folder)
+                _sync(folder.parent)
         except BaseException:
             self.delete(prefix)
             raise
 
     def publish(self, staged: str, final: str) -> bool:
         target = self.root / final
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         try:
             os.replace(self.root / staged, target)
         except FileNotFoundError:
@@ -168,11 +170,23 @@ class LocalStorage(Storage):
             folders |= {parent for parent in path.parents if parent.is_relative_to(self.root)}
         for folder in sorted(folders - {self.root}, reverse=True):
             _remove_empty(folder)
+        # Otherwise a power loss may undo these deletions, but not later ones.
+        for folder in folders:
+            if folder.is_dir():
+                _sync(folder)
 
 
 def _version(status: os.stat_result) -> Version:
     numbers = {"file": status.st_ino, "time": status.st_mtime_ns, "size": status.st_size}
     return {name: str(number) for name, number in numbers.items()}
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, unless they exist. They survive a power loss."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:
@@ -184,7 +198,9 @@ def _sync(path: Path) -> None:
 
 
 def _holds_file(folder: str) -> bool:
-    return any(names for _, _, names in os.walk(folder))
+    # A process that was killed may have left its temporary files, whose names are hidden.
+    found = (name for _, _, names in os.walk(folder) for name in names)
+    return any(not name.startswith(".") for name in found)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from dhr_batch.pipeline import crash
+from dhr_batch.pipeline import crash, sealed
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.storage.base import Storage, Version
@@ -189,7 +189,7 @@ class Owned:
                 self.check()
             marker = {"made_by": _MADE_BY, "kind": self.kind, "schema": 1, "about": about}
             marker["files"] = files
-            content = json.dumps(marker, ensure_ascii=False, indent=1).encode()
+            content = sealed.dumps(marker)
             version = self.storage.swap(self.key, content, self._version)
             if version is not None:
                 self._version, self._marker, self.is_free = version, marker, False
@@ -204,9 +204,14 @@ def _sum(content: bytes) -> str:
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """Parse a marker. Returns None for any other file."""
+    """Parse a marker. Returns None for any other file.
+
+    A marker that does not match its checksum is read all the same: if the name or the checksum of a
+    file is damaged in it, that file counts as someone else's, and `verify` reports the marker.
+    """
     try:
-        found = json.loads(content)
+        with sealed.damage():
+            found = json.loads(content)
         ours = found["made_by"] == _MADE_BY and isinstance(found["kind"], str)
         return found if ours and isinstance(found["files"], dict) else None
     except (ValueError, LookupError, TypeError):
@@ -217,7 +222,8 @@ def _is_run(storage: Storage) -> bool:
     """Whether a place without a marker is a run of an older version, which wrote no marker."""
     content = storage.read("plan.json")
     try:
-        plan = json.loads(content or b"")
+        with sealed.damage():
+            plan = json.loads(content or b"")
         return {"schema", "config", "fingerprint", "shards"} <= plan.keys()
     except (ValueError, AttributeError):
         return False

@@ -55,6 +55,7 @@ def writer_settings(kind: pa.Schema) -> dict[str, Any]:
         ],
         "write_statistics": [name for name, _ in leaves if name not in _BLOBS],
         "write_page_index": True,
+        "write_page_checksum": True,
     }
 
 

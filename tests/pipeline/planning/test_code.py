@@ -92,6 +92,11 @@ def test_edited_stages_are_refused_by_name_and_the_way_out_is_one(
     text = (out / "plan.json").read_text()
     assert text.count(before) == 1
     (out / "plan.json").write_text(text.replace(before, now))
+    with pytest.raises(Refused, match="changed on purpose, delete its first key 'sha256'"):
+        resume.continued(RunFolder(out), out, edited)
+    changed = json.loads(text.replace(before, now))
+    assert changed.pop("sha256")
+    (out / "plan.json").write_text(json.dumps(changed))
     assert resume.continued(RunFolder(out), out, edited).shards == edited.shards
     assert json.loads((out / "plan.json").read_text())["fingerprint"]["code"] == now
 

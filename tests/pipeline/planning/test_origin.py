@@ -21,6 +21,7 @@ from dhr_batch.pipeline.cli import start, sweep
 from dhr_batch.pipeline.datasets import parquet, synthetic
 from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.errors import Refused, StorageError
+from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.planning.command import goes_on
 from dhr_batch.pipeline.planning.plan import Plan
@@ -92,6 +93,13 @@ def source(photographs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(source, tmp_path / "copy"))
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """The content of a record without its checksum, so that it may be changed."""
+    content = json.loads(path.read_text())
+    content.pop("sha256", None)
+    return content
 
 
 def rows(run: Path, name: str) -> list[dict[str, Any]]:
@@ -327,7 +335,8 @@ def test_quarantined_images_are_left_out_and_counted(source: Path) -> None:
     assert "1 more are in quarantine and left out" in describe(planned, "out")
 
 
-def test_a_damaged_row_costs_its_image_alone(copy: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_costs_its_images_alone(copy: Path, tmp_path: Path) -> None:
+    """As nobody can tell which of its rows are sound, none of them is taken."""
     path = copy / "images" / "part-00001.parquet"
     content = path.read_bytes()
     pixels = pq.read_table(path, filters=[("image_id", "=", "c.png"), ("kind", "=", "refined")])
@@ -337,10 +346,14 @@ def test_a_damaged_row_costs_its_image_alone(copy: Path, tmp_path: Path) -> None
     out = made(tmp_path / "out", dataset=str(copy), first_stage="edit")
     failed = dhr_batch.open(out).quarantine
     assert list(zip(failed["image_id"], failed["stage"], failed["error_class"], strict=True)) == [
-        ("c.png", "read", "unreadable")
+        ("c.png", "read", "unreadable"),
+        ("sub/d.png", "read", "unreadable"),
     ]
-    assert "its rows in the earlier run are damaged" in failed["message"][0]
-    assert dhr_batch.open(out).ids == [i for i in IDS if i != "c.png"]
+    for message in failed["message"]:
+        assert "its rows in the earlier run are damaged" in message
+        assert "images/part-00001.parquet: its sha256 is not the one in its manifest" in message
+        assert "dhr-batch verify" in message
+    assert dhr_batch.open(out).ids == ["a.png", "b.png", "sub/e.png"]
 
 
 def test_a_missing_row_costs_its_image_alone(copy: Path, tmp_path: Path) -> None:
@@ -348,6 +361,10 @@ def test_a_missing_row_costs_its_image_alone(copy: Path, tmp_path: Path) -> None
     table = pq.read_table(path)
     planned = prepare(Request(settings={"dataset": str(copy), "first_stage": "refine", "gpus": 0}))
     pq.write_table(table.filter([i != "b.png" for i in table["image_id"].to_pylist()]), path)
+    manifest = unsealed(copy / "_state" / "shards" / "00000.json")
+    facts = {"rows": 1, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest["files"]["latents"] = facts
+    (copy / "_state" / "shards" / "00000.json").write_text(json.dumps(manifest))
     folder = RunFolder(tmp_path / "out")
     folder.lock()
     compute(planned, folder)
@@ -368,7 +385,7 @@ def test_a_run_that_went_away_stops_the_new_one(copy: Path, tmp_path: Path) -> N
 
 
 def test_settings_that_a_run_is_too_old_for_are_at_their_own_defaults(copy: Path) -> None:
-    stored = json.loads((copy / "plan.json").read_text())
+    stored = unsealed(copy / "plan.json")
     del stored["config"]["segment"]["source"], stored["config"]["segment"]["error_layers"]
     del stored["config"]["segment"]["thresholds"]["mouth"]
     (copy / "plan.json").write_text(json.dumps(stored))
@@ -394,7 +411,7 @@ def test_what_cannot_be_begun_from_is_refused(
     # Of a stage that is part of the run anything may be set.
     prepare(Request(settings={"dataset": str(source), "first_stage": "refine", **PTI}))
 
-    stored = json.loads((copy / "plan.json").read_text())
+    stored = unsealed(copy / "plan.json")
     stored["config"]["store_deltas"] = "none"
     (copy / "plan.json").write_text(json.dumps(stored))
     refused(copy, "edit", "store_deltas=none, so it has no refined weights.*begin at refine")
@@ -409,7 +426,7 @@ def test_what_cannot_be_begun_from_is_refused(
 
 
 def test_other_weights_are_refused(copy: Path) -> None:
-    stored = json.loads((copy / "plan.json").read_text())
+    stored = unsealed(copy / "plan.json")
     stored["config"]["generator"] = "mobilestylegan-256"
     stored["fingerprint"]["models"]["mobilestylegan-ffhq"] = "0" * 16
     (copy / "plan.json").write_text(json.dumps(stored))
@@ -431,10 +448,10 @@ def test_a_changed_source_is_not_mixed_in(copy: Path, tmp_path: Path) -> None:
     made(out, **settings)  # The same again is nothing to do.
 
     path = copy / "_state" / "shards" / "00000.json"
-    manifest = json.loads(path.read_text())
+    manifest = unsealed(path)
     manifest["files"]["latents"]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest))
-    stored = json.loads((copy / "plan.json").read_text())
+    stored = unsealed(copy / "plan.json")
     stored["fingerprint"]["config"]["embed"]["steps"] = 5
     (copy / "plan.json").write_text(json.dumps(stored))
     with pytest.raises(Refused) as refusal:

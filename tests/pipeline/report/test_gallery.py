@@ -161,7 +161,7 @@ def test_row_groups_without_a_chosen_image_are_not_read(
             groups.append(options["row_groups"])
             return super().iter_batches(*arguments, **options)
 
-    monkeypatch.setattr(report_data.pq, "ParquetFile", Watched)
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
     for part in (run / "images").iterdir():
         pq.write_table(pq.read_table(part), part, row_group_size=3)
     (row,) = report_data.rows(connect(run), [IDS[2]])
