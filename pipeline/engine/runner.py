@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,9 +14,10 @@ from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine.driver import Driver
 from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
+from dhr_batch.pipeline.engine.session import session
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.worker import Settings
-from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, place
@@ -34,7 +33,6 @@ from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
 from dhr_batch.pipeline.units import duration
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
-_OBJECT_STORE = 100 * 2**20
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +161,7 @@ def _process(
         keep_plan(run_folder, plan)
         progress.say(f"{state.total} images to process on {facts.device}; timing the first one")
 
-    with _ray(request, plan, workers, stopper) as dashboard:
+    with session(request, config, workers, stopper) as dashboard:
         cpus = devices.worker_cores(
             config, ray.nodes(), ray.available_resources().get("CPU", 0.0), workers
         )
@@ -221,65 +219,6 @@ def _status(state: RunCounters, out: Storage) -> StatusWriter:
     every = 2.0 if isinstance(out, LocalStorage) else 10.0
     write = status_file.writer(out)
     return StatusWriter(state, write, every, points)
-
-
-@contextmanager
-def _ray(request: Request, plan: Plan, workers: int, stopper: stopping.Stopper) -> Iterator[str]:
-    """Use the existing Ray session, join the cluster at `address`, or start a local session.
-
-    Signals are handled by the stopper until the session has ended, because an interrupt during
-    the shutdown of Ray would kill this process.
-
-    Yields:
-        The address of the dashboard; "" if there is none.
-    """
-    existing = ray.is_initialized()
-    dashboard = "" if existing else _connect(request, plan, workers)
-    with stopping.signals(stopper):
-        try:
-            yield dashboard
-        finally:
-            if not existing:
-                ray.shutdown()
-
-
-def _connect(request: Request, plan: Plan, workers: int) -> str:
-    """Start Ray or join a cluster, and return the address of the dashboard.
-
-    Raises:
-        Refused: If the cluster has too few GPUs.
-    """
-    # Ray reads these when it starts. The first keeps CUDA_VISIBLE_DEVICES of CPU workers as it is;
-    # the last removes control codes from Ray's messages about crashed workers.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    config = plan.config
-    quiet: dict[str, Any] = {
-        "log_to_driver": request.verbose,
-        "logging_level": logging.INFO if request.verbose else logging.ERROR,
-    }
-    if request.address:
-        session = ray.init(address=request.address, **quiet)
-        available = int(ray.cluster_resources().get("GPU", 0))
-        if (config.gpus or 0) > available:
-            ray.shutdown()
-            raise Refused(
-                f"--gpus {config.gpus}",
-                f"the cluster at {request.address} has {available} GPUs",
-                "use fewer",
-            )
-    else:
-        # Without an address, Ray would join any cluster that is running on this machine.
-        session = ray.init(
-            address="local",
-            num_cpus=max(workers * config.threads, (config.gpus or 0) * devices.gpu_cores(config)),
-            num_gpus=config.gpus or 0,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE,
-            **quiet,
-        )
-    return session.dashboard_url or ""
 
 
 def _outcome(

@@ -83,7 +83,10 @@ def home() -> Path:
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "dhr-batch"
+    try:
+        return Path(base).expanduser() / "dhr-batch"
+    except RuntimeError as error:
+        raise Refused("the home folder is unknown", "", "set HOME or DHR_BATCH_HOME") from error
 
 
 def _folders() -> tuple[Path, Path]:

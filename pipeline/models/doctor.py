@@ -13,12 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.storage.scratch import home_is_writable, socket_place
 from dhr_batch.pipeline.strict import Strict
 
 GB = 1e9
 # Minimum versions. Older torch and Pillow have vulnerabilities in reading untrusted files.
-LEAST = {"torch": (2, 10), "ray": (2, 50), "pillow": (12, 2)}
+LEAST = {"torch": (2, 10), "ray": (2, 59), "pillow": (12, 2)}
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -49,6 +51,8 @@ def checks() -> list[Check]:
         _processors(),
         _shared_memory(),
         _cache_folder(),
+        _home_folder(),
+        _sockets(),
         _space("cache space", _existing(catalogue.home())),
         _space("space here", Path.cwd()),
         *_models(),
@@ -167,6 +171,21 @@ def _cache_folder() -> Check:
             way_out="set DHR_BATCH_HOME to a folder that you can write to",
         )
     return Check(name="cache", state="ok", found=f"{home} ({source})")
+
+
+def _home_folder() -> Check:
+    home = os.path.expanduser("~")
+    if home_is_writable():
+        return Check(name="home", state="ok", found=home)
+    found = f"{home} cannot be written; packages write to a temporary folder in runs without it"
+    return Check(name="home", state="note", found=found, way_out="set HOME to a folder of yours")
+
+
+def _sockets() -> Check:
+    try:
+        return Check(name="sockets", state="ok", found=f"in {socket_place().parent}")
+    except StorageError as error:
+        return Check(name="sockets", state="broken", found=error.reason, way_out=error.way_out)
 
 
 def _space(name: str, folder: Path) -> Check:

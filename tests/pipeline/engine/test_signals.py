@@ -19,7 +19,7 @@ import yaml
 from obstore import exceptions
 
 from dhr_batch.pipeline import stopping
-from dhr_batch.pipeline.engine import runner
+from dhr_batch.pipeline.engine import session
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.storage import objects
 from dhr_batch.pipeline.storage.connect import connect
@@ -148,12 +148,11 @@ def test_ray_is_not_interrupted_while_it_ends(monkeypatch: pytest.MonkeyPatch) -
             os.kill(os.getpid(), number)
         ended.append(True)
 
-    monkeypatch.setattr(runner.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(runner.ray, "shutdown", shutdown)
-    monkeypatch.setattr(runner, "_connect", lambda *_: "")
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session, "_connect", lambda stack, *_: stack.callback(shutdown) and "")
     stopper = stopping.Stopper()
     before = signal.getsignal(signal.SIGINT)
-    with stopping.scope(), runner._ray(Request(), Mock(), 1, stopper):
+    with stopping.scope(), session.session(Request(), Mock(), 1, stopper):
         pass
     assert ended
     assert stopper.immediate
