@@ -10,7 +10,7 @@ import click
 
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli import start
-from dhr_batch.pipeline.cli.output import Group
+from dhr_batch.pipeline.cli.output import Group, say
 from dhr_batch.version import __version__
 
 # The module and the help of each command that is imported only when it is called.
@@ -96,7 +96,10 @@ def report(run_dir: str, out: str | None, as_json: bool) -> None:
     from dhr_batch.pipeline.report.write import write_report
 
     page = write_report(run_dir, out)
-    click.echo(json.dumps({"report": page}) if as_json else page)
+    if as_json:
+        click.echo(json.dumps({"report": page}))
+    else:
+        say(page)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from dhr_batch.pipeline.printable import without_secrets
+
 
 class CommandError(Exception):
     """An error that is about the input or the machine, not about a mistake in the program.
 
     `dhr_batch.pipeline.cli.output` reports such errors for all commands, without a traceback.
-    The text of the exception joins all parts, for logs and for messages that quote it.
+    The text of the exception joins all parts, for logs and for messages that quote it. Passwords in
+    URLs are hidden.
 
     Args:
         what: What was requested, or a complete message.
@@ -20,7 +23,7 @@ class CommandError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", way_out: str = "") -> None:
-        self.what, self.why, self.way_out = what, why, way_out
+        self.what, self.why, self.way_out = map(without_secrets, (what, why, way_out))
         between = "\n" if "\n" in self.reason else "; "
         super().__init__(between.join(filter(None, (self.reason, way_out))))
 

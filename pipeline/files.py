@@ -16,6 +16,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shortened(name: str, most: int = 240) -> str:
+    """Return a name of at most so many bytes. A longer one is cut and ends in its checksum.
+
+    Args:
+        name: A name of a file, or a part of it.
+        most: The most bytes in UTF-8. File systems allow 255, and temporary files add some.
+    """
+    data = name.encode(errors="backslashreplace")
+    if len(data) <= most:
+        return name
+    kept = data[: most - 9].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(data).hexdigest()[:8]}"
+
+
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
     """Provide a temporary path beside `target`, and rename it to `target` after the block.

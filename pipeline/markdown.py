@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
+
+from dhr_batch.pipeline.printable import printable
+
+# An underscore inside a word, as in most file names, has no meaning in Markdown.
+_MARKS = re.compile(r"[\\|*`\[\]~]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def escaped(text: object) -> str:
     r"""Escape Markdown and HTML in a text, and put it on one line.
 
-    >>> escaped("a|b *c*\n<d>")
-    'a\\|b \\*c\\* &lt;d&gt;'
+    >>> escaped("a|b *c*\n<d> e_f _g")
+    'a\\|b \\*c\\* &lt;d&gt; e_f \\_g'
     """
-    plain = html.escape(str(text), quote=False).replace("\\", "\\\\").replace("|", "\\|")
-    return plain.replace("\n", " ").replace("*", "\\*").replace("`", "\\`")
+    line = re.sub(r"\s*[\r\n]\s*", " ", str(text).strip())
+    return _MARKS.sub(r"\\\g<0>", html.escape(printable(line), quote=False))
 
 
-def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table_lines(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return the lines of a table and an empty line after it.
 
     Args:

@@ -17,13 +17,19 @@ from dhr_batch.pipeline.bench.text import (
     sheets,
     texts,
 )
+from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.report.page import Shown
 from dhr_batch.version import __version__
 
 
 def latex(boards: Sequence[Board]) -> str:
     """Return the tables of each dataset, then published figures."""
-    lines = [f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}", f"% {INTERVALS}", ""]
+    lines = [
+        f"% dhr-batch {__version__}; needs \\usepackage{{booktabs}}",
+        "% Letters of other scripts than Latin need LuaLaTeX or XeLaTeX, and a font that has them.",
+        f"% {INTERVALS}",
+        "",
+    ]
     for board in boards:
         for sheet, columns in sheets(board):
             caption = f"{sheet}, {board.compared.title}, n = {len(board.compared.counted)}"
@@ -75,7 +81,7 @@ def _table(
         r"\toprule",
         " & ".join(map(_tex, heads)) + r" \\",
         r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
+        *map(_row, rows),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -83,11 +89,20 @@ def _table(
     ]
 
 
+def _row(cells: Iterable[str]) -> str:
+    line = " & ".join(cells)
+    # Behind the end of a row, `[` and `*` would be options of it.
+    return ("{}" if line.startswith(("[", "*")) else "") + line + r" \\"
+
+
 _TEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "–": "--",
     "−": "$-$",
     "·": r"$\cdot$",
@@ -98,7 +113,7 @@ _TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in text)
+    return "".join(_TEX.get(c, c) for c in printable(" ".join(text.split())))
 
 
 def _tex_cells(cells: Sequence[Shown] | str, count: int) -> list[str]:

@@ -228,7 +228,9 @@ def parse_matrix(content: Any, where: str) -> Matrix:
             if item["type"] == "extra_forbidden":
                 message = "unknown key"
             lines.append(f"{where}: {path + ': ' if path else ''}{message}")
-        raise Refused("\n".join(lines)) from error
+        if len(lines) == 1:
+            raise Refused(lines[0]) from error
+        raise Refused("benchmark", "".join(f"\n  {line}" for line in lines)) from error
 
 
 def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:

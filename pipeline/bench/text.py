@@ -18,6 +18,7 @@ from dhr_batch.pipeline.bench.costs import COST, IN_TURN
 from dhr_batch.pipeline.bench.data import EXCLUDED
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines
+from dhr_batch.pipeline.printable import csv_cell
 from dhr_batch.pipeline.report.metrics import title
 from dhr_batch.pipeline.report.page import Cell, Shown, shown
 from dhr_batch.pipeline.stats.bootstrap import LEVEL
@@ -170,17 +171,18 @@ def reference_rows(columns: Sequence[BoardColumn]) -> Iterator[tuple[str, list[s
 
 def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str]) -> str:
     """Return the tables of all datasets, their runs, and published figures as Markdown."""
-    lines = ["# Benchmark", "", f"{benchmark.matrix.about} {INTERVALS}".strip(), ""]
+    lines = ["# Benchmark", "", f"{escaped(benchmark.matrix.about)} {INTERVALS}".strip(), ""]
     if any(board.compared.random_weights for board in boards):
         lines += [RANDOM, ""]
-    lines += [f"{name} has failed and is left out: {escaped(why)}" for name, why in failed.items()]
+    gone = (f"{name} has failed and is left out: {why}" for name, why in failed.items())
+    lines += map(escaped, gone)
     for board in boards:
-        lines += [f"## {board.compared.title}", "", *map(escaped, about(board)), ""]
+        lines += [f"## {escaped(board.compared.title)}", "", *map(escaped, about(board)), ""]
         for sheet, columns in sheets(board):
             lines += [f"### {escaped(sheet)}", ""] + ([COSTS, ""] if sheet == COST else [])
             lines += [REFERENCES, ""] if sheet == SUMMARY else []
             found = [
-                [method, *_md_cells(cells, len(columns))]
+                [escaped(method), *_md_cells(cells, len(columns))]
                 for method, cells in rows_of(board, columns).items()
             ]
             if sheet == SUMMARY:
@@ -189,14 +191,16 @@ def markdown(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str,
             lines += table_lines(["method", *heads], found)
         lines += _md_differences(board)
         if board.truth is not None:
-            lines += [f"### {board.truth.title}", ""]
+            lines += [f"### {escaped(board.truth.title)}", ""]
             rows = ([escaped(plain(cell)) for cell in row] for row in board.truth.rows)
             lines += table_lines([escaped(column.title) for column in board.truth.columns], rows)
         lines += ["### Runs", ""]
         rows = ([escaped(cell) for cell in row] for row in runs(board))
         lines += table_lines(["method", "about", "run", "fingerprint"], rows)
         lines += ["### Models", ""]
-        lines += table_lines(["model", "start of sha256"], models(board).items())
+        lines += table_lines(
+            ["model", "start of sha256"], (map(escaped, m) for m in models(board).items())
+        )
     lines += ["## Published figures", "", "For orientation only; not comparable without care.", ""]
     for table in published():
         lines += [f"### {table.source}", "", f"{table.protocol} {table.differs}".strip(), ""]
@@ -269,7 +273,7 @@ def _md_differences(board: Board) -> list[str]:
     columns = board.compared_columns
     lines = ["### Paired differences", "", "Of each image: the method minus its reference.", ""]
     rows = (
-        [f"{m} − {board.against[m]}", *(shown(own.get(c.key)).text for c in columns)]
+        [escaped(f"{m} − {board.against[m]}"), *(shown(own.get(c.key)).text for c in columns)]
         for m, own in board.differences.items()
     )
     return lines + table_lines(["difference", *(escaped(long_title(c)) for c in columns)], rows)
@@ -332,7 +336,8 @@ def csv_images(boards: Sequence[Board]) -> str:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    safe = ([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(buffer, lineterminator="\n").writerows(safe)
     return buffer.getvalue()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli import output
 from dhr_batch.pipeline.errors import Refused
 
 
@@ -101,11 +102,12 @@ def bench(
             "exactly one is needed",
             f"give --preset with one of {names}, or -c FILE.yaml",
         )
-    logging.basicConfig(level=logging.WARNING)
+    output.log_to_stderr(logging.WARNING)
     machine = benchmarks.Machine(**where)
 
     def say(text: str) -> None:
-        click.echo(text, err=True)
+        for line in text.split("\n"):
+            output.say(line, err=True)
 
     matrix = read_matrix(file) if file else shipped_matrix(preset or "")
     if datasets:
@@ -118,7 +120,7 @@ def bench(
             note = f"  (from {cell.begins_at} of {cell.base})" if cell.base else ""
             if cell.needs:
                 note = f"  ({needs.text(cell.needs)})"
-            click.echo(f"{planned.place(cell.name)}{note}")
+            output.say(f"{planned.place(cell.name)}{note}")
         for line in needs.summary(planned.cells):
             say(line)
         return
@@ -136,7 +138,7 @@ def bench(
         }
         click.echo(json.dumps(result, indent=2))
     else:
-        click.echo(page)
+        output.say(page)
     for line in needs.summary(planned.cells):
         say(line)
     sys.exit(outcome.exit_code)

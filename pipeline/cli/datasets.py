@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
+from dhr_batch.pipeline.cli.output import add_row, as_json, print_json, say, show, table_of
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.datasets.check import DatasetCheck
@@ -35,11 +35,12 @@ def list_datasets(as_json: bool) -> None:
     for row in rows:
         images = str(row.found) if row.state == "ready" else "-"
         aligned = "yes" if row.aligned else "no"
-        table.add_row(row.name, row.state, images, aligned, row.folder, row.licence)
+        add_row(table, row.name, row.state, images, aligned, row.folder, row.licence)
     show(table)
     for row in rows:
         if row.message:
-            click.echo(f"\n{row.message}")
+            click.echo()
+            say(row.message)
     return None
 
 
@@ -119,22 +120,20 @@ def synthesize(out: Path | None, images: int, generator: str, **options: Any) ->
             click.echo(f"{done} of {total} pictures", err=True)
 
     folder = out or synthetic.default_folder(find("synthetic"))
-    click.echo(
-        synthetic.write_dataset(folder, images, generator=generator, report=report, **options)
-    )
+    say(synthetic.write_dataset(folder, images, generator=generator, report=report, **options))
 
 
 def _print(found: DatasetCheck) -> None:
     expected = "" if found.expected is None else f" (expected {found.expected})"
-    click.echo(f"{found.name}: {found.found} images{expected} in {found.place}")
+    say(f"{found.name}: {found.found} images{expected} in {found.place}")
     if found.ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.ignored.items()))
-        click.echo(f"ignored by extension: {kinds}")
+        say(f"ignored by extension: {kinds}")
     if found.smallest and found.largest:
         sizes = " to ".join(f"{w} x {h}" for w, h in (found.smallest, found.largest))
         click.echo(f"{found.sampled} images decoded: {sizes} pixels")
     for title, findings in (("broken", found.broken), ("noted", found.noted)):
         for finding in findings:
-            click.echo(f"{title}: {finding.kind}: {finding.message}")
+            say(f"{title}: {finding.kind}: {finding.message}")
     if not found.broken:
         click.echo("no problems found")

@@ -12,6 +12,7 @@ import click
 
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.fit import fit
+from dhr_batch.pipeline.cli.output import say
 from dhr_batch.pipeline.cli.sweep import sweep
 from dhr_batch.pipeline.cli.text_features import text_features
 from dhr_batch.stages import registry
@@ -89,10 +90,10 @@ def list_directions(as_json: bool) -> None:
         click.echo(json.dumps(rows | settings, indent=1))
         return
     for name, about in rows.items():
-        click.echo(f"{name:14s} strength 1 = {about['unit']}  ({files[name].name})")
+        say(f"{name:14s} strength 1 = {about['unit']}  ({files[name].name})")
     for name, edit in settings.items():
         text = ", ".join(f"{key} {value}" for key, value in edit.items())
-        click.echo(f"{name:14s} {text}  ({others[name].name})")
+        say(f"{name:14s} {text}  ({others[name].name})")
 
 
 def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
@@ -104,7 +105,7 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
         for n, unit in units.items()
     }
     file = write_set(out.parent, out.stem, arrays, directions, about | {"command": _command()})
-    click.echo(f"{file.with_suffix('.npz')}: choose one as {out.stem}.npz#{next(iter(arrays))}")
+    say(f"{file.with_suffix('.npz')}: choose one as {out.stem}.npz#{next(iter(arrays))}")
 
 
 @edits.command("sefa")

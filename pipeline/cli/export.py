@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dhr_batch.pipeline.cli.output import say
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.ownership import listed
 
@@ -147,7 +148,8 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:
-        click.echo("\n".join(lines(outcome)))
+        for line in lines(outcome):
+            say(line)
 
 
 def _with_bar(work: Callable[[Callable[[int, int], None]], ExportOutcome]) -> ExportOutcome:

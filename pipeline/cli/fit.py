@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli.output import say
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit.direction_files import (
@@ -199,8 +200,8 @@ def fit(
     for n, f in fits.items():
         effect = "  ".join(f"{k} {v:+.2f}" for k, v in f.effect.items())
         right = "".join(f"  {k} accuracy {v:.3f}" for k, v in f.accuracy.items())
-        click.echo(f"{n:12s} {f.r2:5.2f} {f.correlation:5.2f}  {effect}{right}")
-    click.echo(str(file))
+        say(f"{n:12s} {f.r2:5.2f} {f.correlation:5.2f}  {effect}{right}")
+    say(file)
 
 
 def default_scores(judges: dict[str, Scorer]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dhr_batch.pipeline.cli.output import as_json, print_json, show, table_of
+from dhr_batch.pipeline.cli.output import add_row, as_json, print_json, say, show, table_of
 from dhr_batch.pipeline.errors import Refused
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def list_models(as_json: bool) -> None:
         state = row.state if row.state == "ready" or not row.default else f"{row.state} (needed)"
         commercial = row.commercial_use
         size = _mb(row.size)
-        table.add_row(row.name, row.role, state, size, commercial, row.source, row.licence)
+        add_row(table, row.name, row.role, state, size, commercial, row.source, row.licence)
     show(table)
     return None
 
@@ -104,7 +104,7 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     if as_json:
         return print_json(done)
     for status in done:
-        click.echo(f"{status.name}\t{status.path}")
+        say(status.name, status.path)
     return None
 
 
@@ -116,12 +116,12 @@ def _announce(missing: list[ModelStatus]) -> None:
         click.echo(f"{sum(sizes.values()) / 1e6:.0f} MB to download into {home()}", err=True)
     for status in missing:
         terms = f"commercial use {status.commercial_use}; {status.licence}"
-        click.echo(f"  {status.name} ({_mb(status.size)}): {terms}", err=True)
+        say(f"  {status.name} ({_mb(status.size)}): {terms}", err=True)
 
 
 def _mention(left: list[ModelStatus]) -> None:
     for status in left:
-        click.echo(
+        say(
             f"not pulled: {status.name} ({_mb(status.download)} from {status.source}); "
             f"if you need it: dhr-batch models pull {status.name}",
             err=True,
@@ -138,7 +138,7 @@ def _progress() -> Iterator[DownloadProgress]:
     from rich.console import Console
 
     columns = (
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.DownloadColumn(),
         bars.TransferSpeedColumn(),
@@ -160,9 +160,9 @@ def _plain_progress() -> DownloadProgress:
 
     def update(what: str, done: int, total: int) -> None:
         if what not in finished:
-            click.echo(f"downloading {what} ({_mb(total)})", err=True)
+            say(f"downloading {what} ({_mb(total)})", err=True)
         if done == total and not finished.get(what):
-            click.echo(f"downloaded {what}", err=True)
+            say(f"downloaded {what}", err=True)
         finished[what] = done == total
 
     return update
@@ -183,7 +183,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row.state}\t{row.name}\t{row.path or row.message}")
+            say(row.state, row.name, row.path or row.message)
     bad = {"damaged", "missing"} if names else {"damaged"}
     if any(row.state in bad for row in rows):
         sys.exit(1)
@@ -220,7 +220,7 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
     about = convert_file(file, out)
     if as_json:
         return click.echo(json.dumps({"path": str(out), **about}, indent=2))
-    return click.echo(f"{out}\t{about['resolution']} px, {about['layout']} layout")
+    return say(f"{out}\t{about['resolution']} px, {about['layout']} layout")
 
 
 @click.command()
@@ -245,6 +245,6 @@ def _doctor_table(found: Sequence[Any]) -> Table:
     table = table_of("check", "state", "found", "what to do")
     styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
     for check in found:
-        state = f"[{styles[check.state]}]{check.state}[/]"
-        table.add_row(check.name, state, check.found, check.way_out)
+        style = styles[check.state]
+        add_row(table, check.name, check.state, check.found, check.way_out, state=style)
     return table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.printable import LogFormatter, printable, without_secrets
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,6 +28,16 @@ def print_json(rows: Sequence[BaseModel]) -> None:
     click.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=2))
 
 
+def say(*texts: object, err: bool = False) -> None:
+    """Print one line. Control codes in the texts are shown as text.
+
+    Args:
+        *texts: One text, or several that are separated by tabs.
+        err: Whether to print to stderr.
+    """
+    click.echo("\t".join(printable(without_secrets(str(text))) for text in texts), err=err)
+
+
 def table_of(*columns: str) -> Table:
     """Return an empty table with these columns."""
     from rich.table import Table
@@ -35,12 +48,35 @@ def table_of(*columns: str) -> Table:
     return table
 
 
+def add_row(table: Table, *cells: object, **styles: str) -> None:
+    """Add a row whose cells are plain text, never markup.
+
+    Args:
+        table: A table of `table_of`.
+        *cells: A cell for each column.
+        **styles: The styles of cells, by the names of their columns.
+    """
+    from rich.text import Text
+
+    texts = (printable(without_secrets(str(cell))) for cell in cells)
+    heads = (str(column.header) for column in table.columns)
+    table.add_row(*(Text(t, styles.get(h, "")) for t, h in zip(texts, heads, strict=True)))
+
+
 def show(table: Table) -> None:
     """Print a table."""
     from rich.console import Console
 
     # A pipe has no width. Paths and licences must not be cut or wrapped at 80 columns in it.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+
+
+def log_to_stderr(level: int) -> None:
+    """Print log messages of at least this level to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(logging.BASIC_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 class Command(click.Command):
@@ -53,6 +89,9 @@ class Command(click.Command):
     def main(self, args: Sequence[str] | None = None, *names: Any, **extra: Any) -> Any:
         """Run the command and end the process. See `click.Command.main`."""
         words = sys.argv[1:] if args is None else list(args)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # As stderr does: letters that a terminal lacks must not end a command.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = super().main(words, *names, **extra | {"standalone_mode": False})
         except NoArgsIsHelpError as error:
@@ -108,9 +147,11 @@ def report(error: CommandError, as_json: bool) -> NoReturn:
 
 def show_error(error: CommandError) -> None:
     """Write an error to stderr as text."""
-    click.echo(f"Error: {error.reason}", err=True)
-    if error.way_out:
-        click.echo(f"Hint: {error.way_out}", err=True)
+    # Explanations may have several lines, but a name must not begin one that looks like a message.
+    why, way_out = (printable(text, keep="\n") for text in (error.why, error.way_out))
+    click.echo(f"Error: {': '.join(filter(None, (printable(error.what), why)))}", err=True)
+    if way_out:
+        click.echo(f"Hint: {way_out}", err=True)
 
 
 def ignore_signals() -> None:

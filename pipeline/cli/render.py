@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
+from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.runs.render import EditChoice, renderer, write_picture
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
@@ -40,15 +42,21 @@ def parse(text: str) -> EditChoice:
 def pictures(record: Record) -> dict[str, bytes]:
     """Return the PNG files of a rendered record by name, with the same metadata as in runs."""
     files = {
-        f"{record.image_id}.{edit.name}.{edit.strength:g}.png": png(
+        _file(record.image_id, f"{edit.name}.{edit.strength:g}"): png(
             edit.image, edit_text(edit) | own_text(edit.image)
         )
         for edit in record.edits
     }
     if not files and record.refined is not None:
         text = own_text(record.refined) | {"Comment": "rendered by dhr-batch"}
-        files[f"{record.image_id}.refined.png"] = png(record.refined, text)
+        files[_file(record.image_id, "refined")] = png(record.refined, text)
     return files
+
+
+def _file(image_id: str, what: str) -> str:
+    """Return a path that every file system allows: no control codes, and no long names."""
+    parts = printable(f"{image_id}.{what.replace('/', '_')}").split("/")
+    return "/".join(map(shortened, parts)) + ".png"
 
 
 def write_pictures(
@@ -84,7 +92,14 @@ def write_pictures(
                 why = f"its pictures are not written, as {path} is not below {out}"
                 yield CommandError(image_id, why)
                 continue
-            if write_picture(folder, name, content):
+            try:
+                written = write_picture(folder, name, content)
+            except StorageError:
+                raise
+            except OSError as error:
+                yield CommandError(image_id, f"{path} cannot be written: {error.strerror}")
+                continue
+            if written:
                 yield path
             else:
                 yield CommandError(

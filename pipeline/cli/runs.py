@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.output import as_json, print_json, show, show_error, table_of
+from dhr_batch.pipeline.cli.output import (
+    add_row,
+    as_json,
+    print_json,
+    say,
+    show,
+    show_error,
+    table_of,
+)
 from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.printable import printable
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.plan import Plan
@@ -96,7 +105,11 @@ def status(run: str, as_json: bool) -> None:
     from dhr_batch.pipeline.runs.overview import overview
 
     found = overview(run)
-    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.lines()))
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+    else:
+        for line in found.lines():
+            say(line)
 
 
 @click.command()
@@ -115,14 +128,14 @@ def verify(run: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.model_dump() | {"complete": found.complete}, indent=2))
     else:
-        click.echo(
+        say(
             f"{found.run}: {found.verified} of {found.shards} shards verified, {found.done} images "
             f"done, {found.quarantined} quarantined, {len(found.problems)} problems"
         )
         for problem in found.problems:
-            click.echo(f"problem: {problem.file}: {problem.problem}; {problem.way_out}")
+            say(f"problem: {problem.file}: {problem.problem}; {problem.way_out}")
         for note in found.notes:
-            click.echo(f"note: {note}")
+            say(f"note: {note}")
     if found.problems:
         sys.exit(1)
 
@@ -183,7 +196,7 @@ def render(
             failed = True
             show_error(result)
         else:
-            click.echo(result)
+            say(result)
     sys.exit(1 if failed else 0)
 
 
@@ -208,7 +221,7 @@ def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
     table = table_of("image", "stage", "class", "message")
     for row in rows:
         waiting = " (to be retried)" if row.waiting else ""
-        table.add_row(row.image_id, row.stage, row.error_class, row.message + waiting)
+        add_row(table, row.image_id, row.stage, row.error_class, row.message + waiting)
     return show(table)
 
 
@@ -232,7 +245,7 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
         return
     shards = len({row.shard for row in rows})
     question = f"Compute {shards} shards of {run} again, for {len(rows)} quarantined images?"
-    if not yes and not (sys.stdin.isatty() and click.confirm(question, err=True)):
+    if not yes and not (sys.stdin.isatty() and click.confirm(printable(question), err=True)):
         raise Refused(
             "retry",
             f"it was not confirmed, so nothing was changed: {question}",
@@ -241,4 +254,4 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     rows = requeue(run, error_class)
     folder = RunFolder(run)
     click.echo(f"{len(rows)} images in {shards} shards are to be retried; now run:")
-    click.echo(goes_on(folder.started_plan(), folder.storage.place))
+    say(goes_on(folder.started_plan(), folder.storage.place))

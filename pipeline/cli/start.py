@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.output import ignore_signals
+from dhr_batch.pipeline.cli.output import ignore_signals, log_to_stderr, say
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.printable import printable
 
 
 def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
@@ -33,7 +34,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
             "--fresh deletes the run to which --extend would add images",
             "give only one of them",
         )
-    logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING)
+    log_to_stderr(logging.INFO if options["verbose"] else logging.WARNING)
     request = cli_options.request(options | {"confirmed": yes})
     plan = prepare(request)
     out = place(plan, request)
@@ -55,7 +56,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
     else:
-        click.echo(outcome.report or outcome.out)
+        say(outcome.report or outcome.out)
     sys.exit(outcome.exit_code)
 
 
@@ -75,7 +76,7 @@ def _confirm(out: Any) -> bool:
     if not _has_terminal():
         return False
     text = question(RunFolder(out), out.place)
-    if text is None or click.confirm(text, err=True):
+    if text is None or click.confirm(printable(text), err=True):
         return True
     raise Refused(
         "--fresh",

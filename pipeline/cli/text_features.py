@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from dhr_batch.pipeline.cli.output import say
+
 
 @click.command("text-features")
 @click.option(
@@ -63,4 +65,4 @@ def text_features(weights: Path, target: str, neutral: str, out: Path) -> None:
     )
     with whole(out) as part:
         part.write_bytes(buffer.getvalue())
-    click.echo(f"{out}: use it as an edit {{styleclip: {out}}}")
+    say(f"{out}: use it as an edit {{styleclip: {out}}}")

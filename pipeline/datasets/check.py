@@ -13,6 +13,7 @@ from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable
 from dhr_batch.pipeline.datasets.named import Dataset, scan
 from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import decode
@@ -85,7 +86,7 @@ def check(dataset: Dataset, sample: int) -> DatasetCheck:
     """
     result = DatasetCheck(
         name=dataset.name,
-        place=dataset.location,
+        place=without_secrets(dataset.location),
         aligned=dataset.aligned,
         expected=dataset.images,
     )

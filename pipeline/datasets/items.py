@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import File, is_url
 
 Format = Literal["auto", "files", "tar", "parquet"]
@@ -19,7 +20,10 @@ class DatasetError(Refused):
 
 
 class Unreadable(Exception):
-    """One image cannot be read. The message gives the reason."""
+    """One image cannot be read. The message gives the reason, without passwords of URLs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class Item(NamedTuple):

@@ -15,6 +15,7 @@ from dhr_batch.pipeline.datasets import celebahq, listing, portraits
 from dhr_batch.pipeline.datasets.items import DatasetError, Format, Item, Listing, Rules
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.strict import Strict
 
@@ -151,6 +152,9 @@ def find(name_or_path: str | Path) -> Dataset:
 
 
 def _name(place: str) -> str:
+    if is_url(place):
+        # A user and a password may stand before the host, and a signature behind the path.
+        place = place.partition("?")[0].replace("@", "/")
     last = place.rstrip("/").rpartition("/")[2]
     return last.removesuffix(listing.extension(last)) if listing.is_archive(place) else last
 
@@ -253,6 +257,6 @@ def _status(dataset: Dataset) -> DatasetStatus:
         **dataset.model_dump(include=set(DatasetStatus.model_fields) - {"folder"}),
         state=state,
         found=found,
-        folder=dataset.location,
+        folder=without_secrets(dataset.location),
         message=message,
     )

@@ -15,6 +15,7 @@ from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning.plan import Shard
+from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.runs.manifests import FailedImage, FileFacts, Manifest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import Row, rows_of
@@ -97,10 +98,9 @@ class Attempt:
         assert record.failure is not None
         stage, failure = record.failure.stage, record.failure
         text = f"{record.image_id} quarantined in {stage} as {failure.error_class}: "
-        log.warning("%s%s\n%s", text, failure.message, failure.details.rstrip())
-        self._failures.append(
-            FailedImage(record.image_id, stage, failure.error_class, failure.details)
-        )
+        log.warning("%s%s", text, failure.message, extra={"details": failure.details.rstrip()})
+        details = without_secrets(failure.details)
+        self._failures.append(FailedImage(record.image_id, stage, failure.error_class, details))
 
     def receipt(
         self, attempt: str, stage_seconds: Mapping[str, float], models: list[str]

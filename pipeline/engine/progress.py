@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.planning.request import Mode
+from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.units import duration
 
 # Seconds between two lines in a log file. Small runs have a line for each batch.
@@ -106,9 +107,9 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line, above the live table if there is one."""
+        """Print a text, above the live table if there is one."""
         if not self.quiet:
-            self.console.print(Text(text))
+            self.console.print(Text(printable(without_secrets(text), keep="\n")))
 
     def event(self, worker: int, event: Event) -> None:
         """Add an event of a worker to the counters."""
@@ -158,7 +159,7 @@ class Progress:
         )
         workers = Table.grid(padding=(0, 2))
         for number, what in sorted(state.workers.items())[:_SHOWN_WORKERS]:
-            workers.add_row(Text(f"worker {number}", style="dim"), Text(what))
+            workers.add_row(Text(f"worker {number}", style="dim"), Text(printable(what)))
         if (more := len(state.workers) - _SHOWN_WORKERS) > 0:
             workers.add_row(Text(f"{more} more", style="dim"), Text("in _state/status.json"))
         parts: list[Any] = [bar, workers]

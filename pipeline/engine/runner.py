@@ -22,6 +22,7 @@ from dhr_batch.pipeline.planning import devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, place
 from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.runs import card, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -133,7 +134,7 @@ def continued(run_folder: RunFolder, plan: Plan, request: Request) -> Plan:
     """
     out = run_folder.storage
     plan = resume.continued(run_folder, out.place, plan, request.extend)
-    Owned(out, RUN).claim(dataset=absolute(plan.dataset.location))
+    Owned(out, RUN).claim(dataset=without_secrets(absolute(plan.dataset.location)))
     return plan
 
 

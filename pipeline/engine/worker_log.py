@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.printable import LogFormatter
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.objects import ObjectStorage
@@ -54,7 +55,7 @@ class WorkerLog:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._handler = logging.StreamHandler(self.path.open("a", encoding="utf-8"))
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._handler)
         log.setLevel(logging.INFO)
         # Python's own tracebacks do not cover crashes in compiled code.

@@ -15,7 +15,7 @@ from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
 from dhr_batch.pipeline.export.options import ExportOutcome, Options
 from dhr_batch.pipeline.export.pictures import measured_identity
 from dhr_batch.pipeline.export.target import identity
-from dhr_batch.pipeline.markdown import table_lines
+from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -37,9 +37,9 @@ _DATASETS = 'from datasets import load_dataset\n\ntrain = load_dataset(".", spli
 _TEXT = """
 # {name}
 
-{pictures} pictures of {used} photographs, exported by dhr-batch {version} from its run `{run}`:
-photographs of the dataset `{dataset}`, inverted, refined and edited with the generator
-`{generator}`.{warning}
+{pictures} pictures of {used} photographs, exported by dhr-batch {version} from its run {run}:
+photographs of the dataset {dataset}, inverted, refined and edited with the generator
+{generator}.{warning}
 
 **{what}**
 Every edited picture says so in its metadata, with its edit and strength: PNG text or EXIF, and XMP
@@ -77,7 +77,7 @@ Settings of the run and of this export are in the head of this file, under `dhr_
 ## Rights
 
 - Photographs: {licence}
-- Generator `{generator}`: {generator_licence}
+- Generator {generator}: {generator_licence}
 
 Faces are personal data: the consent of the people shown and the licences of photographs and models
 apply to every use of this dataset. The file NOTICE of dhr-batch names the licence of every model.
@@ -135,13 +135,13 @@ def text(
         "settings": _public(plan.fingerprint.config),
     }
     body = _TEXT.format(
-        name=Path(outcome.out).name,
+        name=escaped(Path(outcome.out).name),
         pictures=outcome.pictures,
         used=outcome.photographs,
         version=plan.fingerprint.version,
-        run=run.storage.name,
-        dataset=dataset,
-        generator=generator,
+        run=escaped(run.storage.name),
+        dataset=escaped(dataset),
+        generator=escaped(generator),
         warning=" **Random weights: the pictures have no meaning.**" if generator == "tiny" else "",
         what="Edits were put back into the uncropped photographs; `identity`, `effect` and "
         "`score_*` are those of the crop before it was blended in."
@@ -153,8 +153,8 @@ def text(
         split=_split(options, outcome),
         dropped="\n".join(_dropped(outcome)),
         models="\n".join(_models(run)),
-        licence=licence,
-        generator_licence=head["dhr_batch"]["generator_licence"],
+        licence=escaped(licence),
+        generator_licence=escaped(head["dhr_batch"]["generator_licence"]),
     )
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=100)
     return f"---\n{front}---\n{body}"
@@ -210,7 +210,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 def _counts(outcome: ExportOutcome, classes: Sequence[str], splits: Sequence[str]) -> list[str]:
     rows = (
-        [f"`{label}`", str(number), *(str(outcome.counts[split][label]) for split in splits)]
+        [escaped(label), str(number), *(str(outcome.counts[split][label]) for split in splits)]
         for number, label in enumerate(classes)
     )
     return table_lines(["class", "number", *splits], rows)
@@ -220,9 +220,8 @@ def _identity(run: Run) -> str:
     network = measured_identity(run)
     if network is None:
         return "not measured"
-    return (
-        f"cosine similarity to the photograph's face, by {network}: 1 is the same, higher is closer"
-    )
+    name = escaped(network)
+    return f"cosine similarity to the photograph's face, by {name}: 1 is the same, higher is closer"
 
 
 def _split(options: Options, outcome: ExportOutcome) -> str:
@@ -242,7 +241,7 @@ def _dropped(outcome: ExportOutcome) -> Iterator[str]:
     if missing:
         yield f"- {missing} of {outcome.planned} photographs of the run have no rows"
     for reason, count in outcome.dropped.most_common():
-        yield f"- {count} pictures: {reason}"
+        yield f"- {count} pictures: {escaped(reason)}"
     if not missing and not outcome.dropped:
         yield "Nothing."
 
@@ -259,7 +258,7 @@ def _models(run: Run) -> list[str]:
             cells = [m.role, digest, m.commercial_use, " ".join(m.licence.split())]
         else:
             cells = ["", digest, "", "not in this version's registry"]
-        rows.append([f"`{name}`", *cells])
+        rows.append(map(escaped, (name, *cells)))
     return table_lines(["model", "role", "start of sha256", "commercial use", "licence"], rows)
 
 

@@ -118,7 +118,7 @@ class WebDataset(Writer):
     def _next(self) -> None:
         path = self.new_file(f"{self.split}-{self._files:05d}.tar")
         # The GNU format allows names of any length.
-        self._tar = tarfile.TarFile(path, "w", format=tarfile.GNU_FORMAT)
+        self._tar = tarfile.TarFile(path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8")
         self._files += 1
 
     def add(self, sample: ExportSample) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dhr_batch.pipeline.export.pictures import Picture
+from dhr_batch.pipeline.printable import printable
 
 Encoding = Literal["png", "jpeg", "webp"]
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -47,14 +48,14 @@ def xmp(picture: Picture) -> str:
     """Return an XMP packet with IPTC's digital source type, the edit and its strength."""
     edit = ""
     if picture.kind == "edit":
-        edit = f' dhr:edit={quoteattr(picture.edit)} dhr:strength="{picture.strength:g}"'
+        edit = f' dhr:edit={quoteattr(printable(picture.edit))} dhr:strength="{picture.strength:g}"'
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
         'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
         'xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dhr="urn:dhr-batch:1" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-        f'xmp:CreatorTool="dhr-batch" xmp:Label={quoteattr(comment(picture))} '
+        f'xmp:CreatorTool="dhr-batch" xmp:Label={quoteattr(printable(comment(picture)))} '
         f'Iptc4xmpExt:DigitalSourceType="{_SOURCE_TYPE}"{edit}/></rdf:RDF></x:xmpmeta>'
         '<?xpacket end="w"?>'
     )

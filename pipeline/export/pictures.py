@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.measure.face_scores import NAMES, effect_score
@@ -22,10 +24,11 @@ from dhr_batch.stages.measure.face_scores import NAMES, effect_score
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}
 NO_FACE = "no face found"
 _LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
-_UNSAFE = re.compile(r"[^A-Za-z0-9_+-]+")
+_UNSAFE = re.compile(r"[^\w+-]+")
+_LONGEST = 80
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Picture:
     """A picture and its labels.
 
@@ -40,6 +43,7 @@ class Picture:
         identity: Cosine similarity of the face descriptors of the picture and the aligned
             photograph; None if it was not measured.
         scores: The measured scores of the picture.
+        label: The class: `smile+2`, `refined`, `source` and so on. `gather` sets it.
     """
 
     image_id: str
@@ -50,12 +54,7 @@ class Picture:
     effect: float | None
     identity: float | None
     scores: dict[str, float]
-
-    @property
-    def label(self) -> str:
-        """The class: `smile+2`, `refined`, `source` and so on."""
-        name = f"{self.edit}{self.strength:+g}" if self.kind == "edit" else self.kind
-        return _UNSAFE.sub("_", name)
+    label: str = ""
 
     @property
     def digest(self) -> str:
@@ -65,12 +64,36 @@ class Picture:
     @property
     def key(self) -> str:
         """A file name without extension and dots, because WebDataset parses dots as extensions."""
-        return f"{_UNSAFE.sub('_', self.image_id)[:80]}-{self.label}-{self.digest[:8]}"
+        image = shortened(_UNSAFE.sub("_", self.image_id), _LONGEST)
+        return f"{image}-{shortened(self.label, _LONGEST)}-{self.digest[:16]}"
 
     def labels(self) -> dict[str, Any]:
         """Return the exported labels except `label` and the scores."""
         names = ("image_id", "kind", "edit", "strength", "effect", "identity")
         return {name: getattr(self, name) for name in names}
+
+
+def class_names(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], str]:
+    """Return the class of each edit: its name and strength, in characters that folders may have.
+
+    Letters of all scripts are kept. Classes that would be the same, or the same but for the case of
+    letters, which some file systems ignore, get a checksum of the edit.
+
+    Args:
+        edits: Name and strength of each edit.
+
+    >>> class_names([("smile", 2.0), ("улыбка", 0.5)])
+    {('smile', 2.0): 'smile+2', ('улыбка', 0.5): 'улыбка+0_5'}
+    """
+    names = {}
+    for name, strength in edits:
+        text = unicodedata.normalize("NFC", f"{name}{strength:+g}")
+        names[name, strength] = shortened(_UNSAFE.sub("_", text), 2 * _LONGEST)
+    counts = Counter(label.casefold() for label in names.values())
+    return {
+        edit: f"{label}-{digest(repr(edit))[:8]}" if counts[label.casefold()] > 1 else label
+        for edit, label in names.items()
+    }
 
 
 def digest(text: str) -> str:
@@ -176,7 +199,7 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
         )
     identity = f"identity_{network}_cosine"
     stored = [KINDS[kind] for kind in kinds]
-    found, edits, metrics = Gathered(), set[str](), set[str]()
+    found, edits, metrics = Gathered(), set[tuple[str, float]](), set[str]()
     run.parts.table("metrics")
     for key in run.parts.table("images"):
         values = _metrics(run, key.replace("images/", "metrics/", 1), metrics)
@@ -184,7 +207,8 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
         rows = _rows(run, key, stored)
         for row in rows:
             picture, known = _picture(row, values, identity, metrics)
-            edits.add(picture.edit)
+            if picture.edit:
+                edits.add((picture.edit, picture.strength))
             reason = filters.reason(picture, known)
             if reason is None:
                 passed.append(picture)
@@ -192,7 +216,11 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
                 found.dropped[reason] += 1
         found.images += len({row["image_id"] for row in rows})
         found.parts[key] = passed
-    _check(filters, edits - {""}, metrics)
+    _check(filters, {edit for edit, _ in edits}, metrics)
+    # The names of classes do not depend on the filters.
+    names = class_names(edits)
+    for picture in found.pictures():
+        picture.label = names.get((picture.edit, picture.strength), picture.kind)
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.strict import Strict
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -133,7 +134,7 @@ class Model(Strict):
         if isinstance(source, PyPI):
             return f"pypi:{source.package}=={source.version} ({source.archive})"
         if isinstance(source, Url):
-            return source.url
+            return without_secrets(source.url)
         if isinstance(source, LocalFile):
             return f"file:{source.path}"
         if isinstance(source, Package):

@@ -337,7 +337,9 @@ def _deep_merge(before: Layer, after: Layer) -> dict[str, Any]:
 
 def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> Refused:
     found = [_explain_one(item, model, prefix) for item in error.errors()]
-    return found[0] if len(found) == 1 else Refused("\n".join(map(str, found)))
+    return (
+        found[0] if len(found) == 1 else Refused("settings", "".join(f"\n  {one}" for one in found))
+    )
 
 
 def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:

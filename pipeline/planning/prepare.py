@@ -17,6 +17,7 @@ from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs
 from dhr_batch.pipeline.planning.plan import Plan, make, models_of
 from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
@@ -46,6 +47,8 @@ def prepare(request: Request) -> Plan:
     items = found[: config.limit]
     gpus = devices.number(config, remote=bool(request.address))
     resolved = configs.resolve(config, gpus, len(items))
+    # From here on the place of the photographs is shown and stored. They are read by `items`.
+    resolved = resolved.model_copy(update={"dataset": without_secrets(resolved.dataset)})
     plan = make(resolved, dataset, items, sized=config.shard_size is not None)
     if earlier is None:
         return plan
@@ -180,7 +183,7 @@ def describe(plan: Plan, out: str) -> str:
         f"device     {shown}, {workers} worker{'s' if workers != 1 else ''}",
         f"output     {out}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _stage(config: configs.Config, family: str) -> str:

@@ -7,6 +7,7 @@ from importlib import resources
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.report.data import ImageRow, RunData
 from dhr_batch.pipeline.report.pictures import decode, overlay
 from dhr_batch.pipeline.units import number, signed
@@ -67,7 +68,9 @@ def draw(data: RunData, rows: Sequence[ImageRow]) -> Image.Image:
     _head(pen, data, sheet.width)
     for n, (label, _) in enumerate(heads):
         x = MARGIN + n * (CELL + GAP)
-        pen.text((x + CELL / 2, HEAD + 6), label, INK, _font(16, bold=True), anchor="ma")
+        font = _font(16, bold=True)
+        text = _shorten(pen, label, font, CELL)
+        pen.text((x + CELL / 2, HEAD + 6), text, INK, font, anchor="ma")
     values = _values(data, rows)
     for n, row in enumerate(rows):
         y = HEAD + LABELS + n * (CELL + CAPTION + GAP)
@@ -157,6 +160,7 @@ def _shorten(
     pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float
 ) -> str:
     """Replace the middle of a text that is wider than `width` pixels by an ellipsis."""
+    text = printable(text)
     if pen.textlength(text, font) <= width:
         return text
     keep = len(text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.datasets.synthetic import SHARES, TWIN
-from dhr_batch.pipeline.markdown import table_lines
+from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.report import plots
 from dhr_batch.pipeline.report.data import RunData
 from dhr_batch.pipeline.report.metrics import STAGES, better, of_truth, title
@@ -247,5 +247,5 @@ def markdown(metrics: pd.DataFrame) -> list[str]:
     for f in found:
         mean = f"{number(f.mean)} ({number(f.low)} to {number(f.high)})"
         shares = [number(value) for value in f.by_share]
-        rows.append([f.picture, f.stage, title(f.metric), mean, *shares, str(f.n)])
+        rows.append([f.picture, escaped(f.stage), title(f.metric), mean, *shares, str(f.n)])
     return ["## Ground truth", "", _TEXT, "", *table_lines(heads, rows)]

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.printable import csv_cell
 from dhr_batch.pipeline.report import contact_sheet, gallery, sections, summaries, truth
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, rows
@@ -51,7 +52,9 @@ def write_report(
     source = Parts(connect(run))
     data = load(source)
     target, folder = _target(source.storage, data, out)
-    target.write(f"{folder}metrics.csv", summaries.wide(data).to_csv(index=False).encode())
+    table = summaries.wide(data).map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    table.columns = list(map(csv_cell, table.columns))
+    target.write(f"{folder}metrics.csv", table.to_csv(index=False).encode())
     target.write(f"{folder}metrics.md", markdown(data).encode())
     sheet = contact_sheet.draw(data, list(rows(source, data.image_ids[: contact_sheet.MAX_ROWS])))
     target.write(f"{folder}contact_sheet.png", _png(sheet))

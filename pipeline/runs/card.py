@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
-from dhr_batch.pipeline.markdown import table_lines
+from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -19,18 +20,18 @@ NAME = "README.md"
 _TEXT = """
 # {name}
 
-Made by dhr-batch {version}: {images} images of `{dataset}`, generator `{generator}`.{warning}
+Made by dhr-batch {version}: {images} images of {dataset}, generator {generator}.{warning}
 
 {counts}
 ```python
 import dhr_batch
-run = dhr_batch.open("{folder}")
+run = dhr_batch.open({folder})
 run.ids, run.latents, run.metrics
 ```
 
 ```python
 from datasets import load_dataset
-images = load_dataset("{folder}", "images", split="train")
+images = load_dataset({folder}, "images", split="train")
 ```
 
 Pictures of kind `edit` were edited by dhr-batch; their PNG metadata name the edit and its strength.
@@ -67,12 +68,12 @@ def write_card(
     }
     generator = registry.label(plan.settings.generator)
     text = _TEXT.format(
-        name=run.name,
-        folder=run.place if "://" in run.place else run.name,
+        name=escaped(run.name),
+        folder=json.dumps(run.place if "://" in run.place else run.name, ensure_ascii=False),
         version=plan.fingerprint.version,
         images=images,
-        dataset=plan.dataset,
-        generator=generator,
+        dataset=escaped(plan.dataset),
+        generator=escaped(generator),
         warning=" **Random weights: no picture or number means anything.**"
         if generator == "tiny"
         else "",

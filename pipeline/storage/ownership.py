@@ -19,6 +19,7 @@ from typing import Any
 from dhr_batch.pipeline import crash, sealed
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256
+from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.storage.base import Storage, Version
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import is_url, lies_in
@@ -232,7 +233,7 @@ def _is_run(storage: Storage) -> bool:
 def listed(names: Collection[str]) -> str:
     """Return the first few names as text, and the number of the others."""
     more = len(names) - _NAMED
-    return ", ".join(sorted(names)[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return printable(", ".join(sorted(names)[:_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def require_apart(out: Storage, inputs: Iterable[str]) -> None:
