@@ -10,11 +10,14 @@ A generator may also be a file written by `dhr-batch models convert`. A name wit
 from __future__ import annotations
 
 import difflib
+import re
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+# The name of a member from another package.
+OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 STAGES = ("align", "embed", "segment", "refine", "edit", "measure")
 
 _S = "dhr_batch.stages."
@@ -178,10 +181,10 @@ def lookup(family: str, name: str) -> Any:
 
 def _outside(family: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
+    way_out = "give it as package.module:Class, from an installed package"
+    if not OUTSIDE.fullmatch(name):
+        raise UnknownName(f"{family} {name!r} cannot be imported", way_out)
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UnknownName(
-            f"{family} {name!r} cannot be imported: {error}",
-            "give it as package.module:Class, from an installed package",
-        ) from error
+        raise UnknownName(f"{family} {name!r} cannot be imported: {error}", way_out) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.bench import needs
 from dhr_batch.pipeline.bench.matrix import Cell, Matrix, dataset_names, expand
 from dhr_batch.pipeline.datasets import named
@@ -108,7 +109,7 @@ def plan(
         # A run that begins from another one can be planned only after that one is finished. Here
         # it is planned as a whole run, to find mistakes in its settings.
         settings = {"dataset": cell.dataset, **cell.settings, **machine.settings}
-        request = Request(settings, address=machine.address)
+        request = Request(settings, address=machine.address, named=_named_code(matrix))
         prepared = prepare.prepare(request)
         require_apart(owned.storage, prepare.inputs(prepared))
         if not random_weights:
@@ -245,6 +246,11 @@ def _in_order(benchmark: Benchmark) -> Sequence[Cell]:
     return sorted(benchmark.cells, key=lambda c: (groups.index(_turn(c)[:-1]), bool(c.base)))
 
 
+def _named_code(matrix: Matrix) -> set[str]:
+    """Return the code outside of dhr-batch that the user's file names."""
+    return outside.members(matrix.model_dump(exclude={"datasets"}))
+
+
 def request_of(benchmark: Benchmark, cell: Cell, machine: Machine) -> Request:
     """Return the request of a run. A run with a base begins from the finished base."""
     settings = {**cell.settings, **machine.settings, "dataset": cell.dataset}
@@ -254,6 +260,7 @@ def request_of(benchmark: Benchmark, cell: Cell, machine: Machine) -> Request:
         settings=settings,
         out=benchmark.place(cell.name),
         address=machine.address,
+        named=_named_code(benchmark.matrix),
         progress=machine.progress,
         # New images of the dataset are added to existing runs.
         extend=True,

@@ -75,6 +75,11 @@ _PLAN = {
         help="Seed of random draws; not used by the default stages.  [default: 0]",
     ),
     "address": click.option("--address", help="Ray cluster to join.  [default: a local session]"),
+    "allow_code": click.option(
+        "--allow-code",
+        is_flag=True,
+        help="Let the dataset or run name code outside of dhr-batch (package.module:Class).",
+    ),
     "extend": click.option(
         "--extend", is_flag=True, help="Add images that are new in the dataset to the run."
     ),

@@ -159,7 +159,7 @@ def verify(run: str, as_json: bool) -> None:
     metavar="DIR",
     help="Folder to write the pictures to.  [default: RUN-render beside the run]",
 )
-@cli_options.selected_options("device")
+@cli_options.selected_options("device", "allow_code")
 def render(
     run: str,
     images: tuple[str, ...],
@@ -167,6 +167,7 @@ def render(
     edits: tuple[str, ...],
     out: Path | None,
     device: Kind | None,
+    allow_code: bool,
 ) -> None:
     """Render images of a run again, or edit them, from its tables.
 
@@ -188,7 +189,7 @@ def render(
     failed = False
     choices = [cli_render.parse(text) for text in edits]
     opened = results.open(run)
-    opened.device = device
+    opened.device, opened.allow_code = device, allow_code
     ids = opened.ids if everything else opened.select(images)
     folder = out or cli_render.beside(opened)
     for result in cli_render.write_pictures(opened, ids, choices, folder):
@@ -235,6 +236,7 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     Their shards are computed again as a whole. The files of these images may have changed, for
     example because they were repaired. All other images must be unchanged.
     """
+    from dhr_batch.pipeline import outside
     from dhr_batch.pipeline.planning.command import goes_on
     from dhr_batch.pipeline.runs.folder import RunFolder
     from dhr_batch.pipeline.runs.quarantine import quarantined, requeue
@@ -253,5 +255,9 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
         )
     rows = requeue(run, error_class)
     folder = RunFolder(run)
+    plan = folder.started_plan()
+    # The command follows from the defaults of the stages, which may be code of somebody else.
+    own = not outside.members(plan.settings.values)
+    command = goes_on(plan, folder.storage.place) if own else "the command that started it"
     click.echo(f"{len(rows)} images in {shards} shards are to be retried; now run:")
-    say(goes_on(folder.started_plan(), folder.storage.place))
+    say(command)

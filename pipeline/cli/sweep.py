@@ -27,7 +27,7 @@ from dhr_batch.pipeline.storage.locations import is_url
 )
 @click.option("--out", metavar="DIR|URL", help="Run folder of the result.  [default: RUN-sweep]")
 @cli_options.selected_options(
-    "gpus", "device", "workers_per_gpu", "sets", "limit", "address", "extend"
+    "gpus", "device", "workers_per_gpu", "sets", "limit", "address", "allow_code", "extend"
 )
 @cli_options.start_options
 def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> None:

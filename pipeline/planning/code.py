@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import registry
@@ -17,8 +16,6 @@ from dhr_batch.stages import registry
 _PACKAGE = Path(__file__).resolve().parent.parent.parent
 # The files of the pipeline that encode and decode rows.
 _OWN = ("tables/codec.py", "tables/records.py", "planning/earlier_run.py")
-# The name of a member from another package, as `registry.lookup` accepts it.
-_MEMBER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def check(config: Config, expected: str) -> None:
@@ -56,21 +53,11 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
     own = (_PACKAGE / "pipeline" / name for name in _OWN)
     for path in (*sorted(_PACKAGE.glob("stages/**/*.py")), *own):
         yield path.relative_to(_PACKAGE).as_posix(), path
-    members = set(_names(list(map(config.model_dump().get, registry.STAGES))))
+    members = set(outside.texts(list(map(config.model_dump().get, registry.STAGES))))
     if not config.generator.endswith(registry.GENERATOR_FILE):
         members.add(config.generator)
-    for module in sorted({name.partition(":")[0] for name in members if _MEMBER.fullmatch(name)}):
+    for module in sorted(
+        {name.partition(":")[0] for name in members if registry.OUTSIDE.fullmatch(name)}
+    ):
         if file := import_module(module).__file__:
             yield module, Path(file)
-
-
-def _names(value: Any) -> Iterator[str]:
-    """Yield all strings in the settings of stages."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _names(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _names(part)

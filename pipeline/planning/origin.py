@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.datasets import listing, named
 from dhr_batch.pipeline.datasets.items import DatasetError, Item
 from dhr_batch.pipeline.datasets.named import Dataset
@@ -30,26 +31,31 @@ from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.stages import registry
 
 
-def start(given: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]]:
+def start(
+    given: Mapping[str, Any], named_code: Collection[str] = (), allow_code: bool = False
+) -> tuple[Dataset, Origin | None, list[Layer]]:
     """Find the dataset of a new run, and the run from which it begins.
 
     Args:
         given: The merged settings of the user, with `dataset`, and perhaps `preset` and
             `first_stage`.
+        named_code: Names of code outside of dhr-batch that the user gave.
+        allow_code: Whether the dataset or run may name further code.
 
     Returns:
         The dataset, the earlier run (None if the new run begins with photographs), and the layers
         of settings that those of the user override.
 
     Raises:
-        Refused: If the dataset or the earlier run cannot be used, or the preset is unknown.
+        Refused: If the dataset or the earlier run cannot be used or names code, or the preset is
+            unknown.
         StorageError: If the storage does not answer.
     """
     late = RunSettings(given).begins_late
     dataset = _find_run(given["dataset"]) if late else named.find(given["dataset"])
     preset = [configs.preset(given["preset"])] if given.get("preset") else []
     if late:
-        origin = Origin(dataset.location)
+        origin = Origin(dataset.location, named_code, allow_code)
         return origin.dataset(dataset), origin, [origin.settings, *preset]
     if not listing.is_archive(dataset.location) and locations.exists(
         locations.join(dataset.location, "plan.json")
@@ -60,6 +66,7 @@ def start(given: Mapping[str, Any]) -> tuple[Dataset, Origin | None, list[Layer]
             f"name the stage to begin at with --from (one of: {', '.join(registry.STAGES[1:])}), "
             "or give the photographs that it was made from",
         )
+    outside.check(dataset.config, f"dataset {given['dataset']}", named_code, allow_code)
     return dataset, None, [*preset, dataset.config]
 
 
@@ -144,6 +151,7 @@ class Origin:
 
     Args:
         place: The folder of the run, or its URL in an object store.
+        named_code: As in `start`, and so is `allow_code`.
 
     Attributes:
         folder: The run.
@@ -158,11 +166,14 @@ class Origin:
         StorageError: If the storage does not answer.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(
+        self, place: str, named_code: Collection[str] = (), allow_code: bool = False
+    ) -> None:
         self.folder = RunFolder(place)
         self.storage = self.folder.storage
         self.plan = plan = self.folder.started_plan()
         self.fingerprint = plan.fingerprint
+        outside.check(plan.settings.values, self.storage.place, named_code, allow_code)
         dropped = RUN_ONLY | {"first_stage"}
         self.settings = {
             key: _completed(key, value) if key in registry.STAGES else value

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
@@ -41,7 +42,10 @@ def prepare(request: Request) -> Plan:
     if not given.get("dataset"):
         names = ", ".join(named.datasets())
         raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
-    dataset, earlier, layers = origin.start(given)
+    # The name of the dataset names no code, whatever it looks like.
+    own = {key: value for key, value in given.items() if key != "dataset"}
+    named_code = {*request.named, *outside.members(own)}
+    dataset, earlier, layers = origin.start(given, named_code, request.allow_code)
     config = configs.build([*layers, *given_layers])
     found = named.list_images(dataset) if earlier is None else earlier.items(config)
     items = found[: config.limit]

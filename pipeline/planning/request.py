@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,9 @@ class Request:
         verbose: Whether to print more messages.
         quiet: Whether to print fewer messages.
         command: The words of the command line, which messages may repeat.
+        allow_code: Whether the dataset, or the run that the new one begins from, may name code
+            outside of dhr-batch.
+        named: Names of such code that the user gave elsewhere, as in the file of a benchmark.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -46,3 +49,5 @@ class Request:
     verbose: bool = False
     quiet: bool = False
     command: Sequence[str] = ()
+    allow_code: bool = False
+    named: Collection[str] = ()

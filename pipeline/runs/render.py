@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.weights import check_weights
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 EditChoice = tuple[str, float]
 
 
-def context(plan: StoredPlan, place: str, kind: Kind | None = None) -> Context:
+def context(
+    plan: StoredPlan, place: str, kind: Kind | None = None, allow_code: bool = False
+) -> Context:
     """Return the networks that render the pictures of a run.
 
     These are the generator, and those of the refiner if it has any. They are loaded when they are
@@ -33,13 +36,15 @@ def context(plan: StoredPlan, place: str, kind: Kind | None = None) -> Context:
         plan: The stored plan of the run.
         place: The run, for messages.
         kind: The device; None for an NVIDIA GPU if there is one, else the CPU.
+        allow_code: Whether the run may name code outside of dhr-batch.
 
     Raises:
         InvalidInput: If there is no such device.
-        Refused: If the weights have changed since the run.
+        Refused: If the weights have changed since the run, or it names code.
         UnknownName: If the refiner of the run is not installed.
     """
     generator = plan.settings.generator
+    outside.check(plan.settings.values, place, allowed=allow_code)
     device = use(plan.settings.precision, kind)
     found = Context(
         device,

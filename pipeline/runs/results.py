@@ -55,9 +55,11 @@ class Run:
         stored: Its plan: settings, fingerprint, and the image ids of each shard.
         device: The device that renders, `cuda`, `mps`, `xpu` or `cpu`; set it before the first
             render. By default `cuda` if there is one, else `cpu`.
+        allow_code: Whether renders may import code outside of dhr-batch that the run names.
     """
 
     device: Kind | None = None
+    allow_code = False
 
     def __init__(self, storage: Storage, stored: StoredPlan) -> None:
         self.storage, self.stored, self.parts = storage, stored, Parts(storage)
@@ -230,7 +232,7 @@ class Run:
     @cached_property
     def networks(self) -> Context:
         """The generator and the refiner of the run (see `runs.render.context`)."""
-        return render.context(self.stored, self.storage.place, self.device)
+        return render.context(self.stored, self.storage.place, self.device, self.allow_code)
 
     def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
         """Render the refined picture of an image again, or edits of it.
