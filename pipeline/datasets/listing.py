@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from operator import itemgetter
 
+from dhr_batch.pipeline.datasets import tar_headers
 from dhr_batch.pipeline.datasets.items import (
     DatasetError,
     Item,
@@ -113,7 +114,7 @@ def _members(file: File) -> list[tuple[str, int, int]]:
     try:
         with (
             locations.open_file(file.location) as handle,
-            tarfile.open(fileobj=handle, mode="r:") as archive,
+            tar_headers.opened(handle) as archive,
         ):
             return list(_visible(archive))
     except StorageError:
@@ -127,9 +128,7 @@ def _members(file: File) -> list[tuple[str, int, int]]:
 
 
 def _visible(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
-    while (member := archive.next()) is not None:
-        # Otherwise tarfile keeps about a kilobyte per member.
-        archive.members.clear()  # type: ignore[attr-defined]
+    for member in tar_headers.members(archive):
         name = member.name.removeprefix("./")
         if member.isreg() and not member.issparse() and "/." not in f"/{name}":
             yield name, member.size, member.offset_data

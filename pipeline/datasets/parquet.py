@@ -9,10 +9,11 @@ from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dhr_batch.pipeline.datasets import parquet_rows
 from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable, each, image_id
+from dhr_batch.pipeline.datasets.parquet_rows import Rows
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.locations import File
@@ -57,11 +58,12 @@ def _index(
 ) -> tuple[list[Item], list[str | None]]:
     try:
         parquet = _open(file.location)
+        parquet_rows.check(file, parquet)
         leaf = _leaf(parquet, column, file.location)
         return _rows(file, parquet, leaf), _names(parquet, leaf, id_column, file.location)
-    except StorageError:
+    except (StorageError, DatasetError):
         raise
-    except (pa.ArrowException, OSError) as error:
+    except parquet_rows.DAMAGE as error:
         raise DatasetError(
             file.location, f"it cannot be read as Parquet: {error}", "replace the file"
         ) from error
@@ -77,7 +79,8 @@ def read_cell(location: str, leaf: str, row: int) -> bytes:
     # With the lock, one thread decodes the row group and the others use the result.
     with _lock, _row_errors(location, row):
         group, first = _group_of(_kept(location), row)
-        value = _values(location, leaf, group)[row - first].as_py()
+        value = _images(location, (leaf,), group).row(row - first).column(0)[0].as_py()
+    value = value.get("bytes") if isinstance(value, dict) else value
     if value is None:
         raise Unreadable(f"{location}: row {row} holds no image")
     return value
@@ -92,7 +95,7 @@ def values(location: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
     """
     with _lock, _row_errors(location, row):
         group, first = _group_of(_kept(location), row)
-        return _table(location, columns, group).slice(row - first, 1).to_pylist()[0]
+        return _others(location, columns, group).row(row - first).to_pylist()[0]
 
 
 def marked(location: str, key: bytes) -> bool:
@@ -113,7 +116,7 @@ def _row_errors(location: str, row: int) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (pa.ArrowException, OSError, IndexError) as error:
+    except parquet_rows.DAMAGE as error:
         # Errors of pyarrow about damaged files are OSErrors without an errno.
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(location, error.strerror or str(error), locations.CHECK) from error
@@ -139,22 +142,21 @@ def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
     raise IndexError(f"the file has {first} rows now")
 
 
-# Rows are read in order, so one decoded row group serves many images.
-@lru_cache(maxsize=1)
-def _values(location: str, leaf: str, group: int) -> pa.ChunkedArray:
-    values = _kept(location).read_row_group(group, columns=[leaf]).column(0)
-    return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+def _opened(location: str, columns: tuple[str, ...], group: int) -> Rows:
+    return Rows(_kept(location), group, columns)
 
 
-@lru_cache(maxsize=1)
-def _table(location: str, columns: tuple[str, ...], group: int) -> pa.Table:
-    return _kept(location).read_row_group(group, columns=list(columns))
+# Rows are read in order, so one row group serves many images.
+_images = lru_cache(maxsize=1)(_opened)
+_others = lru_cache(maxsize=1)(_opened)
 
 
 def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
     """Return the path of the leaf column with the encoded images. Raises DatasetError."""
     schema = parquet.schema_arrow
-    fits = {name: leaf for name in schema.names if (leaf := _image_leaf(schema.field(name)))}
+    fits = {field.name: leaf for field in schema if (leaf := _image_leaf(field))}
+    for name in [column] if column in fits else fits:
+        _require_one(schema, name, location)
     if column is not None and column not in fits:
         raise DatasetError(
             location,
@@ -171,17 +173,21 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
     return fits[column or next(iter(fits))]
 
 
+def _require_one(schema: pa.Schema, name: str, location: str) -> None:
+    if len(places := schema.get_all_field_indices(name)) > 1:
+        raise DatasetError(
+            location,
+            f"columns {' and '.join(map(str, places))} are both called {name!r}",
+            "rename one of them",
+        )
+
+
 def _image_leaf(field: pa.Field) -> str | None:
     if pa.types.is_struct(field.type):
-        names = [child.name for child in field.type]
-        if "bytes" in names and _is_binary(field.type.field("bytes").type):
-            return f"{field.name}.bytes"
-        return None
-    return field.name if _is_binary(field.type) else None
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        found = [child for child in field.type if child.name == "bytes"]
+        fits = len(found) == 1 and parquet_rows.is_binary(found[0].type)
+        return f"{field.name}.bytes" if fits else None
+    return field.name if parquet_rows.is_binary(field.type) else None
 
 
 def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
@@ -189,14 +195,13 @@ def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
 
     The metadata contain no sizes of single rows, so the etag is made of the size of the row group.
     """
-    metadata = parquet.metadata
+    metadata, column = parquet.metadata, parquet_rows.position(parquet, leaf)
     prefix = f"{file.relative}/" if file.relative else ""
     location = file.location
     rows: list[Item] = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        chunks = (group.column(index) for index in range(group.num_columns))
-        size = next(c.total_compressed_size for c in chunks if c.path_in_schema == leaf)
+        size = group.column(column).total_compressed_size
         etag = f"{size:x}.{file.etag}" if file.etag else f"{size:x}"
         rows += (
             Item(image_id(f"{prefix}{row:08d}"), location, "", -1, row, etag, leaf)
@@ -217,10 +222,20 @@ def _names(
                 f"it has no column {id_column!r}",
                 f"choose from its columns: {schema.names}",
             )
-        values = parquet.read([id_column]).column(0).to_pylist()
+        _require_one(schema, id_column, location)
+        kind = schema.field(id_column).type
+        if not parquet_rows.is_name(kind):
+            raise DatasetError(
+                location,
+                f"column {id_column!r} holds {kind}, which are no ids",
+                "choose a column of texts or whole numbers",
+            )
+        values = parquet_rows.texts(parquet, id_column, location)
         return [None if value is None else str(value) for value in values]
-    name = leaf.removesuffix(".bytes")
-    kind = schema.field(name).type
-    if not pa.types.is_struct(kind) or "path" not in [child.name for child in kind]:
+    if leaf in schema.names:
         return []
-    return pc.struct_field(parquet.read([f"{name}.path"]).column(0), "path").to_pylist()
+    name = leaf.removesuffix(".bytes")
+    paths = [child for child in schema.field(name).type if child.name == "path"]
+    if len(paths) != 1 or not parquet_rows.is_text(paths[0].type):
+        return []
+    return parquet_rows.texts(parquet, f"{name}.path", location)
