@@ -222,7 +222,7 @@ def parse_matrix(content: Any, where: str) -> Matrix:
         return Matrix.model_validate(content)
     except ValidationError as error:
         lines = []
-        for item in error.errors():
+        for item in error.errors()[:20]:
             path = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from dhr_batch.pipeline.bench import needs
@@ -24,6 +23,7 @@ from dhr_batch.pipeline.report.page import Cell, Shown, shown
 from dhr_batch.pipeline.stats.bootstrap import LEVEL
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.pipeline.units import number
+from dhr_batch.stages import yaml_files
 
 INTERVALS = (
     f"Brackets: {LEVEL:.0%} bootstrap intervals over images (over shards for costs). "
@@ -80,8 +80,8 @@ class Published(Strict):
 
 def published() -> list[Published]:
     """Read the shipped tables, `configs/published.yaml`."""
-    text = (resources.files("dhr_batch.configs") / "published.yaml").read_text("utf-8")
-    return TypeAdapter(list[Published]).validate_python(yaml.safe_load(text))
+    found = yaml_files.read(resources.files("dhr_batch.configs") / "published.yaml")
+    return TypeAdapter(list[Published]).validate_python(found)
 
 
 def about(board: Board) -> list[str]:

@@ -49,6 +49,9 @@ def list_models(as_json: bool) -> None:
         size = _mb(row.size)
         add_row(table, row.name, row.role, state, size, commercial, row.source, row.licence)
     show(table)
+    for row in rows:
+        if row.state == "broken":
+            say(f"\n{row.message}")
     return None
 
 
@@ -100,7 +103,8 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     after = catalogue.model_statuses()
     done = [status for status in after if status.name in {n.name for n in needed}]
     if everything:
-        _mention([status for status in after if status not in done and status.state != "ready"])
+        left = [status for status in after if status not in done]
+        _mention([status for status in left if status.state not in ("ready", "broken")])
     if as_json:
         return print_json(done)
     for status in done:
@@ -220,7 +224,9 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
     about = convert_file(file, out)
     if as_json:
         return click.echo(json.dumps({"path": str(out), **about}, indent=2))
-    return say(f"{out}\t{about['resolution']} px, {about['layout']} layout")
+    if "made" in about:
+        say(f"{file} lacks these tensors, which were made: {about['made']}", err=True)
+    return say(f"{out}	{about['resolution']} px, {about['layout']} layout")
 
 
 @click.command()
@@ -230,9 +236,13 @@ def doctor(as_json: bool) -> None:
 
     The exit code is 1 if something that a run with default settings needs is broken.
     """
-    from dhr_batch.pipeline.models.doctor import checks
+    from dhr_batch.pipeline.datasets import named
+    from dhr_batch.pipeline.models.doctor import Check, checks
 
-    found = checks()
+    found = checks() + [
+        Check(name=f"dataset {name}", state="note", found="broken", way_out=str(error))
+        for name, error in named.broken().items()
+    ]
     if as_json:
         print_json(found)
     else:

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from dhr_batch.pipeline.datasets import celebahq, listing, portraits
@@ -17,7 +16,8 @@ from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import is_url, join
-from dhr_batch.pipeline.strict import Strict
+from dhr_batch.pipeline.strict import Strict, reasons
+from dhr_batch.stages import yaml_files
 
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -75,38 +75,55 @@ class Dataset(Strict):
 
 def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     """Read the settings of a dataset from a YAML file, over settings that it may leave out."""
+    reason, way_out = "", "correct the file"
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8"))
-        settings = defaults | {"name": file.stem} | given
-        if settings.get("root"):
-            settings["root"] = _relative_to(settings["root"], file.parent)
-        Dataset.model_validate(settings)
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
-        raise DatasetError(
-            str(file), f"it does not describe a dataset: {error}", "correct the file"
-        ) from error
-    return settings
+        given = yaml_files.read(file)
+        if isinstance(given, dict):
+            settings = defaults | {"name": file.stem} | given
+            root = Dataset.model_validate(settings).root
+            if root:
+                settings["root"] = _relative_to(root, file.parent)
+            return settings
+        reason = f"it has no settings, only {yaml_files.shown(given)}"
+    except yaml_files.InvalidYaml as error:
+        reason, way_out = error.reason, error.way_out
+    except ValidationError as error:
+        reason = reasons(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise DatasetError(str(file), f"it does not describe a dataset: {reason}", way_out)
 
 
 def _relative_to(root: str, folder: Path) -> str:
-    return root if is_url(str(root)) else str(folder / Path(root).expanduser())
+    return root if is_url(root) else str(folder / os.path.expanduser(root))
 
 
 def datasets() -> dict[str, Dataset]:
     """Return all datasets by name: the shipped ones and those in `datasets.d` of the cache folder.
 
     A file in `datasets.d` with the name of a shipped dataset changes only the settings it contains,
-    for example `root`.
-
-    Raises:
-        DatasetError: If a file does not describe a dataset.
+    for example `root`. Files that do not describe a dataset are left out (see `broken`).
     """
+    return _all()[0]
+
+
+def broken() -> dict[str, DatasetError]:
+    """Return why files in `datasets.d` do not describe the datasets of their names."""
+    return _all()[1]
+
+
+def _all() -> tuple[dict[str, Dataset], dict[str, DatasetError]]:
     found: dict[str, dict[str, Any]] = {}
+    bad: dict[str, DatasetError] = {}
     shipped = Path(__file__).parent.parent.parent / "configs" / "datasets"
     for folder in (shipped, catalogue.home() / "datasets.d"):
-        for file in sorted(folder.glob("*.yaml")):
-            found[file.stem] = _described(file, found.get(file.stem, {}))
-    return {name: Dataset(**settings) for name, settings in sorted(found.items())}
+        for file in yaml_files.in_folder(folder):
+            try:
+                found[file.stem] = _described(file, found.get(file.stem, {}))
+            except DatasetError as error:
+                bad[file.stem] = error
+    good = {name: Dataset(**found[name]) for name in sorted(found) if name not in bad}
+    return good, bad
 
 
 def find(name_or_path: str | Path) -> Dataset:
@@ -119,12 +136,14 @@ def find(name_or_path: str | Path) -> Dataset:
         DatasetError: If there is no such dataset, folder or file.
     """
     text = str(name_or_path)
-    known = datasets()
+    known, bad = _all()
+    if text in bad:
+        raise bad[text]
     if text in known:
         return known[text]
     if is_url(text):
         return Dataset(name=_name(text), root=text)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir() or (path.is_file() and listing.is_archive(text)):
         return Dataset(name=_name(str(path.resolve())), root=str(path.resolve()))
     if path.is_file() and path.suffix in {".yaml", ".yml"}:
@@ -230,7 +249,7 @@ class DatasetStatus(Strict):
     """
 
     name: str
-    state: Literal["ready", "missing"]
+    state: Literal["ready", "missing", "broken"]
     found: int
     images: int | None
     aligned: bool
@@ -242,8 +261,16 @@ class DatasetStatus(Strict):
 
 
 def dataset_statuses() -> list[DatasetStatus]:
-    """Return the status of every dataset, sorted by name."""
-    return [_status(dataset) for dataset in datasets().values()]
+    """Return the status of every dataset, sorted by name, with files that describe none."""
+    known, bad = _all()
+    found = [_status(dataset) for dataset in known.values()] + [
+        DatasetStatus(
+            name=name, state="broken", found=0, images=None, aligned=False, split="",
+            folder=error.what, licence="", description="", message=str(error),
+        )
+        for name, error in bad.items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda status: status.name)
 
 
 def _status(dataset: Dataset) -> DatasetStatus:

@@ -17,15 +17,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import ValidationError
 
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.files import sha256, whole
 from dhr_batch.pipeline.models.spec import LocalFile, Model, Package, Shipped
-from dhr_batch.pipeline.strict import Strict
+from dhr_batch.pipeline.strict import Strict, reasons
+from dhr_batch.stages import yaml_files
 
-ModelState = Literal["ready", "missing", "damaged"]
+ModelState = Literal["ready", "missing", "damaged", "broken"]
 STAMP = ".verified.json"
 
 
@@ -53,6 +53,7 @@ class ModelStatus(Strict):
     """The entry of one model in `models list` and `models verify`.
 
     Attributes:
+        state: `broken` is a file in `models.d` that does not describe a model.
         size: Bytes of the model's files.
         download: Bytes to download for a pull.
         source: The origin of the files in one line.
@@ -96,11 +97,12 @@ def _folders() -> tuple[Path, Path]:
 @cache
 def _read(file: Path, _mtime_ns: int) -> Model:
     try:
-        return Model.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise Refused(
-            str(file), f"it does not describe a model: {error}", "correct the file"
-        ) from error
+        return Model.model_validate(yaml_files.read(file))
+    except ValidationError as error:
+        reason, way_out = reasons(error), "correct the file"
+    except yaml_files.InvalidYaml as error:
+        reason, way_out = error.reason, error.way_out
+    raise Refused(str(file), f"it does not describe a model: {reason}", way_out)
 
 
 def _with_full_path(model: Model) -> Model:
@@ -108,33 +110,46 @@ def _with_full_path(model: Model) -> Model:
     source = model.source
     if not isinstance(source, LocalFile):
         return model
-    file = home() / "files" / Path(source.path).expanduser()
+    file = home() / "files" / os.path.expanduser(source.path)
     return model.model_copy(update={"source": source.model_copy(update={"path": str(file)})})
 
 
 def models() -> dict[str, Model]:
     """Return all descriptions by name, first the shipped ones, then those that users added.
 
-    Raises:
-        Refused: If a description is invalid, or two have the same name.
+    Files that do not describe a model, or one with a name that is taken, are left out.
     """
+    return _all()[0]
+
+
+def _all() -> tuple[dict[str, Model], dict[str, Refused]]:
+    """Return all descriptions by name, and what is wrong with other files by their names."""
     found: dict[str, Model] = {}
+    bad: dict[str, Refused] = {}
     for folder in _folders():
-        for file in sorted(folder.glob("*.yaml")):
-            model = _with_full_path(_read(file, file.stat().st_mtime_ns))
-            if model.name in found:
-                raise Refused(str(file), f"the name {model.name!r} is taken", "choose another one")
-            found[model.name] = model
-    return found
+        for file in yaml_files.in_folder(folder):
+            try:
+                model = _with_full_path(_read(file, file.stat().st_mtime_ns))
+                if model.name in found:
+                    why = f"the name {model.name!r} is taken"
+                    raise Refused(str(file), why, "choose another one")
+                found[model.name] = model
+            except Refused as error:
+                bad[file.stem] = error
+            except OSError as error:
+                bad[file.stem] = Refused(str(file), error.strerror or str(error), "replace it")
+    return found, bad
 
 
 def find(name: str) -> Model:
     """Return the description of a model.
 
     Raises:
-        Refused: If no model has this name.
+        Refused: If no model has this name, or its description is invalid.
     """
-    known = models()
+    known, bad = _all()
+    if name in bad:
+        raise bad[name]
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -308,8 +323,16 @@ def _status(model: Model, full: bool) -> ModelStatus:
 
 
 def model_statuses() -> list[ModelStatus]:
-    """Return the status of every model, sorted by name."""
-    return [_status(model, full=False) for _, model in sorted(models().items())]
+    """Return the status of every model, sorted by name, with files that describe none."""
+    known, bad = _all()
+    found = [_status(model, full=False) for model in known.values()] + [
+        ModelStatus(
+            name=name, role="", state="broken", size=0, download=0, source=error.what, licence="",
+            commercial_use="unclear", default=False, description="", message=str(error),
+        )
+        for name, error in bad.items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda status: status.name)
 
 
 def verify(names: Sequence[str] = ()) -> list[ModelStatus]:

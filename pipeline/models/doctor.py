@@ -214,6 +214,10 @@ def _models() -> Iterator[Check]:
                 found=status.state,
                 way_out=remedy,
             )
+        elif status.state == "broken":
+            yield Check(
+                name=f"model {status.name}", state="note", found="broken", way_out=status.message
+            )
     absent = [s.name for s in statuses if s.state == "missing" and not s.default]
     if absent:
         yield Check(name="further models", state="ok", found=f"not pulled: {', '.join(absent)}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from typing import Any
-
-import yaml
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.planning.config import flat
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.stages import yaml_files
 from dhr_batch.stages.registry import STAGES
 
 _START = ("dataset", "preset", "first_stage")
@@ -60,6 +60,7 @@ def goes_on(plan: StoredPlan, place: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
+    with suppress(yaml_files.InvalidYaml):
+        if isinstance(value, str) and yaml_files.parse(value) == value:
+            return value
     return json.dumps(value, ensure_ascii=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -13,13 +14,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError, field_validator
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.stages import registry
+from dhr_batch.stages import registry, yaml_files
 from dhr_batch.stages.device import Kind, Precision
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import StageOptions
 
 Layer = Mapping[str, Any]
+# Wrong settings that are listed at once.
+_MOST_EXPLAINED = 20
 
 # Settings that may change between two starts of a run, as no row depends on them.
 RUN_ONLY = frozenset(
@@ -133,7 +136,7 @@ def preset(name: str, kind: str = "preset") -> dict[str, Any]:
     """
     for file in _shipped(kind):
         if file.name == f"{name}.yaml":
-            return _mapping(yaml.safe_load(file.read_text("utf-8")), f"{kind} {name}")
+            return _mapping(yaml_files.read(file), f"{kind} {name}")
     raise Refused(f"unknown {kind} {name!r}", way_out=f"choose from: {', '.join(presets(kind))}")
 
 
@@ -149,11 +152,9 @@ def read_file(path: Path) -> dict[str, Any]:
         Refused: If the file does not contain a mapping of settings.
     """
     try:
-        return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except yaml.YAMLError as error:
-        raise Refused(
-            str(path), f"it is not valid YAML: {error}", "correct the file at this place"
-        ) from error
+        return _mapping(yaml_files.read(path), str(path))
+    except yaml_files.InvalidYaml as error:
+        raise Refused(str(path), error.reason, error.way_out) from error
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -185,11 +186,11 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
                     "leave out one of the two",
                 )
         try:
-            section[keys[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            section[keys[-1]] = yaml_files.parse(value)
+        except yaml_files.InvalidYaml as error:
             raise Refused(
-                f"--set {text!r}",
-                f"the value is not valid YAML: {error}",
+                f"--set {yaml_files.shown(text)}",
+                error.reason.replace("it", "the value", 1),
                 "put text with special characters in quotes, as in 'key=\"[text\"'",
             ) from error
     return settings
@@ -268,7 +269,7 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
 
 def _generator_file(file: Path) -> Path:
     # Workers have other current folders, so the path must be absolute.
-    file = file.expanduser().absolute()
+    file = Path(os.path.expanduser(file)).absolute()
     converted = file.with_suffix(registry.GENERATOR_FILE)
     if file != converted:
         raise Refused(
@@ -304,7 +305,8 @@ def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:
     valid = registry.names(family or path)
     close = difflib.get_close_matches(str(name), valid, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise Refused(f"unknown {path} {name!r}{hint}", way_out=f"choose from: {', '.join(valid)}")
+    what = f"unknown {path} {yaml_files.shown(name)}{hint}"
+    raise Refused(what, way_out=f"choose from: {', '.join(valid)}")
 
 
 def _mapping(value: Any, where: str, example: str = "seed: 1") -> dict[str, Any]:
@@ -313,7 +315,7 @@ def _mapping(value: Any, where: str, example: str = "seed: 1") -> dict[str, Any]
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise Refused(
             where,
-            f"expected settings as `key: value`, found {value!r}",
+            f"expected settings as `key: value`, found {yaml_files.shown(value)}",
             f"write for example `{example}`",
         )
     return value
@@ -336,9 +338,12 @@ def _deep_merge(before: Layer, after: Layer) -> dict[str, Any]:
 
 
 def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> Refused:
-    found = [_explain_one(item, model, prefix) for item in error.errors()]
+    found = [_explain_one(item, model, prefix) for item in error.errors()[:_MOST_EXPLAINED]]
+    if more := error.error_count() - len(found):
+        found.append(Refused(f"and {more} more"))
     return (
-        found[0] if len(found) == 1 else Refused("settings", "".join(f"\n  {one}" for one in found))
+        found[0] if len(found) == 1 else Refused("settings", "".join(f"
+  {one}" for one in found))
     )
 
 
@@ -353,7 +358,7 @@ def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:
             return Refused(path, error.reason, error.way_out)
         why = why.removeprefix("value error, ")
         way_out = "give a valid value, or leave the setting out to use its default"
-        return Refused(path, f"{why}, got {item['input']!r}", way_out)
+        return Refused(path, f"{why}, got {yaml_files.shown(item['input'])}", way_out)
     options: Any = model
     for part in item["loc"][:-1]:
         options = _type_of(part, options)

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import pickle
-import zipfile
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from dhr_batch.stages import yaml_files
+from dhr_batch.stages.edit import array_files
 from dhr_batch.stages.registry import InvalidInput
 
 STYLE_WIDTH = 512
 FITS = "[512], [1, 512], [L, 512] or [1, L, 512]"
-# Exceptions of numpy and torch for a damaged file; which one depends on its first bytes.
-DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-)
+# Above the largest generator, with 23 rows.
+MOST_ROWS = 64
+# Exceptions for a damaged file.
+DAMAGED = (OSError, ValueError)
 LENGTH_UNIT = "the length of the vector in the file"
 
 
@@ -78,16 +73,7 @@ def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
     """
     array = np.asarray(array)
     shape = list(array.shape)
-    if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 3 or shape[-1] != STYLE_WIDTH:
-        raise DirectionError(
-            f"{source}: an array of {array.dtype} and shape {shape} is not a direction",
-            f"give numbers of shape {FITS}",
-        )
-    if array.ndim == 3 and shape[0] != 1:
-        raise DirectionError(
-            f"{source}: shape {shape} holds {shape[0]} directions",
-            f"save one per file, as {FITS}",
-        )
+    _check_shape(shape, array.dtype, source)
     array = array[0] if array.ndim == 3 else array
     array = array[0] if array.shape == (1, STYLE_WIDTH) else array
     array = np.ascontiguousarray(array, np.float32)
@@ -103,30 +89,62 @@ def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
     return Direction(name, array, digest(array), unit, source)
 
 
+def _check_shape(shape: Sequence[int], kind: np.dtype, source: str) -> None:
+    ndim = len(shape)
+    if kind.kind not in "fiu" or not 1 <= ndim <= 3 or shape[-1] != STYLE_WIDTH:
+        raise DirectionError(
+            f"{source}: an array of {kind} and shape {list(shape)} is not a direction",
+            f"give numbers of shape {FITS}",
+        )
+    if ndim == 3 and shape[0] != 1:
+        raise DirectionError(
+            f"{source}: shape {list(shape)} holds {shape[0]} directions",
+            f"save one per file, as {FITS}",
+        )
+    if ndim > 1 and not 1 <= shape[-2] <= MOST_ROWS:
+        raise DirectionError(
+            f"{source}: an array of shape {list(shape)} is not a direction, as no generator has "
+            f"{shape[-2]} rows",
+            f"give numbers of shape {FITS}",
+        )
+
+
 # ------------------------------------------------------------------------------- files
 
 
 def _read_npy(path: Path, key: str) -> Any:
-    return np.load(path, allow_pickle=False)
+    return array_files.read_npy(path, lambda shape, kind: _check_shape(shape, kind, str(path)))
 
 
 def _read_npz(path: Path, key: str) -> Any:
-    with np.load(path, allow_pickle=False) as archive:
-        names = archive.files
-        if not key and len(names) != 1:
-            raise DirectionError(
-                f"{path}: the file holds {len(names)} arrays",
-                f"choose one as {path}#NAME, with NAME one of {', '.join(names)}",
-            )
-        if key and key not in names:
-            raise DirectionError(f"{path}: no array {key!r}", f"choose from: {', '.join(names)}")
-        return archive[key or names[0]]
+    names = array_files.names(path)
+    if not key and len(names) != 1:
+        raise DirectionError(
+            f"{path}: the file holds {len(names)} arrays",
+            f"choose one as {path}#NAME, with NAME one of {_listed(names)}",
+        )
+    if key and key not in names:
+        raise DirectionError(f"{path}: no array {key!r}", f"choose from: {_listed(names)}")
+    name = key or names[0]
+    source = f"{path}#{name}" if key else str(path)
+    return array_files.read_npz(path, name, lambda s, kind: _check_shape(s, kind, source))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
+    return ", ".join(names[:MOST_ROWS]) + more
 
 
 def _read_torch(path: Path, key: str) -> Any:
     import torch
 
-    value = torch.load(path, map_location="cpu", weights_only=True)
+    from dhr_batch.stages.networks import checkpoints
+
+    value = checkpoints.read(path, mapped=True)
+    if isinstance(value, checkpoints.Inert):
+        # A numpy array, or an object that holds no numbers at all.
+        with suppress(checkpoints.CheckpointError):
+            return checkpoints.array(value)
     if isinstance(value, dict) and "comp" in value:
         raise DirectionError(
             f"{path}: the file holds principal components",
@@ -137,7 +155,9 @@ def _read_torch(path: Path, key: str) -> Any:
             f"{path}: the file holds a {type(value).__name__}",
             f"save a tensor of shape {FITS}",
         )
-    return value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
+    is_float = value.is_floating_point()
+    _check_shape(value.shape, np.dtype("f4") if is_float else value.numpy().dtype, str(path))
+    return (value.float() if is_float else value).numpy().copy()
 
 
 READERS: dict[str, Callable[[Path, str], Any]] = {
@@ -158,7 +178,7 @@ def read(path: str) -> Direction:
         DirectionError: The file is missing or damaged, or its content is not a direction.
     """
     text, _, key = path.partition("#") if ".npz#" in path.lower() else (path, "", "")
-    file = Path(text).expanduser()
+    file = Path(os.path.expanduser(text))
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise DirectionError(f"{path}: not a direction file", f"supported are {', '.join(READERS)}")
@@ -189,7 +209,10 @@ def describe_set(file: Path) -> dict[str, Any]:
     Raises:
         DirectionError: The file does not describe a set.
     """
-    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        data = yaml_files.read(file)
+    except yaml_files.InvalidYaml as error:
+        raise DirectionError(f"{file}: {error.reason}", error.way_out) from error
     if not isinstance(data, dict) or not any(
         isinstance(data.get(key), dict) for key in ("directions", "edits")
     ):
@@ -212,7 +235,7 @@ def shipped_edits() -> dict[str, Path]:
 
 def _named(key: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for file in sorted(sets_folder().glob("*.yaml")):
+    for file in yaml_files.in_folder(sets_folder()):
         for name in describe_set(file).get(key, ()):
             if name in found:
                 raise DirectionError(
@@ -234,7 +257,7 @@ def settings_of(choice: str) -> dict[str, Any] | None:
     Raises:
         DirectionError: The file does not exist or has no settings.
     """
-    file = Path(choice).expanduser()
+    file = Path(os.path.expanduser(choice))
     if file.suffix.lower() not in (".yaml", ".yml"):
         found = shipped_edits()
         return (
@@ -243,11 +266,12 @@ def settings_of(choice: str) -> dict[str, Any] | None:
             else None
         )
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        settings = yaml_files.read(file)
+    except (OSError, yaml_files.InvalidYaml) as error:
+        reason = getattr(error, "reason", str(error))
         raise DirectionError(
-            f"{choice}: it cannot be read as settings of an edit: {error}",
-            "check the path and the content of the file",
+            f"{choice}: it cannot be read as settings of an edit: {reason}",
+            getattr(error, "way_out", "check the path"),
         ) from error
     if not isinstance(settings, dict):
         raise DirectionError(

@@ -6,6 +6,8 @@ encoders for inversion use it (`formulas.ganspace`).
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +17,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from dhr_batch.stages.edit import array_files
 from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
 from dhr_batch.stages.edit.direction_files import DAMAGED, STYLE_WIDTH, DirectionError, digest
 from dhr_batch.stages.edit.formulas import PrincipalComponents, ganspace, ganspace_coordinate
-from dhr_batch.stages.networks import weight_files
+from dhr_batch.stages.networks import checkpoints, weight_files
 from dhr_batch.stages.networks.generator import Generator
 
 # Rows of the published code, that of StyleGAN2 at 1024 px.
@@ -66,7 +69,7 @@ class GanspaceOptions(EditOptions):
         return set() if self._is_file else {self.ganspace}
 
     def load(self, models: Callable[[str], Path]) -> Edit:
-        path = Path(self.ganspace).expanduser() if self._is_file else models(self.ganspace)
+        path = Path(os.path.expanduser(self.ganspace)) if self._is_file else models(self.ganspace)
         return Component(read(path), self.component, self.rows, path)
 
 
@@ -164,12 +167,21 @@ def read(path: Path) -> PrincipalComponents:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+    def check(shape: tuple[int, ...], _: np.dtype) -> None:
+        if math.prod(shape) > STYLE_WIDTH * STYLE_WIDTH:
+            raise ValueError(f"an array of shape {list(shape)} is too large")
+
+    return {
+        name: array_files.read_npz(path, name, check)
+        for name in array_files.names(path)
+        if name in ("mean", "comp", "std")
+    }
 
 
 def _array(found: Mapping[str, Any], key: str) -> np.ndarray:
     value = found.get(key)
+    if isinstance(value, checkpoints.Inert):
+        value = checkpoints.array(value)
     value = value.detach().float().numpy() if isinstance(value, Tensor) else value
     if not isinstance(value, np.ndarray):
         raise ValueError(

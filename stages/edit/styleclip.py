@@ -8,6 +8,7 @@ edits text-features` writes.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from dhr_batch.stages.edit import array_files
 from dhr_batch.stages.edit.base import Edit, EditOptions
 from dhr_batch.stages.edit.direction_files import DAMAGED, DirectionError, digest
 from dhr_batch.stages.edit.stylespace import (
@@ -64,9 +66,9 @@ class StyleclipOptions(EditOptions):
 
     def load(self, models: Callable[[str], Path]) -> Edit:
         def path(file: str, model: str) -> Path:
-            return Path(file).expanduser() if file else models(model)
+            return Path(os.path.expanduser(file)) if file else models(model)
 
-        features = Path(self.styleclip).expanduser()
+        features = Path(os.path.expanduser(self.styleclip))
         return GlobalDirection(
             features.stem,
             *read_features(features),
@@ -157,22 +159,19 @@ def read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DirectionError: The file is missing, damaged or another one.
     """
+    way = "write it with: dhr-batch edits text-features"
+    what = f"{path}: target and neutral must be finite features of shape [{FEATURES}]"
+    check = _shape((FEATURES,), what, way)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = [np.asarray(archive[name], np.float32) for name in ("target", "neutral")]
+        found = [array_files.read_npz(path, name, check) for name in ("target", "neutral")]
+    except DirectionError:
+        raise
     except DAMAGED as error:
-        raise DirectionError(
-            f"{path} does not hold features of two texts: {error}",
-            "write it with: dhr-batch edits text-features",
-        ) from error
+        raise DirectionError(f"{path} does not hold features of two texts: {error}", way) from error
     for value in found:
-        if value.shape != (FEATURES,) or not np.isfinite(value).all() or not value.any():
-            raise DirectionError(
-                f"{path}: target and neutral must be finite features of shape [{FEATURES}], not "
-                f"{list(value.shape)}",
-                "write it with: dhr-batch edits text-features",
-            )
-    return found[0], found[1]
+        if not np.isfinite(value).all() or not value.any():
+            raise DirectionError(f"{what} that are not zero", way)
+    return np.asarray(found[0], np.float32), np.asarray(found[1], np.float32)
 
 
 def read_relevance(path: Path) -> np.ndarray:
@@ -182,16 +181,23 @@ def read_relevance(path: Path) -> np.ndarray:
         DirectionError: The file is missing, damaged or another one.
     """
     way = "give fs3.npy of StyleCLIP for FFHQ"
+    what = f"{path} must hold finite numbers of shape [{CHANNELS}, {FEATURES}]"
     try:
-        found = np.asarray(np.load(path, allow_pickle=False), np.float32)
+        found = array_files.read_npy(path, _shape((CHANNELS, FEATURES), what, way))
+    except DirectionError:
+        raise
     except DAMAGED as error:
         raise DirectionError(f"{path} does not hold the relevance of channels: {error}", way) from (
             error
         )
-    if found.shape != (CHANNELS, FEATURES) or not np.isfinite(found).all():
-        raise DirectionError(
-            f"{path} must hold finite numbers of shape [{CHANNELS}, {FEATURES}], not "
-            f"{list(found.shape)}",
-            way,
-        )
-    return found
+    if not np.isfinite(found).all():
+        raise DirectionError(what, way)
+    return np.asarray(found, np.float32)
+
+
+def _shape(wanted: tuple[int, ...], what: str, way: str) -> array_files.Check:
+    def check(shape: tuple[int, ...], _: np.dtype) -> None:
+        if shape != wanted:
+            raise DirectionError(f"{what}, not {list(shape)}", way)
+
+    return check

@@ -8,6 +8,7 @@ input channel. Offsets are added to the styles of the refined modulation.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ class StylespaceOptions(EditOptions):
         return f"{', '.join(self.stylespace)} {self.std}".strip()
 
     def load(self, models: Callable[[str], Path]) -> Edit:
-        std = read_std(Path(self.std).expanduser()) if self.std else None
+        std = read_std(Path(os.path.expanduser(self.std))) if self.std else None
         return Channels([Channel.parse(text) for text in self.stylespace], std)
 
 

@@ -1,20 +1,21 @@
 """Read published checkpoints without running code that they contain.
 
-A pickle is a program: its loader imports and calls whatever the file names. This module imports
-nothing by name. The names that a StyleGAN2 checkpoint or a TorchScript archive needs are replaced
-by a few functions, which create plain containers, tensors and inert records. Every other name is an
-error, and no option turns this check off.
+A pickle is a program: its loader imports and calls whatever the file names. Nothing is imported by
+name here. The names that a StyleGAN2 checkpoint or a TorchScript archive needs are replaced by a
+few functions, which create plain containers, tensors and inert records (`inert_pickles`). Other
+names are errors, and no option turns this check off.
 """
 
 from __future__ import annotations
 
+import errno
 import io
-import pickle
+import mmap
 import re
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,9 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dhr_batch.stages.networks.inert_pickles import (
+    PLAIN,
+    SCRIPT,
+    Damaged,
+    Forbidden,
+    Inert,
+    Unpickler,
+    record,
+)
+
 _ZIP = b"PK\x03\x04"
-# Files of torch before version 1.6 start with a pickle of this number.
-_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+# Files of torch before version 1.6 are pickles of this number, of a version and of facts about the
+# machine, then of the content; the numbers of the tensors follow.
+_TORCH_MAGIC, _TORCH_VERSION = 0x1950A86A20F9469CFC6C, 1001
+# Modules of a network, counted as often as their parents name them.
+MOST_MODULES, MOST_DEPTH = 20_000, 64
 
 
 class CheckpointError(ValueError):
@@ -33,78 +47,15 @@ class CheckpointError(ValueError):
     exit_code = 2
 
 
-class _Forbidden(Exception):
-    """A pickle names something that is not in the table."""
-
-
-class Inert:
-    """Placeholder for an object that is not created, with its arguments and state."""
-
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _storage(data: bytes) -> Any:
-    """Load a nested file safely, for which torch itself would run any pickle."""
-    return _torch(io.BytesIO(data))
-
-
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
-
-
-def _parameter(data: Tensor, *_: Any) -> Tensor:
-    return data
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise _Forbidden(f"_codecs.encode({encoding!r})")
-    return text.encode("latin1")
-
-
-_TABLE: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Inert,
-    ("dnnlib.util", "EasyDict"): dict,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): Inert,
-    ("numpy", "ndarray"): Inert,
-    **{
-        (f"numpy.{core}.{module}", name): Inert
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "scalar"),
-            ("multiarray", "_reconstruct"),
-            ("numeric", "_frombuffer"),
-        )
-    },
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.storage", "_load_from_bytes"): _storage,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _TABLE[module, name]
-        except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
-
-
-def read(file: Path) -> Any:
+def read(file: Path, mapped: bool = False) -> Any:
     """Return the content of a file of torch, or of a pickle as NVIDIA publishes them.
 
     The format is recognised by the content and not by the name of the file.
+
+    Args:
+        file: The file.
+        mapped: Read tensors from the disk only when they are used, for callers that need a part of
+            a large file and copy it.
 
     Returns:
         Containers and tensors on the CPU, with `Inert` records in place of objects.
@@ -114,12 +65,7 @@ def read(file: Path) -> Any:
         OSError: The file cannot be read.
     """
     with file.open("rb") as stream, _explained(file):
-        start = stream.read(len(_ZIP))
-        stream.seek(0)
-        content = None if start == _ZIP else _Unpickler(stream).load()
-        if start == _ZIP or content == _TORCH_MAGIC:
-            content = _torch(stream)
-    return content
+        return _File(stream, mapped).content()
 
 
 @contextmanager
@@ -127,25 +73,14 @@ def _explained(file: Path) -> Iterator[None]:
     """Turn the errors that a damaged or hostile file causes into `CheckpointError`."""
     try:
         yield
-    except OSError:
-        raise
-    except _Forbidden as error:
+    except Forbidden as error:
         raise CheckpointError(f"{file} is refused: {_reason(str(error))}") from error
     except Exception as error:
+        # Places in a damaged archive may lie before its beginning.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{file} is damaged or not a checkpoint: {reason}") from error
-
-
-def _torch(stream: BinaryIO) -> Any:
-    stream.seek(0)
-    try:
-        return torch.load(stream, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        if match := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _Forbidden(match[1]) from error
-        # The message of torch recommends to load such a file without protection.
-        reason = "it holds more than weights" if "weights_only" in str(error) else str(error)
-        raise ValueError(reason) from error
 
 
 def _reason(name: str) -> str:
@@ -160,17 +95,174 @@ def _reason(name: str) -> str:
     )
 
 
-def array(record: Any) -> np.ndarray:
+class _File:
+    """A file of torch or a pickle, and files of torch inside of it.
+
+    Args:
+        stream: The file.
+        mapped: As in `read`.
+    """
+
+    def __init__(self, stream: BinaryIO, mapped: bool = False) -> None:
+        self.stream, self.mapped = stream, mapped
+        self.size = stream.seek(0, io.SEEK_END)
+        # What is taken out of a file is not larger than the file, unless parts are taken twice.
+        self.left = self.size
+        stream.seek(0)
+
+    @cached_property
+    def pages(self) -> mmap.mmap:
+        """The file, of which parts are read when they are used. Changes stay in memory."""
+        return mmap.mmap(self.stream.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def take(self, count: int) -> int:
+        """Count bytes that are taken out of the file."""
+        self.left -= count
+        if count < 0 or self.left < 0:
+            raise Damaged(f"it unpacks to more than its {self.size} bytes")
+        return count
+
+    def content(self) -> Any:
+        if self.stream.read(len(_ZIP)) == _ZIP:
+            return self._archive()
+        self.stream.seek(0)
+        source = self.stream
+        if not isinstance(source, io.BytesIO):
+            source = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)  # type: ignore[assignment]
+        found = _Stream(source, self).load()
+        return self._legacy(source) if found == _TORCH_MAGIC else found
+
+    def _archive(self) -> Any:
+        with zipfile.ZipFile(self.stream) as archive:
+            names = archive.namelist()
+            folder = names[0].partition("/")[0]
+            if f"{folder}/constants.pkl" in names:
+                raise Damaged("it is a TorchScript archive, not a file of weights")
+            order = f"{folder}/byteorder"
+            if order in names and stored(archive, order) != b"little":
+                raise Damaged("its numbers are big-endian")
+            try:
+                return _Archive(archive, folder, self, PLAIN, records=True).load()
+            except (Damaged, Forbidden):
+                raise
+            except Exception as error:
+                raise Damaged(f"it holds more than weights, or is cut: {error}") from error
+
+    def _legacy(self, source: Any) -> Any:
+        if _Stream(source, self).load() != _TORCH_VERSION:
+            raise Damaged("it was written by another version of torch")
+        if not dict(_Stream(source, self).load()).get("little_endian"):
+            raise Damaged("its numbers are big-endian")
+        reader = _Legacy(source, self)
+        found = reader.load()
+        for name in list(_Stream(source, self).load()):
+            storage = reader.storages.pop(name)
+            count = int.from_bytes(source.read(8), "little")
+            data = source.read(storage.nbytes)
+            if count != storage.numel() or len(data) != storage.nbytes:
+                raise Damaged(f"it does not hold the {storage.numel()} numbers of {name}")
+            if count:
+                storage.copy_(torch.frombuffer(bytearray(data), dtype=storage.dtype))
+        if reader.storages:
+            raise Damaged(f"it does not hold the numbers of {next(iter(reader.storages))}")
+        return found
+
+
+class _Stream(Unpickler):
+    """Unpickler of a part of a file, which may have files of torch inside of it."""
+
+    def __init__(self, source: Any, file: _File) -> None:
+        super().__init__(source, PLAIN, records=True)
+        self._file = file
+
+    def nested(self, data: bytes) -> Any:
+        self._file.take(len(data))
+        return _File(io.BytesIO(data)).content()
+
+
+class _Legacy(_Stream):
+    """Unpickler of the content of a file of torch before version 1.6."""
+
+    def __init__(self, source: Any, file: _File) -> None:
+        super().__init__(source, file)
+        self.storages: dict[Any, Tensor] = {}
+
+    def persistent_load(self, pid: Any) -> Any:
+        # Source code of a module, which is of no use.
+        return pid[1] if pid[0] == "module" else super().persistent_load(pid)
+
+    def storage(self, dtype: torch.dtype, name: Any, count: int, view: Any = None) -> Tensor:
+        if name not in self.storages:
+            self._file.take(count * dtype.itemsize)
+            self.storages[name] = torch.empty(count, dtype=dtype)
+        found = self.storages[name]
+        return found if view is None else found[view[1] : view[1] + view[2]]
+
+
+def stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return an entry of an archive. Torch never compresses one, so none exceeds the file."""
+    entry = archive.getinfo(name)
+    if entry.compress_type:
+        raise Damaged(f"{name} is compressed")
+    return archive.read(entry)
+
+
+class _Archive(Unpickler):
+    """Unpickler of the content of an archive that torch wrote."""
+
+    def __init__(
+        self, archive: zipfile.ZipFile, folder: str, file: _File, table: Any, records: bool
+    ) -> None:
+        super().__init__(io.BytesIO(stored(archive, f"{folder}/data.pkl")), table, records)
+        self._archive, self._folder, self._file = archive, folder, file
+        self._storages: dict[Any, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "__torch__":
+            return record(module, name)
+        return super().find_class(module, name)
+
+    def storage(self, dtype: torch.dtype, name: Any, count: int, view: Any = None) -> Tensor:
+        if name not in self._storages:
+            self._storages[name] = self._read(f"{self._folder}/data/{name}", dtype)
+        found = self._storages[name]
+        if found.dtype != dtype or found.numel() != count:
+            raise Damaged(f"data/{name} does not hold {count} numbers of {dtype}")
+        return found
+
+    def _read(self, name: str, dtype: torch.dtype) -> Tensor:
+        entry = self._archive.getinfo(name)
+        count, rest = divmod(self._file.take(entry.file_size), dtype.itemsize)
+        if rest:
+            key = name.removeprefix(f"{self._folder}/")
+            raise Damaged(f"{key} does not hold {count} numbers of {dtype}")
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        if self._file.mapped and not entry.compress_type:
+            return self._mapped(entry, dtype, count)
+        return torch.frombuffer(bytearray(stored(self._archive, name)), dtype=dtype)
+
+    def _mapped(self, entry: zipfile.ZipInfo, dtype: torch.dtype, count: int) -> Tensor:
+        stream = self._file.stream
+        stream.seek(entry.header_offset + 26)
+        start = stream.tell() + 4
+        start += sum(int.from_bytes(stream.read(2), "little") for _ in range(2))
+        if start + entry.file_size > self._file.size:
+            raise Damaged(f"{entry.filename} ends behind the file")
+        return torch.frombuffer(self._file.pages, dtype=dtype, count=count, offset=start)
+
+
+def array(value: Any) -> np.ndarray:
     """Return the array of numbers that `read` returned as an inert record.
 
     Raises:
         CheckpointError: The record is not an array of numbers.
     """
     try:
-        if record.state is None:  # Since protocol 5: data, type, shape, order of axes.
-            data, kind, shape, order = record.arguments
+        if value.state is None:  # Since protocol 5: data, type, shape, order of axes.
+            data, kind, shape, order = value.arguments
         else:  # Version, shape, type, whether the first axis is contiguous, data.
-            _, shape, kind, columns, data = record.state
+            _, shape, kind, columns, data = value.state
             order = "F" if columns else "C"
         name, byte_order = kind.arguments[0], kind.state[1]
         if not re.fullmatch("[fiu][1248]|b1", name):
@@ -182,6 +274,12 @@ def array(record: Any) -> np.ndarray:
         raise CheckpointError(f"the content is not an array of numbers: {error}") from error
 
 
+def fields(value: Any) -> Mapping[str, Any]:
+    """Return the settings in a dictionary, or in the inert record of a Namespace or the like."""
+    found = value.state if isinstance(value, Inert) else value
+    return found if isinstance(found, Mapping) else {}
+
+
 def state_dict(module: Any) -> dict[str, Tensor]:
     """Return the parameters and buffers of a network that `read` returned as an inert record.
 
@@ -189,83 +287,43 @@ def state_dict(module: Any) -> dict[str, Tensor]:
         CheckpointError: The record is not a pickled network.
     """
     try:
-        fields = module.arguments[0]["state"]
-        own = {**fields["_parameters"], **fields["_buffers"]}
-        found = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-        for name, child in fields["_modules"].items():
-            found |= {f"{name}.{key}": value for key, value in state_dict(child).items()}
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the content is not a pickled network: {error!r}") from error
+        return _tensors(_parts_of_module(module), _parts_of_module)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the content is not a pickled network: {error}") from error
+
+
+def _parts_of_module(module: Any) -> dict[Any, Any]:
+    parts = fields(module) if fields(module) else module.arguments[0]["state"]
+    own = {**parts["_parameters"], **parts["_buffers"]}
+    found = {k: v for k, v in own.items() if isinstance(v, Tensor)}
+    return found | {k: v for k, v in parts["_modules"].items() if v is not None}
+
+
+def _parts_of_script(module: Any) -> dict[Any, Any]:
+    parts = fields(module) if isinstance(module, Inert) else {}
+    return {k: v for k, v in parts.items() if isinstance(v, (Tensor, Inert))}
+
+
+def _tensors(
+    parts: Mapping[Any, Any], parts_of: Callable[[Any], dict[Any, Any]]
+) -> dict[str, Tensor]:
+    """Return the tensors in a tree of modules by their dotted names."""
+    found: dict[str, Tensor] = {}
+    visited = 0
+    queue = [("", 0, parts)]
+    while queue:
+        prefix, depth, parts = queue.pop()
+        visited += 1
+        if visited > MOST_MODULES or depth > MOST_DEPTH:
+            raise ValueError(f"it has more than {MOST_MODULES} modules or {MOST_DEPTH} levels")
+        for name, value in parts.items():
+            if not isinstance(name, str):
+                raise ValueError(f"a part of it has the name {name!r}")
+            if isinstance(value, Tensor):
+                found[prefix + name] = value
+            else:
+                queue.append((f"{prefix}{name}.", depth + 1, parts_of(value)))
     return found
-
-
-_SCRIPT_DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ShortStorage": torch.int16,
-}
-
-
-def _script_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
-def _untagged(value: Any, *_: Any) -> Any:
-    return value
-
-
-_SCRIPT_TABLE: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "device"): Inert,
-    ("torch._utils", "_rebuild_tensor_v2"): _script_tensor,
-    ("torch.jit._pickle", "restore_type_tag"): _untagged,
-    **{
-        ("torch.jit._pickle", f"build_{kind}list"): list
-        for kind in ("int", "double", "bool", "tensor")
-    },
-    **{("torch", name): dtype for name, dtype in _SCRIPT_DTYPES.items()},
-}
-
-
-def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return an entry of an archive. Torch never compresses one, so none exceeds the file."""
-    entry = archive.getinfo(name)
-    if entry.compress_type:
-        raise ValueError(f"{name} is compressed")
-    return archive.read(entry)
-
-
-class _ScriptUnpickler(pickle.Unpickler):
-    """Unpickler of the modules in a TorchScript archive, whose classes all become inert records."""
-
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(_stored(archive, f"{folder}/data.pkl")))
-        self._archive, self._folder = archive, folder
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "__torch__":
-            return Inert
-        try:
-            return _SCRIPT_TABLE[module, name]
-        except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        """Return the numbers of a storage, a tensor of one axis."""
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{pid!r} is not a storage")
-        data = bytearray(_stored(self._archive, f"{self._folder}/data/{key}"))
-        if len(data) != count * dtype.itemsize:
-            raise ValueError(f"data/{key} does not hold {count} numbers of {dtype}")
-        return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 def read_script(file: Path) -> dict[str, Tensor]:
@@ -283,19 +341,10 @@ def read_script(file: Path) -> dict[str, Tensor]:
             such archive needs.
         OSError: The file cannot be read.
     """
-    with _explained(file), zipfile.ZipFile(file) as archive:
+    with file.open("rb") as stream, _explained(file), zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         folder = names[0].partition("/")[0] if names else ""
         if f"{folder}/constants.pkl" not in names:
             raise ValueError("it is not a TorchScript archive, which torch.jit.save writes")
-        return _named(_ScriptUnpickler(archive, folder).load())
-
-
-def _named(record: Any, prefix: str = "") -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, value in record.state.items():
-        if isinstance(value, Tensor):
-            found[prefix + name] = value
-        elif isinstance(value, Inert) and isinstance(value.state, dict):
-            found |= _named(value, f"{prefix}{name}.")
-    return found
+        network = _Archive(archive, folder, _File(stream), SCRIPT, records=False).load()
+        return _tensors(_parts_of_script(network), _parts_of_script)

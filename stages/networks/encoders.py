@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dhr_batch.stages.networks import weight_files
+from dhr_batch.stages.networks import checkpoints, weight_files
 
 SIZE = 256
 PREFIX = "encoder."
@@ -224,8 +224,7 @@ def mean_code(
     Raises:
         ValueError: There is no `latent_avg`, or its shape does not fit.
     """
-    options = checkpoint.get("opts") or {}
-    options = options if isinstance(options, dict) else vars(options)
+    options = checkpoints.fields(checkpoint.get("opts"))
     if not always and not options.get("start_from_latent_avg", True):
         return torch.zeros(rows, STYLE_WIDTH)
     mean = weight_files.part(checkpoint, "latent_avg", path).float()

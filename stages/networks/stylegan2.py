@@ -62,6 +62,8 @@ class StyleGAN2(Generator):
     """
 
     code_norm = math.sqrt(STYLE_WIDTH)
+    # Names of tensors that its file lacked and that were made.
+    made: tuple[str, ...] = ()
 
     def __init__(
         self,

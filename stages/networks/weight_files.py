@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import zipfile
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from dhr_batch.stages.networks import checkpoints
 
 _Net = TypeVar("_Net", bound=nn.Module)
 SHOWN = 4
@@ -20,29 +19,17 @@ def read(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Return the dictionary in a `.pt` or `.pth` file, with tensors on the CPU.
 
     Args:
-        path: The file. It may hold the arguments of a training script (`argparse.Namespace`).
+        path: The file. Arguments and other objects beside the weights are inert records.
         mapped: Read tensors from the disk only when they are used, for callers that need a part of
             a large file and copy it.
 
     Raises:
-        ValueError: The file is damaged, or holds other objects than tensors and plain values, which
-            would run code when they are loaded.
+        ValueError: The file is damaged, or names functions, which weights do not need.
     """
     try:
-        # A Namespace is a record of plain values: creating one runs no code of the file.
-        with torch.serialization.safe_globals([Namespace]):
-            # Files of torch before version 1.6 are no archives and cannot be mapped.
-            mapped = mapped and zipfile.is_zipfile(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:
-        # Damaged pickles raise various errors, depending on their first bytes.
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(
-            f"{path} cannot be read as weights: {reason}. It is damaged, or holds objects that "
-            "would run code; in the second case, save only its tensors with torch.save"
-        ) from error
+        loaded = checkpoints.read(path, mapped)
+    except checkpoints.CheckpointError as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
     return loaded
@@ -68,8 +55,10 @@ def section(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str,
     Raises:
         ValueError: There is no `state_dict`, or no such entry. The message lists what there is.
     """
-    names = {re.sub(r"(^|\.)module\.", r"\1", k): k for k in part(checkpoint, "state_dict", path)}
-    state = checkpoint["state_dict"]
+    state = part(checkpoint, "state_dict", path)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path}: state_dict is not a dictionary of tensors by name")
+    names = {re.sub(r"(^|\.)module\.", r"\1", key): key for key in state}
     found = {n.removeprefix(prefix): state[k] for n, k in names.items() if n.startswith(prefix)}
     if not found:
         others = shortened(sorted({name.partition(".")[0] + ".*" for name in names}))
@@ -84,6 +73,9 @@ def fill(net: _Net, weights: Mapping[str, Tensor], path: Path) -> _Net:
         ValueError: Weights are missing, unknown or of another shape.
     """
     wanted = net.state_dict()
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name} is not a tensor but a {type(value).__name__}")
     wrong = [f"{k} is missing" for k in wanted if k not in weights]
     wrong += [f"{k} is unknown" for k in weights if k not in wanted]
     wrong += [
