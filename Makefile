@@ -31,7 +31,8 @@ test-processors: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all
 	$(BIN)/python -m dhr_batch.tests.processors -n 2 --dist loadfile
 
-# Kill drivers, workers and machines at every point of the commit protocol, and let stores and disks fail.
+# Kill drivers, workers and machines at every point of the commit protocol, let stores and disks fail, and
+# damage files of every kind that others write.
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow" -s --durations=0 tests/faults
 

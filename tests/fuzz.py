@@ -1,0 +1,362 @@
+"""Damage files of every kind that others write, and check that reading them is bounded.
+
+`python -m dhr_batch.tests.fuzz EXAMPLES [READER]...` prints a line for each reader. A reader may
+accept a damaged file or raise the class of error that it promises; anything else is a mistake.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from dhr_batch.pipeline.datasets import listing, named, parquet
+from dhr_batch.pipeline.datasets.items import DatasetError, Rules, Unreadable
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.planning import config
+from dhr_batch.stages.edit import direction_files
+from dhr_batch.stages.networks import checkpoints, stylegan2_layouts, weight_files
+from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+
+MOST_SECONDS, MOST_BYTES = 10, 500e6
+NAME = "it.png"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads files, and what they are made of.
+
+    Attributes:
+        seeds: Contents to damage.
+        suffix: Of the file.
+        read: Reads a file.
+        errors: What it may raise.
+        wrap: Makes a file of a damaged content.
+    """
+
+    seeds: Sequence[bytes]
+    suffix: str
+    read: Callable[[Path], Any]
+    errors: tuple[type[Exception], ...]
+    wrap: Callable[[bytes], bytes] = bytes
+
+
+# ---------------------------------------------------------------------------------------- seeds
+
+
+def yaml_seeds() -> list[bytes]:
+    bomb = "a0: &a0 [x, x, x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+    )
+    texts = [bomb, "seed: 2020-99-99\n", "[" * 300, "name: mine\nroot: photos\naligned: true\n"]
+    texts += ["embed: {steps: 2, name: w}\n<<: &b {seed: 1}\nrefine: *b\n", "seed: 1:2:3:4.5\n"]
+    texts += [
+        "name: x\nrole: r\nsource: {kind: file, path: ~/x}\n",
+        "a: !!binary aGk=\nb: !!set {c}\n",
+    ]
+    return [text.encode() for text in texts] + ["name: mine\n".encode("utf-16")]
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def padded(content: bytes) -> bytes:
+    return content + b"\0" * (-len(content) % 512)
+
+
+def tar_seeds() -> list[bytes]:
+    end, good = b"\0" * 1024, tar_header(NAME, 3) + padded(b"abc")
+    pax = padded(b"13 size=-512\n")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("é" * 200 + NAME))
+    return [
+        good + tar_header(NAME, -512) + end,
+        good + tar_header("l", 2**33, tarfile.GNUTYPE_LONGNAME) + b"A" * 512 + end,
+        tar_header("pax", 13, tarfile.XHDTYPE) + pax + good + end,
+        good + good + end + good + end,
+        stream.getvalue(),
+    ]
+
+
+def parquet_seeds() -> list[bytes]:
+    images = [{"bytes": b"image" * 9, "path": f"{i}.png"} for i in range(5)]
+    tables = [
+        pa.table({"image": images, "label": [1, 2, 3, 4, 5]}),
+        pa.table({"a.bytes": pa.array([b"1", None, b"3"], pa.binary()), "id": ["x", "y", "z"]}),
+        pa.table([pa.array([b"1"]), pa.array([b"2"])], names=["image", "image"]),
+    ]
+    found = []
+    for table in tables:
+        for compression in ("zstd", "none"):
+            stream = io.BytesIO()
+            pq.write_table(table, stream, compression=compression, row_group_size=2)
+            found.append(stream.getvalue())
+    return found
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    content = header.encode()
+    content += b" " * (-(len(content) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(content)) + content + data
+
+
+def npy_seeds() -> list[bytes]:
+    start = "{'descr': '<f4', 'fortran_order': False, 'shape': "
+    whole = npy(start + "(1, 512), }", np.ones(512, "f4").tobytes())
+    return [whole, npy(start + "(10, "), npy(start + "(512L, "), npy("(" * 900)]
+
+
+def npz_seeds() -> list[bytes]:
+    found = []
+    for write in (np.savez, np.savez_compressed):
+        stream = io.BytesIO()
+        write(stream, a=np.ones((1, 512), "f4"))
+        found.append(stream.getvalue())
+    return found
+
+
+def pickles() -> list[Any]:
+    state = {"style.1.weight": torch.ones(1).expand(4, 4), 3: torch.zeros(2, 3)[:, 1]}
+    extra = Namespace(size=32, path=Path("/x"), rate=np.float64(0.5))
+    return [{"g_ema": state, "args": extra}, [np.ones(3), np.arange(4.0).reshape(2, 2).T], state]
+
+
+class Archive:
+    """A file of torch, of which only the pickle is damaged."""
+
+    def __init__(self, value: Any) -> None:
+        stream = io.BytesIO()
+        torch.save(value, stream)
+        with zipfile.ZipFile(stream) as archive:
+            self._parts = {name: archive.read(name) for name in archive.namelist()}
+        self._pickle = next(name for name in self._parts if name.endswith("/data.pkl"))
+        self.seeds = [self._parts[self._pickle]]
+
+    def wrap(self, pickled: bytes) -> bytes:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, data in (self._parts | {self._pickle: pickled}).items():
+                archive.writestr(name, data)
+        return stream.getvalue()
+
+
+def generator_state() -> dict[str, torch.Tensor]:
+    """Return a generator in rosinality's layout. Repeated columns keep the file small."""
+    net = stylegan2_layouts.named_tensors(StyleGAN2((1, 1, 1, 1), mapping_layers=1))
+    state = {"style.1.weight": torch.ones(512, 1).expand(512, 512), "style.1.bias": torch.ones(512)}
+    for name, value in net.items():
+        layer, _, last = name.rpartition(".")
+        if name.startswith(("convs", "conv1", "to_rgb")):
+            inner = "" if last == "bias" and not layer.endswith("modulation") else "conv."
+            key = f"{layer.removesuffix('modulation')}".rstrip(".") + f".{inner}"
+            key += f"modulation.{last}" if layer.endswith("modulation") else last
+            state[key.replace("conv.noise_strength", "noise.weight")] = value.data
+        elif name == "input":
+            state["input.input"] = value.data
+    return state
+
+
+def torch_files() -> list[bytes]:
+    found = []
+    for value in pickles():
+        for zipped in (True, False):
+            stream = io.BytesIO()
+            torch.save(value, stream, _use_new_zipfile_serialization=zipped)
+            found.append(stream.getvalue())
+    return found
+
+
+def plain_pickles() -> list[bytes]:
+    return [pickle.dumps(value, protocol) for value in pickles()[1:] for protocol in (0, 2, 4, 5)]
+
+
+def safetensors_seeds() -> list[bytes]:
+    tensors = {"conv1.bias": torch.ones(4), "input": torch.ones(4, 4, 4)}
+    return [save(tensors, {"format": stylegan2_layouts.FORMAT, "resolution": "32"}), save(tensors)]
+
+
+# -------------------------------------------------------------------------------------- readers
+
+
+def read_settings(file: Path) -> None:
+    config.build([config.read_file(file), {"dataset": "x"}])
+
+
+def read_model(file: Path) -> None:
+    catalogue._read(file, time.monotonic_ns())
+
+
+def read_listed(file: Path) -> None:
+    rules = Rules(frozenset({".png"}))
+    for item in listing.scan(str(file), rules).items:
+        listing.read_bytes(item)
+    parquet._kept.cache_clear()
+
+
+def read_ids(file: Path) -> None:
+    for name in ("id", "label"):
+        listing.scan(str(file), Rules(frozenset({".png"}), id_column=name))
+
+
+DIRECTION, NUMPY = Archive(torch.ones(2, 512)), Archive(np.ones(512, np.float32))
+GENERATOR = Archive({"g_ema": generator_state(), "latent_avg": torch.ones(512)})
+WEIGHTS = Archive(pickles()[0])
+READERS: dict[str, Reader] = {
+    "settings": Reader(yaml_seeds(), ".yaml", read_settings, (Refused,)),
+    "dataset": Reader(yaml_seeds(), ".yaml", lambda f: named.find(f), (DatasetError,)),
+    "model": Reader(yaml_seeds(), ".yaml", read_model, (Refused,)),
+    "tar": Reader(tar_seeds(), ".tar", read_listed, (DatasetError, Unreadable)),
+    "parquet ids": Reader(parquet_seeds()[:4], ".parquet", read_ids, (DatasetError,)),
+    "parquet": Reader(parquet_seeds(), ".parquet", read_listed, (DatasetError, Unreadable)),
+    **{
+        name: Reader(
+            seeds,
+            suffix,
+            lambda f: direction_files.read(str(f)),
+            (direction_files.DirectionError,),
+            wrap,
+        )
+        for name, seeds, suffix, wrap in (
+            ("npy", npy_seeds(), ".npy", bytes),
+            ("npz", npz_seeds(), ".npz", bytes),
+            ("direction", DIRECTION.seeds, ".pt", DIRECTION.wrap),
+            ("direction of numpy", NUMPY.seeds, ".pt", NUMPY.wrap),
+        )
+    },
+    **{
+        name: Reader(
+            seeds,
+            ".pt",
+            stylegan2_layouts.read_checkpoint,
+            (checkpoints.CheckpointError, stylegan2_layouts.LayoutError),
+            wrap,
+        )
+        for name, seeds, wrap in (
+            ("checkpoint", GENERATOR.seeds, GENERATOR.wrap),
+            ("file of torch", torch_files(), bytes),
+            ("pickle", plain_pickles(), bytes),
+        )
+    },
+    "weights": Reader(WEIGHTS.seeds, ".pt", weight_files.read, (ValueError,), WEIGHTS.wrap),
+    "safetensors": Reader(
+        safetensors_seeds(),
+        ".safetensors",
+        stylegan2_layouts.load,
+        (stylegan2_layouts.LayoutError,),
+    ),
+}
+
+# ------------------------------------------------------------------------------------- the fuzz
+
+NUMBERS = [b"\xff" * 4, b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\0" * 8, b"9" * 20, b"-1", b"\x80"]
+EDITS = st.tuples(
+    st.sampled_from(["flip", "insert", "replace", "delete", "cut", "repeat"]),
+    st.floats(0, 1, exclude_max=True),
+    st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from(NUMBERS)),
+)
+
+
+def damaged(content: bytes, edits: Sequence[tuple[str, float, bytes]]) -> bytes:
+    """Return a content after some edits, each at a share of its length."""
+    found = bytearray(content)
+    for kind, share, data in edits:
+        at = int(share * len(found))
+        if kind == "flip" and found:
+            found[at] ^= 1 << data[0] % 8
+        elif kind == "insert":
+            found[at:at] = data
+        elif kind == "replace":
+            found[at : at + len(data)] = data
+        elif kind == "delete":
+            del found[at : at + data[0]]
+        elif kind == "cut":
+            del found[at:]
+        elif len(found) < 100_000:
+            found[at:at] = found[at : at + 40 * data[0]]
+    return bytes(found)
+
+
+def fuzz(reader: Reader, examples: int, folder: Path) -> dict[str, float]:
+    """Read damaged files. Returns figures; raises what a reader should not raise."""
+    counts = {"read": 0, "refused": 0}
+    slowest, longest = 0.0, 0
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(range(len(reader.seeds))), st.lists(EDITS, max_size=4))
+    def run(number: int, edits: Any) -> None:
+        nonlocal slowest, longest
+        file = folder / f"{time.monotonic_ns()}{reader.suffix}"
+        file.write_bytes(reader.wrap(damaged(reader.seeds[number], edits)))
+        start = time.process_time()
+        signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+        try:
+            reader.read(file)
+            counts["read"] += 1
+        except reader.errors as error:
+            counts["refused"] += 1
+            longest = max(longest, len(str(error)))
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            file.unlink()
+        slowest = max(slowest, time.process_time() - start)
+
+    run()
+    assert longest < 4000
+    return {**counts, "slowest_s": round(slowest, 3)}
+
+
+def _peak() -> float:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _too_long(*_: Any) -> None:
+    raise AssertionError(f"longer than {MOST_SECONDS} s")
+
+
+def main(examples: int, names: Sequence[str]) -> None:
+    os.environ["DHR_BATCH_HOME"] = tempfile.mkdtemp()
+    signal.signal(signal.SIGVTALRM, _too_long)
+    for name in names or READERS:
+        before = _peak()
+        with tempfile.TemporaryDirectory() as folder:
+            found = fuzz(READERS[name], examples, Path(folder))
+        grown = _peak() - before
+        print(json.dumps({"reader": name, **found, "grown_mb": round(grown / 1e6)}), flush=True)
+        assert grown < MOST_BYTES, name
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

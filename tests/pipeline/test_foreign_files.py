@@ -1,0 +1,340 @@
+"""Files that others wrote, in commands: one line that names the file, and exit code 2.
+
+Each test names the folder of the case that it comes from.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import dhr_batch
+from dhr_batch.cli import main
+from dhr_batch.pipeline.datasets import listing
+from dhr_batch.pipeline.datasets.items import DatasetError, Rules, Unreadable
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.tests.fuzz import padded, tar_header
+
+PLAN = "plan --preset tiny --gpus 0 --dataset"
+PNG = frozenset({".png"})
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("datasets.d", "models.d"):
+        (tmp_path / "home" / folder).mkdir(parents=True)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    return folder
+
+
+def ended(*words: object) -> Result:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refused(file: Path, *words: object) -> str:
+    result = ended(*words)
+    lines = result.stderr.splitlines()
+    assert result.exit_code == 2, result.output
+    assert lines[0].startswith("Error: ")
+    assert str(file) in lines[0]
+    assert len(lines) <= 2, result.stderr
+    assert max(map(len, lines)) < 1000
+    return lines[0]
+
+
+# ----------------------------------------------------------------------------------------- YAML
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+YAML: dict[str, tuple[bytes, str]] = {
+    "yaml_alias_bomb": (BOMB.encode() + b"name: *a8\n", "with its aliases written out"),
+    "yaml_alias_bomb, merged": (
+        b"a: &a {x: 1, y: 2}\n"
+        + b"".join(
+            f"a{i}: &a{i} {{<<: [{', '.join(['*a' + str(i - 1 or '')] * 9)}]}}\n".encode()
+            for i in range(1, 9)
+        ),
+        "with its aliases written out",
+    ),
+    "yaml_alias_bomb, itself": (b"name: &a [*a]\n", "&a contains itself"),
+    "yaml_encoding, UTF-16": ("name: mine\n".encode("utf-16"), "save the file as UTF-8"),
+    "yaml_encoding, Latin-1": ("# réglages\nseed: 1\n".encode("latin-1"), "not UTF-8"),
+    "yaml_values, date": (b"seed: 2020-99-99\n", "a value cannot be built (month must be"),
+    "yaml_values, depth": (b"[" * 20_000, "nested deeper than 64"),
+    "yaml_values, digits": (b"seed: " + b"9" * 5000, "a number has more than 100 digits"),
+    "yaml_values, sexagesimal": (b"seed: 1" + b":1" * 200_000, "more than 100 digits"),
+    "yaml_values, tag": (b"seed: !!python/name:os.system\n", "could not determine a constructor"),
+    "yaml_values, NUL": (b'seed: "\\0"\n', "the character NUL"),
+    "yaml_values, surrogate": (b'seed: "\\ud800"\n', "half of a surrogate pair"),
+    "yaml_values, length": (b"seed: 1\n" + b"#" * 2**20, "longer than"),
+}
+
+
+@pytest.mark.parametrize("case", YAML)
+@pytest.mark.parametrize("place", ["settings", "dataset", "benchmark", "edit"])
+def test_yaml_is_refused_in_a_line(
+    tmp_path: Path, photographs: Path, case: str, place: str
+) -> None:
+    content, reason = YAML[case]
+    file = tmp_path / "foreign.yaml"
+    file.write_bytes(content)
+    words: dict[str, list[object]] = {
+        "settings": [*PLAN.split(), photographs, "-c", file],
+        "dataset": [*PLAN.split(), file],
+        "benchmark": ["bench", "--gpus", 0, "--out", tmp_path / "out", "-c", file],
+        "edit": [*PLAN.split(), photographs, "--set", f"edit.edits=[{{direction: {file}}}]"],
+    }
+    result = ended(*words[place])
+    assert reason in result.stderr
+    refused(file, *words[place])
+
+
+@pytest.mark.parametrize("value", ["[x, y]", "{a: 1}", "'" + "x" * 50_000 + "'", "~"])
+def test_a_wrong_value_is_shown_in_short(tmp_path: Path, photographs: Path, value: str) -> None:
+    """Case `yaml_alias_bomb`: what a message shows of a value is bounded."""
+    file = tmp_path / "foreign.yaml"
+    file.write_text(f"name: 1\nroot: {value}\nimages: {value}\n")
+    refused(file, *PLAN.split(), file)
+    file.write_text(f"limit: {value if value != '~' else 'x'}\n")
+    result = ended(*PLAN.split(), photographs, "-c", file)
+    assert result.exit_code == 2
+    assert len(result.stderr) < 500
+
+
+APPLE = b"\0\5\x16\7\0\2\0\0Mac OS X        \0\2\0\0\0\x09\xff\xfe"
+
+
+def test_a_bad_file_of_a_folder_matters_only_to_who_asks_for_it(
+    home: Path, photographs: Path
+) -> None:
+    """Case `datasets_d_bad_file`."""
+    good = f"name: good\nroot: {photographs}\n"
+    for folder in ("datasets.d", "models.d"):
+        (home / folder / "._mine.yaml").write_bytes(APPLE)
+        (home / folder / "binary.yaml").write_bytes(APPLE)
+        (home / folder / "folder.yaml").mkdir()
+        (home / folder / "gone.yaml").symlink_to("nowhere")
+        (home / folder / "list.yaml").write_text("[1, 2]")
+        (home / folder / "bomb.yaml").write_text(BOMB)
+        (home / folder / "nobody.yaml").write_text("name: nobody\nroot: ~no-such-user/x\n")
+    (home / "datasets.d" / "good.yaml").write_text(good)
+    (home / "datasets.d" / "celebahq.yaml").write_text("name: [")
+    bad = ("binary", "bomb", "folder", "gone", "list")
+    for dataset in ("good", photographs):
+        planned = ended(*PLAN.split(), dataset)
+        assert planned.exit_code == 0, planned.output
+    for command in ("datasets list", "models list", "doctor"):
+        listed = ended(*command.split(), "--json")
+        assert listed.exit_code in (0, 1), listed.output
+        assert all(f"{name}.yaml" in listed.output for name in bad), command
+        assert "._mine" not in listed.output
+    for name in (*bad, "celebahq"):
+        refused(home / "datasets.d" / f"{name}.yaml", *PLAN.split(), name)
+    for name in bad:
+        refused(home / "models.d" / f"{name}.yaml", "models", "pull", name)
+
+
+# ------------------------------------------------------------------------------- code of others
+
+
+@pytest.fixture
+def gift(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset whose description names a module, which says so when it is imported."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "giftmod.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "giftmod", raising=False)
+    file = tmp_path / "gift.yaml"
+    config = "config: {embed: {name: 'giftmod:Stage'}}"
+    file.write_text(f"name: gift\nroot: {photographs}\naligned: true\n{config}\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "embed: {name: 'giftmod:Stage'}",
+        "embed: 'giftmod:Stage'",
+        "generator: 'giftmod:make'",
+        "measure: {scores: [landmarks, 'giftmod:Scorer']}",
+        "measure: {identity: ['giftmod:net']}",
+        "segment: {parser: 'giftmod:net'}",
+    ],
+)
+def test_a_dataset_names_no_code(gift: Path, config: str) -> None:
+    """Case `dataset_yaml_imports_code`."""
+    text = gift.read_text().partition("config:")[0]
+    gift.write_text(f"{text}config: {{{config}}}\n")
+    said = refused(gift, *PLAN.split(), gift)
+    assert "giftmod:" in said
+    assert not (gift.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("allowed", ["--allow-code", "--set", "-c"])
+def test_a_user_may_allow_the_code_of_a_dataset(gift: Path, allowed: str) -> None:
+    """Case `dataset_yaml_imports_code`."""
+    own = gift.with_name("own.yaml")
+    own.write_text("embed: {name: 'giftmod:Stage'}\n")
+    words = {"--allow-code": [], "--set": ["embed.name=giftmod:Stage"], "-c": [own]}[allowed]
+    result = ended(*PLAN.split(), gift, allowed, *words)
+    # The module lacks the class, which is known only after it was imported.
+    assert "has no attribute 'Stage'" in result.stderr
+    assert (gift.parent / "ran").exists()
+
+
+def test_a_run_of_somebody_else_names_no_code(gift: Path, make_run: Any) -> None:
+    """Case `dataset_yaml_imports_code`: the settings in a plan.json."""
+    out = make_run()
+    plan = out / "plan.json"
+    run = dhr_batch.open(out)
+    section = {**run.stored.settings.section("refine"), "name": "giftmod:Refiner"}
+    changed = run.stored.settings.values | {"refine": section}
+    object.__setattr__(run.stored.settings, "values", changed)
+    with pytest.raises(Refused, match=r"giftmod:Refiner.*--allow-code"):
+        _ = run.networks
+    assert plan.exists()
+    assert not (gift.parent / "ran").exists()
+    run.allow_code = True
+    with pytest.raises(ValueError, match="Refiner"):
+        _ = run.networks
+    assert (gift.parent / "ran").exists()
+
+
+# ------------------------------------------------------------------------------------------ tar
+
+END, GOOD = b"\0" * 1024, tar_header("ok.png", 3) + padded(b"abc")
+PAX = tarfile.XHDTYPE
+TARS = {
+    "tar_negative_size": GOOD + tar_header("neg.png", -512) + END,
+    "tar_negative_size, pax": GOOD
+    + tar_header("p", 13, PAX)
+    + padded(b"13 size=-512\n")
+    + GOOD
+    + END,
+    "tar_headers, longname": GOOD + tar_header("l", 2**33, tarfile.GNUTYPE_LONGNAME) + b"A" * 512,
+    "tar_headers, longlink": GOOD + tar_header("l", 2**20, tarfile.GNUTYPE_LONGLINK) + b"A" * 2**20,
+    "tar_headers, pax size": tar_header("p", 29, PAX)
+    + padded(b"29 size=99999999999999999999\n")
+    + GOOD
+    + END,
+    "tar_headers, unknown kind": GOOD + tar_header("u", 2**62, b"Z") + END,
+    "tar_headers, chain": (tar_header("p", 9, PAX) + padded(b"9 path=a\n")) * 3000 + GOOD + END,
+    "tar_headers, no header": GOOD + b"x" * 512 + GOOD + END,
+}
+
+
+@pytest.mark.parametrize("case", TARS)
+def test_damaged_archives_are_refused(tmp_path: Path, case: str) -> None:
+    file = tmp_path / "it.tar"
+    file.write_bytes(TARS[case])
+    said = refused(file, *PLAN.split(), file)
+    assert "cannot be read as an uncompressed tar archive" in said
+    assert ended("datasets", "check", file).exit_code == 1
+
+
+# -------------------------------------------------------------------------------------- Parquet
+
+
+def parquet(path: Path, **columns: Any) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_columns_with_dots_and_names_twice(tmp_path: Path) -> None:
+    """Case `parquet_column_names`."""
+    rules = Rules(PNG)
+    place = parquet(tmp_path / "dots.parquet", **{"a.bytes": pa.array([b"one"], pa.binary())})
+    (item,) = listing.scan(place, rules).items
+    assert listing.read_bytes(item) == b"one"
+    twice = pa.table([pa.array([b"1"]), pa.array([b"2"])], names=["image", "image"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    for column in (None, "image"):
+        with pytest.raises(DatasetError, match="columns 0 and 1 are both called 'image'"):
+            listing.scan(str(tmp_path / "twice.parquet"), rules._replace(column=column))
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([{"a": 1}], "holds struct"),
+        ([[1]], "holds list"),
+        ([1.5], "holds double"),
+        ([b"x"], "holds binary"),
+        (["x" * 5000], "has a text of 5000 bytes"),
+    ],
+)
+def test_ids_of_odd_types(tmp_path: Path, ids: list[Any], said: str) -> None:
+    """Case `parquet_column_names`: the types of all columns that are used."""
+    place = parquet(tmp_path / "t.parquet", image=[b"one"], key=ids)
+    with pytest.raises(DatasetError, match=said):
+        listing.scan(place, Rules(PNG, column="image", id_column="key"))
+
+
+def test_paths_that_are_no_texts_are_left_alone(tmp_path: Path) -> None:
+    """Case `parquet_column_names`."""
+    place = parquet(tmp_path / "t.parquet", image=[{"bytes": b"one", "path": 3}])
+    (item,) = listing.scan(place, Rules(PNG)).items
+    assert (item.image_id, listing.read_bytes(item)) == ("00000000", b"one")
+
+
+def test_a_row_group_that_unpacks_to_much_more_is_not_read(tmp_path: Path) -> None:
+    """Case `parquet_row_group_bomb`, with 320 MB, which are written but never read."""
+    rows = pa.array([b"\0" * 2**20 * 5] * 64, pa.binary())
+    options = {"compression": "zstd", "use_dictionary": False}
+    pq.write_table(
+        pa.table({"image": rows, "id": rows.cast(pa.string())}), tmp_path / "t.parquet", **options
+    )
+    pq.write_table(pa.table({"image": rows}), tmp_path / "s.parquet", row_group_size=8, **options)
+    del rows
+    item = listing.scan(str(tmp_path / "t.parquet"), Rules(PNG)).items[3]
+    before = pa.total_allocated_bytes()
+    with pytest.raises(Unreadable, match=r"unpacks from \d+ to \d+ bytes"):
+        listing.read_bytes(item)
+    assert pa.total_allocated_bytes() - before < 2**20
+    with pytest.raises(DatasetError, match="unpacks from"):
+        listing.scan(str(tmp_path / "t.parquet"), Rules(PNG, column="image", id_column="id"))
+    item = listing.scan(str(tmp_path / "s.parquet"), Rules(PNG)).items[3]
+    assert listing.read_bytes(item) == b"\0" * 2**20 * 5
+
+
+def test_more_rows_than_a_file_can_hold(tmp_path: Path) -> None:
+    """Case `parquet_row_group_bomb`: rows that take no bytes."""
+    place = parquet(tmp_path / "t.parquet", image=pa.nulls(1_100_000, pa.binary()))
+    with pytest.raises(DatasetError, match=r"name 1100000 rows"):
+        listing.scan(place, Rules(PNG))
+
+
+def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
+    rows = [bytes([n]) * (n + 1) for n in range(100)]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "t.parquet", row_group_size=60)
+    items = listing.scan(str(tmp_path / "t.parquet"), Rules(PNG)).items
+    for n in (*range(100), *range(99, -1, -7), 5, 4, 60, 59):
+        assert listing.read_bytes(items[n]) == rows[n]
