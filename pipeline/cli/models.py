@@ -51,7 +51,8 @@ def list_models(as_json: bool) -> None:
     show(table)
     for row in rows:
         if row.state == "broken":
-            say(f"\n{row.message}")
+            click.echo()
+            say(row.message)
     return None
 
 

@@ -342,8 +342,7 @@ def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> R
     if more := error.error_count() - len(found):
         found.append(Refused(f"and {more} more"))
     return (
-        found[0] if len(found) == 1 else Refused("settings", "".join(f"
-  {one}" for one in found))
+        found[0] if len(found) == 1 else Refused("settings", "".join(f"\n  {one}" for one in found))
     )
 
 
