@@ -145,7 +145,8 @@ class Measure(Standard):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        for network in self.identity.values():
+        networks: Mapping[str, Any] = self.identity
+        for network in networks.values():
             network.net = _Descriptor()
 
     def _values(
