@@ -132,10 +132,15 @@ def test_the_last_cluster_of_this_machine_may_be_gone(
         session.check_answers("auto")
 
 
-def test_a_command_says_soon_that_a_cluster_is_absent(small_run: SmallRun, tmp_path: Path) -> None:
-    refused = small_run.run(tmp_path / "run", "--address", "127.0.0.1:1")
-    assert refused.returncode == 2
-    assert "--address 127.0.0.1:1: no Ray cluster answers there" in refused.stderr
+def test_a_command_says_that_a_cluster_is_absent(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.png").write_bytes(b"not looked at")
+    words = ["run", "--dataset", str(tmp_path / "photographs"), "--preset", "tiny", "--gpus", "0"]
+    words += ["--set", "workers=1", "--out", str(tmp_path / "run"), "--address", "127.0.0.1:1"]
+    command = [sys.executable, "-m", "dhr_batch.cli", *words]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert "Error: --address 127.0.0.1:1: no Ray cluster answers there" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
