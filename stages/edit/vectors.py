@@ -41,7 +41,7 @@ class Vector(Edit):
     def fit(self, generator: Generator) -> None:
         direction = self.direction
         try:
-            rows = generator.expand_direction(torch.from_numpy(direction.array))
+            rows = generator.expand_direction(torch.tensor(direction.array))
         except ValueError as error:
             raise DirectionError(
                 f"{direction.name} ({Path(direction.source).name}): {error}"
