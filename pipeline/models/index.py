@@ -34,6 +34,7 @@ def archive(source: PyPI) -> Iterator[IO[bytes]]:
             way_out="add it with: python -m ensurepip --upgrade",
         )
     with _errors_of_pip(what):
+        from pip._internal.cli.cmdoptions import make_target_python
         from pip._internal.commands import create_command
 
         # pip promises nothing about these names. They are those of its versions 22 to 26.
@@ -41,10 +42,18 @@ def archive(source: PyPI) -> Iterator[IO[bytes]]:
         with command.main_context():
             form = "--only-binary" if source.archive == "wheel" else "--no-binary"
             words = ["--no-input", form, source.package, source.package]
+            if source.platform:
+                words += ["--platform", source.platform]
+                words += ["--python-version", source.python_version]
             options, _ = command.parse_args(words)
             session = command.get_default_session(options)
             # Files of weights do not depend on the version of Python.
-            finder = command._build_package_finder(options, session, ignore_requires_python=True)
+            finder = command._build_package_finder(
+                options,
+                session,
+                target_python=make_target_python(options),
+                ignore_requires_python=True,
+            )
             links = [
                 candidate.link
                 for candidate in finder.find_all_candidates(source.package)

