@@ -90,6 +90,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "parser": {
         "landmarks": _N + "parsing:landmark_parser",
+        "landmarks+person": _N + "person:person_parser",
         "bisenet": _N + "bisenet:bisenet",
         "farl": _N + "farl:farl",
         "segformer": _N + "segformer:segformer",
@@ -122,6 +123,7 @@ MODELS: dict[tuple[str, str], tuple[str, ...]] = {
     ("features", "inception"): ("inception-2015-12-05",),
     ("features", "st_alex"): ("stlpips-alex",),
     ("parser", "landmarks"): ("dlib-landmarks68", "mtcnn"),
+    ("parser", "landmarks+person"): ("dlib-landmarks68", "mtcnn", "selfie-segmentation"),
     ("parser", "bisenet"): ("bisenet-19",),
     ("parser", "farl"): ("farl-celebm-448", "mtcnn"),
     ("parser", "segformer"): ("segformer-face-parsing",),

@@ -13,6 +13,7 @@ a constant calls for a new calibration.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,12 +104,18 @@ class LandmarkParser:
         landmarks: Finds the face box and the 68 points.
         detector: Decides whether there is a face when dlib's own detector finds none, which happens
             with masks and hats. Without a detector, the face is assumed where alignment puts it.
+        person: Finds the person in a picture of 256 px (`parse_face`); by default colours do.
     """
 
     name = "landmarks"
 
-    def __init__(self, landmarks: Landmarks68, detector: Detector | None = None) -> None:
-        self.landmarks, self.detector = landmarks, detector
+    def __init__(
+        self,
+        landmarks: Landmarks68,
+        detector: Detector | None = None,
+        person: Callable[[np.ndarray], Map] | None = None,
+    ) -> None:
+        self.landmarks, self.detector, self.person = landmarks, detector, person
 
     def parse(self, image: np.ndarray) -> np.ndarray | None:
         """Parse at 256 px; other sizes are resized to it and back. See `Parser.parse`."""
@@ -117,7 +124,7 @@ class LandmarkParser:
         points = self._points(np.ascontiguousarray(small))
         if points is None:
             return None
-        probs = parse_face(small, points)
+        probs = parse_face(small, points, self.person and self.person(small))
         if (height, width) == (WORK_SIZE, WORK_SIZE):
             return probs
         resized = [cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in probs]
@@ -359,7 +366,7 @@ def _smooth(guide: Map, mask: Map, eps: float = 4e-3) -> Map:
     return np.clip(mean(a) * guide + mean(m_p - a * m_g), 0, 1)
 
 
-def parse_face(image: Map, points: np.ndarray) -> Map:
+def parse_face(image: Map, points: np.ndarray, person: Map | None = None) -> Map:
     """Parse one face.
 
     What lies over the face and clearly has another colour than its skin is classified as cloth, or
@@ -368,6 +375,8 @@ def parse_face(image: Map, points: np.ndarray) -> Map:
     Args:
         image: uint8 RGB [H, W, 3].
         points: 68 landmarks in pixels of the image, [68, 2].
+        person: Probability that a pixel shows the person, float32 [H, W]; by default GrabCut
+            separates the person from the background.
 
     Returns:
         Probabilities of `CLASSES`, float32 [19, H, W], summing to 1.
@@ -380,7 +389,8 @@ def parse_face(image: Map, points: np.ndarray) -> Map:
     features = np.clip(sum(parts.values()), 0, 1)
     chroma = _skin_chroma(lab, face)
     foreign = _foreign(lab, chroma)
-    person = np.maximum(_person(image, face), _above(face.inside, *_SURELY_PERSON))
+    person = _person(image, face) if person is None else person
+    person = np.maximum(person, _above(face.inside, *_SURELY_PERSON))
     own = 1 - foreign
     skin, hair, cloth = _likelihoods(lab, face, own, features, person)
     fringe = _smooth(guide, _fringe(face, skin, hair))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks import parsing
+from dhr_batch.stages.networks import parsing, person
 from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.parsing import LandmarkParser, parse_face
 
@@ -151,3 +151,24 @@ def test_noise_has_no_face(models) -> None:
     parser = parsing.landmark_parser(Context("cpu", "none", models=models))
     noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3)).astype(np.uint8)
     assert parser.parse(noise) is None
+
+
+def test_a_person_that_is_given_is_taken(portrait, monkeypatch):
+    monkeypatch.setattr(parsing.cv2, "grabCut", None)
+    given = np.zeros((256, 256), np.float32)
+    given[20:, 40:216] = 1
+    background = parse_face(portrait, landmarks(), given)[INDEX["background"]]
+    assert (background[:20] > 0.99).all()
+    assert (background[:, :40] > 0.99).all()
+    assert (background[24:, 44:212] < 0.01).all()
+
+
+def test_the_person_in_a_photograph(models, astronaut):
+    find = person.Person(Context("cpu", "none", models=models))
+    view = np.ascontiguousarray(astronaut[:256, 96:352])
+    found = find(view)
+    assert found.shape == (256, 256)
+    assert found[60:200, 100:150].min() > 0.9
+    assert found[:30, :20].max() < 0.1
+    large = find(cv2.resize(view, (512, 512), interpolation=cv2.INTER_NEAREST))
+    assert np.abs(cv2.resize(large, (256, 256), interpolation=cv2.INTER_AREA) - found).mean() < 0.02
