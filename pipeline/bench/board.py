@@ -12,6 +12,7 @@ import numpy as np
 from dhr_batch.pipeline.bench.costs import COST, HEADINGS, clocks_of, costs_of
 from dhr_batch.pipeline.bench.data import Compared, Method, method_name
 from dhr_batch.pipeline.bench.matrix import reference
+from dhr_batch.pipeline.bench.side_effects import columns as side_columns
 from dhr_batch.pipeline.report import metrics as metric_names
 from dhr_batch.pipeline.report import truth
 from dhr_batch.pipeline.report.metrics import split, title
@@ -20,6 +21,7 @@ from dhr_batch.pipeline.report.truth import Figure
 from dhr_batch.pipeline.stats import equal_effect, set_distances
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
+from dhr_batch.pipeline.stats.side_effects import before
 from dhr_batch.pipeline.units import number
 from dhr_batch.stages.base import START, TRUTH
 from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
@@ -286,9 +288,13 @@ def _edits(
         kinds |= dict.fromkeys(own_kinds)
         shared = set(own_kinds) if shared is None else shared & set(own_kinds)
     costs = [c for c in equal_effect.costs_of(kinds) if not c.startswith("change_")]
+    sources: dict[str, dict[str, float]] = {}
+    for frame in metrics.values():
+        sources |= before(frame)
+    kept = [*costs, *sources]
     for name in names:
         score = effect_score(name, shared or ())
-        curves = {m: equal_effect.curves(frame, name, costs, score) for m, frame in metrics.items()}
+        curves = {m: equal_effect.curves(frame, name, kept, score) for m, frame in metrics.items()}
         full = equal_effect.equal_effect(curves)
         columns += _at_equal_identity(name, curves, costs, values, effect_unit(score))
         measured = score in (shared or ())
@@ -306,6 +312,10 @@ def _edits(
             ranked = compared.same_masks or cost != _BACKGROUND
             better = metric_names.better(cost) if ranked else ""
             columns.append(BoardColumn(key, title(cost), sheet, better))
+        for key, heading, found in side_columns(name, full, sources):
+            for method, own in found.items():
+                values[method][key] = own
+            columns.append(BoardColumn(key, heading, f"Edit {name}: side effects at equal effect"))
         shares = {share: equal_effect.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
         yield EditBoard(name, score, measured, full, shares | {1.0: full})
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.report import plots as report_plots
-from dhr_batch.pipeline.report import provenance, summaries, truth
+from dhr_batch.pipeline.report import provenance, side_effects, summaries, truth
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report.metrics import (
     HEADLINES,
@@ -141,11 +141,11 @@ def _edits(data: RunData) -> Section | None:
     metrics = sorted(m for m in data.metrics["metric"].unique() if m.startswith("identity_"))
     # Only one network is shown, because identities of different networks have different scales.
     chosen = next((m for m in metrics if m.endswith("_distance")), next(iter(metrics), None))
-    table = strengths(data)
+    tables = [t for t in (strengths(data), side_effects.table(data)) if t.rows]
     names = dict.fromkeys(name for name, _ in data.edits)
     plots = [p for name in names if chosen and (p := _identity_plot(data, name, chosen))]
     if not (chosen and plots):
-        return Section("edits", "Edits", (), tables=[table]) if table.rows else None
+        return Section("edits", "Edits", (), tables=tables) if tables else None
     what = f"{title(chosen)} to the source, {better(chosen)} is better"
     text = (
         f"The cost of an edit ({what}), plotted over its effect, the change of its own score "
@@ -153,7 +153,7 @@ def _edits(data: RunData) -> Section | None:
         "or where it lies on average if strengths are targets. "
         "Faint dots are single images.",
     )
-    return Section("edits", "Identity against effect", text, plots, tables=[table])
+    return Section("edits", "Identity against effect", text, plots, tables=tables)
 
 
 def strengths(data: RunData) -> Table:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -248,17 +248,23 @@ class EqualEffect:
             )
         )
 
-    def costs(self, metric: str) -> dict[str, dict[str, float]]:
+    def costs(
+        self, metric: str, of: Callable[[Match, float], float] = lambda match, value: value
+    ) -> dict[str, dict[str, float]]:
         """Return a metric at the equal effect, by method and image id.
 
         A value is the mean over the directions in which all methods have the metric, because a mean
         over one direction cannot be compared with a mean over two. Methods that never have the
         metric are left out and do not count.
+
+        Args:
+            metric: The metric.
+            of: What is averaged over the directions: a function of a match and the metric there.
         """
         found = {}
         for method, own in self.curves.items():
             values = [
-                at(own[m.image_id].costs[metric], m.places[method])
+                of(m, at(own[m.image_id].costs[metric], m.places[method]))
                 if metric in own[m.image_id].costs
                 else math.nan
                 for m in self.matches

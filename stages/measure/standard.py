@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from dhr_batch.stages.networks.perceptual import PackageLPIPS, Perceptual
 
 RECONSTRUCTIONS = ("inverted", "refined")
+# Scorers that find no face without landmarks.
+_OF_LANDMARKS = ("landmarks", "age-gender", "expression", "face-api")
 
 
 def _as_names(value: Any) -> Any:
@@ -109,8 +111,9 @@ class Standard(Stage):
 
         Attributes:
             perceptual, identity, features: Networks; a missing one is never replaced by another.
-            scores: Scorers, which measure how strong an edit is.
-            landmarks: The network that finds landmarks.
+            scores: Scorers, which measure how strong an edit is and what else it changes.
+            landmarks: The network that finds landmarks. Without one, scorers that need landmarks
+                are left out.
             size: Pixel and perceptual metrics compare larger pictures at this size in pixels, as
                 published tables do.
         """
@@ -119,7 +122,7 @@ class Standard(Stage):
         perceptual: Names = ("st_lpips_alex",)
         identity: Names = ("dlib",)
         features: Names = ()
-        scores: Names = ("landmarks",)
+        scores: Names = ("landmarks", "age-gender")
         landmarks: Literal["dlib68", "none"] = "dlib68"
         size: int = Field(default=256, ge=32)
 
@@ -128,6 +131,17 @@ class Standard(Stage):
             if "dlib" in self.identity and self.landmarks == "none":
                 raise ValueError("identity needs landmarks: set landmarks=dlib68 or identity=none")
             return self
+
+        @property
+        def scorers(self) -> tuple[str, ...]:
+            """The scorers that are used."""
+            left_out = _OF_LANDMARKS if self.landmarks == "none" else ()
+            return tuple(name for name in self.scores if name not in left_out)
+
+    def models(self, aligned: bool) -> set[str]:
+        unused = set(self.options.scores).difference(self.options.scorers)
+        lists = (registry.MODELS.get(("scores", name), ()) for name in unused)
+        return super().models(aligned).difference(*lists)
 
     def setup(self, context: Context) -> None:
         """Load the networks.
@@ -150,9 +164,7 @@ class Standard(Stage):
         self.landmarks: Landmarks68 | None = None
         if options.landmarks != "none":
             self.landmarks = context.network("landmarks", options.landmarks)
-        # Without a landmark network, landmark scores are not requested instead of missing.
-        scorer_names = [n for n in options.scores if n != "landmarks" or self.landmarks is not None]
-        self.scorers: dict[str, Scorer] = {n: context.network("scores", n) for n in scorer_names}
+        self.scorers: dict[str, Scorer] = {n: context.network("scores", n) for n in options.scorers}
         _check_names(self.scorers)
         self.generator_label = f"generator={_model_label(registry.label(context.generator))}"
 

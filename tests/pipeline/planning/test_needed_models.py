@@ -58,7 +58,11 @@ def test_stages_name_the_models_of_their_options() -> None:
     assert stage("embed", "e4e", model="psp-ffhq").models(aligned=True) == {"psp-ffhq"}
     measured = stage("measure", "standard", perceptual=("lpips_vgg",), identity="none")
     names = {"lpips-vgg", "lpips-vgg-backbone", "dlib-landmarks68"}
-    assert measured.models(aligned=True) == names
+    assert measured.models(aligned=True) == names | {"age-gender"}
+    blind = stage(
+        "measure", "standard", identity="none", landmarks="none", scores=["age-gender", "mesh"]
+    )
+    assert blind.models(aligned=True) == {"stlpips-alex", "face-mesh-468"}
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,25 @@ def test_costs_of_edits_are_told_without_identity(make_run: Callable[..., Path])
     assert not section.plots
 
 
+def test_side_effects_stand_below_the_effects(make_run: Callable[..., Path]) -> None:
+    data = report_data.load(connect(make_run()))
+    ages = {"source": 40.0, "refined": 41.0, "edit:smile:-2": 43.0, "edit:smile:2": 38.0}
+    rows = [(i, s, "score_age", age, "ages") for i in IDS for s, age in ages.items()]
+    added = pd.DataFrame(rows, columns=["image_id", "stage", "metric", "value", "model"])
+    data = replace(data, metrics=pd.concat([data.metrics, added]))
+    page = sections.page(data, report_page.Gallery("", [], [], []))
+    (section,) = [s for s in page.sections if s.key == "edits"]
+    table = section.tables[1]
+    assert table.name.startswith("Side effects at the effect that 80% of the images reach")
+    heads = [column.title for column in table.columns]
+    down, up = (dict(zip(heads, row, strict=True)) for row in table.rows)
+    assert up["effect"] == report_page.Shown(pytest.approx(0.35), "0.350")
+    assert (up["images"], up["effect by another judge"]) == (2, "own teacher")
+    assert up["Score: age [years]"].text == "-2.000 (2.000)"
+    assert down["Score: age [years]"].text == "3.000 (3.000)"
+    assert "Identity distance (dlib)" in heads
+
+
 def test_an_exact_copy_does_not_make_a_mean_infinite(make_run: Callable[..., Path]) -> None:
     data = report_data.load(connect(make_run()))
 

@@ -223,7 +223,7 @@ class Brightness:
 
 @pytest.fixture
 def with_faces() -> Standard:
-    stage = Standard(Standard.Options(perceptual=()))
+    stage = Standard(Standard.Options(perceptual=(), scores="landmarks"))
     context = Context("cpu", "mobilestylegan-256", no_models)
     context._networks[("landmarks", "dlib68")] = Faces()
     context._networks[("identity", "dlib")] = Descriptions()
@@ -311,7 +311,9 @@ def with_two() -> Callable[[float], Standard]:
     """Two identity networks; the second finds no face in what is darker than asked for."""
 
     def make(darkest: float) -> Standard:
-        stage = Standard(Standard.Options(perceptual=(), identity=("dlib", "curricularface")))
+        stage = Standard(
+            Standard.Options(perceptual=(), identity=("dlib", "curricularface"), scores="landmarks")
+        )
         context = Context("cpu", "mobilestylegan-256", no_models)
         context._networks[("landmarks", "dlib68")] = Faces()
         context._networks[("identity", "dlib")] = Descriptions()
