@@ -373,7 +373,7 @@ def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInf
 
 
 def _prepare_torch(device: Kind, config: Config) -> str:
-    """Set torch's threads and precision in this process, and return the name of the device.
+    """Set threads and precision of this process, and return the name of the device.
 
     Raises:
         CommandError: If there is no such device.
@@ -381,9 +381,11 @@ def _prepare_torch(device: Kind, config: Config) -> str:
     if device == "cpu" and "torch" not in sys.modules:
         # No stage uses torch, and importing it takes long.
         return "CPU"
+    import cv2
     import torch
 
     torch.set_num_threads(config.threads)
+    cv2.setNumThreads(config.threads)
     set_precision(config.precision)
     if device == "cpu":
         devices.keep_freed_memory()

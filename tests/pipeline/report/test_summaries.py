@@ -218,7 +218,7 @@ def test_side_effects_stand_below_the_effects(make_run: Callable[..., Path]) -> 
     page = sections.page(data, report_page.Gallery("", [], [], []))
     (section,) = [s for s in page.sections if s.key == "edits"]
     table = section.tables[1]
-    assert table.name.startswith("Side effects at the effect that 80% of the images reach")
+    assert table.title.startswith("Side effects at the effect that 80% of the images reach")
     heads = [column.title for column in table.columns]
     down, up = (dict(zip(heads, row, strict=True)) for row in table.rows)
     assert up["effect"] == report_page.Shown(pytest.approx(0.35), "0.350")
