@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
+from dhr_batch.pipeline.bench import board
 from dhr_batch.pipeline.bench.side_effects import columns
 from dhr_batch.pipeline.stats import side_effects
 from dhr_batch.pipeline.stats.equal_effect import curves, equal_effect
@@ -79,3 +82,21 @@ def test_methods_at_equal_effect():
     assert ages["strong"] == pytest.approx(dict.fromkeys(AGES, 4))
     _, judged = found["smile@judged_happy"]
     assert judged["strong"] == pytest.approx(dict.fromkeys(AGES, 0.2))
+
+
+def test_a_benchmark_has_a_table_of_them():
+    tables = {"weak": metrics(), "strong": metrics(gain=0.2)}
+    compared = SimpleNamespace(
+        methods=[SimpleNamespace(name=name) for name in tables],
+        metrics=lambda method: tables[method.name],
+        same_masks=True,
+    )
+    values, made = {name: {} for name in tables}, []
+    (edited,) = board._edits(compared, values, made)
+    assert edited.measured
+    (sheet,) = {c.sheet for c in made if "side" in c.key or "judged" in c.key}
+    assert sheet == "Edit smile: side effects at equal effect"
+    titles = {c.key: (c.title, c.better) for c in made if c.sheet == sheet}
+    assert titles["smile@judged_happy"] == ("effect by happy", "")
+    assert titles["smile@side_yaw_degrees"] == ("change of yaw degrees [°]", "")
+    assert values["strong"]["smile@side_age"] == pytest.approx(dict.fromkeys(AGES, 4))
