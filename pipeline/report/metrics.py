@@ -15,7 +15,7 @@ _AT_SIZE = re.compile(r"_(\d+)$")
 STAGES = ("source", "inverted", "refined")
 PARTS = ("_in", "_out")
 HEADLINES = ("psnr", "ssim", "st_lpips_alex", "lpips_alex", "identity_dlib_distance")
-HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "iou", "precision", "recall")
+HIGHER_IS_BETTER = ("psnr", "ssim", "cosine", "realism", "iou", "precision", "recall")
 # Metrics of what an edit changes on purpose, of what an occluder hides, and of masks.
 NEITHER_IS_BETTER = ("score_", "change_", "truth_occluded", "in_domain", START)
 TITLES = {
@@ -42,6 +42,7 @@ TITLES = {
     "background_psnr": "Background PSNR [dB]",
     "background_psnr_refined": "Background PSNR to the refined picture [dB]",
     "ghost": "Ghost of the old contour",
+    "realism": "Realism of the mouth",
     "truth_mask_iou": "Occluder found: IoU",
     "truth_mask_precision": "Occluder found: precision",
     "truth_mask_recall": "Occluder found: recall",

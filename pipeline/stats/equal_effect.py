@@ -410,10 +410,10 @@ def _finite(values: np.ndarray) -> np.ndarray:
 def costs_of(metrics: Iterable[str]) -> list[str]:
     """Return those of the metrics that measure costs of an edit.
 
-    These are identity, perceptual distance to the source, the PSNR of the out-of-domain part, and
-    the change of the in-domain and the out-of-domain part.
+    These are identity, perceptual distance to the source, realism, the PSNR of the out-of-domain
+    part, and the change of the in-domain and the out-of-domain part.
     """
-    chosen = ("psnr_out", "change_in", "change_out")
+    chosen = ("realism", "psnr_out", "change_in", "change_out")
     metrics = [m for m in metrics if not m.startswith(TRUTH)]
     perceptual = [m for m in metrics if "lpips" in m and not m.endswith(("_in", "_out"))]
     identity = [m for m in metrics if m.startswith("identity_")]

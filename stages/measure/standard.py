@@ -23,6 +23,7 @@ from dhr_batch.stages.base import (
     edit_stage,
     required,
 )
+from dhr_batch.stages.measure.face_scores import LandmarkScores
 from dhr_batch.stages.measure.metrics import (
     Part,
     cosine,
@@ -34,6 +35,7 @@ from dhr_batch.stages.measure.metrics import (
     shrink_mask,
     weights_of,
 )
+from dhr_batch.stages.measure.realism import realism
 from dhr_batch.stages.measure.truth import (
     at_size,
     hide_occluder,
@@ -87,6 +89,7 @@ class Standard(Stage):
     - ``background_psnr``, ``background_psnr_refined`` and ``ghost`` of an edit whose mask and
       feature follow its motion are described in `contours`. There, ``_in`` and ``_out`` are still
       the parts of the unedited picture: after the head has moved, ``_out`` holds a part of it.
+    - ``realism`` says how natural the mouth looks (`realism.realism`), if there are landmarks.
     - ``start_<edit>`` of the refined picture is `EditedImage.start`, if strengths are targets.
     - ``score_<name>`` (`face_scores.Scorer`) exists for the stage ``source`` as well. The scores of
       an edited picture are also in `EditedImage.effect`.
@@ -175,7 +178,9 @@ class Standard(Stage):
         source = required(record.image)
         renders = {"inverted": required(record.inverted), "refined": required(record.refined)}
         renders |= {edit_stage(edit.name, edit.strength): edit.image for edit in record.edits}
-        rows = self._image_rows(source, renders, required(record.mask)) + self._truth_rows(record)
+        pictures = {"source": source, **renders}
+        small = {stage: shrink(image, self.options.size) for stage, image in pictures.items()}
+        rows = self._image_rows(pictures, small, required(record.mask)) + self._truth_rows(record)
         starts = {START + edit.name: edit.start for edit in record.edits if edit.start is not None}
         rows += _rows("refined", starts, self.generator_label)
         for edit in record.edits:
@@ -183,7 +188,6 @@ class Standard(Stage):
             rows += _rows(stage, edit.contours, self.generator_label)
 
         missing: dict[str, list[str]] = {}
-        pictures = {"source": source, **renders}
         portraits = self._portraits(pictures)
         effects: dict[str, dict[str, float]] = {}
         for name, scorer in self.scorers.items():
@@ -193,6 +197,7 @@ class Standard(Stage):
                 effects.setdefault(stage, {}).update(values)
         for name, network in self.identity.items():
             rows += self._identity_rows(name, network, portraits, missing)
+        rows += self._realism_rows(small, portraits, missing)
         notes = [
             f"measure: no face found in {stage}: no {', '.join(what)}"
             for stage, what in missing.items()
@@ -226,16 +231,20 @@ class Standard(Stage):
         return "" if stage == "source" else f"; {self.generator_label}"
 
     def _image_rows(
-        self, source: np.ndarray, renders: Mapping[str, np.ndarray], mask: np.ndarray
+        self,
+        pictures: Mapping[str, np.ndarray],
+        small: Mapping[str, np.ndarray],
+        mask: np.ndarray,
     ) -> list[Metric]:
-        size, native = self.options.size, source.shape[0]
-        small = {stage: shrink(image, size) for stage, image in renders.items()}
-        rows = self._rows_at(
-            shrink(source, size), small, parts_of(shrink_mask(mask, size)), native > size
-        )
+        """Compare the pictures of all stages with the source; `small` has at most `size` px."""
+        source, size = pictures["source"], self.options.size
+        native = source.shape[0]
+        renders = {stage: image for stage, image in small.items() if stage != "source"}
+        parts = parts_of(shrink_mask(mask, size))
+        rows = self._rows_at(small["source"], renders, parts, native > size)
         if native > size:
             # An edit is not meant to equal the source, so one size is enough for it.
-            full = {stage: image for stage, image in renders.items() if stage in RECONSTRUCTIONS}
+            full = {stage: pictures[stage] for stage in RECONSTRUCTIONS}
             parts = {f"_{native}{part}": where for part, where in parts_of(mask).items()}
             rows += self._rows_at(source, full, parts, True)
         return rows
@@ -334,6 +343,28 @@ class Standard(Stage):
                 values["identity_dlib_distance"] = float(np.linalg.norm(expected - descriptor))
             rows += _rows(stage, values, network.label + self._suffix(stage))
         return rows
+
+    def _realism_rows(
+        self,
+        small: Mapping[str, np.ndarray],
+        portraits: Mapping[str, Portrait],
+        missing: dict[str, list[str]],
+    ) -> list[Metric]:
+        if self.landmarks is None:
+            return []
+        ratio = small["source"].shape[0] / portraits["source"].rgb.shape[0]
+        points = {s: p.landmarks * ratio for s, p in portraits.items() if p.landmarks is not None}
+        if "source" not in points:
+            missing.setdefault("source", []).append("realism of any picture")
+            return []
+        for stage in portraits.keys() - points.keys():
+            missing.setdefault(stage, []).append("realism")
+        pictures = np.stack([small[stage] for stage in points])
+        found = realism(pictures, np.stack(list(points.values())), self.context.device)
+        return [
+            Metric(stage, "realism", float(value), LandmarkScores.label + self._suffix(stage))
+            for stage, value in zip(list(points)[1:], found, strict=True)
+        ]
 
     def _features(self, pictures: Mapping[str, np.ndarray]) -> list[Feature]:
         return [

@@ -247,6 +247,11 @@ def test_identity_scores_and_effect(with_faces):
         "dlib-face-resnet; generator=mobilestylegan-256"
     )
     assert ("source", "identity_dlib_distance") not in rows
+    assert ("source", "realism") not in rows
+    for stage in ("inverted", "refined", "edit:smile:2"):
+        # Grey pictures have no structure to lose.
+        assert rows[stage, "realism"].value == 0
+        assert rows[stage, "realism"].model == "dlib-landmarks68; generator=mobilestylegan-256"
     assert rows["source", "score_smile"].model == "dlib-landmarks68"
     assert rows["edit:smile:2", "score_smile"].value == done.edits[0].effect["smile"]
     assert done.edits[0].effect["smile"] > rows["refined", "score_smile"].value
@@ -257,12 +262,12 @@ def test_a_render_without_a_face_is_noted(with_faces):
     (done,) = with_faces.run([face_record(51, 0)])
     assert done.failure is None
     assert done.notes == (
-        "measure: no face found in edit:smile:2: no scores_landmarks, identity_dlib",
+        "measure: no face found in edit:smile:2: no scores_landmarks, identity_dlib, realism",
     )
     assert done.edits[0].effect == {}
     edited = {m.metric for m in done.metrics if m.stage == "edit:smile:2"}
     assert "psnr" in edited
-    assert not any(name.startswith(("identity", "score")) for name in edited)
+    assert not any(name.startswith(("identity", "score", "realism")) for name in edited)
 
 
 class Redness:
