@@ -30,8 +30,8 @@ def scan(root: str, rules: Rules) -> Listing:
     """List all images below a folder or URL, or in one .tar or .parquet file.
 
     With the format `auto`, a folder without images is read as a folder of archives. Files and tar
-    members are sorted by id (by code point). Rows of Parquet files keep their order, because row
-    groups are read as a whole.
+    members are sorted by id (by code point). Rows of Parquet files keep their order, because those
+    of a row group are read one after the other.
 
     Raises:
         DatasetError: If the location cannot be listed, or two images have the same id.

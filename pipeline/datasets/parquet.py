@@ -79,7 +79,7 @@ def read_cell(location: str, leaf: str, row: int) -> bytes:
     # With the lock, one thread decodes the row group and the others use the result.
     with _lock, _row_errors(location, row):
         group, first = _group_of(_kept(location), row)
-        value = _images(location, (leaf,), group).row(row - first).column(0)[0].as_py()
+        value = _image_rows(location, (leaf,), group).row(row - first).column(0)[0].as_py()
     value = value.get("bytes") if isinstance(value, dict) else value
     if value is None:
         raise Unreadable(f"{location}: row {row} holds no image")
@@ -95,7 +95,7 @@ def values(location: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
     """
     with _lock, _row_errors(location, row):
         group, first = _group_of(_kept(location), row)
-        return _others(location, columns, group).row(row - first).to_pylist()[0]
+        return _other_rows(location, columns, group).row(row - first).to_pylist()[0]
 
 
 def marked(location: str, key: bytes) -> bool:
@@ -147,8 +147,8 @@ def _opened(location: str, columns: tuple[str, ...], group: int) -> Rows:
 
 
 # Rows are read in order, so one row group serves many images.
-_images = lru_cache(maxsize=1)(_opened)
-_others = lru_cache(maxsize=1)(_opened)
+_image_rows = lru_cache(maxsize=1)(_opened)
+_other_rows = lru_cache(maxsize=1)(_opened)
 
 
 def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:

@@ -64,7 +64,7 @@ def _array(stream: BinaryIO, check: Check) -> np.ndarray:
     data = stream.read(size)
     if len(data) != size:
         raise ValueError(f"it ends before the {size} bytes of shape {list(shape)}")
-    return np.frombuffer(data, kind).reshape(shape, order="F" if by_columns else "C")
+    return np.frombuffer(bytearray(data), kind).reshape(shape, order="F" if by_columns else "C")
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def test_a_row_without_image_and_a_damaged_row_group(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
-    for cache in (parquet._kept, parquet._values):
+    for cache in (parquet._kept, parquet._image_rows):
         cache.cache_clear()
     assert listing.read_bytes(items[0]) == b"1" * 99
     with pytest.raises(Unreadable, match="row 3 cannot be read"):
