@@ -120,8 +120,8 @@ def test_a_damaged_truth_costs_its_image_alone(tmp_path: Path) -> None:
     file.unlink()
     ground_truth.write_truths(file, rows, {})
     parquet._kept.cache_clear()
-    parquet._table.cache_clear()
-    parquet._values.cache_clear()
+    parquet._other_rows.cache_clear()
+    parquet._image_rows.cache_clear()
     records = [worker.read_record(item, "") for item in named.list_images(named.find(described))]
     assert [record.failure is not None for record in records] == [False, True, False]
     assert "00001.png" in required(records[1].failure).message
