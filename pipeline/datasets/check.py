@@ -155,9 +155,8 @@ def _decode_one(item: Item, ids_by_digest: defaultdict[str, list[str]]) -> np.nd
         ids_by_digest[hashlib.sha256(data).hexdigest()].append(item.image_id)
         return decode(data)[0]
     except (ImageError, Unreadable) as error:
-        kind = error.error_class if isinstance(error, ImageError) else "unreadable"
         message = f"{item.image_id}: {error}"
-        return Finding(kind=kind, message=message, image_ids=[item.image_id])
+        return Finding(kind=error.error_class, message=message, image_ids=[item.image_id])
 
 
 def _detector(result: DatasetCheck) -> Detector | None:

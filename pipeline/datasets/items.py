@@ -20,10 +20,16 @@ class DatasetError(Refused):
 
 
 class Unreadable(Exception):
-    """One image cannot be read. The message gives the reason, without passwords of URLs."""
+    """One image cannot be read.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+    Args:
+        reason: An explanation for the user, from which passwords of URLs are taken.
+        error_class: The class in the table of failures.
+    """
+
+    def __init__(self, reason: str, error_class: str = "unreadable") -> None:
+        super().__init__(without_secrets(reason))
+        self.error_class = error_class
 
 
 class Item(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 from collections import Counter
@@ -23,6 +24,10 @@ from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.locations import File
 
+# The largest file that is read for an image: four channels of 16 bits without compression, and
+# metadata.
+_BYTES_PER_PIXEL = 8
+_METADATA = 2**26
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -151,24 +156,36 @@ def _where(item: Item) -> str:
     return item.location if item.at < 0 else f"{item.location} (at {item.at})"
 
 
-def read_bytes(item: Item) -> bytes:
+def read_bytes(item: Item, max_megapixels: float = 64) -> bytes:
     """Read an encoded image. Parquet files stay open in this process.
 
+    Args:
+        item: The image.
+        max_megapixels: Decides how large the file may be, because it is read whole into memory.
+
     Raises:
-        Unreadable: If this image cannot be read.
+        Unreadable: If this image cannot be read, or is too large.
         StorageError: If its storage is unavailable.
     """
+    most = _METADATA + int(_BYTES_PER_PIXEL * 1e6 * max_megapixels)
     if item.at < 0:
         try:
-            return locations.fetch(item.location)
+            return locations.fetch(item.location, most=most)
         except StorageError:
             raise
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise _too_large(most, max_megapixels) from error
             raise Unreadable(error.strerror or str(error)) from error
     if item.leaf:
         from dhr_batch.pipeline.datasets import parquet
 
-        return parquet.read_cell(item.location, item.leaf, item.at)
+        data = parquet.read_cell(item.location, item.leaf, item.at)
+        if len(data) > most:
+            raise _too_large(most, max_megapixels)
+        return data
+    if item.size > most:
+        raise _too_large(most, max_megapixels)
     try:
         data = locations.fetch(item.location, item.at, item.size)
     except StorageError:
@@ -182,3 +199,11 @@ def read_bytes(item: Item) -> bytes:
             "since the start of the run"
         )
     return data
+
+
+def _too_large(most: int, max_megapixels: float) -> Unreadable:
+    return Unreadable(
+        f"the file is larger than {most / 1e6:.0f} MB, the limit for images of {max_megapixels:g} "
+        "megapixels; raise align.max_megapixels, or remove what is behind the image",
+        "too_large",
+    )

@@ -267,7 +267,8 @@ class Worker:
     def _read(self, item: Item) -> Record:
         with self._waits.reading(item.location):
             truth = self.settings.truths.get(item.image_id)
-            return read_record(item, self.settings.split, self._stored, truth)
+            most = float(self.settings.config.align.get("max_megapixels", 64))
+            return read_record(item, self.settings.split, self._stored, truth, most)
 
     @property
     def _ahead(self) -> int:
@@ -327,7 +328,11 @@ class Worker:
 
 
 def read_record(
-    item: Item, split: str, stored: Reader | None = None, truth: Item | None = None
+    item: Item,
+    split: str,
+    stored: Reader | None = None,
+    truth: Item | None = None,
+    max_megapixels: float = 64,
 ) -> Record:
     """Return the record of an image with the bytes of its file, or with a failure to read it.
 
@@ -336,6 +341,7 @@ def read_record(
         split: The split of the dataset.
         stored: The reader of the earlier run, for a run that begins from another one.
         truth: The ground truth of an image of such a run, if it has one.
+        max_megapixels: The largest image. Files that are larger than such images are not read.
 
     Raises:
         StorageError: If the image cannot be read for a reason that does not concern the image.
@@ -345,10 +351,11 @@ def read_record(
         if stored is not None:
             found = ground_truth.read_truth(truth) if truth else None
             return replace(stored.record(item), truth=found)
-        return replace(record, data=listing.read_bytes(item), truth=ground_truth.read_truth(item))
+        data = listing.read_bytes(item, max_megapixels)
+        return replace(record, data=data, truth=ground_truth.read_truth(item))
     except Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
-        return record.failed("read", "unreadable", message)
+        return record.failed("read", error.error_class, message)
 
 
 def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInfo:

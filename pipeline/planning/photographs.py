@@ -89,8 +89,9 @@ class Photographs:
         """
         if self._last and self._last[0] == image_id:
             return self._last[1]
+        item = self.item(image_id)
         try:
-            pixels, _ = decode(listing.read_bytes(self.item(image_id)), self._megapixels)
+            pixels, _ = decode(listing.read_bytes(item, self._megapixels), self._megapixels)
         except (Unreadable, ImageError) as error:
             raise Lost("photograph cannot be read") from error
         if pixels.shape[1::-1] != size:

@@ -105,35 +105,42 @@ def describe(location: str) -> File:
     return File(location, "", found["size"], _short(found["e_tag"]))
 
 
-def fetch(location: str, start: int = 0, length: int | None = None) -> bytes:
+def fetch(
+    location: str, start: int = 0, length: int | None = None, most: int | None = None
+) -> bytes:
     """Read a file or a part of it.
 
     Args:
         location: Path or URL.
         start: Offset of the first byte.
         length: Number of bytes; None for all up to the end of the file.
+        most: Larger files are not read.
 
     Returns:
         The bytes. There are fewer than `length` if the file ends earlier.
 
     Raises:
-        OSError: If this file cannot be read.
+        OSError: If this file cannot be read. Its errno is EFBIG if it is too large.
         StorageError: If its storage is unavailable.
     """
     if not is_url(location):
-        return _fetch_local(location, start, length)
+        return _fetch_local(location, start, length, most)
     import obstore
 
     store, key = _split(location)
     with _converted_errors(location):
         if length is None:
-            return bytes(obstore.get(_store(store), key).bytes())
-        return bytes(obstore.get_range(_store(store), key, start=start, length=length))
+            found = obstore.get(_store(store), key)
+            if most is None or found.meta["size"] <= most:
+                return bytes(found.bytes())
+        else:
+            return bytes(obstore.get_range(_store(store), key, start=start, length=length))
+    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), location)
 
 
 def open_file(location: str) -> BinaryIO:
     """Open a file or object for reading. Of an object, only the ranges that are read are loaded."""
-    return ranges(location) if is_url(location) else open(location, "rb")
+    return ranges(location) if is_url(location) else _open_local(location)
 
 
 def ranges(location: str) -> BinaryIO:
@@ -261,11 +268,21 @@ def _check_bucket(location: str) -> None:
         raise StorageError(location, message(error), CHECK) from error
 
 
-def _fetch_local(path: str, start: int, length: int | None) -> bytes:
+def _open_local(path: str, most: int | None = None) -> BinaryIO:
+    """Open a file. A pipe is refused, because opening it waits for its other end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", path)
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return open(path, "rb")
+
+
+def _fetch_local(path: str, start: int, length: int | None, most: int | None) -> bytes:
     pauses = iter(_PAUSES_SECONDS)
     while True:
         try:
-            with open(path, "rb") as file:
+            with _open_local(path, most) as file:
                 file.seek(start)
                 return file.read(-1 if length is None else length)
         except FileNotFoundError as error:
