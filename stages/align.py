@@ -139,7 +139,10 @@ class FFHQAlign(Stage):
         if not sure:
             best = max((f.score for f in faces), default=None)
             hint = "" if best is None else f" (best score {best:.2f}; lower align.min_score)"
-            raise ImageError("no_face", f"no face was found{hint}")
+            raise ImageError(
+                "no_face",
+                f"no face was found{hint}; if it lies on its side or upside down, rotate it",
+            )
         usable = [f for f in sure if f.side >= self.options.min_face]
         if not usable:
             raise ImageError(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import zlib
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from dhr_batch.stages import colours, containers, png, tiff
 from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.colours import Colours
+from dhr_batch.stages.raster import Raster, integers, stretched
 
 # Pillow can open over 40 formats, for some of which it starts other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -21,14 +26,20 @@ _DAMAGE = (
     ArithmeticError, AttributeError, AssertionError, EOFError, LookupError, NotImplementedError,
     OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
+_CUT = ("truncat", "eof", "unexpected end", "incomplete")
+_NOT_READ = (
+    "unsupported", "not supported", "cannot handle", "not implemented", "image mode", "pixel mode",
+)  # fmt: skip
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"), (b"MM\x00*", "TIFF"),
+    (b"RIFF", "WEBP"), (b"\0\0\0\x0cjP  ", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
 )  # fmt: skip
 _OTHER = (
     (b"%PDF", "PDF"), (b"%!PS", "PostScript"), (b"8BPS", "Photoshop"), (b"<svg", "SVG"),
-    (b"\x00\x00\x01\x00", "ICO"), (b"v/1\x01", "OpenEXR"),
+    (b"\x00\x00\x01\x00", "ICO"), (b"v/1\x01", "OpenEXR"), (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"II\xbc\x01", "JPEG XR"), (b"#?RADIANCE", "Radiance"),
+    (b"PF\n", "PFM colour"), (b"P7\n", "PAM"),
 )  # fmt: skip
 
 _UPRIGHT = {
@@ -40,15 +51,21 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _EXIF_TAG, _INTEROP_TAG, _COLOUR_SPACE_TAG = 0x0112, 0x8769, 0xA005, 0xA001
+# Colour spaces of JPEG 2000 that are named by a number: CMYK, sRGB, grey and sYCC.
+_KNOWN_SPACES = (12, 16, 17, 18)
+
+_Check = Callable[[tuple[int, int]], None]
+_Decoded = tuple[np.ndarray, list[str]]
 
 
 def decode(data: bytes, max_megapixels: float = 64) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file.
 
-    The EXIF orientation is applied and the ICC profile is converted to sRGB. Transparent pixels are
-    blended with white. Samples of 16 and 32 bits and floats are scaled to 8 bits. Of several frames
-    or pages the first is taken. The size is checked before any pixel is decoded.
+    The EXIF orientation is applied, and colours are converted to sRGB by what the file says of them
+    (ICC profile, gamma, primaries). Transparent pixels are blended with white. Samples of 16 and 32
+    bits and floats are scaled to 8 bits. Of several frames or pages the first is taken. The size is
+    checked before any pixel is decoded.
 
     Args:
         data: Content of the file.
@@ -63,22 +80,40 @@ def decode(data: bytes, max_megapixels: float = 64) -> tuple[np.ndarray, tuple[s
     """
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
+
+    def check(size: tuple[int, int]) -> None:
+        _check_size(size, max_megapixels)
+
+    read = _tiff if data.startswith(tiff.MAGIC) else _png if data.startswith(png.MAGIC) else _other
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", f"the image has too many pixels: {error}") from error
+        with _without_limit():
+            pixels, notes = read(data, check)
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except _DAMAGE as error:
         raise _damaged(error) from error
-    with image:
-        _check_size(image.size, max_megapixels)
-        try:
-            return _to_rgb(image)
-        except Image.DecompressionBombError as error:
-            raise ImageError("too_large", f"the image has too many pixels: {error}") from error
-        except _DAMAGE as error:
-            raise _damaged(error) from error
+    return np.ascontiguousarray(pixels), tuple(notes)
+
+
+_users = 0
+_lock = threading.Lock()
+_PILLOW_LIMIT = Image.MAX_IMAGE_PIXELS
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Lift Pillow's own limit of pixels, which holds for the process: sizes are checked here."""
+    global _users
+    with _lock:
+        _users += 1
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                Image.MAX_IMAGE_PIXELS = _PILLOW_LIMIT
 
 
 def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
@@ -98,16 +133,33 @@ def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
 def _unidentified(data: bytes) -> ImageError:
     for magic, name in _MAGIC:
         if data.startswith(magic) and len(data) > len(magic):
-            return ImageError("damaged", f"it begins like {name}, but its header cannot be read")
+            return _unread(data, name)
     head = data.lstrip()[:16].lower()
     for magic, name in _OTHER:
         if data.startswith(magic) or head.startswith(magic.lower()):
             return ImageError("unsupported", f"{name} files are not read; {_convert_hint()}")
     if data[4:8] == b"ftyp":
         return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
+    if data.startswith(b"version https://git-lfs"):
+        return ImageError(
+            "not_an_image",
+            "the file is a pointer of Git LFS, not the picture itself; fetch it with: git lfs pull",
+        )
     return ImageError(
         "not_an_image", f"the file is not an image of a known format; {_convert_hint()}"
     )
+
+
+def _unread(data: bytes, name: str) -> ImageError:
+    """Return the error for a file that begins like one of a format."""
+    about = f"it begins like {name}, but its header cannot be read"
+    try:
+        with Image.OPEN[name][0](io.BytesIO(data), ""):
+            return ImageError("damaged", about)
+    except _DAMAGE as error:
+        found = _damaged(error)
+        kind = found.error_class if found.error_class == "unsupported" else "damaged"
+        return ImageError(kind, f"{about}: {found}")
 
 
 def _convert_hint() -> str:
@@ -116,33 +168,89 @@ def _convert_hint() -> str:
 
 def _damaged(error: BaseException) -> ImageError:
     text = f"{type(error).__name__}: {error}"
-    if any(word in text.lower() for word in ("truncat", "eof", "unexpected end", "incomplete")):
+    if any(word in text.lower() for word in _CUT):
         return ImageError("truncated", f"the file ends too early ({text})")
+    if any(word in text.lower() for word in _NOT_READ):
+        hint = _convert_hint()
+        return ImageError("unsupported", f"this form of the format is not read ({text}); {hint}")
     return ImageError("damaged", f"the file cannot be decoded ({text})")
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> tuple[np.ndarray, tuple[str, ...]]:
-    notes = []
-    if _is_16_bit(image):
-        notes.append("16-bit samples reduced to 8 bits")
-    image.load()
-    orientation = _orientation(image)
-    flat, flat_notes = _flatten(image)
-    rgb, profile_notes = _to_srgb(flat, image.info.get("icc_profile"))
-    notes += flat_notes + profile_notes
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-        notes.append(f"EXIF orientation {orientation} applied")
-    pixels = np.array(rgb)
-    # Counting frames moves the decoder, so it comes after the pixels are copied.
-    if (frames := _frames(image)) != 1:
-        notes.append(f"first of {frames or 'several'} frames taken")
-    return pixels, tuple(notes)
+def _tiff(data: bytes, check: _Check) -> _Decoded:
+    page = tiff.read(data, check)
+    space = Colours(page.icc) if page.icc else None
+    if page.raster is None:
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            # Pillow turns pages of TIFF files itself.
+            pixels, notes = _to_rgb(image, space)
+        more = [_turned_note(page.orientation)] if page.orientation in _UPRIGHT else []
+    else:
+        pixels, notes = page.raster.to_srgb(space)
+        pixels, more = _upright(pixels, page.orientation)
+    return pixels, page.notes + notes + more + _frames_note(containers.tiff_pages(data))
+
+
+def _png(data: bytes, check: _Check) -> _Decoded:
+    parts = png.read(data)
+    with Image.open(io.BytesIO(parts.pixels), formats=("PNG",)) as image:
+        check(image.size)
+        image.info.update(parts.info)
+        orientation = _orientation(image)
+        space = parts.colours or _camera_space(image)
+        decoded = _png16(parts.pixels, space) if parts.depth == 16 else _to_rgb(image, space)
+    pixels, notes = decoded
+    pixels, more = _upright(pixels, orientation)
+    return pixels, notes + parts.notes + more + _frames_note(parts.frames)
+
+
+def _png16(data: bytes, space: Colours | None) -> _Decoded:
+    """Decode with libpng, because Pillow reduces samples before it looks for transparent ones."""
+    import imagecodecs
+
+    samples = imagecodecs.png_decode(data)
+    samples = samples[..., None] if samples.ndim == 2 else samples
+    channels = samples.shape[2] - 1 + samples.shape[2] % 2
+    values, notes = integers(samples[..., :channels], 16)
+    alpha = samples[..., channels] if channels < samples.shape[2] else None
+    pixels, more = Raster("L" if channels == 1 else "RGB", values, alpha).to_srgb(space)
+    return pixels, notes + more
+
+
+def _other(data: bytes, check: _Check) -> _Decoded:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check(image.size)
+        deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
+        whole, ended = _loaded(image, data)
+        space = _stated_space(whole, data) or _camera_space(whole)
+        pixels, notes = _to_rgb(whole, space)
+        pixels, more = _upright(pixels, _orientation(image))
+        # Counting frames moves the decoder, so it comes after the pixels are copied.
+        frames = containers.gif_frames(data) if image.format == "GIF" else _frames(image)
+    return pixels, deep + ended + notes + more + _frames_note(frames)
+
+
+def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFile, list[str]]:
+    """Decode the pixels. A JPEG file without its end mark is read if it has all of them."""
+    cut = OSError("the image is truncated: its end mark is missing")
+    try:
+        image.load()
+        if image.format not in ("JPEG", "MPO") or containers.has_end(data):
+            return image, []
+    except OSError as error:
+        if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+            raise
+        cut = error
+    ended = [Image.open(io.BytesIO(each), formats=("JPEG",)) for each in containers.with_end(data)]
+    if not ended or not np.array_equal(*map(np.asarray, ended)):
+        raise cut
+    return ended[0], ["JPEG end mark missing"]
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    # Formats describe their samples in different ways, but all name the raw mode.
-    return ";16" in str(getattr(image, "tile", "")) or image.mode.startswith("I;16")
+    # Formats describe their samples in different ways, but all name the raw mode. The pixels of BMP
+    # files have 16 bits, not their samples.
+    raw = image.format != "BMP" and ";16" in str(getattr(image, "tile", ""))
+    return raw or image.mode.startswith("I;16")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -153,6 +261,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _upright(pixels: np.ndarray, orientation: int) -> _Decoded:
+    if orientation not in _UPRIGHT:
+        return pixels, []
+    turned = Image.fromarray(np.ascontiguousarray(pixels)).transpose(_UPRIGHT[orientation])
+    return np.array(turned), [_turned_note(orientation)]
+
+
+def _turned_note(orientation: int) -> str:
+    return f"EXIF orientation {orientation} applied"
+
+
 def _frames(image: Image.Image) -> int:
     try:
         return int(getattr(image, "n_frames", 1))
@@ -161,13 +280,70 @@ def _frames(image: Image.Image) -> int:
         return 0
 
 
-def _flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Convert any mode of Pillow to L, RGB, CMYK or LAB without transparency."""
+def _frames_note(frames: int) -> list[str]:
+    if frames == 1:
+        return []
+    many = f"more than {containers.MOST_FRAMES}" if frames > containers.MOST_FRAMES else frames
+    return [f"first of {many or 'several'} frames taken"]
+
+
+def _stated_space(image: Image.Image, data: bytes) -> Colours | None:
+    """Return the colour space that the container states."""
+    if icc := image.info.get("icc_profile"):
+        return Colours(icc)
+    if image.format == "BMP" and data[70:74] == b"DEBM" and data[14] == 124:
+        start, size = struct.unpack_from("<II", data, 126)
+        return Colours(data[14 + start : 14 + start + size])
+    if image.format not in ("AVIF", "HEIF", "JPEG2000"):
+        return None
+    for kind, content in containers.boxes(data):
+        if kind != b"colr":
+            continue
+        if image.format != "JPEG2000" and content[:4] == b"nclx":
+            return colours.code_points(*struct.unpack_from(">HH", content, 4))
+        if image.format == "JPEG2000" and content[0] in (2, 3):
+            return Colours(bytes(content[3:]))
+        if image.format == "JPEG2000" and content[0] == 1:
+            (space,) = struct.unpack_from(">I", content, 3)
+            if space not in _KNOWN_SPACES:
+                what = f"JPEG 2000 files with the colour space {space} are not read"
+                raise ImageError("unsupported", f"{what}; {_convert_hint()}")
+            return None
+    return None
+
+
+def _camera_space(image: Image.Image) -> Colours | None:
+    """Return Adobe RGB if the EXIF data of a camera say so, which add no profile then."""
+    try:
+        exif = image.getexif()
+        adobe = (
+            exif.get_ifd(_INTEROP_TAG).get(1) == "R03"
+            or exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG) == 2
+        )
+    except _DAMAGE:
+        return None
+    name = "Adobe RGB of the EXIF data"
+    return colours.described(colours.ADOBE_RGB, 563 / 256, name) if adobe else None
+
+
+def _to_rgb(image: Image.Image, space: Colours | None) -> _Decoded:
+    flat, notes = _flatten(image)
+    if isinstance(flat, Raster):
+        pixels, more = flat.to_srgb(space)
+        return pixels, notes + more
+    converted, more = colours.to_srgb(flat, space)
+    return np.array(converted), notes + more
+
+
+def _flatten(image: Image.Image) -> tuple[Image.Image | Raster, list[str]]:
+    """Convert any mode of Pillow to L, RGB, CMYK or LAB without transparency, or to samples."""
     mode = image.mode
-    if mode.startswith("I;16"):
-        return _scaled(np.asarray(image).astype(np.float64), 65535.0), []
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
+        # Pillow scales PPM files to 16 bits.
+        return Raster("L", np.asarray(image).astype(np.uint16)[..., None]), []
     if mode in ("I", "F"):
-        return _stretch(np.asarray(image).astype(np.float64), mode)
+        values, notes = stretched(np.asarray(image)[..., None], 32)
+        return Raster("L", values), notes
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
     elif mode in ("P", "PA") or (mode in ("1", "L", "RGB") and "transparency" in image.info):
@@ -182,52 +358,3 @@ def _flatten(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, []
     return image.convert("L" if image.mode == "1" else "RGB"), []
-
-
-def _scaled(values: np.ndarray, white: float) -> Image.Image:
-    return Image.fromarray(np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8))
-
-
-def _stretch(values: np.ndarray, mode: str) -> tuple[Image.Image, list[str]]:
-    """Scale 32-bit integers and floats to 8 bits.
-
-    They have no fixed white, so the smallest usual value of white that fits is taken.
-    """
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
-    white = next((w for w in usual if low >= 0 and high <= w), None)
-    if white is not None:
-        return _scaled(values, white), [f"32-bit samples scaled from 0..{white:g}"]
-    image = _scaled(values - low, max(high - low, 1e-12))
-    return image, [f"32-bit samples scaled from {low:g}..{high:g}"]
-
-
-def _to_srgb(image: Image.Image, icc: Any) -> tuple[Image.Image, list[str]]:
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
-        converted = ImageCms.applyTransform(image, transform)
-        assert converted is not None
-        return converted, []
-    if not icc:
-        return image.convert("RGB"), []
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        space = profile.profile.xcolor_space.strip()
-        name = (profile.profile.profile_description or "unnamed").strip()
-    except _DAMAGE:
-        return image.convert("RGB"), ["unreadable ICC profile ignored"]
-    if space != {"L": "GRAY"}.get(image.mode, image.mode):
-        # Careless conversions often leave a colour profile on pixels of another kind.
-        return image.convert("RGB"), [f"ICC profile {name!r} ignored: made for {space}"]
-    if name.lower().startswith("srgb"):
-        return image.convert("RGB"), []
-    try:
-        converted = ImageCms.profileToProfile(
-            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-    except (ImageCms.PyCMSError, *_DAMAGE):
-        return image.convert("RGB"), [f"ICC profile {name!r} could not be applied"]
-    assert converted is not None
-    return converted, [f"ICC profile {name!r} converted to sRGB"]

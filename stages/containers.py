@@ -1,0 +1,115 @@
+"""What Pillow does not read of containers: numbers of frames within bounds, boxes, missing ends."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+# Counting goes through all frames, and a small file may have half a million.
+MOST_FRAMES = 1000
+_NESTED = {b"jp2h": 0, b"iprp": 0, b"ipco": 0, b"meta": 4}
+# Second bytes of markers of JPEG that have no content, and bytes that are no marker.
+_NO_SEGMENT = (0x00, 0x01, *range(0xD0, 0xD9), 0xFF)
+_END = b"\xff\xd9"
+
+
+def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Iterate over the boxes of a JPEG 2000 or AVIF file, those in headers included."""
+    view, at = memoryview(data), 0
+    while at + 8 <= len(view):
+        size, kind = struct.unpack_from(">I4s", view, at)
+        head = 8
+        if size == 1 and at + 16 <= len(view):
+            size, head = struct.unpack_from(">Q", view, at + 8)[0], 16
+        size = size or len(view) - at
+        if size < head:
+            return
+        content = view[at + head : at + size]
+        yield kind, content
+        if kind in _NESTED:
+            yield from boxes(content[_NESTED[kind] :])
+        at += size
+
+
+def gif_frames(data: bytes) -> int:
+    """Count the frames of a GIF file, up to `MOST_FRAMES` + 1."""
+    at, frames = 13 + _table(data[10]), 0
+    while at < len(data) and frames <= MOST_FRAMES:
+        if data[at] == 0x21:
+            at += 2
+        elif data[at] == 0x2C and at + 9 < len(data):
+            frames += 1
+            at += 11 + _table(data[at + 9])
+        else:
+            break
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return frames
+
+
+def _table(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def tiff_pages(data: bytes) -> int:
+    """Count the pages of a TIFF file, up to `MOST_FRAMES` + 1."""
+    order, big = "<" if data[:1] == b"I" else ">", data[2:4] in (b"+\0", b"\0+")
+    offset, count, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    at, pages, known = 8 if big else 4, 0, set()
+    try:
+        while pages <= MOST_FRAMES:
+            (page,) = struct.unpack_from(order + offset, data, at)
+            if page == 0 or page in known:
+                break
+            known.add(page)
+            (entries,) = struct.unpack_from(order + count, data, page)
+            pages += 1
+            at = page + struct.calcsize("=" + count) + entries * entry
+    except struct.error:
+        pass
+    return pages
+
+
+def has_end(jpeg: bytes) -> bool:
+    """Whether a JPEG file has its end mark behind its last scan."""
+    return jpeg.endswith(_END) or _scans(jpeg)[0]
+
+
+def with_end(jpeg: bytes) -> tuple[bytes, ...]:
+    """Return a JPEG file without its end mark twice, with different bytes behind its last scan.
+
+    Both give the same pixels if the file has all of them: what follows the last block is skipped.
+
+    Returns:
+        Nothing if the file has not all scans of its picture.
+    """
+    # Copies of broken files are often filled up with zeros.
+    body = jpeg.rstrip(b"\0")
+    if body.endswith(b"\xff"):
+        body += b"\0"
+    return tuple(body + tail * 64 + _END for tail in (b"\x55", b"\xaa") if _scans(body)[1])
+
+
+def _scans(jpeg: bytes) -> tuple[bool, bool]:
+    """Whether there is an end mark, and whether each coefficient came with all of its bits."""
+    missing: dict[int, set[int]] = {}
+    at, ended = 2, False
+    while at + 2 <= len(jpeg) and not ended:
+        if jpeg[at] != 0xFF or jpeg[at + 1] in _NO_SEGMENT:
+            # Pixels, up to the next marker.
+            at = jpeg.find(b"\xff", at + 1)
+            if at < 0:
+                break
+            continue
+        kind, size = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        body = jpeg[at + 4 : at + 2 + size]
+        ended = kind == _END[1]
+        if kind in (0xC0, 0xC1, 0xC2) and len(body) > 5:
+            missing = {part: set(range(64)) for part in body[6::3][: body[5]]}
+        if kind == 0xDA and body and len(body) >= 4 + 2 * body[0]:
+            first, last, bits = body[1 + 2 * body[0] :][:3]
+            for part in body[1 : 1 + 2 * body[0] : 2] if bits & 15 == 0 else b"":
+                missing.get(part, set()).difference_update(range(first, last + 1))
+        at += 2 + size
+    return ended, bool(missing) and not any(missing.values())

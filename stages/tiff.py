@@ -1,0 +1,219 @@
+"""Samples of TIFF files, by what their tags say.
+
+Pillow reads some forms as others: 16-bit planes as 8-bit ones, or white as black. Here tifffile and
+imagecodecs read what is stored without loss, and Pillow JPEG of 8 bits and fax.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.raster import Raster, integers, scaled, stretched
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HINT = "convert it to PNG or to a TIFF file of 8 or 16 bits in RGB"
+
+_LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}
+_PLAIN = {1, 32773}
+_PILLOW = {2, 3, 4, 6, 7}
+# Mode and number of channels by photometric interpretation.
+_MODES = {
+    0: ("L", 1), 1: ("L", 1), 2: ("RGB", 3), 3: ("P", 1), 5: ("CMYK", 4), 6: ("YCbCr", 3),
+    8: ("LAB", 3), 9: ("LAB", 3),
+}  # fmt: skip
+_KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
+# Values without which 8-bit YCbCr means something else than Pillow's.
+_YCBCR = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}
+_COLOUR_MAP, _ORIENTATION, _TRANSFER, _PROFILE = 320, 274, 301, 34675
+_MOST_CHANNELS = 8
+_MOST_SEGMENTS = 2**16
+_MOST_TILE = 2**24
+_MOST_PREVIEWS = 16
+
+
+class Page(NamedTuple):
+    """The first full page of a file.
+
+    Attributes:
+        raster: Its samples; None if Pillow reads them.
+        icc: Its ICC profile, or None.
+        orientation: As in EXIF.
+        notes: What was changed.
+    """
+
+    raster: Raster | None
+    icc: bytes | None
+    orientation: int
+    notes: list[str]
+
+
+def read(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> Page:
+    """Read the first page that is no thumbnail.
+
+    Args:
+        data: Content of the file.
+        check_size: Raises if an image of some width and height must not be decoded.
+
+    Raises:
+        ImageError: `unsupported`, `truncated`, `damaged`, or what `check_size` raises.
+        Exception: Others for damaged files.
+    """
+    import tifffile
+
+    # Damage raises exceptions. What else is odd about tags does not belong into the log of a run.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    file = tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False)
+    with file:
+        page = _first(file)
+        check_size((page.imagewidth, page.imagelength))
+        icc, notes = page.tags.valueof(_PROFILE), []
+        if icc is None and _TRANSFER in page.tags:
+            notes.append("TIFF transfer function ignored")
+        raster = None
+        if not _left_to_pillow(page):
+            _check(page)
+            samples = _samples(page, len(data))
+            raster, more = _raster(page, samples)
+            notes += more
+        orientation = page.tags.valueof(_ORIENTATION, 1)
+        icc = None if icc is None else bytes(icc)
+        return Page(raster, icc, orientation if isinstance(orientation, int) else 1, notes)
+
+
+def _first(file: Any) -> Any:
+    for number in range(_MOST_PREVIEWS):
+        try:
+            page = file.pages[number]
+        except IndexError:
+            break
+        if not page.is_reduced:
+            return page
+    if not file.pages:
+        raise ImageError("damaged", "the TIFF file has no page that can be read")
+    raise _unsupported("the file has only thumbnails as pages (a raw photograph?)")
+
+
+def _left_to_pillow(page: Any) -> bool:
+    eight = page.bitspersample in (1, 8) and page.sampleformat in (1, 4)
+    if page.compression in _PILLOW and eight:
+        return True
+    return _subsampled(page) and page.compression != 1 and page.compression in _LOSSLESS and eight
+
+
+def _subsampled(page: Any) -> bool:
+    return page.photometric == 6 and page.is_subsampled
+
+
+def _check(page: Any) -> None:
+    """Refuse what is not read here. Raises ImageError."""
+    kind, bits = int(page.sampleformat), page.bitspersample
+    if page.compression not in _LOSSLESS:
+        raise _unsupported(f"compression {_name(page.compression)} of {bits}-bit samples")
+    if page.photometric not in _MODES:
+        raise _unsupported(f"colours {_name(page.photometric)}")
+    if page.dtype is None or kind not in (1, 2, 3, 4):
+        raise _unsupported(f"{bits}-bit {_KINDS.get(kind, 'unknown')} samples")
+    mode, channels = _MODES[page.photometric]
+    deep = page.dtype.itemsize > (2 if mode in ("CMYK", "LAB") else 1) or kind in (2, 3)
+    if (mode in ("CMYK", "LAB", "YCbCr") and deep) or (mode == "P" and kind in (2, 3)):
+        raise _unsupported(f"{bits}-bit {_KINDS[kind]} samples in {mode}")
+    if mode == "CMYK" and page.tags.valueof(332, 1) != 1:
+        raise _unsupported("inks other than CMYK")
+    if mode == "YCbCr" and (_subsampled(page) or not _usual_ycbcr(page)):
+        raise _unsupported("YCbCr with subsampled or rescaled colours")
+    if page.imagedepth != 1 or page.tiledepth > 1:
+        raise _unsupported("volumes")
+    if not channels <= page.samplesperpixel <= _MOST_CHANNELS:
+        raise _unsupported(f"{page.samplesperpixel} channels in {mode}")
+    segments = int(np.prod(page.chunked))
+    if segments > _MOST_SEGMENTS or page.tilewidth * page.tilelength > _MOST_TILE:
+        raise _unsupported(f"{segments} strips or tiles of {page.tilewidth} x {page.tilelength}")
+
+
+def _usual_ycbcr(page: Any) -> bool:
+    for code, usual in _YCBCR.items():
+        value = page.tags.valueof(code)
+        if value is not None:
+            ratios = np.array(value, float).reshape(-1, 2)
+            if not np.allclose(ratios[:, 0] / ratios[:, 1], usual, atol=0.002):
+                return False
+    return True
+
+
+def _samples(page: Any, length: int) -> np.ndarray:
+    """Return [H, W, channels]."""
+    if page.compression in _PLAIN:
+        # Some writers leave the tag of a predictor in files that have none.
+        page.predictor = 1
+    ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
+    if 0 in page.dataoffsets or 0 in page.databytecounts:
+        # tifffile fills them with zeros.
+        raise ImageError("damaged", "strips or tiles of the TIFF file are missing")
+    try:
+        samples = page.asarray(squeeze=False, maxworkers=1)
+    except Exception as error:
+        if max(ends, default=0) > length:
+            raise ImageError(
+                "truncated", f"the file ends before its pixels do ({error})"
+            ) from error
+        raise
+    planes, _, height, width, channels = samples.shape
+    if planes == 1:
+        return samples.reshape(height, width, channels)
+    return np.moveaxis(samples[:, 0, :, :, 0], 0, -1)
+
+
+def _raster(page: Any, stored: np.ndarray) -> tuple[Raster, list[str]]:
+    mode, channels = _MODES[page.photometric]
+    samples, bits = stored[..., :channels], int(page.bitspersample)
+    if mode == "P":
+        return Raster("RGB", _coloured(page, samples[..., 0])), []
+    if mode == "LAB":
+        reduced = samples if samples.dtype.itemsize == 1 else (samples >> 8).astype(np.uint8)
+        if page.photometric == 9:
+            # ICCLab has a and b with an offset, CIELab has them signed.
+            reduced = reduced ^ np.array([0, 128, 128], np.uint8)
+        return Raster(mode, reduced), []
+    wide = page.sampleformat in (2, 3) or bits > 16
+    values, notes = stretched(samples, bits) if wide else integers(samples, bits)
+    if page.photometric == 0:
+        values = np.iinfo(values.dtype).max - values
+    raster = Raster(mode, values)
+    kinds = page.extrasamples or ((2,) * (stored.shape[2] - channels))
+    number = next((i for i, kind in enumerate(kinds) if kind in (1, 2, 999)), None)
+    if number is not None and channels + number < stored.shape[2] and mode != "YCbCr":
+        alpha = stored[..., channels + number]
+        # Where the meaning of a further channel is not stated, nothing but zeros is no alpha.
+        if page.extrasamples or alpha.any():
+            raster.alpha = _alpha(alpha, page, wide)
+            raster.premultiplied = kinds[number] == 1
+    return raster, notes
+
+
+def _alpha(alpha: np.ndarray, page: Any, wide: bool) -> np.ndarray:
+    bits = int(page.bitspersample)
+    if not wide:
+        return integers(alpha, bits)[0]
+    white = {1: 2.0**bits - 1, 2: 2.0 ** (bits - 1) - 1}.get(int(page.sampleformat), 1.0)
+    return scaled(alpha, white, np.uint16)
+
+
+def _coloured(page: Any, indices: np.ndarray) -> np.ndarray:
+    table = np.asarray(page.tags.valueof(_COLOUR_MAP)).reshape(3, -1)
+    # The values have 16 bits, but some writers store 8.
+    table = table >> 8 if table.max() > 255 else table
+    return table.T.astype(np.uint8)[indices.astype(np.intp)]
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "name", str(value))
+
+
+def _unsupported(what: str) -> ImageError:
+    return ImageError("unsupported", f"TIFF files with this are not read: {what}; {HINT}")
