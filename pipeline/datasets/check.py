@@ -105,17 +105,23 @@ def check(dataset: Dataset, sample: int) -> DatasetCheck:
         result.broken.append(Finding(kind="count", message=message))
     chosen = items if count <= sample else [items[i * count // sample] for i in range(sample)]
     result.sampled = len(chosen)
-    _decode(result, chosen)
+    _decode(result, chosen, _max_megapixels(dataset))
     return result
 
 
-def _decode(result: DatasetCheck, items: list[Item]) -> None:
+def _max_megapixels(dataset: Dataset) -> float:
+    """Return the limit of a run on the dataset, if its description states one."""
+    section = dataset.config.get("align")
+    return float(section.get("max_megapixels", 64)) if isinstance(section, dict) else 64
+
+
+def _decode(result: DatasetCheck, items: list[Item], max_megapixels: float) -> None:
     """Decode the images and add the findings to the result."""
     sizes: list[tuple[int, int]] = []
     ids_by_digest: defaultdict[str, list[str]] = defaultdict(list)
     detector = _detector(result) if result.aligned else None
     for item in items:
-        decoded = _decode_one(item, ids_by_digest)
+        decoded = _decode_one(item, ids_by_digest, max_megapixels)
         if isinstance(decoded, Finding):
             result.broken.append(decoded)
             continue
@@ -148,12 +154,14 @@ def _decode(result: DatasetCheck, items: list[Item]) -> None:
         result.smallest, result.largest = sizes[0], sizes[-1]
 
 
-def _decode_one(item: Item, ids_by_digest: defaultdict[str, list[str]]) -> np.ndarray | Finding:
+def _decode_one(
+    item: Item, ids_by_digest: defaultdict[str, list[str]], max_megapixels: float
+) -> np.ndarray | Finding:
     """Decode an image like the align stage. Returns its pixels, or why it cannot be decoded."""
     try:
-        data = listing.read_bytes(item)
+        data = listing.read_bytes(item, max_megapixels)
         ids_by_digest[hashlib.sha256(data).hexdigest()].append(item.image_id)
-        return decode(data)[0]
+        return decode(data, max_megapixels)[0]
     except (ImageError, Unreadable) as error:
         message = f"{item.image_id}: {error}"
         return Finding(kind=error.error_class, message=message, image_ids=[item.image_id])

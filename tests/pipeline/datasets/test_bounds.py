@@ -67,6 +67,17 @@ def test_case_file_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [finding.kind for finding in found.broken] == ["too_large"]
 
 
+def test_a_check_takes_the_limit_that_the_dataset_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_detector", lambda result: None)
+    dataset = named.find(str(unpack(tmp_path / "photos", {"a.png": picture()})))
+    for limit, kinds in ((0.004, ["too_large"]), (0.005, [])):
+        config = {"align": {"max_megapixels": limit}}
+        found = check.check(dataset.model_copy(update={"config": config}), 9)
+        assert [finding.kind for finding in found.broken] == kinds
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
 def test_the_bound_follows_from_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
