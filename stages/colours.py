@@ -136,7 +136,8 @@ def to_srgb_deep(samples: np.ndarray, colours: Colours | None) -> tuple[np.ndarr
     Returns:
         uint8 [H, W, 3].
     """
-    mode, notes = "L" if samples.shape[2] == 1 else "RGB", []
+    mode = "L" if samples.shape[2] == 1 else "RGB"
+    notes: list[str] = []
     if colours is not None:
         profile, notes = _fitting(mode, colours)
         if profile is not None and not profile.is_srgb:
@@ -193,10 +194,9 @@ def _profile(icc: bytes) -> _Profile:
         return _Profile(space, name, False)
     if space == "RGB":
         steps = np.linspace(0, 255, 16).round().astype(np.uint8)
-        colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
+        image = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(64, 64, 3))
     else:
-        colours = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    image = Image.fromarray(colours)
+        image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     try:
         converted = np.asarray(_converted(image, icc)).astype(int)
     except ImageCms.PyCMSError:

@@ -1,16 +1,67 @@
-"""What Pillow does not read of containers: numbers of frames within bounds, boxes, missing ends."""
+"""What Pillow does not read of containers: colour spaces, numbers of frames, missing ends."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
+
+from PIL import Image
+
+from dhr_batch.stages import colours
+from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.colours import Colours
 
 # Counting goes through all frames, and a small file may have half a million.
 MOST_FRAMES = 1000
+_EXIF_TAG, _INTEROP_TAG, _COLOUR_SPACE_TAG = 0x8769, 0xA005, 0xA001
+# Colour spaces of JPEG 2000 that are named by a number: CMYK, sRGB, grey and sYCC.
+_KNOWN_SPACES = (12, 16, 17, 18)
+_MOST_BOXES = 10_000
 _NESTED = {b"jp2h": 0, b"iprp": 0, b"ipco": 0, b"meta": 4}
 # Second bytes of markers of JPEG that have no content, and bytes that are no marker.
 _NO_SEGMENT = (0x00, 0x01, *range(0xD0, 0xD9), 0xFF)
 _END = b"\xff\xd9"
+
+
+def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
+    """Return the colour space that the container states."""
+    if icc := image.info.get("icc_profile"):
+        return Colours(icc)
+    if image.format == "BMP" and data[70:74] == b"DEBM" and data[14] == 124:
+        start, size = struct.unpack_from("<II", data, 126)
+        return Colours(data[14 + start : 14 + start + size])
+    if image.format not in ("AVIF", "HEIF", "JPEG2000"):
+        return None
+    for kind, content in islice(boxes(data), _MOST_BOXES):
+        if kind != b"colr":
+            continue
+        if image.format != "JPEG2000" and content[:4] == b"nclx":
+            return colours.code_points(*struct.unpack_from(">HH", content, 4))
+        if image.format == "JPEG2000" and content[0] in (2, 3):
+            return Colours(bytes(content[3:]))
+        if image.format == "JPEG2000" and content[0] == 1:
+            (space,) = struct.unpack_from(">I", content, 3)
+            if space not in _KNOWN_SPACES:
+                what = f"JPEG 2000 files with the colour space {space} are not read"
+                raise ImageError("unsupported", f"{what}; convert it to PNG")
+            return None
+    return None
+
+
+def camera_colours(image: Image.Image) -> Colours | None:
+    """Return Adobe RGB if the EXIF data of a camera say so, which add no profile then."""
+    try:
+        exif = image.getexif()
+        adobe = (
+            exif.get_ifd(_INTEROP_TAG).get(1) == "R03"
+            or exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG) == 2
+        )
+    except Exception:
+        # Metadata that are broken do not decide about a picture.
+        return None
+    name = "Adobe RGB of the EXIF data"
+    return colours.described(colours.ADOBE_RGB, 563 / 256, name) if adobe else None
 
 
 def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:

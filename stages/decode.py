@@ -51,9 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG, _EXIF_TAG, _INTEROP_TAG, _COLOUR_SPACE_TAG = 0x0112, 0x8769, 0xA005, 0xA001
-# Colour spaces of JPEG 2000 that are named by a number: CMYK, sRGB, grey and sYCC.
-_KNOWN_SPACES = (12, 16, 17, 18)
+_ORIENTATION_TAG = 0x0112
 
 _Check = Callable[[tuple[int, int]], None]
 _Decoded = tuple[np.ndarray, list[str]]
@@ -196,7 +194,7 @@ def _png(data: bytes, check: _Check) -> _Decoded:
         check(image.size)
         image.info.update(parts.info)
         orientation = _orientation(image)
-        space = parts.colours or _camera_space(image)
+        space = parts.colours or containers.camera_colours(image)
         decoded = _png16(parts.pixels, space) if parts.depth == 16 else _to_rgb(image, space)
     pixels, notes = decoded
     pixels, more = _upright(pixels, orientation)
@@ -221,7 +219,7 @@ def _other(data: bytes, check: _Check) -> _Decoded:
         check(image.size)
         deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
         whole, ended = _loaded(image, data)
-        space = _stated_space(whole, data) or _camera_space(whole)
+        space = containers.stated_colours(whole, data) or containers.camera_colours(whole)
         pixels, notes = _to_rgb(whole, space)
         pixels, more = _upright(pixels, _orientation(image))
         # Counting frames moves the decoder, so it comes after the pixels are copied.
@@ -241,7 +239,7 @@ def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFil
             raise
         cut = error
     ended = [Image.open(io.BytesIO(each), formats=("JPEG",)) for each in containers.with_end(data)]
-    if not ended or not np.array_equal(*map(np.asarray, ended)):
+    if not ended or ended[0].tobytes() != ended[1].tobytes():
         raise cut
     return ended[0], ["JPEG end mark missing"]
 
@@ -285,45 +283,6 @@ def _frames_note(frames: int) -> list[str]:
         return []
     many = f"more than {containers.MOST_FRAMES}" if frames > containers.MOST_FRAMES else frames
     return [f"first of {many or 'several'} frames taken"]
-
-
-def _stated_space(image: Image.Image, data: bytes) -> Colours | None:
-    """Return the colour space that the container states."""
-    if icc := image.info.get("icc_profile"):
-        return Colours(icc)
-    if image.format == "BMP" and data[70:74] == b"DEBM" and data[14] == 124:
-        start, size = struct.unpack_from("<II", data, 126)
-        return Colours(data[14 + start : 14 + start + size])
-    if image.format not in ("AVIF", "HEIF", "JPEG2000"):
-        return None
-    for kind, content in containers.boxes(data):
-        if kind != b"colr":
-            continue
-        if image.format != "JPEG2000" and content[:4] == b"nclx":
-            return colours.code_points(*struct.unpack_from(">HH", content, 4))
-        if image.format == "JPEG2000" and content[0] in (2, 3):
-            return Colours(bytes(content[3:]))
-        if image.format == "JPEG2000" and content[0] == 1:
-            (space,) = struct.unpack_from(">I", content, 3)
-            if space not in _KNOWN_SPACES:
-                what = f"JPEG 2000 files with the colour space {space} are not read"
-                raise ImageError("unsupported", f"{what}; {_convert_hint()}")
-            return None
-    return None
-
-
-def _camera_space(image: Image.Image) -> Colours | None:
-    """Return Adobe RGB if the EXIF data of a camera say so, which add no profile then."""
-    try:
-        exif = image.getexif()
-        adobe = (
-            exif.get_ifd(_INTEROP_TAG).get(1) == "R03"
-            or exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG) == 2
-        )
-    except _DAMAGE:
-        return None
-    name = "Adobe RGB of the EXIF data"
-    return colours.described(colours.ADOBE_RGB, 563 / 256, name) if adobe else None
 
 
 def _to_rgb(image: Image.Image, space: Colours | None) -> _Decoded:

@@ -45,7 +45,8 @@ def read(data: bytes) -> Parts:
     Raises:
         ImageError: `unsupported` for colours and forms that are not read.
     """
-    pixels, found = [MAGIC], {}
+    pixels: list[bytes | memoryview] = [MAGIC]
+    found: dict[bytes, tuple[bytes, memoryview]] = {}
     end = _END
     for kind, content, whole in _chunks(memoryview(data)):
         if kind == b"CgBI":
@@ -65,9 +66,9 @@ def read(data: bytes) -> Parts:
     depth = data[24] if len(data) > 24 else 8
     if depth in (2, 4) and data[25] == 0:
         pixels = [_scaled_key(chunk, depth) for chunk in pixels]
-    content = {key: value for key, (_, value) in found.items()}
-    space, notes = _colours(content)
-    animation = content.get(b"acTL", b"")
+    stated = {key: value for key, (_, value) in found.items()}
+    space, notes = _colours(stated)
+    animation = stated.get(b"acTL", b"")
     frames = struct.unpack_from(">I", animation)[0] if len(animation) >= 8 else 1
     return Parts(b"".join([*pixels, end]), depth, space, _info(found), frames or 1, notes)
 

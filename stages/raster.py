@@ -50,7 +50,8 @@ class Raster:
         full = np.iinfo(self.samples.dtype).max
         if self.alpha is None or self.alpha.min(initial=full) == full:
             return self.samples, []
-        white, result = 0 if self.mode == "CMYK" else full, np.empty_like(self.samples)
+        white = 0 if self.mode == "CMYK" else full
+        result: np.ndarray = np.empty_like(self.samples)
         for rows in _blocks(self.samples):
             samples = self.samples[rows].astype(np.uint32)
             alpha = self.alpha[rows, :, None].astype(np.uint32)
@@ -69,7 +70,7 @@ def scaled(values: np.ndarray, white: float, kind: type, black: float = 0.0) -> 
     What lies outside is clipped, and what is no number becomes 0.
     """
     full = float(np.iinfo(kind).max)
-    result = np.empty(values.shape, kind)
+    result: np.ndarray = np.empty(values.shape, kind)
     for rows in _blocks(values):
         block = np.nan_to_num(values[rows].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         result[rows] = np.clip(np.rint((block - black) * (full / (white - black))), 0, full)

@@ -157,7 +157,9 @@ def test_refused_faces(build):
     def failure(*faces, **options):
         return build(find=Planned(*faces), **options).run([photo])[0].failure
 
-    assert failure().error_class == "no_face"
+    unseen = failure()
+    assert unseen.error_class == "no_face"
+    assert "rotate it" in unseen.message
     unsure = failure(face(200, 150, 90, score=0.5))
     assert (unsure.stage, unsure.error_class) == ("align", "no_face")
     assert "x/a.png" in unsure.message
