@@ -18,6 +18,7 @@ from PIL import Image, ImageCms
 from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import FORMATS, decode
 from dhr_batch.tests.awkward import _flat_png, _png, _png16
+from dhr_batch.tests.stages.written import tiff
 
 
 def ramp(height=40, width=56):
@@ -279,6 +280,8 @@ def test_two_thousand_damaged_files_cost_little_time_and_memory(tmp_path):
     for number, kind in enumerate(FORMATS):
         (tmp_path / f"{number}").write_bytes(encoded(large, kind))
     (tmp_path / "16bit").write_bytes(_png16(large))
+    for layout, kind in (("planar", np.uint16), ("tiled", np.float32)):
+        (tmp_path / layout).write_bytes(tiff(large.astype(kind), 2, layout=layout, deflate=True))
     command = [sys.executable, "-c", FUZZ, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
