@@ -155,6 +155,8 @@ class Record:
         source: Where the file comes from.
         split: Split of the dataset, or empty.
         data: Content of the source file, until `align` has decoded it.
+        source_bytes: Size of the source file in bytes.
+        source_sha256: The sha256 of its content.
         truth: Ground truth of a synthetic picture.
         image: The aligned crop, uint8 [R, R, 3].
         quad: Corners of the crop in pixels of the upright source, float64 [4, 2], in the order
@@ -177,6 +179,8 @@ class Record:
     source: str
     split: str = ""
     data: bytes | None = None
+    source_bytes: int | None = None
+    source_sha256: str | None = None
     truth: Truth | None = None
     image: np.ndarray | None = None
     quad: np.ndarray | None = None

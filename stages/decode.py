@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages import colours, containers, png, tiff
@@ -18,7 +19,8 @@ from dhr_batch.stages.colours import Colours
 from dhr_batch.stages.raster import Raster, integers, stretched
 
 # Pillow can open over 40 formats, for some of which it starts other programs (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+pillow_heif.register_heif_opener()
 MIN_SIDE = 16
 
 # Exceptions that Pillow's parsers raise for damaged files. Any other one is a bug of this module.
@@ -35,6 +37,8 @@ _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
     (b"RIFF", "WEBP"), (b"\0\0\0\x0cjP  ", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
 )  # fmt: skip
+# Brands of files that `pillow-heif` reads.
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _OTHER = (
     (b"%PDF", "PDF"), (b"%!PS", "PostScript"), (b"8BPS", "Photoshop"), (b"<svg", "SVG"),
     (b"\x00\x00\x01\x00", "ICO"), (b"v/1\x01", "OpenEXR"), (b"\xff\x0a", "JPEG XL"),
@@ -137,6 +141,8 @@ def _unidentified(data: bytes) -> ImageError:
         if data.startswith(magic) or head.startswith(magic.lower()):
             return ImageError("unsupported", f"{name} files are not read; {_convert_hint()}")
     if data[4:8] == b"ftyp":
+        if data[8:12] in _HEIF:
+            return ImageError("damaged", "it begins like HEIF, but cannot be read")
         return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
     if data.startswith(b"version https://git-lfs"):
         return ImageError(

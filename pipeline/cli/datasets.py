@@ -127,8 +127,9 @@ def _print(found: DatasetCheck) -> None:
     expected = "" if found.expected is None else f" (expected {found.expected})"
     say(f"{found.name}: {found.found} images{expected} in {found.place}")
     if found.ignored:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.ignored.items()))
-        say(f"ignored by extension: {kinds}")
+        from dhr_batch.pipeline.datasets.items import left_out
+
+        say(f"left out: {left_out(found.ignored)}")
     if found.smallest and found.largest:
         sizes = " to ".join(f"{w} x {h}" for w, h in (found.smallest, found.largest))
         click.echo(f"{found.sampled} images decoded: {sizes} pixels")

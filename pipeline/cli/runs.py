@@ -74,18 +74,23 @@ def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -
     run = RunFolder(place(plan, request))
     Owned(run.storage, RUN).check()
     where = run.storage.place
-    existing = resume.preview(run, plan, request.extend)
-    if not request.fresh and not (existing and existing["changes"]):
-        plan = resume.continued(run, where, plan, request.extend)
+    existing, other = resume.progress(run), None
+    if existing or not request.fresh:
+        try:
+            continued = resume.continued(run, where, plan, request.extend)
+            plan = plan if request.fresh else continued
+        except resume.OtherRun as error:
+            other = error
     if as_json:
-        content = plan.stored().to_json() | {"out": where, "run": existing}
+        state = existing and existing | {"changes": other.lines if other else []}
+        content = plan.stored().to_json() | {"out": where, "run": state}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         click.echo(describe(plan, where), err=err)
         if existing:
             click.echo(_so_far(existing, request.fresh), err=err)
-    if existing and not request.fresh:
-        resume.continued(run, where, plan, request.extend)
+    if other and not request.fresh:
+        raise other
     check_gpus(plan, request)
 
 

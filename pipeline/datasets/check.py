@@ -49,7 +49,7 @@ class DatasetCheck(BaseModel):
         place: The location of the images.
         expected: The number of images according to the description; None if it is unknown.
         found: Number of images listed.
-        ignored: Number of other files by extension.
+        ignored: Number of files and folders that are left out, by kind.
         sampled: Number of images decoded.
         smallest: Width and height in pixels.
         largest: Width and height in pixels.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +13,11 @@ from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import File, is_url
 
 Format = Literal["auto", "files", "tar", "parquet"]
+# Shows whether an image may have changed (see `Item.mark`).
+Mark = int | str
+# Differences of marks, besides those of sizes. A copy of the same content has other times, and in
+# another kind of storage an etag in place of a time, or the reverse.
+ETAG, TIME, COPIED = "etag", "another time", "copied"
 
 
 class DatasetError(Refused):
@@ -44,7 +49,8 @@ class Item(NamedTuple):
         name: The path of the file below `place`; empty if `place` is the file.
         size: Bytes; -1 if they are known only after reading.
         at: The byte offset in a tar, or the row of a Parquet file; -1 if the file is the image.
-        etag: A text that changes with the content; empty if there is none that is cheap to get.
+        etag: A short text that changes with the content, or the time of the last change of a local
+            file in ns. Empty if there is neither.
         leaf: The column of a Parquet file; empty for other files.
     """
 
@@ -53,7 +59,7 @@ class Item(NamedTuple):
     name: str
     size: int
     at: int = -1
-    etag: str = ""
+    etag: str | int = ""
     leaf: str = ""
 
     @property
@@ -62,16 +68,51 @@ class Item(NamedTuple):
         return self.place + self.name
 
     @property
-    def mark(self) -> int | str:
-        """The size, and the etag if there is one: a change of the image most likely changes it."""
-        return f"{self.size}:{self.etag}" if self.etag else self.size
+    def mark(self) -> Mark:
+        """`SIZE:ETAG` or `SIZE@TIME`: a change of the image most likely changes it."""
+        if not self.etag:
+            return self.size
+        return f"{self.size}{'@' if isinstance(self.etag, int) else ':'}{self.etag}"
+
+
+def difference(before: Mark, now: Mark) -> str:
+    """Describe how two marks differ; "" if they do not.
+
+    Runs of earlier versions have stored the size alone, with which only a size is compared.
+
+    Returns:
+        The sizes, or `ETAG`, `TIME` or `COPIED`.
+    """
+    (size, etag, time), (new_size, new_etag, new_time) = _parts(before), _parts(now)
+    if "-1" in (size, new_size) and (etag or time) and (new_etag or new_time) and size != new_size:
+        # The size of a single row of a Parquet file is not known.
+        return COPIED
+    if size != new_size:
+        return f"{size} -> {new_size} bytes"
+    if etag and new_etag:
+        if etag != new_etag:
+            return ETAG
+    elif (etag or new_etag) and (time or new_time):
+        return COPIED
+    return TIME if time and new_time and time != new_time else ""
+
+
+def _parts(mark: Mark) -> tuple[str, str, str]:
+    text, _, time = str(mark).partition("@")
+    size, _, etag = text.partition(":")
+    return size, etag, time
 
 
 class Listing(NamedTuple):
-    """The images of a dataset in plan order, and the number of other files by extension."""
+    """The images of a dataset in plan order, and the number of what is left out by its kind."""
 
     items: list[Item]
     ignored: Counter[str]
+
+
+def left_out(ignored: Mapping[str, int]) -> str:
+    """Return what a listing has left out as a text; "" if there is nothing."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
 
 
 class Rules(NamedTuple):
@@ -88,6 +129,7 @@ class Rules(NamedTuple):
     column: str | None = None
     id_column: str | None = None
     archive_in_id: bool = False
+    exclude: tuple[str, ...] = ()
 
 
 def image_id(relative: str) -> str:

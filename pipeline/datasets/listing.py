@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
 from operator import itemgetter
 
-from dhr_batch.pipeline.datasets import tar_headers
+from dhr_batch.pipeline.datasets import tar
 from dhr_batch.pipeline.datasets.items import (
     DatasetError,
     Item,
@@ -20,6 +18,7 @@ from dhr_batch.pipeline.datasets.items import (
     each,
     image_id,
 )
+from dhr_batch.pipeline.datasets.sieve import Sieve
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.locations import File
@@ -43,10 +42,16 @@ def scan(root: str, rules: Rules) -> Listing:
         StorageError: If the storage is unavailable.
     """
     items, ignored, archives = [], Counter[str](), []
+    is_store = locations.is_url(root)
+    sieve = Sieve(rules, ignored, "" if is_store else root)
     try:
         if is_archive(root):
             return _archives([locations.describe(root)], extension(root)[1:], rules, ignored)
-        for file in locations.walk(root, rules.recursive):
+        for file in locations.walk(root, sieve.enters, sieve.lost):
+            if is_store:
+                sieve.note(file.relative)
+            if not sieve.takes(file.relative):
+                continue
             kind = extension(file.relative)
             if rules.format in ("auto", "files") and kind in rules.extensions:
                 items.append(_whole(file))
@@ -60,6 +65,10 @@ def scan(root: str, rules: Rules) -> Listing:
         raise DatasetError(
             str(root), f"it cannot be listed: {error}", "check the path and its permissions"
         ) from error
+    if is_store:
+        # The marker of a folder may come after other files in it.
+        items = [item for item in items if sieve.takes(item.name)]
+        archives = [file for file in archives if sieve.takes(file.relative)]
     for kind in ("tar", "parquet"):
         chosen = [f for f in archives if extension(f.relative) == f".{kind}"]
         if chosen and not items and rules.format in ("auto", kind):
@@ -100,10 +109,15 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
         _unique(sorted(items, key=itemgetter(0)))
         return Listing(items, +ignored)
     items = []
-    for file, members in zip(files, each(_members, files), strict=True):
+    for file, (members, others) in zip(files, each(tar.members, files), strict=True):
+        ignored += others
         prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
-        location = file.location
+        location, sieve = file.location, Sieve(rules._replace(recursive=True), ignored)
+        for member in members:
+            sieve.note(member.name)
         for name, size, offset in members:
+            if not sieve.takes(name):
+                continue
             if extension(name) in rules.extensions:
                 member_id = image_id(prefix + name)
                 items.append(Item(member_id, location, "", size, offset, file.etag))
@@ -112,31 +126,6 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
     items.sort(key=itemgetter(0))
     _unique(items)
     return Listing(items, +ignored)
-
-
-def _members(file: File) -> list[tuple[str, int, int]]:
-    """Return name, size and offset of each visible file in an archive. Raises DatasetError."""
-    try:
-        with (
-            locations.open_file(file.location) as handle,
-            tar_headers.opened(handle) as archive,
-        ):
-            return list(_visible(archive))
-    except StorageError:
-        raise
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DatasetError(
-            file.location,
-            f"it cannot be read as an uncompressed tar archive: {error}",
-            "pack it again without compression, or unpack it and give the folder",
-        ) from error
-
-
-def _visible(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
-    for member in tar_headers.members(archive):
-        name = member.name.removeprefix("./")
-        if member.isreg() and not member.issparse() and "/." not in f"/{name}":
-            yield name, member.size, member.offset_data
 
 
 def _unique(items: list[Item]) -> None:

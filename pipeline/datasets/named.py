@@ -11,7 +11,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dhr_batch.pipeline.datasets import celebahq, listing, portraits
-from dhr_batch.pipeline.datasets.items import DatasetError, Format, Item, Listing, Rules
+from dhr_batch.pipeline.datasets.items import (
+    DatasetError,
+    Format,
+    Item,
+    Listing,
+    Rules,
+    left_out,
+)
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.printable import without_secrets
@@ -19,7 +26,12 @@ from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.strict import Strict, reasons
 from dhr_batch.stages import yaml_files
 
-EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# The extensions of `decode.FORMATS`.
+EXTENSIONS = (
+    ".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif",
+    ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",
+    ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +44,8 @@ class Dataset(Strict):
         aligned: Whether the images are FFHQ crops.
         split: The name of the split, which is stored with each image.
         extensions: Extensions of images.
+        exclude: Globs of files and folders that are left out, also in archives. One without a slash
+            is compared with names, another one with paths below `root`.
         recursive: Whether subfolders are listed.
         format: How a folder is read. `auto` reads images, or archives if there are no images.
         column: Column of the images in Parquet files.
@@ -50,6 +64,7 @@ class Dataset(Strict):
     aligned: bool = False
     split: str = ""
     extensions: tuple[str, ...] = EXTENSIONS
+    exclude: tuple[str, ...] = ()
     recursive: bool = True
     format: Format = "auto"
     column: str | None = None
@@ -179,7 +194,12 @@ def _name(place: str) -> str:
 
 
 def list_images(dataset: Dataset) -> list[Item]:
-    """Return all images of a dataset in the order of the plan (see `listing.scan`).
+    """Return all images of a dataset in the order of the plan (see `listed`)."""
+    return listed(dataset).items
+
+
+def listed(dataset: Dataset) -> Listing:
+    """List a dataset (see `listing.scan`).
 
     Raises:
         DatasetError: If the location does not exist or contains no images.
@@ -188,16 +208,14 @@ def list_images(dataset: Dataset) -> list[Item]:
     """
     found = scan(dataset)
     place = dataset.location
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.ignored.items()))
     if not found.items:
-        others = f"; other files in it: {kinds}" if kinds else ""
+        kinds = left_out(found.ignored)
+        others = f"; left out: {kinds}" if kinds else ""
         allowed = " ".join(sorted(dataset.extensions))
         raise DatasetError(
             f"no images in {place} (extensions {allowed}){others}",
             way_out="choose a folder, archive or URL with images",
         )
-    if kinds:
-        log.info("%s: ignored files that are not images by extension: %s", place, kinds)
     if dataset.images not in (None, len(found.items)):
         log.warning(
             "%s: %d images in %s, expected %d",
@@ -206,11 +224,11 @@ def list_images(dataset: Dataset) -> list[Item]:
             place,
             dataset.images,
         )
-    return found.items
+    return found
 
 
 def scan(dataset: Dataset) -> Listing:
-    """List a dataset like `list_images`, but return ignored files too, and allow no images."""
+    """List a dataset like `listed`, but allow no images."""
     if dataset.prepare:
         portraits.prepare(Path(dataset.location))
     root = dataset.location
@@ -223,6 +241,7 @@ def scan(dataset: Dataset) -> Listing:
         column=dataset.column,
         id_column=dataset.id_column,
         archive_in_id=dataset.archive_in_id,
+        exclude=dataset.exclude,
     )
     return celebahq.scan(root, rules) if dataset.select else listing.scan(root, rules)
 

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dhr_batch.pipeline.datasets import parquet_rows
@@ -18,6 +19,8 @@ from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.locations import File
 
+# More bytes than the headers of the pages of a column of nulls have.
+_HEADER = 1000
 _lock = threading.Lock()
 
 
@@ -32,14 +35,18 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
             are several files.
 
     Raises:
-        DatasetError: If a column is missing or does not fit.
+        DatasetError: If a column is missing or does not fit, or no row holds an image.
         StorageError: If the storage is unavailable.
     """
     found: list[Item] = []
     named: list[str | None] = []
-    for rows, paths in each(partial(_index, column=column, id_column=id_column), files):
+    empty = True
+    for rows, paths, is_empty in each(partial(_index, column=column, id_column=id_column), files):
         found += rows
         named += paths
+        empty &= is_empty
+    if found and empty:
+        raise _no_images(files[0], found[0].leaf, [] if id_column else named)
     names = [image_id(name) for name in named if name]
     if id_column:
         if len(names) != len(found):
@@ -53,14 +60,32 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
     return [item._replace(image_id=name) for item, name in zip(found, names, strict=True)]
 
 
+def _no_images(file: File, leaf: str, names: list[str | None]) -> DatasetError:
+    column = leaf.removesuffix(".bytes")
+    example = next(filter(None, names), None)
+    if example is None:
+        return DatasetError(
+            file.location,
+            f"column {column!r} is empty in all rows, so there are no images",
+            "store the encoded images in it, or choose another column",
+        )
+    return DatasetError(
+        file.location,
+        f"column {column!r} holds only the names of files, such as {example!r}, and not the images",
+        "give the folder that contains these files, or store their bytes in the column",
+    )
+
+
 def _index(
     file: File, column: str | None, id_column: str | None
-) -> tuple[list[Item], list[str | None]]:
+) -> tuple[list[Item], list[str | None], bool]:
+    """Return the rows of a file, their names, and whether no row holds an image."""
     try:
         parquet = _open(file.location)
         parquet_rows.check(file, parquet)
         leaf = _leaf(parquet, column, file.location)
-        return _rows(file, parquet, leaf), _names(parquet, leaf, id_column, file.location)
+        names = _names(parquet, leaf, id_column, file.location)
+        return _rows(file, parquet, leaf), names, _is_empty(parquet, leaf)
     except (StorageError, DatasetError):
         raise
     except parquet_rows.DAMAGE as error:
@@ -163,11 +188,17 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
             f"column {column!r} holds no encoded images (binary, or a struct with 'bytes')",
             f"choose from: {', '.join(fits) or 'none'} (all columns: {schema.names})",
         )
+    if not fits:
+        raise DatasetError(
+            location,
+            f"no column could hold the images ({schema.names}): none is binary, or a struct with "
+            "'bytes'",
+            "give a file that holds encoded images; names of files and links are not followed",
+        )
     if column is None and len(fits) != 1:
         raise DatasetError(
             location,
-            f"{'several columns' if fits else 'no column'} could hold the images "
-            f"({', '.join(fits) or schema.names})",
+            f"several columns could hold the images ({', '.join(fits)})",
             "set 'column: NAME' in the dataset's YAML",
         )
     return fits[column or next(iter(fits))]
@@ -202,12 +233,39 @@ def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         size = group.column(column).total_compressed_size
-        etag = f"{size:x}.{file.etag}" if file.etag else f"{size:x}"
+        mark = "@" if isinstance(file.etag, int) else "."
+        etag = f"{size:x}{mark}{file.etag}" if file.etag else f"{size:x}"
         rows += (
             Item(image_id(f"{prefix}{row:08d}"), location, "", -1, row, etag, leaf)
             for row in range(len(rows), len(rows) + group.num_rows)
         )
     return rows
+
+
+def _is_empty(parquet: pq.ParquetFile, leaf: str) -> bool:
+    """Whether no row of a file holds an image, as far as it tells this at no great cost."""
+    column = parquet_rows.position(parquet, leaf)
+    for number in range(parquet.metadata.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        chunk = group.column(column)
+        if chunk.statistics is not None and chunk.statistics.has_null_count:
+            if chunk.statistics.null_count < group.num_rows:
+                return False
+        elif chunk.total_uncompressed_size > _HEADER + group.num_rows:
+            # More than a byte for each row.
+            return False
+        else:
+            batches = parquet.iter_batches(
+                1024, row_groups=[number], columns=[leaf], use_threads=False
+            )
+            if any(_has_image(batch.column(0)) for batch in batches):
+                return False
+    return True
+
+
+def _has_image(values: pa.Array) -> bool:
+    values = pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+    return values.null_count < len(values)
 
 
 def _names(

@@ -20,7 +20,7 @@ from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
-from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, place
+from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, notes, place
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.report.write import write_report
@@ -99,6 +99,10 @@ def run(plan: Plan, request: Request) -> RunOutcome:
             state.shards = len(plan.shards) - len(before)
             started = time.monotonic()
             if not state.shards:
+                for line in notes(plan):
+                    progress.say(line)
+                if plan.compared:
+                    keep_plan(run_folder, plan)
                 progress.say(f"nothing to do: all {plan.images} images in {out.place} are finished")
                 finished = True
             else:
@@ -178,11 +182,11 @@ def _process(
 
 
 def keep_plan(run_folder: RunFolder, plan: Plan) -> None:
-    """Write the plan of a new run, or add the new images of a continued plan to the stored one."""
+    """Write the plan of a new run, or add new images and marks to the stored plan."""
     stored = run_folder.plan()
     if stored is None:
         run_folder.write_plan(plan.stored())
-    elif len(stored.shards) < len(plan.shards) or resume.has_open_marks(stored):
+    elif len(stored.shards) < len(plan.shards) or plan.compared or resume.has_open_marks(stored):
         run_folder.replace_plan(resume.extended(stored, plan))
 
 

@@ -30,7 +30,7 @@ from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.waits import Waits
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.pipeline.planning import code, devices
+from dhr_batch.pipeline.planning import code, contents, devices
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.planning.earlier_run import Reader
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
@@ -352,7 +352,10 @@ def read_record(
             found = ground_truth.read_truth(truth) if truth else None
             return replace(stored.record(item), truth=found)
         data = listing.read_bytes(item, max_megapixels)
-        return replace(record, data=data, truth=ground_truth.read_truth(item))
+        record = replace(
+            record, data=data, source_bytes=len(data), source_sha256=contents.digest(data)
+        )
+        return replace(record, truth=ground_truth.read_truth(item))
     except Unreadable as error:
         message = f"{item.image_id} cannot be read: {error}"
         return record.failed("read", error.error_class, message)

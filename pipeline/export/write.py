@@ -28,7 +28,10 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_apart
 from dhr_batch.stages.paste_back import paste_back
 
-_COLUMNS = ["image_id", "kind", "edit_name", "edit_strength", "image", "quad"]
+_COLUMNS = (
+    "image_id", "kind", "edit_name", "edit_strength", "image", "quad", "source_width",
+    "source_height", "source_sha256",
+)  # fmt: skip
 # Number of rows of the table `images` that are in memory at a time.
 _ROWS = 32
 
@@ -207,7 +210,8 @@ def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes |
 
 def _stream(run: Run, key: str) -> Iterator[dict[str, Any]]:
     with run.parts.open(key) as file:
-        columns = [*_COLUMNS, "source_width", "source_height"]
+        # Runs of earlier versions have no content hash.
+        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
         for batch in file.iter_batches(_ROWS, columns=columns):
             yield from batch.to_pylist()
 
@@ -226,7 +230,7 @@ def _pasted(
         return "no refined picture to compare with"
     size = (row["source_width"], row["source_height"])
     try:
-        photograph = photographs.read(picture.source, size)
+        photograph = photographs.read(picture.source, size, row.get("source_sha256"))
         if refined is not None and picture.kind == "edit":
             quad = np.array(row["quad"]).reshape(4, 2)
             before, after = _pixels(refined["image"]["bytes"]), _pixels(row["image"]["bytes"])

@@ -5,19 +5,28 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 
 from dhr_batch.pipeline.datasets import listing, named
-from dhr_batch.pipeline.datasets.items import Item, Unreadable
+from dhr_batch.pipeline.datasets.items import (
+    COPIED,
+    ETAG,
+    TIME,
+    Item,
+    Mark,
+    Unreadable,
+    difference,
+)
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.planning import contents, origin
+from dhr_batch.pipeline.planning.contents import Suspect
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.pipeline.runs.stored_plan import Mark, StoredPlan
+from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages.base import TRUTH, ImageError
 from dhr_batch.stages.decode import decode
 
+_CHANGED = "photograph changed since the run"
 _NO_TRUTH = "%s: %s images get no metrics against the ground truth: %s"
 
 log = logging.getLogger(__name__)
@@ -30,8 +39,9 @@ class Lost(Exception):
 class Photographs:
     """The photographs of a run, decoded as the run decoded them. The last one is cached.
 
-    If the run began from another run, its photographs are those of the first run. If that run is
-    missing and `place` is given, changed photographs are not detected.
+    If the run began from another run, its photographs are those of the first run. Photographs are
+    compared by their content. Runs of earlier versions have not recorded it; then their marks in
+    the plan are compared, unless the first run is missing and `place` is given.
 
     Args:
         run: The run.
@@ -59,27 +69,28 @@ class Photographs:
         self._marks = _marks(plan)
         self._last: tuple[str, np.ndarray] | None = None
 
-    def item(self, image_id: str) -> Item:
-        """Return the item of a photograph.
+    def item(self, image_id: str) -> tuple[Item, str]:
+        """Return the item of a photograph, and the difference of its mark ("" if there is none).
 
         Raises:
-            Lost: If it is missing or has changed since the run.
+            Lost: If it is missing, or has another size than in the plan of the run.
         """
         item = self._items.get(image_id)
         if item is None:
             raise Lost("photograph missing")
         before = self._marks.get(image_id)
-        # Marks with and without an etag cannot be compared: a copy in a store may have got one.
-        if type(before) is type(item.mark) and before != item.mark:
-            raise Lost("photograph changed since the run")
-        return item
+        change = "" if before is None else difference(before, item.mark)
+        if change not in ("", ETAG, TIME, COPIED):
+            raise Lost(_CHANGED)
+        return item, change
 
-    def read(self, image_id: str, size: tuple[int, int]) -> np.ndarray:
+    def read(self, image_id: str, size: tuple[int, int], sha256: str | None) -> np.ndarray:
         """Read the pixels of a photograph.
 
         Args:
             image_id: The photograph.
             size: Its width and height in pixels when the run read it.
+            sha256: The content hash when the run read it; None if it is not known.
 
         Returns:
             uint8 [H, W, 3], rotated according to its EXIF orientation.
@@ -89,13 +100,16 @@ class Photographs:
         """
         if self._last and self._last[0] == image_id:
             return self._last[1]
-        item = self.item(image_id)
+        item, change = self.item(image_id)
         try:
-            pixels, _ = decode(listing.read_bytes(item, self._megapixels), self._megapixels)
+            data = listing.read_bytes(item, self._megapixels)
+            if change == ETAG if sha256 is None else contents.digest(data) != sha256:
+                raise Lost(_CHANGED)
+            pixels, _ = decode(data, self._megapixels)
         except (Unreadable, ImageError) as error:
             raise Lost("photograph cannot be read") from error
         if pixels.shape[1::-1] != size:
-            raise Lost("photograph changed since the run")
+            raise Lost(_CHANGED)
         self._last = (image_id, pixels)
         return pixels
 
@@ -120,12 +134,20 @@ def truths(run: Run) -> dict[str, Item]:
     except Refused as error:
         log.warning(_NO_TRUTH, run.storage.place, "all", error.__cause__)
         return {}
-    found, lost = {}, Counter[str]()
-    for image_id in chain.from_iterable(run.stored.shards):
-        try:
-            found[image_id] = pictures.item(image_id)
-        except Lost as error:
-            lost[str(error)] += 1
+    found, lost, suspects = {}, Counter[str](), []
+    for shard, ids in enumerate(run.stored.shards):
+        for image_id in ids:
+            try:
+                found[image_id], change = pictures.item(image_id)
+            except Lost as error:
+                lost[str(error)] += 1
+            else:
+                if change:
+                    suspects.append(Suspect(shard, found[image_id], change))
+    for suspect, verdict in contents.compare(run.storage, suspects):
+        if not verdict.same:
+            del found[suspect.item.image_id]
+            lost[_CHANGED] += 1
     if lost:
         why = ", ".join(f"{reason} ({count}x)" for reason, count in lost.items())
         log.warning(_NO_TRUTH, run.storage.place, "some", why)

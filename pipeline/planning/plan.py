@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import islice
+from typing import Any, overload
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
@@ -14,7 +17,7 @@ from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
-from dhr_batch.pipeline.runs.stored_plan import Fingerprint, RunSettings, StoredPlan
+from dhr_batch.pipeline.runs.stored_plan import Fingerprint, Made, RunSettings, StoredPlan
 from dhr_batch.pipeline.runs.versions import newest_rules, newest_schema
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit import direction_files
@@ -23,6 +26,47 @@ from dhr_batch.version import __version__
 SCHEMA = 2
 # The fields that a Record has before the first stage.
 _GIVEN = frozenset({"image_id", "source", "split", "data"})
+
+
+class Items(Sequence[Item]):
+    """The images of a shard in columns, which take less than half of the memory of a tuple.
+
+    Args:
+        items: The images.
+    """
+
+    __slots__ = ("_columns",)
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        ids, *others = list(zip(*items, strict=True)) or [()]
+        # The name of a file is mostly its id.
+        self._columns = (ids, *(ids if column == ids else _column(column) for column in others))
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
+    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        index = range(len(self))[index]
+        return Item(*(column[index if len(column) > 1 else 0] for column in self._columns))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _column(values: tuple[Any, ...]) -> Sequence[Any]:
+    """Return a column, in which equal values are stored once."""
+    if values.count(values[0]) == len(values):
+        return values[:1]
+    is_small = all(type(value) is int and abs(value) < 2**63 for value in values)
+    return array("q", values) if is_small else values
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +79,7 @@ class Shard:
     """
 
     index: int
-    items: tuple[Item, ...]
+    items: Sequence[Item]
 
 
 @dataclass(frozen=True)
@@ -51,6 +95,9 @@ class Plan:
         origin: The fingerprint of the run that this one begins from.
         left_out: The number of quarantined images of that run, which this one leaves out.
         truths: The item that holds the ground truth of each image.
+        ignored: The number of what the listing of the dataset left out, by kind.
+        compared: What was found out about images whose marks differ from those of an earlier
+            start; "" if none do.
     """
 
     dataset: Dataset
@@ -61,6 +108,8 @@ class Plan:
     origin: Fingerprint | None = None
     left_out: int = 0
     truths: dict[str, Item] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    compared: str = ""
 
     @property
     def images(self) -> int:
@@ -77,14 +126,15 @@ class Plan:
             schema=SCHEMA,
             schema_version=newest_schema(),
             rules=newest_rules(),
+            ignored=self.ignored or None,
         )
 
     def stored(self) -> StoredPlan:
         """Return the content of `plan.json`."""
         return replace(
             self.head(),
-            shards=[[item.image_id for item in shard.items] for shard in self.shards],
-            contents=[[item.mark for item in shard.items] for shard in self.shards],
+            shards=Made(len(self.shards), lambda i: [x.image_id for x in self.shards[i].items]),
+            contents=Made(len(self.shards), lambda i: [x.mark for x in self.shards[i].items]),
         )
 
 
@@ -93,7 +143,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:
+def make(config: Config, dataset: Dataset, items: Iterable[Item], sized: bool = True) -> Plan:
     """Make the plan of a run.
 
     Args:
@@ -112,7 +162,14 @@ def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = 
     )
 
 
-def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]:
+def taken(items: list[Item]) -> Iterator[Item]:
+    """Iterate over a list and empty it, as a million images would be in memory twice."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+def cut(items: Iterable[Item], size: int, first_index: int) -> tuple[Shard, ...]:
     """Cut items into shards of `size`, of which the last may be smaller.
 
     Args:
@@ -120,7 +177,8 @@ def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]
         size: The number of images of a shard.
         first_index: The number of the first shard.
     """
-    parts = (tuple(items[first : first + size]) for first in range(0, len(items), size))
+    rest = iter(items)
+    parts = iter(lambda: Items(islice(rest, size)), Items(()))
     return tuple(Shard(index, part) for index, part in enumerate(parts, first_index))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.datasets import named
+from dhr_batch.pipeline.datasets.items import Listing, left_out
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs
-from dhr_batch.pipeline.planning.plan import Plan, make, models_of
+from dhr_batch.pipeline.planning.plan import Plan, make, models_of, taken
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -47,13 +49,16 @@ def prepare(request: Request) -> Plan:
     named_code = {*request.named, *outside.members(own)}
     dataset, earlier, layers = origin.start(given, named_code, request.allow_code)
     config = configs.build([*layers, *given_layers])
-    found = named.list_images(dataset) if earlier is None else earlier.items(config)
-    items = found[: config.limit]
+    listed = named.listed(dataset) if earlier is None else Listing(earlier.items(config), Counter())
+    if config.limit:
+        del listed.items[config.limit :]
     gpus = devices.number(config, remote=bool(request.address))
-    resolved = configs.resolve(config, gpus, len(items))
+    resolved = configs.resolve(config, gpus, len(listed.items))
     # From here on the place of the photographs is shown and stored. They are read by `items`.
     resolved = resolved.model_copy(update={"dataset": without_secrets(resolved.dataset)})
-    plan = make(resolved, dataset, items, sized=config.shard_size is not None)
+    sized = config.shard_size is not None
+    plan = make(resolved, dataset, taken(listed.items), sized)
+    plan = replace(plan, ignored=listed.ignored)
     if earlier is None:
         return plan
     earlier.check(resolved)
@@ -181,6 +186,7 @@ def describe(plan: Plan, out: str) -> str:
         f"dataset    {plan.dataset.name}: {plan.images} images, {len(plan.shards)} shards of up to "
         f"{config.shard_size}"
         + (f"; {plan.left_out} more are in quarantine and left out" if plan.left_out else ""),
+        *notes(plan),
         f"stages     {' -> '.join(_stage(config, name) for name in config.stages)}",
         f"generator  {registry.label(config.generator)}"
         + (", random weights" if config.generator == "tiny" else ""),
@@ -188,6 +194,12 @@ def describe(plan: Plan, out: str) -> str:
         f"output     {out}",
     ]
     return "\n".join(map(printable, lines))
+
+
+def notes(plan: Plan) -> list[str]:
+    """Return lines on what the listing left out, and on images that were compared."""
+    found = {"left out   ": left_out(plan.ignored), "compared   ": plan.compared}
+    return [name + text for name, text in found.items() if text]
 
 
 def _stage(config: configs.Config, family: str) -> str:

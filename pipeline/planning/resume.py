@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dhr_batch.pipeline import sealed
-from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.items import COPIED, TIME, Item, difference
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import differences, flat
-from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerprint
+from dhr_batch.pipeline.planning.contents import Suspect, Verdict, compare
+from dhr_batch.pipeline.planning.plan import SCHEMA, Items, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.stored_plan import Made, StoredPlan
 
 _NAMED = 5
 _CODE = (
@@ -32,6 +34,7 @@ class OtherRun(Refused):
     """
 
     def __init__(self, where: object, changed: Sequence[str]) -> None:
+        self.lines = list(changed)
         self.changed = "\n  ".join(changed)
         super().__init__(
             str(where),
@@ -52,6 +55,9 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
         plan: The plan of this start.
         extend: Whether to allow new images.
 
+    Images whose marks differ from the stored ones are compared by their content, as far as the run
+    has recorded it.
+
     Returns:
         The plan itself if the run folder is new.
 
@@ -69,14 +75,15 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
                 "put plan.json back, or choose another folder with --out",
             )
         return plan
-    compared = _Compared(stored, plan) if stored.schema == SCHEMA else None
+    compared = _Compared(run, stored, plan) if stored.schema == SCHEMA else None
     if lines := [*_changes(stored, plan, compared, extend)]:
         raise OtherRun(where, lines)
     assert compared is not None
     size = stored.settings.shard_size
     added = cut(compared.added, size, len(compared.shards))
     config = plan.config.model_copy(update={"shard_size": size})
-    return replace(plan, config=config, shards=(*compared.shards, *added))
+    shards = (*compared.shards, *added)
+    return replace(plan, config=config, shards=shards, compared=compared.summary())
 
 
 def _stored(run: RunFolder, where: object) -> StoredPlan | None:
@@ -88,17 +95,22 @@ def _stored(run: RunFolder, where: object) -> StoredPlan | None:
 
 
 def extended(stored: StoredPlan, plan: Plan) -> StoredPlan:
-    """Return the stored plan with the additional shards of a continued plan.
+    """Return the stored plan with the additional shards and the marks of a continued plan.
 
-    Images that `quarantine retry` has reopened get the marks of the continued plan.
+    A size that an earlier version has stored as a mark is kept, because the content of such an
+    image is not known.
     """
     now, before = plan.stored(), stored.contents or ()
     marks_now = now.contents or ()
-    contents = [
-        [mark if old is None else old for old, mark in zip(olds, marks, strict=True)]
-        for olds, marks in zip(before, marks_now, strict=False)
-    ]
-    return replace(stored, shards=now.shards, contents=[*contents, *marks_now[len(before) :]])
+
+    def marks(shard: int) -> list[Any]:
+        if shard >= len(before):
+            return marks_now[shard]
+        pairs = zip(before[shard], marks_now[shard], strict=True)
+        return [old if isinstance(old, int) else mark for old, mark in pairs]
+
+    contents = Made(len(marks_now), marks)
+    return replace(stored, shards=now.shards, contents=contents, ignored=now.ignored)
 
 
 def has_open_marks(stored: StoredPlan) -> bool:
@@ -106,8 +118,8 @@ def has_open_marks(stored: StoredPlan) -> bool:
     return any(mark is None for marks in stored.contents or () for mark in marks)
 
 
-def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] | None:
-    """Return the progress of a run and its differences to a plan; None if there is no run.
+def progress(run: RunFolder) -> dict[str, Any] | None:
+    """Return the numbers of shards and images of a run that are finished; None if there is no run.
 
     Raises:
         Refused: If the stored plan is damaged.
@@ -117,7 +129,6 @@ def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] 
         return None
     finished = run.committed().values()
     return {
-        "changes": [*changes(stored, plan, extend)],
         "shards": {"total": len(stored.shards), "done": len(finished)},
         "images": {
             "total": stored.images,
@@ -127,18 +138,13 @@ def preview(run: RunFolder, plan: Plan, extend: bool = False) -> dict[str, Any] 
     }
 
 
-def changes(stored: StoredPlan, plan: Plan, extend: bool = False) -> Iterator[str]:
+def _changes(
+    stored: StoredPlan, plan: Plan, compared: _Compared | None, extend: bool
+) -> Iterator[str]:
     """Yield the differences of a plan to the stored plan, as lines `key: old -> new`.
 
     Models that only one of the two names are ignored, as no row can depend on them.
     """
-    compared = _Compared(stored, plan) if stored.schema == SCHEMA else None
-    return _changes(stored, plan, compared, extend)
-
-
-def _changes(
-    stored: StoredPlan, plan: Plan, compared: _Compared | None, extend: bool
-) -> Iterator[str]:
     before, now = stored.fingerprint.to_json(), fingerprint(plan).to_json()
     if not plan.sized:
         # The size was derived from the number of images. The stored shards keep their size.
@@ -163,23 +169,61 @@ class _Compared:
         shards: The shards of the stored plan, with the images that still exist.
         missing: The ids of images that do not exist any more.
         changed: The ids of images that have changed, each with the change.
+        repaired: The same of images in quarantine.
         added: The images that the stored plan does not have.
     """
 
-    def __init__(self, stored: StoredPlan, plan: Plan) -> None:
+    def __init__(self, run: RunFolder, stored: StoredPlan, plan: Plan) -> None:
+        self.run = run
         self.shards: list[Shard] = []
         self.missing: list[str] = []
         self.changed: list[str] = []
+        self.repaired: list[str] = []
+        self._same = self._unread = 0
+        suspects: list[Suspect] = []
         items = _ItemsById(item for shard in plan.shards for item in shard.items)
         for ids, marks in zip(stored.shards, stored.contents or (), strict=True):
             found = [items.take(image_id) for image_id in ids]
             for image_id, mark, item in zip(ids, marks, found, strict=True):
                 if item is None:
                     self.missing.append(image_id)
-                elif mark not in (None, item.mark) and (change := _change(mark, item.mark)):
-                    self.changed.append(f"{image_id} ({change})")
-            self.shards.append(Shard(len(self.shards), tuple(filter(None, found))))
+                elif mark not in (None, item.mark) and (change := difference(mark, item.mark)):
+                    suspects.append(Suspect(len(self.shards), item, change))
+            self.shards.append(_shard(plan, len(self.shards), list(filter(None, found))))
         self.added = items.rest()
+        if plan.origin is not None:
+            # The mark of a record of an earlier run has the checksums of its tables.
+            self.changed = [f"{item.image_id} ({change})" for _, item, change in suspects]
+            return
+        for suspect, verdict in compare(run.storage, suspects):
+            self._decide(suspect, verdict)
+
+    def _decide(self, suspect: Suspect, verdict: Verdict) -> None:
+        _, item, change = suspect
+        # A shard that is to be computed has no rows, and a worker that crashed has read nothing.
+        unread = verdict.same is None and (verdict.in_quarantine or not verdict.has_rows)
+        if verdict.same:
+            self._same += 1
+        elif unread and change in (TIME, COPIED):
+            self._unread += 1
+        else:
+            changed = self.repaired if verdict.in_quarantine else self.changed
+            changed.append(f"{item.image_id} ({change})")
+
+    def summary(self) -> str:
+        """Describe what was found out about images with other marks; "" if there are none."""
+        parts = []
+        if self._same:
+            parts.append(f"{self._same} images whose size or time differs have the same content")
+        if self._unread:
+            parts.append(f"{self._unread} images with another time have no rows yet")
+        return "; ".join(parts)
+
+
+def _shard(plan: Plan, index: int, items: list[Item]) -> Shard:
+    """Return a shard, the one of the plan if it has the same images, so that it is stored once."""
+    same = index < len(plan.shards) and plan.shards[index].items == items
+    return plan.shards[index] if same else Shard(index, Items(items))
 
 
 class _ItemsById:
@@ -217,25 +261,16 @@ def _changed_images(compared: _Compared, plan: Plan, extend: bool) -> Iterator[s
         yield f"images: {len(missing)} missing{limit}: {_first_names(missing)}"
     if changed:
         yield f"images: {len(changed)} with different content: {_first_names(changed)}"
+    if compared.repaired:
+        place = shlex.quote(compared.run.storage.place)
+        yield (
+            f"images: {len(compared.repaired)} in quarantine with different content: "
+            f"{_first_names(compared.repaired)}; to try repaired ones again, give: "
+            f"dhr-batch quarantine retry {place}"
+        )
     if added and not extend:
         names = [item.image_id for item in added[: _NAMED + 1]]
         yield f"images: {len(added)} added: {_first_names(names)}; --extend adds them to the run"
-
-
-def _change(old: int | str, new: int | str) -> str:
-    """Describe how a mark has changed; "" if it has not.
-
-    Etags are compared only if both marks have one, as a copy on a local disk has none.
-    """
-    (old_size, old_etag), (new_size, new_etag) = _parts(old), _parts(new)
-    if old_size != new_size:
-        return f"{old_size} -> {new_size} bytes"
-    return "etag" if old_etag and new_etag and old_etag != new_etag else ""
-
-
-def _parts(mark: int | str) -> tuple[str, str]:
-    size, _, etag = str(mark).partition(":")
-    return size, etag
 
 
 def _first_names(names: list[str]) -> str:

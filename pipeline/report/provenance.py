@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dhr_batch.pipeline.datasets.items import left_out
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.report.data import RunData
 from dhr_batch.pipeline.report.page import Column, Section, Table
@@ -21,6 +22,7 @@ def settings(data: RunData) -> Section | None:
     facts: dict[str, Any] = {"dhr-batch": fingerprint.version}
     facts |= {"code of the stages": fingerprint.code, **plan.versions}
     facts |= {"dataset": plan.dataset, "seed": plan.settings.seed}
+    facts["left out of the dataset"] = left_out(plan.ignored or {})
     if fingerprint.origin is not None:
         facts["begins at"] = f"{plan.settings.first_stage}; the dataset is the run it begins from"
     hosts = sorted({shard.worker.host for shard in data.shards.values() if shard.worker})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, overload
 
@@ -64,16 +65,17 @@ class Rows(Sequence[list[Any]]):
 
 def dumps(plan: StoredPlan) -> bytes:
     """Return a plan as JSON. The lists of shards come last, with one line per shard."""
-    return sealed.seal(line.encode() for line in _lines(plan.to_json()))
+    return sealed.seal(line.encode() for line in _lines(plan))
 
 
-def _lines(plan: dict[str, Any]) -> Iterator[str]:
-    head = {key: value for key, value in plan.items() if key not in _LONG}
+def _lines(plan: StoredPlan) -> Iterator[str]:
+    head = replace(plan, shards=(), contents=None).to_json()
+    del head["shards"]
     yield json.dumps(head, ensure_ascii=False, indent=1).removeprefix("{").removesuffix("\n}")
     for key in _LONG:
-        if key in plan:
+        if (lists := getattr(plan, key)) is not None:
             yield f',\n "{key}": ['
-            for number, row in enumerate(plan[key]):
+            for number, row in enumerate(lists):
                 yield (",\n  " if number else "\n  ") + json.dumps(row, ensure_ascii=False)
             yield "\n ]"
     yield "\n}\n"

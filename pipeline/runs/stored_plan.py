@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
+from dhr_batch.pipeline.datasets.items import Mark
 from dhr_batch.pipeline.runs.records import JsonRecord
 from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.pipeline.tables import codec
@@ -13,8 +14,41 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry
 from dhr_batch.stages.device import Precision
 
-# Shows whether the file of an image has changed: its size in bytes, or "size:etag" in a store.
-Mark = int | str
+T = TypeVar("T")
+
+
+class Made(Sequence[list[T]]):
+    """A sequence with one list per shard, which is made each time it is read.
+
+    A million marks would take much memory.
+
+    Args:
+        length: The number of shards.
+        make: Returns the list of a shard.
+    """
+
+    def __init__(self, length: int, make: Callable[[int], list[T]]) -> None:
+        self._length, self._make = length, make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> list[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[T]]: ...
+    def __getitem__(self, index: int | slice) -> list[Any]:
+        chosen = range(self._length)[index]
+        return self._make(chosen) if isinstance(chosen, int) else list(map(self._make, chosen))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _written(lists: Sequence[list[T]] | None) -> Sequence[list[T]] | None:
+    return list(lists) if isinstance(lists, Made) else lists
 
 
 @dataclass(frozen=True)
@@ -147,6 +181,7 @@ class StoredPlan:
         schema: The version of the lists of images. Version 1 has no `contents`.
         schema_version: The version of the whole file (see the module `versions`).
         rules: The versions of the rules for rendering.
+        ignored: The number of what the listing of the dataset left out, by kind.
         missing: Keys that the file lacks, although a later start needs them.
     """
 
@@ -159,6 +194,7 @@ class StoredPlan:
     schema: int | None = None
     schema_version: int = 1
     rules: RuleVersions = field(default_factory=RuleVersions)
+    ignored: Mapping[str, int] | None = None
     missing: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -194,6 +230,7 @@ class StoredPlan:
             schema=found.get("schema"),
             schema_version=found.get("schema_version", 1),
             rules=RuleVersions.from_json(found.get("rules", {})),
+            ignored=found.get("ignored"),
             missing=tuple(key for part, key in needed if key not in part),
         )
 
@@ -207,7 +244,8 @@ class StoredPlan:
             "config": self.settings.values,
             "fingerprint": self.fingerprint.to_json(),
             "versions": self.versions,
-            "shards": self.shards,
-            "contents": self.contents,
+            "ignored": self.ignored,
+            "shards": _written(self.shards),
+            "contents": _written(self.contents),
         }
         return {key: value for key, value in content.items() if value is not None}

@@ -13,7 +13,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,10 @@ from dhr_batch.pipeline.storage.client import message
 _TRANSIENT = frozenset(
     {errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENFILE}
 ) | {errno.EMFILE}
+# Errors of one file or folder, while the file system works.
+_OF_ONE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
+)
 _PAUSES_SECONDS = (0.2, 1.0, 5.0)
 # High enough that the time limit of the retries is always reached first.
 _RETRIES = 100
@@ -43,13 +47,14 @@ class File(NamedTuple):
         folder: The listed folder, with a `/` at its end, or the location of a single file.
         relative: The path below `folder`; empty for a single file.
         size: Bytes; -1 for a broken link.
-        etag: A short checksum of the object's ETag; empty for local files.
+        etag: A short checksum of the object's ETag, or the time of the last change of a local file
+            in ns; empty for a broken link.
     """
 
     folder: str
     relative: str
     size: int
-    etag: str = ""
+    etag: str | int = ""
 
     @property
     def location(self) -> str:
@@ -96,7 +101,8 @@ def describe(location: str) -> File:
         StorageError: If its storage is unavailable.
     """
     if not is_url(location):
-        return File(location, "", os.stat(location).st_size)
+        status = os.stat(location)
+        return File(location, "", status.st_size, status.st_mtime_ns)
     import obstore
 
     store, key = _split(location)
@@ -149,56 +155,78 @@ def ranges(location: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
 
 
-def walk(folder: str, recursive: bool = True) -> Iterator[File]:
+def walk(
+    folder: str,
+    enters: Callable[[str], bool] = lambda path: True,
+    lost: Callable[[str, str], None] = lambda path, why: None,
+) -> Iterator[File]:
     """Iterate over the files below a folder or URL prefix, in no particular order.
 
-    Hidden files and folders are skipped. Symbolic links are followed, but no folder is visited
-    twice.
+    Symbolic links are followed, but no folder is visited twice.
+
+    Args:
+        folder: Path or URL.
+        enters: Called with the path of each subfolder of a local folder, which is below `folder`.
+            Returns whether to visit it.
+        lost: Called with the path of each other subfolder or file that is left out, and the reason.
 
     Raises:
-        OSError: If a folder cannot be listed.
+        OSError: If the folder itself cannot be listed, or the file system is unavailable.
         StorageError: If the object store is unavailable.
     """
-    return _walk_store(folder, recursive) if is_url(folder) else _walk_local(folder, recursive)
+    return _walk_store(folder) if is_url(folder) else _walk_local(folder, enters, lost)
 
 
-def _walk_local(root: str, recursive: bool) -> Iterator[File]:
+def _walk_local(
+    root: str, enters: Callable[[str], bool], lost: Callable[[str, str], None]
+) -> Iterator[File]:
     root = os.path.join(root, "")
     seen = {os.path.realpath(root)}
     queue = [""]
     while queue:
-        prefix = queue.pop()
-        subfolders = []
-        with os.scandir(root + prefix) as entries:
+        prefix, subfolders = queue.pop(), []
+        try:
+            entries = os.scandir(root + prefix)
+        except OSError as error:
+            if not prefix or error.errno not in _OF_ONE:
+                raise
+            lost(prefix, error.strerror or str(error))
+            continue
+        with entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                path = prefix + entry.name
+                try:
+                    if entry.is_dir():
+                        subfolders.append(entry.name)
+                        continue
+                    status = entry.stat()
+                except FileNotFoundError:
+                    # Reading a broken link reports the error later, as a failure of that image.
+                    yield File(root, path, -1)
                     continue
-                if entry.is_dir():
-                    subfolders.append(entry.name)
-                elif (size := _size(entry)) is not None:
-                    yield File(root, prefix + entry.name, size)
+                except OSError as error:
+                    if error.errno not in _OF_ONE:
+                        raise
+                    lost(path, error.strerror or str(error))
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield File(root, path, status.st_size, status.st_mtime_ns)
+                else:
+                    lost(path, "no regular file")
         # Of two links to one folder only the first is followed, so the order must not vary.
-        for name in sorted(subfolders) if recursive else ():
+        for name in sorted(subfolders):
+            if not enters(prefix + name):
+                continue
             # A link to a parent folder would otherwise lead to an endless loop.
             real = os.path.realpath(root + prefix + name)
-            if real not in seen:
+            if real in seen:
+                lost(f"{prefix}{name}/", "it links to a folder that is listed already")
+            else:
                 seen.add(real)
                 queue.append(f"{prefix}{name}/")
 
 
-def _size(entry: os.DirEntry[str]) -> int | None:
-    """Return the size in bytes; -1 for a broken link, None for pipes and devices.
-
-    Reading a broken link reports the error later, as a failure of that image.
-    """
-    try:
-        status = entry.stat()
-    except FileNotFoundError:
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def _walk_store(root: str, recursive: bool) -> Iterator[File]:
+def _walk_store(root: str) -> Iterator[File]:
     import obstore
 
     root = join(root, "")
@@ -207,8 +235,8 @@ def _walk_store(root: str, recursive: bool) -> Iterator[File]:
         for page in obstore.list(_store(store), prefix=prefix or None, chunk_size=1000):
             for found in page:
                 relative = found["path"].removeprefix(prefix)
-                hidden = relative.startswith(".") or "/." in relative
-                if not hidden and (recursive or "/" not in relative):
+                # Some tools store an empty object for each folder.
+                if relative and not relative.endswith("/"):
                     yield File(root, relative, found["size"], _short(found["e_tag"]))
 
 

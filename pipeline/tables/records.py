@@ -65,6 +65,8 @@ def _source_fields(row: Row) -> dict[str, Any]:
         "split": row["split"],
         "face_index": row["face_index"],
         "source_size": None if None in sizes else sizes,
+        "source_bytes": row.get("source_bytes"),
+        "source_sha256": row.get("source_sha256"),
         "quad": None if row["quad"] is None else np.array(row["quad"]).reshape(4, 2),
         "notes": tuple(note for note in (row["note"] or "").split("; ") if note),
     }

@@ -98,6 +98,8 @@ def rows_of(record: Record, shard: int, info: RunInfo) -> dict[str, list[Row]]:
             "quarantine": [
                 {
                     "source": record.source,
+                    "source_bytes": record.source_bytes,
+                    "source_sha256": record.source_sha256,
                     "stage": failure.stage,
                     "error_class": failure.error_class,
                     "message": failure.message,
@@ -132,6 +134,8 @@ def _image_rows(record: Record, info: RunInfo) -> Iterator[Row]:
         "face_index": record.face_index,
         "source_width": width,
         "source_height": height,
+        "source_bytes": record.source_bytes,
+        "source_sha256": record.source_sha256,
         "quad": None if record.quad is None else record.quad.astype(np.float64).ravel().tolist(),
         "note": "; ".join(notes),
     }

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dhr_batch.pipeline.tables.codec import LEVELS, Steps
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TABLES = ("images", "latents", "masks", "edits", "metrics", "quarantine", "deltas", "features")
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -73,6 +73,8 @@ def schema(table: str, rows: int) -> pa.Schema:
             ("height", pa.int32()),
             ("source_width", pa.int32()),
             ("source_height", pa.int32()),
+            ("source_bytes", pa.int64()),
+            ("source_sha256", pa.string()),
             ("quad", pa.list_(pa.float64(), 8)),
             ("note", pa.string()),
         ],
@@ -114,6 +116,8 @@ def schema(table: str, rows: int) -> pa.Schema:
         ],
         "quarantine": [
             ("source", pa.string()),
+            ("source_bytes", pa.int64()),
+            ("source_sha256", pa.string()),
             ("stage", pa.string()),
             ("error_class", pa.string()),
             ("message", pa.string()),

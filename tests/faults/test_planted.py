@@ -37,7 +37,7 @@ def faults() -> dict[str, tuple[bytes | None, str]]:
         "text": (b"this is no picture\n" * 9, "not_an_image"),
         "html": (b"<html><body>404</body></html>", "not_an_image"),
         "pdf": (b"%PDF-1.7 ...", "unsupported"),
-        "heic": (b"\x00\x00\x00\x18ftypheic" + bytes(20), "unsupported"),
+        "heic": (b"\x00\x00\x00\x18ftypheic" + bytes(20), "damaged"),
         "half_jpeg": (jpeg[: len(jpeg) // 2], "truncated"),
         "half_png": (png[: len(png) // 2], "truncated"),
         "bad_header": (png[:10] + b"\xff" * 20, "damaged"),

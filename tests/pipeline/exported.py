@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dhr_batch.pipeline.datasets.named import find, list_images
-from dhr_batch.pipeline.planning import config, plan
+from dhr_batch.pipeline.planning import config, contents, plan
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -97,8 +97,11 @@ def record(image_id: str, number: int) -> Record:
     )
 
 
-def write_run(root: Path, photographs: Path, seed: int = 0) -> Path:
-    """Write a run of `IDS` in shards of two; another image of its plan is quarantined."""
+def write_run(root: Path, photographs: Path, seed: int = 0, hashed: bool = False) -> Path:
+    """Write a run of `IDS` in shards of two; another image of its plan is quarantined.
+
+    hashed: whether it records the content of the photographs, as earlier versions did not.
+    """
     Image.fromarray(photograph(99)).save(photographs / "zoe.png")
     items = list_images(find(photographs))
     measured = {"measure": {"identity": "dlib", "landmarks": "dlib68"}}
@@ -117,6 +120,9 @@ def write_run(root: Path, photographs: Path, seed: int = 0) -> Path:
         for item in shard.items:
             if item.image_id in numbers:
                 one = record(item.image_id, numbers[item.image_id])
+                if hashed:
+                    sha256 = contents.digest((photographs / item.image_id).read_bytes())
+                    one = replace(one, source_bytes=item.size, source_sha256=sha256)
             else:
                 one = Record(item.image_id, item.image_id).failed("align", "no_face", "no face")
             for table, rows in rows_of(one, shard.index, INFO).items():

@@ -49,7 +49,7 @@ def error_of(data, **options):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_allowed_format(kind):
-    lossy = kind in ("JPEG", "WEBP", "GIF", "AVIF")
+    lossy = kind in ("JPEG", "WEBP", "GIF", "AVIF", "HEIF")
     pixels, notes = decode(encoded(ramp(), kind))
     assert_close(pixels, ramp().astype(int), 12 if lossy else 0)
     assert notes == ()

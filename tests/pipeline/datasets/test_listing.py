@@ -141,7 +141,7 @@ def test_tar_has_the_ids_and_content_of_the_folder(tmp_path: Path) -> None:
     items, ignored = named.scan(dataset)
     assert [item.image_id for item in items] == list(FILES)
     assert content(items) == FILES
-    assert ignored == {".txt": 1, "no extension": 1}
+    assert ignored == {".txt": 1, "no extension": 1, "hidden": 2}
 
 
 def test_folder_of_tars_is_one_dataset(tmp_path: Path) -> None:
@@ -255,9 +255,13 @@ def test_a_row_without_image_and_a_damaged_row_group(tmp_path: Path) -> None:
 
 def test_a_changed_row_changes_the_marks_of_its_group(tmp_path: Path) -> None:
     rows = [{"bytes": os.urandom(100 + n), "path": f"{n}.jpg"} for n in range(4)]
-    before = listed(write_table(tmp_path / "t.parquet", rows))
+    path = write_table(tmp_path / "t.parquet", rows)
+    os.utime(path, (1, 1))
+    before = listed(path)
     rows[3]["bytes"] = os.urandom(200)
-    after = listed(write_table(tmp_path / "t.parquet", rows))
+    write_table(path, rows)
+    os.utime(path, (1, 1))
+    after = listed(path)
     assert [one.mark == other.mark for one, other in zip(before, after, strict=True)] == [
         True,
         True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,29 @@ def test_a_photograph_of_another_size_is_another_one(run: Path, photographs: Pat
     path.write_bytes(path.read_bytes().ljust(size, b"\0"))
     outcome, _ = pasted(run)
     assert outcome["dropped"] == {"photograph changed since the run": len(EDITS)}
+
+
+def test_a_photograph_is_known_by_its_content(photographs: Path, tmp_path: Path) -> None:
+    """Case identity_same_size: another one of the same size and time is not pasted into."""
+    one, two, *others = sorted(photographs.glob("*/*.png"))
+    for path in (one, two):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.with_suffix(".bmp").replace(path)
+    run = write_run(tmp_path / "run", photographs, hashed=True)
+    first, times = one.read_bytes(), (one.stat().st_atime_ns, one.stat().st_mtime_ns)
+    assert two.stat().st_size == len(first)
+    one.write_bytes(two.read_bytes())
+    os.utime(one, ns=times)
+    two.touch()
+    outcome, found = pasted(run)
+    assert outcome["dropped"] == {"photograph changed since the run": len(EDITS)}
+    names = [path.relative_to(photographs).as_posix() for path in (two, *others)]
+    assert {image_id for image_id, _, _ in found} == {*names}
+    # A copy on another disk has other times.
+    one.write_bytes(first)
+    shutil.copytree(photographs, tmp_path / "copy", copy_function=shutil.copyfile)
+    outcome, _ = pasted(run, "--fresh", "--dataset", tmp_path / "copy")
+    assert (outcome["dropped"], outcome["pictures"]) == ({}, len(IDS) * len(EDITS))
 
 
 def test_photographs_that_moved(run: Path, photographs: Path, tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ def test_an_image_that_was_given_back_may_have_changed_and_is_then_known_again(
     assert stored is not None
     assert resume.has_open_marks(stored)
     after = resume.extended(stored, plan)
-    assert after.contents == [[8, 7], [6]]
+    sizes = [[str(mark).partition("@")[0] for mark in marks] for marks in required(after.contents)]
+    assert sizes == [["8", "7"], ["6"]]
     assert not resume.has_open_marks(after)
     (photographs / "b" / "2.png").write_bytes(b"changed as well")
     assert "1 with different content: b/2.png" in refused(run, made(photographs, "shard_size=2"))

@@ -145,7 +145,8 @@ def test_a_repaired_image_ends_in_the_tables_once(
     assert rows(run, ("c.png",)) == before
     assert len([r for r in rows(run, ())["latents"] if r["image_id"] == "c.png"]) == 1
     stored = json.loads((run / "plan.json").read_text())
-    assert stored["contents"][1][0] == (photographs / "c.png").stat().st_size
+    status = (photographs / "c.png").stat()
+    assert stored["contents"][1][0] == f"{status.st_size}@{status.st_mtime_ns}"
 
     # From here on its content counts like that of all others, which were never reopened.
     for name in ("c.png", "e.png"):

@@ -1,0 +1,381 @@
+"""What a listing takes and what it leaves out, by its kind, in folders, archives and stores."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dhr_batch.cli import main
+from dhr_batch.pipeline.datasets import listing, named
+from dhr_batch.pipeline.datasets.items import DatasetError
+from dhr_batch.pipeline.report import provenance
+from dhr_batch.pipeline.report.data import load
+from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.stages.decode import FORMATS, decode
+from dhr_batch.tests.pipeline.listed import content, unpack
+
+Archive = dict[str, bytes | str | tuple[bytes, str]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DHR_BATCH_HOME", str(tmp_path / "home"))
+    locations._store.cache_clear()
+
+
+def scan(place: object, **settings: Any) -> tuple[list[str], dict[str, int]]:
+    """Return the ids of the images, and what is left out."""
+    found = named.scan(named.find(str(place)).model_copy(update=settings))
+    return [item.image_id for item in found.items], dict(found.ignored)
+
+
+def tar(members: Archive) -> bytes:
+    """Return an archive. A text is the target of a hard link; a pair a type and its target."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, value in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(value, bytes):
+                info.size = len(value)
+                archive.addfile(info, io.BytesIO(value))
+                continue
+            info.type, info.linkname = (tarfile.LNKTYPE, value) if isinstance(value, str) else value
+            archive.addfile(info)
+    return stream.getvalue()
+
+
+def upload(url: str, files: dict[str, bytes]) -> str:
+    for name, data in files.items():
+        connect(url).replace(name, data)
+    return url
+
+
+# ------------------------------------------------------------------------------------- formats
+
+
+def test_extensions_are_those_of_the_formats_that_are_read() -> None:
+    """Case formats_left_out."""
+    registered = Image.registered_extensions()
+    known = {suffix for suffix, kind in registered.items() if kind in {*FORMATS, "MPO"}}
+    assert {*named.EXTENSIONS} == known
+
+
+@pytest.mark.parametrize("suffix", named.EXTENSIONS)
+def test_files_of_every_extension_are_listed_and_decoded(tmp_path: Path, suffix: str) -> None:
+    """Case formats_left_out."""
+    y, x = np.mgrid[:64, :64]
+    pixels = np.stack([x * 3, y * 3, 200 - x - y], -1).astype(np.uint8)
+    kind = Image.registered_extensions()[suffix]
+    image = Image.fromarray(pixels)
+    if suffix == ".pfm":
+        image, pixels = image.convert("L").convert("F"), np.asarray(image.convert("L"))[..., None]
+    image.save(tmp_path / f"one{suffix.upper()}", kind)
+    (item,) = named.list_images(named.find(tmp_path))
+    found, _ = decode(listing.read_bytes(item))
+    lossy = kind in ("JPEG", "MPO", "WEBP", "GIF", "AVIF", "HEIF")
+    assert np.abs(found.astype(int) - pixels).mean() <= (12 if lossy else 0)
+
+
+def test_the_orientation_of_heif_is_not_applied_twice() -> None:
+    """Case formats_left_out: libheif turns the pixels, and EXIF only repeats it."""
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:32, :48] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "HEIF", exif=exif)
+    found, notes = decode(stream.getvalue())
+    assert (found.shape, notes) == (pixels.shape, ())
+    assert np.abs(found.astype(int) - pixels).mean() < 3
+
+
+# ----------------------------------------------------------------------------- what is left out
+
+FOLDER = {
+    "album/1.png": b"1",
+    "album/2.heiC": b"2",
+    "album/@eaDir/1.png/SYNOPHOTO_THUMB_XL.jpg": b"-",
+    "album/@eaDir/3.jpg": b"-",
+    "$RECYCLE.BIN/$RABC.png": b"-",
+    "System Volume Information/a.png": b"-",
+    "b/__MACOSX/b.jpg": b"-",
+    "b/#Recycle/b.jpg": b"-",
+    "b/found.000/b.jpg": b"-",
+    "b/.Trash-1000/files/c.jpg": b"-",
+    "b/._c.jpg": b"-",
+    "b/notes.txt": b"-",
+    "b/7": b"-",
+}
+LEFT_OUT = {
+    "folder @eaDir": 1,
+    "folder $RECYCLE.BIN": 1,
+    "folder System Volume Information": 1,
+    "folder __MACOSX": 1,
+    "folder #Recycle": 1,
+    "folder found.000": 1,
+    "hidden": 2,
+    ".txt": 1,
+    "no extension": 1,
+}
+
+
+@pytest.mark.parametrize("where", ["folder", "tar", "store"])
+def test_folders_of_systems_are_left_out_and_counted(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    """Case nas_thumbnails."""
+    place: object = unpack(tmp_path / "photos", FOLDER)
+    if where == "tar":
+        place = tmp_path / "photos.tar"
+        Path(place).write_bytes(tar({f"./{name}": data for name, data in FOLDER.items()}))
+    elif where == "store":
+        place = upload(request.getfixturevalue("bucket") + "/photos", FOLDER)
+    assert scan(place) == (["album/1.png", "album/2.heiC"], LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    ("globs", "taken", "counted"),
+    [
+        (["album"], ["b/x_thumb.jpg", "b/y.jpg"], {"excluded by album": 1}),
+        (["*_thumb.*"], ["album/1.png", "b/y.jpg"], {"excluded by *_thumb.*": 1}),
+        (["b/*.jpg"], ["album/1.png"], {"excluded by b/*.jpg": 2}),
+        (["*.png", "?"], [], {"excluded by *.png": 1, "excluded by ?": 1}),
+        (["x_thumb"], ["album/1.png", "b/x_thumb.jpg", "b/y.jpg"], {}),
+    ],
+)
+@pytest.mark.parametrize("where", ["folder", "tar"])
+def test_excluded_files_and_folders(
+    tmp_path: Path, where: str, globs: list[str], taken: list[str], counted: dict[str, int]
+) -> None:
+    files = {"album/1.png": b"1", "b/x_thumb.jpg": b"2", "b/y.jpg": b"3"}
+    root = unpack(tmp_path / "photos", files)
+    (tmp_path / "photos.tar").write_bytes(tar({**files}))
+    place = root if where == "folder" else tmp_path / "photos.tar"
+    described = tmp_path / "set.yaml"
+    described.write_text(f"root: {place}\nexclude: {globs}\n")
+    assert scan(described) == (taken, counted)
+
+
+def test_subfolders_that_are_not_listed_are_counted(tmp_path: Path) -> None:
+    root = unpack(tmp_path / "photos", {"1.png": b"1", "a/2.png": b"2", "b/c/3.png": b"3"})
+    assert scan(root, recursive=False) == (["1.png"], {"subfolder": 2})
+
+
+# ---------------------------------------------------------------- parts that cannot be read
+
+
+def test_an_unreadable_part_costs_only_itself_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = unpack(tmp_path / "photos", {"1.png": b"1", "closed/2.png": b"2", "sub/3.png": b"3"})
+    (root / "loop").symlink_to("loop")
+    (root / "own.png").symlink_to("own.png")
+    (root / "sub" / "up").symlink_to(root)
+    os.mkfifo(root / "pipe.png")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        # The tests may run as root, who may read everything.
+        if str(path).endswith("closed/"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ids, ignored = scan(root)
+    assert ids == ["1.png", "sub/3.png"]
+    loops = "Too many levels of symbolic links"
+    assert ignored == {
+        "unreadable: closed/ (Permission denied)": 1,
+        f"unreadable: loop ({loops})": 1,
+        f"unreadable: own.png ({loops})": 1,
+        "unreadable: pipe.png (no regular file)": 1,
+        "unreadable: sub/up/ (it links to a folder that is listed already)": 1,
+    }
+    with pytest.raises(DatasetError, match=r"closed: it cannot be listed: .*Permission denied"):
+        scan(f"{root}/closed/")
+
+
+def test_not_all_of_many_unreadable_parts_are_named(tmp_path: Path) -> None:
+    root = unpack(tmp_path / "photos", {"1.png": b"1"})
+    for number in range(50):
+        (root / f"{number}.jpg").symlink_to(f"{number}.jpg")
+    ids, ignored = scan(root)
+    assert (ids, len(ignored), ignored["unreadable"]) == (["1.png"], 21, 30)
+
+
+def test_a_file_system_that_is_away_is_no_unreadable_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = unpack(tmp_path / "photos", {"1.png": b"1", "sub/3.png": b"3"})
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("sub/"):
+            raise OSError(116, "Stale file handle", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DatasetError, match="Stale file handle"):
+        scan(root)
+
+
+# -------------------------------------------------------------------------------- tar members
+
+LINKED: Archive = {"one.png": b"first", "two.png": "one.png", "./three.jpg": "./two.png"}
+SECOND: Archive = {"second.png": b"second"}
+JUNK = b"a signature".ljust(600, b"!")
+
+
+@pytest.mark.parametrize(
+    ("parts", "files", "counted"),
+    [
+        ([tar(LINKED)], ["one.png", "three.jpg", "two.png"], {}),
+        ([tar(LINKED), tar(SECOND)], ["one.png", "second.png", "three.jpg", "two.png"], {}),
+        ([tar(SECOND), bytes(2**21), tar({"b.png": b"b"})], ["b.png", "second.png"], {}),
+        ([tar(SECOND), JUNK], ["second.png"], {"unreadable rest of an archive": 1}),
+        ([tar(SECOND), tar(SECOND)[:300]], ["second.png"], {"unreadable rest of an archive": 1}),
+        ([bytes(1024), tar(SECOND)], ["second.png"], {}),
+        (
+            [tar({".store/1": b"first", "a.png": ".store/1", "b.png": "gone"})],
+            ["a.png"],
+            {"hidden": 1, "hard link without its target": 1},
+        ),
+        (
+            [tar({"c.png": (tarfile.SYMTYPE, "d"), "d.png": (tarfile.FIFOTYPE, ""), **SECOND})],
+            ["second.png"],
+            {"symbolic link": 1, "no regular file": 1},
+        ),
+        ([tar({"a.jpg": b"", "a": b"1", "b.jpg": "a"})], ["a.jpg", "b.jpg"], {"no extension": 1}),
+        ([tar({"a.jpg": b"1", "./a.jpg": "a.jpg"})], ["a.jpg"], {}),
+    ],
+)  # fmt: skip
+def test_links_and_further_archives(
+    tmp_path: Path, parts: list[bytes], files: list[str], counted: dict[str, int]
+) -> None:
+    """Case tar_hard_links."""
+    path = tmp_path / "faces.tar"
+    path.write_bytes(b"".join(parts))
+    assert scan(path) == (files, counted)
+
+
+def test_a_hard_link_and_a_further_archive_have_the_content_of_the_folder(tmp_path: Path) -> None:
+    """Case tar_hard_links."""
+    path = tmp_path / "faces.tar"
+    path.write_bytes(tar(LINKED) + tar(SECOND))
+    expected = dict.fromkeys(("one.png", "two.png", "three.jpg"), b"first")
+    found = content(named.list_images(named.find(path)))
+    assert found == expected | {"second.png": b"second"}
+
+
+# ------------------------------------------------------------------- files that we have written
+
+RUN = {"plan.json": b"{}", "_state/lease": b"", "_state/owner.json": b"{}", "images/x.parquet": b"",
+       "report/contact_sheet.png": b"-"}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["folder", "tar", "store"])
+def test_folders_that_dhr_batch_has_written_hold_no_photographs(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    """Case out_inside_dataset: runs of earlier versions lie there, and exports."""
+    files = {"0.png": b"0", "zoo/1.png": b"1"}
+    files |= {f"runs/photos-tiny/{name}": data for name, data in RUN.items()}
+    files |= {"edited/.dhr-batch.json": b"{}", "edited/train/smile/0.png": b"-"}
+    place: object = unpack(tmp_path / "photos", files)
+    if where == "tar":
+        place = tmp_path / "photos.tar"
+        Path(place).write_bytes(tar({**files}))
+    elif where == "store":
+        place = upload(request.getfixturevalue("bucket") + "/photos", files)
+    ids, ignored = scan(place)
+    assert ids == ["0.png", "zoo/1.png"]
+    assert ignored == {"folder written by dhr-batch": 2}
+
+
+def test_a_marked_folder_that_is_the_dataset_itself_is_read(tmp_path: Path) -> None:
+    root = unpack(tmp_path / "made", {".dhr-batch.json": b"{}", "train/0.png": b"0"})
+    assert scan(root) == (["train/0.png"], {"hidden": 1})
+
+
+# ------------------------------------------------------------------------------------- Parquet
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"bytes": None, "path": f"{n}.png"} for n in range(2)], "only the names of files.*0.png"),
+        ([None, {"bytes": None, "path": "http://a/b.jpg"}], "only the names of files.*http://a/b"),
+        ([{"bytes": None, "path": None}] * 3, "'image' is empty in all rows"),
+        ([None, None], "'image' is empty in all rows"),
+    ],
+)
+def test_rows_that_only_name_files_are_told_at_once(
+    tmp_path: Path, rows: list[Any], said: str, statistics: bool
+) -> None:
+    """Case parquet_path_only."""
+    path = tmp_path / "paths.parquet"
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(rows, kind)})
+    pq.write_table(table, path, write_statistics=statistics)
+    with pytest.raises(DatasetError, match=rf"paths\.parquet: column .*{said}"):
+        scan(path)
+    one = pa.table({"image": pa.array([*rows, {"bytes": b"1", "path": "x"}], kind)})
+    pq.write_table(one, path, write_statistics=statistics)
+    assert len(scan(path)[0]) == len(rows) + 1
+
+
+@pytest.mark.parametrize("columns", [{"label": [1, 2]}, {"url": ["http://a", "http://b"]}])
+def test_tables_of_links_or_labels_are_told_at_once(
+    tmp_path: Path, columns: dict[str, list[Any]]
+) -> None:
+    """Case parquet_path_only."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(DatasetError, match=r"no column could hold the images.*not followed"):
+        scan(path)
+    pq.write_table(pa.table({"image": pa.array([None, None], pa.binary())}), path)
+    with pytest.raises(DatasetError, match="empty in all rows"):
+        scan(path)
+
+
+# -------------------------------------------------------------------------------- what is said
+
+
+def test_plan_run_and_check_say_what_is_left_out(small_run: Any, tmp_path: Path) -> None:
+    """Case formats_left_out."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in small_run.photographs.iterdir():
+        (photos / path.name).write_bytes(path.read_bytes())
+    unpack(photos, {"notes.txt": b"-", "@eaDir/a.jpg": b"-", "7": b"-"})
+    (tmp_path / "small.yaml").write_text(f"name: small\nroot: {photos}\naligned: true\n")
+    out = small_run.copy(tmp_path / "run")
+    words = ["--dataset", str(tmp_path / "small.yaml"), *small_run.words[2:], "--out", str(out)]
+
+    def call(*command: str) -> str:
+        done = CliRunner().invoke(main, [*command])
+        assert done.exit_code in (0, 1), done.output
+        return done.output
+
+    said = "1 .txt, 1 folder @eaDir, 1 no extension"
+    assert f"left out   {said}\n" in call("plan", *words)
+    assert f"left out   {said}\n" in call("run", *words, "--no-report")
+    assert f"left out: {said}\n" in call("datasets", "check", str(tmp_path / "small.yaml"))
+    report = load(connect(out))
+    stored = replace(report.plan, ignored={".txt": 1, "hidden": 2})
+    section = provenance.settings(replace(report, plan=stored))
+    assert section is not None
+    assert ["left out of the dataset", "1 .txt, 2 hidden"] in section.tables[0].rows
