@@ -124,12 +124,10 @@ class Compared:
 
         from dhr_batch.stages.tensors import tensor_to_images
 
-        move = self.stages["fixed"].moves[i]
+        stage = self.stages["fixed"]
         start = self.generator.broadcast(torch.from_numpy(code)[None].to(self.context.device))
-        edited, rows = move.apply(start)[0], self.generator.trunk_rows
         with torch.inference_mode():
-            ws = start.clone()
-            ws[:, rows] = edited[:, rows]
+            ws = stage.moves[i].step(start, stage.kept).code
             return tensor_to_images(self.generator.synthesize(ws))[0]
 
     def _motion(self, record: Record, code: np.ndarray) -> Motion:

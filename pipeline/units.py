@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from dhr_batch.stages.edit import syntax
+
 
 def duration(seconds: float | None) -> str:
     """Format a duration.
@@ -54,3 +56,12 @@ def number(value: float | None) -> str:
 def signed(strength: float) -> str:
     """Format the strength of an edit with its sign."""
     return f"{strength:+g}" if strength else "0"
+
+
+def edit_title(name: str, strength: float) -> str:
+    """Return the name of an edit with its strength, unless this is in the name already.
+
+    >>> edit_title("smile", 2), edit_title("smile=1+age=10", 1)
+    ('smile +2', 'smile=1+age=10')
+    """
+    return name if syntax.names_all(name, strength) else f"{name} {signed(strength)}"

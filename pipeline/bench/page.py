@@ -175,7 +175,7 @@ def _columns(board: Board) -> list[_Picture]:
         name = edits[0][0]
         strength = max(s for edit, s in edits if edit == name)
         stage = edit_stage(name, strength)
-        label = f"{name} {units.signed(strength)}"
+        label = units.edit_title(name, strength)
         found += [_Picture(f"{m.name}, {label}", m.runs[0], stage) for m in methods]
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,38 +10,34 @@ from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
 from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.printable import printable
-from dhr_batch.pipeline.runs.render import EditChoice, renderer, write_picture
+from dhr_batch.pipeline.runs.render import renderer, write_picture
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
-from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
+from dhr_batch.pipeline.tables.rows import edit_file, edit_text, own_text, png
 from dhr_batch.stages.base import Record
+from dhr_batch.stages.edit import syntax
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.runs.results import Run
 
 
-def parse(text: str) -> EditChoice:
-    """Parse the value of --edit, such as `smile=2`, into a direction and a strength.
+def checked(text: str) -> str:
+    """Return the value of --edit, such as `smile=2`, if it names the edits of one picture.
 
     Raises:
-        Refused: If it has another form.
+        Refused: If it does not.
     """
-    name, equals, number = text.rpartition("=")
     try:
-        strength = float(number)
-    except ValueError:
-        strength = math.nan
-    if not (name and equals and math.isfinite(strength)):
-        raise Refused(
-            f"--edit {text!r}", "it is not of the form NAME=STRENGTH", "write for example smile=2"
-        )
-    return name, strength
+        syntax.parse(text)
+    except syntax.NotAnEdit as error:
+        raise Refused(f"--edit {text!r}", error.reason, error.way_out) from error
+    return text
 
 
 def pictures(record: Record) -> dict[str, bytes]:
     """Return the PNG files of a rendered record by name, with the same metadata as in runs."""
     files = {
-        _file(record.image_id, f"{edit.name}.{edit.strength:g}"): png(
+        _file(record.image_id, edit_file(edit)): png(
             edit.image, edit_text(edit) | own_text(edit.image)
         )
         for edit in record.edits
@@ -60,14 +55,15 @@ def _file(image_id: str, what: str) -> str:
 
 
 def write_pictures(
-    run: Run, images: Sequence[str], edits: Sequence[EditChoice], out: Path
+    run: Run, images: Sequence[str], edits: Sequence[str], out: Path
 ) -> Iterator[Path | CommandError]:
     """Write the pictures of images.
 
     Args:
         run: The run.
         images: The ids of the images.
-        edits: The edits; if empty, the refined pictures are written.
+        edits: The edits of each picture (`syntax.parse`); if empty, the refined pictures are
+            written.
         out: The folder to write to.
 
     Yields:

@@ -156,7 +156,8 @@ def verify(run: str, as_json: bool) -> None:
     "edits",
     multiple=True,
     metavar="NAME=STRENGTH",
-    help="Direction, or its file, and strength. Each edit is a separate picture. May be repeated.",
+    help="Direction, or its file, and strength; several for one picture are joined by +. May be "
+    "repeated, for further pictures.",
 )
 @click.option(
     "--out",
@@ -192,7 +193,7 @@ def render(
             "name the images with --image ID, or choose all of them with --all",
         )
     failed = False
-    choices = [cli_render.parse(text) for text in edits]
+    choices = [cli_render.checked(text) for text in edits]
     opened = results.open(run)
     opened.device, opened.allow_code = device, allow_code
     ids = opened.ids if everything else opened.select(images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli import start
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.locations import is_url
+from dhr_batch.stages.edit import syntax
 
 
 @click.command()
@@ -22,8 +23,8 @@ from dhr_batch.pipeline.storage.locations import is_url
     multiple=True,
     required=True,
     metavar="NAME=STRENGTHS",
-    help="Direction, or its file, and strengths such as -1,0.5,1 or FIRST:LAST:COUNT. May be "
-    "repeated.",
+    help="Direction, or its file, and strengths such as -1,0.5,1 or FIRST:LAST:COUNT; several for "
+    "one picture are joined by +. May be repeated.",
 )
 @click.option("--out", metavar="DIR|URL", help="Run folder of the result.  [default: RUN-sweep]")
 @cli_options.selected_options(
@@ -40,7 +41,7 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
 
     \b
     Example:
-      dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit yaw=-1,1
+      dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit smile=1+yaw=-1,1
     """
     chosen = {"name": "directions", "edits": parse(edits)}
     # A relative path could be taken for the name of a dataset, and `.-sweep` would be hidden.
@@ -50,42 +51,16 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
     start.start(files=(), settings=settings, out=target, **options)
 
 
-def parse(texts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Parse `NAME=STRENGTHS` texts into edits of a configuration. Each name is one edit.
+def parse(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Parse texts such as `smile=-2:2:5` or `smile=1+age=10` into edits of a configuration.
 
     Raises:
         Refused: If a text has another form.
     """
-    found: dict[str, dict[float, None]] = {}
+    pictures = []
     for text in texts:
-        name, _, numbers = text.rpartition("=")
         try:
-            strengths = [s for part in numbers.split(",") for s in _strengths(part)]
-        except ValueError:
-            strengths = []
-        if not (name and strengths and all(map(math.isfinite, strengths))):
-            raise Refused(
-                f"--edit {text!r}",
-                "it is not of the form NAME=STRENGTHS",
-                "write for example smile=-1,0.5,1, or smile=-2:2:5 for five from -2 to 2",
-            )
-        found.setdefault(name, {}).update(dict.fromkeys(strengths))
-    return [{"direction": name, "strengths": list(s)} for name, s in found.items()]
-
-
-def _strengths(text: str) -> list[float]:
-    """Parse one number, or a range of evenly spaced numbers that includes both ends.
-
-    The numbers are rounded to 6 decimals, so that the middle of a symmetric range is 0.
-
-    Raises:
-        ValueError: If the text has another form.
-    """
-    if ":" not in text:
-        return [float(text)]
-    first, last, number = text.split(":")
-    begin, end, count = float(first), float(last), int(number)
-    if count < 2:
-        raise ValueError("a range has at least two numbers")
-    step = (end - begin) / (count - 1)
-    return [round(begin + step * i, 6) + 0.0 for i in range(count)]
+            pictures += syntax.parse_all(text)
+        except syntax.NotAnEdit as error:
+            raise Refused(f"--edit {text!r}", error.reason, error.way_out) from error
+    return syntax.settings(pictures)

@@ -18,6 +18,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
+from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.measure.face_scores import NAMES, effect_score
 
 # The kind in the table `images` of each kind of exported picture.
@@ -87,7 +88,8 @@ def class_names(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], s
     """
     names = {}
     for name, strength in edits:
-        text = unicodedata.normalize("NFC", f"{name}{strength:+g}")
+        own = name if syntax.names_all(name, strength) else f"{name}{strength:+g}"
+        text = unicodedata.normalize("NFC", own)
         names[name, strength] = shortened(_UNSAFE.sub("_", text), 2 * _LONGEST)
     counts = Counter(label.casefold() for label in names.values())
     return {
@@ -302,7 +304,7 @@ def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
     >>> parse_effect("smile=0.3:0.8"), parse_effect("smile=0.3:")
     (('smile', (0.3, 0.8)), ('smile', (0.3, inf)))
     """
-    name, _, span = text.partition("=")
+    name, _, span = text.rpartition("=")
     low, colon, high = span.partition(":")
     ends = _number(low or "-inf"), _number(high or "inf")
     if not (name and colon) or None in ends:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.report.data import ImageRow, RunData
 from dhr_batch.pipeline.report.pictures import decode, overlay
-from dhr_batch.pipeline.units import number, signed
+from dhr_batch.pipeline.units import edit_title, number
 from dhr_batch.stages.base import EDIT_STAGE, edit_stage
 
 MAX_ROWS = 12
@@ -42,9 +42,7 @@ def columns(edits: Sequence[tuple[str, float]], max_edits: int | None = MAX_EDIT
             strengths = [s for n, s in edits if n == name]
             ends |= {(name, s): None for s in (strengths[0], strengths[-1])}
         edits = list(ends)[:max_edits]
-    chosen = [
-        (f"{name} {signed(strength)}", edit_stage(name, strength)) for name, strength in edits
-    ]
+    chosen = [(edit_title(*edit), edit_stage(*edit)) for edit in edits]
     fixed = [("source", "aligned"), ("inverted", "inverted"), ("refined", "refined")]
     return [*fixed, ("mask", "mask"), *chosen]
 

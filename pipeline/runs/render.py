@@ -16,12 +16,10 @@ from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.device import Kind, use
-from dhr_batch.stages.edit.direction_files import DirectionError
+from dhr_batch.stages.registry import InvalidInput
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.edit.rerender import Rerender
-
-EditChoice = tuple[str, float]
+    from dhr_batch.stages.edit.rerender import EditChoice, Rerender
 
 
 def context(
@@ -69,11 +67,11 @@ def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions
 
     Args:
         networks: The generator (see `context`).
-        edits: The direction and strength of each edit.
+        edits: The edits, see `Rerender`.
         rules: The versions of the rules that the run was made with.
 
     Raises:
-        Refused: If a direction is unknown.
+        Refused: If a direction is unknown, or the text of an edit has another form.
     """
     from dhr_batch.stages.edit.rerender import Rerender
 
@@ -81,7 +79,7 @@ def renderer(networks: Context, edits: Iterable[EditChoice], rules: RuleVersions
     renderers = {1: Rerender, 2: Rerender}
     try:
         return renderers[rules.edit](networks, edits)
-    except DirectionError as error:
+    except InvalidInput as error:
         raise Refused(error.reason, way_out=error.way_out) from error
 
 

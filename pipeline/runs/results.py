@@ -234,7 +234,7 @@ class Run:
         """The generator and the refiner of the run (see `runs.render.context`)."""
         return render.context(self.stored, self.storage.place, self.device, self.allow_code)
 
-    def render(self, image_id: str, edits: Mapping[str, float] | None = None) -> Record:
+    def render(self, image_id: str, edits: Mapping[str, float] | Sequence[str] = ()) -> Record:
         """Render the refined picture of an image again, or edits of it.
 
         This takes one forward pass for each picture (one and a half for edits that follow the
@@ -243,7 +243,8 @@ class Run:
         Args:
             image_id: The image.
             edits: The strength of each direction, a shipped name or a file. Each direction gives a
-                picture of its own.
+                picture of its own. Or texts such as `smile=2` and `smile=1+age=10`, one for each
+                picture.
 
         Returns:
             A record with `edits`, or with `refined` if no edits are given.
@@ -252,7 +253,8 @@ class Run:
             Refused: If the image or a direction is unknown, or the weights have changed.
             KeyError: If rows of the image are missing.
         """
-        make = render.renderer(self.networks, (edits or {}).items(), self.stored.rules)
+        choices = edits.items() if isinstance(edits, Mapping) else edits
+        make = render.renderer(self.networks, choices, self.stored.rules)
         return make(self.record(*self.select([image_id])))
 
     def select(self, images: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo, putchunk
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import START, EditedImage, Record
+from dhr_batch.stages.edit import syntax
 
 Row = dict[str, Any]
 # The kind of rows of the table `deltas` that are stored exactly.
@@ -75,6 +76,12 @@ def is_own(content: bytes) -> bool:
 def _digest(pixels: np.ndarray) -> str:
     shape = "x".join(map(str, pixels.shape)).encode()
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:32]
+
+
+def edit_file(edit: EditedImage) -> str:
+    """Return the part of a picture's file name that names its edit: `smile.2`, `smile=1+age=10`."""
+    whole = syntax.names_all(edit.name, edit.strength)
+    return edit.name if whole else f"{edit.name}.{edit.strength:g}"
 
 
 def edit_text(edit: EditedImage) -> dict[str, str]:
@@ -144,8 +151,7 @@ def _image_rows(record: Record, info: RunInfo) -> Iterator[Row]:
         if pixels is not None:
             yield common | {"kind": kind} | _picture("image", record.image_id, kind, pixels)
     for edit in record.edits:
-        name = f"{edit.name}.{edit.strength:g}"
-        picture = _picture("image", record.image_id, name, edit.image, edit_text(edit))
+        picture = _picture("image", record.image_id, edit_file(edit), edit.image, edit_text(edit))
         named = {"kind": "edit", "edit_name": edit.name, "edit_strength": edit.strength}
         yield common | named | picture
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from dhr_batch.stages.networks.generator import Generator
@@ -49,6 +50,14 @@ class EditOptions(BaseModel, ABC):
         """What is edited, for messages and as the key of its checksum in the plan."""
         return str(getattr(self, self.kind))
 
+    def name_of(self, edit: Edit) -> str:
+        """Return the name of the loaded edit in tables and files."""
+        return self.label or edit.name
+
+    def term(self, edit: Edit) -> str:
+        """Return the text of the loaded edit at its only strength, as `syntax` has it."""
+        return f"{self.label or edit.name}={self.strengths[0]:g}"
+
     def models(self) -> set[str]:
         """Return the names of the models that `load` reads."""
         return set()
@@ -63,6 +72,21 @@ class EditOptions(BaseModel, ABC):
         Raises:
             DirectionError: A file is missing or is not what the edit needs.
         """
+
+
+@dataclass(frozen=True)
+class Step:
+    """What edits make of one code.
+
+    Attributes:
+        code: The edited code, [1, L, 512].
+        behind: The code for layers behind the feature layer, [1, L, 512].
+        styles: Offsets of styles, each [1, C].
+    """
+
+    code: Tensor
+    behind: Tensor
+    styles: Styles = field(default_factory=dict)
 
 
 class Edit(ABC):
@@ -98,6 +122,44 @@ class Edit(ABC):
         """Return the strengths [B] with which `apply` leaves the codes ws unchanged."""
         return ws.new_zeros(len(ws))
 
+    def moves(self, rows: Sequence[int]) -> bool:
+        """Whether the edit, if it does not name its rows itself, moves any of these rows."""
+        return True
+
+    def partly(self, ws: Tensor, strength: float, share: float) -> float:
+        """Return the strength at a share of the way to a strength, for the codes ws of one image.
+
+        Args:
+            ws: [B, L, 512].
+            strength: The strength at the end of the way.
+            share: The share of the way, from the unchanged code.
+        """
+        if share == 1:
+            return strength
+        start = float(self.start(ws).mean())
+        return start + share * (strength - start)
+
+    def step(self, before: Step, strength: float, kept: Sequence[int] | None) -> Step:
+        """Add the edit to what other edits have made of a code.
+
+        Args:
+            before: The code so far.
+            strength: How far to go.
+            kept: Rows that stay as they are unless the edit names its rows; then layers behind the
+                feature layer keep the code as well, because a row may modulate layers on both sides
+                of it. None if edits move all rows.
+        """
+        code, offsets = self.apply(before.code, strength)
+        styles = {name: before.styles.get(name, 0) + offset for name, offset in offsets.items()}
+        made = Step(code, code, {**before.styles, **styles})
+        if kept is None or (self.names_rows and before.behind is before.code):
+            return made
+        if self.names_rows:
+            return replace(made, behind=before.behind + (code - before.code))
+        code = code.clone()
+        code[:, kept] = before.code[:, kept]
+        return replace(made, code=code, behind=before.behind)
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -118,16 +180,36 @@ class Move:
         """Whether the refined picture is the result for any code."""
         return self.strength == 0 and not self.edit.absolute
 
-    def apply(self, ws: Tensor, share: float = 1) -> tuple[Tensor, Styles]:
-        """Return the edited codes and style offsets of codes ws, as `Edit.apply` does.
+    def step(self, ws: Tensor, kept: Sequence[int] | None, share: float = 1) -> Step:
+        """Return what the edit makes of the codes ws of one image, [1, L, 512].
 
         Args:
-            ws: [B, L, 512].
+            ws: The codes.
+            kept: See `Edit.step`.
             share: The share of the way to the strength, from the unchanged code.
         """
-        return self.edit.apply(ws, self.strength if share == 1 else self.partly(ws, share))
+        return self.edit.step(Step(ws, ws), self.partly(ws, share), kept)
 
     def partly(self, ws: Tensor, share: float) -> float:
         """Return the strength at a share of the way, for the codes ws of one image."""
-        start = float(self.edit.start(ws).mean())
-        return start + share * (self.strength - start)
+        return self.edit.partly(ws, self.strength, share)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An edited picture.
+
+    Attributes:
+        image: uint8 [R, R, 3].
+        code: The edited code, [1, L, 512].
+        contours: Metrics by name that need the motion of the edit.
+        share: The share of the way to the strength that was made, less than 1 if the face would
+            have been lost.
+        note: A remark for the user, or empty.
+    """
+
+    image: np.ndarray
+    code: Tensor
+    contours: dict[str, float]
+    share: float = 1
+    note: str = ""

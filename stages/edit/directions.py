@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import (
@@ -20,13 +21,11 @@ from dhr_batch.stages.base import (
     edit_stage,
     required,
 )
-from dhr_batch.stages.edit.base import Edit, EditOptions, Move, Styles
-from dhr_batch.stages.edit.direction_files import DirectionError, settings_of
-from dhr_batch.stages.edit.ganspace import GanspaceOptions
+from dhr_batch.stages.edit.base import Made, Move, Step
+from dhr_batch.stages.edit.direction_files import DirectionError
+from dhr_batch.stages.edit.kinds import AnyEdit
 from dhr_batch.stages.edit.scene import Draft, Follow, Scene
-from dhr_batch.stages.edit.styleclip import StyleclipOptions
-from dhr_batch.stages.edit.stylespace import StylespaceOptions
-from dhr_batch.stages.edit.vectors import DirectionOptions, Vector
+from dhr_batch.stages.edit.vectors import DirectionOptions
 from dhr_batch.stages.measure.contours import contour_metrics
 from dhr_batch.stages.networks.dlib_face import frontal_faces
 from dhr_batch.stages.networks.face_parts import INDEX
@@ -37,44 +36,6 @@ from dhr_batch.stages.tensors import feature_mask, tensor_to_images
 
 # Shares of the way to a strength that are tried in turn if the face is lost at the strength itself.
 _CAPS = (0.75, 0.5, 0.25, 0.0)
-
-# All kinds of edits. The settings of an edit name exactly one of them.
-KINDS: dict[str, type[EditOptions]] = {
-    options.kind: options
-    for options in (DirectionOptions, GanspaceOptions, StylespaceOptions, StyleclipOptions)
-}
-
-
-def _kind(value: Any) -> str | None:
-    """Return the kind of an edit: the only one of `KINDS` that is among its settings."""
-    if isinstance(value, EditOptions):
-        return value.kind
-    found = [kind for kind in KINDS if isinstance(value, dict) and kind in value]
-    return found[0] if len(found) == 1 else None
-
-
-def _settings(value: Any) -> Any:
-    """Replace a shipped edit or a YAML file, given as `direction`, by the settings it stands for.
-
-    A stored configuration then says what the edit is.
-    """
-    name = value.get("direction") if isinstance(value, dict) else None
-    found = settings_of(name) if isinstance(name, str) else None
-    return value if found is None else found | {k: v for k, v in value.items() if k != "direction"}
-
-
-AnyEdit = Annotated[
-    Annotated[DirectionOptions, Tag(DirectionOptions.kind)]
-    | Annotated[GanspaceOptions, Tag(GanspaceOptions.kind)]
-    | Annotated[StylespaceOptions, Tag(StylespaceOptions.kind)]
-    | Annotated[StyleclipOptions, Tag(StyleclipOptions.kind)],
-    Discriminator(
-        _kind,
-        custom_error_type="kind_of_edit",
-        custom_error_message=f"an edit needs exactly one of: {', '.join(KINDS)}",
-    ),
-    BeforeValidator(_settings),
-]
 
 
 class Directions(Stage):
@@ -126,15 +87,15 @@ class Directions(Stage):
         self.generator: Generator = context.network("generator", context.generator)
         self.refiner: Refiner = context.refiner()
         self._at_once = self.options.batch
-        self.limited: list[int] = []
+        self.kept: list[int] | None = None
         if self.options.rows == "trunk":
             moved = self.generator.trunk_rows
-            self.limited = [r for r in range(self.generator.num_ws) if r not in moved]
+            self.kept = [r for r in range(self.generator.num_ws) if r not in moved]
         self.moves: list[Move] = []
         titles: dict[str, str] = {}
         for options in self.options.edits:
             edit = options.load(context.models)
-            name = options.label or edit.name
+            name = options.name_of(edit)
             if name in titles:
                 raise DirectionError(
                     f"edits {titles[name]!r} and {options.title!r} are both called {name!r}",
@@ -142,8 +103,12 @@ class Directions(Stage):
                 )
             titles[name] = options.title
             edit.fit(self.generator)
-            if self.options.rows == "trunk":
-                _check_rows(edit, self.generator)
+            if self.kept is not None and not edit.moves(moved):
+                raise DirectionError(
+                    f"{name} moves only rows that modulate layers behind the feature layer, which "
+                    "edit.rows=trunk leaves unchanged",
+                    "set edit.rows=all",
+                )
             self.moves += [Move(name, edit, strength) for strength in options.strengths]
 
     def save_memory(self) -> bool:
@@ -159,59 +124,34 @@ class Directions(Stage):
         ws = to_device(torch.tensor(required(record.latent)), device).unsqueeze(0)
         refinement, masks = Refinement.of(record, device), mask_of(record, device)
         start = self.refiner.refined_codes(ws, refinement)
-        steps = [self._step(move, start) for move in self.moves]
-
-        images: dict[int, np.ndarray] = {}
-        metrics: dict[int, dict[str, float]] = {}
-        notes: list[str] = []
-        todo = [i for i, move in enumerate(self.moves) if not move.unchanged]
-        at_once = max(1, self._at_once)
+        todo = {i: move for i, move in enumerate(self.moves) if not move.unchanged}
         scene = self._scene(start, refinement, masks, record) if todo else None
-        for first in range(0, len(todo), at_once):
-            chosen = todo[first : first + at_once]
-            if scene is None:
-                codes = torch.cat([steps[i].code for i in chosen])
-                styles = _joined([steps[i].styles for i in chosen])
-                rendered = self.refiner.render_edit(ws, codes, refinement, masks, styles)
-            else:
-                drafts = self._drafts(scene, steps, chosen)
-                if scene.plain is not None:
-                    notes += self._cap(scene, start, steps, chosen, drafts)
-                drafts = [scene.moved(draft) for draft in drafts]
-                rendered = scene.finish(drafts, _joined([steps[i].styles for i in chosen]))
-            if not torch.isfinite(rendered).all():
-                raise ArithmeticError("an edited image is not finite; try smaller strengths")
-            images |= zip(chosen, tensor_to_images(rendered), strict=True)
-            if scene is not None and record.refined is not None:
-                metrics |= {
-                    i: contour_metrics(images[i], record.refined, record.image, draft.motion)
-                    for i, draft in zip(chosen, drafts, strict=True)
-                    if draft.motion is not None
-                }
-        hosted = to_host([step.code for step in steps])
+
+        if scene is None:
+            make = partial(self._without_scene, ws, start, refinement, masks)
+        else:
+            make = partial(self._in_scene, scene, start, record)
+
+        made: dict[int, Made] = {}
+        numbers, at_once = list(todo), max(1, self._at_once)
+        for first in range(0, len(numbers), at_once):
+            chosen = numbers[first : first + at_once]
+            made |= zip(chosen, make([todo[i] for i in chosen]), strict=True)
+        codes = to_host([made[i].code if i in made else start for i in range(len(self.moves))])
         edits = tuple(
             EditedImage(
                 move.name,
                 move.strength,
                 move.edit.sha256,
-                hosted[i][0],
-                images[i] if i in images else required(record.refined),
+                codes[i][0],
+                made[i].image if i in made else required(record.refined),
                 start=float(move.edit.start(start)) if move.edit.absolute else None,
-                contours=metrics.get(i, {}),
+                contours=made[i].contours if i in made else {},
             )
             for i, move in enumerate(self.moves)
         )
+        notes = (made[i].note for i in sorted(made) if made[i].note)
         return replace(record, edits=edits, notes=(*record.notes, *notes))
-
-    def _step(self, move: Move, start: Tensor, share: float = 1) -> _Step:
-        """Return an edit of the code `start`, [1, L, 512], within the rows that edits may move."""
-        code, styles = move.apply(start, share)
-        if move.edit.names_rows:
-            return _Step(code, code, styles)
-        code = code.clone()
-        code[:, self.limited] = start[:, self.limited]
-        # A row may modulate layers on both sides of the feature layer.
-        return _Step(code, start if self.options.rows == "trunk" else code, styles)
 
     def _scene(
         self, start: Tensor, refinement: Refinement, masks: Tensor, record: Record
@@ -228,71 +168,84 @@ class Directions(Stage):
         person = None if record.labels is None else record.labels != INDEX["background"]
         return Scene(self.generator, start, shared.delta, feature, soft, person, options.follow)
 
-    def _drafts(self, scene: Scene, steps: Sequence[_Step], chosen: Sequence[int]) -> list[Draft]:
-        return scene.drafts(
-            torch.cat([steps[i].code for i in chosen]),
-            torch.cat([steps[i].behind for i in chosen]),
-            _joined([steps[i].styles for i in chosen]),
-        )
+    def _without_scene(
+        self,
+        ws: Tensor,
+        start: Tensor,
+        refinement: Refinement,
+        masks: Tensor,
+        moves: Sequence[Move],
+    ) -> list[Made]:
+        """Render edits by the rule of the refiner."""
+        steps = [move.step(start, self.kept) for move in moves]
+        codes = torch.cat([step.code for step in steps])
+        rendered = self.refiner.render_edit(ws, codes, refinement, masks, _joined(steps))
+        pictures = zip(_pictures(rendered), steps, strict=True)
+        return [Made(picture, step.code, {}) for picture, step in pictures]
+
+    def _in_scene(
+        self, scene: Scene, start: Tensor, record: Record, moves: Sequence[Move]
+    ) -> list[Made]:
+        """Render edits by the rule that follows their motion."""
+        steps = [move.step(start, self.kept) for move in moves]
+        drafts = _drafts(scene, steps)
+        shares = self._cap(scene, start, moves, steps, drafts) if scene.plain is not None else {}
+        drafts = [scene.moved(draft) for draft in drafts]
+        pictures = _pictures(scene.finish(drafts, _joined(steps)))
+        made = []
+        for n, (move, draft, picture) in enumerate(zip(moves, drafts, pictures, strict=True)):
+            contours = {}
+            if draft.motion is not None and record.refined is not None:
+                contours = contour_metrics(picture, record.refined, record.image, draft.motion)
+            share = shares.get(n, 1.0)
+            note = ""
+            if share < 1:
+                note = (
+                    f"edit: {edit_stage(move.name, move.strength)} loses the face and was made "
+                    f"with strength {move.partly(start, share):g}"
+                )
+            made.append(Made(picture, steps[n].code, contours, share, note))
+        return made
 
     def _cap(
         self,
         scene: Scene,
         start: Tensor,
-        steps: list[_Step],
-        chosen: Sequence[int],
+        moves: Sequence[Move],
+        steps: list[Step],
         drafts: list[Draft],
-    ) -> list[str]:
-        """Replace edits that lose the face by smaller ones, and return a note for each."""
+    ) -> dict[int, float]:
+        """Replace edits that lose the face by smaller ones, and return their shares of the way."""
         faces = frontal_faces()
+        shares: dict[int, float] = {}
         if not faces.sees(required(scene.plain)):
-            return []
-        notes = []
-        for place, i in enumerate(chosen):
-            move = self.moves[i]
-            shares = iter(_CAPS)
-            share = 1.0
-            while share > 0 and not faces.sees(required(drafts[place].plain)):
-                share = next(shares)
-                steps[i] = self._step(move, start, share)
-                drafts[place : place + 1] = self._drafts(scene, steps, [i])
-            if share < 1:
-                notes.append(
-                    f"edit: {edit_stage(move.name, move.strength)} loses the face and was made "
-                    f"with strength {move.partly(start, share):g}"
-                )
-        return notes
+            return shares
+        for n, move in enumerate(moves):
+            left = iter(_CAPS)
+            while shares.get(n, 1) > 0 and not faces.sees(required(drafts[n].plain)):
+                shares[n] = next(left)
+                steps[n] = move.step(start, self.kept, shares[n])
+                drafts[n : n + 1] = _drafts(scene, [steps[n]])
+        return shares
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What an edit makes of one code.
-
-    Attributes:
-        code: The edited code, [1, L, 512].
-        behind: The code for layers behind the feature layer, [1, L, 512].
-        styles: Offsets of styles.
-    """
-
-    code: Tensor
-    behind: Tensor
-    styles: Styles
+def _drafts(scene: Scene, steps: Sequence[Step]) -> list[Draft]:
+    codes, behind = (
+        torch.cat([getattr(step, part) for step in steps]) for part in ("code", "behind")
+    )
+    return scene.drafts(codes, behind, _joined(steps))
 
 
-def _check_rows(edit: Edit, generator: Generator) -> None:
-    """Refuse a direction of which nothing would be left without the rows behind the trunk."""
-    rows = edit.rows if isinstance(edit, Vector) else None
-    if rows is not None and bool(rows.any()) and not bool(rows[generator.trunk_rows].any()):
-        raise DirectionError(
-            f"{edit.name} moves only rows that modulate layers behind the feature layer, which "
-            "edit.rows=trunk leaves unchanged",
-            "set edit.rows=all",
-        )
+def _pictures(rendered: Tensor) -> list[np.ndarray]:
+    if not torch.isfinite(rendered).all():
+        raise ArithmeticError("an edited image is not finite; try smaller strengths")
+    return tensor_to_images(rendered)
 
 
-def _joined(offsets: Sequence[Styles]) -> dict[str, Tensor]:
+def _joined(steps: Sequence[Step]) -> dict[str, Tensor]:
     """Join style offsets [1, C] of B edits to [B, C]; edits without one of a layer have 0."""
-    zeros = {name: torch.zeros_like(value) for part in offsets for name, value in part.items()}
+    zeros = {name: torch.zeros_like(v) for step in steps for name, v in step.styles.items()}
     return {
-        name: torch.cat([part.get(name, zero) for part in offsets]) for name, zero in zeros.items()
+        name: torch.cat([step.styles.get(name, zero) for step in steps])
+        for name, zero in zeros.items()
     }

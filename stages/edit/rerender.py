@@ -7,12 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from dhr_batch.stages.base import Context, Record, required
+from dhr_batch.stages.edit import syntax
+from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.networks.transfers import to_device
 from dhr_batch.stages.refine.base import Refinement, mask_of
+from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import tensor_to_images
+
+EditChoice = str | tuple[str, float]
 
 
 class Rerender:
@@ -21,21 +27,28 @@ class Rerender:
     Args:
         context: Resources of the generator and of the refiner that the run used, and the rule of
             its edits (`Context.edit`).
-        edits: Pairs of a direction (a shipped name or a file) and a strength. Without any, or with
-            a strength of 0, the refined picture is rendered.
+        edits: The edits of each picture as a text (`syntax.parse`), or one edit as a pair of a
+            direction (a shipped name or a file) and a strength. Without any, or with a strength of
+            0, the refined picture is rendered.
 
     Raises:
         DirectionError: A direction is unknown, or the generator cannot use it.
+        NotAnEdit: A text has another form.
     """
 
-    def __init__(self, context: Context, edits: Iterable[tuple[str, float]] = ()) -> None:
+    def __init__(self, context: Context, edits: Iterable[EditChoice] = ()) -> None:
         self.context = context
-        strengths: dict[str, dict[float, None]] = {}
-        for direction, strength in edits:
-            strengths.setdefault(direction, {})[strength] = None
-        chosen = [{"direction": d, "strengths": list(s)} for d, s in strengths.items()]
+        pictures = [syntax.parse(e) if isinstance(e, str) else (syntax.Term(*e),) for e in edits]
         rule = {name: context.edit[name] for name in ("rows", "follow") if name in context.edit}
-        self.directions = Directions(Directions.Options.model_validate({"edits": chosen} | rule))
+        try:
+            options = Directions.Options.model_validate({"edits": syntax.settings(pictures)} | rule)
+        except ValidationError as error:
+            found = error.errors()[0]
+            cause = found.get("ctx", {}).get("error")
+            raise cause if isinstance(cause, InvalidInput) else DirectionError(found["msg"]) from (
+                error
+            )
+        self.directions = Directions(options)
         self.directions.setup(context)
         moves = self.directions.moves
         self.refined = not moves or any(move.unchanged for move in moves)

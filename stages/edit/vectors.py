@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,3 +50,6 @@ class Vector(Edit):
 
     def apply(self, ws: Tensor, strength: float) -> tuple[Tensor, Styles]:
         return interfacegan(ws, self.rows, strength), {}
+
+    def moves(self, rows: Sequence[int]) -> bool:
+        return bool(self.rows[list(rows)].any()) or not bool(self.rows.any())

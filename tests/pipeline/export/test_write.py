@@ -64,6 +64,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize(
+    ("edit", "strength", "label"),
+    [
+        ("smile", 2, "smile+2"),
+        ("smile", -1.5, "smile-1_5"),
+        ("yaw_degrees", 15, "yaw_degrees+15"),
+        ("smile=1+age=-10", 1, "smile_1+age_-10"),
+        ("smile=1+age=-10", 0.5, "smile_1+age_-10+0_5"),
+    ],
+)
+def test_the_class_of_an_edit(edit: str, strength: float, label: str) -> None:
+    assert Picture("a", "a", "edit", edit, strength, None, None, {}).label == label
+
+
 def test_filters_are_honoured(run: Path, tmp_path: Path) -> None:
     """Exactly the pictures that the tables of the run say should pass, and all others counted."""
     words = ["--min-identity", 0.88, "--effect", "smile=-0.3:0.6", "--max", "st_lpips_alex=0.25"]

@@ -193,6 +193,26 @@ def test_edits_of_channels_are_swept_and_rendered_again(
         assert np.abs(then - picture).mean() < change / 5
 
 
+def test_combined_edits_are_swept_and_rendered_again(
+    source: Path, photographs: str, tmp_path: Path
+) -> None:
+    edits = {"edit": {"edits": sweep.parse(["smile=1+yaw=-0.5,0.5", "smile=1"])}}
+    expected = whole(photographs, tmp_path / "whole", **edits)
+    swept = made(tmp_path / "swept", dataset=str(source), first_stage="edit", **edits)
+    both = "smile=1+yaw=-0.5"
+    for out in (expected, swept):
+        run = dhr_batch.open(out)
+        stored = run.edits.query(f"image_id == {IDS[0]!r}")
+        names = ["smile", both, "smile=1+yaw=0.5"]
+        assert stored[["edit", "strength"]].to_numpy().tolist() == [[name, 1] for name in names]
+        assert set(run.metrics["stage"]) >= {"edit:smile:1", f"edit:{both}:1"}
+        again = run.render(IDS[0], [both]).edits[0]
+        np.testing.assert_array_equal(again.latent, stored["latent"].iloc[1])
+        then = run.edited(both, 1)[IDS[0]].astype(int)
+        assert np.abs(then - again.image).mean() < 1
+        assert verify(out).problems == []
+
+
 def test_another_refiner_gives_the_rows_of_its_own_whole_run(
     source: Path, photographs: str, tmp_path: Path
 ) -> None:

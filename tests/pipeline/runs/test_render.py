@@ -182,6 +182,24 @@ def test_the_command_writes_pictures_that_say_what_they_are(
         np.testing.assert_array_equal(np.asarray(picture), again.edits[0].image)
 
 
+def test_several_edits_make_one_picture(made: tuple[Path, list[Record]], tmp_path: Path) -> None:
+    root, _ = made
+    both = "smile=1+yaw=-0.5"
+    done = command(root, "--image", "a.png", "--edit", both, "--edit", "yaw=1", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert done.output.split() == [str(tmp_path / f"a.png.{name}.png") for name in ("yaw.1", both)]
+    run = dhr_batch.open(root)
+    (edit,) = run.render("a.png", [both]).edits
+    assert (edit.name, edit.strength) == (both, 1)
+    (half,) = run.render("a.png", {both: 0.5}).edits
+    assert (half.name, half.strength) == (both, 0.5)
+    written = np.asarray(Image.open(tmp_path / f"a.png.{both}.png"))
+    np.testing.assert_array_equal(written, edit.image)
+    apart = run.render("a.png", {"smile": 1, "yaw": -0.5}).edits
+    moved = sum(one.latent - run.latents["a.png"] for one in apart)
+    np.testing.assert_allclose(edit.latent - run.latents["a.png"], moved, atol=1e-5)
+
+
 def test_without_an_edit_the_refined_picture_lies_beside_the_run(
     made: tuple[Path, list[Record]], tmp_path: Path
 ) -> None:
@@ -223,6 +241,9 @@ def test_a_direction_may_be_a_file(made: tuple[Path, list[Record]], tmp_path: Pa
         (["--image", "a.png", "--edit", "smlie=1"], r"unknown direction 'smlie'.*'smile'"),
         (["--image", "a.png", "--edit", "smile"], r"'smile': it is not of the form NAME=STRENGTH"),
         (["--image", "a.png", "--edit", "smile=nan"], r"'smile=nan': it is not of the form"),
+        (["--image", "a.png", "--edit", "smile=1,2"], r"'smile=1,2': it is not of the form"),
+        (["--image", "a.png", "--edit", "yaw=1+yaw=2"], r"'yaw=1\+yaw=2': it names .* twice"),
+        (["--image", "a.png", "--edit", "yaw=1+gone.yaml=2"], r"gone\.yaml: it cannot be read"),
         ([], r"--image ID.*--all"),
         (["--all", "--image", "a.png"], r"--image ID.*--all"),
     ],
