@@ -126,6 +126,14 @@ class Edit(ABC):
         """Whether the edit, if it does not name its rows itself, moves any of these rows."""
         return True
 
+    def turns(self, strength: float) -> dict[str, float]:
+        """Return the degrees by which the edit is to turn the head, by axis (see `turning`)."""
+        return {}
+
+    def corrected(self, factors: Mapping[str, float]) -> Edit:
+        """Return an edit that turns the head further, by a factor for each of its axes."""
+        return self
+
     def partly(self, ws: Tensor, strength: float, share: float) -> float:
         """Return the strength at a share of the way to a strength, for the codes ws of one image.
 

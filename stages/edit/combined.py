@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 from dhr_batch.stages.edit import syntax
@@ -37,6 +38,18 @@ class Combined(Edit):
 
     def moves(self, rows: Sequence[int]) -> bool:
         return all(edit.moves(rows) for edit, _ in self.parts)
+
+    def turns(self, strength: float) -> dict[str, float]:
+        return {
+            axis: strength * degrees
+            for edit, own in self.parts
+            for axis, degrees in edit.turns(own).items()
+        }
+
+    def corrected(self, factors: Mapping[str, float]) -> Combined:
+        made = copy(self)
+        made.parts = tuple((edit.corrected(factors), own) for edit, own in self.parts)
+        return made
 
     def apply(self, ws: Tensor, strength: float) -> tuple[Tensor, Styles]:
         made = self.step(Step(ws, ws), strength, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -25,6 +25,7 @@ from dhr_batch.stages.edit.base import Made, Move, Step
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.kinds import AnyEdit
 from dhr_batch.stages.edit.scene import Draft, Follow, Scene
+from dhr_batch.stages.edit.turning import SCORER, Turning
 from dhr_batch.stages.edit.vectors import DirectionOptions
 from dhr_batch.stages.measure.contours import contour_metrics
 from dhr_batch.stages.networks.dlib_face import frontal_faces
@@ -110,6 +111,8 @@ class Directions(Stage):
                     "set edit.rows=all",
                 )
             self.moves += [Move(name, edit, strength) for strength in options.strengths]
+        if any(move.edit.turns(move.strength) for move in self.moves):
+            self.turning = Turning(context.network("scores", SCORER))
 
     def save_memory(self) -> bool:
         self._at_once //= 2
@@ -132,11 +135,18 @@ class Directions(Stage):
         else:
             make = partial(self._in_scene, scene, start, record)
 
-        made: dict[int, Made] = {}
-        numbers, at_once = list(todo), max(1, self._at_once)
-        for first in range(0, len(numbers), at_once):
-            chosen = numbers[first : first + at_once]
-            made |= zip(chosen, make([todo[i] for i in chosen]), strict=True)
+        def render(moves: Mapping[int, Move]) -> dict[int, Made]:
+            made: dict[int, Made] = {}
+            numbers, at_once = list(moves), max(1, self._at_once)
+            for first in range(0, len(numbers), at_once):
+                chosen = numbers[first : first + at_once]
+                made |= zip(chosen, make([moves[i] for i in chosen]), strict=True)
+            return made
+
+        turns = {i: move for i, move in todo.items() if move.edit.turns(move.strength)}
+        made = render({i: move for i, move in todo.items() if i not in turns})
+        if turns:
+            made |= self.turning(turns, required(record.refined), render)
         codes = to_host([made[i].code if i in made else start for i in range(len(self.moves))])
         edits = tuple(
             EditedImage(

@@ -51,7 +51,9 @@ class Rerender:
         self.directions = Directions(options)
         self.directions.setup(context)
         moves = self.directions.moves
-        self.refined = not moves or any(move.unchanged for move in moves)
+        self.refined = not moves or any(
+            move.unchanged or move.edit.turns(move.strength) for move in moves
+        )
 
     def __call__(self, record: Record) -> Record:
         """Return the record with `edits` and, if requested, `refined`.
