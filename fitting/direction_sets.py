@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
     from dhr_batch.stages.measure.face_scores import Scorer
 
-# The landmark scores that each edit should not change. A smile opens the mouth a little and lifts
-# the cheeks. Without that it would be a smirk, so the other scores of the mouth are not conditions
-# of smile.
+# The scores that each edit should not change, if there are scorers of them. A smile opens the mouth
+# a little and lifts the cheeks. Without that it would be a smirk, so the other scores of the mouth
+# are not conditions of smile.
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "smile": ("yaw", "pitch", "brow_raise"),
     "mouth_open": ("smile", "yaw", "pitch", "eyes_open"),
@@ -33,9 +33,19 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
     "yaw": ("smile", "mouth_open", "pitch", "eyes_open", "brow_raise", "face_width"),
     "pitch": ("smile", "mouth_open", "yaw", "eyes_open", "brow_raise"),
     "face_width": ("smile", "mouth_open", "yaw", "pitch", "eyes_open", "brow_raise"),
+    # Hair becomes grey and thin with age.
+    "age": ("gender", "smile", "mouth_open", "yaw", "pitch"),
+    "gender": ("age", "smile", "mouth_open", "yaw", "pitch"),
+    "hair_brightness": ("age", "gender", "smile", "yaw", "pitch", "hair_length"),
+    "hair_length": ("age", "gender", "smile", "yaw", "pitch", "hair_brightness"),
+    "stubble": ("age", "gender", "smile", "mouth_open", "yaw", "pitch", "hair_brightness"),
 }
+# Directions whose strength 1 is one unit of their score, and not its standard deviation; and the
+# strengths of an edit that gives none.
+UNITS = {"age": ("one year", (-20.0, -10.0, 10.0, 20.0))}
 # Number of faces on which the effect of a direction is measured.
 PROBES = 24
+STYLEGAN2_ROWS = 18
 
 
 def fit_scores(
@@ -91,7 +101,7 @@ def probe(
     Args:
         context: Resources of the generator.
         scorers: The scorers that give these scores.
-        array: The direction, [512].
+        array: The direction, [512] or [18, 512].
         deviations: Standard deviation of each score.
         seed: Seed of the faces, which should differ from that of the fit.
     """
@@ -120,29 +130,61 @@ def probe(
 
 
 def calibrate(
-    context: Context, scorers: Iterable[Scorer], fits: Mapping[str, Fit], seed: int
+    context: Context,
+    scorers: Iterable[Scorer],
+    fits: Mapping[str, Fit],
+    deviations: Mapping[str, float],
+    seed: int,
 ) -> dict[str, Fit]:
     """Scale every direction so that strength 1 changes its score by one standard deviation.
 
+    Directions of `UNITS` change it by one unit.
+
+    Args:
+        context: Resources of the generator.
+        scorers: The scorers.
+        fits: The directions by score.
+        deviations: Standard deviation of every score whose change is measured.
+        seed: See `probe`.
+
     Raises:
-        CommandError: A direction changes its own score by less than a quarter of what the linear
+        CommandError: A direction changes its own score by less than a tenth of what the linear
             model predicts, so it is not the edit that its name says.
     """
-    deviations = {name: f.std for name, f in fits.items()}
     scorers = tuple(scorers)
     done = {}
     for name, fitted in fits.items():
-        effect = probe(context, scorers, fitted.array, deviations, seed)
-        own = effect[name]
-        if not own > 0.25:
-            raise CommandError(
-                f"direction {name!r}",
-                f"it changes its own score by {own:.2f} instead of 1",
-                "fit it to more samples, or leave this score out",
-            )
-        scaled = {n: round(e / own, 3) for n, e in effect.items()}
-        done[name] = replace(fitted, array=fitted.array / np.float32(own), effect=scaled)
+        array, own = fitted.array, 1.0
+        # A second time for scores that are far from linear, as those of two classes are.
+        for _ in range(2):
+            array = array / np.float32(own)
+            effect = probe(context, scorers, array, deviations, seed)
+            own = effect[name] * deviations[name] / fitted.std
+            if not own > 0.1:
+                raise CommandError(
+                    f"direction {name!r}",
+                    f"it changes its own score by {own:.2f} instead of 1",
+                    "fit it to more samples, or leave this score out",
+                )
+            if 0.5 < own < 2:
+                break
+        scale = own * (fitted.std if name in UNITS else 1)
+        scaled = {n: float(f"{e / scale:.3g}") for n, e in effect.items()}
+        done[name] = replace(fitted, array=array / np.float32(scale), effect=scaled)
     return done
+
+
+def in_rows(array: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Return a direction [512] in some rows of StyleGAN2's code alone, [18, 512].
+
+    Args:
+        array: The direction.
+        first: The first row.
+        last: The last row.
+    """
+    rows = np.zeros((STYLEGAN2_ROWS, len(array)), np.float32)
+    rows[first : last + 1] = array
+    return rows
 
 
 def describe(fitted: Fit, kind: str = "landmark") -> dict[str, Any]:
@@ -153,10 +195,16 @@ def describe(fitted: Fit, kind: str = "landmark") -> dict[str, Any]:
         kind: The word before "score" in its unit.
     """
     accuracy = {n: round(a, 4) for n, a in fitted.accuracy.items() if not np.isnan(a)}
+    unit, strengths = f"one standard deviation ({fitted.std:.4g})", ()
+    if fitted.name in UNITS:
+        unit, strengths = UNITS[fitted.name]
+    rows = np.flatnonzero(fitted.array.any(1)).tolist() if fitted.array.ndim == 2 else []
     return {
         "sha256": digest(fitted.array),
-        "unit": f"one standard deviation ({fitted.std:.4g}) of the {kind} score {fitted.name}",
+        "unit": f"{unit} of the {kind} score {fitted.name}",
+        **({"strengths": list(strengths)} if strengths else {}),
         "shape": list(fitted.array.shape),
+        **({"rows": [rows[0], rows[-1]]} if rows else {}),
         "length": round(float(np.linalg.norm(fitted.array)), 4),
         "held_out_correlation": round(fitted.correlation, 3),
         "held_out_r2": round(fitted.r2, 3),

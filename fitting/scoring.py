@@ -75,27 +75,29 @@ def collect(
     Raises:
         Refused: The folder contains scores of other weights.
     """
-    shards = range(0, len(samples.w), sampling.SHARD)
-    total = len(samples.w) * sum(not isinstance(s, LandmarkScores) for s in scorers.values())
+    folders = {
+        name: None if isinstance(scorer, LandmarkScores) else _folder(context, folder, name)
+        for name, scorer in scorers.items()
+    }
     table: dict[str, list[np.ndarray]] = {}
-    done = 0
-    for name, scorer in scorers.items():
-        stored = None if isinstance(scorer, LandmarkScores) else _folder(context, folder, name)
-        for first in shards:
-            part = slice(first, first + sampling.SHARD)
-            file = stored and stored / f"{first // sampling.SHARD:05d}.npz"
-            if file and file.is_file():
-                with np.load(file, allow_pickle=False) as archive:
-                    found = {score: archive[score] for score in scorer.names}
+    for first in range(0, len(samples.w), sampling.SHARD):
+        part = slice(first, first + sampling.SHARD)
+        number = f"{first // sampling.SHARD:05d}.npz"
+        files = {name: stored / number for name, stored in folders.items() if stored}
+        missing = {n: s for n, s in scorers.items() if n not in files or not files[n].is_file()}
+        scored = _score(context, missing, samples, part)
+        for name, scorer in scorers.items():
+            if name in scored:
+                found = scored[name]
+                if name in files:
+                    sampling.save(files[name], found)
             else:
-                found = _score(context, scorer, samples, part)
-                if file:
-                    sampling.save(file, found)
+                with np.load(files[name], allow_pickle=False) as archive:
+                    found = {score: archive[score] for score in scorer.names}
             for score, values in found.items():
                 table.setdefault(score, []).append(values)
-            if file:
-                done += len(samples.w[part])
-                report(done, total)
+        if files:
+            report(min(part.stop, len(samples.w)), len(samples.w))
     return {score: np.concatenate(parts) for score, parts in table.items()}
 
 
@@ -117,19 +119,27 @@ def _folder(context: Context, folder: Path, name: str) -> Path:
     return stored
 
 
-def _score(context: Context, scorer: Scorer, samples: Samples, part: slice) -> Scores:
+def _score(
+    context: Context, scorers: dict[str, Scorer], samples: Samples, part: slice
+) -> dict[str, Scores]:
+    """Return the scores of a part of the samples by scorer. Each picture is rendered once."""
     import torch
 
     from dhr_batch.stages.tensors import tensor_to_images
 
     generator = context.network("generator", context.generator)
-    rows = []
+    needed = not all(isinstance(scorer, LandmarkScores) for scorer in scorers.values())
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in scorers}
     with torch.inference_mode():
         for w, points in zip(samples.w[part], samples.landmarks[part], strict=True):
-            landmarks = points if np.isfinite(points).all() else None
             picture = np.empty((0, 0, 3), np.uint8)
-            if not isinstance(scorer, LandmarkScores):
+            if needed:
                 code = torch.tensor(w).to(context.device)[None]
                 picture = tensor_to_images(generator.synthesize(generator.broadcast(code)))[0]
-            rows.append(row(scorer, Portrait(picture, landmarks)))
-    return {name: np.array([r[name] for r in rows], np.float64) for name in scorer.names}
+            portrait = Portrait(picture, points if np.isfinite(points).all() else None)
+            for name, scorer in scorers.items():
+                rows[name].append(row(scorer, portrait))
+    return {
+        name: {s: np.array([r[s] for r in rows[name]], np.float64) for s in scorer.names}
+        for name, scorer in scorers.items()
+    }

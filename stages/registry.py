@@ -81,6 +81,7 @@ TABLE: dict[str, dict[str, str]] = {
         "age-gender": _S + "measure.judges:AgeGender",
         "expression": _S + "measure.judges:Expression",
         "face-api": _S + "measure.judges:FaceApi",
+        "hair": _S + "measure.hair:Hair",
         "mesh": _S + "measure.judges:Mesh",
     },
     "features": {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
 
 METHODS = ("best", "ridge", "svm")
 RATIO = 0.02
+
+
+def _rows(_context: object, _parameter: object, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    ends = re.fullmatch(r"(\d+)-(\d+)", value)
+    if not ends or not int(ends[1]) <= int(ends[2]) < 18:
+        raise click.BadParameter(f"{value!r} is not a range of the rows 0-17, such as 0-8")
+    return int(ends[1]), int(ends[2])
 
 
 @click.command("fit")
@@ -76,7 +87,14 @@ RATIO = 0.02
     multiple=True,
     metavar="NAME",
     help="A score or direction that the directions leave alone, or none. May be repeated.  "
-    "[default: for landmarks those of the shipped set, none for svm and other scorers]",
+    "[default: for scores of the shipped sets those of these, none for svm and other scores]",
+)
+@click.option(
+    "--rows",
+    callback=_rows,
+    metavar="A-B",
+    help="First and last row of StyleGAN2's code that the directions change, of 0-17.  "
+    "[default: all]",
 )
 @click.option(
     "--samples",
@@ -121,6 +139,7 @@ def fit(
     method: str,
     ratio: float,
     conditions: tuple[str, ...],
+    rows: tuple[int, int] | None,
     samples: int,
     seed: int,
     truncation: float,
@@ -137,6 +156,8 @@ def fit(
       dhr-batch edits fit --samples 3000 --out my_edits
       dhr-batch edits fit --method svm --score yaw --condition smile --out my_edits
     """
+    import numpy as np
+
     from dhr_batch.fitting import direction_sets, scoring
     from dhr_batch.fitting import samples as sampling
     from dhr_batch.pipeline.models import catalogue
@@ -171,18 +192,31 @@ def fit(
         data.w, table, chosen, wanted, others, seed, method, ratio
     )
     click.echo(f"fitted on {found} of {len(data.w)} samples with a face; measuring", err=True)
-    fits = direction_sets.calibrate(context, judges.values(), fits, seed=seed + 1_000_000)
-    kind = "landmark" if scorers == ("landmarks",) else ", ".join(scorers)
+    if rows is not None:
+        fits = {
+            n: replace(f, array=direction_sets.in_rows(f.array, *rows)) for n, f in fits.items()
+        }
+    deviations = {n: float(np.nanstd(score)) for n, score in table.items()}
+    fits = direction_sets.calibrate(
+        context, judges.values(), fits, deviations, seed=seed + 1_000_000
+    )
+    kinds = {
+        score: "landmark" if scorer == "landmarks" else scorer
+        for scorer, judge in judges.items()
+        for score in judge.names
+    }
+    fitted_to = ", ".join(dict.fromkeys(kinds[n] for n in fits))
     words = ["dhr-batch", "edits", "fit", "--generator", data.about["generator"]]
     words += [word for scorer in scorers for word in ("--scorer", scorer)]
     words += [word for score in scores for word in ("--score", score)]
     words += ["--method", method]
     words += ["--ratio", f"{ratio:g}"] if method == "svm" else []
     words += [word for condition in conditions for word in ("--condition", condition)]
+    words += [] if rows is None else ["--rows", f"{rows[0]}-{rows[1]}"]
     words += ["--samples", str(len(data.w)), "--seed", str(data.about["seed"])]
     words += ["--truncation", f"{data.about['truncation']:g}", "--name", name]
     about = {
-        "about": f"Linear edit directions in W, fitted to {kind} scores of generated faces.",
+        "about": f"Linear edit directions in W, fitted to {fitted_to} scores of generated faces.",
         "command": shlex.join(words),
         "samples": data.about | {"count": len(data.w), "with_scores": found},
         "scorers": {scorer: judge.label for scorer, judge in judges.items()},
@@ -193,7 +227,7 @@ def fit(
         },
         "method": next(iter(fits.values())).method,
     }
-    described = {n: direction_sets.describe(f, kind) for n, f in fits.items()}
+    described = {n: direction_sets.describe(f, kinds[n]) for n, f in fits.items()}
     arrays = {n: f.array for n, f in fits.items()}
     file = direction_sets.write_set(written_to, name, arrays, described, about)
     click.echo(f"{'score':12s} {'r2':>5s} {'r':>5s}  effect of strength 1, in standard deviations")
@@ -212,6 +246,7 @@ def default_scores(judges: dict[str, Scorer]) -> tuple[str, ...]:
         score
         for scorer, judge in judges.items()
         for score in (CONDITIONS if scorer == "landmarks" else judge.names)
+        if score in judge.names
     )
 
 
@@ -277,5 +312,4 @@ def _conditions(
         return {}
     if given:
         return {score: tuple(c for c in given if c != score) for score in chosen}
-    table = CONDITIONS if "landmarks" in judges else {}
-    return {score: table.get(score, ()) for score in chosen}
+    return {score: tuple(c for c in CONDITIONS.get(score, ()) if c in known) for score in chosen}

@@ -19,3 +19,10 @@ class Colours:
 
 class Other(Colours):
     names = ("red",)
+
+
+class Green(Colours):
+    names = ("green",)
+
+    def score(self, portrait):
+        return {"green": float(portrait.rgb[..., 1].mean())}

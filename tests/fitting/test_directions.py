@@ -180,11 +180,11 @@ def test_outliers_are_clipped():
 def test_the_accuracy_is_in_the_description():
     array = np.full(512, 0.5, np.float32)
     accuracy = {"validation": 0.96, "remaining": np.nan}
-    fitted = Fit("age", array, "interfacegan", 0.5, 0.3, {}, 1.0, 0.2, accuracy=accuracy)
+    fitted = Fit("beard", array, "interfacegan", 0.5, 0.3, {}, 1.0, 0.2, accuracy=accuracy)
     described = direction_sets.describe(fitted, "age-gender")
     assert described["accuracy"] == {"validation": 0.96}
     assert described["length"] == pytest.approx(0.5 * 512**0.5, abs=1e-3)
-    assert described["unit"] == "one standard deviation (0.2) of the age-gender score age"
+    assert described["unit"] == "one standard deviation (0.2) of the age-gender score beard"
 
 
 def test_a_written_set_is_read_back(tmp_path, monkeypatch):

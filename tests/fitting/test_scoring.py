@@ -158,6 +158,51 @@ def test_the_command_fits_a_published_boundary_of_any_scorer(fitted):
     assert read(f"{folder / 'again.npz'}#red").sha256 == direction.sha256
 
 
+def test_rows_and_the_unit_of_the_score_are_kept(fitted, monkeypatch):
+    run, folder = fitted
+    monkeypatch.setattr(direction_sets, "UNITS", {"red": ("one level", (-8.0, 8.0))})
+    words = ("--scorer", SCORER, "--method", "ridge", "--score", "red", "--condition", "none")
+    result = run(*words, "--rows", "2-17", "--name", "levels")
+    assert result.exit_code == 0, result.output
+    about = yaml.safe_load((folder / "levels.yaml").read_text())
+    assert "--rows 2-17" in about["command"]
+    described = about["directions"]["red"]
+    assert described["unit"] == f"one level of the {SCORER} score red"
+    assert (described["shape"], described["rows"]) == ([18, 512], [2, 17])
+    assert described["strengths"] == [-8, 8]
+    direction = read(f"{folder / 'levels.npz'}#red").array
+    assert direction[2:].any(1).all()
+    assert not direction[:2].any()
+    # The other score is not fitted, but its change is measured.
+    assert described["effect_of_strength_1"].keys() == {"red", "blue"}
+    made = Context("cpu", "tiny", models=lambda name: None)
+    generator = made.network("generator", "tiny")
+    move = generator.expand_direction(torch.from_numpy(direction))
+    z = torch.from_numpy(samples.draw(1_000_001, 0)[:6])
+    ends = [
+        tensor_to_images(
+            generator.synthesize(generator.broadcast(generator.map(z, 0.7)) + s * move)
+        )
+        for s in (4, -4)
+    ]
+    up, down = (np.mean([picture[..., 0].mean() for picture in end]) for end in ends)
+    assert (up - down) / 8 == pytest.approx(1, rel=0.5)
+
+
+def test_a_picture_is_rendered_once_for_all_scorers(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "SHARD", 4)
+    data = samples.collect(context, tmp_path, 4, seed=3)
+    generator, calls = context.network("generator", "tiny"), []
+    render = type(generator).synthesize
+    monkeypatch.setattr(
+        type(generator), "synthesize", lambda self, ws: calls.append(1) or render(self, ws)
+    )
+    third = SCORER.replace("Colours", "Green")
+    table = scoring.collect(context, tmp_path, data, scoring.load(context, [SCORER, third]))
+    assert table.keys() == {"red", "blue", "green"}
+    assert len(calls) == 4
+
+
 def test_a_direction_can_be_the_condition(fitted, tmp_path):
     run, folder = fitted
     array = np.random.default_rng(2).normal(size=512).astype(np.float32)
@@ -176,6 +221,7 @@ def test_a_direction_can_be_the_condition(fitted, tmp_path):
         (["--condition", "green"], "it is neither a score of the scorers nor a direction"),
         (["--method", "svm", "--ratio", "0.001"], "use 2000 or more"),
         (["--scorer", "nobody"], "unknown scores 'nobody'"),
+        (["--rows", "3-18"], "not a range of the rows 0-17"),
     ],
 )
 def test_mistakes_are_named(fitted, words, said):
