@@ -252,19 +252,20 @@ def settings_of(choice: str) -> dict[str, Any] | None:
         choice: A name, or a .yaml file with the settings of one edit.
 
     Returns:
-        The settings, or None if the choice is neither.
+        The settings, or None if the choice is neither. Of a shipped direction that states its usual
+        strengths, these and the name.
 
     Raises:
         DirectionError: The file does not exist or has no settings.
     """
     file = Path(os.path.expanduser(choice))
     if file.suffix.lower() not in (".yaml", ".yml"):
-        found = shipped_edits()
-        return (
-            {"label": choice} | describe_set(found[choice])["edits"][choice]
-            if choice in found
-            else None
-        )
+        if (found := shipped_edits().get(choice)) is not None:
+            return {"label": choice} | describe_set(found)["edits"][choice]
+        found = shipped().get(choice)
+        about = {} if found is None else describe_set(found)["directions"][choice]
+        strengths = about.get("strengths")
+        return {"direction": choice, "strengths": strengths} if strengths else None
     try:
         settings = yaml_files.read(file)
     except (OSError, yaml_files.InvalidYaml) as error:

@@ -46,19 +46,23 @@ _JUDGES = {"smile": "happy", "age": "age_face_api", "gender": "gender_face_api"}
 _UNITS = {"age": "years", "age_face_api": "years"} | dict.fromkeys(
     ("yaw_degrees", "roll", *(f"{name}_mesh" for name in ("yaw", "pitch", "roll"))), "°"
 )
+# Edits whose score has another name.
+_SCORES = {"smile_closed": "smile", "smile_open": "smile"}
 
 
 def effect_score(edit: str, metrics: Container[str]) -> str:
     """Return the metric that measures how strong an edit is.
 
     This is the score with the name of the edit, for `yaw` the one in degrees if it is among the
-    metrics. The returned metric need not be among them.
+    metrics, for a closed or open smile that of a smile. The returned metric need not be among them.
 
     Example:
         >>> effect_score("smile", ()), effect_score("yaw", {"score_yaw", "score_yaw_degrees"})
         ('score_smile', 'score_yaw_degrees')
     """
-    return _DEGREES if edit == "yaw" and _DEGREES in metrics else f"{SCORE}{edit}"
+    if edit == "yaw" and _DEGREES in metrics:
+        return _DEGREES
+    return f"{SCORE}{_SCORES.get(edit, edit)}"
 
 
 def judge_score(edit: str) -> str:

@@ -123,6 +123,20 @@ def test_a_combination_may_be_part_of_one(context, files, record, tmp_path):
     np.testing.assert_allclose(edit.latent, same.latent, atol=1e-5)
 
 
+def test_shipped_combinations_are_named_as_directions_are(context, record):
+    options = Directions.Options.model_validate
+    closed, years = options({"edits": [{"direction": "smile_closed"}, {"direction": "age"}]}).edits
+    assert [edit.direction for edit in closed.combined] == ["smile", "mouth_open"]
+    assert (closed.label, closed.strengths) == ("smile_closed", (-2, -1, 1, 2))
+    # A direction in years states strengths that show.
+    assert (years.direction, years.strengths) == ("age", (-20, -10, 10, 20))
+    (edit,) = Rerender(context, ["smile_closed=2+age=10"])(record).edits
+    assert edit.name == "smile_closed=2+age=10"
+    smile, mouth, age = Rerender(context, ["smile=2", "mouth_open=-1.24", "age=10"])(record).edits
+    moved = smile.latent + mouth.latent + age.latent - 2 * record.latent
+    np.testing.assert_allclose(edit.latent, moved, atol=1e-4)
+
+
 def test_combinations_are_rendered_again(context, files, record):
     text = f"{files['push']}=1+{files['go']}=5"
     again = Rerender(context, [text, (files["push"], 2.0)])(record).edits
