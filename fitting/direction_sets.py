@@ -195,7 +195,7 @@ def describe(fitted: Fit, kind: str = "landmark") -> dict[str, Any]:
         kind: The word before "score" in its unit.
     """
     accuracy = {n: round(a, 4) for n, a in fitted.accuracy.items() if not np.isnan(a)}
-    unit, strengths = f"one standard deviation ({fitted.std:.4g})", ()
+    unit, strengths = f"one standard deviation ({fitted.std:.4g})", tuple[float, ...]()
     if fitted.name in UNITS:
         unit, strengths = UNITS[fitted.name]
     rows = np.flatnonzero(fitted.array.any(1)).tolist() if fitted.array.ndim == 2 else []

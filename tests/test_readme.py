@@ -102,7 +102,7 @@ def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:
     (settings,) = [yaml.safe_load(block) for block in _blocks(root, "yaml")]
     options = config.options_class("edit", settings["edit"]["name"])(**settings["edit"])
     titles = [edit.title for edit in options.edits]
-    assert titles[:2] == ["smile", "directions/age.npy"]
+    assert titles[:3] == ["smile", "age", "directions/glasses.npy"]
     assert titles[2:] == ["ganspace-ffhq 54 [7, 8]", "ffhq_pca.pt 0 [0, 18]"]
 
 
