@@ -103,7 +103,7 @@ def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:
     options = config.options_class("edit", settings["edit"]["name"])(**settings["edit"])
     titles = [edit.title for edit in options.edits]
     assert titles[:3] == ["smile", "age", "directions/glasses.npy"]
-    assert titles[2:] == ["ganspace-ffhq 54 [7, 8]", "ffhq_pca.pt 0 [0, 18]"]
+    assert titles[3:] == ["ganspace-ffhq 54 [7, 8]", "ffhq_pca.pt 0 [0, 18]"]
 
 
 def test_named_files_and_links_exist(root: Path) -> None:
