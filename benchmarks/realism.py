@@ -118,12 +118,16 @@ def validate(table: pd.DataFrame, value: np.ndarray) -> dict[str, Any]:
     rows = []
     for viewer in viewers:
         good = table[viewer].to_numpy() == 1
+
+        def chosen(images: np.ndarray, good: np.ndarray = good) -> float:
+            return auc(good[images], value[images])
+
         rows.append(
             {
                 "viewer": viewer,
                 "good": int(good.sum()),
                 "auc": auc(good, value),
-                "interval": interval(photographs, lambda i, g=good: auc(g[i], value[i])),
+                "interval": interval(photographs, chosen),
                 "same_photograph": auc(good, value, photographs),
                 "mean_good": float(value[good].mean()),
                 "mean_bad": float(value[~good].mean()),

@@ -180,7 +180,8 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
     """Return the path of the leaf column with the encoded images. Raises DatasetError."""
     schema = parquet.schema_arrow
     fits = {field.name: leaf for field in schema if (leaf := _image_leaf(field))}
-    for name in [column] if column in fits else fits:
+    chosen = [column] if column is not None and column in fits else [*fits]
+    for name in chosen:
         _require_one(schema, name, location)
     if column is not None and column not in fits:
         raise DatasetError(

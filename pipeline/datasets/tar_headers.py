@@ -55,7 +55,7 @@ def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member is None:
             break
         # Otherwise tarfile keeps about a kilobyte per member.
-        archive.members.clear()
+        archive.members.clear()  # type: ignore[attr-defined]
         if member.size < 0 or member.offset_data <= place:
             raise DamagedTar(f"the size of {member.name[:80]!r} leads back")
         place = member.offset_data

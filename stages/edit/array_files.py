@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def read_npz(path: Path, name: str, check: Check) -> np.ndarray:
             return _array(content, check)
 
 
-def _array(stream: BinaryIO, check: Check) -> np.ndarray:
+def _array(stream: IO[bytes], check: Check) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format is not for arrays of numbers")

@@ -119,7 +119,7 @@ def key(value: Any) -> Any:
     return value
 
 
-class Dict(dict):  # type: ignore[type-arg]
+class Dict(dict[Any, Any]):
     """A dictionary whose keys are checked."""
 
     def __init__(self, pairs: Any = ()) -> None:
@@ -190,6 +190,11 @@ class Unpickler(pickle._Unpickler):
         records: Whether other records are read as `Inert`.
     """
 
+    # Of the Python implementation, which type stubs do not describe.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(self, source: Any, table: dict[tuple[str, str], Any], records: bool) -> None:
         super().__init__(source, encoding="latin1")
         self._table, self._records = table, records
@@ -248,7 +253,7 @@ class Unpickler(pickle._Unpickler):
             raise Damaged(f"its pickle has more than {MOST_STEPS} instructions")
 
     def _into(self, items: list[Any]) -> None:
-        target: Any = self.stack[-1]  # type: ignore[has-type]
+        target: Any = self.stack[-1]
         if isinstance(target, dict):
             for name, value in zip(items[::2], items[1::2], strict=True):
                 target[key(name)] = value
@@ -260,18 +265,18 @@ class Unpickler(pickle._Unpickler):
             raise Damaged(f"it adds items to a {type(target).__name__}")
 
     def _marked(self) -> list[Any]:
-        return self.pop_mark()  # type: ignore[attr-defined,no-any-return]
+        return self.pop_mark()
 
     def _last(self, count: int) -> list[Any]:
-        taken = self.stack[-count:]  # type: ignore[has-type]
+        taken = self.stack[-count:]
         if len(taken) < count:
             raise pickle.UnpicklingError("its stack is empty")
-        del self.stack[-count:]  # type: ignore[has-type]
+        del self.stack[-count:]
         return taken
 
     def _build(self) -> None:
         (state,) = self._last(1)
-        target: Any = self.stack[-1]  # type: ignore[has-type]
+        target: Any = self.stack[-1]
         if isinstance(target, Inert):
             target.state = state
         # State dicts carry versions of their modules, which nobody needs here.
@@ -279,11 +284,11 @@ class Unpickler(pickle._Unpickler):
             raise Damaged(f"it changes a {type(target).__name__}")
 
     def _frozen(self) -> None:
-        self.append(frozenset(map(key, self._marked())))  # type: ignore[has-type]
+        self.append(frozenset(map(key, self._marked())))
 
     def _dictionary(self) -> None:
         items = self._marked()
-        self.append(Dict(zip(items[::2], items[1::2], strict=True)))  # type: ignore[has-type]
+        self.append(Dict(zip(items[::2], items[1::2], strict=True)))
 
 
 def _counted(function: Callable[[Any], None]) -> Callable[[Any], None]:
