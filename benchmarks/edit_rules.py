@@ -47,6 +47,7 @@ COLUMNS = {
     "background_psnr_refined": "background to the refined picture, dB",
     "skin_chroma": "change of the skin's colour (a*, b*)",
     "effect": "change of the score",
+    "realism": "realism of the mouth",
     "identity": "dlib distance to the photograph",
 }
 TRUNCATION = 0.7
@@ -176,26 +177,30 @@ class Compared:
     def _face(
         self, edit: str, source: np.ndarray, refined: np.ndarray, picture: np.ndarray
     ) -> dict[str, float]:
-        """Return the change of the edit's score and the distance of the person, if faces are."""
+        """Return what needs landmarks: effect, realism and identity. Empty without a network."""
         import numpy as np
 
         from dhr_batch.stages.measure.face_scores import effect_score, scores
+        from dhr_batch.stages.measure.realism import realism
         from dhr_batch.stages.networks.identity import Portrait
 
         if self.landmarks is None or self.identity is None:
             return {}
         box = self.landmarks.locate(source)[0]
         portraits = [Portrait(p, self.landmarks.find(p, box)) for p in (source, refined, picture)]
-        points = [
-            portrait.landmarks for portrait in portraits[1:] if portrait.landmarks is not None
-        ]
-        if len(points) < 2:
+        points = [portrait.landmarks for portrait in portraits if portrait.landmarks is not None]
+        if len(points) < 3:
             return {}
-        before, after = map(scores, points)
+        before, after = map(scores, points[1:])
         name = effect_score(edit, {f"score_{name}" for name in before}).removeprefix("score_")
         found = {"effect": after[name] - before[name]} if name in before else {}
+        pair = np.stack([source, picture])
+        (value,) = realism(pair, np.stack([points[0], points[2]]), self.context.device)
         one, _, other = self.identity.describe(portraits)
-        return found | {"identity": float(np.linalg.norm(one - other))}
+        return found | {
+            "realism": float(value),
+            "identity": float(np.linalg.norm(one - other)),
+        }
 
 
 def _skin(
