@@ -27,7 +27,7 @@ COMMIT, QUESTION = 0.011, 0.00016
 # finished shards of 32.
 DRIVER, PER_IMAGE = 0.676e9, 304
 # Bytes of an image in plan.json, if ids have 16 characters.
-PLAN_BYTES = 28
+PLAN_BYTES = 50
 # The number of keys in one page of a listing, and the size of the parts of large uploads in bytes.
 PAGE, PART = 1000, 5 * 2**20
 MANIFEST_READERS = 16
