@@ -90,4 +90,4 @@ def write_images(folder: Path, count: int) -> list[Item]:
     names = [f"{i:06}.png" for i in range(count)]
     for name in names:
         (folder / name).write_bytes(b"no picture")
-    return [Item(name, f"{folder}/", name, size=10) for name in names]
+    return [Item(name, f"{folder}/", name, 10) for name in names]

@@ -25,7 +25,7 @@ import ray
 
 from dhr_batch.benchmarks.machine import held_mb, json_option, write_json
 from dhr_batch.pipeline.cli.output import Command
-from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.items import Item, stamp
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.attempt import memory_peak
@@ -100,23 +100,20 @@ def watching() -> Iterator[Watch]:
 
 
 def made(items: list[Item], workers: int, shard_size: int, seconds: float = 0.0) -> plan.Plan:
-    """Return a plan of the no-op stages, and empty the list.
-
-    seconds: how long the embedding sleeps per image.
-    """
+    """Return a plan of the no-op stages. seconds: how long the embedding sleeps per image."""
     layers: list[dict[str, Any]] = [
         {"dataset": "no-op", "gpus": 0, "workers": workers, "shard_size": shard_size},
         NAMES,
         {"embed": {"name": NAMES["embed"], "seconds": seconds}},
     ]
     resolved = config.resolve(config.build(layers), 0, len(items))
-    return plan.make(resolved, Dataset(name="no-op", root="."), plan.taken(items))
+    return plan.make(resolved, Dataset(name="no-op", root="."), items)
 
 
 def run(items: list[Item], out: Path, workers: int, shard_size: int, seconds: float = 0.0) -> Watch:
     request = Request(out=out, progress="none", report=False, quiet=True)
     with watching() as watch:
-        outcome = runner.run(made(items.copy(), workers, shard_size, seconds), request)
+        outcome = runner.run(made(items, workers, shard_size, seconds), request)
     if outcome.done != len(items):
         raise CommandError(f"{outcome.done} of {len(items)} images were finished")
     return watch
@@ -185,7 +182,7 @@ def _listed(images: int) -> list[Item]:
     names = (f"{i // 1000:04}/{i:07}.jpg" for i in range(images))
     # No two files of a real folder are of one size, or were written at the same time.
     return [
-        Item(name, "/data/", name, size=100_000 + i, etag=1_764_000_000_000_000_000 + 7_000_003 * i)
+        Item(name, "/data/", name, stamp(100_000 + i, 1_764_000_000_000_000_000 + 7_000_003 * i))
         for i, name in enumerate(names)
     ]
 

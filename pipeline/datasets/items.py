@@ -12,6 +12,8 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import File, is_url
 
+# No file has so many bytes.
+_TIME = 2**48
 Format = Literal["auto", "files", "tar", "parquet"]
 # Shows whether an image may have changed (see `Item.mark`).
 Mark = int | str
@@ -47,19 +49,19 @@ class Item(NamedTuple):
         image_id: The id of the image, unique in the dataset.
         place: The folder of the file that holds the image, or the whole path or URL of the file.
         name: The path of the file below `place`; empty if `place` is the file.
-        size: Bytes; -1 if they are known only after reading.
+        stamp: The size in bytes, and the time if it is a local file (see `stamp`); -1 if the size
+            is known only after reading.
         at: The byte offset in a tar, or the row of a Parquet file; -1 if the file is the image.
-        etag: A short text that changes with the content, or the time of the last change of a local
-            file in ns. Empty if there is neither.
+        etag: A short text that changes with the content; empty if there is none.
         leaf: The column of a Parquet file; empty for other files.
     """
 
     image_id: str
     place: str
     name: str
-    size: int
+    stamp: int
     at: int = -1
-    etag: str | int = ""
+    etag: str = ""
     leaf: str = ""
 
     @property
@@ -68,11 +70,31 @@ class Item(NamedTuple):
         return self.place + self.name
 
     @property
+    def size(self) -> int:
+        """Bytes; -1 if they are known only after reading."""
+        return self.stamp if self.stamp < 0 else self.stamp % _TIME
+
+    @property
+    def time(self) -> int:
+        """The time of the last change of a local file, in ns; 0 if it is unknown."""
+        return max(self.stamp, 0) // _TIME
+
+    @property
     def mark(self) -> Mark:
         """`SIZE:ETAG` or `SIZE@TIME`: a change of the image most likely changes it."""
-        if not self.etag:
-            return self.size
-        return f"{self.size}{'@' if isinstance(self.etag, int) else ':'}{self.etag}"
+        if self.etag:
+            return f"{self.size}:{self.etag}"
+        return f"{self.size}@{self.time}" if self.time else self.size
+
+
+def stamp(size: int, etag: str | int) -> int:
+    """Return a size together with a time, as two numbers of a million images take more memory.
+
+    Args:
+        size: Bytes.
+        etag: As in `locations.File`; only a time is part of the number.
+    """
+    return size + etag * _TIME if isinstance(etag, int) and etag > 0 else size
 
 
 def difference(before: Mark, now: Mark) -> str:

@@ -17,6 +17,7 @@ from dhr_batch.pipeline.datasets.items import (
     Unreadable,
     each,
     image_id,
+    stamp,
 )
 from dhr_batch.pipeline.datasets.sieve import Sieve
 from dhr_batch.pipeline.errors import StorageError
@@ -81,7 +82,8 @@ def scan(root: str, rules: Rules) -> Listing:
 
 def _whole(file: File) -> Item:
     name = file.relative
-    return Item(image_id(name), file.folder, name, file.size, -1, file.etag)
+    etag = file.etag if isinstance(file.etag, str) else ""
+    return Item(image_id(name), file.folder, name, stamp(file.size, file.etag), -1, etag)
 
 
 def is_archive(root: str) -> bool:
@@ -113,6 +115,7 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
         ignored += others
         prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
         location, sieve = file.location, Sieve(rules._replace(recursive=True), ignored)
+        etag = file.etag if isinstance(file.etag, str) else ""
         for member in members:
             sieve.note(member.name)
         for name, size, offset in members:
@@ -120,7 +123,7 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
                 continue
             if extension(name) in rules.extensions:
                 member_id = image_id(prefix + name)
-                items.append(Item(member_id, location, "", size, offset, file.etag))
+                items.append(Item(member_id, location, "", stamp(size, file.etag), offset, etag))
             else:
                 ignored[extension(name) or "no extension"] += 1
     items.sort(key=itemgetter(0))

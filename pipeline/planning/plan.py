@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import platform
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from itertools import islice
-from typing import Any, overload
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
@@ -28,47 +25,6 @@ SCHEMA = 2
 _GIVEN = frozenset({"image_id", "source", "split", "data"})
 
 
-class Items(Sequence[Item]):
-    """The images of a shard in columns, which take less than half of the memory of a tuple.
-
-    Args:
-        items: The images.
-    """
-
-    __slots__ = ("_columns",)
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        ids, *others = list(zip(*items, strict=True)) or [()]
-        # The name of a file is mostly its id.
-        self._columns = (ids, *(ids if column == ids else _column(column) for column in others))
-
-    def __len__(self) -> int:
-        return len(self._columns[0])
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
-    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        index = range(len(self))[index]
-        return Item(*(column[index if len(column) > 1 else 0] for column in self._columns))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _column(values: tuple[Any, ...]) -> Sequence[Any]:
-    """Return a column, in which equal values are stored once."""
-    if values.count(values[0]) == len(values):
-        return values[:1]
-    is_small = all(type(value) is int and abs(value) < 2**63 for value in values)
-    return array("q", values) if is_small else values
-
-
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A group of images that are committed together.
@@ -79,7 +35,7 @@ class Shard:
     """
 
     index: int
-    items: Sequence[Item]
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -143,7 +99,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def make(config: Config, dataset: Dataset, items: Iterable[Item], sized: bool = True) -> Plan:
+def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = True) -> Plan:
     """Make the plan of a run.
 
     Args:
@@ -162,14 +118,7 @@ def make(config: Config, dataset: Dataset, items: Iterable[Item], sized: bool = 
     )
 
 
-def taken(items: list[Item]) -> Iterator[Item]:
-    """Iterate over a list and empty it, as a million images would be in memory twice."""
-    items.reverse()
-    while items:
-        yield items.pop()
-
-
-def cut(items: Iterable[Item], size: int, first_index: int) -> tuple[Shard, ...]:
+def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]:
     """Cut items into shards of `size`, of which the last may be smaller.
 
     Args:
@@ -177,8 +126,7 @@ def cut(items: Iterable[Item], size: int, first_index: int) -> tuple[Shard, ...]
         size: The number of images of a shard.
         first_index: The number of the first shard.
     """
-    rest = iter(items)
-    parts = iter(lambda: Items(islice(rest, size)), Items(()))
+    parts = (tuple(items[first : first + size]) for first in range(0, len(items), size))
     return tuple(Shard(index, part) for index, part in enumerate(parts, first_index))
 
 

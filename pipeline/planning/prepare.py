@@ -18,7 +18,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs
-from dhr_batch.pipeline.planning.plan import Plan, make, models_of, taken
+from dhr_batch.pipeline.planning.plan import Plan, make, models_of
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.runs.folder import RunFolder
@@ -50,14 +50,12 @@ def prepare(request: Request) -> Plan:
     dataset, earlier, layers = origin.start(given, named_code, request.allow_code)
     config = configs.build([*layers, *given_layers])
     listed = named.listed(dataset) if earlier is None else Listing(earlier.items(config), Counter())
-    if config.limit:
-        del listed.items[config.limit :]
+    items = listed.items[: config.limit]
     gpus = devices.number(config, remote=bool(request.address))
-    resolved = configs.resolve(config, gpus, len(listed.items))
+    resolved = configs.resolve(config, gpus, len(items))
     # From here on the place of the photographs is shown and stored. They are read by `items`.
     resolved = resolved.model_copy(update={"dataset": without_secrets(resolved.dataset)})
-    sized = config.shard_size is not None
-    plan = make(resolved, dataset, taken(listed.items), sized)
+    plan = make(resolved, dataset, items, sized=config.shard_size is not None)
     plan = replace(plan, ignored=listed.ignored)
     if earlier is None:
         return plan

@@ -12,7 +12,7 @@ from dhr_batch.pipeline.datasets.items import COPIED, TIME, Item, difference
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import differences, flat
 from dhr_batch.pipeline.planning.contents import Suspect, Verdict, compare
-from dhr_batch.pipeline.planning.plan import SCHEMA, Items, Plan, Shard, cut, fingerprint
+from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.stored_plan import Made, StoredPlan
 
@@ -189,7 +189,7 @@ class _Compared:
                     self.missing.append(image_id)
                 elif mark not in (None, item.mark) and (change := difference(mark, item.mark)):
                     suspects.append(Suspect(len(self.shards), item, change))
-            self.shards.append(_shard(plan, len(self.shards), list(filter(None, found))))
+            self.shards.append(_shard(plan, len(self.shards), tuple(filter(None, found))))
         self.added = items.rest()
         if plan.origin is not None:
             # The mark of a record of an earlier run has the checksums of its tables.
@@ -220,10 +220,10 @@ class _Compared:
         return "; ".join(parts)
 
 
-def _shard(plan: Plan, index: int, items: list[Item]) -> Shard:
+def _shard(plan: Plan, index: int, items: tuple[Item, ...]) -> Shard:
     """Return a shard, the one of the plan if it has the same images, so that it is stored once."""
     same = index < len(plan.shards) and plan.shards[index].items == items
-    return plan.shards[index] if same else Shard(index, Items(items))
+    return plan.shards[index] if same else Shard(index, items)
 
 
 class _ItemsById:

@@ -50,7 +50,7 @@ def photographs(folder: Path, names: Sequence[str]) -> list[Item]:
 
 def item(folder: Path, name: str) -> Item:
     """Return an item of a dataset for an image file, which need not exist."""
-    return Item(name, f"{folder}/", name, size=-1)
+    return Item(name, f"{folder}/", name, -1)
 
 
 def make(items: Sequence[Item], aligned: bool = False, **settings: Any) -> plan.Plan:
