@@ -24,7 +24,7 @@ from dhr_batch.pipeline.export import card as export_card
 from dhr_batch.pipeline.export import choice, formats, target
 from dhr_batch.pipeline.export import write as export
 from dhr_batch.pipeline.export.options import Options
-from dhr_batch.pipeline.export.pictures import Filters, Picture
+from dhr_batch.pipeline.export.pictures import Filters, Picture, class_names
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.tests.pipeline.exported import (
     EDITS,
@@ -75,7 +75,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_the_class_of_an_edit(edit: str, strength: float, label: str) -> None:
-    assert Picture("a", "a", "edit", edit, strength, None, None, {}).label == label
+    assert class_names([(edit, strength)]) == {(edit, strength): label}
 
 
 def test_filters_are_honoured(run: Path, tmp_path: Path) -> None:
