@@ -88,8 +88,8 @@ def class_names(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], s
     """
     names = {}
     for name, strength in edits:
-        own = name if syntax.names_all(name, strength) else f"{name}{strength:+g}"
-        text = unicodedata.normalize("NFC", own)
+        whole = syntax.names_all(name, strength)
+        text = unicodedata.normalize("NFC", name if whole else f"{name}{strength:+g}")
         names[name, strength] = shortened(_UNSAFE.sub("_", text), 2 * _LONGEST)
     counts = Counter(label.casefold() for label in names.values())
     return {
