@@ -227,7 +227,7 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
         return click.echo(json.dumps({"path": str(out), **about}, indent=2))
     if "made" in about:
         say(f"{file} lacks these tensors, which were made: {about['made']}", err=True)
-    return say(f"{out}	{about['resolution']} px, {about['layout']} layout")
+    return say(out, f"{about['resolution']} px, {about['layout']} layout")
 
 
 @click.command()
