@@ -79,7 +79,7 @@ def as_tar(root: Path, files: dict[str, bytes], _url: str) -> str:
 def as_parquet(root: Path, files: dict[str, bytes], _url: str) -> str:
     rows = [{"bytes": data, "path": name} for name, data in files.items()]
     pq.write_table(pa.table({"image": rows}), root / "photos.parquet", compression="none")
-    for cache in (parquet._kept, parquet._values):
+    for cache in (parquet._kept, parquet._image_rows):
         cache.cache_clear()
     return str(root / "photos.parquet")
 
