@@ -198,7 +198,8 @@ def plain_pickles() -> list[bytes]:
 
 
 def safetensors_seeds() -> list[bytes]:
-    tensors = {"conv1.bias": torch.ones(4), "input": torch.ones(4, 4, 4)}
+    net = stylegan2_layouts.named_tensors(StyleGAN2((1, 1, 1, 1), mapping_layers=0))
+    tensors = {name: value.data.contiguous() for name, value in net.items()}
     return [save(tensors, {"format": stylegan2_layouts.FORMAT, "resolution": "32"}), save(tensors)]
 
 
@@ -250,19 +251,16 @@ READERS: dict[str, Reader] = {
             ("direction of numpy", NUMPY.seeds, ".pt", NUMPY.wrap),
         )
     },
+    "checkpoint": Reader(
+        GENERATOR.seeds,
+        ".pt",
+        stylegan2_layouts.read_checkpoint,
+        (checkpoints.CheckpointError, stylegan2_layouts.LayoutError),
+        GENERATOR.wrap,
+    ),
     **{
-        name: Reader(
-            seeds,
-            ".pt",
-            stylegan2_layouts.read_checkpoint,
-            (checkpoints.CheckpointError, stylegan2_layouts.LayoutError),
-            wrap,
-        )
-        for name, seeds, wrap in (
-            ("checkpoint", GENERATOR.seeds, GENERATOR.wrap),
-            ("file of torch", torch_files(), bytes),
-            ("pickle", plain_pickles(), bytes),
-        )
+        name: Reader(seeds, ".pt", checkpoints.read, (checkpoints.CheckpointError,))
+        for name, seeds in (("file of torch", torch_files()), ("pickle", plain_pickles()))
     },
     "weights": Reader(WEIGHTS.seeds, ".pt", weight_files.read, (ValueError,), WEIGHTS.wrap),
     "safetensors": Reader(
