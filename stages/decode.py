@@ -13,10 +13,10 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from dhr_batch.stages import colours, containers, png, tiff
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.colours import Colours
-from dhr_batch.stages.raster import Raster, integers, stretched
+from dhr_batch.stages.pixels import colours, containers, png, tiff
+from dhr_batch.stages.pixels.colours import Colours
+from dhr_batch.stages.pixels.raster import Raster, integers, stretched
 
 # Pillow can open over 40 formats, for some of which it starts other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")

@@ -8,9 +8,9 @@ from itertools import islice
 
 from PIL import Image
 
-from dhr_batch.stages import colours
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.colours import Colours
+from dhr_batch.stages.pixels import colours
+from dhr_batch.stages.pixels.colours import Colours
 
 # Counting goes through all frames, and a small file may have half a million.
 MOST_FRAMES = 1000

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dhr_batch.stages import colours
-from dhr_batch.stages.colours import Colours
+from dhr_batch.stages.pixels import colours
+from dhr_batch.stages.pixels.colours import Colours
 
 # Pixels converted at once, so that wide temporary arrays stay small.
 _BLOCK = 2**18

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.raster import Raster, integers, scaled, stretched
+from dhr_batch.stages.pixels.raster import Raster, integers, scaled, stretched
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HINT = "convert it to PNG or to a TIFF file of 8 or 16 bits in RGB"

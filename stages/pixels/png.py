@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dhr_batch.stages import colours
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.colours import Colours
+from dhr_batch.stages.pixels import colours
+from dhr_batch.stages.pixels.colours import Colours
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 # The largest profile or metadata, unpacked. A packed megabyte can hold a gigabyte.

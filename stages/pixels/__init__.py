@@ -1,0 +1,1 @@
+"""From files to pixels: formats, samples of any depth, colours. Begin with `stages/decode.py`."""
