@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from dhr_batch.pipeline.printable import printable
 
-# An underscore inside a word, as in most file names, has no meaning in Markdown.
-_MARKS = re.compile(r"[\\|*`\[\]~]|(?<![^\W_])_|_(?![^\W_])")
+# A bracket makes a link only together with what follows, and an underscore inside a word, as in
+# most file names, has no meaning in Markdown.
+_MARKS = re.compile(r"[\\|*`~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def escaped(text: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,16 +191,14 @@ def test_image_errors_cost_no_worker_and_are_logged(
 def test_a_read_that_never_ends_stops_the_run_and_blames_no_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Opening a pipe that nobody writes to waits like a file system that went away."""
     items = harness.photographs(tmp_path / "in", [*GOOD[:2], "away-1.png", GOOD[2]])
-    out, pipe = tmp_path / "out", tmp_path / "in" / "away-1.png"
-    pipe.unlink()
-    os.mkfifo(pipe)
+    out, away = tmp_path / "out", tmp_path / "in" / "away-1.png.away"
+    away.touch()
     align = f"{HERE}:Impatient"
     made = harness.make(items, shard_size=1, batch_size=1, image_timeout=1.5, align={"name": align})
     message = r"no answer from .*away-1\.png for (\d+) s: is its file system mounted\?"
     # Ends the read where nobody else does: then the run does not fail.
-    rescue = threading.Timer(120, lambda: os.close(os.open(pipe, os.O_WRONLY)))
+    rescue = threading.Timer(120, away.unlink)
     rescue.start()
     with pytest.raises(RunFailed, match=f"{message}; .*the same command goes on") as stopped:
         harness.run(made, out)
@@ -210,8 +207,7 @@ def test_a_read_that_never_ends_stops_the_run_and_blames_no_image(
         print(f"\n{stopped.value}")
     assert harness.finished(out) == GOOD[:2]
     assert harness.classes(out) == {}
-    pipe.unlink()
-    pipe.write_bytes(b"here again")
+    away.unlink()
     assert harness.run(made, out).done == 4
     assert harness.finished(out) == [item.image_id for item in items]
     assert deaths(capsys.readouterr().err) == 0

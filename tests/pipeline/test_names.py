@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dhr_batch.pipeline.bench import text as bench_text
 from dhr_batch.pipeline.cli import models as cli_models
 from dhr_batch.pipeline.cli import render as cli_render
 from dhr_batch.pipeline.datasets import named
-from dhr_batch.pipeline.datasets.items import Item
+from dhr_batch.pipeline.datasets.items import Item, Listing
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.errors import CommandError
@@ -334,7 +335,7 @@ def test_a_command_hides_the_password_of_a_place(monkeypatch: pytest.MonkeyPatch
 def test_no_plan_holds_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The case secret_in_url_printed."""
     items = [Item("a.png", URL, "a.png", 5)]
-    monkeypatch.setattr(prepare.named, "list_images", lambda _: items)
+    monkeypatch.setattr(prepare.named, "listed", lambda _: Listing(items, Counter()))
     monkeypatch.setattr(prepare.origin.locations, "exists", lambda _: False)
     request = Request({"dataset": URL, "preset": "tiny", "gpus": 0}, out=str(tmp_path / "run"))
     plan = prepare.prepare(request)

@@ -165,7 +165,7 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
 ) -> None:
     go = threading.Event()
 
-    def hang(_: Any) -> bytes:
+    def hang(*_: Any) -> bytes:
         assert go.wait(60)
         return b""
 
