@@ -47,22 +47,24 @@ _UNITS = {"age": "years", "age_face_api": "years"} | dict.fromkeys(
     ("yaw_degrees", "roll", *(f"{name}_mesh" for name in ("yaw", "pitch", "roll"))), "°"
 )
 # Edits whose score has another name.
-_SCORES = {"smile_closed": "smile", "smile_open": "smile"}
+_SCORES = {"smile_closed": "smile", "smile_open": "smile"} | {
+    f"{name}_degrees": name for name in ("yaw", "pitch", "roll")
+}
 
 
 def effect_score(edit: str, metrics: Container[str]) -> str:
     """Return the metric that measures how strong an edit is.
 
     This is the score with the name of the edit, for `yaw` the one in degrees if it is among the
-    metrics, for a closed or open smile that of a smile. The returned metric need not be among them.
+    metrics, for a closed or open smile that of a smile, and for an edit by degrees that of its
+    angle. The returned metric need not be among them.
 
     Example:
         >>> effect_score("smile", ()), effect_score("yaw", {"score_yaw", "score_yaw_degrees"})
         ('score_smile', 'score_yaw_degrees')
     """
-    if edit == "yaw" and _DEGREES in metrics:
-        return _DEGREES
-    return f"{SCORE}{_SCORES.get(edit, edit)}"
+    name = _SCORES.get(edit, edit)
+    return _DEGREES if name == "yaw" and _DEGREES in metrics else f"{SCORE}{name}"
 
 
 def judge_score(edit: str) -> str:
@@ -74,7 +76,8 @@ def judge_score(edit: str) -> str:
         >>> judge_score("smile"), judge_score("face_width")
         ('score_happy', '')
     """
-    return f"{SCORE}{_JUDGES[edit]}" if edit in _JUDGES else ""
+    name = _SCORES.get(edit, edit)
+    return f"{SCORE}{_JUDGES[name]}" if name in _JUDGES else ""
 
 
 def effect_unit(score: str) -> str:

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.measure.face_scores import NAMES, NOSE_DEPTH, scores
+from dhr_batch.stages.measure.face_scores import (
+    NAMES,
+    NOSE_DEPTH,
+    effect_score,
+    judge_score,
+    scores,
+)
 from dhr_batch.stages.tensors import tensor_to_images
 
 
@@ -126,3 +132,18 @@ def test_yaw_in_degrees_is_the_angle_of_a_turned_head(face, degrees):
     turned = face.copy()
     turned[:, 0] = 128 + (face[:, 0] - 128) * np.cos(angle) + depth * np.sin(angle)
     assert scores(turned)["yaw_degrees"] == pytest.approx(degrees)
+
+
+@pytest.mark.parametrize(
+    ("edit", "effect", "judge"),
+    [
+        ("smile_closed", "smile", "happy"),
+        ("yaw", "yaw_degrees", "yaw_mesh"),
+        ("yaw_degrees", "yaw_degrees", "yaw_mesh"),
+        ("pitch_degrees", "pitch", "pitch_mesh"),
+        ("age", "age", "age_face_api"),
+    ],
+)
+def test_scores_of_edits_and_of_another_judge(edit: str, effect: str, judge: str) -> None:
+    assert effect_score(edit, {"score_yaw", "score_yaw_degrees"}) == f"score_{effect}"
+    assert judge_score(edit) == f"score_{judge}"
