@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 RECONSTRUCTIONS = ("inverted", "refined")
 # Scorers that find no face without landmarks.
-_OF_LANDMARKS = ("landmarks", "age-gender", "expression", "face-api")
+_OF_LANDMARKS = ("landmarks", "age-gender", "expression", "face-api", "hair")
 
 
 def _as_names(value: Any) -> Any:

@@ -11,6 +11,7 @@ import pytorch_msssim
 import torch
 from pydantic import ValidationError
 
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, EditedImage, Record
 from dhr_batch.stages.measure.standard import Standard
 from dhr_batch.stages.tensors import images_to_tensor
@@ -370,3 +371,10 @@ def test_one_name_and_none_stand_for_lists():
 def test_identity_without_landmarks_is_refused():
     with pytest.raises(ValidationError, match="identity needs landmarks"):
         Standard.Options(landmarks="none")
+
+
+def test_without_landmarks_only_scorers_that_need_none_are_used():
+    scores = tuple(registry.TABLE["scores"])
+    options = Standard.Options(identity="none", landmarks="none", scores=scores)
+    assert options.scorers == ("mesh",)
+    assert Standard.Options(scores=scores).scorers == scores
