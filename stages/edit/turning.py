@@ -6,6 +6,7 @@ picture is measured, and the edit is rendered again, closer to what is wanted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -89,10 +90,7 @@ class Turning:
         """
         before = self._pose(refined)
         if before is None:
-            return {
-                i: _noted(made, moves[i], "is not calibrated, as the pose could not be measured")
-                for i, made in render(moves).items()
-            }
+            return {i: _noted(m, moves[i], math.inf) for i, m in render(moves).items()}
         best: dict[int, tuple[float, Made]] = {}
         left = dict(moves)
         for _ in range(1 + _RENDERS):
@@ -101,7 +99,7 @@ class Turning:
                 wanted = move.edit.turns(move.strength)
                 after = self._pose(made[i].image)
                 if after is None:
-                    missed, factors = 360.0, dict.fromkeys(wanted, 1 / _MOST)
+                    missed, factors = math.inf, dict.fromkeys(wanted, 1 / _MOST)
                 else:
                     turned = {axis: after[axis] - before[axis] for axis in wanted}
                     missed = max(abs(wanted[axis] - turned[axis]) for axis in wanted)
@@ -113,12 +111,7 @@ class Turning:
                     del left[i]
             if not left:
                 break
-        return {
-            i: made
-            if missed <= _MISSED
-            else _noted(made, moves[i], f"misses its degrees by {missed:.0f}")
-            for i, (missed, made) in best.items()
-        }
+        return {i: _noted(made, moves[i], missed) for i, (missed, made) in best.items()}
 
     def _pose(self, picture: np.ndarray) -> dict[str, float] | None:
         found = self.scorer.score(Portrait(picture))
@@ -132,6 +125,12 @@ def _factor(wanted: float, turned: float) -> float:
     return min(max(wanted / turned, 1 / _MOST), _MOST) if wanted * turned > 0 else _MOST
 
 
-def _noted(made: Made, move: Move, what: str) -> Made:
+def _noted(made: Made, move: Move, missed: float) -> Made:
+    """Add a note if an edit misses its degrees by many, or, with infinity, has no known pose."""
+    if missed <= _MISSED:
+        return made
+    what = f"misses its degrees by {missed:.0f}"
+    if missed == math.inf:
+        what = "is not calibrated, as the pose could not be measured"
     note = f"edit: {edit_stage(move.name, move.strength)} {what}"
     return replace(made, note="; ".join(filter(None, (made.note, note))))

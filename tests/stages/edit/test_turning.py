@@ -97,6 +97,13 @@ def test_a_face_that_is_lost_is_turned_less():
     assert "misses" in made.note
 
 
+def test_a_face_that_stays_lost_is_not_said_to_miss_by_degrees():
+    heads = Heads(lambda strength: 1e-9 if strength == 0 else None)
+    (made,) = found(heads, [30.0]).values()
+    assert len(heads.renders) == 3
+    assert made.note.endswith("is not calibrated, as the pose could not be measured")
+
+
 def test_without_a_pose_of_the_refined_picture_nothing_is_calibrated():
     heads = Heads(lambda strength: None)
     (made,) = found(heads, [30.0]).values()
