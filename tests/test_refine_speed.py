@@ -123,6 +123,9 @@ def test_the_published_methods_have_masks_and_steps_of_their_own():
         assert (segment["error_layers"], segment["thresholds"]["mouth"]) == (None, 1)
         assert (refine["steps"], refine["weight_share"]) == (100, 0.5)
         assert tuple(refine[k] for k in ("weight_rate", "feature_rate", "pixel_weight")) == rates
+        edit = resolved[name].edit
+        assert (edit["rows"], edit["follow"]) == ("all", "none")
+    assert resolved["dhr"].edit["rows"] == "trunk"
     assert resolved["dhr"].segment["thresholds"]["mouth"] == 3
     perceptual = {resolved[name].refine["perceptual"] for name in ("dhr", "tuned", "published")}
     assert perceptual == {"st_lpips_alex"}
