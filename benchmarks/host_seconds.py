@@ -277,13 +277,9 @@ def measure(images: int) -> dict[str, Any]:
     head = {}
     for size in GENERATORS:
         fixed, default = planned(size, images, FIXED), planned(size, images, {})
-        seconds = measured(fixed)
-        head[f"cpu_seconds_{size}"] = sum(seconds.values()) - seconds[DEVICE]
-        work = {"fixed": seconds}
-        if default.config == fixed.config:
-            work["default"] = seconds
-        else:
-            work["default"] = measured(default)
+        work = {"fixed": measured(fixed), "default": measured(default)}
+        pieces = work["fixed"]
+        head[f"cpu_seconds_{size}"] = sum(pieces.values()) - pieces[DEVICE]
         for workload, pieces in work.items():
             found += [
                 {"workload": workload, "size": size, "piece": piece, "seconds": value}
