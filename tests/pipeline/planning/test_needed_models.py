@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dhr_batch.cli import main
-from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.datasets import named
+from dhr_batch.pipeline.models import catalogue, downloads
+from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Stage
 
@@ -63,6 +65,25 @@ def test_stages_name_the_models_of_their_options() -> None:
         "measure", "standard", identity="none", landmarks="none", scores=["age-gender", "mesh"]
     )
     assert blind.models(aligned=True) == {"stlpips-alex", "face-mesh-468"}
+
+
+def needed(preset: str) -> dict[str, set[str]]:
+    settings = config.resolve(
+        config.build([config.preset(preset), {"dataset": "portraits"}]), gpus=0, images=1
+    )
+    return plan.models_of(plan.make(settings, named.find("portraits"), []))
+
+
+def test_the_models_of_the_default_run_are_marked() -> None:
+    """`models list` and `doctor` go by these marks."""
+    marked = {name for name, model in catalogue.models().items() if model.default}
+    loaded = sorted(set().union(*needed("default").values()))
+    assert marked == {model.name for model in downloads.with_required(loaded)} | {"portraits"}
+
+
+def test_presets_without_landmarks_need_no_judges() -> None:
+    assert needed("tiny")["measure"] == set()
+    assert needed("masks")["measure"] == {"stlpips-alex"}
 
 
 @pytest.mark.parametrize(
