@@ -22,11 +22,11 @@ Step = Callable[[str, int], None]
 class Steps:
     """A line that calls `step` with what it does and the number of the shard."""
 
-    def __init__(self, step: Step = lambda what, shard: None) -> None:
+    def __init__(self, step: Step = lambda what, shard: None, parts: int = 1) -> None:
         self.step = step
         self.written: dict[int, list[str]] = {}
         self.deleted: list[int] = []
-        self.line = Line(self.read, lambda: [self.compute], self.write)
+        self.line = Line(self.read, lambda: [self.compute] * parts, self.write)
 
     def read(self, job: Job, items: Sequence[Item]) -> list[Record]:
         self.step("read", job.shard.index)
@@ -77,8 +77,8 @@ def test_one_shard_is_read_one_computed_and_one_written_at_once() -> None:
     assert not {t.name for t in threading.enumerate()} & {"reader", "writer"}
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_four_batches_are_in_memory_and_no_more(images: int) -> None:
+@pytest.mark.parametrize(("images", "parts", "batches"), [(1, 1, 4), (3, 1, 4), (1, 4, 9)])
+def test_so_many_batches_are_in_memory_and_no_more(images: int, parts: int, batches: int) -> None:
     held, most, gate, lock = 0, 0, threading.Event(), threading.Lock()
 
     def step(what: str, shard: int) -> None:
@@ -92,12 +92,12 @@ def test_four_batches_are_in_memory_and_no_more(images: int) -> None:
             with lock:
                 held -= 1
 
-    steps = Steps(step)
-    jobs = steps.add(8, images)
+    steps = Steps(step, parts)
+    jobs = steps.add(batches + 4, images)
     thread = threading.Thread(target=lambda: [steps.line.compute() for _ in jobs])
     thread.start()
     deadline = time.monotonic() + 60
-    while held < 4:
+    while held < batches:
         assert time.monotonic() < deadline, "too little is done ahead"
         time.sleep(0.01)
     time.sleep(0.2)
@@ -105,8 +105,8 @@ def test_four_batches_are_in_memory_and_no_more(images: int) -> None:
     for job in jobs:
         steps.line.finish(job)
     thread.join()
-    assert most == 4
-    assert steps.written == {n: [f"{n}-{i}" for i in range(images)] for n in range(8)}
+    assert most == batches
+    assert steps.written == {n: [f"{n}-{i}" for i in range(images)] for n in range(batches + 4)}
 
 
 @pytest.mark.parametrize("where", ["read", "compute", "write"])
