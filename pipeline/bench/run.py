@@ -17,7 +17,7 @@ from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.planning.request import Mode, Request
 from dhr_batch.pipeline.planning.resume import OtherRun
-from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.storage.ownership import BENCHMARK, Owned, require_apart
@@ -212,7 +212,7 @@ def run(
         request = request_of(benchmark, cell, machine)
         try:
             prepared = prepare.prepare(request)
-            before = len(RunFolder(benchmark.place(cell.name)).committed())
+            before = len(RunRecords(benchmark.place(cell.name)).committed())
             outcome = runner.run(prepared, request)
         except OtherRun as error:
             raise Refused(

@@ -21,8 +21,8 @@ from dhr_batch.pipeline.planning import earlier_run
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, Layer, differences, flat
 from dhr_batch.pipeline.planning.plan import render_models
 from dhr_batch.pipeline.runs import quarantine
-from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.stored_plan import RunSettings, StoredPlan
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.base import Storage
@@ -76,7 +76,7 @@ def _find_run(place: str) -> Dataset:
         return named.find(place)
     except DatasetError:
         if Path(place).suffix not in {".yaml", ".yml"}:
-            RunFolder(place).started_plan()
+            RunRecords(place).started_plan()
         raise
 
 
@@ -95,7 +95,7 @@ def first_plan(plan: StoredPlan) -> StoredPlan:
     """
     while plan.settings.begins_late:
         place = plan.settings.dataset
-        earlier = RunFolder(named.find(place).location).plan()
+        earlier = RunRecords(named.find(place).location).plan()
         # The loop ends: each fingerprint is a part of the one before it, so none can occur twice.
         if earlier is None or earlier.fingerprint != plan.fingerprint.origin:
             raise Refused(
@@ -127,7 +127,7 @@ def inputs(run: Storage, plan: StoredPlan) -> Iterator[str]:
             if not plan.settings.begins_late:
                 return
             run = connect(location)
-            plan = RunFolder(run).plan() or StoredPlan()
+            plan = RunRecords(run).plan() or StoredPlan()
         except (DatasetError, Refused, StorageError):
             return
 
@@ -169,7 +169,7 @@ class Origin:
     def __init__(
         self, place: str, named_code: Collection[str] = (), allow_code: bool = False
     ) -> None:
-        self.folder = RunFolder(place)
+        self.folder = RunRecords(place)
         self.storage = self.folder.storage
         self.plan = plan = self.folder.started_plan()
         self.fingerprint = plan.fingerprint

@@ -21,7 +21,7 @@ from dhr_batch.pipeline.planning import devices, origin, photographs
 from dhr_batch.pipeline.planning.plan import Plan, make, models_of
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import printable, without_secrets
-from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage import locations, ownership
@@ -141,7 +141,7 @@ def inputs(plan: Plan) -> Iterator[str]:
     """
     yield plan.dataset.location
     if plan.origin:
-        source = RunFolder(plan.dataset.location)
+        source = RunRecords(plan.dataset.location)
         yield from origin.inputs(source.storage, source.plan() or StoredPlan())
         return
     items = (item for shard in plan.shards for item in shard.items if item.at < 0)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dhr_batch.pipeline.report.pictures import decode, face_share
 from dhr_batch.pipeline.runs import status_file
-from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.parts import Parts
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
@@ -115,7 +115,7 @@ def load(run: Storage | Parts) -> RunData:
         CommandError: If a picture is damaged.
     """
     parts = Parts.of(run)
-    plan = RunFolder(parts.storage).started_plan()
+    plan = RunRecords(parts.storage).started_plan()
     metrics = _metrics(parts)
     quarantine = list(
         read_rows(parts, "quarantine", ("image_id", "source", "stage", "error_class", "message"))

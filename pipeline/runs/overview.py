@@ -10,10 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, field_serializer
 
 from dhr_batch.pipeline.runs import manifests, status_file
-from dhr_batch.pipeline.runs.folder import RunFolder, no_run
+from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import Holder
 from dhr_batch.pipeline.runs.manifests import Summaries
 from dhr_batch.pipeline.runs.parts import wrong_sizes
+from dhr_batch.pipeline.runs.reading import no_run
 from dhr_batch.pipeline.runs.status_file import Speed, StatusContent, WorkerStatus
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import TABLES

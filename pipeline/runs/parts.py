@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import sha256
-from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import part, shard_of, staging
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.storage.base import Storage, in_order
 from dhr_batch.pipeline.threads import together
 
@@ -99,7 +99,7 @@ class Parts:
     @cached_property
     def manifests(self) -> dict[int, Manifest]:
         """The manifests of the committed shards, by shard number."""
-        return RunFolder(self.storage).manifests()
+        return RunRecords(self.storage).manifests()
 
     def check(self, keys: Sequence[str]) -> None:
         """Compare parts with their manifests, each one once.
@@ -131,7 +131,7 @@ class Parts:
         else:
             # For a few images, the manifests of all shards would be many requests to a store.
             if shard not in self._single:
-                self._single[shard] = RunFolder(self.storage).manifest(shard)
+                self._single[shard] = RunRecords(self.storage).manifest(shard)
             manifest = self._single[shard]
         return manifest.files.get(key.partition("/")[0]) if manifest else None
 

@@ -15,9 +15,9 @@ import pyarrow.dataset as ds
 
 from dhr_batch.pipeline.errors import NoRun, Refused
 from dhr_batch.pipeline.runs import render
-from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.parts import Parts
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -41,7 +41,7 @@ def open(path: str | Path) -> Run:
         NoRun: If there is no run.
     """
     storage = connect(path)
-    return Run(storage, RunFolder(storage).started_plan())
+    return Run(storage, RunRecords(storage).started_plan())
 
 
 class Run:

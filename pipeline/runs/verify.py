@@ -16,9 +16,10 @@ from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs import manifests
-from dhr_batch.pipeline.runs.folder import ChangedPlan, RunFolder, damaged_manifest
+from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import PLAN, STAGING, part, staging
+from dhr_batch.pipeline.runs.reading import ChangedPlan, damaged_manifest
 from dhr_batch.pipeline.runs.verify_tables import Problem, check, first_names
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage

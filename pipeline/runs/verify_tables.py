@@ -16,9 +16,9 @@ from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.files import sha256
-from dhr_batch.pipeline.runs.folder import damaged_manifest
 from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import manifest_key, part
+from dhr_batch.pipeline.runs.reading import damaged_manifest
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
 
