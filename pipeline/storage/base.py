@@ -65,10 +65,6 @@ class Storage(ABC):
         """Return the path or URL of a key."""
         return f"{self.place}/{key}"
 
-    def parts(self, table: str) -> list[str]:
-        """Return the keys of the finished files of a table, in the order of shards."""
-        return in_order(self.sizes(table))
-
     def tables(self) -> list[str]:
         """Return the names of the tables that have at least one finished file."""
         return sorted({key.split("/")[0] for key in self.sizes() if is_part(key)})

@@ -42,7 +42,7 @@ def test_shards_are_committed_although_calls_fail(
     assert list(run.recover()) == list(range(12))
     run.unlock()
     assert run.storage.sizes("_staging") == {}
-    assert len(run.storage.parts("images")) == 12
+    assert len(run.storage.sizes("images")) == 12
     faults.rate = 0
     for shard in range(12):
         assert run.storage.read(f"images/part-{shard:05d}.parquet") == b"rows of %d" % shard
