@@ -87,14 +87,14 @@ class Item(NamedTuple):
         return f"{self.size}@{self.time}" if self.time else self.size
 
 
-def stamp(size: int, etag: str | int) -> int:
-    """Return a size together with a time, as two numbers of a million images take more memory.
+def stamp(size: int, time: int) -> int:
+    """Return a size and a time as one number, as two of a million images take more memory.
 
     Args:
         size: Bytes.
-        etag: As in `locations.File`; only a time is part of the number.
+        time: As in `locations.File`.
     """
-    return size + etag * _TIME if isinstance(etag, int) and etag > 0 else size
+    return size + max(time, 0) * _TIME
 
 
 def difference(before: Mark, now: Mark) -> str:

@@ -82,8 +82,7 @@ def scan(root: str, rules: Rules) -> Listing:
 
 def _whole(file: File) -> Item:
     name = file.relative
-    etag = file.etag if isinstance(file.etag, str) else ""
-    return Item(image_id(name), file.folder, name, stamp(file.size, file.etag), -1, etag)
+    return Item(image_id(name), file.folder, name, stamp(file.size, file.time), -1, file.etag)
 
 
 def is_archive(root: str) -> bool:
@@ -115,7 +114,6 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
         ignored += others
         prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
         location, sieve = file.location, Sieve(rules._replace(recursive=True), ignored)
-        etag = file.etag if isinstance(file.etag, str) else ""
         for member in members:
             sieve.note(member.name)
         for name, size, offset in members:
@@ -123,7 +121,8 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
                 continue
             if extension(name) in rules.extensions:
                 member_id = image_id(prefix + name)
-                items.append(Item(member_id, location, "", stamp(size, file.etag), offset, etag))
+                number = stamp(size, file.time)
+                items.append(Item(member_id, location, "", number, offset, file.etag))
             else:
                 ignored[extension(name) or "no extension"] += 1
     items.sort(key=itemgetter(0))

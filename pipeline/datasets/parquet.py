@@ -234,8 +234,9 @@ def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         size = group.column(column).total_compressed_size
-        mark = "@" if isinstance(file.etag, int) else "."
-        etag = f"{size:x}{mark}{file.etag}" if file.etag else f"{size:x}"
+        etag = f"{size:x}"
+        if file.etag or file.time:
+            etag += f".{file.etag}" if file.etag else f"@{file.time}"
         rows += (
             Item(image_id(f"{prefix}{row:08d}"), location, "", -1, row, etag, leaf)
             for row in range(len(rows), len(rows) + group.num_rows)

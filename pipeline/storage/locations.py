@@ -47,14 +47,15 @@ class File(NamedTuple):
         folder: The listed folder, with a `/` at its end, or the location of a single file.
         relative: The path below `folder`; empty for a single file.
         size: Bytes; -1 for a broken link.
-        etag: A short checksum of the object's ETag, or the time of the last change of a local file
-            in ns; empty for a broken link.
+        etag: A short checksum of the object's ETag; empty for local files.
+        time: The time of the last change of a local file in ns; 0 for objects and broken links.
     """
 
     folder: str
     relative: str
     size: int
-    etag: str | int = ""
+    etag: str = ""
+    time: int = 0
 
     @property
     def location(self) -> str:
@@ -94,7 +95,7 @@ def exists(location: str) -> bool:
 
 
 def describe(location: str) -> File:
-    """Return the size and etag of one file.
+    """Return the size, and the time or etag, of one file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -102,7 +103,7 @@ def describe(location: str) -> File:
     """
     if not is_url(location):
         status = os.stat(location)
-        return File(location, "", status.st_size, status.st_mtime_ns)
+        return File(location, "", status.st_size, time=status.st_mtime_ns)
     import obstore
 
     store, key = _split(location)
@@ -210,7 +211,7 @@ def _walk_local(
                     lost(path, error.strerror or str(error))
                     continue
                 if stat.S_ISREG(status.st_mode):
-                    yield File(root, path, status.st_size, status.st_mtime_ns)
+                    yield File(root, path, status.st_size, time=status.st_mtime_ns)
                 else:
                     lost(path, "no regular file")
         # Of two links to one folder only the first is followed, so the order must not vary.
