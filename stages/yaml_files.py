@@ -134,8 +134,12 @@ def read(file: Path | Traversable) -> Any:
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """Return the YAML files in a folder by name, without hidden ones, which systems leave there."""
-    return [file for file in sorted(folder.glob("*.yaml")) if not file.name.startswith(".")]
+    """Return the YAML files in a folder by name.
+
+    Hidden ones, which systems leave there, and pipes, which would be waited for, are left out.
+    """
+    found = sorted(folder.glob("*.yaml"))
+    return [file for file in found if not (file.name.startswith(".") or file.is_fifo())]
 
 
 def shown(value: Any) -> str:

@@ -6,6 +6,7 @@ Each test names the folder of the case that it comes from.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import DatasetError, Rules, Unreadable
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.stages import yaml_files
 from dhr_batch.tests.fuzz import padded, tar_header
 
 PLAN = "plan --preset tiny --gpus 0 --dataset"
@@ -127,6 +129,13 @@ def test_a_wrong_value_is_shown_in_short(tmp_path: Path, photographs: Path, valu
     result = ended(*PLAN.split(), photographs, "-c", file)
     assert result.exit_code == 2
     assert len(result.stderr) < 500
+
+
+def test_a_pipe_in_a_folder_of_descriptions_is_not_waited_for(tmp_path: Path) -> None:
+    """Case `datasets_d_bad_file`."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    assert yaml_files.in_folder(tmp_path) == [tmp_path / "mine.yaml"]
 
 
 APPLE = b"\0\5\x16\7\0\2\0\0Mac OS X        \0\2\0\0\0\x09\xff\xfe"
