@@ -154,7 +154,9 @@ def build(tensors: State, feature_layer: int | None = None, make_noise: bool = F
         # Shapes are compared before memory is taken.
         with torch.device("meta"):
             made = _check(StyleGAN2(widths, feature_layer, depth), tensors, make_noise)
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
+        raise LayoutError(f"this is not a StyleGAN2 generator: it has no {error}") from error
+    except ValueError as error:
         if isinstance(error, LayoutError):
             raise
         raise LayoutError(f"this is not a StyleGAN2 generator: {error}") from error
@@ -222,6 +224,8 @@ def read_checkpoint(file: Path) -> tuple[StyleGAN2, str]:
             network = checkpoints.state_dict(network)
         if isinstance(network, dict):
             network = _without_prefix(network)
+            if any(str(key).startswith("synthesis.input.") for key in network):
+                raise LayoutError("it is a StyleGAN3 generator; only StyleGAN2 is supported")
             if any(str(key).startswith("synthesis.") for key in network):
                 return build(nvidia(network), make_noise=True), "nvidia"
             tensors = rosinality(network, found.get("latent_avg"))

@@ -153,6 +153,20 @@ def test_another_object_says_what_to_do(tmp_path: Path, foreign: types.ModuleTyp
         layouts.read_checkpoint(file)
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"synthesis.input.freqs": torch.ones(2)}, "it is a StyleGAN3 generator; only StyleGAN2"),
+        ({"other": torch.ones(2)}, "not a StyleGAN2 generator: it has no 'conv1.bias'"),
+    ],
+)
+def test_a_network_of_another_kind_is_told(
+    tmp_path: Path, state: dict[str, torch.Tensor], said: str
+) -> None:
+    with pytest.raises(layouts.LayoutError, match=said):
+        layouts.read_checkpoint(saved(tmp_path / "g.pt", {"g_ema": state}))
+
+
 # -------------------------------------------------------------------------------------- damage
 
 
