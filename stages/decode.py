@@ -31,6 +31,7 @@ _DAMAGE = (
 _CUT = ("truncat", "eof", "unexpected end", "incomplete")
 _NOT_READ = (
     "unsupported", "not supported", "cannot handle", "not implemented", "image mode", "pixel mode",
+    "security limit",
 )  # fmt: skip
 
 _MAGIC = (

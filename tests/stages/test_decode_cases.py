@@ -69,6 +69,18 @@ def test_case_megapixels_beyond_pillow_in_full() -> None:
     assert decode(large, 400)[0].shape == (14_200, 14_200, 3)
 
 
+def test_what_a_library_limits_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`megapixels_beyond_pillow`: where a limit cannot be lifted, the message has a way out."""
+
+    def load(image: Image.Image) -> None:
+        raise ValueError("Memory allocation error: Security limit exceeded")
+
+    monkeypatch.setattr("pillow_heif.as_plugin.HeifImageFile.load", load)
+    kind, message = refused(encoded(large(), "HEIF"))
+    assert kind == "unsupported"
+    assert "convert it" in message
+
+
 def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind, **options)
