@@ -17,8 +17,8 @@ from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.threads import together
 
-# An image that has the size of one that was read before, in megapixels.
-_ANY_SIZE = 1e6
+# No limit, in megapixels. Only images of a size that the run has read are read again here.
+_NO_LIMIT = 1e6
 _TABLES = ("images", "quarantine")
 _COLUMNS = ("image_id", "source_bytes", "source_sha256")
 # The number of images that are read at the same time.
@@ -107,7 +107,7 @@ def _is_same(pair: tuple[Item, _Read | None]) -> bool | None:
     if item.size >= 0 and item.size != read.size:
         return False
     try:
-        return digest(listing.read_bytes(item, _ANY_SIZE)) == read.sha256
+        return digest(listing.read_bytes(item, _NO_LIMIT)) == read.sha256
     except Unreadable:
         return False
 

@@ -49,14 +49,14 @@ def continued(run: RunFolder, where: object, plan: Plan, extend: bool = False) -
 
     New images form additional shards behind the existing ones.
 
+    Images whose marks differ from the stored ones are compared by their content, as far as the run
+    has recorded it.
+
     Args:
         run: The run folder.
         where: The folder or URL of the run, for messages.
         plan: The plan of this start.
         extend: Whether to allow new images.
-
-    Images whose marks differ from the stored ones are compared by their content, as far as the run
-    has recorded it.
 
     Returns:
         The plan itself if the run folder is new.
