@@ -15,7 +15,7 @@ first turns fill the pipeline and are not counted, nor is the end of the run.
 `host_seconds` is the CPU time per image of a worker in all counted turns of a run, and `host_load`
 the share of all cores that this takes if no device waits. `busy_share` is the share of the time of
 the turns of a wait in which the devices are busy; that of the whole result is the smallest one of
-the rows whose `host_load` is at most 0.8. No other work may run on the machine: about ten minutes.
+the rows whose `host_load` is at most 0.8. No other work may run on the machine: about 13 minutes.
 """
 
 from __future__ import annotations
