@@ -29,7 +29,7 @@ def table(data: RunData) -> Table:
     for row in found:
         unit = effect_unit(effect_score(row.edit, kinds))
         judge = judge_score(row.edit)
-        judged: Cell = OWN_TEACHER
+        judged = Shown(None, OWN_TEACHER)
         if row.judged is not None:
             seen = f"{judge.removeprefix(SCORE)} {number(row.judged.value)}{effect_unit(judge)}"
             judged = Shown(row.judged.value, seen)

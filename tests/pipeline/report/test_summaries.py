@@ -222,7 +222,8 @@ def test_side_effects_stand_below_the_effects(make_run: Callable[..., Path]) -> 
     heads = [column.title for column in table.columns]
     down, up = (dict(zip(heads, row, strict=True)) for row in table.rows)
     assert up["effect"] == report_page.Shown(pytest.approx(0.35), "0.350")
-    assert (up["images"], up["effect by another judge"]) == (2, "own teacher")
+    assert (up["images"], up["effect by another judge"].text) == (2, "own teacher")
+    assert '<td class="n " data-value="">own teacher</td>' in "".join(report_page.render(page))
     assert up["Score: age [years]"].text == "-2.000 (2.000)"
     assert down["Score: age [years]"].text == "3.000 (3.000)"
     assert "Identity distance (dlib)" in heads
