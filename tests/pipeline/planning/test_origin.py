@@ -252,7 +252,7 @@ def test_synthetic_pictures_keep_their_truth(
 
     # Pictures of another seed under the same names.
     synthetic.write_dataset(tmp_path / "pictures", 3, seed=1, generator="tiny")
-    for kept in (parquet._kept, parquet._other_rows):
+    for kept in (parquet._kept, parquet._image_rows, parquet._other_rows):
         kept.cache_clear()
     other = made(tmp_path / "other", dataset=str(base), first_stage="measure")
     assert not [row for row in rows(other, "metrics") if row["metric"].startswith(TRUTH)]
