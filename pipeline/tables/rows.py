@@ -48,7 +48,7 @@ def png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
         *((chunk[0], chunk[1]) for chunk in notes.chunks),
-        (b"IDAT", zlib.compress(filtered, _LEVEL)),
+        (b"IDAT", zlib.compress(filtered.tobytes(), _LEVEL)),
         (b"IEND", b""),
     )
     stream = io.BytesIO()
