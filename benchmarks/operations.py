@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-# Memory that is only reserved, and the reading of one number, run no kernel.
-_FREE = ("empty", "new_empty", "_local_scalar_dense")
+# Memory that is only reserved runs no kernel.
+_FREE = ("empty", "new_empty")
 
 
 class Operation(NamedTuple):
@@ -25,7 +25,10 @@ class Operation(NamedTuple):
 
 @contextmanager
 def operations() -> Iterator[list[Operation]]:
-    """Note the operations of a `with` block. Views are left out, since they run no kernel."""
+    """Note the operations of a `with` block.
+
+    Views, and the reading of one number, are left out, since they run no kernel.
+    """
     from torch import Tensor
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -44,7 +47,7 @@ def operations() -> Iterator[list[Operation]]:
             is_view = not func._schema.is_mutable and all(
                 t.untyped_storage()._cdata in places for t in made
             )
-            if is_view or func.overloadpacket.__name__.removesuffix("_strided").startswith(_FREE):
+            if is_view or func.overloadpacket.__name__.startswith(_FREE):
                 return out
             formula = formulas.get(func.overloadpacket)
             flops = formula(*args, **kwargs or {}, out_val=out) if formula else 0

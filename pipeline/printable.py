@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import TypeVar
 
+T = TypeVar("T")
 # Control codes, halves of surrogate pairs, line separators, and the codes that turn the direction
 # of a text, with which `gpj.exe` is shown as `exe.jpg`.
 _CODES = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
@@ -43,13 +45,15 @@ def without_secrets(text: str) -> str:
     return _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
-def csv_cell(text: object) -> str:
+def csv_cell(value: T) -> T | str:
     """Keep a text from being a formula in a spreadsheet, by an apostrophe in front of it.
 
-    >>> csv_cell("=1+2.png"), csv_cell("a.png")
-    ("'=1+2.png", 'a.png')
+    Numbers stay as they are.
+
+    >>> csv_cell("=1+2.png"), csv_cell("a.png"), csv_cell(-1.5)
+    ("'=1+2.png", 'a.png', -1.5)
     """
-    return f"'{text}" if _FORMULA.match(str(text)) else str(text)
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 class LogFormatter(logging.Formatter):

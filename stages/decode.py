@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,7 +12,7 @@ import pillow_heif
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.pixels import colours, containers, png, tiff
+from dhr_batch.stages.pixels import DAMAGE, colours, containers, png, tiff
 from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, stretched
 
@@ -23,11 +21,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF
 pillow_heif.register_heif_opener()
 MIN_SIDE = 16
 
-# Exceptions that Pillow's parsers raise for damaged files. Any other one is a bug of this module.
-_DAMAGE = (
-    ArithmeticError, AttributeError, AssertionError, EOFError, LookupError, NotImplementedError,
-    OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
-)  # fmt: skip
 _CUT = ("truncat", "eof", "unexpected end", "incomplete")
 _NOT_READ = (
     "unsupported", "not supported", "cannot handle", "not implemented", "image mode", "pixel mode",
@@ -93,7 +86,7 @@ def decode(data: bytes, max_megapixels: float = 64) -> tuple[np.ndarray, tuple[s
             pixels, notes = read(data, check)
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(error) from error
     return np.ascontiguousarray(pixels), tuple(notes)
 
@@ -161,7 +154,7 @@ def _unread(data: bytes, name: str) -> ImageError:
     try:
         with Image.OPEN[name][0](io.BytesIO(data), ""):
             return ImageError("damaged", about)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         found = _damaged(error)
         kind = found.error_class if found.error_class == "unsupported" else "damaged"
         return ImageError(kind, f"{about}: {found}")
@@ -261,7 +254,7 @@ def _is_16_bit(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DAMAGE:
+    except DAMAGE:
         # With broken metadata, the pixels are taken as they are stored.
         return 1
 
@@ -280,7 +273,7 @@ def _turned_note(orientation: int) -> str:
 def _frames(image: Image.Image) -> int:
     try:
         return int(getattr(image, "n_frames", 1))
-    except _DAMAGE:
+    except DAMAGE:
         # The first frame is decoded already; 0 stands for an unknown number of frames.
         return 0
 

@@ -336,8 +336,7 @@ def csv_images(boards: Sequence[Board]) -> str:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     buffer = io.StringIO()
-    safe = ([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    csv.writer(buffer, lineterminator="\n").writerows(safe)
+    csv.writer(buffer, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     return buffer.getvalue()
 
 

@@ -66,7 +66,7 @@ def _no_images(file: File, leaf: str, names: list[str | None]) -> DatasetError:
     if example is None:
         return DatasetError(
             file.location,
-            f"column {column!r} is empty in all rows, so there are no images",
+            f"column {column!r} is empty in all rows, so the file contains no images",
             "store the encoded images in it, or choose another column",
         )
     return DatasetError(
@@ -287,7 +287,7 @@ def _names(
         if not parquet_rows.is_name(kind):
             raise DatasetError(
                 location,
-                f"column {id_column!r} holds {kind}, which are no ids",
+                f"column {id_column!r} holds {kind}, and such values cannot be ids",
                 "choose a column of texts or whole numbers",
             )
         values = parquet_rows.texts(parquet, id_column, location)

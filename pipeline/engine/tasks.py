@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dhr_batch.pipeline.planning.plan import Shard
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """One request to a worker.
 
     Attributes:
@@ -24,9 +25,9 @@ class Task:
 
     worker: int
 
+    @abstractmethod
     def ask(self, handle: Any) -> Any:
         """Send the request to the actor of the worker and return Ray's future."""
-        raise NotImplementedError
 
 
 class Join(Task):

@@ -52,7 +52,7 @@ def write_report(
     source = Parts(connect(run))
     data = load(source)
     target, folder = _target(source.storage, data, out)
-    table = summaries.wide(data).map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    table = summaries.wide(data).map(csv_cell)
     table.columns = list(map(csv_cell, table.columns))
     target.write(f"{folder}metrics.csv", table.to_csv(index=False).encode())
     target.write(f"{folder}metrics.md", markdown(data).encode())

@@ -264,9 +264,6 @@ class Unpickler(pickle._Unpickler):
         elif not isinstance(target, Inert):
             raise Damaged(f"it adds items to a {type(target).__name__}")
 
-    def _marked(self) -> list[Any]:
-        return self.pop_mark()
-
     def _last(self, count: int) -> list[Any]:
         taken = self.stack[-count:]
         if len(taken) < count:
@@ -284,10 +281,10 @@ class Unpickler(pickle._Unpickler):
             raise Damaged(f"it changes a {type(target).__name__}")
 
     def _frozen(self) -> None:
-        self.append(frozenset(map(key, self._marked())))
+        self.append(frozenset(map(key, self.pop_mark())))
 
     def _dictionary(self) -> None:
-        items = self._marked()
+        items = self.pop_mark()
         self.append(Dict(zip(items[::2], items[1::2], strict=True)))
 
 
@@ -306,7 +303,7 @@ _CHANGED: dict[bytes, Callable[[Any], None]] = {
     pickle.FROZENSET: Unpickler._frozen,
     pickle.DICT: Unpickler._dictionary,
     **{
-        code: lambda reader: reader._into(reader._marked())
+        code: lambda reader: reader._into(reader.pop_mark())
         for code in (pickle.SETITEMS, pickle.APPENDS, pickle.ADDITEMS)
     },
 }

@@ -9,7 +9,7 @@ from itertools import islice
 from PIL import Image
 
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.pixels import colours
+from dhr_batch.stages.pixels import DAMAGE, colours
 from dhr_batch.stages.pixels.colours import Colours
 
 # Counting goes through all frames, and a small file may have half a million.
@@ -57,7 +57,7 @@ def camera_colours(image: Image.Image) -> Colours | None:
             exif.get_ifd(_INTEROP_TAG).get(1) == "R03"
             or exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG) == 2
         )
-    except Exception:
+    except DAMAGE:
         # Metadata that are broken do not decide about a picture.
         return None
     name = "Adobe RGB of the EXIF data"

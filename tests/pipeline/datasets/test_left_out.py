@@ -176,6 +176,18 @@ def test_subfolders_that_are_not_listed_are_counted(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- parts that cannot be read
 
 
+def fail_to_list(monkeypatch: pytest.MonkeyPatch, folder: str, error: OSError) -> None:
+    """Let folders whose path ends like this raise an error when they are listed."""
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith(folder):
+            raise error
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
 def test_an_unreadable_part_costs_only_itself_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,15 +196,8 @@ def test_an_unreadable_part_costs_only_itself_and_is_named(
     (root / "own.png").symlink_to("own.png")
     (root / "sub" / "up").symlink_to(root)
     os.mkfifo(root / "pipe.png")
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        # The tests may run as root, who may read everything.
-        if str(path).endswith("closed/"):
-            raise PermissionError(13, "Permission denied", path)
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    # The tests may run as root, who may read everything.
+    fail_to_list(monkeypatch, "closed/", PermissionError(13, "Permission denied"))
     ids, ignored = scan(root)
     assert ids == ["1.png", "sub/3.png"]
     loops = "Too many levels of symbolic links"
@@ -219,14 +224,7 @@ def test_a_file_system_that_is_away_is_no_unreadable_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = unpack(tmp_path / "photos", {"1.png": b"1", "sub/3.png": b"3"})
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        if str(path).endswith("sub/"):
-            raise OSError(116, "Stale file handle", path)
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    fail_to_list(monkeypatch, "sub/", OSError(116, "Stale file handle"))
     with pytest.raises(DatasetError, match="Stale file handle"):
         scan(root)
 
