@@ -150,7 +150,7 @@ def computed(levels: Mapping[str, Steps]) -> Iterator[Row]:
     Half of the cells are out-of-domain. Quality is not measured. Real features are smoother and
     take fewer bytes.
     """
-    from dhr_batch.stages.networks.stylegan2 import StyleGAN2, config_f
+    from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2, config_f
     from dhr_batch.stages.refine.dhr import HybridRefinement, smallest, tuned_weights
 
     net, draw = StyleGAN2(config_f(1024)), np.random.default_rng(0)

@@ -139,7 +139,7 @@ class Compared:
         from dhr_batch.stages.base import required
         from dhr_batch.stages.edit.scene import at_side, seen
         from dhr_batch.stages.motion import motion
-        from dhr_batch.stages.networks.face_parts import INDEX
+        from dhr_batch.stages.networks.parsers.face_parts import INDEX
         from dhr_batch.stages.refine.base import Refinement
 
         refinement = Refinement.of(record, self.context.device).expand(2)
@@ -182,7 +182,7 @@ class Compared:
 
         from dhr_batch.stages.measure.face_scores import effect_score, scores
         from dhr_batch.stages.measure.realism import realism
-        from dhr_batch.stages.networks.identity import Portrait
+        from dhr_batch.stages.networks.faces.identity import Portrait
 
         if self.landmarks is None or self.identity is None:
             return {}
@@ -214,7 +214,7 @@ def _skin(
     import numpy as np
 
     from dhr_batch.stages.motion import SIDE, carried
-    from dhr_batch.stages.networks.face_parts import INDEX
+    from dhr_batch.stages.networks.parsers.face_parts import INDEX
 
     skin = cv2.resize((labels == INDEX["face"]).astype(np.float32), (SIDE, SIDE))
     parts = []

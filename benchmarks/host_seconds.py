@@ -64,22 +64,22 @@ FIXED: dict[str, Any] = {
 PIECES = {
     "decode, shrink, crop": ["dhr_batch.stages.align.FFHQAlign.process"],
     "face detection": [
-        "dhr_batch.stages.networks.detect.Detector.detect",
-        "dhr_batch.stages.networks.detect.Detector.refine",
+        "dhr_batch.stages.networks.faces.detect.Detector.detect",
+        "dhr_batch.stages.networks.faces.detect.Detector.refine",
     ],
     "superpixels": ["dhr_batch.stages.segment.superpixels"],
-    "face parser": ["dhr_batch.stages.networks.parsing.LandmarkParser.parse"],
+    "face parser": ["dhr_batch.stages.networks.parsers.landmarks.LandmarkParser.parse"],
     "domain mask": ["dhr_batch.stages.segment.DomainSpecific.process"],
     "motion of edits": [
         "dhr_batch.stages.motion.motion",
         "dhr_batch.stages.measure.contours.contour_metrics",
     ],
     "landmarks": [
-        "dhr_batch.stages.networks.dlib_face.Landmarks68.locate",
-        "dhr_batch.stages.networks.dlib_face.Landmarks68.sees",
-        "dhr_batch.stages.networks.dlib_face.Landmarks68.find",
+        "dhr_batch.stages.networks.faces.dlib_face.Landmarks68.locate",
+        "dhr_batch.stages.networks.faces.dlib_face.Landmarks68.sees",
+        "dhr_batch.stages.networks.faces.dlib_face.Landmarks68.find",
     ],
-    "identity": ["dhr_batch.stages.networks.identity.Network.describe"],
+    "identity": ["dhr_batch.stages.networks.faces.identity.Network.describe"],
     "SSIM": [
         "dhr_batch.stages.measure.metrics.Reference.ssim_map",
         "dhr_batch.stages.measure.metrics.ssim",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from dhr_batch.stages.networks.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
 
 COLUMNS = ("picture", "photograph")
 RESAMPLED = 1000
@@ -169,7 +169,7 @@ def text(found: dict[str, Any]) -> str:
 @json_option
 def main(file_of_labels: Path, folder: Path, file: Path | None) -> None:
     from dhr_batch.pipeline.models import catalogue
-    from dhr_batch.stages.networks.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
 
     table = labels(file_of_labels)
     found = validate(

@@ -16,7 +16,7 @@ from dhr_batch.fitting.scoring import row
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import whole
 from dhr_batch.stages.edit.direction_files import digest
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context

@@ -40,8 +40,8 @@ from dhr_batch.fitting.distill_pairs import (
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.generators import cut, distilled_tensors, load_distilled
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.named import cut, distilled_tensors, load_distilled
 
 CHECKPOINT = "distill.pt"
 ABOUT = {"made_by": "dhr_batch.fitting.distill"}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dhr_batch.pipeline.files import whole
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 
 HELD_OUT = range(10_000_000, 10_000_064)

@@ -21,8 +21,8 @@ from dhr_batch.stages import registry
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
-    from dhr_batch.stages.networks.dlib_face import Landmarks68
-    from dhr_batch.stages.networks.generator import Generator
+    from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.generators.generator import Generator
 
 SHARD = 50
 POOLED = 4

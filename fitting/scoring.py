@@ -20,7 +20,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.stages import registry
 from dhr_batch.stages.measure.face_scores import LandmarkScores, Scorer
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context

@@ -35,10 +35,14 @@ from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed.optimise import face_region
-from dhr_batch.stages.networks.dlib_face import Landmarks68
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
-from dhr_batch.stages.networks.stylegan2_layouts import FORMAT, MAPPING_RATE, named_tensors
+from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators.stylegan2_layouts import (
+    FORMAT,
+    MAPPING_RATE,
+    named_tensors,
+)
 from dhr_batch.stages.tensors import tensor_to_images
 
 CHECKPOINT = "test_bed.pt"

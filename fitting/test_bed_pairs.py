@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dhr_batch.fitting.distill_pairs import codes, write_atomically
-from dhr_batch.stages.networks.mobilestylegan import STYLEGAN2_ROWS, MobileStyleGAN
+from dhr_batch.stages.networks.generators.mobilestylegan import STYLEGAN2_ROWS, MobileStyleGAN
 
 # Side of the cached images; smaller ones are made of them.
 SIZE = 128

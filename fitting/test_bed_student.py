@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 
 Params = Mapping[str, Tensor]
 

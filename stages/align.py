@@ -20,7 +20,7 @@ from dhr_batch.stages.ffhq import (
     quad_from_mtcnn,
     quad_from_points,
 )
-from dhr_batch.stages.networks.detect import Face
+from dhr_batch.stages.networks.faces.detect import Face
 
 __all__ = [
     "FFHQAlign", "crop", "quad_from_landmarks", "quad_from_mtcnn",

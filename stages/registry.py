@@ -50,10 +50,10 @@ TABLE: dict[str, dict[str, str]] = {
     "edit": {"directions": _S + "edit.directions:Directions"},
     "measure": {"standard": _S + "measure.standard:Standard"},
     "generator": {
-        "mobilestylegan-1024": _N + "generators:mobilestylegan_1024",
-        "mobilestylegan-256": _N + "generators:mobilestylegan_256",
-        "stylegan2-ffhq-1024": _N + "generators:stylegan2_ffhq_1024",
-        "stylegan2-test-bed": _N + "generators:stylegan2_test_bed",
+        "mobilestylegan-1024": _N + "generators.named:mobilestylegan_1024",
+        "mobilestylegan-256": _N + "generators.named:mobilestylegan_256",
+        "stylegan2-ffhq-1024": _N + "generators.named:stylegan2_ffhq_1024",
+        "stylegan2-test-bed": _N + "generators.named:stylegan2_test_bed",
         "tiny": _N + "tiny:generator",
     },
     "perceptual": {
@@ -68,13 +68,13 @@ TABLE: dict[str, dict[str, str]] = {
         "lpips_alex": _N + "perceptual:package_lpips_alex",
         "lpips_vgg": _N + "perceptual:package_lpips_vgg",
     },
-    "detector": {"mtcnn": _N + "detect:mtcnn"},
-    "landmarks": {"dlib68": _N + "dlib_face:landmarks68"},
+    "detector": {"mtcnn": _N + "faces.detect:mtcnn"},
+    "landmarks": {"dlib68": _N + "faces.dlib_face:landmarks68"},
     "identity": {
-        "dlib": _N + "dlib_face:identity",
-        "arcface": _N + "identity:arcface",
-        "curricularface": _N + "identity:curricularface",
-        "facenet": _N + "identity:facenet",
+        "dlib": _N + "faces.dlib_face:identity",
+        "arcface": _N + "faces.identity:arcface",
+        "curricularface": _N + "faces.identity:curricularface",
+        "facenet": _N + "faces.identity:facenet",
     },
     "scores": {
         "landmarks": _S + "measure.face_scores:LandmarkScores",
@@ -90,12 +90,12 @@ TABLE: dict[str, dict[str, str]] = {
         "tiny": _N + "features:tiny",
     },
     "parser": {
-        "landmarks": _N + "parsing:landmark_parser",
-        "landmarks+person": _N + "person:person_parser",
-        "bisenet": _N + "bisenet:bisenet",
-        "farl": _N + "farl:farl",
-        "segformer": _N + "segformer:segformer",
-        "none": _N + "parsing:no_parser",
+        "landmarks": _N + "parsers.landmarks:landmark_parser",
+        "landmarks+person": _N + "parsers.person:person_parser",
+        "bisenet": _N + "parsers.bisenet:bisenet",
+        "farl": _N + "parsers.farl:farl",
+        "segformer": _N + "parsers.segformer:segformer",
+        "none": _N + "parsers.landmarks:no_parser",
     },
 }
 
@@ -179,7 +179,7 @@ def lookup(family: str, name: str) -> Any:
         UnknownName: There is no such member, or it cannot be imported.
     """
     if family == "generator" and name.endswith(GENERATOR_FILE):
-        return partial(import_module(_N + "generators").from_file, Path(name))
+        return partial(import_module(_N + "generators.named").from_file, Path(name))
     if ":" in name:
         return _outside(family, name)
     if name not in TABLE[family]:

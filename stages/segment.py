@@ -28,11 +28,11 @@ from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.embed import projection
 from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise, spread
-from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.networks.parsing import Parser
+from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
+from dhr_batch.stages.networks.parsers.landmarks import Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.tensors import downsample, images_to_tensor
 

@@ -169,7 +169,7 @@ def _seeded(make: Callable[[], Any]) -> Mapping[str, Any]:
 def _encoder(**layout: Any) -> dict[str, Any]:
     import torch
 
-    from dhr_batch.stages.networks.encoders import Encoder
+    from dhr_batch.stages.networks.encoders.psp import Encoder
 
     state = _seeded(lambda: Encoder(width=8, heads=ROWS, **layout))
     named = {f"encoder.{key}": value for key, value in state.items()}
@@ -183,7 +183,7 @@ def _farl() -> Any:
     """
     import torch
 
-    from dhr_batch.stages.networks.face_parts import INDEX
+    from dhr_batch.stages.networks.parsers.face_parts import INDEX
 
     facts = json.loads((HERE / "golden" / "farl_448_narrow.json").read_text("utf-8"))
     state = {}

@@ -38,8 +38,9 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config
 from dhr_batch.stages.edit import direction_files
-from dhr_batch.stages.networks import checkpoints, stylegan2_layouts, weight_files
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.files import checkpoints, weight_files
+from dhr_batch.stages.networks.generators import stylegan2_layouts
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 
 MOST_SECONDS, MOST_BYTES = 10, 500e6
 NAME = "it.png"

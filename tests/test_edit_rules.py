@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dhr_batch.benchmarks import edit_rules
 from dhr_batch.stages.motion import SIDE, Motion
-from dhr_batch.stages.networks.face_parts import INDEX
+from dhr_batch.stages.networks.parsers.face_parts import INDEX
 
 
 def test_rules_are_compared_on_faces_whose_edits_are_known(tmp_path: Path) -> None:

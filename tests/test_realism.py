@@ -41,7 +41,7 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def test_values_are_compared_with_each_viewer(labelled, monkeypatch):
-    monkeypatch.setattr("dhr_batch.stages.networks.dlib_face.Landmarks68", Faces)
+    monkeypatch.setattr("dhr_batch.stages.networks.faces.dlib_face.Landmarks68", Faces)
     monkeypatch.setattr("dhr_batch.pipeline.models.catalogue.path", lambda name: Path(name))
     file = labelled / "found.json"
     words = [str(labelled / "labels.tsv"), str(labelled), "--json", str(file)]

@@ -213,7 +213,7 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
       dhr-batch models convert ffhq.pkl
       dhr-batch run --dataset ~/photos --set generator=ffhq.safetensors
     """
-    from dhr_batch.stages.networks.stylegan2_layouts import convert as convert_file
+    from dhr_batch.stages.networks.generators.stylegan2_layouts import convert as convert_file
 
     out = out or file.with_suffix(".safetensors")
     if out.suffix != ".safetensors":

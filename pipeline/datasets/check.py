@@ -19,7 +19,7 @@ from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import decode
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.networks.detect import Detector
+    from dhr_batch.stages.networks.faces.detect import Detector
 
 # The eyes of an FFHQ crop are at most this fraction of the side away from where FFHQ's alignment
 # puts them.
@@ -175,7 +175,7 @@ def _detector(result: DatasetCheck) -> Detector | None:
         message = f"the alignment of the faces is not checked: {error}"
         result.noted.append(Finding(kind="unchecked", message=message))
         return None
-    from dhr_batch.stages.networks.detect import Detector
+    from dhr_batch.stages.networks.faces.detect import Detector
 
     return Detector("cpu")
 

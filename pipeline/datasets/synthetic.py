@@ -20,7 +20,7 @@ from dhr_batch.pipeline.storage.locations import is_url
 from dhr_batch.pipeline.storage.ownership import SYNTHETIC, Owned
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Truth
-from dhr_batch.stages.networks.face_parts import FACE_CLASSES
+from dhr_batch.stages.networks.parsers.face_parts import FACE_CLASSES
 
 if TYPE_CHECKING:
     from dhr_batch.stages.occluders import Occluded

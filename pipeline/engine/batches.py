@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dhr_batch.stages.base import Record, Stage
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.networks.generator import Generator
+    from dhr_batch.stages.networks.generators.generator import Generator
 
 ON_CPU = 4
 # Larger batches are not faster on a GPU, and a failure costs more.
@@ -63,7 +63,7 @@ def measured(
     import numpy as np
     import torch
 
-    from dhr_batch.stages.networks.generator import STYLE_WIDTH
+    from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH
     from dhr_batch.stages.tensors import tensor_to_images
 
     z = torch.randn(1, STYLE_WIDTH, generator=torch.Generator().manual_seed(0))

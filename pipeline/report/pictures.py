@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.stages.networks.face_parts import FACE_CLASSES
+from dhr_batch.stages.networks.parsers.face_parts import FACE_CLASSES
 
 
 def decode(data: bytes, what: str) -> Image.Image:

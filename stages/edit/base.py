@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dhr_batch.stages.networks.generator import Generator
+    from dhr_batch.stages.networks.generators.generator import Generator
 
 # Offsets of the styles of layers, `LAYER.style` -> [B, C].
 Styles = Mapping[str, "Tensor"]

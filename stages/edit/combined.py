@@ -13,7 +13,7 @@ from dhr_batch.stages.edit.base import Edit, Step, Styles
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dhr_batch.stages.networks.generator import Generator
+    from dhr_batch.stages.networks.generators.generator import Generator
 
 
 class Combined(Edit):

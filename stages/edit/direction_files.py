@@ -138,7 +138,7 @@ def _listed(names: Sequence[str]) -> str:
 def _read_torch(path: Path, key: str) -> Any:
     import torch
 
-    from dhr_batch.stages.networks import checkpoints
+    from dhr_batch.stages.networks.files import checkpoints
 
     value = checkpoints.read(path, mapped=True)
     if isinstance(value, checkpoints.Inert):

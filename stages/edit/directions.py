@@ -28,9 +28,9 @@ from dhr_batch.stages.edit.scene import Draft, Follow, Scene
 from dhr_batch.stages.edit.turning import SCORER, Turning
 from dhr_batch.stages.edit.vectors import DirectionOptions
 from dhr_batch.stages.measure.contours import contour_metrics
-from dhr_batch.stages.networks.dlib_face import frontal_faces
-from dhr_batch.stages.networks.face_parts import INDEX
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.faces.dlib_face import frontal_faces
+from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
 from dhr_batch.stages.tensors import feature_mask, tensor_to_images

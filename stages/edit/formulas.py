@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dhr_batch.stages.networks.generator import Generator
+    from dhr_batch.stages.networks.generators.generator import Generator
 
 STYLE_WIDTH = 512
 

@@ -21,8 +21,8 @@ from dhr_batch.stages.edit import array_files
 from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
 from dhr_batch.stages.edit.direction_files import DAMAGED, STYLE_WIDTH, DirectionError, digest
 from dhr_batch.stages.edit.formulas import PrincipalComponents, ganspace, ganspace_coordinate
-from dhr_batch.stages.networks import checkpoints, weight_files
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.files import checkpoints, weight_files
+from dhr_batch.stages.networks.generators.generator import Generator
 
 # Rows of the published code, that of StyleGAN2 at 1024 px.
 PUBLISHED_ROWS = 18

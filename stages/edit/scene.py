@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dhr_batch.stages.motion import SIDE, Motion, motion
-from dhr_batch.stages.networks.generator import Delta, Generator
+from dhr_batch.stages.networks.generators.generator import Delta, Generator
 from dhr_batch.stages.tensors import downsample, tensor_to_images
 
 Follow = Literal["layers", "warp", "none"]

@@ -27,7 +27,7 @@ from dhr_batch.stages.edit.stylespace import (
     read_std,
     style_widths,
 )
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 
 FEATURES = 512
 RELEVANCE, DEVIATIONS = "styleclip-fs3", "styleclip-std"

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
 from dhr_batch.stages.edit.direction_files import DirectionError, digest
-from dhr_batch.stages.networks import checkpoints
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.files import checkpoints
+from dhr_batch.stages.networks.generators.generator import Generator
 
 # Widths of the styles of StyleGAN2 at 1024 px in the published order: the first convolution and its
 # image layer, then two convolutions and the image layer of each size. Image layers are 1, 4, 7, ...

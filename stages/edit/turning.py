@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.edit.base import Edit, Made, Move, Styles
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from dhr_batch.stages.measure.face_scores import Scorer
-    from dhr_batch.stages.networks.generator import Generator
+    from dhr_batch.stages.networks.generators.generator import Generator
 
 # The scorer that measures the pose, and its score for each direction.
 SCORER = "mesh"

@@ -13,7 +13,7 @@ from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
 from dhr_batch.stages.edit.direction_files import Direction, DirectionError, resolve
 from dhr_batch.stages.edit.formulas import interfacegan
 from dhr_batch.stages.edit.turning import AXES, SCORER, Turn
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.registry import MODELS
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, required
 from dhr_batch.stages.device import mixed_precision
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.transfers import to_host
 from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 

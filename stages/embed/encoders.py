@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed.base import Embedder
-from dhr_batch.stages.networks import encoders, style_transformer
-from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.networks.encoders import psp as encoders
+from dhr_batch.stages.networks.encoders import style_transformer
+from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import downsample
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.base import Embedder
-from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.tensors import downsample
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
 
 LATENT_NOISE, LATENT_NOISE_END = 0.05, 0.75

@@ -16,7 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
-    from dhr_batch.stages.networks.identity import Portrait
+    from dhr_batch.stages.networks.faces.identity import Portrait
 
 NAMES = (
     "smile",

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from dhr_batch.stages.networks.face_parts import INDEX
-from dhr_batch.stages.networks.parsing import WORK_SIZE, parse_face
+from dhr_batch.stages.networks.parsers.face_parts import INDEX
+from dhr_batch.stages.networks.parsers.landmarks import WORK_SIZE, parse_face
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
-    from dhr_batch.stages.networks.identity import Portrait
+    from dhr_batch.stages.networks.faces.identity import Portrait
 
 # Pixels of a class below which nothing is said about it.
 _FEWEST = 100
@@ -28,8 +28,8 @@ class Hair:
     - ``stubble``: by how much the skin below the nose is darker than that between eyes and nose, as
       difference of their median lightness L*. Shade counts as well, so compare it within one face.
 
-    The picture is parsed by the landmarks and by colour (`networks.parsing`), whichever parser a
-    run uses.
+    The picture is parsed by the landmarks and by colour (`networks.parsers.landmarks`), whichever
+    parser a run uses.
     """
 
     label = "hair (landmarks parser)"

@@ -14,13 +14,13 @@ import dlib
 import numpy as np
 import torch
 
-from dhr_batch.stages.networks import xceptions
+from dhr_batch.stages.networks.faces import xceptions
 from dhr_batch.stages.networks.small_nets import SmallNet
 from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import Context
-    from dhr_batch.stages.networks.identity import Portrait
+    from dhr_batch.stages.networks.faces.identity import Portrait
 
 # Mean colour and range of the pixels for `AgeGender`.
 _MEAN, _RANGE = np.array([122.782, 117.001, 104.298], np.float32), 256.0

@@ -43,15 +43,15 @@ from dhr_batch.stages.measure.truth import (
     mask_values,
     truth_parts,
 )
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
 from dhr_batch.stages.networks.transfers import to_device
 from dhr_batch.stages.tensors import to_unit
 
 if TYPE_CHECKING:
     from dhr_batch.stages.measure.face_scores import Scorer
-    from dhr_batch.stages.networks.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
+    from dhr_batch.stages.networks.faces.identity import Identity
     from dhr_batch.stages.networks.features import Extractor
-    from dhr_batch.stages.networks.identity import Identity
     from dhr_batch.stages.networks.perceptual import PackageLPIPS, Perceptual
 
 RECONSTRUCTIONS = ("inverted", "refined")
@@ -94,8 +94,8 @@ class Standard(Stage):
     - ``score_<name>`` (`face_scores.Scorer`) exists for the stage ``source`` as well. The scores of
       an edited picture are also in `EditedImage.effect`.
     - ``identity_<network>_cosine`` is the cosine of the descriptors of source and render, each
-      cropped as its network requires (`networks.identity`). For dlib, there is also the Euclidean
-      distance ``identity_dlib_distance``, which is below 0.6 for the same person.
+      cropped as its network requires (`networks.faces.identity`). For dlib, there is also the
+      Euclidean distance ``identity_dlib_distance``, which is below 0.6 for the same person.
     - ``truth_<name>`` compares with the ground truth of a synthetic picture (`truth`).
 
     The landmarks of all pictures of a record are searched in the face box of the source. The

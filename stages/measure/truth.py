@@ -9,7 +9,7 @@ import torch
 
 from dhr_batch.stages.base import Truth
 from dhr_batch.stages.measure.metrics import MIN_SHARE, Part, shrink, shrink_mask
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.occluders import soft_extent
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dhr_batch.stages.networks import checkpoints, weight_files
+from dhr_batch.stages.networks.files import checkpoints, weight_files
 
 WIDTH, HEADS, LAYERS = 512, 8, 12
 CONTEXT, WORDS = 77, 49408

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.networks import weight_files
+from dhr_batch.stages.networks.files import weight_files
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.transfers import to_device
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 
 if TYPE_CHECKING:

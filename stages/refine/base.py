@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
 from dhr_batch.stages.device import full_precision, mixed_precision
-from dhr_batch.stages.networks.generator import Generator, replace_feature
+from dhr_batch.stages.networks.generators.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.tensors import (

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import StageOptions
 from dhr_batch.stages.embed.optimise import ramp
-from dhr_batch.stages.networks.generator import Generator, replace_feature
+from dhr_batch.stages.networks.generators.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared
 from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels, rms, scales

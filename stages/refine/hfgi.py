@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, StageOptions
-from dhr_batch.stages.networks import hfgi
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.encoders import hfgi
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine.base import Refinement, Refiner
 from dhr_batch.stages.tensors import downsample
 

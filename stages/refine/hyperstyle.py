@@ -8,8 +8,8 @@ each pass adds to them:
 
 Nothing is optimised. An edit is rendered with the same factors. What is stored is not S, 66 MB of
 an image for the published network, but the sum of the codes from which its last layers make S, and
-the number of passes, 28.7 kB (`networks.hyperstyle`). The picture of a run is rendered from these
-as well.
+the number of passes, 28.7 kB (`networks.encoders.hyperstyle`). The picture of a run is rendered
+from these as well.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.embed.encoders import encoder_input
-from dhr_batch.stages.networks import hyperstyle
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.encoders import hyperstyle
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine.base import Refinement, Refiner
 from dhr_batch.stages.registry import InvalidInput
 

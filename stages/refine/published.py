@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.networks.generator import replace_feature
+from dhr_batch.stages.networks.generators.generator import replace_feature
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared, synthesis_weights
 from dhr_batch.stages.refine.dhr import LossOptions, MaskedLoss
 

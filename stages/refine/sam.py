@@ -29,10 +29,10 @@ from torch import Tensor
 from dhr_batch.stages.base import Context, StageOptions
 from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.projection import learning_rate
-from dhr_batch.stages.networks import deeplab
-from dhr_batch.stages.networks.face_parts import CLASSES, FACE_CLASSES, INDEX
-from dhr_batch.stages.networks.generator import STYLE_WIDTH, Generator, Place
-from dhr_batch.stages.networks.parsing import Parser
+from dhr_batch.stages.networks.encoders import deeplab
+from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator, Place
+from dhr_batch.stages.networks.parsers.face_parts import CLASSES, FACE_CLASSES, INDEX
+from dhr_batch.stages.networks.parsers.landmarks import Parser
 from dhr_batch.stages.refine.base import LossRefiner, Refinement
 from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images

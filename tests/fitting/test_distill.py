@@ -14,8 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from dhr_batch.fitting import distill, distill_pairs
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.generators import cut, distilled_tensors, load_distilled
-from dhr_batch.stages.networks.mobilestylegan import FFHQ_CHANNELS, MobileStyleGAN, inverse_haar
+from dhr_batch.stages.networks.generators.mobilestylegan import (
+    FFHQ_CHANNELS,
+    MobileStyleGAN,
+    inverse_haar,
+)
+from dhr_batch.stages.networks.generators.named import cut, distilled_tensors, load_distilled
 
 Models = Callable[[str], Path]
 

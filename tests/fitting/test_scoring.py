@@ -14,7 +14,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.edit.direction_files import read
 from dhr_batch.stages.measure.face_scores import scores as face_scores
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
 from dhr_batch.stages.registry import UnknownName
 from dhr_batch.stages.tensors import tensor_to_images
 from dhr_batch.tests.fitting.colours import Colours

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
+from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 
 
 class Disc:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dhr_batch.pipeline.tables.codec import Steps
 from dhr_batch.stages.base import Record, required
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 
 
 def noisy(record: Record, generator: Generator, steps: Steps) -> Record:

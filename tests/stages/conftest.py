@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.encoders import Encoder
+from dhr_batch.stages.networks.encoders.psp import Encoder
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.tests import filled
 from dhr_batch.tests.awkward import write_awkward_folder

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dhr_batch.stages.networks.encoders import Encoder, WEncoder
-from dhr_batch.stages.networks.hfgi import ALIGNER, CONSULTATION, Aligner, Consultation
-from dhr_batch.stages.networks.hyperstyle import CodePredictor, FactorLayers
-from dhr_batch.stages.networks.style_transformer import StyleTransformer
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
-from dhr_batch.stages.networks.stylegan2_layouts import named_tensors
+from dhr_batch.stages.networks.encoders.hfgi import ALIGNER, CONSULTATION, Aligner, Consultation
+from dhr_batch.stages.networks.encoders.hyperstyle import CodePredictor, FactorLayers
+from dhr_batch.stages.networks.encoders.psp import Encoder, WEncoder
+from dhr_batch.stages.networks.encoders.style_transformer import StyleTransformer
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators.stylegan2_layouts import named_tensors
 
 Checkpoint = dict[str, Any]
 

@@ -15,17 +15,14 @@ from facenet_pytorch import InceptionResnetV1
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.networks import (
-    bisenet,
-    features,
-    identity,
-    segformer,
-    stylegan2_layouts,
-)
-from dhr_batch.stages.networks.detect import Face
-from dhr_batch.stages.networks.dlib_face import DlibIdentity
-from dhr_batch.stages.networks.dlib_resnet import DlibResNet
-from dhr_batch.stages.networks.identity import IRBackbone, Portrait
+from dhr_batch.stages.networks import features
+from dhr_batch.stages.networks.faces import identity
+from dhr_batch.stages.networks.faces.detect import Face
+from dhr_batch.stages.networks.faces.dlib_face import DlibIdentity
+from dhr_batch.stages.networks.faces.dlib_resnet import DlibResNet
+from dhr_batch.stages.networks.faces.identity import IRBackbone, Portrait
+from dhr_batch.stages.networks.generators import stylegan2_layouts
+from dhr_batch.stages.networks.parsers import bisenet, segformer
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 from dhr_batch.tests import filled, pretended_cuda

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 
 
 def generators() -> dict[str, Generator]:

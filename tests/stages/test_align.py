@@ -13,7 +13,7 @@ from PIL import Image
 from dhr_batch.stages import align, ffhq
 from dhr_batch.stages.align import FFHQAlign
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.networks.detect import Detector, Face
+from dhr_batch.stages.networks.faces.detect import Detector, Face
 
 SIZE = 128
 

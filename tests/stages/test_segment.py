@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.networks.face_parts import INDEX
+from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.segment import (
     NO_FACE_NOTE,
     DomainSpecific,

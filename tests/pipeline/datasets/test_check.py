@@ -17,7 +17,7 @@ from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import check as module
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.stages import ffhq
-from dhr_batch.stages.networks.detect import Detector
+from dhr_batch.stages.networks.faces.detect import Detector
 
 EYE_SHIFT = module.eye_shift
 

@@ -23,8 +23,8 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.stages.base import required
 from dhr_batch.stages.edit.rerender import Rerender
-from dhr_batch.stages.networks import stylegan2_layouts
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators import stylegan2_layouts
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.tests.pipeline.noise import noisy
 
 IDS = ["astronaut.png", "sub/gespiegelt ä.jpg"]

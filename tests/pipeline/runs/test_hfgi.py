@@ -19,7 +19,7 @@ from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.stages.networks import stylegan2_layouts
+from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.tests.stages import narrow
 from dhr_batch.tests.stages.edit.test_ganspace import components
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dhr_batch
-from dhr_batch.stages.networks import stylegan2_layouts as layouts
+from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
 from dhr_batch.tests.pipeline.conftest import picture
 from dhr_batch.tests.stages import narrow
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
-from dhr_batch.stages.networks.generator import replace_feature
+from dhr_batch.stages.networks.generators.generator import replace_feature
 from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
 
 

@@ -15,8 +15,8 @@ from dhr_batch.stages.edit.direction_files import DirectionError, settings_of, s
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.ganspace import read
 from dhr_batch.stages.edit.rerender import Rerender
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.tensors import tensor_to_images
 
 

@@ -16,10 +16,10 @@ from dhr_batch.stages.base import CONTOURS, Context, Record
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
-from dhr_batch.stages.networks.dlib_face import FrontalFaces
-from dhr_batch.stages.networks.generator import Generator
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.faces.dlib_face import FrontalFaces
+from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.tiny import fill
 
 

@@ -14,7 +14,7 @@ from dhr_batch.stages.embed.encoders import (
     encoder_input,
     row_table,
 )
-from dhr_batch.stages.networks.mobilestylegan import (
+from dhr_batch.stages.networks.generators.mobilestylegan import (
     FFHQ_CHANNELS,
     STYLEGAN2_ROWS,
     MobileStyleGAN,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed.optimise import OptimiseW, OptimiseWPlus, spread
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.tests.stages import rewritten
 
 MEMBERS = {

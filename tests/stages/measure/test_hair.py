@@ -7,8 +7,8 @@ import pytest
 
 from dhr_batch.stages.measure import hair
 from dhr_batch.stages.measure.hair import Hair
-from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
+from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 
 
 def landmarks(side: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.measure import judges
-from dhr_batch.stages.networks.identity import Portrait
+from dhr_batch.stages.networks.faces.identity import Portrait
 
 SCORERS = ("age-gender", "expression", "face-api", "mesh")
 

@@ -20,7 +20,7 @@ from dhr_batch.stages.measure.truth import (
     truth_parts,
     visible_face,
 )
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 
 SIZE = 32
 

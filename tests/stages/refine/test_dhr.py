@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dhr_batch.stages.base import Context, Record
-from dhr_batch.stages.networks import stylegan2_layouts
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators import stylegan2_layouts
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import dhr
 from dhr_batch.stages.refine.base import NoRefinement, render
 from dhr_batch.stages.refine.dhr import HybridRefinement, tuned_weights

@@ -1,6 +1,6 @@
 """HFGI: what is stored, how pictures and edits are rendered from it, and what is refused.
 
-The networks themselves are compared with the published code in `networks/test_hfgi`.
+The networks themselves are compared with the published code in `networks/encoders/test_hfgi`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks import encoders, hfgi
+from dhr_batch.stages.networks.encoders import hfgi
+from dhr_batch.stages.networks.encoders import psp as encoders
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.hfgi import ResidualConditions
 from dhr_batch.stages.registry import InvalidInput

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks import stylegan2_layouts as layouts
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.hyperstyle import HyperStyle
 from dhr_batch.tests.stages import narrow

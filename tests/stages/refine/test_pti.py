@@ -118,7 +118,9 @@ RECORDED = {
 
 def test_steps_equal_published(golden, fill, monkeypatch):
     reason = "needs the StyleGAN2 generator"
-    layouts = pytest.importorskip("dhr_batch.stages.networks.stylegan2_layouts", reason=reason)
+    layouts = pytest.importorskip(
+        "dhr_batch.stages.networks.generators.stylegan2_layouts", reason=reason
+    )
     facts = json.loads((golden / "pti_trace.json").read_text())
     arrays = np.load(golden / "pti_trace.npz")
     rules = facts["fill_rules"]

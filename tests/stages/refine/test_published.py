@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed import projection
-from dhr_batch.stages.networks import stylegan2_layouts as layouts
 from dhr_batch.stages.networks import tiny
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine import dhr
 from dhr_batch.stages.refine.base import Refinement, render
 from dhr_batch.stages.refine.published import PublishedRefinement

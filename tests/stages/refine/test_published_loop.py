@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages.networks import stylegan2_layouts as layouts
+from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine import dhr
 from dhr_batch.stages.refine.published import PublishedRefinement

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks import bisenet, tiny
-from dhr_batch.stages.networks.face_parts import CLASSES, INDEX
-from dhr_batch.stages.networks.mobilestylegan import MobileStyleGAN
-from dhr_batch.stages.networks.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks import tiny
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.networks.parsers import bisenet
+from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 from dhr_batch.stages.refine import sam
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.sam import ORDER, SIZES, SpatiallyAdaptive

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
-from dhr_batch.stages.networks.generator import Generator
+from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.refine.ablations import FeatureModulation, WeightModulation
 from dhr_batch.stages.refine.base import Refinement, render
 from dhr_batch.stages.refine.dhr import HybridRefinement, tuned_weights

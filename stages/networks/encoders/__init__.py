@@ -1,0 +1,1 @@
+"""Networks of published inversion methods that map a photograph to codes, weights or masks."""

@@ -1,0 +1,1 @@
+"""Detection, landmarks, recognition and judges of faces."""

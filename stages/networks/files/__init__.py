@@ -1,0 +1,1 @@
+"""Weight files that others have published, read without running code in them."""

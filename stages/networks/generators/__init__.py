@@ -1,0 +1,1 @@
+"""Generators behind one interface: named weights, codes in W and W+, taps on features."""

@@ -1,0 +1,1 @@
+"""Face parsers: class probabilities of every pixel, in the order of CelebAMask-HQ."""
