@@ -210,14 +210,14 @@ def text(result: dict[str, Any]) -> str:
     "--host-seconds",
     "hosts",
     nargs=2,
-    default=(1.0, 1.2),
+    default=(1.0, 2.0),
     show_default=True,
     help="CPU seconds of the host per image at 256 and 1024 px.",
 )
 @click.option(
     "--thread-share",
     "share",
-    default=0.4,
+    default=0.3,
     show_default=True,
     help="Share of the CPU seconds that the busiest thread takes, `measure`.",
 )

@@ -102,7 +102,7 @@ class Behind(Generic[T]):
 def together(work: Callable[[S], T], items: Sequence[S], limit: int) -> list[T]:
     """Call `work` on all items in up to `limit` threads, and return the results in order.
 
-    Meant for requests: the threads are daemons, so a request that never returns does not keep the
+    The threads are daemons, so a request that never returns does not keep the
     process alive.
 
     Raises:

@@ -20,10 +20,14 @@ from dhr_batch.pipeline.runs.manifests import FailedImage, FileFacts, Manifest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import Row, rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.threads import together
 from dhr_batch.stages import failures
 from dhr_batch.stages.base import Record
 
 log = logging.getLogger(__name__)
+
+# Threads that encode the images of a batch. At 1024 px one would be the slowest thread of a worker.
+ENCODERS = 2
 
 
 class Attempt:
@@ -59,8 +63,7 @@ class Attempt:
             OSError: If the disk is full or cannot be written.
         """
         failed = []
-        for record in records:
-            record, tables = self._rows(record)
+        for record, tables in together(self._rows, records, ENCODERS):
             for table, rows in tables.items():
                 self._files[table].append(rows)
             if record.failure is not None:
