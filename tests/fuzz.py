@@ -78,7 +78,8 @@ def yaml_seeds() -> list[bytes]:
         "name: x\nrole: r\nsource: {kind: file, path: ~/x}\n",
         "a: !!binary aGk=\nb: !!set {c}\n",
     ]
-    return [text.encode() for text in texts] + ["name: mine\n".encode("utf-16")]
+    model = Path(catalogue.__file__).parents[2] / "configs/models/arcface-irse50.yaml"
+    return [text.encode() for text in texts] + ["name: mine\n".encode("utf-16"), model.read_bytes()]
 
 
 def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -316,9 +317,12 @@ def fuzz(reader: Reader, examples: int, folder: Path) -> dict[str, float]:
     )
     @given(st.sampled_from(range(len(reader.seeds))), st.lists(EDITS, max_size=4))
     def run(number: int, edits: Any) -> None:
+        read(reader.wrap(damaged(reader.seeds[number], edits)))
+
+    def read(content: bytes) -> None:
         nonlocal slowest, longest
         file = folder / f"{time.monotonic_ns()}{reader.suffix}"
-        file.write_bytes(reader.wrap(damaged(reader.seeds[number], edits)))
+        file.write_bytes(content)
         start = time.process_time()
         signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
         try:
@@ -332,7 +336,11 @@ def fuzz(reader: Reader, examples: int, folder: Path) -> dict[str, float]:
             file.unlink()
         slowest = max(slowest, time.process_time() - start)
 
+    for seed in reader.seeds:
+        read(reader.wrap(seed))
+    assert counts["read"], "no undamaged file is read"
     run()
+    assert counts["refused"], "no damaged file is refused"
     assert longest < 4000
     return {**counts, "slowest_s": round(slowest, 3)}
 
