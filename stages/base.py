@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -210,6 +210,8 @@ class Record:
 
 
 _T = TypeVar("_T")
+# Told how far a stage is with a batch: its family, the number of steps done, and of all steps.
+Told = Callable[[str, int, int], None]
 
 
 def required(value: _T | None) -> _T:
@@ -257,6 +259,10 @@ class Context:
         refine: Settings of the stage `refine` of the run, with `name`.
         edit: Settings of the stage `edit` of the run that pictures are rendered again with.
         precision: Precision of the run (see `device`). The flags of the process are not set by it.
+        progress: Called by stages after each step of a batch, with the family of the stage, the
+            number of steps that are done and the number of all steps. Stages without steps, such
+            as a single pass of a network, do not call it. It must return at once: on a GPU, a wait
+            would hold up the device.
     """
 
     device: str
@@ -267,6 +273,7 @@ class Context:
     refine: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
     edit: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
+    progress: Told = lambda family, step, steps: None
     _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def network(self, family: str, name: str) -> Any:
@@ -349,6 +356,21 @@ class Stage(ABC):
                 for name in [chosen] if isinstance(chosen, str) else chosen:
                     found.update(registry.MODELS.get((family, name), ()))
         return found
+
+    def counted(
+        self, items: Sequence[_T], before: int = 0, total: int | None = None
+    ) -> Iterator[_T]:
+        """Yield the items of a loop, and tell `Context.progress` after each how many are done.
+
+        Args:
+            items: Optimisation steps, records, or anything else that takes about equal time.
+            before: The number of steps of the stage before this loop.
+            total: The number of steps of the stage; by default, this loop is all of them.
+        """
+        total = len(items) if total is None else total
+        for done, item in enumerate(items, before + 1):
+            yield item
+            self.context.progress(self.family, done, total)
 
     @abstractmethod
     def process(self, records: Sequence[Record]) -> list[Record]:

@@ -12,9 +12,9 @@ content belongs to a face, are in-domain; everything else is out-of-domain. For 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, Literal
 
 import cv2
@@ -309,7 +309,9 @@ class DomainSpecific(Stage):
 
     def process(self, records: Sequence[Record]) -> list[Record]:
         deltas = self.errors(records) if self.options.error else [None] * len(records)
-        return [self._segment(*pair) for pair in zip(records, deltas, strict=True)]
+        steps, pairs = self._steps, [*zip(records, deltas, strict=True)]
+        counted = self.counted(pairs, steps, steps + len(pairs))
+        return [self._segment(*pair) for pair in counted]
 
     def errors(self, records: Sequence[Record]) -> list[list[np.ndarray]]:
         """Return the error maps of each record, finest first, float32 [h_l, w_l]."""
@@ -327,6 +329,15 @@ class DomainSpecific(Stage):
         size = self.options.error_size
         found = error_maps(self.perceptual, downsample(renders, size), downsample(images, size))
         return [maps[: self.options.error_layers] for maps in found]
+
+    @property
+    def _steps(self) -> int:
+        """The number of steps before the images of a batch are segmented one by one."""
+        coarse = self.options.error and self.options.source in ("coarse", "projection")
+        return self.options.coarse_steps if coarse else 0
+
+    def _coarsely(self, images: torch.Tensor) -> Callable[[range], Iterator[int]]:
+        return partial(self.counted, total=self._steps + len(images))
 
     def _set_up_projection(self) -> None:
         if not isinstance(self.generator, StyleGAN2):
@@ -359,7 +370,7 @@ class DomainSpecific(Stage):
             w_mean=self.w_mean,
             w_std=self.w_std,
         )
-        for _ in range(self.options.coarse_steps):
+        for _ in self._coarsely(images)(range(self.options.coarse_steps)):
             run.step()
         return run.render
 
@@ -372,7 +383,8 @@ class DomainSpecific(Stage):
             pixel_weight=0.0,
             unit=self._unit,
         )
-        ws = optimise(self.generator, self.perceptual, images, start, settings)
+        counted = self._coarsely(images)
+        ws = optimise(self.generator, self.perceptual, images, start, settings, counted=counted)
         with torch.no_grad():
             return self.generator.synthesize(ws)
 

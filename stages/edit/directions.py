@@ -119,7 +119,7 @@ class Directions(Stage):
         return self._at_once > 0
 
     def process(self, records: Sequence[Record]) -> list[Record]:
-        return [self._edit(record) for record in records]
+        return [self._edit(record) for record in self.counted(records)]
 
     @torch.inference_mode()
     def _edit(self, record: Record) -> Record:

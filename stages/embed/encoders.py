@@ -125,7 +125,7 @@ class _ReStyle(_Encoder):
     def embed(self, images: Tensor) -> Tensor:
         target = encoder_input(images)
         rows = self.mean.expand(len(images), -1, -1)
-        for _ in range(self.options.steps):
+        for _ in self.counted(range(self.options.steps)):
             render = encoder_input(self.generator.synthesize(self.codes(rows)))
             rows = rows + self.encoder(torch.cat([target, render], 1))
         return self.codes(rows)

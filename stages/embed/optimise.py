@@ -7,7 +7,9 @@ and whose modulations are half as strong, gives the same renders.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -105,6 +107,7 @@ def optimise(
     start: Tensor,
     settings: FitSettings,
     basis: Tensor | None = None,
+    counted: Callable[[range], Iterable[int]] = iter,
 ) -> Tensor:
     """Fit latent codes to images with Adam.
 
@@ -119,6 +122,7 @@ def optimise(
         settings: Schedule and weights of the loss.
         basis: If given, [512, 512]: a vector of the code is ``start + basis u``, and u is optimised
             from 0. Otherwise it is ``start + unit u``.
+        counted: Yields the numbers of the steps, and may tell how many are done (`Stage.counted`).
 
     Returns:
         W+ codes [B, L, 512]. Rows that do not reach the image are set to the mean of those that do,
@@ -139,7 +143,7 @@ def optimise(
             return start + moved @ basis.T
 
     adam = torch.optim.Adam([moved], lr=settings.rate, betas=settings.betas)
-    for step in range(settings.steps):
+    for step in counted(range(settings.steps)):
         for group in adam.param_groups:
             group["lr"] = settings.rate * ramp(step, settings.steps, 0.05, settings.decay)
         rows = code()
@@ -257,7 +261,8 @@ class OptimiseW(_Optimise):
     def embed(self, images: Tensor) -> Tensor:
         options, start = self.options, self.generator.w_mean.expand(len(images), -1)
         settings = self._settings("w", options.steps, options.rate, prior=options.prior)
-        return optimise(self.generator, self.perceptual, images, start, settings, self._basis)
+        networks = (self.generator, self.perceptual)
+        return optimise(*networks, images, start, settings, self._basis, self.counted)
 
 
 class OptimiseWPlus(_Optimise):
@@ -301,6 +306,8 @@ class OptimiseWPlus(_Optimise):
         start = self.generator.w_mean.expand(len(images), -1)
         if in_w:
             settings = self._settings("w", in_w, options.w_rate)
-            start = optimise(*networks, images, start, settings, self._basis)[:, 0]
+            first = partial(self.counted, total=options.steps)
+            start = optimise(*networks, images, start, settings, self._basis, first)[:, 0]
         settings = self._settings("w+", options.steps - in_w, options.rate, options.pull)
-        return optimise(*networks, images, start, settings, self._basis)
+        second = partial(self.counted, before=in_w, total=options.steps)
+        return optimise(*networks, images, start, settings, self._basis, second)

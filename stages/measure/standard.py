@@ -172,7 +172,7 @@ class Standard(Stage):
         self.generator_label = f"generator={_model_label(registry.label(context.generator))}"
 
     def process(self, records: Sequence[Record]) -> list[Record]:
-        return [self._measure(record) for record in records]
+        return [self._measure(record) for record in self.counted(records)]
 
     def _measure(self, record: Record) -> Record:
         source = required(record.image)

@@ -38,7 +38,7 @@ class WeightModulation(LossRefiner):
         delta = zero_delta(generator, names, len(images))
         weights = [d.requires_grad_() for d in delta.values()]
         adam = adam_of(options, generator, delta)
-        for step in range(options.steps):
+        for step in self.counted(range(options.steps)):
             inner, _ = loss(generator.synthesize(ws, delta))
             rate = options.weight_rate * ramp(step, options.steps, 0.1, 0.25)
             adam.step(torch.autograd.grad(inner, weights), rate)

@@ -92,7 +92,7 @@ class HybridRefinement(LossRefiner):
         feature_adam = RotatedAdam([feature], [1], [rms(feature.detach())] if relative else None)
         weight_adam = adam_of(options, generator, delta)
 
-        for step in range(weight_steps):
+        for step in self.counted(range(weight_steps), total=options.steps):
             inside, skip = generator.trunk(ws, delta)
             image = generator.from_feature(replaced(inside), ws, delta, skip)
             inner, outer = loss(image)
@@ -105,7 +105,7 @@ class HybridRefinement(LossRefiner):
         if rest:
             with torch.no_grad():
                 inside, skip = generator.trunk(ws, delta)
-        for step in range(rest):
+        for step in self.counted(range(rest), weight_steps, options.steps):
             image = generator.from_feature(replaced(inside), ws, delta, skip)
             _, outer = loss(image)
             grads = torch.autograd.grad(outer, [feature])

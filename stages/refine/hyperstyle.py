@@ -67,7 +67,7 @@ class HyperStyle(Refiner):
     @torch.no_grad()
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         target, refinement = encoder_input(images), Refinement()
-        for done in range(self.options.passes):
+        for done in self.counted(range(self.options.passes)):
             picture = encoder_input(self.render(ws, refinement, masks))
             codes = self.codes(torch.cat([target, picture], 1)).to(ws)
             passes = torch.full((len(ws), 1), done + 1, dtype=torch.uint8, device=ws.device)

@@ -56,7 +56,7 @@ class PivotalTuning(LossRefiner):
         step = self._optimiser(delta)
         kept = {name: torch.zeros_like(value) for name, value in delta.items()}
         finished = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        for done in range(1, options.steps + 1):
+        for done in self.counted(range(1, options.steps + 1)):
             render = self.generator.synthesize(ws, delta)
             distance = self.perceptual.distance(downsample(render, size), target)
             now = (distance <= options.stop) & ~finished

@@ -55,7 +55,7 @@ class PublishedRefinement(LossRefiner):
         feature_adam = torch.optim.Adam([feature], lr=options.feature_rate)
         weight_adam = torch.optim.Adam(weights, lr=options.weight_rate) if weights else None
 
-        for _ in range(weight_steps):
+        for _ in self.counted(range(weight_steps), total=options.steps):
             assert weight_adam is not None
             inside, skip = generator.trunk(ws, delta)
             image = generator.from_feature(replaced(inside), ws, delta, skip)
@@ -69,7 +69,8 @@ class PublishedRefinement(LossRefiner):
         delta = {name: value.detach() for name, value in delta.items()}
         with torch.no_grad():
             inside, skip = generator.trunk(ws, delta)
-        for _ in range(options.steps - weight_steps):
+        rest = range(options.steps - weight_steps)
+        for _ in self.counted(rest, weight_steps, options.steps):
             image = generator.from_feature(replaced(inside), ws, delta, skip)
             _, outer = loss(image)
             (feature.grad,) = torch.autograd.grad(outer, [feature])

@@ -260,7 +260,7 @@ class SpatiallyAdaptive(LossRefiner):
         loss = self._loss(images)
         moved = [code, *used.values()]
         adam = torch.optim.Adam(moved, lr=options.rate)
-        for step in range(options.steps):
+        for step in self.counted(range(options.steps)):
             adam.param_groups[0]["lr"] = learning_rate(step, options.steps, options.rate)
             taps = {self.places[n]: _adding(levels[n] * f) for n, f in used.items()}
             image = self.generator.synthesize(ws + code, taps=taps)

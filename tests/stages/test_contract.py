@@ -118,7 +118,9 @@ def locked(record: Record) -> Record:
 @pytest.mark.parametrize(("stage", "name"), MEMBERS)
 def test_members_keep_the_contract(prepared, stage, name):
     context, before = prepared(name)
-    member = build(context, stage, name)
+    told: list[tuple[str, int, int]] = []
+    hearing = replace(context, progress=lambda *step: told.append(step))
+    member = build(hearing, stage, name)
     assert member.family == stage
     records = [locked(r) for r in before[stage]]
     lost = replace(records[1], failure=ImageFailure("align", "no_face", "none"))
@@ -131,6 +133,10 @@ def test_members_keep_the_contract(prepared, stage, name):
         # A member of `refine` may leave the feature as it is, and say so with None.
         for field in member.gives - {"feature"}:
             assert getattr(record, field) is not None, field
+    # Every step is told in order. `pti` may need fewer than all.
+    assert told == [(stage, n, told[0][2]) for n in range(1, len(told) + 1)]
+    assert told or not {"steps", "passes"} & set(member.Options.model_fields)
+    assert not told or len(told) == told[0][2] or name == "pti"
     assert member.run([]) == []
 
 
