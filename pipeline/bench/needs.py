@@ -6,7 +6,7 @@ exception: without one of them, the run leaves out its metrics and computes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,9 +78,14 @@ def summary(cells: Sequence[Cell]) -> Iterator[str]:
             f"Left out, as models are missing: {', '.join(columns)}. Finished runs keep their "
             "metrics, so get these models first, or use another folder for the benchmark then."
         )
-    missing = {name: command for cell in cells for name, command in cell.needs.items()}
-    for cell in cells:
-        for found in cell.lacks.values():
-            missing |= found
-    for name, command in sorted(missing.items()):
+    for name, command in sorted(missing(cells).items()):
         yield f"  {name}: {command}"
+
+
+def missing(cells: Iterable[Cell]) -> dict[str, str]:
+    """Return how to get each model that runs or their metrics need, by its name."""
+    found: dict[str, str] = {}
+    for cell in cells:
+        for part in (cell.needs, *cell.lacks.values()):
+            found |= part
+    return found

@@ -135,6 +135,7 @@ def _none_can_run(cells: Iterable[Cell]) -> ModelMissing:
         "this benchmark",
         f"no run of it has all of its models: {', '.join(missing)} are missing",
         "get some of them with:\n  " + "\n  ".join(missing.values()),
+        models=[*missing],
     )
 
 

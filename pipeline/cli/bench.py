@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli import output
+from dhr_batch.pipeline.cli import output, pulling
 from dhr_batch.pipeline.errors import Refused
 
 
@@ -58,6 +59,7 @@ from dhr_batch.pipeline.errors import Refused
 @cli_options.selected_options("device")
 @click.option("--address", help="Ray cluster to join.  [default: a local session]")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the runs and write nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before models are downloaded.")
 @click.option(
     "--progress",
     type=click.Choice(["auto", "rich", "plain", "none"]),
@@ -73,6 +75,7 @@ def bench(
     generators: tuple[str, ...],
     limit: int | None,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
     out: str,
     **where: Any,
@@ -83,8 +86,8 @@ def bench(
     index.html, benchmark.md, .tex, .csv and .json, and the numbers of every image as images.csv.
     The runs are in OUT/runs.
 
-    A method or metric whose model is missing is left out. Its row or column names the model and the
-    command to get it.
+    A method or metric whose model is missing, and was not downloaded when asked, is left out. Its
+    row or column names the model and the command to get it.
 
     \b
     Exit codes: 0 done, also if models are missing for a part; 1 error, a run
@@ -94,6 +97,7 @@ def bench(
     from dhr_batch.pipeline.bench import needs
     from dhr_batch.pipeline.bench import run as benchmarks
     from dhr_batch.pipeline.bench.matrix import read_matrix, shipped_matrix, shipped_names
+    from dhr_batch.pipeline.models.needed import to_download
 
     if (preset is None) == (file is None):
         names = ", ".join(shipped_names())
@@ -114,7 +118,12 @@ def bench(
         matrix = matrix.model_copy(update={"datasets": datasets})
     if generators:
         matrix = matrix.model_copy(update={"generators": generators})
-    planned = benchmarks.plan(matrix, out, limit, machine)
+    make = partial(benchmarks.plan, matrix, out, limit, machine)
+    planned = make() if dry_run else pulling.on_demand(make, yes)
+    if not dry_run:
+        missing = needs.missing(planned.cells)
+        if pulling.offer([name for name in missing if to_download([name])], yes):
+            planned = make()
     if dry_run:
         for cell in planned.cells:
             note = f"  (from {cell.begins_at} of {cell.base})" if cell.base else ""

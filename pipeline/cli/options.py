@@ -84,6 +84,11 @@ _PLAN = {
         "--extend", is_flag=True, help="Add images that are new in the dataset to the run."
     ),
 }
+YES = click.option(
+    "--yes",
+    is_flag=True,
+    help="Do not ask before models are downloaded, or before --fresh deletes files.",
+)
 _START = (
     click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing."),
     click.option(
@@ -91,7 +96,7 @@ _START = (
         is_flag=True,
         help="Delete the files of the run in the run folder and start over.",
     ),
-    click.option("--yes", is_flag=True, help="Do not ask before --fresh deletes files."),
+    YES,
     click.option("--force", is_flag=True, help="Start even if the free space seems too small."),
     click.option(
         "--report/--no-report", default=True, show_default=True, help="Write the HTML report."

@@ -12,6 +12,7 @@ import click
 
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.output import ignore_signals, log_to_stderr, say
+from dhr_batch.pipeline.cli.pulling import has_terminal, on_demand
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.printable import printable
 
@@ -22,10 +23,10 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     Args:
         dry_run: Whether to print the plan only.
         as_json: Whether to print the result as JSON.
-        yes: Whether `--fresh` may delete files without asking.
+        yes: Whether to download models, and to delete files for `--fresh`, without asking.
         **options: The arguments of `cli_options.request`.
     """
-    from dhr_batch.pipeline.planning.prepare import place, prepare
+    from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
     from dhr_batch.pipeline.storage.ownership import RUN, Owned
 
     if options["fresh"] and options["extend"]:
@@ -36,7 +37,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
         )
     log_to_stderr(logging.INFO if options["verbose"] else logging.WARNING)
     request = cli_options.request(options | {"confirmed": yes})
-    plan = prepare(request)
+    plan = prepare(request) if dry_run else on_demand(lambda: prepare(request), yes)
     out = place(plan, request)
     Owned(out, RUN).check()
     if options["verbose"]:
@@ -46,6 +47,7 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
 
         print_plan(plan, request, as_json)
         return
+    on_demand(lambda: check_models(plan, request), yes)
     if request.fresh and not yes:
         request = replace(request, confirmed=_confirm(out))
     from dhr_batch.pipeline.engine.runner import INTERRUPTED, run
@@ -60,10 +62,6 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     sys.exit(outcome.exit_code)
 
 
-def _has_terminal() -> bool:
-    return sys.stdin.isatty()
-
-
 def _confirm(out: Any) -> bool:
     """Ask before files are deleted. Returns False, without asking, if there is no terminal.
 
@@ -73,7 +71,7 @@ def _confirm(out: Any) -> bool:
     from dhr_batch.pipeline.planning.resume import question
     from dhr_batch.pipeline.runs.folder import RunFolder
 
-    if not _has_terminal():
+    if not has_terminal():
         return False
     text = question(RunFolder(out), out.place)
     if text is None or click.confirm(printable(text), err=True):

@@ -38,11 +38,19 @@ class ModelMissing(RegistryError):
 
     Attributes:
         command: How to get the model in one line, which is a command where one exists.
+        models: The names of all models that are missing.
     """
 
-    def __init__(self, what: str, why: str = "", way_out: str = "", command: str = "") -> None:
+    def __init__(
+        self,
+        what: str,
+        why: str = "",
+        way_out: str = "",
+        command: str = "",
+        models: Sequence[str] = (),
+    ) -> None:
         super().__init__(what, why, way_out)
-        self.command = command
+        self.command, self.models = command, models
 
 
 class ModelDamaged(ModelMissing):
@@ -212,6 +220,7 @@ def _installed_files(model: Model) -> dict[str, Path]:
                 f"it is part of the package {source.package}, which is not installed",
                 f"get it with: {command}",
                 command,
+                [model.name],
             )
         root = Path(spec.submodule_search_locations[0])
         return {name: root / member.member for name, member in source.members.items()}
@@ -225,12 +234,14 @@ def _user_file(model: Model, source: LocalFile) -> Path:
         if source.obtain:
             command = f"dhr-batch models pull {model.name} --file {file.name}"
             way = f"get it from {source.obtain}, then: {command}"
-        raise ModelMissing(f"model {model.name!r}", f"{file} does not exist", way, command)
+        why = f"{file} does not exist"
+        raise ModelMissing(f"model {model.name!r}", why, way, command, [model.name])
     if source.sha256 and sha256(file) != source.sha256:
         raise ModelDamaged(
             f"model {model.name!r}",
             f"{file} does not have the sha256 {source.sha256}",
             "replace the file by the described one",
+            models=[model.name],
         )
     return file
 
@@ -246,7 +257,10 @@ def _path(model: Model, full: bool) -> Path:
         check = _damage_once.__wrapped__ if full else _damage_once
         if reason := check(model.model_dump_json(), tuple(paths.items()), times):
             way = f"pip install --force-reinstall {getattr(source, 'package', 'dhr-batch')}"
-            raise ModelDamaged(f"model {model.name!r} is damaged", reason, f"repair it with: {way}")
+            way_out = f"repair it with: {way}"
+            raise ModelDamaged(
+                f"model {model.name!r} is damaged", reason, way_out, way, [model.name]
+            )
         first = next(iter(paths.values()))
         return first if len(paths) == 1 else first.parent
     folder = folder_of(model)
@@ -257,13 +271,14 @@ def _path(model: Model, full: bool) -> Path:
             f"it is not in {home()}",
             f"get it ({model.download / 1e6:.0f} MB) with: {command}",
             command,
+            [model.name],
         )
     names = list(model.files())
     if full or not _stamped(folder, names):
         if reason := _damage({name: folder / name for name in names}, model):
-            raise ModelDamaged(
-                f"model {model.name!r} is damaged", reason, f"repair it with: {command}"
-            )
+            way_out = f"repair it with: {command}"
+            what = f"model {model.name!r} is damaged"
+            raise ModelDamaged(what, reason, way_out, command, [model.name])
         if os.access(folder, os.W_OK):
             write_stamp(folder, names)
     return folder / names[0] if len(names) == 1 else folder

@@ -15,7 +15,8 @@ from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.datasets.items import Listing, left_out
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.models import needed
+from dhr_batch.pipeline.models.catalogue import ModelMissing
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, origin, photographs
 from dhr_batch.pipeline.planning.plan import Plan, make, models_of
@@ -49,9 +50,13 @@ def prepare(request: Request) -> Plan:
     named_code = {*request.named, *outside.members(own)}
     dataset, earlier, layers = origin.start(given, named_code, request.allow_code)
     config = configs.build([*layers, *given_layers])
-    listed = named.listed(dataset) if earlier is None else Listing(earlier.items(config), Counter())
+    remote = bool(request.address)
+    if earlier is not None:
+        listed = Listing(earlier.items(config), Counter())
+    else:
+        listed = _listed(dataset, config, remote)
     items = listed.items[: config.limit]
-    gpus = devices.number(config, remote=bool(request.address))
+    gpus = devices.number(config, remote)
     resolved = configs.resolve(config, gpus, len(items))
     # From here on the place of the photographs is shown and stored. They are read by `items`.
     resolved = resolved.model_copy(update={"dataset": without_secrets(resolved.dataset)})
@@ -66,6 +71,19 @@ def prepare(request: Request) -> Plan:
         left_out=earlier.left_out,
         truths=photographs.truths(Run(earlier.storage, earlier.plan)),
     )
+
+
+def _listed(dataset: named.Dataset, config: configs.Config, remote: bool) -> Listing:
+    try:
+        return named.listed(dataset)
+    except ModelMissing as error:
+        # The photographs are downloaded like models: one question is to be about all of them.
+        names = set(error.models)
+        if not remote:
+            resolved = configs.resolve(config, devices.number(config, remote), images=1)
+            names.update(*models_of(make(resolved, dataset, ())).values())
+        needed.require(names)
+        raise
 
 
 def check_gpus(plan: Plan, request: Request) -> None:
@@ -92,12 +110,11 @@ def check_models(plan: Plan, request: Request) -> None:
     The workers of a cluster check their own models, as they may have files that this machine lacks.
 
     Raises:
-        ModelMissing: If a model is missing. The message says how to get it.
+        ModelMissing: If models are missing. The message says how to get them.
     """
     if request.address:
         return
-    for name in sorted(set().union(*models_of(plan).values())):
-        catalogue.path(name)
+    needed.require(set().union(*models_of(plan).values()))
 
 
 def place(plan: Plan, request: Request) -> Storage:

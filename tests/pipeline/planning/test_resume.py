@@ -211,7 +211,7 @@ def test_refusals_on_the_command_line_leave_everything(
 def test_the_question_can_be_declined(
     photographs: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "_has_terminal", lambda: True)
+    monkeypatch.setattr(start, "has_terminal", lambda: True)
     run.unlock()
     options = ["--dataset", str(photographs), "--preset", "tiny", "--gpus", "0", "--fresh"]
     done = CliRunner().invoke(cli.main, ["run", *options, "--out", run.storage.place], input="n\n")
