@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/portraits
 
-.PHONY: demo test test-processors test-faults test-slow lint clean
+.PHONY: demo test test-processors test-faults test-slow lint docs clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e ".[docs]"
 	touch $@ $(VENV)/.installed
 
 # Align, invert, segment, refine and edit five real portraits on the CPU.
@@ -40,14 +44,20 @@ test-faults: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -s --durations=0
 
-# mypy does not follow editable installs, so it needs a folder with the name of the package.
-lint: $(VENV)/.test
+lint: $(VENV)/.test build/typed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy -p dhr_batch
+
+# mypy and mkdocstrings do not follow editable installs, so they need a folder with the name of the package.
+build/typed:
 	mkdir -p build/typed/dhr_batch
 	ln -sfn $(addprefix ../../../,__init__.py __main__.py version.py py.typed cli.py benchmarks configs \
 		fitting pipeline stages) build/typed/dhr_batch/
-	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy -p dhr_batch
+
+# Build the site into build/site. A warning, such as a link to a page or section that does not exist, is an error.
+docs: $(VENV)/.docs build/typed
+	$(BIN)/mkdocs build --quiet --strict --clean
 
 clean:
 	rm -rf build dhr_batch.egg-info

@@ -1,4 +1,5 @@
-"""Compression of refined weights, features and states. docs/deltas.md describes the format.
+"""Compression of refined weights, features and states. The format is described
+in docs/reference/deltas.md.
 
 A value x is stored as the integer code ``q = round(x / step)``, so it is restored with an error of
 at most ``step / 2``. Weights are dithered: ``q_i = round(x_i / step + d_i)`` is restored as

@@ -6,7 +6,7 @@ photograph. It is compared in the middle of the mouth, in two octaves of size. F
 out, so that neither sharpness nor the size of the generator counts.
 
 The rule is our own, found by comparing pictures that had been sorted by eye. The command
-`benchmarks.realism` prints how well values agree with such labels (docs/decisions.md).
+`benchmarks.realism` prints how well values agree with such labels (docs/decisions/metrics.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ no edit changes. With the code w, the mask m and the feature F:
 
     minimise over theta, F:  L_in(G(w; theta, F), x; m) + L_out(G(w; theta, F), x; 1 - m)
 
-`refine.published` is the published loop. docs/decisions.md says what differs here, and why.
+`refine.published` is the published loop. docs/decisions/refinement.md says what differs here, and
+why.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ leave. With the masks m_F of the levels, offsets dF of their features h_F and th
     minimise over w and all dF:  mse(y, x) + lpips(y, x) + priors(w) + 5 sum_F mean(dF^2)
 
 An edit moves w and keeps the features of the unedited pass where a level is assigned:
-``h_F <- (1 - m_F) h_F + m_F h_F(w)``. docs/decisions.md says what differs from the published code.
+``h_F <- (1 - m_F) h_F + m_F h_F(w)``. docs/decisions/refinement.md says what
+differs from the published code.
 """
 
 from __future__ import annotations

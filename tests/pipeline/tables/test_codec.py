@@ -177,8 +177,8 @@ def test_older_runs_are_read() -> None:
 
 
 def documented(root: Path) -> dict[str, Any]:
-    """The functions of docs/deltas.md, without the loop that reads a run."""
-    text = (root / "docs" / "deltas.md").read_text("utf-8")
+    """The functions of docs/reference/deltas.md, without the loop that reads a run."""
+    text = (root / "docs" / "reference" / "deltas.md").read_text("utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     found: dict[str, Any] = {}
     exec(snippet.partition("\nfor row in pq")[0], found)

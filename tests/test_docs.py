@@ -1,7 +1,8 @@
-"""The Python snippets of README.md, executed on a run of its shape."""
+"""The documentation: snippets are executed, and what it names exists."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -14,17 +15,17 @@ import numpy as np
 import pytest
 import yaml
 
+import dhr_batch
+from dhr_batch.pipeline.bench import matrix
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import files, schemas
 from dhr_batch.pipeline.tables import rows as tables
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import EditedImage, Metric, Record
-
-
-def _blocks(root: Path, language: str) -> list[str]:
-    text = (root / "README.md").read_text("utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+from dhr_batch.tests.documents import PAGES, ROOT, fenced, inline, name
 
 
 def _record(image_id: str, seed: int) -> Record:
@@ -76,8 +77,12 @@ def portraits(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_reader_snippet_runs(root: Path, portraits: Path) -> None:
-    snippets = _blocks(root, "python")
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_every_reader_snippet_runs(portraits: Path) -> None:
+    snippets = fenced(ROOT / "docs" / "reference" / "tables.md", "python")
     readers = ("pandas", "pyarrow", "polars", "duckdb", "datasets", "dhr_batch")
     assert len(snippets) == len(readers)
     for reader, snippet in zip(readers, snippets, strict=True):
@@ -98,36 +103,67 @@ def test_every_reader_snippet_runs(root: Path, portraits: Path) -> None:
     assert b"edited by dhr-batch" in (portraits / "first_edit.png").read_bytes()
 
 
-def test_the_yaml_of_the_readme_is_valid(root: Path) -> None:
-    (settings,) = [yaml.safe_load(block) for block in _blocks(root, "yaml")]
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_snippets_of_python_name_what_exists(page: Path) -> None:
+    for snippet in fenced(page, "python"):
+        if "import" not in snippet:  # A line of a table.
+            continue
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(snippet))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "dhr_batch"
+        }
+        assert [each for each in used if not hasattr(dhr_batch, each)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_snippets_of_yaml_are_valid(page: Path) -> None:
+    """Each describes a dataset, a benchmark or settings of a run, as its keys tell."""
+    for block in map(yaml.safe_load, fenced(page, "yaml")):
+        if "root" in block:
+            named.Dataset(**block)
+        elif "refiners" in block:
+            matrix.parse_matrix(block, name(page))
+        elif block.get("refine", {}).get("name") != "toy":  # The recipe for a refiner adds it.
+            built = config.build([{"dataset": "portraits"}, block])
+            for family in registry.STAGES:
+                section = getattr(built, family)
+                config.options_class(family, section["name"])(**section)
+
+
+def test_the_yaml_of_edits_says_which_edits(root: Path) -> None:
+    (settings, *_) = map(yaml.safe_load, fenced(root / "docs" / "guides" / "edits.md", "yaml"))
     options = config.options_class("edit", settings["edit"]["name"])(**settings["edit"])
     titles = [edit.title for edit in options.edits]
     assert titles[:3] == ["smile", "age", "directions/glasses.npy"]
     assert titles[3:] == ["ganspace-ffhq 54 [7, 8]", "ffhq_pca.pt 0 [0, 18]"]
 
 
-def test_named_files_and_links_exist(root: Path) -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/scaling.md"):
-        text = (root / document).read_text("utf-8")
-        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-        assert "FIGURE" not in text
-        for link in set(links):
-            assert ((root / document).parent / link).is_file(), f"{document}: {link}"
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files(page: Path) -> None:
+    """`make docs` checks links between pages below docs/, these too where they name a section."""
+    made = {"settings.md", "contributing.md", "changelog.md"}
+    for link in set(re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text("utf-8"))):
+        assert Path(link).name in made or (page.parent / link).is_file(), link
 
 
-def test_named_tests_exist(root: Path) -> None:
-    for document in ("CONTRIBUTING.md", "docs/decisions.md"):
-        text = (root / document).read_text("utf-8")
-        named = set(re.findall(r"`((?:\w+/)*test_\w+\.py)`", text))
-        # The recipe for a refiner asks the reader to write this one.
-        named -= {"tests/stages/refine/test_toy.py"}
-        assert len(named) > 3
-        missing = [n for n in named if not ((root / n).is_file() or (root / "tests" / n).is_file())]
-        assert missing == [], document
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_tests_and_modules_exist(page: Path) -> None:
+    # The recipe for a refiner asks the reader to write two.
+    recipe = {"tests/stages/refine/test_toy.py", "stages/refine/toy.py"}
+    texts = set(inline(page)) - recipe
+    tests = [t for t in texts if re.fullmatch(r"(\w+/)*test_\w+\.py", t)]
+    assert [t for t in tests if not any((ROOT / d / t).is_file() for d in ("", "tests"))] == []
+    modules = [t for t in texts if re.fullmatch(r"(pipeline|stages|tests)/[\w/]+\.py", t)]
+    assert [module for module in modules if not (ROOT / module).is_file()] == []
 
 
-def test_files_named_by_the_architecture_page_exist(root: Path) -> None:
-    text = (root / "docs" / "architecture.md").read_text("utf-8")
-    named = re.findall(r"`((?:pipeline|stages)/[\w/]+\.py)`", text)
-    assert len(named) > 5
-    assert [name for name in named if not (root / name).is_file()] == []
+def test_pages_are_read() -> None:
+    """The tests above find something to check."""
+    assert len(PAGES) > 20
+    texts = [text for page in PAGES for text in inline(page)]
+    assert sum(bool(re.fullmatch(r"(\w+/)*test_\w+\.py", text)) for text in texts) > 40
+    assert sum(text.startswith("pipeline/") for text in texts) > 60
+    assert sum(len(fenced(page, "yaml")) for page in PAGES) >= 3

@@ -1,22 +1,26 @@
-"""Every command of README.md, on two photographs and the tiny generator."""
+"""Every command of the documentation, on two photographs and the tiny generator."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from skimage import data
 
 from dhr_batch.cli import main
+from dhr_batch.pipeline.planning import config as settings
+from dhr_batch.stages import registry
+from dhr_batch.tests.documents import PAGES, ROOT, commands, inline, name
 from dhr_batch.tests.faults import harness
 
-ROOT = Path(__file__).resolve().parent.parent
 # Downloads, samples, fits and benchmarks that take minutes and need real models, and what takes
 # checkpoints, edits and identities, which are not there; tests of their own run these.
 ONLY_HELP = (
@@ -28,10 +32,7 @@ BROUGHT = "embed.name=e4e"
 TINY = ["--preset", "tiny", "--set", "edit.edits=[]"]
 
 
-def commands() -> list[str]:
-    """Commands of the README without `dhr-batch` and the remark behind them, in order."""
-    lines = re.findall(r"^    dhr-batch (.*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
-    return [line.partition(" #")[0].strip() for line in lines]
+COMMANDS = tuple(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +71,12 @@ def call(words: list[str]) -> str:
 
 
 def test_commands_are_found() -> None:
-    found = commands()
-    assert len(found) > 15
-    assert found[0].startswith("run --dataset ~/photos")
+    assert len(COMMANDS) > 40
     for start in ONLY_HELP:
-        assert any(command.startswith(start) for command in found), start
+        assert any(command.startswith(start) for command in COMMANDS), start
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", COMMANDS)
 def test_its_words_are_understood(command: str, place: Path, bucket: str) -> None:
     """`run` and `plan` get as far as a plan; of the others the options are read, and of those that
     begin from a run, which is not there."""
@@ -88,16 +87,54 @@ def test_its_words_are_understood(command: str, place: Path, bucket: str) -> Non
         call([*words, "--help"])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_within_the_text_are_understood(page: Path) -> None:
+    """Their options are parsed, and the modules and targets that they name exist."""
+    for text in inline(page):
+        if text.startswith("dhr-batch"):
+            parse(main, text.split()[1:])
+        elif found := re.match(r"python -m (dhr_batch\.\S+)(.*)", text):
+            module = importlib.import_module(found[1])
+            if isinstance(getattr(module, "main", None), click.Command):
+                parse(module.main, found[2].split())
+        elif text.startswith("make "):
+            makefile = (ROOT / "Makefile").read_text("utf-8")
+            assert re.search(rf"^{text.split()[1]}:", makefile, re.M), text
+
+
+def parse(command: click.Command, words: list[str]) -> None:
+    """Look a command up in its group, and let its parser read the options."""
+    while isinstance(command, click.Group) and words:
+        found = command.get_command(click.Context(command), words[0])
+        assert found is not None, words
+        command, words = found, words[1:]
+    if not isinstance(command, click.Group):
+        command.make_parser(click.Context(command)).parse_args(list(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_settings_within_the_text_exist(page: Path) -> None:
+    known = {
+        (family, option)
+        for family in registry.STAGES
+        for member in registry.names(family)
+        for option in settings.options_class(family, member).model_fields
+    }
+    families = "|".join(registry.STAGES)
+    used = re.findall(rf"`(?:--set )?({families})\.([a-z]\w*)[^`/(]*`", page.read_text("utf-8"))
+    assert [each for each in used if each not in known and each[1] != "py"] == []
+
+
 def runs(command: str) -> bool:
     return not command.startswith(ONLY_HELP) and BROUGHT not in command
 
 
 @pytest.mark.slow
 def test_all_run_one_after_the_other(place: Path, bucket: str) -> None:
-    """In the order of the README, so that reports and checks find the run made before."""
+    """In the order of the pages, so that reports and checks find the run made before."""
     ran = 0
     with harness.session():
-        for command in filter(runs, commands()):
+        for command in filter(runs, COMMANDS):
             if command.startswith(("run", "plan")) and "--out" not in command:
                 # Folders named after dataset and generator; these commands differ in settings.
                 for folder in (place / "runs").glob("photos-*"):
@@ -106,4 +143,4 @@ def test_all_run_one_after_the_other(place: Path, bucket: str) -> None:
             assert "Traceback" not in output
             ran += 1
     print(f"\n{ran} commands")
-    assert ran == sum(map(runs, commands())) > 10
+    assert ran == sum(map(runs, COMMANDS)) > 10
