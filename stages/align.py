@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,7 @@ class _Photo:
     record: Record
     pixels: np.ndarray
     notes: tuple[str, ...]
+    found: Sequence[Face] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class _Choice:
 class FFHQAlign(Stage):
     """`ffhq`: decode each file, find the face and cut the FFHQ crop at the generator's resolution.
 
+    With `face: all`, a record of a photograph becomes the face `record.face_index` of it, and its
+    field `faces` tells how many there are; `faces.further` makes the records of the others.
+
     Images of datasets that are declared aligned are only resized; they must be square.
     """
 
@@ -57,8 +61,12 @@ class FFHQAlign(Stage):
         landmarks: Literal["mtcnn5", "dlib68"] = Field(
             "mtcnn5", description="landmarks: five of the detector, or 68 of dlib"
         )
-        face: Literal["largest", "central", "only"] = Field(
-            "largest", description="which of several faces to take; `only` refuses such images"
+        face: (
+            Literal["largest", "central", "only", "all"] | Annotated[int, Field(ge=0, strict=True)]
+        ) = Field(
+            "largest",
+            description="which of several faces to take; `only` refuses such images, `all` takes "
+            "each, and a number takes one by size, from 0, the largest",
         )
         max_megapixels: float = Field(64, gt=0, description="larger images are refused")
         min_face: float = Field(20, ge=0, description="smallest side of a face in pixels")
@@ -86,6 +94,7 @@ class FFHQAlign(Stage):
         rest of the batch is not repeated.
         """
         opened = [self._attempt(record, self._open, record) for record in records]
+        self._last = None
         photos = [o for o in opened if isinstance(o, _Photo)]
         if self.context.aligned:
             done = iter([self._attempt(p.record, self._resize, p) for p in photos])
@@ -100,9 +109,14 @@ class FFHQAlign(Stage):
             message = f"{record.image_id}: {error}"
             return record.failed(self.family, error.error_class, message)
 
+    # The photograph of which further faces may be asked for next.
+    _last: _Photo | None = None
+
     def _open(self, record: Record) -> _Photo:
         if record.data is None:
             raise ValueError(f"{record.image_id}: the record has no content of a file")
+        if self._last is not None and self._last.record.data is record.data:
+            return replace(self._last, record=record)
         pixels, notes = decode(record.data, self.options.max_megapixels)
         return _Photo(record, pixels, notes)
 
@@ -120,11 +134,14 @@ class FFHQAlign(Stage):
         return self._done(photo, np.array(image), full_quad(width, height), 0, photo.notes)
 
     def _align(self, photos: Sequence[_Photo]) -> list[Record]:
-        found = self.detector.detect([p.pixels for p in photos])
-        chosen = [
-            self._attempt(p.record, self._choose, p.pixels, faces)
-            for p, faces in zip(photos, found, strict=True)
-        ]
+        new = [photo for photo in photos if photo.found is None]
+        found = iter(self.detector.detect([photo.pixels for photo in new]))
+        photos = [replace(p, found=next(found)) if p.found is None else p for p in photos]
+        if self.options.face == "all":
+            photos = [replace(p, record=self._counted(p)) for p in photos]
+            if photos and not photos[-1].record.ends_photograph:
+                self._last = photos[-1]
+        chosen = [self._attempt(p.record, self._choose, p) for p in photos]
         taken = [i for i, c in enumerate(chosen) if isinstance(c, _Choice)]
         faces = [chosen[i].face for i in taken]
         if self.options.landmarks == "mtcnn5":
@@ -134,16 +151,25 @@ class FFHQAlign(Stage):
             chosen[i] = self._attempt(photo.record, self._cut, photo, choice)
         return chosen
 
-    def _choose(self, pixels: np.ndarray, faces: Sequence[Face]) -> _Choice:
-        sure = [f for f in faces if f.score >= self.options.min_score]
+    def _counted(self, photo: _Photo) -> Record:
+        return replace(photo.record, faces=max(1, len(self._usable(self._sure(photo)))))
+
+    def _sure(self, photo: _Photo) -> list[Face]:
+        return [f for f in photo.found or () if f.score >= self.options.min_score]
+
+    def _usable(self, sure: Sequence[Face]) -> list[Face]:
+        return [f for f in sure if f.side >= self.options.min_face]
+
+    def _choose(self, photo: _Photo) -> _Choice:
+        sure = self._sure(photo)
         if not sure:
-            best = max((f.score for f in faces), default=None)
+            best = max((f.score for f in photo.found or ()), default=None)
             hint = "" if best is None else f" (best score {best:.2f}; lower align.min_score)"
             raise ImageError(
                 "no_face",
                 f"no face was found{hint}; if it lies on its side or upside down, rotate it",
             )
-        usable = [f for f in sure if f.side >= self.options.min_face]
+        usable = self._usable(sure)
         if not usable:
             raise ImageError(
                 "face_too_small",
@@ -155,13 +181,20 @@ class FFHQAlign(Stage):
                 "several_faces",
                 f"{len(usable)} faces were found; set align.face=largest to take the largest",
             )
-        index = 0
+        index, taken = 0, f"{self.options.face} of {len(usable)} faces taken"
         if self.options.face == "central":
-            middle = np.array(pixels.shape[1::-1]) / 2
+            middle = np.array(photo.pixels.shape[1::-1]) / 2
             distances = [np.hypot(*((f.box[:2] + f.box[2:]) / 2 - middle)) for f in usable]
             index = int(np.argmin(distances))
-        note = (f"{self.options.face} of {len(usable)} faces taken",) if len(usable) > 1 else ()
-        return _Choice(usable[index], index, note)
+        elif self.options.face not in ("largest", "only"):
+            index = photo.record.face_index if self.options.face == "all" else self.options.face
+            taken = f"face {index} of {len(usable)}, where 0 is the largest"
+            if index >= len(usable):
+                raise ImageError(
+                    "no_such_face",
+                    f"it has no face {index}: {len(usable)} were found, and the largest is face 0",
+                )
+        return _Choice(usable[index], index, (taken,) if len(usable) > 1 else ())
 
     def _cut(self, photo: _Photo, choice: _Choice) -> Record:
         height, width = photo.pixels.shape[:2]

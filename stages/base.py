@@ -163,6 +163,8 @@ class Record:
             top-left, bottom-left, bottom-right, top-right.
         source_size: Width and height of the upright source in pixels.
         face_index: Index of the face among those found, the largest first.
+        faces: How many faces of the photograph become records (see `faces`). This one is followed
+            by those with a larger `face_index`.
         latent: W+ code, float32 [L, 512].
         inverted, refined: Renders before and after refinement, uint8 [R, R, 3].
         labels: CelebAMask-HQ class of each pixel, uint8 [R, R].
@@ -186,6 +188,7 @@ class Record:
     quad: np.ndarray | None = None
     source_size: tuple[int, int] | None = None
     face_index: int = 0
+    faces: int = 1
     latent: np.ndarray | None = None
     inverted: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -199,6 +202,11 @@ class Record:
     features: tuple[Feature, ...] = ()
     notes: tuple[str, ...] = ()
     failure: ImageFailure | None = None
+
+    @property
+    def ends_photograph(self) -> bool:
+        """Whether no further face of the same photograph follows."""
+        return self.face_index + 1 >= self.faces
 
     def failed(self, stage: str, error_class: str, message: str) -> Record:
         """Return a copy with a failure and without the content of the source file.

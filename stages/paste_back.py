@@ -10,6 +10,9 @@ the refined and edited pictures r and e, the seam s and the replaced share a, bo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -22,6 +25,28 @@ _REACH = 0.012
 # Mean change in grey levels up to which the detail of the photograph is kept, and from which on it
 # is replaced.
 _KEPT, _REPLACED = 4.0, 16.0
+
+
+class Crop(NamedTuple):
+    """An edited crop: corners in the photograph, [4, 2], and its pictures, uint8 [R, R, 3]."""
+
+    quad: np.ndarray
+    refined: np.ndarray
+    edited: np.ndarray
+
+
+def paste_all(photograph: np.ndarray, crops: Iterable[Crop]) -> np.ndarray:
+    """Return the photograph with edits of several faces in it, uint8 [H, W, 3].
+
+    Smaller crops are pasted first. Where crops overlap, a larger one, whose person is mostly in
+    front, replaces what it changes much, and keeps the rest.
+
+    Raises:
+        ValueError: As `paste_back`.
+    """
+    for crop in sorted(crops, key=lambda crop: quad_side(crop.quad)):
+        photograph = paste_back(photograph, *crop)
+    return photograph
 
 
 def paste_back(

@@ -13,6 +13,7 @@ from PIL import Image
 from dhr_batch.stages import align, ffhq
 from dhr_batch.stages.align import FFHQAlign
 from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.faces import further
 from dhr_batch.stages.networks.faces.detect import Detector, Face
 
 SIZE = 128
@@ -213,3 +214,48 @@ def test_awkward_folder(build, astronaut, awkward_folder, tmp_path):
 def test_the_crop_functions_are_public():
     for name in ("crop", "quad_from_landmarks", "quad_from_points"):
         assert callable(getattr(align, name))
+
+
+def test_every_face_becomes_a_record(build):
+    faces = Planned(face(80, 90, 90), face(210, 150, 60), face(330, 200, 30), face(20, 20, 9))
+    stage, photo = build(find=faces, face="all"), record("a.png", noise())
+    (first,) = stage.run([photo])
+    rest = stage.run(further(photo, first))
+    assert [(r.image_id, r.face_index, r.faces) for r in (first, *rest)] == [
+        ("a.png", 0, 3), ("a.png#1", 1, 3), ("a.png#2", 2, 3),
+    ]  # fmt: skip
+    assert [r.ends_photograph for r in (first, *rest)] == [False, False, True]
+    assert rest[1].notes[0] == "face 2 of 3, where 0 is the largest"
+    # One at a time and by a stage that has not seen the photograph: the same crops.
+    for asked, expected in zip(further(photo, first), rest, strict=True):
+        again = build(find=faces, face="all").run([asked])[0]
+        np.testing.assert_array_equal(again.image, expected.image)
+        by_number = build(find=faces, face=expected.face_index).run([photo])[0]
+        assert (by_number.image_id, by_number.faces) == ("a.png", 1)
+        np.testing.assert_array_equal(by_number.quad, expected.quad)
+    missing = build(find=faces, face=3).run([photo])[0]
+    assert missing.failure.error_class == "no_such_face"
+    assert further(photo, build(find=Planned(), face="all").run([photo])[0]) == []
+    square = record("b.png", noise(300, 300))
+    assert build(aligned=True, face="all").run([square])[0].faces == 1
+
+
+def test_a_photograph_is_decoded_once_for_all_its_faces(build, monkeypatch):
+    decoded = []
+    decode = align.decode
+    monkeypatch.setattr(align, "decode", lambda *a: decoded.append(1) or decode(*a))
+    stage = build(find=Planned(*(face(80 + 9 * i, 90, 60) for i in range(7))), face="all")
+    photo = record("a.png", noise())
+    (first,) = stage.run([photo])
+    rest = further(photo, first)
+    for part in (rest[:2], rest[2:5], rest[5:]):
+        assert all(r.failure is None for r in stage.run(part))
+    assert (len(decoded), stage._last) == (1, None)
+
+
+def test_a_face_at_the_border_does_not_fail_the_others(build):
+    stage = build(find=Planned(face(2, 2, 90), face(210, 150, 60)), face="all")
+    photo = record("a.png", noise())
+    (first,) = stage.run([photo])
+    assert (first.failure.error_class, first.faces) == ("face_cut_off", 2)
+    assert [r.failure for r in stage.run(further(photo, first))] == [None]

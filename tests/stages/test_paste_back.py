@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dhr_batch.stages.ffhq import crop, crop_of_photograph, full_quad, quad_side
-from dhr_batch.stages.paste_back import paste_back
+from dhr_batch.stages.paste_back import Crop, paste_all, paste_back
 
 HEIGHT, WIDTH = 600, 500
 
@@ -144,3 +144,20 @@ def test_what_does_not_fit_is_named(
     refined = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(ValueError, match=message):
         paste_back(waves(), corners, refined, np.zeros(edited, np.uint8))
+
+
+def test_smaller_crops_are_pasted_first() -> None:
+    """A large crop keeps what a small one changed, except where it changes much itself."""
+    photograph = waves()
+    small = Crop(quad(120, 0, (200, 300)), np.full((32, 32, 3), 90), np.full((32, 32, 3), 150))
+    refined = np.full((64, 64, 3), 90)
+    edited = refined.copy()
+    edited[:, 40:] = 200
+    large = Crop(quad(400, 0), refined, edited)
+    small, large = (Crop(c.quad, *(p.astype(np.uint8) for p in c[1:])) for c in (small, large))
+    found = paste_all(photograph, [large, small])
+    np.testing.assert_array_equal(found, paste_all(photograph, [small, large]))
+    kept, replaced = (slice(280, 320), slice(180, 220)), (slice(280, 320), slice(340, 380))
+    np.testing.assert_array_equal(found[kept], paste_back(photograph, *small)[kept])
+    np.testing.assert_array_equal(found[replaced], paste_back(photograph, *large)[replaced])
+    assert not np.array_equal(found[kept], photograph[kept])
