@@ -200,7 +200,9 @@ def main(
 ) -> None:
     from dhr_batch.pipeline.planning.request import Request
 
-    settings = {"dataset": dataset, "generator": generator} | ({"limit": images} if images else {})
+    # Runs that store deltas refine to what they store.
+    settings: Row = {"dataset": dataset, "generator": generator, "store_deltas": "none"}
+    settings |= {"limit": images} if images else {}
     rows: list[Row] = []
     for computer, record in refined(Request(settings=settings, sets=sets)):
         for row in compare(record, computer.stages[3].context, computer.info):

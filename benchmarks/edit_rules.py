@@ -142,7 +142,7 @@ class Compared:
         from dhr_batch.stages.networks.parsers.face_parts import INDEX
         from dhr_batch.stages.refine.base import Refinement
 
-        refinement = Refinement.of(record, self.context.device).expand(2)
+        refinement = Refinement.of([record], self.context.device).expand(2)
         ws = torch.from_numpy(np.stack([required(record.latent), code])).to(self.context.device)
         with torch.inference_mode():
             before, after = seen(self.generator.synthesize(ws, refinement.delta))

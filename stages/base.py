@@ -271,6 +271,8 @@ class Context:
             number of steps that are done and the number of all steps. Stages without steps, such
             as a single pass of a network, do not call it. It must return at once: on a GPU, a wait
             would hold up the device.
+        stored: Returns a record with the refinement as the tables of the run will store it, which
+            pictures are rendered from. By default, it is exact.
     """
 
     device: str
@@ -282,6 +284,7 @@ class Context:
     edit: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
     progress: Told = lambda family, step, steps: None
+    stored: Callable[[Record], Record] = lambda record: record
     _networks: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def network(self, family: str, name: str) -> Any:

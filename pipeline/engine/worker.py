@@ -40,6 +40,7 @@ from dhr_batch.pipeline.runs.names import staging
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.tables import codec
+from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record, Stage
@@ -126,6 +127,7 @@ class Worker:
                 context.use_refiner(stage)
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator, self.settings.metadata)
+        context.stored = partial(as_stored, info=self.info)
         self._batch = config.batch_size or self._fitting_batch(generator)
         if self.settings.device == "cuda":
             import torch

@@ -85,12 +85,22 @@ def encode_weight(offset: np.ndarray, step: float) -> Encoded:
     >>> bool(np.abs(decode(encoded, offset.shape) - offset).max() <= encoded.scales[0] / 2)
     True
     """
+    codes, step = _weight_codes(offset, step)
+    return Encoded("dithered", np.array([step], np.float32), *_packed(codes))
+
+
+def rounded_weight(offset: np.ndarray, step: float) -> np.ndarray:
+    """Return what `decode` restores of an offset that `encode_weight` has compressed."""
+    codes, step = _weight_codes(offset, step)
+    return _values(codes - _dither(codes.size), step, offset.shape)
+
+
+def _weight_codes(offset: np.ndarray, step: float) -> tuple[np.ndarray, float]:
     values = _finite(offset)
     if not values.any():
-        return Encoded("dithered", np.zeros(1, np.float32), *_packed(values))
+        return values, 0.0
     step = _fitting_step(values, step / 4 if values.size < _SMALL_SIZE else step, 32000)
-    codes = np.rint(values / step + _dither(values.size))
-    return Encoded("dithered", np.array([step], np.float32), *_packed(codes))
+    return np.rint(values / step + _dither(values.size)), step
 
 
 def encode_feature(feature: np.ndarray, kept: np.ndarray, step: float) -> Encoded:
@@ -107,14 +117,23 @@ def encode_feature(feature: np.ndarray, kept: np.ndarray, step: float) -> Encode
     Raises:
         ValueError: If a value is NaN or infinite.
     """
-    values = _finite(feature).reshape(feature.shape)
-    step = _fitting_step(values, step, 16000)
-    codes = np.where(kept, np.rint(values / step), 0).astype(np.int64)
+    codes, step = _feature_codes(feature, kept, step)
     left, up = _shifted(codes, 2), _shifted(codes, 1)
     both = _shifted(kept, 1) & _shifted(kept, 0)
     packed = _packed((codes - ((left + up + both) >> both))[:, kept].ravel())
     cells = np.packbits(kept).tobytes()
     return Encoded("predicted", np.array([step], np.float32), *packed, cells)
+
+
+def rounded_feature(feature: np.ndarray, kept: np.ndarray, step: float) -> np.ndarray:
+    """Return what `decode` restores of a feature that `encode_feature` has compressed."""
+    return _values(*_feature_codes(feature, kept, step), feature.shape)
+
+
+def _feature_codes(feature: np.ndarray, kept: np.ndarray, step: float) -> tuple[np.ndarray, float]:
+    values = _finite(feature).reshape(feature.shape)
+    step = _fitting_step(values, step, 16000)
+    return np.where(kept, np.rint(values / step), 0).astype(np.int64), step
 
 
 def encode_exact(values: np.ndarray) -> Encoded:
@@ -163,7 +182,7 @@ def decode(encoded: Encoded, shape: tuple[int, ...], dtype: str = "float32") -> 
         values = _unpacked(data, base, count) - _dither(count)
     else:
         values = _restored(data, base, cells or b"", shape)
-    return np.clip(values * step, -_LARGEST, _LARGEST).astype(np.float32).reshape(shape)
+    return _values(values, step, shape)
 
 
 def used_cells(mask: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
@@ -187,6 +206,10 @@ def _finite(tensor: np.ndarray) -> np.ndarray:
     if not np.isfinite(tensor).all():
         raise ValueError("cannot encode a tensor with NaN or infinite values")
     return tensor.astype(np.float64).ravel()
+
+
+def _values(codes: np.ndarray, step: float, shape: tuple[int, ...]) -> np.ndarray:
+    return np.clip(codes * step, -_LARGEST, _LARGEST).astype(np.float32).reshape(shape)
 
 
 def _fitting_step(values: np.ndarray, step: float, max_code: int) -> float:

@@ -7,6 +7,8 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +129,7 @@ def rows_of(record: Record, shard: int, info: RunInfo) -> dict[str, list[Row]]:
                 for f in record.features
             ]
         if info.deltas is not None:
-            tables["deltas"] = list(_delta_rows(record, info.deltas, info.magnitudes))
+            tables["deltas"] = list(_delta_rows(record, info))
     key = {"image_id": record.image_id, "shard": shard}
     return {table: [key | row for row in rows] for table, rows in tables.items()}
 
@@ -206,20 +208,46 @@ def _metric_rows(record: Record, info: RunInfo) -> Iterator[Row]:
         }
 
 
-def _delta_rows(
-    record: Record, steps: codec.Steps, magnitudes: Mapping[str, float]
-) -> Iterator[Row]:
+def as_stored(record: Record, info: RunInfo) -> Record:
+    """Return the record with weights and feature as they will be read from its rows.
+
+    Pictures are rendered from these, so that they can be rendered again from the tables. A small
+    error would not always stay small: edits follow an optical flow, which may differ by pixels
+    between renders that differ by one level.
+    """
+    if info.deltas is None:
+        return record
+    delta, feature = record.delta, record.feature
+    # What is not finite is left to the stages that use it, whose failures are those of the image.
+    with suppress(ValueError):
+        if delta is not None:
+            delta = {n: codec.rounded_weight(offset, _step(n, info)) for n, offset in delta.items()}
+        if feature is not None:
+            feature = codec.rounded_feature(feature, _kept(record), _step("feature", info))
+    return replace(record, delta=delta, feature=feature)
+
+
+def _delta_rows(record: Record, info: RunInfo) -> Iterator[Row]:
     for name, offset in (record.delta or {}).items():
-        encoded = codec.encode_weight(offset, steps.weight * magnitudes.get(name, 0.0))
-        yield _delta_row(name, "weight", offset, encoded)
+        yield _delta_row(name, "weight", offset, codec.encode_weight(offset, _step(name, info)))
     feature = record.feature
     if feature is not None:
-        kept = codec.used_cells(record.mask, (feature.shape[1], feature.shape[2]))
-        step = steps.feature * magnitudes.get("feature", 0.0)
-        encoded = codec.encode_feature(feature, kept, step)
+        encoded = codec.encode_feature(feature, _kept(record), _step("feature", info))
         yield _delta_row("feature", "feature", feature, encoded)
     for name, value in (record.state or {}).items():
         yield _delta_row(name, STATE, value, codec.encode_exact(value))
+
+
+def _step(tensor: str, info: RunInfo) -> float:
+    assert info.deltas is not None
+    relative = info.deltas.feature if tensor == "feature" else info.deltas.weight
+    return relative * info.magnitudes.get(tensor, 0.0)
+
+
+def _kept(record: Record) -> np.ndarray:
+    assert record.feature is not None
+    _, height, width = record.feature.shape
+    return codec.used_cells(record.mask, (height, width))
 
 
 def _delta_row(name: str, kind: str, value: np.ndarray, encoded: codec.Encoded) -> Row:

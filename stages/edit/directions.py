@@ -125,7 +125,7 @@ class Directions(Stage):
     def _edit(self, record: Record) -> Record:
         device = self.context.device
         ws = to_device(torch.tensor(required(record.latent)), device).unsqueeze(0)
-        refinement, masks = Refinement.of(record, device), mask_of(record, device)
+        refinement, masks = Refinement.of([record], device), mask_of(record, device)
         start = self.refiner.refined_codes(ws, refinement)
         todo = {i: move for i, move in enumerate(self.moves) if not move.unchanged}
         scene = self._scene(start, refinement, masks, record) if todo else None

@@ -73,7 +73,7 @@ class Rerender:
     def _refined(self, record: Record) -> np.ndarray:
         device = self.context.device
         ws = to_device(torch.tensor(required(record.latent)), device).unsqueeze(0)
-        refinement, masks = Refinement.of(record, device), mask_of(record, device)
+        refinement, masks = Refinement.of([record], device), mask_of(record, device)
         image = self.context.refiner().render(ws, refinement, masks)
         if not torch.isfinite(image).all():
             raise ArithmeticError("the refined image is not finite; try: dhr-batch verify")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,16 +40,17 @@ class Refinement:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, record: Record, device: str) -> Refinement:
-        """Return the refinement of one image from its record, with B = 1."""
+    def of(cls, records: Sequence[Record], device: str) -> Refinement:
+        """Return the refinement of B records of one refiner."""
 
-        def batch(array: np.ndarray) -> Tensor:
-            return to_device(torch.tensor(array), device).unsqueeze(0)
+        def batch(arrays: Iterable[np.ndarray | None]) -> Tensor:
+            return to_device(torch.from_numpy(np.stack([required(a) for a in arrays])), device)
 
+        first = records[0]
         return cls(
-            {name: batch(value) for name, value in (record.delta or {}).items()},
-            None if record.feature is None else batch(record.feature),
-            {name: batch(value) for name, value in (record.state or {}).items()},
+            {name: batch((r.delta or {}).get(name) for r in records) for name in first.delta or {}},
+            None if first.feature is None else batch(r.feature for r in records),
+            {name: batch((r.state or {}).get(name) for r in records) for name in first.state or {}},
         )
 
     def expand(self, count: int) -> Refinement:
@@ -154,27 +155,28 @@ class Refiner(Stage):
         ws = to_device(torch.from_numpy(np.stack([required(r.latent) for r in records])), device)
         with mixed_precision(self.context.device, self.context.precision):
             result = self.refine(images, ws, masks)
-        with torch.no_grad():
-            refined = self.render(ws, result, masks)
-        if not torch.isfinite(refined).all():
-            raise ArithmeticError("the refinement diverged; smaller rates may help")
         changed = [*result.delta.values(), *([] if result.feature is None else [result.feature])]
         arrays = to_host([value.float() for value in changed])
         delta = dict(zip(result.delta, arrays, strict=False))
         feature = None if result.feature is None else arrays[-1]
         state = {name: value.detach().cpu().numpy() for name, value in result.state.items()}
-        return [
-            replace(
-                record,
-                delta={name: value[i] for name, value in delta.items()},
-                feature=None if feature is None else feature[i],
-                state={name: value[i] for name, value in state.items()},
-                refined=image,
+        made = [
+            self.context.stored(
+                replace(
+                    record,
+                    delta={name: value[i] for name, value in delta.items()},
+                    feature=None if feature is None else feature[i],
+                    state={name: value[i] for name, value in state.items()},
+                )
             )
-            for i, (record, image) in enumerate(
-                zip(records, tensor_to_images(refined), strict=True)
-            )
+            for i, record in enumerate(records)
         ]
+        with torch.no_grad():
+            refined = self.render(ws, Refinement.of(made, device), masks)
+        if not torch.isfinite(refined).all():
+            raise ArithmeticError("the refinement diverged; smaller rates may help")
+        pictures = tensor_to_images(refined)
+        return [replace(r, refined=image) for r, image in zip(made, pictures, strict=True)]
 
 
 class LossRefiner(Refiner):

@@ -41,6 +41,7 @@ def test_a_weight_is_within_half_a_step(tensor: np.ndarray, wanted: float) -> No
     assert close(decoded, tensor, encoded)
     assert decoded.dtype == np.float32
     assert decoded.shape == tensor.shape
+    np.testing.assert_array_equal(codec.rounded_weight(tensor, wanted), decoded)
     again = codec.encode_weight(tensor, wanted)
     assert again.data == encoded.data
     assert again.scales == encoded.scales
@@ -63,6 +64,7 @@ def test_a_feature_is_within_half_a_step_where_it_is_kept(
     decoded = codec.decode(encoded, feature.shape)
     assert close(decoded[:, kept], feature[:, kept], encoded)
     assert (decoded[:, ~kept] == 0).all()
+    np.testing.assert_array_equal(codec.rounded_feature(feature, kept, wanted), decoded)
     assert decoded.dtype == np.float32
     assert codec.encode_feature(feature, kept, wanted).data == encoded.data
 
