@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +22,7 @@ def name(page: Path) -> str:
 def fenced(page: Path, language: str) -> list[str]:
     """Return the fenced blocks of a language."""
     blocks = _FENCED.findall(page.read_text("utf-8"))
-    return [body for _, of, body in blocks if of == language]
+    return [textwrap.dedent(body) for _, of, body in blocks if of == language]
 
 
 def inline(page: Path) -> list[str]:
