@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import pillow_heif
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.pixels import DAMAGE, colours, containers, png, tiff
+from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, png, tiff
 from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, stretched
 
 # Pillow can open over 40 formats, for some of which it starts other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
-pillow_heif.register_heif_opener()
 MIN_SIDE = 16
 
 _CUT = ("truncat", "eof", "unexpected end", "incomplete")
@@ -58,9 +56,10 @@ _Decoded = tuple[np.ndarray, list[str]]
 def decode(data: bytes, max_megapixels: float = 64) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file.
 
-    The EXIF orientation is applied, and colours are converted to sRGB by what the file says of them
-    (ICC profile, gamma, primaries). Transparent pixels are blended with white. Samples of 16 and 32
-    bits and floats are scaled to 8 bits. Of several frames or pages the first is taken. The size is
+    The orientation is applied, which is that of EXIF, or of the container of HEIF. Colours are
+    converted to sRGB by what the file says of them (ICC profile, gamma, primaries). Transparent
+    pixels are blended with white. Samples of 10 to 32 bits and floats are scaled to 8 bits. Of
+    several frames or pages the first is taken, of a HEIF file the primary picture. The size is
     checked before any pixel is decoded.
 
     Args:
@@ -136,7 +135,7 @@ def _unidentified(data: bytes) -> ImageError:
             return ImageError("unsupported", f"{name} files are not read; {_convert_hint()}")
     if data[4:8] == b"ftyp":
         if data[8:12] in _HEIF:
-            return ImageError("damaged", "it begins like HEIF, but cannot be read")
+            return _unread(data, "HEIF")
         return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
     if data.startswith(b"version https://git-lfs"):
         return ImageError(
@@ -165,7 +164,7 @@ def _convert_hint() -> str:
 
 
 def _damaged(error: BaseException) -> ImageError:
-    text = f"{type(error).__name__}: {error}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     if any(word in text.lower() for word in _CUT):
         return ImageError("truncated", f"the file ends too early ({text})")
     if any(word in text.lower() for word in _NOT_READ):
@@ -217,6 +216,8 @@ def _png16(data: bytes, space: Colours | None) -> _Decoded:
 def _other(data: bytes, check: _Check) -> _Decoded:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check(image.size)
+        if image.format == "HEIF":
+            return _heif(image, data)
         deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
         whole, ended = _loaded(image, data)
         space = containers.stated_colours(whole, data) or containers.camera_colours(whole)
@@ -225,6 +226,19 @@ def _other(data: bytes, check: _Check) -> _Decoded:
         # Counting frames moves the decoder, so it comes after the pixels are copied.
         frames = containers.gif_frames(data) if image.format == "GIF" else _frames(image)
     return pixels, deep + ended + notes + more + _frames_note(frames)
+
+
+def _heif(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
+    # libheif turns the pixels as the container says. EXIF only repeats it, and does not count.
+    space = containers.stated_colours(image, data) or containers.camera_colours(image)
+    if image.info["bit_depth"] > 8:
+        raster, notes = heif.deep(data)
+        pixels, more = raster.to_srgb(space)
+    else:
+        notes = []
+        pixels, more = _to_rgb(image, space)
+    frames = _frames(image)
+    return pixels, notes + more + ([f"main one of {frames} pictures taken"] if frames > 1 else [])
 
 
 def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFile, list[str]]:

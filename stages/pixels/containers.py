@@ -9,7 +9,7 @@ from itertools import islice
 from PIL import Image
 
 from dhr_batch.stages.base import ImageError
-from dhr_batch.stages.pixels import DAMAGE, colours
+from dhr_batch.stages.pixels import DAMAGE, colours, heif
 from dhr_batch.stages.pixels.colours import Colours
 
 # Counting goes through all frames, and a small file may have half a million.
@@ -31,7 +31,9 @@ def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
     if image.format == "BMP" and data[70:74] == b"DEBM" and data[14] == 124:
         start, size = struct.unpack_from("<II", data, 126)
         return Colours(data[14 + start : 14 + start + size])
-    if image.format not in ("AVIF", "HEIF", "JPEG2000"):
+    if image.format == "HEIF":
+        return heif.stated(image.info)
+    if image.format not in ("AVIF", "JPEG2000"):
         return None
     for kind, content in islice(boxes(data), _MOST_BOXES):
         if kind != b"colr":
