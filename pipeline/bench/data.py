@@ -73,7 +73,7 @@ class FinishedRun:
         }
 
     def seconds(self) -> dict[str, dict[int, float]]:
-        """Return the seconds per image by stage and shard.
+        """Return the seconds per image that was computed, by stage and shard.
 
         For stages that this run did not compute, they are the seconds of the same images in the
         base, whose shards may be different.
@@ -90,12 +90,12 @@ class FinishedRun:
             found = {s: v for s, v in found.items() if s not in self._own_stages}
         for shard, manifest in self.data.shards.items():
             for stage, seconds in manifest.stage_seconds.items():
-                if manifest.images:
-                    found.setdefault(stage, {})[shard] = seconds / manifest.images
+                if computed := manifest.computed(stage):
+                    found.setdefault(stage, {})[shard] = seconds / computed
         return found
 
     def clocks(self) -> dict[tuple[str, ...], dict[str, float]]:
-        """Return what `turns` has measured, per image, by the images of each shard.
+        """Return what `turns` has measured, per computed image, by the images of each shard.
 
         For stages that this run did not compute, it is what was measured of these images in the
         base, if anything was.
@@ -109,7 +109,11 @@ class FinishedRun:
             # A shard whose images have failed took no time in later stages.
             if manifest.clocked and manifest.ok and (not before or len(earlier) == len(ids)):
                 means = {key: fmean(own[key] for own in earlier) for key in next(iter(earlier), ())}
-                found[ids] = means | {k: v / len(ids) for k, v in manifest.clocked.items()}
+                found[ids] = means | {
+                    # Keys end with the stage.
+                    key: value / manifest.computed(key.rpartition("_")[2])
+                    for key, value in manifest.clocked.items()
+                }
         return found
 
     @property

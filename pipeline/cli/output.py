@@ -7,7 +7,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -36,6 +37,23 @@ def say(*texts: object, err: bool = False) -> None:
         err: Whether to print to stderr.
     """
     click.echo("\t".join(printable(without_secrets(str(text))) for text in texts), err=err)
+
+
+@contextmanager
+def waiting(what: str, quiet: bool = False) -> Iterator[None]:
+    """Show on a terminal what a command is waiting for, until the block ends.
+
+    Args:
+        what: What the command does.
+        quiet: Whether to show nothing.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
 
 
 def table_of(*columns: str) -> Table:

@@ -66,7 +66,7 @@ def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -
     Raises:
         Refused: After printing, if a start would be refused.
     """
-    from dhr_batch.pipeline.planning import resume
+    from dhr_batch.pipeline.planning import costs, resume
     from dhr_batch.pipeline.planning.prepare import check_gpus, describe, place
     from dhr_batch.pipeline.runs.folder import RunFolder
     from dhr_batch.pipeline.storage.ownership import RUN, Owned
@@ -81,12 +81,19 @@ def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -
             plan = plan if request.fresh else continued
         except resume.OtherRun as error:
             other = error
+    finished = existing if existing and not request.fresh else {"images": {}, "shards": {}}
+    images = plan.images - sum(finished["images"].get(k, 0) for k in ("done", "quarantined"))
+    shards = len(plan.shards) - finished["shards"].get("done", 0)
+    expected = costs.expectation(plan.config, images, shards)
     if as_json:
         state = existing and existing | {"changes": other.lines if other else []}
         content = plan.stored().to_json() | {"out": where, "run": state}
+        content["expected"] = {"seconds": expected.seconds, "bytes": expected.bytes}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         click.echo(describe(plan, where), err=err)
+        for line in expected.lines():
+            click.echo(line, err=err)
         if existing:
             click.echo(_so_far(existing, request.fresh), err=err)
     if other and not request.fresh:

@@ -6,15 +6,18 @@ import json
 import logging
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.output import ignore_signals, log_to_stderr, say
+from dhr_batch.pipeline.cli.output import ignore_signals, log_to_stderr, say, waiting
 from dhr_batch.pipeline.cli.pulling import has_terminal, on_demand
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.printable import printable
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.planning.plan import Plan
 
 
 def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
@@ -26,9 +29,6 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
         yes: Whether to download models, and to delete files for `--fresh`, without asking.
         **options: The arguments of `cli_options.request`.
     """
-    from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
-    from dhr_batch.pipeline.storage.ownership import RUN, Owned
-
     if options["fresh"] and options["extend"]:
         raise Refused(
             "--fresh with --extend",
@@ -36,8 +36,19 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
             "give only one of them",
         )
     log_to_stderr(logging.INFO if options["verbose"] else logging.WARNING)
+    quiet = options["quiet"] or options["progress"] in ("plain", "none")
+
+    def planned() -> Plan:
+        with waiting("reading the settings and listing the photographs", quiet):
+            from dhr_batch.pipeline.planning.prepare import prepare
+
+            return prepare(request)
+
     request = cli_options.request(options | {"confirmed": yes})
-    plan = prepare(request) if dry_run else on_demand(lambda: prepare(request), yes)
+    plan = planned() if dry_run else on_demand(planned, yes)
+    from dhr_batch.pipeline.planning.prepare import check_models, place
+    from dhr_batch.pipeline.storage.ownership import RUN, Owned
+
     out = place(plan, request)
     Owned(out, RUN).check()
     if options["verbose"]:
@@ -50,7 +61,8 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     on_demand(lambda: check_models(plan, request), yes)
     if request.fresh and not yes:
         request = replace(request, confirmed=_confirm(out))
-    from dhr_batch.pipeline.engine.runner import INTERRUPTED, run
+    with waiting("starting", quiet):
+        from dhr_batch.pipeline.engine.runner import INTERRUPTED, run
 
     outcome = run(plan, request)
     if outcome.exit_code == INTERRUPTED:

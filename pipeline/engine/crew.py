@@ -89,6 +89,17 @@ class Crew:
                 found[task.worker].append(task)
         return found
 
+    def count_hands(self) -> None:
+        """Tell the forecast how many unfinished images each worker has in hand."""
+        in_hand = self.in_hand()
+        self.progress.state.forecast.hands = {
+            number: sum(len(task.shard.items) for task in in_hand.get(number, ()))
+            - member.done
+            - sum(event.done for event in member.early)
+            for number, member in self.members.items()
+            if not member.parked
+        }
+
     def places(self) -> set[Place]:
         """Return the GPUs on which workers are ready."""
         return {m.place for m in self.members.values() if m.ready and m.place}
@@ -97,6 +108,7 @@ class Crew:
         """End the process of a worker and drop its tasks."""
         self.tasks = {f: t for f, t in self.tasks.items() if t.worker != number}
         self.idle = [idle for idle in self.idle if idle != number]
+        self.progress.state.forecast.forget(number)
         ray.kill(self.members[number].handle)
 
     def end_all(self, closing: bool) -> None:

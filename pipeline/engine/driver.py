@@ -108,6 +108,7 @@ class Driver:
             if time.monotonic() - self._polled >= members.poll_seconds(len(self.crew.members)):
                 self._polled = time.monotonic()
                 self._poll()
+                self.crew.count_hands()
                 self._room.check()
             self._assign()
             self.progress.update()
@@ -190,7 +191,8 @@ class Driver:
         if self.on_ready is not None:
             self.on_ready(facts)
             self.on_ready = None
-            self.progress.state.started = time.monotonic()
+            self.progress.state.begin()
+            self.status.begin()
         self._losses.started(number)
         self.crew.members[number].facts = facts
         self.crew.say(number, "ready")

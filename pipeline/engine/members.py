@@ -194,6 +194,7 @@ def hear(member: Member, number: int, report: Report, progress: Progress) -> Non
     """Add a report of a worker to the counters."""
     member.pace, member.slow, member.stuck = report.pace, report.slow, report.stuck
     member.read = report.read
+    progress.state.forecast.hear(number, time.monotonic(), report.flights, report.passed)
     for event in report.events:
         if event.done and event.shard in member.later:
             member.early.append(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dhr_batch.pipeline.forecast import Flight, Passage
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.runs.manifests import Manifest
 
@@ -46,6 +47,8 @@ class Report:
         receipt: The manifest of the shard that has just been finished.
         slow: The shard of the slowest batch in progress; -1 while no stage runs.
         read: The shard that was read to its end last; -1 before the first one.
+        flights: The batches that are computed now.
+        passed: The batches that have passed a stage since the last report.
     """
 
     events: Sequence[Event]
@@ -54,6 +57,8 @@ class Report:
     receipt: Manifest | None = None
     slow: int = -1
     read: int = -1
+    flights: Sequence[Flight] = ()
+    passed: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True)

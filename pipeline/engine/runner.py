@@ -18,7 +18,7 @@ from dhr_batch.pipeline.engine.session import session
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.pipeline.planning import devices, estimate, resume
+from dhr_batch.pipeline.planning import costs, devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, notes, place
 from dhr_batch.pipeline.planning.request import Request
@@ -96,6 +96,7 @@ def run(plan: Plan, request: Request) -> RunOutcome:
             before = run_folder.recover()
             images = sum(shard.images for shard in before.values())
             state.before, state.total = images, plan.images - images
+            state.before_failed = sum(shard.quarantined for shard in before.values())
             state.shards = len(plan.shards) - len(before)
             started = time.monotonic()
             if not state.shards:
@@ -150,10 +151,11 @@ def _process(
     todo: Iterator[Shard],
     stopper: stopping.Stopper,
 ) -> bool:
-    check_models(plan, request)
     config, state = plan.config, progress.state
+    state.doing = "checking the models"
+    check_models(plan, request)
     workers = devices.worker_count(config, state.shards)
-    state.parallel = workers
+    state.forecast = costs.forecast(config, costs.expected(config))
     progress.say(describe(plan, run_folder.storage.place))
     if state.shards < len(plan.shards):
         progress.say(f"resuming: {len(plan.shards) - state.shards} shards are finished already")
@@ -165,7 +167,9 @@ def _process(
         progress.say(line)
         keep_plan(run_folder, plan)
         progress.say(f"{state.total} images to process on {facts.device}; timing the first one")
+        state.doing = ""
 
+    state.doing = "starting Ray"
     with session(request, config, workers, stopper) as dashboard:
         cpus = devices.worker_cores(
             config, ray.nodes(), ray.available_resources().get("CPU", 0.0), workers
@@ -262,6 +266,7 @@ def _outcome(
             f"{run_folder.storage.locate('quarantine')}"
         )
     if finished and request.report:
+        progress.state.doing = "writing the report"
         page = _report(run_folder.storage, progress)
     if not finished:
         progress.say("interrupted; the same command goes on from here")

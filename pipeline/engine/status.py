@@ -33,7 +33,7 @@ class StatusWriter:
         write: A function that stores the content of the file.
         every: Seconds between two writes.
         points: The throughput of earlier starts: pairs of a Unix time and the total number of
-            finished images.
+            computed images.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class StatusWriter:
     ) -> None:
         self.state, self._write, self._every = state, write, every
         self._points = list(points or [])
+        self._earlier = len(self._points)
         self._spacing = every
         self._recent: deque[tuple[float, int]] = deque()
         self._started = time.time()
@@ -52,6 +53,12 @@ class StatusWriter:
         self._done = metrics.Counter("dhr_batch_images_done", "Images in finished shards")
         self._bad = metrics.Counter("dhr_batch_images_quarantined", "Images that failed")
         self._shard = metrics.Gauge("dhr_batch_shard_seconds", "Duration of the last shard")
+
+    def begin(self) -> None:
+        """Begin to measure the speed: the first worker is ready."""
+        del self._points[self._earlier :]
+        self._recent.clear()
+        self._sample(time.time())
 
     def shard_done(self, receipt: Manifest) -> None:
         """Count a committed shard."""
@@ -72,33 +79,33 @@ class StatusWriter:
         if not now and current - self._written < self._every:
             return
         self._written = current
-        self._sample(current)
+        self._sample(current, now)
         self._write(status_file.dumps(self._content(current, workers())))
 
-    def _sample(self, now: float) -> None:
-        done = self.state.done
-        self._recent.append((now, done))
+    def _sample(self, now: float, last: bool = False) -> None:
+        computed = self.state.done - self.state.failed
+        self._recent.append((now, computed))
         while len(self._recent) > 1 and now - self._recent[1][0] >= _WINDOW:
             self._recent.popleft()
-        if not self._points or now - self._points[-1][0] >= self._spacing:
-            self._points.append([round(now, 1), self.state.before + done])
+        if last or not self._points or now - self._points[-1][0] >= self._spacing:
+            before = self.state.before - self.state.before_failed
+            self._points.append([round(now, 1), before + computed])
         if len(self._points) > _MOST_POINTS:
             self._points = self._points[::2]
             self._spacing *= 2
 
     def _content(self, now: float, workers: list[WorkerStatus]) -> StatusContent:
         state, (since, before) = self.state, self._recent[0]
-        recent = (state.done - before) / (now - since) if now > since else 0.0
-        overall = state.done / state.elapsed if state.elapsed > 0 else 0.0
-        rate = recent or overall
+        computed = state.done - state.failed
+        recent = (computed - before) / (now - since) if now > since else 0.0
         return StatusContent(
             updated=now,
             started=self._started,
             driver=DriverProcess(os.uname().nodename, os.getpid()),
             images=ImageCounts(state.total, state.done, state.failed, state.before),
             shards=ShardCounts(state.shards, state.shards_done),
-            images_per_second=Speed(overall, recent),
-            seconds_left=(state.total - state.done) / rate if rate > 0 else None,
+            images_per_second=Speed(state.rate, recent),
+            seconds_left=state.remaining,
             errors=dict(state.failures),
             workers=workers,
             throughput=self._points,

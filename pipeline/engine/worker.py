@@ -7,7 +7,6 @@ in plan order.
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from dhr_batch.pipeline.datasets import ground_truth, listing
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
+from dhr_batch.pipeline.engine.flights import Flights
 from dhr_batch.pipeline.engine.line import Job, Line, Part, Writing
 from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.waits import Waits
@@ -32,6 +32,7 @@ from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import code, contents, devices
 from dhr_batch.pipeline.planning.config import Config
+from dhr_batch.pipeline.planning.costs import ON_HOST
 from dhr_batch.pipeline.planning.earlier_run import Reader
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.planning.plan import Shard
@@ -48,9 +49,6 @@ from dhr_batch.stages.device import Kind, count, label, set_precision, stream
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
-
-# The stages whose work is mostly done by the host. The others take turns on the device.
-_ON_HOST = ("segment", "measure")
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,11 @@ class Worker:
         self._events: deque[Event] = deque()
         self._busy: dict[str, tuple[float, int, int]] = {}
         self._waits = Waits(settings.config.image_timeout)
+        self._flights = Flights(settings.config.stages)
         self._line = Line(self._align, self._parts, self._written)
         self._device = threading.Lock()
         self._used: set[str] = set()
+        self._doing: dict[str, str] = {}
 
     def setup(self) -> WorkerFacts:
         """Load all networks and return facts about the worker.
@@ -120,6 +120,7 @@ class Worker:
             aligned=self.settings.aligned,
             refine=config.refine,
             precision=config.precision,
+            progress=self._flights.step,
         )
         for stage in self.stages:
             stage.setup(context)
@@ -134,14 +135,7 @@ class Worker:
 
             # The networks are used on other streams than the one on which they were copied.
             torch.cuda.synchronize()
-        names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
-        facts = GeneratorFacts(
-            resolution=generator.resolution,
-            rows=generator.num_ws,
-            weights=sum(generator.weight(name).numel() for name in names),
-            feature=math.prod(generator.feature_shape),
-        )
-        return WorkerFacts(device, self._batch, facts)
+        return WorkerFacts(device, self._batch, GeneratorFacts.of(generator))
 
     def _fitting_batch(self, generator: Any) -> int:
         # torch does not tell the peak memory of Apple GPUs.
@@ -149,7 +143,7 @@ class Worker:
             return batches.ON_CPU
         # The sample is aligned already.
         stages = [stage for stage in self.stages if stage.family != "align"]
-        beside = _ON_HOST if self.settings.divided else ()
+        beside = ON_HOST if self.settings.divided else ()
         workers = self.settings.config.workers_per_gpu
         return batches.measured(stages, beside, generator, workers, self.settings.device)
 
@@ -165,7 +159,21 @@ class Worker:
         ]
         pace, slow = max(paces, default=(0.0, -1))
         events, stuck = list(self._take_events()), self._waits.stuck(now)
-        return Report(events, pace, stuck, slow=slow, read=self._line.read)
+        flights = self._flights.flying()
+        events += [
+            Event(f"{self._doing[own.stage]}, step {own.step} of {own.steps}", shard=own.shard)
+            for own in flights
+            if own.step and own.stage in self._doing
+        ]
+        return Report(
+            events,
+            pace,
+            stuck,
+            slow=slow,
+            read=self._line.read,
+            flights=flights,
+            passed=list(self._flights.passed()),
+        )
 
     def _take_events(self) -> Iterator[Event]:
         # Two threads remove events: the one that reports progress and the one that ends a shard.
@@ -195,6 +203,7 @@ class Worker:
 
     def _take(self, shard: Shard, attempt: str) -> Job:
         job = Job(shard, attempt)
+        job.ended.add_done_callback(lambda _: self._flights.drop(attempt))
         self._line.add(job, self._batch)
         return job
 
@@ -237,12 +246,14 @@ class Worker:
 
     def _written(self, job: Job) -> Writing:
         with ExitStack() as stack:
+            stack.callback(self._flights.drop, job.attempt)
             with self._writing():
                 folder = stack.enter_context(self._out.stage(staging(job.attempt)))
                 tables = Attempt(job.shard, folder, self.info, self._events.append, job.started)
             while (records := (yield)) is not None:
                 with self._writing():
                     tables.add(records)
+                self._flights.written(job.attempt, records)
             seconds = {stage: round(value, 3) for stage, value in job.seconds.items()}
             with self._writing():
                 receipt = tables.receipt(job.attempt, seconds, sorted(self._used))
@@ -282,7 +293,7 @@ class Worker:
         stages = self.stages[self._ahead :]
         if not self.settings.divided:
             return [partial(self._computed, stages)]
-        groups = groupby(stages, lambda stage: stage.family if stage.family in _ON_HOST else "")
+        groups = groupby(stages, lambda stage: stage.family if stage.family in ON_HOST else "")
         parts = [(self._beside if host else self._on_device, list(own)) for host, own in groups]
         return [partial(compute, own) for compute, own in parts]
 
@@ -294,6 +305,7 @@ class Worker:
         with self._timed(stages[0].family, job, len(records)):
             for stage in stages:
                 what = f"shard {shard.index}: {stage.family} {count} of {len(shard.items)}"
+                self._doing[stage.family] = what
                 self._events.append(Event(what, shard=shard.index))
                 records = self._clocked(job, stage, records)
         return records
@@ -313,7 +325,9 @@ class Worker:
 
     def _clocked(self, job: Job, stage: Stage, records: list[Record]) -> list[Record]:
         began = time.monotonic()
+        self._flights.begin(job.attempt, job.shard.index, stage.family, records)
         records = self._run(stage, records)
+        self._flights.end(stage.family, records)
         job.seconds[stage.family] += time.monotonic() - began
         return records
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
@@ -42,6 +44,17 @@ class GeneratorFacts:
     weights: int
     feature: int
 
+    @classmethod
+    def of(cls, generator: Any) -> GeneratorFacts:
+        """Return the facts about a loaded generator."""
+        names = [name for name in generator.weight_names() if not name.startswith("mapping.")]
+        return cls(
+            resolution=generator.resolution,
+            rows=generator.num_ws,
+            weights=sum(generator.weight(name).numel() for name in names),
+            feature=math.prod(generator.feature_shape),
+        )
+
 
 def edited_pictures(config: Config) -> int:
     """Return the number of edited pictures of one image."""
@@ -68,6 +81,17 @@ def bytes_per_image(config: Config, generator: GeneratorFacts) -> dict[str, floa
     return tables
 
 
+def total_bytes(tables: dict[str, float], images: int, shards: int) -> float:
+    """Return the expected bytes of a run.
+
+    Args:
+        tables: The expected bytes of one image in each table.
+        images: The number of images to compute.
+        shards: The number of shards to compute.
+    """
+    return sum(tables.values()) * images + _EMPTY_FILE * (len(tables) + 1) * shards
+
+
 def check_space(
     free: int | None, tables: dict[str, float], images: int, shards: int, force: bool
 ) -> str:
@@ -86,7 +110,7 @@ def check_space(
     Raises:
         Refused: If the space is too small.
     """
-    total = sum(tables.values()) * images + _EMPTY_FILE * (len(tables) + 1) * shards
+    total = total_bytes(tables, images, shards)
     parts = ", ".join(f"{name} {size(count * images)}" for name, count in tables.items())
     available = "unknown on an object store" if free is None else size(free)
     line = f"expected output: {size(total)} ({parts}); free space: {available}"

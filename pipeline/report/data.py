@@ -73,7 +73,7 @@ class RunData:
         edits: Name and strength of the edited pictures.
         notes: Remarks of the stages by image id.
         shards: Manifests of the committed shards by number.
-        throughput: Unix time and total number of finished images, in the order of time.
+        throughput: Unix time and total number of computed images, in the order of time.
         distances: Distances between sets of pictures, without the excluded images.
     """
 

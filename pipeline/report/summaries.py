@@ -129,6 +129,8 @@ def throughput(points: Sequence[Sequence[float]]) -> Throughput | None:
 def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
     """Return the mean seconds per image of each shard, by image id.
 
+    The mean of a stage is over the images that it has computed (`Manifest.computed`).
+
     Args:
         data: The run. Shards whose manifest lacks the time of the stage are left out.
         until: The last stage whose time is included.
@@ -137,10 +139,10 @@ def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
     for number, image_ids in enumerate(data.plan.shards):
         shard = data.shards.get(number, Manifest())
         times = shard.stage_seconds
-        if until in times and shard.images:
-            names = list(times)
-            spent = sum(times[name] for name in names[: names.index(until) + 1])
-            seconds |= dict.fromkeys(image_ids, spent / shard.images)
+        if until in times and shard.computed(until):
+            names = list(times)[: list(times).index(until) + 1]
+            spent = sum(times[name] / shard.computed(name) for name in names)
+            seconds |= dict.fromkeys(image_ids, spent)
     return seconds
 
 

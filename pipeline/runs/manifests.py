@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs.records import JsonRecord
+from dhr_batch.stages.registry import STAGES
 
 Counts = tuple[tuple[str, int], ...]
 
@@ -96,6 +97,14 @@ class Manifest(JsonRecord):
     def images(self) -> int:
         """The number of images."""
         return self.ok + self.quarantined
+
+    def computed(self, stage: str) -> int:
+        """Return the number of images that a stage has computed.
+
+        Images that failed in an earlier one did not reach it.
+        """
+        reached = STAGES[STAGES.index(stage) :] if stage in STAGES else ()
+        return self.ok + sum(failure.stage in reached for failure in self.failures)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:

@@ -62,7 +62,10 @@ class ShardCounts(JsonRecord):
 
 @dataclass(frozen=True)
 class Speed(JsonRecord):
-    """Images per second, since the driver started and in the last five minutes."""
+    """Computed images per second, since a worker was ready and in the last five minutes.
+
+    Quarantined images are not counted.
+    """
 
     overall: float = 0.0
     last_5_minutes: float = 0.0
@@ -111,10 +114,11 @@ class StatusContent(JsonRecord):
         images: Numbers of images.
         shards: Numbers of shards.
         images_per_second: The speed.
-        seconds_left: The remaining time; None before the first image.
+        seconds_left: The remaining time; None while nothing is known about it.
         errors: The number of images of each class of error that failed in this start.
         workers: The workers.
-        throughput: Points [Unix time, number of finished images], including earlier starts.
+        throughput: Points [Unix time, number of computed images], including earlier starts. The
+            images are those with rows, without those in quarantine.
     """
 
     updated: float | None = None

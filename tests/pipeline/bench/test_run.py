@@ -308,8 +308,7 @@ def test_costs_include_what_was_taken_over(figures):
     assert run.base is not None
     spent = [
         sum(
-            manifests[shard].stage_seconds[stage]
-            / (manifests[shard].ok + manifests[shard].quarantined)
+            manifests[shard].stage_seconds[stage] / manifests[shard].computed(stage)
             for manifests, stages in (
                 (run.base.data.shards, ("embed", "segment")),
                 (run.data.shards, ("refine",)),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.cells import cell_len
+from rich.text import Text
 
+from dhr_batch.pipeline.engine import progress as progress_module
 from dhr_batch.pipeline.engine.messages import Event
-from dhr_batch.pipeline.engine.progress import Progress, RunCounters
+from dhr_batch.pipeline.engine.progress import Progress, RunCounters, fitted
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.forecast import Flight, Forecast
 from dhr_batch.pipeline.planning import config, estimate
 from dhr_batch.pipeline.units import duration, size
 
@@ -19,7 +23,9 @@ class Terminal(io.StringIO):
 
 
 def shown(stream: io.StringIO, mode: str = "auto", quiet: bool = False) -> str:
-    state = RunCounters(total=3, shards=1, parallel=2)
+    forecast = Forecast({"embed": 30.0}, known=True)
+    forecast.hands = {0: 0, 1: 0}
+    state = RunCounters(total=3, shards=1, forecast=forecast)
     with Progress(state, mode, quiet, stream) as progress:  # type: ignore[arg-type]
         progress.say("hello")
         progress.event(0, Event("shard 0: embed 1-2 of 3"))
@@ -37,7 +43,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert "\r" not in text
     lines = text.splitlines()
     assert lines[0] == "hello"
-    assert lines[1] == "first image: 30 s; estimated total time: 45 s"
+    assert lines[1] == "first image: 30 s; about 30 s left"
     assert lines[2].startswith("2/3 images, 0/1 shards, ")
     assert "1 quarantined" in lines[2]
     assert len(lines) == 3
@@ -47,6 +53,59 @@ def test_live_table_on_a_terminal() -> None:
     text = shown(Terminal())
     assert "\x1b[" in text
     assert "no_face 1" in text
+
+
+LINE = [(0, "3/5 images"), (2, "62 %"), (1, "1 min 20 s left"), (4, "refine 24/38")]
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (80, "3/5 images  62 %  1 min 20 s left  refine 24/38"),
+        (40, "3/5 images  62 %  1 min 20 s left"),
+        (30, "3/5 images  1 min 20 s left"),
+        (12, "3/5 images"),
+        (6, "3/5 i…"),
+        (0, ""),
+    ],
+)
+def test_a_line_leaves_out_what_does_not_fit(width: int, text: str) -> None:
+    assert fitted(LINE, width) == text
+    assert cell_len(fitted([(0, "顔の写真"), (1, "写真")], width)) <= width
+
+
+@pytest.mark.parametrize("width", [80, 40, 20])
+def test_the_display_fits_and_tells_the_step_of_an_image(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", str(width))
+    state = RunCounters(total=5, shards=5, doing="", forecast=Forecast({"refine": 40.0}))
+    stream = Terminal()
+    progress = Progress(state, "rich", False, stream)
+    progress.event(0, Event("shard 3: refine 写真 of 1, step 19 of 38", shard=3))
+    state.done = state.failed = 1
+    flight = Flight(1, 1, 1, "refine", 20.0, step=19, steps=38, pace=1.0)
+    state.forecast.hear(0, now[0], [flight], [])
+    state.forecast.hands = {0: 1}
+    progress.update()
+    # One image was computed to the half, in 19 s, and three were not begun.
+    assert state.remaining == pytest.approx(19 + 3 * 38, rel=0.1)
+    assert state.share == pytest.approx(0.3, abs=0.02)
+    progress.console.print(progress._shown())
+    lines = stream.getvalue().splitlines()
+    assert all(cell_len(Text.from_ansi(line).plain.rstrip()) <= width for line in lines)
+    assert "1/5 images" in lines[0]
+    assert ("left" in lines[0]) == (width > 20)
+    assert ("refine 19/38" in lines[0]) == (width > 60)
+    # Without a terminal there is a line after minutes, even if no image was finished.
+    log = io.StringIO()
+    plain = Progress(state, "auto", False, log)
+    for _ in range(400):
+        now[0] += 1
+        plain.update()
+    assert log.getvalue().count("\n") == 2
 
 
 def test_a_thousand_workers_do_not_fill_the_screen() -> None:

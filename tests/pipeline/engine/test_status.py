@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 from dhr_batch.cli import main
 from dhr_batch.pipeline.engine.progress import RunCounters
 from dhr_batch.pipeline.engine.status import StatusWriter
+from dhr_batch.pipeline.forecast import Forecast
+from dhr_batch.pipeline.report.summaries import throughput
 from dhr_batch.pipeline.runs import status_file
 from dhr_batch.pipeline.runs.status_file import WorkerStatus
 from dhr_batch.pipeline.storage.connect import connect
@@ -54,7 +56,8 @@ def test_it_is_written_every_few_seconds_and_on_demand(clock: Clock) -> None:
 
 
 def test_rates_and_the_time_left(clock: Clock) -> None:
-    state = RunCounters(total=1000, shards=10, before=50, started=clock.now)
+    forecast = Forecast({"embed": 1.0}, known=True)
+    state = RunCounters(1000, shards=10, before=50, started=clock.now, forecast=forecast)
     status, written = made(state)
     for _ in range(100):
         status.update(list, now=True)
@@ -63,6 +66,7 @@ def test_rates_and_the_time_left(clock: Clock) -> None:
     clock.now += 300
     state.done += 300
     state.failures["no_face"] += 7
+    state.look()
     status.update(lambda: [WorkerStatus(0, "shard 3: embed 1-4 of 32")], now=True)
     last = written[-1]
     assert last["images"] == {"total": 1000, "done": 400, "quarantined": 0, "before": 50}
@@ -88,6 +92,30 @@ def test_throughput_goes_on_and_stays_small(clock: Clock) -> None:
     assert points == sorted(points)
     assert points[-1][1] == pytest.approx(50 + state.done, rel=0.01)
     assert max(len(json.dumps(content)) for content in written[-10:]) < 20_000
+
+
+def test_the_speed_is_that_of_computed_images_since_a_worker_was_ready(clock: Clock) -> None:
+    state = RunCounters(total=100, shards=10, before=30, before_failed=10)
+    status, written = made(state, points=[[500.0, 20]])
+    for _ in range(50):
+        status.update(list)
+        clock.now += 1
+    state.begin()
+    status.begin()
+    for n in range(100):
+        clock.now += 2
+        state.done += n % 2
+        state.failed += n % 10 == 9
+        status.update(list)
+    status.update(list, now=True)
+    # 50 images are finished after 200 s, of which 10 are in quarantine.
+    assert written[-1]["images_per_second"]["overall"] == pytest.approx(40 / 200)
+    points = written[-1]["throughput"]
+    assert points[:2] == [[500.0, 20], [1050.0, 20]]
+    assert points[-1] == [clock.now, 60]
+    report = throughput(points[1:])
+    assert report is not None
+    assert report.mean == pytest.approx(40 / 200)
 
 
 def status(*words: object) -> Result:
