@@ -57,7 +57,7 @@ build/typed:
 
 # Build the site into build/site. A warning, such as a link to a page or section that does not exist, is an error.
 docs: $(VENV)/.docs build/typed
-	$(BIN)/mkdocs build --quiet --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
 
 clean:
 	rm -rf build dhr_batch.egg-info
