@@ -93,7 +93,7 @@ def test_commands_within_the_text_are_understood(page: Path) -> None:
     for text in inline(page):
         if text.startswith("dhr-batch"):
             parse(main, text.split()[1:])
-        elif found := re.match(r"python -m (dhr_batch\.\S+)(.*)", text):
+        elif found := re.match(r"python -m (dhr_batch\.\S+)(.*)", text, re.S):
             module = importlib.import_module(found[1])
             if isinstance(getattr(module, "main", None), click.Command):
                 parse(module.main, found[2].split())
