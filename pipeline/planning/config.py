@@ -99,7 +99,7 @@ class Config(BaseModel):
         1800.0, gt=0, description="seconds to wait until a GPU or CPU core is free"
     )
     store_deltas: Literal["none", "small", "fine"] = Field(
-        "small", description="precision of stored weights and features: 1.2 or 1.6 MB per image"
+        "small", description="precision of stored weights and features: 1.5 or 1.9 MB per image"
     )
     align: dict[str, Any]
     embed: dict[str, Any]
