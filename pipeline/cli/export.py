@@ -90,8 +90,9 @@ def _unique(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
               help="Also export pictures in which no face was found.")  # fmt: skip
 @click.option("--balance", metavar="LABEL",
               help="Export the same number of pictures for each value of a label, in each split. "
-              "Numbers are divided into bins: effect:BINS, identity:BINS, "
-              "score_NAME:BINS.")  # fmt: skip
+              "Numbers are divided into bins: effect:BINS, identity:BINS, score_NAME:BINS, "
+              "change_NAME:BINS (such as change_age:4, the years by which edits moved the "
+              "age).")  # fmt: skip
 @click.option("--val", type=click.FloatRange(0, 1), callback=_share, default=0.0,
               show_default=True, help="Share of the photographs for validation.")  # fmt: skip
 @click.option("--person", callback=pattern, metavar="REGEX",

@@ -57,10 +57,13 @@ with IPTC's digital source type.
 | `label` | the class: edit and strength, `refined`, or `source` (the photograph) |
 | `image_id` | the photograph in its dataset |
 | `kind`, `edit`, `strength` | `edit`, `refined` or `source`; multiples of the direction |
-| `effect` | change of the edit's landmark score against the photograph; `yaw` in degrees; 0 for \
+| `effect` | change of the edit's own score against the photograph; `yaw` in degrees; 0 for \
 `source`, missing for `refined` |
 | `identity` | {identity} |
-| `score_*` | landmark scores of this picture (`stages/measure/face_scores.py`) |
+| `score_*` | scores of this picture by landmarks and networks (`stages/measure/face_scores.py`, \
+`judges.py`); `score_gender` and `score_age` are estimates of how a face looks |
+| `change_*` | change of each score against the photograph: the effect of the edit and its side \
+effects, such as years of `change_age` |
 
 Missing values were not measured. Measured labels are only as accurate as the measurement.
 {split}
@@ -143,8 +146,8 @@ def text(
         dataset=escaped(dataset),
         generator=escaped(generator),
         warning=" **Random weights: the pictures have no meaning.**" if generator == "tiny" else "",
-        what="Edits were put back into the uncropped photographs; `identity`, `effect` and "
-        "`score_*` are those of the crop before it was blended in."
+        what="Edits were put back into the uncropped photographs; `identity`, `effect`, "
+        "`score_*` and `change_*` are those of the crop before it was blended in."
         if options.paste_back
         else "Pictures are FFHQ crops, made by a generator unless they are of kind `source`.",
         load=_load(options),

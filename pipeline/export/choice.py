@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.export.pictures import Picture, digest
+from dhr_batch.pipeline.export.pictures import CHANGE, Picture, digest
+from dhr_batch.stages.measure.face_scores import SCORE
 
 TRAIN, VALIDATION = "train", "validation"
 _TEXT = ("edit", "label")
+_MEASURED = (SCORE, CHANGE)
 
 
 def side(who: str, share: float, seed: int) -> str:
@@ -69,7 +71,7 @@ def parse_balance(text: str) -> tuple[str, int]:
     name, colon, bins = text.partition(":")
     if text in _TEXT:
         return text, 0
-    if name in ("effect", "identity") or name.startswith("score_"):
+    if name in ("effect", "identity") or name.startswith(_MEASURED):
         if colon and bins.isdigit() and 2 <= int(bins) <= 1000:
             return name, int(bins)
         raise Refused(
@@ -80,7 +82,7 @@ def parse_balance(text: str) -> tuple[str, int]:
     raise Refused(
         f"--balance {text!r}",
         "pictures cannot be balanced by it",
-        "choose edit, label, effect:BINS, identity:BINS or score_NAME:BINS",
+        "choose edit, label, effect:BINS, identity:BINS, score_NAME:BINS or change_NAME:BINS",
     )
 
 
@@ -123,8 +125,8 @@ def balance(
 
 
 def _value(picture: Picture, name: str) -> Any:
-    if name.startswith("score_"):
-        return picture.scores.get(name)
+    if name.startswith(_MEASURED):
+        return picture.measured().get(name)
     return getattr(picture, name)
 
 

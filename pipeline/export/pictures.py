@@ -19,11 +19,13 @@ from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.edit import syntax
-from dhr_batch.stages.measure.face_scores import NAMES, effect_score
+from dhr_batch.stages.measure.face_scores import NAMES, SCORE, effect_score
 
 # The kind in the table `images` of each kind of exported picture.
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}
 NO_FACE = "no face found"
+# Prefix of the labels that say how far a score is from that of the photograph.
+CHANGE = "change_"
 _LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
 _UNSAFE = re.compile(r"[^\w+-]+")
 _LONGEST = 80
@@ -44,6 +46,7 @@ class Picture:
         identity: Cosine similarity of the face descriptors of the picture and the aligned
             photograph; None if it was not measured.
         scores: The measured scores of the picture.
+        before: Those of the photograph, which pictures of one photograph share.
         label: The class: `smile+2`, `refined`, `source` and so on. `gather` sets it.
     """
 
@@ -55,6 +58,7 @@ class Picture:
     effect: float | None
     identity: float | None
     scores: dict[str, float]
+    before: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -68,8 +72,20 @@ class Picture:
         image = shortened(_UNSAFE.sub("_", self.image_id), _LONGEST)
         return f"{image}-{shortened(self.label, _LONGEST)}-{self.digest[:16]}"
 
+    def measured(self) -> dict[str, float]:
+        """Return the scores, and as `change_NAME` their differences to those of the photograph.
+
+        Changes of scores that an edit is not for are its side effects.
+        """
+        changes = {
+            CHANGE + name.removeprefix(SCORE): value - self.before[name]
+            for name, value in self.scores.items()
+            if name in self.before
+        }
+        return self.scores | changes
+
     def labels(self) -> dict[str, Any]:
-        """Return the exported labels except `label` and the scores."""
+        """Return the exported labels except `label` and those of `measured`."""
         names = ("image_id", "kind", "edit", "strength", "effect", "identity")
         return {name: getattr(self, name) for name in names}
 
@@ -276,9 +292,9 @@ def _picture(
     metrics = values.get((image_id, stage), {})
     effect = 0.0 if kind == "source" else None
     score = effect_score(edit, measured)
-    now, before = metrics.get(score), values.get((image_id, "source"), {}).get(score)
-    if now is not None and before is not None:
-        effect = now - before
+    before = values.get((image_id, "source"), {})
+    if score in metrics and score in before:
+        effect = metrics[score] - before[score]
     picture = Picture(
         image_id=image_id,
         source=row["source"],
@@ -287,7 +303,8 @@ def _picture(
         strength=strength,
         effect=effect,
         identity=1.0 if kind == "source" else metrics.get(identity),
-        scores={name: value for name, value in metrics.items() if name.startswith("score_")},
+        scores={name: value for name, value in metrics.items() if name.startswith(SCORE)},
+        before=before,
     )
     return picture, metrics
 

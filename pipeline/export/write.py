@@ -140,7 +140,7 @@ def _fill(
     tick: Callable[[int, int], object],
 ) -> None:
     """Write all files of the export, and complete the outcome."""
-    scores = sorted({name for picture in splits for name in picture.scores})
+    scores = sorted({name for picture in splits for name in picture.measured()})
     classes = choice.classes(splits)
     names = [*next(iter(splits)).labels(), *scores]
     format_ = FORMATS[options.format]
@@ -156,7 +156,8 @@ def _fill(
                 outcome.dropped[data] += 1
                 continue
             split, label = splits[picture], picture.label
-            labels = picture.labels() | {name: picture.scores.get(name) for name in scores}
+            known = picture.measured()
+            labels = picture.labels() | {name: known.get(name) for name in scores}
             if split not in writers:
                 writers[split] = format_(folder, split, classes, names)
             writers[split].add(ExportSample(picture.key, extension, data, label, labels))

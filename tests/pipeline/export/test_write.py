@@ -116,9 +116,12 @@ def test_labels_are_those_of_the_tables(run: Path, tmp_path: Path) -> None:
     for row in rows:
         stage = f"edit:{row['edit']}:{row['strength']:g}" if row["edit"] else row["kind"]
         now = wide.loc[(row["image_id"], stage)]
+        before = wide.loc[(row["image_id"], "source")]
         assert row["score_smile"] == now["score_smile"]
+        for name in ("smile", "yaw", "yaw_degrees"):
+            change = now[f"score_{name}"] - before[f"score_{name}"]
+            assert row[f"change_{name}"] == pytest.approx(change)
         if row["kind"] == "edit":
-            before = wide.loc[(row["image_id"], "source")]
             name = {"smile": "score_smile", "yaw": "score_yaw_degrees"}[row["edit"]]
             assert row["effect"] == pytest.approx(now[name] - before[name])
             assert row["label"] == f"{row['edit']}{row['strength']:+g}".replace(".", "_")
@@ -187,12 +190,13 @@ def test_edits_are_balanced_in_each_split(run: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "seed").keys() != contents(tmp_path / "none").keys()
 
 
-def test_bins_of_a_score_are_balanced(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", ["score_smile", "change_yaw"])
+def test_bins_of_a_score_are_balanced(run: Path, tmp_path: Path, label: str) -> None:
     exported(run, tmp_path / "all")
-    exported(run, tmp_path / "out", "--balance", "score_smile:3")
-    everything = np.array([row["score_smile"] for row in listed(tmp_path / "all")])
+    exported(run, tmp_path / "out", "--balance", f"{label}:3")
+    everything = np.array([row[label] for row in listed(tmp_path / "all")])
     edges = np.linspace(everything.min(), everything.max(), 4)
-    chosen = np.array([row["score_smile"] for row in listed(tmp_path / "out")])
+    chosen = np.array([row[label] for row in listed(tmp_path / "out")])
     counts = np.histogram(chosen, edges)[0]
     assert len(set(counts)) == 1
     assert counts[0] == np.histogram(everything, edges)[0].min() > 1
