@@ -1,4 +1,4 @@
-"""The test split of CelebA-HQ, selected from the 30,000 images of CelebAMask-HQ."""
+"""The test split of CelebA-HQ, selected from the 30,000 images of CelebAMask-HQ, and attributes."""
 
 from __future__ import annotations
 
@@ -88,6 +88,47 @@ def parse_mapping(text: str, name: str) -> dict[int, int]:
                 "use the published file",
             )
         found[int(words[0])] = int(words[1])
+    return found
+
+
+def parse_attribute(text: str, name: str, attribute: str) -> dict[str, bool]:
+    """Parse one attribute of `CelebAMask-HQ-attribute-anno.txt`, or of CelebA's file alike.
+
+    The first line is the number of images, the second one has the names of the attributes, and each
+    further line a file and 1 or -1 for every attribute.
+
+    Args:
+        text: The file.
+        name: Its name, for messages.
+        attribute: The attribute, such as `Smiling`.
+
+    Returns:
+        Whether each image shows the attribute, by the name of its file without extension.
+
+    Raises:
+        DatasetError: If the file has no such attribute, or a line is malformed.
+    """
+    lines = text.splitlines()
+    names = lines[1].split() if len(lines) > 1 else []
+    if attribute not in names:
+        raise DatasetError(
+            name,
+            f"it has no attribute {attribute!r}",
+            f"choose from: {', '.join(names[:50]) or 'none'}",
+        )
+    column = names.index(attribute) + 1
+    found = {}
+    for number, line in enumerate(lines[2:], 3):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != len(names) + 1 or words[column] not in ("1", "-1"):
+            raise DatasetError(
+                f"{name}, line {number}",
+                f"expected a file and {len(names)} times 1 or -1, found {line[:80]!r}",
+                "use the published file",
+            )
+        found[PurePosixPath(words[0]).stem] = words[column] == "1"
     return found
 
 

@@ -13,7 +13,7 @@ run is split into shards.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -203,6 +203,81 @@ def _distances(data: ds.Dataset, generator: str, leave_out: Collection[str]) -> 
                     for metric, value in _compared(extractor, source, pictures)
                 ]
     return found
+
+
+@dataclass(frozen=True)
+class EditingDistance:
+    """The distance of pictures of some images to the aligned photographs of others.
+
+    Attributes:
+        stage: The stage of the pictures, `aligned` for photographs.
+        metric: `fid` or `frechet_EXTRACTOR`.
+        value: The Fréchet distance.
+        pictures: Number of pictures.
+        photographs: Number of photographs.
+        model: The networks that were used, as in the table `metrics`.
+    """
+
+    stage: str
+    metric: str
+    value: float
+    pictures: int
+    photographs: int
+    model: str
+
+
+def editing_distances(
+    run: Storage | Parts,
+    generator: str,
+    stages: Sequence[str],
+    without: Collection[str],
+    showing: Collection[str],
+) -> list[EditingDistance]:
+    """Return how far pictures of images without an attribute are from photographs that show it.
+
+    This is the editing FID of StyleRes (Pehlivan et al., CVPR 2023) and StyleFeatureEditor (Bobkov
+    et al., CVPR 2024): an edit that brings the attribute, and nothing else, makes the one set look
+    like the other. Distances of sets of different sizes must not be compared, because the estimate
+    is larger for fewer pictures.
+
+    Args:
+        run: The run.
+        generator: The generator that made its pictures.
+        stages: The stages to compare, such as `aligned`, `refined` and `edit:smile:2`.
+        without: Ids of the images whose pictures are compared.
+        showing: Ids of the images whose photographs they are compared with.
+
+    Returns:
+        The distances by extractor and stage; none of fewer than two pictures or photographs.
+
+    Raises:
+        Damaged: If the table does not match its manifests, or cannot be read.
+    """
+    parts = Parts.of(run)
+    with parts.reading("features"):
+        keys = parts.table("features")
+        if not keys:
+            return []
+        data = parts.dataset(keys)
+        names = data.to_table(columns=["extractor"])["extractor"].unique().to_pylist()
+        found = []
+        for extractor in names:
+            real = _Set(data, _where(extractor, SOURCE, showing))
+            metric = "fid" if extractor == INCEPTION else f"frechet_{extractor}"
+            for stage in stages:
+                made = _Set(data, _where(extractor, stage, without))
+                if min(real.count, made.count) > 1:
+                    value = _frechet(real.moments, real.root, made.moments, made.root)
+                    model = _model(extractor, generator)
+                    found.append(
+                        EditingDistance(stage, metric, value, made.count, real.count, model)
+                    )
+        return found
+
+
+def _where(extractor: str, kind: str, ids: Collection[str]) -> ds.Expression:
+    named = ds.field("image_id").isin(pa.array(ids, pa.string()))
+    return (ds.field("extractor") == extractor) & (ds.field("kind") == kind) & named
 
 
 class _Set:

@@ -1,4 +1,4 @@
-"""CelebA-HQ: its test split from the published mapping."""
+"""CelebA-HQ: its test split from the published mapping, and its attributes."""
 
 from __future__ import annotations
 
@@ -67,3 +67,25 @@ def test_mapping_raises_nothing_but_its_own_error(text: str) -> None:
 def test_two_lines_for_an_image_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"m\.txt, line 3: it is a second line for image 7"):
         celebahq.parse_mapping("idx orig_idx\n7 1\n7 2", "m.txt")
+
+
+_ATTRIBUTES = "3\nMale Smiling\n0.jpg  -1  1 \n1.jpg   1 -1\n29999.jpg 1 1\n"
+
+
+def test_attributes_are_read_by_name() -> None:
+    found = celebahq.parse_attribute(_ATTRIBUTES, "file", "Smiling")
+    assert found == {"0": True, "1": False, "29999": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_ATTRIBUTES.replace("Smiling", "Young"), "no attribute 'Smiling'; choose from: Male, Y"),
+        ("", "no attribute 'Smiling'; choose from: none"),
+        (_ATTRIBUTES.replace("1 -1", "1 0"), "file, line 4: expected a file and 2 times 1 or -1"),
+        (_ATTRIBUTES.replace("1 -1", "-1"), "file, line 4: expected a file and 2 times"),
+    ],
+)
+def test_other_attribute_files_are_refused(text: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        celebahq.parse_attribute(text, "file", "Smiling")

@@ -6,11 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch_fidelity import metric_fid, metric_kid
 
 from dhr_batch.pipeline.stats import set_distances
-from dhr_batch.pipeline.stats.set_distances import Moments, SetDistance, distances, frechet, kid
+from dhr_batch.pipeline.stats.set_distances import (
+    Moments,
+    SetDistance,
+    distances,
+    editing_distances,
+    frechet,
+    kid,
+)
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables.files import TableFile
@@ -193,3 +201,48 @@ def test_random_weights_are_said(tmp_path: Path):
     assert set_distances._model("tiny", "tiny") == (
         "tiny (random weights); generator=tiny (random weights)"
     )
+
+
+def by_definition(a: np.ndarray, b: np.ndarray) -> float:
+    """The Fréchet distance with a matrix root, straight from its definition."""
+    c1, c2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(c1 @ c2)
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(c1 + c2 - 2 * root.real))
+
+
+def test_edited_pictures_are_compared_with_photographs_of_other_images(tmp_path: Path):
+    run = connect(write(tmp_path, [7, 0, 11, 12]))
+    ids = [f"{n:02d}.png" for n in range(30)]
+    stages = ["aligned", "edit:smile:-1.5", "edit:smile:9"]
+    found = editing_distances(run, GENERATOR, stages, ids[:14], ids[14:])
+    assert [(d.metric, d.stage, d.pictures, d.photographs) for d in found] == [
+        (metric, stage, 14, 16) for metric in ("fid", "frechet_st_alex") for stage in stages[:2]
+    ]
+    photographs, edited = draws(0, 30, 12), draws(2, 30, 12, 2 / 9)
+    of = {"aligned": photographs, "edit:smile:-1.5": edited}
+    for distance in found[:2]:
+        expected = by_definition(photographs[14:], of[distance.stage][:14])
+        assert distance.value == pytest.approx(expected, rel=1e-6)
+    assert found[1].model == "inception-2015-12-05; generator=mobilestylegan-256"
+    assert editing_distances(run, GENERATOR, stages, ids[:1], ids[14:]) == []
+
+
+def test_an_edit_that_moves_the_features_by_hand(tmp_path: Path):
+    """Photographs 0 and 4 have the attribute, 1 and 3 do not, and the edit moves these to 0, 4."""
+    vectors = {
+        "a.png": {"aligned": 0.0},
+        "b.png": {"aligned": 4.0},
+        "c.png": {"aligned": 1.0, "edit:smile:2": 0.0},
+        "d.png": {"aligned": 3.0, "edit:smile:2": 4.0},
+    }
+    (tmp_path / "features").mkdir()
+    file = TableFile(tmp_path / "features" / "part-00000.parquet", "features", INFO)
+    for image_id, of in vectors.items():
+        made = [Feature(k, "st_alex", np.array([v], np.float32)) for k, v in of.items()]
+        record = Record(image_id, "", features=tuple(made))
+        file.append(tables.rows_of(record, 0, INFO)["features"])
+    file.close()
+    stages, images = ["aligned", "edit:smile:2"], list(vectors)
+    found = editing_distances(connect(tmp_path), GENERATOR, stages, images[2:], images[:2])
+    # Variances 8 and 2 with equal means: 8 + 2 - 2 * sqrt(8 * 2) = 2.
+    assert [d.value for d in found] == pytest.approx([2, 0], abs=1e-9)
