@@ -7,7 +7,6 @@ in plan order.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import deque
@@ -26,11 +25,11 @@ from dhr_batch.pipeline.engine import batches
 from dhr_batch.pipeline.engine.attempt import Attempt
 from dhr_batch.pipeline.engine.flights import Flights
 from dhr_batch.pipeline.engine.line import Job, Line, Part, Writing
+from dhr_batch.pipeline.engine.loading import load
 from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.engine.waits import Waits
-from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.pipeline.planning import code, contents, devices
+from dhr_batch.pipeline.planning import code, contents
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.planning.costs import ON_HOST
 from dhr_batch.pipeline.planning.earlier_run import Reader
@@ -44,8 +43,8 @@ from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Record, Stage
-from dhr_batch.stages.device import Kind, count, label, set_precision, stream
+from dhr_batch.stages.base import Record, Stage
+from dhr_batch.stages.device import Kind, stream
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
@@ -110,22 +109,13 @@ class Worker:
         config = self.settings.config
         if self.settings.code:
             code.check(config, self.settings.code)
-        self.stages = list(_build(config))
-        device = _prepare_torch(self.settings.device, config)
-        context = Context(
-            device=self.settings.device,
-            generator=config.generator,
-            models=self._model,
-            seed=config.seed,
-            aligned=self.settings.aligned,
-            refine=config.refine,
-            precision=config.precision,
+        context, self.stages, device = load(
+            config,
+            self.settings.device,
+            self.settings.aligned,
+            self._model,
             progress=self._flights.step,
         )
-        for stage in self.stages:
-            stage.setup(context)
-            if stage.family == "refine":
-                context.use_refiner(stage)
         generator = context.network("generator", config.generator)
         self.info = run_info(config, generator, self.settings.metadata)
         context.stored = partial(as_stored, info=self.info)
@@ -396,34 +386,3 @@ def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInf
         random_weights=config.generator == "tiny",
         metadata=metadata,
     )
-
-
-def _prepare_torch(device: Kind, config: Config) -> str:
-    """Set threads and precision of this process, and return the name of the device.
-
-    Raises:
-        CommandError: If there is no such device.
-    """
-    if device == "cpu" and "torch" not in sys.modules:
-        # No stage uses torch, and importing it takes long.
-        return "CPU"
-    import cv2
-    import torch
-
-    torch.set_num_threads(config.threads)
-    cv2.setNumThreads(config.threads)
-    set_precision(config.precision)
-    if device == "cpu":
-        devices.keep_freed_memory()
-    elif not count(device):
-        raise CommandError(
-            "a GPU worker", f"torch finds no {device} device", "check the driver, or use --gpus 0"
-        )
-    return label(device)
-
-
-def _build(config: Config) -> Iterator[Stage]:
-    for family in config.stages:
-        section = getattr(config, family)
-        member = registry.lookup(family, section["name"])
-        yield member(member.Options(**section))

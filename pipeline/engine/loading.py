@@ -1,0 +1,93 @@
+"""Loads the stages of a configuration into this process. Independent of Ray and of runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dhr_batch.pipeline.errors import CommandError
+from dhr_batch.pipeline.models import catalogue
+from dhr_batch.pipeline.planning import devices
+from dhr_batch.pipeline.planning.config import Config
+from dhr_batch.stages import registry
+from dhr_batch.stages.base import Context, Stage, Told
+from dhr_batch.stages.device import Kind, count, label, set_precision
+
+
+def load(
+    config: Config,
+    device: Kind,
+    aligned: bool,
+    models: Callable[[str], Path] = catalogue.path,
+    networks: dict[tuple[str, str], Any] | None = None,
+    progress: Told = lambda family, step, steps: None,
+) -> tuple[Context, list[Stage], str]:
+    """Prepare this process for the stages of a configuration, and load their networks.
+
+    Exceptions of the stages, for example for a missing model, are passed on.
+
+    Args:
+        config: The resolved settings.
+        device: The device of torch.
+        aligned: Whether the images are aligned already.
+        models: See `Context`.
+        networks: Networks that are loaded already, by family and name. Others are added.
+        progress: See `Context`.
+
+    Returns:
+        The context, the stages in order, and the name of the device.
+
+    Raises:
+        CommandError: If there is no such device.
+    """
+    stages = list(_build(config))
+    name = _prepare_torch(device, config)
+    context = Context(
+        device=device,
+        generator=config.generator,
+        models=models,
+        seed=config.seed,
+        aligned=aligned,
+        refine=config.refine,
+        precision=config.precision,
+        progress=progress,
+        _networks={} if networks is None else networks,
+    )
+    for stage in stages:
+        stage.setup(context)
+        if stage.family == "refine":
+            context.use_refiner(stage)
+    return context, stages, name
+
+
+def _prepare_torch(device: Kind, config: Config) -> str:
+    """Set threads and precision of this process, and return the name of the device.
+
+    Raises:
+        CommandError: If there is no such device.
+    """
+    if device == "cpu" and "torch" not in sys.modules:
+        # No stage uses torch, and importing it takes long.
+        return "CPU"
+    import cv2
+    import torch
+
+    torch.set_num_threads(config.threads)
+    cv2.setNumThreads(config.threads)
+    set_precision(config.precision)
+    if device == "cpu":
+        devices.keep_freed_memory()
+    elif not count(device):
+        raise CommandError(
+            "a GPU worker", f"torch finds no {device} device", "check the driver, or use --gpus 0"
+        )
+    return label(device)
+
+
+def _build(config: Config) -> Iterator[Stage]:
+    for family in config.stages:
+        section = getattr(config, family)
+        member = registry.lookup(family, section["name"])
+        yield member(member.Options(**section))
