@@ -16,6 +16,7 @@ from dhr_batch.version import __version__
 # The module and the help of each command that is imported only when it is called.
 _ELSEWHERE = {
     "bench": ("dhr_batch.pipeline.cli.bench", "Compare methods on datasets."),
+    "edit": ("dhr_batch.pipeline.cli.edit", "Edit faces in photographs."),
     "plan": ("dhr_batch.pipeline.cli.runs", "Print what `run` would do."),
     "status": ("dhr_batch.pipeline.cli.runs", "Show the progress of a run."),
     "export": ("dhr_batch.pipeline.cli.export", "Export pictures of a run as a labelled dataset."),
@@ -65,6 +66,7 @@ def main() -> None:
 
     \b
     Examples:
+      dhr-batch edit photo.jpg --edit smile=2
       dhr-batch run --dataset portraits
       dhr-batch run --dataset ~/photos --preset tiny --gpus 0
       dhr-batch run --dataset celebahq --gpus 8 --dry-run

@@ -37,12 +37,14 @@ COMMANDS = tuple(dict.fromkeys(command for page in PAGES for command in commands
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder, with `photos` and `mine.yaml`; it stands for `~` as well."""
+    """The current folder, with `photos`, photographs and `mine.yaml`; it stands for `~` as well."""
     home = tmp_path_factory.mktemp("home")
     (home / "photos").mkdir()
     face = Image.fromarray(data.astronaut())
     face.save(home / "photos" / "astronaut.png")
     Image.fromarray(data.coffee()).resize((200, 150)).save(home / "photos" / "no_face.jpg")
+    for file in ("photo.jpg", "team.jpg"):
+        face.save(home / file)
     (home / "mine.yaml").write_text("embed: {steps: 3}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -60,6 +62,8 @@ def adapted(command: str, home: Path, bucket: str) -> list[str]:
             words[position + 1] = "0" if word == "--gpus" else "cpu"
     if words[:2] == ["quarantine", "retry"]:
         words.append("--yes")  # A person would be asked.
+    if words[0] == "edit":
+        words += ["--preset", "tiny", "--device", "cpu"]
     planned = words[0] in ("run", "plan")
     return words + ([*TINY, *(() if "--gpus" in words else ("--gpus", "0"))] if planned else [])
 

@@ -33,6 +33,7 @@ ORDER = (
     "engine",
     "bench",
     "export",
+    "editing",
     "cli",
 )
 # What the networks may share of `stages`: the record and the registry.

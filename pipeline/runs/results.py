@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from PIL import Image
 
+from dhr_batch.pipeline import notebook
 from dhr_batch.pipeline.errors import NoRun, Refused
 from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.runs.names import part
@@ -22,6 +24,7 @@ from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
+from dhr_batch.pipeline.units import edit_title
 from dhr_batch.stages.base import Record
 from dhr_batch.stages.device import Kind
 
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dhr_batch.stages.base import Context
+
+# Images and pictures of each that notebooks show.
+_IMAGES_SHOWN, _PICTURES_SHOWN = 4, 8
 
 
 def open(path: str | Path) -> Run:
@@ -66,6 +72,24 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.storage.place!r}, {len(self.ids)} images)"
+
+    def _repr_html_(self) -> str:
+        """Return pictures of the first images, for notebooks."""
+        shown = [self._shown(image_id) for image_id in self.ids[:_IMAGES_SHOWN]]
+        return notebook.table(shown, [repr(self)])
+
+    def _shown(self, image_id: str) -> dict[str, Image.Image]:
+        rows = self._rows("images", image_id)
+        titles = [
+            edit_title(row["edit_name"], row["edit_strength"])
+            if row["kind"] == "edit"
+            else row["kind"]
+            for row in rows
+        ]
+        return {
+            title: Image.fromarray(picture(row["image"]))
+            for title, row in list(zip(titles, rows, strict=True))[:_PICTURES_SHOWN]
+        }
 
     @cached_property
     def plan(self) -> dict[str, Any]:

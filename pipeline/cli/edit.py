@@ -1,0 +1,193 @@
+"""The command `edit`: edits of single photographs, as picture files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dhr_batch.pipeline.cli import options as cli_options
+from dhr_batch.pipeline.cli import output
+from dhr_batch.pipeline.cli.pulling import on_demand
+from dhr_batch.pipeline.errors import CommandError, Refused
+from dhr_batch.pipeline.printable import printable
+
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.datasets.items import Item
+    from dhr_batch.pipeline.editing.chain import Chain
+
+_FAILED, _TOO_MANY_FAILED = 1, 3
+_FACES = ("largest", "central", "only", "all")
+
+
+class _Line:
+    """A line on a terminal that is replaced by the next one. Elsewhere, nothing is shown."""
+
+    def __init__(self) -> None:
+        self.photograph = ""
+        self._shown = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        if self._shown:
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r\x1b[K{printable(text)[:width]}", nl=False, err=True)
+
+    def stage(self, stage: str, step: int, steps: int) -> None:
+        self.show(f"{self.photograph}: {stage}" + (f" {step} of {steps}" if steps else ""))
+
+    def say(self, text: str, err: bool = False) -> None:
+        """Print a line that stays."""
+        self.show("")
+        output.say(text, err=err)
+
+
+def _face(_context: object, _parameter: object, value: str | None) -> str | int | None:
+    if value is None or value in _FACES:
+        return value
+    if not value.isascii() or not value.isdigit():
+        raise click.BadParameter(f"{value!r}: give {', '.join(_FACES)}, or a number from 0")
+    return int(value)
+
+
+@click.command()
+@click.argument("photographs", metavar="PHOTO...", nargs=-1, required=True)
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    metavar="NAME=STRENGTH",
+    help="Direction, or its file, and strength; several for one picture are joined by +. May be "
+    "repeated, for further pictures.  [default: the edits of the settings]",
+)
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="NAME=FIRST:LAST:COUNT",
+    help="Edit at several strengths, as a strip and an animation. May be repeated.",
+)
+@click.option(
+    "--face",
+    callback=_face,
+    metavar="largest|all|N",
+    help="Which of several faces to edit: the largest, all, or one by its number, where 0 is the "
+    "largest.  [default: largest]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="edited",
+    show_default=True,
+    metavar="DIR",
+    help="Folder to write the pictures to.",
+)
+@cli_options.selected_options("preset", "device", "files", "sets", "allow_code")
+@click.option("--yes", is_flag=True, help="Download missing models without asking.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def edit(
+    photographs: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Edit faces in photographs, and write the results as picture files.
+
+    PHOTO is a file, a folder, a glob in quotes, or a dataset. Of each edit, the whole photograph,
+    the face before and after it, and the face alone are written. Nothing else is kept; `run`
+    computes the same for whole datasets, with tables and a report.
+
+    \b
+    Examples:
+      dhr-batch edit photo.jpg --edit smile=2 --edit smile=1+age=10
+      dhr-batch edit photo.jpg --sweep smile=-2:2:9
+      dhr-batch edit team.jpg --face all --edit smile=2 --out smiles
+
+    \b
+    Exit codes: 0 done, 1 error, 2 usage error or refused, 3 no photograph could be edited, or too
+    few (max_quarantined), 130 interrupted (finished pictures are kept).
+    """
+    output.log_to_stderr(logging.WARNING)
+    line, results = _Line(), []
+    line.show("loading the settings")
+    chain, items = _loaded(photographs, out, line, **options)
+    for number, item in enumerate(items, 1):
+        line.photograph = item.image_id + (f" ({number} of {len(items)})" if len(items) > 1 else "")
+        results.append(_edited(chain, item, out, line, quiet=as_json))
+    line.show("")
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    lost = sum("class" in (result["error"] or ()) for result in results)
+    if lost == len(items) or lost > chain.config.max_quarantined * len(items):
+        sys.exit(_TOO_MANY_FAILED)
+    sys.exit(_FAILED if any(r["error"] and "class" not in r["error"] for r in results) else 0)
+
+
+def _loaded(
+    places: Sequence[str],
+    out: Path,
+    line: _Line,
+    edits: Sequence[str],
+    sweeps: Sequence[str],
+    face: str | int | None,
+    yes: bool,
+    **options: Any,
+) -> tuple[Chain, list[Item]]:
+    """Find the photographs, and load the networks."""
+    from dhr_batch.pipeline.datasets.items import left_out
+    from dhr_batch.pipeline.editing import photographs
+    from dhr_batch.pipeline.editing.chain import Chain, planned
+    from dhr_batch.pipeline.editing.choice import Choice
+    from dhr_batch.pipeline.planning.prepare import check_models
+    from dhr_batch.pipeline.storage.connect import connect
+    from dhr_batch.pipeline.storage.ownership import require_outside
+
+    choice = Choice.of(edits, sweeps)
+    line.show("")
+    found = on_demand(lambda: photographs.find(places), yes)
+    require_outside(connect(out), found.folders)
+    if found.ignored:
+        line.say(f"left out: {left_out(found.ignored)}", err=True)
+    line.show("loading the settings")
+    faces = {} if face is None else {"align": {"face": face}}
+    request = cli_options.request(options | {"settings": choice.settings() | faces})
+    plan = planned(request, found.items, found.aligned, found.settings)
+    line.show("")
+    on_demand(lambda: check_models(plan, request), yes)
+    line.show("loading the networks")
+    items = [item for shard in plan.shards for item in shard.items]
+    return Chain(plan, choice, line.stage), items
+
+
+def _edited(chain: Chain, item: Item, out: Path, line: _Line, quiet: bool) -> dict[str, Any]:
+    """Edit one photograph, and return what `--json` prints."""
+    from dhr_batch.pipeline.editing.files import write
+    from dhr_batch.stages.base import ImageFailure
+
+    found: dict[str, Any] = {"photograph": item.image_id, "files": [], "error": None}
+    result = chain.edit(item)
+    if isinstance(result, ImageFailure):
+        line.show("")
+        output.show_error(CommandError(result.message))
+        found["error"] = {"class": result.error_class, "message": result.message}
+        return found
+    line.stage("writing", 0, 0)
+    try:
+        for path in write(result.files(), out):
+            found["files"].append(str(path))
+            if not quiet:
+                line.say(str(path))
+    except Refused as error:
+        line.show("")
+        output.show_error(error)
+        found["error"] = {"message": str(error)}
+    for note in result.notes:
+        line.say(f"{item.image_id}: {note}", err=True)
+    # JSON has no NaN.
+    metrics = json.loads(json.dumps(result.values()), parse_constant=lambda name: None)
+    return found | {"metrics": metrics, "notes": list(result.notes)}

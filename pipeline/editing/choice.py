@@ -1,0 +1,87 @@
+"""What is to be made of each photograph: the edits, the sweeps and the faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.stages.edit import syntax
+from dhr_batch.stages.edit.syntax import Terms
+
+# One edit as a text, such as `smile=2`, or the strength of each direction.
+Edits = str | Iterable[str] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The pictures to make of each photograph.
+
+    Attributes:
+        edits: The terms of each picture. Without any, and without sweeps, the edits of the settings
+            are made.
+        sweeps: The pictures of each sweep, in its order.
+    """
+
+    edits: tuple[Terms, ...] = ()
+    sweeps: tuple[tuple[Terms, ...], ...] = ()
+
+    @classmethod
+    def of(cls, edits: Edits = (), sweeps: str | Iterable[str] = ()) -> Choice:
+        """Return the choice of texts.
+
+        Args:
+            edits: Texts such as `smile=2`, `smile=-1,1` or `smile=1+age=10`, or the strength of
+                each direction, which gives a picture of its own.
+            sweeps: Texts such as `smile=-2:2:9`.
+
+        Raises:
+            Refused: A text has another form.
+        """
+        if isinstance(edits, Mapping):
+            edits = [str(syntax.Term(name, strength)) for name, strength in edits.items()]
+        texts = [edits] if isinstance(edits, str) else edits
+        pictures = chain.from_iterable(_parsed("--edit", text) for text in texts)
+        chosen = tuple(dict.fromkeys(pictures))
+        given = [sweeps] if isinstance(sweeps, str) else sweeps
+        return cls(chosen, tuple(_sweep(text) for text in given))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the stage `edit`; empty if they are not changed."""
+        pictures = [*self.edits, *chain.from_iterable(self.sweeps)]
+        return {"edit": {"edits": syntax.settings(pictures)}} if pictures else {}
+
+    def texts(self) -> list[str]:
+        """Return the text of each picture, in the order in which the stage makes them."""
+        found = []
+        for edit in self.settings().get("edit", {}).get("edits", ()):
+            if "combined" in edit:
+                found.append(syntax.joined(_terms(part)[0] for part in edit["combined"]))
+            else:
+                found += map(str, _terms(edit))
+        return found
+
+
+def _terms(edit: Mapping[str, Any]) -> list[syntax.Term]:
+    name, unit = edit["direction"], edit.get("unit", "")
+    return [syntax.Term(name, strength, unit) for strength in edit["strengths"]]
+
+
+def _parsed(option: str, text: str) -> list[Terms]:
+    try:
+        return syntax.parse_all(text)
+    except syntax.NotAnEdit as error:
+        raise Refused(f"{option} {text!r}", error.reason, error.way_out) from error
+
+
+def _sweep(text: str) -> tuple[Terms, ...]:
+    pictures = tuple(_parsed("--sweep", text))
+    if len(pictures) < 2:
+        raise Refused(
+            f"--sweep {text!r}",
+            "it names one picture",
+            "give several strengths, for instance smile=-2:2:9 for nine from -2 to 2",
+        )
+    return pictures

@@ -1,0 +1,165 @@
+"""The commands `edit` and `run` as functions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dhr_batch.pipeline.editing.chain import Chain, planned
+from dhr_batch.pipeline.editing.choice import Choice, Edits
+from dhr_batch.pipeline.editing.edited import Edited
+from dhr_batch.pipeline.errors import CommandError
+from dhr_batch.pipeline.planning import config as configs
+from dhr_batch.pipeline.planning.prepare import check_models, prepare
+from dhr_batch.pipeline.planning.request import Mode, Request
+from dhr_batch.pipeline.runs import results
+from dhr_batch.pipeline.runs.results import Run
+from dhr_batch.stages.base import ImageFailure, Record, Told
+from dhr_batch.stages.device import Kind
+
+
+class NotEdited(CommandError):
+    """A photograph could not be edited, for example because it shows no face.
+
+    Attributes:
+        failure: The stage that failed, the class of the failure and an explanation.
+    """
+
+    def __init__(self, failure: ImageFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def edit(
+    image: str | Path | Image.Image | np.ndarray,
+    edits: Edits = (),
+    *,
+    sweep: str | Iterable[str] = (),
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: Kind | None = None,
+    face: Literal["largest", "central", "only", "all"] | int | None = None,
+    aligned: bool = False,
+    progress: Told = lambda stage, step, steps: None,
+) -> Edited:
+    """Edit the face in a photograph.
+
+    The stages of a run are run in this process. On two CPU cores this takes less than a minute; the
+    networks stay loaded for the next call.
+
+    Args:
+        image: A file, a PIL image, or the pixels, uint8 [H, W, 3].
+        edits: The strength of each direction, which gives a picture of its own, as in
+            `{"smile": 2}`. Or texts such as `smile=2` or `smile=1+age=10`, one for each picture. By
+            default the edits of the settings.
+        sweep: Further edits, which `save` writes as a strip and an animation: `smile=-2:2:9`.
+        preset: Named settings.
+        settings: Further settings, as in a YAML file: `{"embed": {"steps": 50}}`.
+        device: The device; by default `cuda` if there is one, else `cpu`.
+        face: Which of several faces: the largest (the default), the one in the centre, all of them,
+            or one by its number, where 0 is the largest.
+        aligned: Whether the image is an FFHQ crop. Then no face is searched for.
+        progress: Called with the name of the stage, and how many of its steps are done of how many;
+            0 of 0 when it begins.
+
+    Raises:
+        NotEdited: The photograph cannot be used. The message gives the reason.
+        Refused: An edit or a setting is invalid.
+        ModelMissing: Networks are missing. The message gives the command that downloads them.
+
+    Example:
+        >>> edited = dhr_batch.edit("photo.jpg", {"smile": 2})  # doctest: +SKIP
+        >>> edited.pictures["smile=2"].save("smile.png")  # doctest: +SKIP
+    """
+    choice = Choice.of(edits, sweep)
+    given = {"preset": preset, "device": device}
+    own = {key: value for key, value in given.items() if value is not None}
+    faces = {} if face is None else {"align": {"face": face}}
+    layers = configs.merge([settings or {}, own, faces, choice.settings()])
+    request = Request(settings=layers)
+    plan = planned(request, aligned=aligned)
+    check_models(plan, request)
+    chain = Chain(plan, choice, progress)
+    result = chain.edit_record(_record(image))
+    if isinstance(result, ImageFailure):
+        raise NotEdited(result)
+    return result
+
+
+def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
+    if isinstance(image, (str, Path)):
+        path = Path(image).expanduser()
+        return Record(path.name, str(path), data=path.read_bytes())
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    stream = io.BytesIO()
+    # The content of a file tells the stages everything, such as the profile of its colours.
+    ImageOps.exif_transpose(picture).save(stream, "PNG", compress_level=1)
+    return Record("image", "image", data=stream.getvalue())
+
+
+def run(
+    dataset: str | Path,
+    out: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
+    limit: int | None = None,
+    gpus: int | None = None,
+    device: Kind | None = None,
+    address: str | None = None,
+    fresh: bool = False,
+    extend: bool = False,
+    report: bool = True,
+    progress: Mode = "auto",
+) -> Run:
+    """Run all stages on a dataset, or finish an interrupted run, as the command `run` does.
+
+    Args:
+        dataset: A name, a folder, a .tar or .parquet file, or a URL.
+        out: The folder of the run, or its URL in an object store; by default
+            `runs/<dataset>-<generator>`.
+        preset: Named settings.
+        settings: Further settings, as in a YAML file: `{"refine": {"steps": 50}}`.
+        files: YAML files with settings.
+        limit: The number of images to process, from the first; by default all.
+        gpus: The number of GPUs to use; 0 for the CPU; by default all.
+        device: The kind of device; by default `cuda` if there is one.
+        address: The Ray cluster to join; by default a local session.
+        fresh: Whether to delete the run and start over.
+        extend: Whether to add images that are new in the dataset to the run.
+        report: Whether to write the report.
+        progress: How to display the progress.
+
+    Returns:
+        The run. Images that could not be used are in its table `quarantine`.
+
+    Raises:
+        CommandError: The run cannot be started or finished. The message gives the reason and the
+            remedy.
+        KeyboardInterrupt: The user asked to stop. The same call goes on.
+    """
+    from dhr_batch.pipeline.engine import runner
+
+    given = {"preset": preset, "limit": limit, "gpus": gpus, "device": device}
+    own = {key: value for key, value in given.items() if value is not None}
+    request = Request(
+        settings=configs.merge([settings or {}, own, {"dataset": str(dataset)}]),
+        files=files,
+        out=out,
+        address=address,
+        fresh=fresh,
+        confirmed=fresh,
+        extend=extend,
+        report=report,
+        progress=progress,
+    )
+    outcome = runner.run(prepare(request), request)
+    if outcome.exit_code == runner.INTERRUPTED:
+        raise KeyboardInterrupt
+    return results.open(outcome.out)

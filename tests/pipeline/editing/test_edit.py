@@ -1,0 +1,243 @@
+"""`dhr-batch edit` and `dhr_batch.edit`: what is written, and what is said about the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import dhr_batch
+from dhr_batch.cli import main
+from dhr_batch.pipeline.editing.choice import Choice
+from dhr_batch.pipeline.editing.edited import Edited
+from dhr_batch.pipeline.editing.library import NotEdited
+from dhr_batch.pipeline.editing.photographs import find
+from dhr_batch.pipeline.errors import Refused
+from dhr_batch.stages.paste_back import paste_back
+from dhr_batch.tests.pipeline.edited import NAMES, QUADS, SIZE
+
+EDITS = ("smile=2", "smile=1+yaw=-0.5")
+FILES = (
+    "smile+2.photograph.png", "smile+2.pair.png", "smile+2.png",
+    "smile_1+yaw_-0_5.photograph.png", "smile_1+yaw_-0_5.pair.png", "smile_1+yaw_-0_5.png",
+    "refined.png", "smile-1_to_smile+1.png", "smile-1_to_smile+1.webp",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit that imports Ray fails."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(50, 200, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    file = tmp_path / "in" / "photo.png"
+    file.parent.mkdir()
+    picture(140, 120).save(file)
+    (tmp_path / "stages.yaml").write_text(yaml.safe_dump(NAMES))
+    return file
+
+
+def dhr(photograph: Path, *words: object) -> Result:
+    settings = photograph.parent.parent / "stages.yaml"
+    words = ("edit", *words, "-c", settings, "--device", "cpu")
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+def edit(image: object, edits: object = EDITS, **options: Any) -> Edited:
+    return dhr_batch.edit(image, edits, settings=NAMES, device="cpu", **options)
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def test_the_command_writes_pictures(tmp_path: Path, photograph: Path) -> None:
+    black, out = photograph.with_name("black.png"), tmp_path / "out"
+    Image.new("RGB", (64, 64)).save(black)
+    words = [photograph, black, "--sweep", "smile=-1:1:3", "--out", out]
+    for text in EDITS:
+        words += ["--edit", text]
+    done = dhr(photograph, *words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    files = [out / f"photo.png.{name}" for name in FILES]
+    assert done.stdout.splitlines() == list(map(str, files))
+    assert sorted(out.iterdir()) == sorted(files)
+    assert "Error: black.png: no face was found" in done.stderr
+    assert "photo.png: darker" in done.stderr
+    refined, crop = pixels(files[6]), pixels(files[2])
+    whole = paste_back(pixels(photograph), QUADS[0], refined, crop)
+    np.testing.assert_array_equal(pixels(files[0]), whole)
+    before, after = pixels(files[1])[:, :60], pixels(files[1])[:, -60:]
+    np.testing.assert_array_equal(before, pixels(photograph)[40:100, 70:130])
+    np.testing.assert_array_equal(after, whole[40:100, 70:130])
+    with Image.open(files[7]) as strip, Image.open(files[8]) as animation:
+        assert strip.width == 3 * 60 + 2 * 8
+        assert (animation.format, animation.n_frames) == ("WEBP", 4)
+
+    changed = pixels(photograph)
+    Image.fromarray(changed).save(files[0])
+    Image.fromarray(changed).save(files[8])
+    kept = files[0].read_bytes(), files[8].read_bytes()
+    again = dhr(photograph, *words)
+    assert again.exit_code == 1
+    assert again.stdout.splitlines() == list(map(str, files[1:8]))
+    assert f"Error: {files[0]}, {files[8]}: they are not replaced" in again.stderr
+    assert (files[0].read_bytes(), files[8].read_bytes()) == kept
+
+
+def test_results_as_json(tmp_path: Path, photograph: Path) -> None:
+    words = [photograph, "--edit", "smile=2", "--out", tmp_path / "out", "--face", "1", "--json"]
+    (result,) = json.loads(dhr(photograph, *words).stdout)
+    assert result == {
+        "photograph": "photo.png",
+        "files": [str(tmp_path / "out" / f"photo.png.{name}") for name in (*FILES[:3], FILES[6])],
+        "error": None,
+        "metrics": {"photo.png": {"refined": {"psnr": 30}, "edit:smile:2": {"psnr": None}}},
+        "notes": ["darker"],
+    }
+    Image.new("RGB", (64, 64)).save(photograph)
+    done = dhr(photograph, *words)
+    assert done.exit_code == 3
+    (result,) = json.loads(done.stdout)
+    assert (result["photograph"], result["error"]["class"]) == ("photo.png", "no_face")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--edit", "smile"], "'smile'"),
+        (["--edit", "smile=a"], "NAME=STRENGTHS"),
+        (["--sweep", "smile=1"], "it names one picture"),
+        (["--face", "second"], "a number from 0"),
+        (["--set", "refine.steps=3"], "refine.steps"),
+        (["--out", "in/out"], "lies in the dataset"),
+        (["nowhere.jpg"], "nowhere.jpg"),
+        (["in/*.gif"], "nothing matches it"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    words: list[str], said: str, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photograph.parent.parent)
+    done = dhr(photograph, "in", *words)
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert said in done.stderr
+    assert sorted(Path().iterdir()) == [Path("in"), Path("stages.yaml")]
+
+
+def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:
+    folder = photograph.parent
+    (folder / "notes.txt").write_text("no photograph")
+    (folder / "deep").mkdir()
+    picture(8, 8).save(folder / "deep" / "other.jpg")
+    for places, names in [
+        ([photograph], ["photo.png"]),
+        ([folder], ["deep/other.jpg", "photo.png"]),
+        ([folder / "*"], ["photo.png"]),
+        ([photograph, folder / "**" / "*"], ["photo.png", "other.jpg"]),
+    ]:
+        assert [item.image_id for item in find(list(map(str, places))).items] == names
+    assert find([str(folder)]).ignored == {".txt": 1}
+    (folder / "deep" / "photo.png").write_bytes(photograph.read_bytes())
+    with pytest.raises(Refused, match="same name"):
+        find([str(photograph), str(folder / "deep" / "*")])
+
+
+@pytest.mark.parametrize("kind", ["path", "image", "array"])
+def test_the_library_takes_paths_images_and_arrays(kind: str, photograph: Path) -> None:
+    image = Image.open(photograph)
+    given = {"path": photograph, "image": image, "array": np.asarray(image)}[kind]
+    made = edit(given, {"smile": 2})
+    assert list(made.pictures) == ["smile=2"]
+    assert made.pictures["smile=2"].size == (140, 120)
+    assert made.crops[0]["smile=2"].size == (SIZE, SIZE)
+    assert made.notes == ("darker",)
+    np.testing.assert_array_equal(made.photograph, pixels(photograph))
+
+
+def test_an_image_that_lies_on_its_side_is_turned(photograph: Path) -> None:
+    turned = Image.open(photograph)
+    turned.getexif()[0x0112] = 6
+    assert edit(turned).photograph.shape == (140, 120, 3)
+
+
+def test_all_faces_of_a_photograph_are_edited_together(tmp_path: Path, photograph: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    made = edit(photograph, face="all", progress=lambda *step: told.append(step))
+    assert [face.image_id for face in made.faces] == ["photo.png", "photo.png#1"]
+    stages = ["align", "embed", "segment", "refine", "edit", "measure"]
+    assert list(dict.fromkeys(stage for stage, *_ in told)) == stages
+    assert [step for step in told if step[0] == "refine"] == [
+        ("refine", 0, 0), ("refine", 1, 2), ("refine", 2, 2)
+    ]  # fmt: skip
+    assert list(made.pictures) == list(EDITS)
+    changed = (np.asarray(made.pictures["smile=2"]) != made.photograph).any(2)
+    for quad in QUADS:
+        assert changed[tuple(quad.mean(0).astype(int)[::-1])]
+    assert not changed[:, 52:68].any()
+    assert made.metrics.loc[("photo.png#1", "refined"), "psnr"] == 30
+    names = {path.name for path in made.save(tmp_path / "out")}
+    assert {"photo.png.smile+2.png", "photo.png#1.smile+2.png", "photo.png#1.refined.png"} <= names
+    assert len(names) == 10
+    html = made._repr_html_()
+    assert html.count("<img ") == 3
+    assert "smile=1+yaw=-0.5" in html
+
+    one = edit(photograph, "smile=2", face=1)
+    np.testing.assert_array_equal(one.faces[0].quad, QUADS[1])
+    with pytest.raises(NotEdited, match="no face 2"):
+        edit(photograph, face=2)
+
+
+def test_edits_without_a_choice_are_those_of_the_settings(photograph: Path) -> None:
+    assert list(edit(photograph, ()).pictures) == ["smile=-1", "smile=1"]
+
+
+def test_texts_are_in_the_order_of_the_stage() -> None:
+    choice = Choice.of(["smile=1", "yaw=5deg", "smile=2+yaw=-5deg"], "smile=1:2:2")
+    assert choice.texts() == ["smile=1", "smile=2", "yaw=5deg", "smile=2+yaw=-5deg"]
+    assert Choice.of({"smile": 2, "yaw": 1}).texts() == ["smile=2", "yaw=1"]
+
+
+def test_the_stages_of_a_preset_edit_an_aligned_face(photograph: Path, tmp_path: Path) -> None:
+    """With real stages. The order of their edits is that of the texts."""
+    texts = ["smile=200", "yaw=100", "smile=100+yaw=100", "smile=400"]
+    square = picture(64, 64)
+    made = dhr_batch.edit(square, texts, preset="tiny", device="cpu", aligned=True)
+    names = {text: (e.name, e.strength) for text, i in made.edits.items()
+             for e in [made.faces[0].edits[i]]}  # fmt: skip
+    assert names == {
+        "smile=200": ("smile", 200),
+        "smile=400": ("smile", 400),
+        "yaw=100": ("yaw", 100),
+        "smile=100+yaw=100": ("smile=100+yaw=100", 1),
+    }
+    assert made.crops[0]["smile=400"].size == (32, 32)
+    with pytest.raises(Refused, match="smirk"):
+        dhr_batch.edit(square, "smirk=1", preset="tiny", device="cpu", aligned=True)
+
+
+def test_the_modules_of_edits_do_not_import_ray() -> None:
+    code = (
+        "import sys, dhr_batch.pipeline.cli.edit\n"
+        "from dhr_batch.pipeline.editing import chain, files, library, photographs\n"
+        "assert not {'ray', 'torch'} & {*sys.modules}, 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
