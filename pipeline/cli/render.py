@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
-from dhr_batch.pipeline.files import shortened
+from dhr_batch.pipeline.picture_names import edit_label, picture_file
 from dhr_batch.pipeline.planning import origin
-from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.runs.render import renderer, write_picture
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
-from dhr_batch.pipeline.tables.rows import edit_file, edit_text, own_text, png
+from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
 from dhr_batch.stages.base import Record
 from dhr_batch.stages.edit import syntax
 
@@ -37,21 +36,15 @@ def checked(text: str) -> str:
 def pictures(record: Record) -> dict[str, bytes]:
     """Return the PNG files of a rendered record by name, with the same metadata as in runs."""
     files = {
-        _file(record.image_id, edit_file(edit)): png(
+        picture_file(record.image_id, edit_label(edit.name, edit.strength)): png(
             edit.image, edit_text(edit) | own_text(edit.image)
         )
         for edit in record.edits
     }
     if not files and record.refined is not None:
         text = own_text(record.refined) | {"Comment": "rendered by dhr-batch"}
-        files[_file(record.image_id, "refined")] = png(record.refined, text)
+        files[picture_file(record.image_id, "refined")] = png(record.refined, text)
     return files
-
-
-def _file(image_id: str, what: str) -> str:
-    """Return a path that every file system allows: no control codes, and no long names."""
-    parts = printable(f"{image_id}.{what.replace('/', '_')}").split("/")
-    return "/".join(map(shortened, parts)) + ".png"
 
 
 def write_pictures(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import sys
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +13,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.files import shortened
+from dhr_batch.pipeline.picture_names import edit_label, flat_name
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
-from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.measure.face_scores import NAMES, SCORE, effect_score
 
 # The kind in the table `images` of each kind of exported picture.
@@ -27,8 +24,6 @@ NO_FACE = "no face found"
 # Prefix of the labels that say how far a score is from that of the photograph.
 CHANGE = "change_"
 _LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
-_UNSAFE = re.compile(r"[^\w+-]+")
-_LONGEST = 80
 
 
 @dataclass(slots=True, eq=False)
@@ -68,9 +63,8 @@ class Picture:
 
     @property
     def key(self) -> str:
-        """A file name without extension and dots, because WebDataset parses dots as extensions."""
-        image = shortened(_UNSAFE.sub("_", self.image_id), _LONGEST)
-        return f"{image}-{shortened(self.label, _LONGEST)}-{self.digest[:16]}"
+        """A file name without extension and dots."""
+        return flat_name(self.image_id, self.label, self.digest[:16])
 
     def measured(self) -> dict[str, float]:
         """Return the scores, and as `change_NAME` their differences to those of the photograph.
@@ -91,10 +85,10 @@ class Picture:
 
 
 def class_names(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], str]:
-    """Return the class of each edit: its name and strength, in characters that folders may have.
+    """Return the class of each edit, which is its label.
 
-    Letters of all scripts are kept. Classes that would be the same, or the same but for the case of
-    letters, which some file systems ignore, get a checksum of the edit.
+    Classes that would be the same, or the same but for the case of letters, which some file systems
+    ignore, get a checksum of the edit.
 
     Args:
         edits: Name and strength of each edit.
@@ -102,11 +96,7 @@ def class_names(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], s
     >>> class_names([("smile", 2.0), ("улыбка", 0.5)])
     {('smile', 2.0): 'smile+2', ('улыбка', 0.5): 'улыбка+0_5'}
     """
-    names = {}
-    for name, strength in edits:
-        whole = syntax.names_all(name, strength)
-        text = unicodedata.normalize("NFC", name if whole else f"{name}{strength:+g}")
-        names[name, strength] = shortened(_UNSAFE.sub("_", text), 2 * _LONGEST)
+    names = {edit: edit_label(*edit) for edit in edits}
     counts = Counter(label.casefold() for label in names.values())
     return {
         edit: f"{label}-{digest(repr(edit))[:8]}" if counts[label.casefold()] > 1 else label

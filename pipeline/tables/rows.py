@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo, putchunk
 
+from dhr_batch.pipeline.picture_names import edit_label, picture_file
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages.base import START, EditedImage, Record
-from dhr_batch.stages.edit import syntax
 
 Row = dict[str, Any]
 # The kind of rows of the table `deltas` that are stored exactly.
@@ -78,12 +78,6 @@ def is_own(content: bytes) -> bool:
 def _digest(pixels: np.ndarray) -> str:
     shape = "x".join(map(str, pixels.shape)).encode()
     return hashlib.sha256(shape + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:32]
-
-
-def edit_file(edit: EditedImage) -> str:
-    """Return the part of a picture's file name that names its edit: `smile.2`, `smile=1+age=10`."""
-    whole = syntax.names_all(edit.name, edit.strength)
-    return edit.name if whole else f"{edit.name}.{edit.strength:g}"
 
 
 def edit_text(edit: EditedImage) -> dict[str, str]:
@@ -153,7 +147,8 @@ def _image_rows(record: Record, info: RunInfo) -> Iterator[Row]:
         if pixels is not None:
             yield common | {"kind": kind} | _picture("image", record.image_id, kind, pixels)
     for edit in record.edits:
-        picture = _picture("image", record.image_id, edit_file(edit), edit.image, edit_text(edit))
+        label = edit_label(edit.name, edit.strength)
+        picture = _picture("image", record.image_id, label, edit.image, edit_text(edit))
         named = {"kind": "edit", "edit_name": edit.name, "edit_strength": edit.strength}
         yield common | named | picture
 
@@ -161,7 +156,7 @@ def _image_rows(record: Record, info: RunInfo) -> Iterator[Row]:
 def _picture(
     column: str, image_id: str, kind: str, pixels: np.ndarray, text: dict[str, str] | None = None
 ) -> Row:
-    picture = {"bytes": png(pixels, text), "path": f"{image_id}.{kind}.png"}
+    picture = {"bytes": png(pixels, text), "path": picture_file(image_id, kind)}
     return {column: picture, "width": pixels.shape[1], "height": pixels.shape[0]}
 
 

@@ -387,7 +387,7 @@ def test_render_writes_beside_other_files_and_over_its_own_only(
     retouched.write_bytes(png(255 - pixels, notes))
     for mine in (MINE, retouched.read_bytes()):
         out = tmp_path / "out"
-        taken = dict.fromkeys([name, "sub/b.png.smile.2.png"], mine)
+        taken = dict.fromkeys([name, "sub/b.png.smile+2.png"], mine)
         put(out, {"beside.png": MINE} | taken)
         for words, kept in (([], "a.png"), (["--edit", "smile=2"], "sub/b.png"), ([], "a.png")):
             done = dhr("render", run, "--all", "--out", out, *words)

@@ -175,7 +175,7 @@ def test_the_command_writes_pictures_that_say_what_they_are(
     assert done.exit_code == 0, done.output
     names = [f"{i}.{edit}.png" for i in IDS[:2] for edit in ("smile.2", "yaw.-1")]
     assert done.output.split() == [str(tmp_path / name) for name in names]
-    with Image.open(tmp_path / "sub/b.png.yaw.-1.png") as picture:
+    with Image.open(tmp_path / "sub/b.png.yaw-1.png") as picture:
         assert picture.text["Comment"] == "edited by dhr-batch: yaw -1"  # type: ignore[attr-defined]
         assert picture.text["dhr-batch:edit"] == "yaw"  # type: ignore[attr-defined]
         again = dhr_batch.open(root).render(IDS[1], {"yaw": -1.0})
@@ -230,7 +230,7 @@ def test_a_direction_may_be_a_file(made: tuple[Path, list[Record]], tmp_path: Pa
         made[0], "--image", "a.png", "--edit", f"{tmp_path}/age.npy=1.5", "--out", tmp_path
     )
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "a.png.age.1.5.png").is_file()
+    assert (tmp_path / "a.png.age+1_5.png").is_file()
 
 
 @pytest.mark.parametrize(
