@@ -73,6 +73,11 @@ def _unique(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
 @click.option("--out", required=True, callback=_folder, metavar="DIR", help="Folder to write to.")
 @click.option("--format", "format_", type=click.Choice(_FORMATS), default="imagefolder",
               show_default=True, help="Format of the dataset.")  # fmt: skip
+@click.option("--edit", "edits", multiple=True, metavar="NAME",
+              help="Export only pictures of this edit of the run. May be repeated.")  # fmt: skip
+@click.option("--strength", "strengths", multiple=True, metavar="X|LOW:HIGH",
+              help="Export only edits of this strength, or of strengths from LOW to HIGH. Either "
+              "limit may be omitted. May be repeated.")  # fmt: skip
 @click.option("--include", callback=_kinds, default="", metavar="KINDS",
               help="Pictures to export besides the edits: refined, source (the aligned photograph) "
               "or refined,source.")  # fmt: skip
@@ -95,6 +100,8 @@ def _unique(option: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
               "age).")  # fmt: skip
 @click.option("--val", type=click.FloatRange(0, 1), callback=_share, default=0.0,
               show_default=True, help="Share of the photographs for validation.")  # fmt: skip
+@click.option("--strict", is_flag=True,
+              help="Export nothing and exit with 2 if a split would be empty.")  # fmt: skip
 @click.option("--person", callback=pattern, metavar="REGEX",
               help="Part of an image's id that names the person. All photographs of a person are "
               "in the same split.  [default: the whole id]")  # fmt: skip
@@ -114,14 +121,14 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
 
     \b
     Examples:
-      dhr-batch export runs/photos --out smiles --effect smile=0.1: --min-identity 0.95
+      dhr-batch export runs/photos --out smiles --edit smile --effect smile=0.1:
       dhr-batch export runs/photos --out aug --include source --val 0.1 --balance edit
       dhr-batch export runs/photos --out edited --paste-back --encoding jpeg
 
     \b
     Exit codes: 0 done, 1 error, 2 usage error or refused.
     """
-    from dhr_batch.pipeline.export import choice, pictures
+    from dhr_batch.pipeline.export import choice, filters
     from dhr_batch.pipeline.export.options import Options
     from dhr_batch.pipeline.export.write import write_export
 
@@ -130,14 +137,17 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
     chosen = Options(
         format=format_,
         include=options["include"],
-        filters=pictures.Filters(
+        filters=filters.Filters(
+            edits=options["edits"],
+            strengths=tuple(map(filters.parse_strength, options["strengths"])),
             min_identity=options["min_identity"],
-            effects=_unique("--effect", map(pictures.parse_effect, options["effects"])),
-            most=_unique("--max", map(pictures.parse_limit, options["most"])),
+            effects=_unique("--effect", map(filters.parse_effect, options["effects"])),
+            most=_unique("--max", map(filters.parse_limit, options["most"])),
             faces=not options["keep_faceless"],
         ),
         balance=options["balance"],
         validation=options["val"],
+        strict=options["strict"],
         person=options["person"],
         seed=options["seed"],
         paste_back=options["paste_back"],
@@ -148,6 +158,8 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
     outcome = _with_bar(lambda tick: write_export(run, out, chosen, tick))
     if as_json:
         click.echo(json.dumps(outcome.to_json(), indent=2))
+        if outcome.note:
+            say(f"note: {outcome.note}", err=True)
     else:
         for line in lines(outcome):
             say(line)

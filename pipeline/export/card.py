@@ -12,6 +12,7 @@ import yaml
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
+from dhr_batch.pipeline.export.marks import EXTENSIONS
 from dhr_batch.pipeline.export.options import ExportOutcome, Options
 from dhr_batch.pipeline.export.pictures import measured_identity
 from dhr_batch.pipeline.export.target import identity
@@ -23,16 +24,40 @@ from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages import registry
 
+# In the folder of the export. The library names a dataset after its folder, for which "." is none.
+_DATASETS = """
+from pathlib import Path
+
+from datasets import load_dataset
+
+{split} = load_dataset(str(Path.cwd()), split="{split}")
+"""
+_FOLDER = """
+from torchvision.datasets import ImageFolder
+
+{split} = ImageFolder("{split}", allow_empty=True)  # the folders are the classes
+"""
+_WEBDATASET = """
+from glob import glob
+
+from webdataset import WebDataset
+
+files = sorted(glob("{split}-*.tar"))
+{split} = WebDataset(files, shardshuffle=False).decode("pil").to_tuple("{extension}", "cls", "json")
+"""
+_STYLEGAN = """
+# StyleGAN2-ADA, StyleGAN3: python train.py --data={split}.zip --cond=1
+import json
+from zipfile import ZipFile
+
+{split} = ZipFile("{split}.zip")
+labels = json.loads({split}.read("dataset.json"))["labels"]  # names of pictures and classes
+"""
 _LOAD = {
-    "webdataset": 'import webdataset\n\ntrain = webdataset.WebDataset("train-00000.tar")'
-    '.decode("pil").to_tuple("png", "cls", "json")',
-    "stylegan-zip": "# python train.py --data=train.zip --cond=1   (StyleGAN2-ADA, StyleGAN3)",
+    "imagefolder": (_DATASETS, _FOLDER),
+    "webdataset": (_WEBDATASET,),
+    "stylegan-zip": (_STYLEGAN,),
 }
-_FOLDER = (
-    "from torchvision.datasets import ImageFolder\n\n"
-    'train = ImageFolder("train", allow_empty=True)  # the folders are the classes'
-)
-_DATASETS = 'from datasets import load_dataset\n\ntrain = load_dataset(".", split="train")'
 
 _TEXT = """
 # {name}
@@ -45,9 +70,7 @@ photographs of the dataset {dataset}, inverted, refined and edited with the gene
 Every edited picture says so in its metadata, with its edit and strength: PNG text or EXIF, and XMP
 with IPTC's digital source type.
 
-```python
 {load}
-```
 
 ## Pictures
 
@@ -150,7 +173,7 @@ def text(
         "`score_*` and `change_*` are those of the crop before it was blended in."
         if options.paste_back
         else "Pictures are FFHQ crops, made by a generator unless they are of kind `source`.",
-        load=_load(options),
+        load=_load(options, splits[0]),
         counts="\n".join(_counts(outcome, classes, splits)),
         identity=_identity(run),
         split=_split(options, outcome),
@@ -163,13 +186,12 @@ def text(
     return f"---\n{front}---\n{body}"
 
 
-def _load(options: Options) -> str:
-    if options.format == "webdataset":
-        extension = "jpg" if options.encoding == "jpeg" else options.encoding
-        return _LOAD["webdataset"].replace('"png"', f'"{extension}"')
-    if options.format == "imagefolder":
-        return f"{_DATASETS}\n```\n\n```python\n{_FOLDER}"
-    return _LOAD.get(options.format, _DATASETS)
+def _load(options: Options, split: str) -> str:
+    """Return code that loads a split, as blocks of Markdown."""
+    codes = _LOAD.get(options.format, (_DATASETS,))
+    extension = EXTENSIONS[options.encoding]
+    blocks = (code.strip().format(split=split, extension=extension) for code in codes)
+    return "\n\n".join(f"```python\n{block}\n```" for block in blocks)
 
 
 def _photographs(plan: StoredPlan) -> tuple[str, str]:
@@ -198,6 +220,8 @@ def _settings(options: Options) -> dict[str, Any]:
     return {
         "format": options.format,
         "include": list(options.include),
+        "edits": list(filters.edits),
+        "strengths": [f"{low:g}:{high:g}" for low, high in filters.strengths],
         "min_identity": filters.min_identity,
         "effect": {name: f"{low:g}:{high:g}" for name, (low, high) in filters.effects.items()},
         "max": dict(filters.most),

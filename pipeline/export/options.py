@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from dhr_batch.pipeline.export.choice import VALIDATION
+from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
+from dhr_batch.pipeline.export.filters import NO_FACE, Filters
 from dhr_batch.pipeline.export.marks import Encoding
-from dhr_batch.pipeline.export.pictures import NO_FACE, Filters, Picture
+from dhr_batch.pipeline.export.pictures import Picture
 
 
 @dataclass
@@ -48,9 +50,7 @@ class ExportOutcome:
     @property
     def note(self) -> str:
         """A remark if the result differs from the options; otherwise empty."""
-        if not self.validation or VALIDATION in self.counts:
-            return ""
-        return "no photograph falls into validation: raise --val or change --seed"
+        return ": ".join(empty_split(self.validation, self.counts))
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as `export --json` prints it."""
@@ -64,6 +64,20 @@ class ExportOutcome:
             "left": self.left,
             "dropped": dict(self.dropped.most_common()),
         }
+
+
+def empty_split(share: float, filled: Collection[str]) -> tuple[str, ...]:
+    """Say which split has no pictures, and what to do about it. Returns nothing if none is empty.
+
+    Args:
+        share: The requested share of photographs for validation.
+        filled: The splits that have pictures.
+    """
+    if share > 0 and VALIDATION not in filled:
+        return "no photograph falls into validation", "raise --val or change --seed"
+    if share < 1 and TRAIN not in filled:
+        return "all photographs fall into validation", "lower --val or change --seed"
+    return ()
 
 
 def why_nothing(dropped: Counter[str]) -> tuple[str, str]:
@@ -92,6 +106,7 @@ class Options:
         filters: Which pictures pass.
         balance: A label to balance by, for `choice.parse_balance`.
         validation: Share of photographs for the validation split.
+        strict: Whether a split without pictures is an error.
         person: A regular expression for the part of an id that names the person.
         seed: Seed of the split and of balancing.
         paste_back: Whether edits are blended into the uncropped photographs.
@@ -105,6 +120,7 @@ class Options:
     filters: Filters = field(default_factory=Filters)
     balance: str | None = None
     validation: float = 0.0
+    strict: bool = False
     person: str | None = None
     seed: int = 0
     paste_back: bool = False

@@ -1,4 +1,4 @@
-"""The pictures of a run, their labels, and the filters of an export."""
+"""The pictures of a run and their labels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any
 import pyarrow.compute as pc
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.picture_names import edit_label, flat_name
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.base import edit_stage
-from dhr_batch.stages.measure.face_scores import NAMES, SCORE, effect_score
+from dhr_batch.stages.measure.face_scores import SCORE, effect_score
 
 # The kind in the table `images` of each kind of exported picture.
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}
-NO_FACE = "no face found"
 # Prefix of the labels that say how far a score is from that of the photograph.
 CHANGE = "change_"
-_LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)
 
 
 @dataclass(slots=True, eq=False)
@@ -109,54 +108,6 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Conditions that exported pictures must fulfil. Photographs (kind `source`) always pass.
-
-    Attributes:
-        min_identity: Minimum cosine similarity; None for no limit.
-        effects: Minimum and maximum effect by edit, for pictures of that edit.
-        most: Maximum value by metric.
-        faces: Whether landmarks must have been found, which the landmark scores show.
-    """
-
-    min_identity: float | None = None
-    effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    most: Mapping[str, float] = field(default_factory=dict)
-    faces: bool = True
-
-    def reason(self, picture: Picture, metrics: Mapping[str, float]) -> str | None:
-        """Return the first reason why a picture does not pass, or None if it passes.
-
-        Args:
-            picture: The picture.
-            metrics: Its measured metrics.
-        """
-        if picture.kind == "source":
-            return None
-        if self.faces and _LANDMARK_SCORES.isdisjoint(picture.scores):
-            return NO_FACE
-        if self.min_identity is not None:
-            if picture.identity is None:
-                return "identity not measured"
-            if picture.identity < self.min_identity:
-                return f"identity below {self.min_identity:g}"
-        if picture.edit in self.effects:
-            low, high = self.effects[picture.edit]
-            if picture.effect is None:
-                return f"effect of {picture.edit} not measured"
-            if not low <= picture.effect <= high:
-                return f"effect of {picture.edit} outside {low:g}:{high:g}"
-        for name, limit in self.most.items():
-            if picture.kind == "refined" and name.startswith("change_"):
-                continue  # These metrics compare with the refined picture itself.
-            if name not in metrics:
-                return f"{name} not measured"
-            if metrics[name] > limit:
-                return f"{name} above {limit:g}"
-        return None
-
-
 @dataclass
 class Gathered:
     """The pictures that pass.
@@ -195,8 +146,11 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
         kinds: Keys of `KINDS`.
         filters: The conditions.
 
+    Returns:
+        Pictures that were not asked for (`Filters.chooses`) do not count as dropped.
+
     Raises:
-        Refused: If a filter names an edit or a metric that the run does not have.
+        Refused: If a filter names an edit, strength or metric that the run does not have.
     """
     network = measured_identity(run)
     if filters.min_identity is not None and network is None:
@@ -217,6 +171,8 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
             picture, known = _picture(row, values, identity, metrics)
             if picture.edit:
                 edits.add((picture.edit, picture.strength))
+                if not filters.chooses(picture.edit, picture.strength):
+                    continue
             reason = filters.reason(picture, known)
             if reason is None:
                 passed.append(picture)
@@ -224,30 +180,12 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
                 found.dropped[reason] += 1
         found.images += len({row["image_id"] for row in rows})
         found.parts[key] = passed
-    _check(filters, {edit for edit, _ in edits}, metrics)
+    filters.require(edits, metrics)
     # The names of classes do not depend on the filters.
     names = class_names(edits)
     for picture in found.pictures():
         picture.label = names.get((picture.edit, picture.strength), picture.kind)
     return found
-
-
-def _check(filters: Filters, edits: set[str], metrics: set[str]) -> None:
-    for name in filters.effects:
-        if name not in edits:
-            choices = ", ".join(sorted(edits)) or "none"
-            raise Refused(f"--effect {name}", "the run has no such edit", f"choose from: {choices}")
-        score = effect_score(name, metrics)
-        if score not in metrics:
-            raise Refused(
-                f"--effect {name}",
-                f"it needs {score}, which the run did not measure",
-                "leave this limit out",
-            )
-    for name in filters.most:
-        if name not in metrics:
-            choices = ", ".join(sorted(metrics)) or "none"
-            raise Refused(f"--max {name}", "the run has no such metric", f"choose from: {choices}")
 
 
 def _rows(run: Run, key: str, kinds: list[str]) -> list[dict[str, Any]]:
@@ -297,59 +235,3 @@ def _picture(
         before=before,
     )
     return picture, metrics
-
-
-def parse_effect(text: str) -> tuple[str, tuple[float, float]]:
-    """Parse the value of `--effect`.
-
-    Returns:
-        The edit, and the minimum and maximum of its effect.
-
-    Raises:
-        Refused: If the text has another form.
-
-    >>> parse_effect("smile=0.3:0.8"), parse_effect("smile=0.3:")
-    (('smile', (0.3, 0.8)), ('smile', (0.3, inf)))
-    """
-    name, _, span = text.rpartition("=")
-    low, colon, high = span.partition(":")
-    ends = _number(low or "-inf"), _number(high or "inf")
-    if not (name and colon) or None in ends:
-        raise Refused(
-            f"--effect {text!r}",
-            "it is not of the form NAME=LOW:HIGH",
-            "write for instance smile=0.1:0.4",
-        )
-    if ends[0] > ends[1]:  # type: ignore[operator]
-        raise Refused(
-            f"--effect {text!r}", f"no number lies between {low} and {high}", "exchange them"
-        )
-    return name, ends  # type: ignore[return-value]
-
-
-def parse_limit(text: str) -> tuple[str, float]:
-    """Parse the value of `--max`, such as `st_lpips_alex=0.2`.
-
-    Returns:
-        The metric and its maximum.
-
-    Raises:
-        Refused: If the text has another form.
-    """
-    name, _, number = text.partition("=")
-    limit = _number(number)
-    if not name or limit is None:
-        raise Refused(
-            f"--max {text!r}",
-            "it is not of the form METRIC=NUMBER",
-            "write for instance change_out=0.05",
-        )
-    return name, limit
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return None if math.isnan(number) else number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from dhr_batch.pipeline.export import card as export_card
 from dhr_batch.pipeline.export import choice, marks, pictures, target
 from dhr_batch.pipeline.export.formats import FORMATS, ExportSample, Writer
 from dhr_batch.pipeline.export.marks import Encoding
-from dhr_batch.pipeline.export.options import ExportOutcome, Options, Splits, why_nothing
+from dhr_batch.pipeline.export.options import (
+    ExportOutcome,
+    Options,
+    Splits,
+    empty_split,
+    why_nothing,
+)
 from dhr_batch.pipeline.export.pictures import Gathered, Picture
 from dhr_batch.pipeline.planning.photographs import Lost, Photographs
 from dhr_batch.pipeline.runs import results
@@ -51,8 +57,8 @@ def write_export(
         tick: Called with the number of pictures done and in total.
 
     Raises:
-        Refused: If the options contradict each other, the folder may not be used, or no picture is
-            left to export.
+        Refused: If the options contradict each other, the folder may not be used, no picture is
+            left to export, or a split has none and the options are strict.
         NoRun: If there is no run.
         StorageError: If the storage is unavailable.
     """
@@ -80,6 +86,7 @@ def write_export(
     splits = _choose(gathered, options)
     if not splits:
         raise Refused("no picture is left to export", *why_nothing(gathered.dropped))
+    _require_splits(options, set(splits.values()))
     outcome = ExportOutcome(str(out), options.validation)
     outcome.dropped, outcome.images = gathered.dropped, gathered.images
     outcome.planned = run.stored.images
@@ -129,6 +136,11 @@ def _choose(gathered: Gathered, options: Options) -> Splits:
     return splits
 
 
+def _require_splits(options: Options, filled: Collection[str]) -> None:
+    if options.strict and (why := empty_split(options.validation, filled)):
+        raise Refused("--strict", *why)
+
+
 def _fill(
     folder: Path,
     run: Run,
@@ -168,6 +180,7 @@ def _fill(
     outcome.used = {split: len(ids) for split, ids in used.items()}
     if not outcome.counts:
         raise Refused("no picture could be exported", *why_nothing(outcome.dropped))
+    _require_splits(options, outcome.counts)
     card = export_card.text(run, options, outcome, classes, names, format_.data_files)
     target.new_file(folder, "README.md").write_text(card, encoding="utf-8", newline="\n")
 

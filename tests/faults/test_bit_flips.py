@@ -19,6 +19,7 @@ import pytest
 import dhr_batch
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.export import pictures
+from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.write import _stream
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.runs.parts import Parts
@@ -45,7 +46,7 @@ def _report(run: Path) -> Any:
 
 def _export(run: Path) -> Any:
     opened = dhr_batch.open(run)
-    found = pictures.gather(opened, ("edit", "refined", "source"), pictures.Filters(faces=False))
+    found = pictures.gather(opened, ("edit", "refined", "source"), Filters(faces=False))
     rows = [row for key in found.parts for row in _stream(opened, key)]
     return found.images, [repr(vars_of(p)) for p in found.pictures()], rows
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
+from dhr_batch.pipeline.export import choice, formats
 from dhr_batch.tests.pipeline.exported import EDITS, IDS, write_photographs, write_run
 
 COUNTS = {"smile-2": 9, "smile-1": 9, "smile+1": 9, "smile+2": 9, "yaw-1": 9, "yaw+1_5": 6}
@@ -142,6 +145,35 @@ def test_stylegan(
                         np.testing.assert_array_equal(np.asarray(image), pixels[key])
                 labels[row["label"]] += 1
     assert labels == COUNTS | {"source": len(IDS)}
+
+
+@pytest.mark.parametrize("format_", formats.FORMATS)
+@pytest.mark.parametrize(
+    ("split", "share", "encoding"), [("train", 0.4, "jpeg"), ("validation", 1, "png")]
+)
+def test_the_snippets_of_the_card_load_what_was_written(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format_: str,
+    split: str,
+    share: float,
+    encoding: str,
+) -> None:
+    """Of several files as well, and where all pictures are for validation."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(formats, "FILE_BYTES", 20_000)
+    words = ("--keep-faceless", "--encoding", encoding, "--val", str(share))
+    folder = export(run, tmp_path / "out", format_, *words)
+    photographs = sum(choice.side(image_id, share, 0) == split for image_id in IDS)
+    monkeypatch.chdir(folder)
+    codes = re.findall(r"```python\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL)
+    assert len(codes) == (2 if format_ == "imagefolder" else 1)
+    for code in codes:
+        names: dict[str, Any] = {}
+        exec(code, names)
+        loaded = names["labels"] if format_ == "stylegan-zip" else names[split]
+        assert sum(1 for _ in loaded) == photographs * len(EDITS) > 0
 
 
 def test_pandas(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -23,8 +24,9 @@ from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.export import card as export_card
 from dhr_batch.pipeline.export import choice, formats, target
 from dhr_batch.pipeline.export import write as export
+from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.options import Options
-from dhr_batch.pipeline.export.pictures import Filters, Picture, class_names
+from dhr_batch.pipeline.export.pictures import Picture, class_names
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.tests.pipeline.exported import (
     EDITS,
@@ -224,12 +226,47 @@ def test_effects_have_bins_of_their_own_edit() -> None:
     assert Counter(p.edit for p in chosen) == {"smile": 4, "yaw": 4}
 
 
-def test_a_validation_split_without_photographs_is_said(run: Path, tmp_path: Path) -> None:
-    result = dhr(run, "--out", tmp_path / "out", "--val", 1e-9)
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        (["--edit", "smile"], [("smile", s) for s in (-2, -1, 1, 2)]),
+        (["--edit", "smile", "--strength", "2"], [("smile", 2)]),
+        (["--strength", "-1", "--strength", "1.5:"], [("smile", -1), ("smile", 2), *EDITS[4:]]),
+        (["--edit", "yaw", "--edit", "smile", "--strength", ":-2"], [("smile", -2)]),
+        (["--edit", "smile", "--effect", "smile=-9:9"], [("smile", s) for s in (-2, -1, 1, 2)]),
+    ],
+)
+def test_edits_and_strengths_are_chosen(
+    run: Path, tmp_path: Path, words: list[str], chosen: list[tuple[str, float]]
+) -> None:
+    outcome = exported(run, tmp_path / "out", "--keep-faceless", "--include", "refined", *words)
+    found = Counter((r["edit"], r["strength"]) for r in listed(tmp_path / "out") if r["edit"])
+    assert found == dict.fromkeys(chosen, len(IDS))
+    # What was not asked for was not dropped.
+    assert outcome["dropped"] == {}
+    assert outcome["counts"]["train"]["refined"] == len(IDS)
+
+
+@pytest.mark.parametrize(("share", "said"), [(1e-9, "no photograph"), (1 - 1e-9, "all photograph")])
+def test_a_split_without_photographs_is_said(
+    run: Path, tmp_path: Path, share: float, said: str
+) -> None:
+    words = [run, "--out", tmp_path / "out", "--val", share]
+    result = dhr(*words, "--strict")
+    assert result.exit_code == 2
+    assert re.search(f"Error: --strict: {said}.* validation\nHint: .*--val", result.stderr)
+    assert not list(tmp_path.iterdir())
+    result = dhr(*words)
     assert result.exit_code == 0
-    assert "no photograph falls into validation: raise --val or change --seed" in result.stdout
+    assert re.search(f"note  .*{said}.* into validation: .*--val or change --seed", result.stdout)
+    result = dhr(*words, "--json", "--fresh")
+    assert re.search(f"note: {said}", result.stderr)
+    assert json.loads(result.stdout)["note"].startswith(said)
+
+
+def test_the_validation_split_has_about_its_share(run: Path, tmp_path: Path) -> None:
     assert exported(run, tmp_path / "none")["note"] == ""
-    exported(run, tmp_path / "some", "--val", 0.4)
+    exported(run, tmp_path / "some", "--val", 0.4, "--strict")
     there = {r["image_id"] for r in listed(tmp_path / "some") if r["split"] == "validation"}
     card = (tmp_path / "some" / "README.md").read_text("utf-8")
     share = f"{len(there)} of 9 photographs ({len(there) / 9:.1%}; 40.0% was requested)"
@@ -449,6 +486,11 @@ def test_the_card_names_files_of_all_kinds_of_edits_without_folders(
         (["--effect", "smile"], "NAME=LOW:HIGH"),
         (["--effect", "smile=0.5:0.1"], "no number lies between"),
         (["--effect", "age=0:1"], "no such edit\nHint: choose from: smile, yaw"),
+        (["--edit", "age"], "no such edit\nHint: choose from: smile, yaw"),
+        (["--edit", "smile=2"], "smile, yaw; strengths are chosen by --strength"),
+        (["--edit", "yaw", "--strength", "2"], "no such strength\nHint: choose from: -1, 1.5"),
+        (["--strength", "much"], "NUMBER or LOW:HIGH"),
+        (["--edit", "yaw", "--effect", "smile=0:"], "add --edit smile"),
         (["--max", "fid=3"], "no such metric\nHint: choose from: change_out"),
         (["--max", "change_out=low"], "METRIC=NUMBER"),
         (["--balance", "hair"], "choose edit, label"),
