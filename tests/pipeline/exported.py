@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click.testing import CliRunner, Result
 from PIL import Image
 
+from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets.named import find, list_images
-from dhr_batch.pipeline.planning import config, contents, plan
+from dhr_batch.pipeline.planning import config, plan
+from dhr_batch.pipeline.planning.contents import digest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -121,7 +124,7 @@ def write_run(root: Path, photographs: Path, seed: int = 0, hashed: bool = False
             if item.image_id in numbers:
                 one = record(item.image_id, numbers[item.image_id])
                 if hashed:
-                    sha256 = contents.digest((photographs / item.image_id).read_bytes())
+                    sha256 = digest((photographs / item.image_id).read_bytes())
                     one = replace(one, source_bytes=item.size, source_sha256=sha256)
             else:
                 one = Record(item.image_id, item.image_id).failed("align", "no_face", "no face")
@@ -151,3 +154,22 @@ def listed(folder: Path) -> list[dict[str, Any]]:
         lines = path.read_text("utf-8").splitlines()
         found += [json.loads(line) | {"split": path.parent.name} for line in lines]
     return found
+
+
+def dhr(*words: object) -> Result:
+    return CliRunner().invoke(main, ["export", *map(str, words)])
+
+
+def exported(run: Path, out: Path, *words: object) -> dict[str, Any]:
+    result = dhr(run, "--out", out, "--json", *words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the marker, which lists them."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".dhr-batch.json"
+    }

@@ -20,18 +20,12 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.export import choice, formats
-from dhr_batch.tests.pipeline.exported import EDITS, IDS, write_photographs, write_run
+from dhr_batch.tests.pipeline.exported import EDITS, IDS
 
 COUNTS = {"smile-2": 9, "smile-1": 9, "smile+1": 9, "smile+2": 9, "yaw-1": 9, "yaw+1_5": 6}
 # In the order in which torchvision numbers folders, in all formats.
 CLASSES = ["smile+1", "smile+2", "smile-1", "smile-2", "yaw+1_5", "yaw-1"]
 SPLITS = ("train", "validation")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("loaders")
-    return write_run(folder / "run", write_photographs(folder / "photographs"))
 
 
 @pytest.fixture(scope="module")
