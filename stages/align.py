@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
-from dhr_batch.stages.base import Context, ImageError, Record, Stage, StageOptions
+from dhr_batch.stages.base import Context, ImageError, Record, Stage
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.ffhq import (
     crop,
@@ -21,6 +20,7 @@ from dhr_batch.stages.ffhq import (
     quad_from_points,
 )
 from dhr_batch.stages.networks.faces.detect import Face
+from dhr_batch.stages.options.align import FFHQAlignOptions
 
 __all__ = [
     "FFHQAlign", "crop", "quad_from_landmarks", "quad_from_mtcnn",
@@ -56,21 +56,7 @@ class FFHQAlign(Stage):
     Images of datasets that are declared aligned are only resized; they must be square.
     """
 
-    class Options(StageOptions):
-        name: str = "ffhq"
-        landmarks: Literal["mtcnn5", "dlib68"] = Field(
-            "mtcnn5", description="landmarks: five of the detector, or 68 of dlib"
-        )
-        face: (
-            Literal["largest", "central", "only", "all"] | Annotated[int, Field(ge=0, strict=True)]
-        ) = Field(
-            "largest",
-            description="which of several faces to take; `only` refuses such images, `all` takes "
-            "each, and a number takes one by size, from 0, the largest",
-        )
-        max_megapixels: float = Field(64, gt=0, description="larger images are refused")
-        min_face: float = Field(20, ge=0, description="smallest side of a face in pixels")
-        min_score: float = Field(0.95, ge=0, le=1, description="smallest score of a face")
+    Options = FFHQAlignOptions
 
     needs: ClassVar[frozenset[str]] = frozenset({"data"})
     gives: ClassVar[frozenset[str]] = frozenset({"image", "quad", "source_size"})

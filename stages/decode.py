@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, png, tiff
 from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, stretched
@@ -53,7 +54,9 @@ _Check = Callable[[tuple[int, int]], None]
 _Decoded = tuple[np.ndarray, list[str]]
 
 
-def decode(data: bytes, max_megapixels: float = 64) -> tuple[np.ndarray, tuple[str, ...]]:
+def decode(
+    data: bytes, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file.
 
     The orientation is applied, which is that of EXIF, or of the container of HEIF. Colours are

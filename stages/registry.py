@@ -182,14 +182,44 @@ def lookup(family: str, name: str) -> Any:
         return partial(import_module(_N + "generators.named").from_file, Path(name))
     if ":" in name:
         return _outside(family, name)
-    if name not in TABLE[family]:
+    module, _, attribute = _place(family, name)
+    return getattr(import_module(module), attribute)
+
+
+def options(family: str, name: str) -> Any:
+    """Return the class of the settings of a stage. That of a shipped one needs no torch.
+
+    Raises:
+        UnknownName: There is no such stage, or it cannot be imported.
+    """
+    if ":" in name:
+        return _outside(family, name).Options
+    return getattr(import_module(f"{_S}options.{family}"), f"{_place(family, name)[2]}Options")
+
+
+def check_name(family: str, name: str, setting: str = "") -> None:
+    """Check that a family has a member. Members from other packages are not imported.
+
+    Args:
+        family: The family.
+        name: The name of the member.
+        setting: The setting that names it, for the message.
+
+    Raises:
+        UnknownName: There is no such member.
+    """
+    if ":" not in name and name not in TABLE[family]:
         close = difflib.get_close_matches(name, TABLE[family], 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UnknownName(
-            f"unknown {family} {name!r}{hint}", f"choose from: {', '.join(names(family))}"
+            f"unknown {setting or family} {name!r}{hint}",
+            f"choose from: {', '.join(names(family))}",
         )
-    module, _, attribute = TABLE[family][name].partition(":")
-    return getattr(import_module(module), attribute)
+
+
+def _place(family: str, name: str) -> tuple[str, str, str]:
+    check_name(family, name)
+    return TABLE[family][name].partition(":")
 
 
 def _outside(family: str, name: str) -> Any:

@@ -15,90 +15,35 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from skimage.segmentation import slic
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
+from dhr_batch.stages.base import Context, Record, Stage, required
 from dhr_batch.stages.embed import projection
 from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise, spread
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
-from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
+from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.networks.parsers.landmarks import Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.transfers import to_device, to_host
+from dhr_batch.stages.options.segment import (
+    DomainSpecificOptions,
+    Thresholds,
+)
 from dhr_batch.stages.tensors import downsample, images_to_tensor
 
 # Classes that a face generator does not represent. Their pixels are always out-of-domain.
 FOREIGN_CLASSES = tuple(INDEX[n] for n in ("background", "cloth", "hat", "earring", "necklace"))
-FACE_CLASS = INDEX["face"]
-PART_CLASSES = tuple(range(INDEX["right_ear"], INDEX["upper_lip"] + 1))
 MOUTH_CLASSES = tuple(INDEX[n] for n in ("inner_mouth", "lower_lip", "upper_lip"))
 # Distance from the lips up to which a superpixel is at the mouth, in sides of the picture.
 MOUTH_REACH = 0.04
 NO_FACE_NOTE = "segment: no face found by the parser, so the mask comes from the error alone"
-
-
-class Thresholds(BaseModel):
-    """Largest error d_k of an in-domain superpixel, by its class.
-
-    Thresholds are valid for one perceptual network, resolution and inversion;
-    ``python -m dhr_batch.fitting.thresholds`` calibrates them. The defaults are the published
-    values, for VGG16-LPIPS at 1024 px.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    face: float = Field(default=0.7, description="skin")
-    parts: float = Field(default=0.8, description="ears, brows, eyes, nose, mouth")
-    other: float = Field(
-        default=0.6, description="hair, neck, glasses; everything if no face is found"
-    )
-    relative: float | None = Field(
-        default=None,
-        gt=0,
-        description="errors above this multiple of the median over the face are out-of-domain too",
-    )
-    mouth: float = Field(
-        default=1.0,
-        ge=1,
-        description="factor of the thresholds of superpixels at the mouth",
-    )
-
-    def of_class(self) -> np.ndarray:
-        """Return the threshold of each class, float64 [19]."""
-        table = np.full(len(CLASSES), self.other)
-        table[list(PART_CLASSES)] = self.parts
-        table[FACE_CLASS] = self.face
-        return table
-
-    def of_superpixels(
-        self, errors: np.ndarray, classes: np.ndarray, sizes: np.ndarray
-    ) -> np.ndarray:
-        """Return the threshold of each superpixel, float64 [K + 1].
-
-        With `relative`, all thresholds of a face that is inverted well are multiplied by one factor
-        below 1. Whatever differs far more than the rest of the face is then foreign, even if the
-        difference is small. The thresholds of a face that is inverted badly do not change.
-
-        Args:
-            errors: Errors d_k, [K + 1].
-            classes: Classes c_k, int [K + 1].
-            sizes: Sizes of the superpixels in pixels, int [K + 1].
-        """
-        table = self.of_class()
-        face = np.isin(classes, [FACE_CLASS, *PART_CLASSES]) & (sizes > 0) & np.isfinite(errors)
-        if self.relative is not None and face.any():
-            median = np.median(np.repeat(errors[face], sizes[face]))
-            table = table * min(1.0, self.relative * median / self.face)
-        return table[classes]
 
 
 def superpixels(
@@ -256,37 +201,7 @@ class DomainSpecific(Stage):
     needs = frozenset({"image", "latent", "inverted"})
     gives = frozenset({"labels", "mask"})
 
-    class Options(StageOptions):
-        earlier: ClassVar = {"rates": "absolute"}
-
-        name: str = "dhr"
-        parser: str = "landmarks"
-        perceptual: str = "st_lpips_alex"
-        segments: int = Field(200, ge=1, description="approximate number of superpixels")
-        compactness: float = Field(30.0, gt=0, description="weight of distance against colour")
-        thresholds: Thresholds = Thresholds()
-        source: Literal["coarse", "embedding", "mean_row", "projection"] = "embedding"
-        coarse_steps: int = Field(40, ge=1, description="steps of `coarse` and `projection`")
-        coarse_rate: float = Field(0.226, gt=0, description="Adam learning rate of these steps")
-        rates: Literal["relative", "absolute"] = Field(
-            "relative",
-            description="the rate is in units of the spread of W, or absolute as published",
-        )
-        error_layers: int | None = Field(
-            None,
-            ge=1,
-            description="number of the finest layers whose errors are used, because they see "
-            "less of the surroundings of a superpixel; null: all",
-        )
-        error_size: int = Field(256, ge=32, description="errors are measured at this size")
-        size: int | None = Field(
-            None,
-            ge=32,
-            description="larger pictures are segmented at this size in pixels, and the result is "
-            "enlarged; null: at full size, as published",
-        )
-        bgr: bool = Field(False, description="superpixels of swapped red and blue, as published")
-        error: bool = Field(True, description="use errors; false: the parser alone")
+    Options = DomainSpecificOptions
 
     def models(self, aligned: bool) -> set[str]:
         if self.options.error:

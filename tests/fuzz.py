@@ -36,7 +36,7 @@ from dhr_batch.pipeline.datasets import listing, named, parquet
 from dhr_batch.pipeline.datasets.items import DatasetError, Rules, Unreadable
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.pipeline.planning import config
+from dhr_batch.pipeline.planning import config, layers
 from dhr_batch.stages.edit import direction_files
 from dhr_batch.stages.networks.files import checkpoints, weight_files
 from dhr_batch.stages.networks.generators import stylegan2_layouts
@@ -209,7 +209,7 @@ def safetensors_seeds() -> list[bytes]:
 
 
 def read_settings(file: Path) -> None:
-    config.build([config.read_file(file), {"dataset": "x"}])
+    config.build([layers.read_file(file), {"dataset": "x"}])
 
 
 def read_model(file: Path) -> None:

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
-from dhr_batch.pipeline.strict import Strict
+from dhr_batch.pipeline.planning.layers import read_file
+from dhr_batch.pipeline.strict import Strict, refused
 from dhr_batch.stages import registry
 
 # The refiner that is part of every benchmark: the result of the embedder is not refined.
@@ -205,7 +206,7 @@ def read_matrix(file: Path) -> Matrix:
     Raises:
         Refused: If the file is not a valid benchmark.
     """
-    return parse_matrix(configs.read_file(file), str(file))
+    return parse_matrix(read_file(file), str(file))
 
 
 def parse_matrix(content: Any, where: str) -> Matrix:
@@ -221,16 +222,7 @@ def parse_matrix(content: Any, where: str) -> Matrix:
     try:
         return Matrix.model_validate(content)
     except ValidationError as error:
-        lines = []
-        for item in error.errors()[:20]:
-            path = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "extra_forbidden":
-                message = "unknown key"
-            lines.append(f"{where}: {path + ': ' if path else ''}{message}")
-        if len(lines) == 1:
-            raise Refused(lines[0]) from error
-        raise Refused("benchmark", "".join(f"\n  {line}" for line in lines)) from error
+        raise refused(error, Matrix, where) from error
 
 
 def expand(matrix: Matrix, names: Mapping[str, str]) -> list[Cell]:

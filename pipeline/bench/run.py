@@ -103,13 +103,16 @@ def plan(
     owned = Owned(connect(place), BENCHMARK)
     require_apart(owned.storage, [dataset.location for dataset in found])
     owned.check()
+    requests = {cell.name: _request(cell, matrix, machine) for cell in cells}
+    for request in requests.values():
+        # Mistakes in any run are reported at once. What follows imports torch.
+        prepare.configured(request)
     sizes = {}
     checked: dict[str, Cell] = {}
     for cell in cells:
         # A run that begins from another one can be planned only after that one is finished. Here
         # it is planned as a whole run, to find mistakes in its settings.
-        settings = {"dataset": cell.dataset, **cell.settings, **machine.settings}
-        request = Request(settings, address=machine.address, named=_named_code(matrix))
+        request = requests[cell.name]
         prepared = prepare.prepare(request)
         require_apart(owned.storage, prepare.inputs(prepared))
         if not random_weights:
@@ -127,6 +130,11 @@ def plan(
     if all(cell.needs for cell in checked.values()):
         raise _none_can_run(checked.values())
     return Benchmark(matrix, place, [*checked.values()], names, sizes)
+
+
+def _request(cell: Cell, matrix: Matrix, machine: Machine) -> Request:
+    settings = {"dataset": cell.dataset, **cell.settings, **machine.settings}
+    return Request(settings, address=machine.address, named=_named_code(matrix))
 
 
 def _none_can_run(cells: Iterable[Cell]) -> ModelMissing:

@@ -6,15 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
 from dhr_batch.pipeline.picture_names import edit_label, picture_file
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.render import renderer, write_picture
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
+from dhr_batch.pipeline.strict import reasons
 from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
 from dhr_batch.stages.base import Record
 from dhr_batch.stages.edit import syntax
+from dhr_batch.stages.edit.direction_files import DirectionError
+from dhr_batch.stages.options.edit import DirectionsOptions
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.runs.results import Run
@@ -23,13 +28,22 @@ if TYPE_CHECKING:
 def checked(text: str) -> str:
     """Return the value of --edit, such as `smile=2`, if it names the edits of one picture.
 
+    torch is not imported.
+
     Raises:
         Refused: If it does not.
     """
     try:
-        syntax.parse(text)
+        settings = syntax.settings([syntax.parse(text)])
     except syntax.NotAnEdit as error:
         raise Refused(f"--edit {text!r}", error.reason, error.way_out) from error
+    try:
+        for edit in DirectionsOptions.model_validate({"edits": settings}).edits:
+            edit.check()
+    except ValidationError as error:
+        raise Refused(f"--edit {text!r}", reasons(error, DirectionsOptions)) from error
+    except DirectionError as error:
+        raise Refused(error.reason, way_out=error.way_out) from error
     return text
 
 

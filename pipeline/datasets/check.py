@@ -17,6 +17,7 @@ from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
 if TYPE_CHECKING:
     from dhr_batch.stages.networks.faces.detect import Detector
@@ -112,7 +113,11 @@ def check(dataset: Dataset, sample: int) -> DatasetCheck:
 def _max_megapixels(dataset: Dataset) -> float:
     """Return the limit of a run on the dataset, if its description states one."""
     section = dataset.config.get("align")
-    return float(section.get("max_megapixels", 64)) if isinstance(section, dict) else 64
+    return (
+        float(section.get("max_megapixels", MAX_MEGAPIXELS))
+        if isinstance(section, dict)
+        else MAX_MEGAPIXELS
+    )
 
 
 def _decode(result: DatasetCheck, items: list[Item], max_megapixels: float) -> None:

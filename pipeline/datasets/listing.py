@@ -23,6 +23,7 @@ from dhr_batch.pipeline.datasets.sieve import Sieve
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.locations import File
+from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
 # The largest file that is read for an image: four channels of 16 bits without compression, and
 # metadata.
@@ -147,7 +148,7 @@ def _where(item: Item) -> str:
     return item.location if item.at < 0 else f"{item.location} (at {item.at})"
 
 
-def read_bytes(item: Item, max_megapixels: float = 64) -> bytes:
+def read_bytes(item: Item, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
     """Read an encoded image. Parquet files stay open in this process.
 
     Args:

@@ -103,7 +103,7 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     except yaml_files.InvalidYaml as error:
         reason, way_out = error.reason, error.way_out
     except ValidationError as error:
-        reason = reasons(error)
+        reason = reasons(error, Dataset)
     except OSError as error:
         reason = error.strerror or str(error)
     raise DatasetError(str(file), f"it does not describe a dataset: {reason}", way_out)

@@ -45,6 +45,7 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Record, Stage
 from dhr_batch.stages.device import Kind, stream
+from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]
@@ -270,7 +271,7 @@ class Worker:
     def _read(self, item: Item) -> Record:
         with self._waits.reading(item.location):
             truth = self.settings.truths.get(item.image_id)
-            most = float(self.settings.config.align.get("max_megapixels", 64))
+            most = float(self.settings.config.align.get("max_megapixels", MAX_MEGAPIXELS))
             return read_record(item, self.settings.split, self._stored, truth, most)
 
     @property
@@ -338,7 +339,7 @@ def read_record(
     split: str,
     stored: Reader | None = None,
     truth: Item | None = None,
-    max_megapixels: float = 64,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Record:
     """Return the record of an image with the bytes of its file, or with a failure to read it.
 

@@ -107,7 +107,7 @@ def _read(file: Path, _mtime_ns: int) -> Model:
     try:
         return Model.model_validate(yaml_files.read(file))
     except ValidationError as error:
-        reason, way_out = reasons(error), "correct the file"
+        reason, way_out = reasons(error, Model), "correct the file"
     except yaml_files.InvalidYaml as error:
         reason, way_out = error.reason, error.way_out
     raise Refused(str(file), f"it does not describe a model: {reason}", way_out)

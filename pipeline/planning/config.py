@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.planning.layers import Layer, deep_merge, mapping
+from dhr_batch.pipeline.strict import refused
 from dhr_batch.stages import registry, yaml_files
 from dhr_batch.stages.device import Kind, Precision
 
 if TYPE_CHECKING:
     from dhr_batch.stages.base import StageOptions
 
-Layer = Mapping[str, Any]
-# Wrong settings that are listed at once.
-_MOST_EXPLAINED = 20
 
 # Settings that may change between two starts of a run, as no row depends on them.
 RUN_ONLY = frozenset(
@@ -136,64 +134,13 @@ def preset(name: str, kind: str = "preset") -> dict[str, Any]:
     """
     for file in _shipped(kind):
         if file.name == f"{name}.yaml":
-            return _mapping(yaml_files.read(file), f"{kind} {name}")
+            return mapping(yaml_files.read(file), f"{kind} {name}")
     raise Refused(f"unknown {kind} {name!r}", way_out=f"choose from: {', '.join(presets(kind))}")
 
 
 def _shipped(kind: str) -> list[Traversable]:
     folder = resources.files("dhr_batch.configs") / f"{kind}s"
     return [file for file in folder.iterdir() if file.name.endswith(".yaml")]
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file.
-
-    Raises:
-        Refused: If the file does not contain a mapping of settings.
-    """
-    try:
-        return _mapping(yaml_files.read(path), str(path))
-    except yaml_files.InvalidYaml as error:
-        raise Refused(str(path), error.reason, error.way_out) from error
-
-
-def assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse texts of the form `section.key=value`, whose values are YAML, to nested settings.
-
-    Raises:
-        Refused: If a text has another form.
-
-    >>> assignments(["refine.name=pti", "seed=1"])
-    {'refine': {'name': 'pti'}, 'seed': 1}
-    """
-    settings: dict[str, Any] = {}
-    for text in texts:
-        path, equals, value = text.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise Refused(
-                f"--set {text!r}",
-                "it is not of the form key=value or section.key=value",
-                "write for example embed.steps=20",
-            )
-        section = settings
-        for key in keys[:-1]:
-            section = section.setdefault(key, {})
-            if not isinstance(section, dict):
-                raise Refused(
-                    f"--set {text!r}",
-                    f"{key} was already given a value",
-                    "leave out one of the two",
-                )
-        try:
-            section[keys[-1]] = yaml_files.parse(value)
-        except yaml_files.InvalidYaml as error:
-            raise Refused(
-                f"--set {yaml_files.shown(text)}",
-                error.reason.replace("it", "the value", 1),
-                "put text with special characters in quotes, as in 'key=\"[text\"'",
-            ) from error
-    return settings
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Any]:
@@ -212,29 +159,31 @@ def merge(layers: Iterable[Layer]) -> dict[str, Any]:
                 section = _section(key, value)
                 before = merged.get(key, {})
                 renamed = "name" in section and section["name"] != before.get("name")
-                merged[key] = section if renamed else _deep_merge(before, section)
+                merged[key] = section if renamed else deep_merge(before, section)
             else:
                 merged[key] = value
     return merged
 
 
 def build(layers: Iterable[Layer]) -> Config:
-    """Merge layers of settings, and check all of them but the options of stages.
+    """Merge layers of settings, and check all of them. torch is not imported for shipped stages.
 
     Raises:
         Refused: If a setting is unknown or invalid.
     """
     merged = merge([preset("default"), *layers])
     try:
-        return Config(**merged)
+        config = Config(**merged)
     except ValidationError as error:
-        raise _explained(error, Config, "") from error
+        raise refused(error, Config) from error
+    _generator(config.generator, gpus=0)
+    for family in registry.STAGES:
+        _checked(family, getattr(config, family))
+    return config
 
 
 def resolve(config: Config, gpus: int, images: int) -> Config:
     """Fill in all defaults, including those of the stages. A run stores the result.
-
-    This imports the stages, and with them torch.
 
     Args:
         config: The settings.
@@ -244,27 +193,39 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
     Raises:
         Refused: If a name or option is unknown or invalid.
     """
-    generator = config.generator
-    if generator == "auto":
-        generator = "mobilestylegan-1024" if gpus else "mobilestylegan-256"
-    elif generator.endswith((registry.GENERATOR_FILE, ".pt", ".pkl", ".pth")):
-        generator = str(_generator_file(Path(generator)))
-    elif ":" not in generator and generator not in registry.names("generator"):
-        _unknown_name("generator", generator)
-    updates: dict[str, Any] = {
-        "generator": generator,
-        "gpus": gpus,
-        "device": config.device or ("cuda" if gpus else "cpu"),
-        "shard_size": config.shard_size or min(32, max(1, -(-images // 8))),
-    }
-    for family in registry.STAGES:
-        section = getattr(config, family)
-        options = options_class(family, section.get("name"))
-        try:
-            updates[family] = options(**section).model_dump(mode="json")
-        except ValidationError as error:
-            raise _explained(error, options, f"{family}.") from error
-    return config.model_copy(update=updates)
+    stages = {family: _checked(family, getattr(config, family)) for family in registry.STAGES}
+    return config.model_copy(
+        update={
+            "generator": _generator(config.generator, gpus),
+            "gpus": gpus,
+            "device": config.device or ("cuda" if gpus else "cpu"),
+            "shard_size": config.shard_size or min(32, max(1, -(-images // 8))),
+            **stages,
+        }
+    )
+
+
+def _checked(family: str, section: Layer) -> dict[str, Any]:
+    """Return all settings of a stage, after a check of their keys, values and names of networks."""
+    options = options_class(family, section.get("name"))
+    try:
+        settings = options(**section).model_dump(mode="json")
+    except ValidationError as error:
+        raise refused(error, options, prefix=f"{family}.") from error
+    for key, field in options.model_fields.items():
+        # A text with the name of a family of networks names a member of it.
+        if key in registry.TABLE and field.annotation is str:
+            _check_name(key, settings[key], f"{family}.{key}")
+    return settings
+
+
+def _generator(name: str, gpus: int) -> str:
+    if name == "auto":
+        return "mobilestylegan-1024" if gpus else "mobilestylegan-256"
+    if name.endswith((registry.GENERATOR_FILE, ".pt", ".pkl", ".pth")):
+        return str(_generator_file(Path(name)))
+    _check_name("generator", name, "generator")
+    return name
 
 
 def _generator_file(file: Path) -> Path:
@@ -293,109 +254,25 @@ def options_class(family: str, name: Any) -> type[StageOptions]:
     Raises:
         Refused: If the name is unknown.
     """
-    if not isinstance(name, str) or (":" not in name and name not in registry.names(family)):
-        _unknown_name(f"{family}.name", name, family)
+    if not isinstance(name, str):
+        valid = ", ".join(registry.names(family))
+        what = f"unknown {family}.name {yaml_files.shown(name)}"
+        raise Refused(what, way_out=f"choose from: {valid}")
+    _check_name(family, name, f"{family}.name")
     try:
-        return registry.lookup(family, name).Options
+        return registry.options(family, name)
     except registry.UnknownName as error:
         raise Refused(error.reason, way_out=error.way_out) from error
 
 
-def _unknown_name(path: str, name: Any, family: str | None = None) -> NoReturn:
-    valid = registry.names(family or path)
-    close = difflib.get_close_matches(str(name), valid, 1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    what = f"unknown {path} {yaml_files.shown(name)}{hint}"
-    raise Refused(what, way_out=f"choose from: {', '.join(valid)}")
-
-
-def _mapping(value: Any, where: str, example: str = "seed: 1") -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise Refused(
-            where,
-            f"expected settings as `key: value`, found {yaml_files.shown(value)}",
-            f"write for example `{example}`",
-        )
-    return value
+def _check_name(family: str, name: str, setting: str) -> None:
+    try:
+        registry.check_name(family, name, setting)
+    except registry.UnknownName as error:
+        raise Refused(error.reason, way_out=error.way_out) from error
 
 
 def _section(key: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
-    return _mapping(value, key, f"name: {registry.names(key)[0]}")
-
-
-def _deep_merge(before: Layer, after: Layer) -> dict[str, Any]:
-    merged = dict(before)
-    for key, value in after.items():
-        old = merged.get(key)
-        merged[key] = (
-            _deep_merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
-    return merged
-
-
-def _explained(error: ValidationError, model: type[BaseModel], prefix: str) -> Refused:
-    found = [_explain_one(item, model, prefix) for item in error.errors()[:_MOST_EXPLAINED]]
-    if more := error.error_count() - len(found):
-        found.append(Refused(f"and {more} more"))
-    return (
-        found[0] if len(found) == 1 else Refused("settings", "".join(f"\n  {one}" for one in found))
-    )
-
-
-def _explain_one(item: Any, model: type[BaseModel], prefix: str) -> Refused:
-    path = (prefix + ".".join(str(part) for part in item["loc"])).rstrip(".")
-    if item["type"] != "extra_forbidden":
-        why = f"{item['msg'][:1].lower()}{item['msg'][1:]}"
-        if item["type"] == "missing":
-            return Refused(path, why, "give it a value")
-        # A check of the stage itself, whose error says what is wrong with the value.
-        if isinstance(error := item.get("ctx", {}).get("error"), registry.InvalidInput):
-            return Refused(path, error.reason, error.way_out)
-        why = why.removeprefix("value error, ")
-        way_out = "give a valid value, or leave the setting out to use its default"
-        return Refused(path, f"{why}, got {yaml_files.shown(item['input'])}", way_out)
-    options: Any = model
-    for part in item["loc"][:-1]:
-        options = _type_of(part, options)
-    valid = list(getattr(options, "model_fields", {}))
-    close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
-    return Refused(f"unknown setting {path}", way_out=hint)
-
-
-def _type_of(part: str | int, whole: Any) -> Any:
-    """Return the type of a field, of an item, or of the member of a union with a tag."""
-    if field := getattr(whole, "model_fields", {}).get(part):
-        return field.annotation
-    if get_origin(whole) is Annotated:
-        return _type_of(part, get_args(whole)[0])
-    kinds = get_args(whole)
-    return next((k for k in kinds if isinstance(part, int) or Tag(part) in get_args(k)), None)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the keys whose values differ between flat settings, each with a line for the user.
-
-    >>> list(differences({"seed": 0}, {"seed": 1}))
-    [('seed', 'seed: 0 -> 1')]
-    """
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            yield key, f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names. The prefix `config.` is left out.
-
-    >>> flat({"refine": {"name": "dhr", "steps": 10}})
-    {'refine.name': 'dhr', 'refine.steps': 10}
-    """
-    settings: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        settings |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return {key.removeprefix("config."): value for key, value in settings.items()}
+    return mapping(value, key, f"name: {registry.names(key)[0]}")

@@ -18,7 +18,8 @@ from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.models.weights import check_weights
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import earlier_run
-from dhr_batch.pipeline.planning.config import RUN_ONLY, Config, Layer, differences, flat
+from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
+from dhr_batch.pipeline.planning.layers import Layer, differences, flat
 from dhr_batch.pipeline.planning.plan import render_models
 from dhr_batch.pipeline.runs import quarantine
 from dhr_batch.pipeline.runs.names import part

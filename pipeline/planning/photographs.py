@@ -25,6 +25,7 @@ from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages.base import TRUTH, ImageError
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
 _CHANGED = "photograph changed since the run"
 _NO_TRUTH = "%s: %s images get no metrics against the ground truth: %s"
@@ -53,7 +54,7 @@ class Photographs:
 
     def __init__(self, run: Run, place: str | None = None) -> None:
         settings = run.stored.settings
-        self._megapixels = float(settings.section("align").get("max_megapixels", 64))
+        self._megapixels = float(settings.section("align").get("max_megapixels", MAX_MEGAPIXELS))
         try:
             plan = _first_plan(run.stored, required=place is None)
             place = place or plan.settings.dataset

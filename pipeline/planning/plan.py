@@ -18,6 +18,7 @@ from dhr_batch.pipeline.runs.stored_plan import Fingerprint, Made, RunSettings, 
 from dhr_batch.pipeline.runs.versions import newest_rules, newest_schema
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit import direction_files
+from dhr_batch.stages.edit.base import EditOptions
 from dhr_batch.version import __version__
 
 SCHEMA = 2
@@ -140,9 +141,8 @@ def digests(config: Config) -> dict[str, str]:
     """
     if "edit" not in config.stages:
         return {}
-    stage = registry.lookup("edit", config.edit["name"])
     found = {}
-    for edit in getattr(stage.Options(**config.edit), "edits", ()):
+    for edit in _edits(config):
         try:
             found[edit.title] = edit.load(catalogue.path).sha256[:16]
         except direction_files.DirectionError as error:
@@ -151,6 +151,24 @@ def digests(config: Config) -> dict[str, str]:
             # A plan may be shown before its models are there.
             continue
     return found
+
+
+def check_edits(config: Config) -> None:
+    """Check the names of directions, without torch.
+
+    Raises:
+        Refused: If there is no such direction.
+    """
+    for edit in _edits(config):
+        try:
+            edit.check()
+        except direction_files.DirectionError as error:
+            raise Refused("edit.edits", error.reason, error.way_out) from error
+
+
+def _edits(config: Config) -> Sequence[EditOptions]:
+    options = registry.options("edit", config.edit["name"])
+    return getattr(options(**config.edit), "edits", ())
 
 
 def check_stages(config: Config) -> None:

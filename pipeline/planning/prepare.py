@@ -18,8 +18,8 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import needed
 from dhr_batch.pipeline.models.catalogue import ModelMissing
 from dhr_batch.pipeline.planning import config as configs
-from dhr_batch.pipeline.planning import devices, origin, photographs
-from dhr_batch.pipeline.planning.plan import Plan, make, models_of
+from dhr_batch.pipeline.planning import devices, layers, origin, photographs
+from dhr_batch.pipeline.planning.plan import Plan, check_edits, make, models_of
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.runs.reading import RunRecords
@@ -39,17 +39,7 @@ def prepare(request: Request) -> Plan:
         StorageError: If the storage does not answer.
         ModelMissing: If the dataset is one that must be downloaded first.
     """
-    files = [configs.read_file(path) for path in request.files]
-    given_layers = [*files, configs.assignments(request.sets), request.settings]
-    given = configs.merge(given_layers)
-    if not given.get("dataset"):
-        names = ", ".join(named.datasets())
-        raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
-    # The name of the dataset names no code, whatever it looks like.
-    own = {key: value for key, value in given.items() if key != "dataset"}
-    named_code = {*request.named, *outside.members(own)}
-    dataset, earlier, layers = origin.start(given, named_code, request.allow_code)
-    config = configs.build([*layers, *given_layers])
+    config, dataset, earlier = configured(request)
     remote = bool(request.address)
     if earlier is not None:
         listed = Listing(earlier.items(config), Counter())
@@ -71,6 +61,33 @@ def prepare(request: Request) -> Plan:
         left_out=earlier.left_out,
         truths=photographs.truths(Run(earlier.storage, earlier.plan)),
     )
+
+
+def configured(
+    request: Request,
+) -> tuple[configs.Config, named.Dataset, origin.Origin | None]:
+    """Merge and check all settings. If they name no code of others, torch is not imported.
+
+    Returns:
+        The settings, the dataset, and the earlier run that the new one begins from, if it does.
+
+    Raises:
+        Refused: If the settings cannot be used, or there is no such dataset.
+        StorageError: If the storage does not answer.
+    """
+    files = [layers.read_file(path) for path in request.files]
+    given_layers = [*files, layers.assignments(request.sets), request.settings]
+    given = configs.merge(given_layers)
+    if not given.get("dataset"):
+        names = ", ".join(named.datasets())
+        raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
+    # The name of the dataset names no code, whatever it looks like.
+    own = {key: value for key, value in given.items() if key != "dataset"}
+    named_code = {*request.named, *outside.members(own)}
+    dataset, earlier, first = origin.start(given, named_code, request.allow_code)
+    config = configs.build([*first, *given_layers])
+    check_edits(config)
+    return config, dataset, earlier
 
 
 def _listed(dataset: named.Dataset, config: configs.Config, remote: bool) -> Listing:

@@ -10,8 +10,8 @@ from typing import Any
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.datasets.items import COPIED, TIME, Item, difference
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.planning.config import differences, flat
 from dhr_batch.pipeline.planning.contents import Suspect, Verdict, compare
+from dhr_batch.pipeline.planning.layers import differences, flat
 from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.stored_plan import Made, StoredPlan

@@ -21,18 +21,20 @@ Styles = Mapping[str, "Tensor"]
 
 
 class EditOptions(BaseModel, ABC):
-    """Settings of one edit. The first field of a subclass, whose name is its kind, selects it.
-
-    Attributes:
-        strengths: How far to go, once for each picture.
-        label: Name of the edit in tables and files; by default that of what is edited.
-    """
+    """Settings of one edit. The first field of a subclass, whose name is its kind, selects it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: ClassVar[str]
-    strengths: tuple[FiniteFloat, ...] = Field(default=(-2.0, -1.0, 1.0, 2.0), min_length=1)
-    label: str = ""
+    strengths: tuple[FiniteFloat, ...] = Field(
+        (-2.0, -1.0, 1.0, 2.0),
+        min_length=1,
+        description="how far to go, once for each picture, in units of what is edited",
+    )
+    label: str = Field(
+        "",
+        description="name of the edit in tables and files; by default that of what is edited",
+    )
 
     @field_validator("strengths")
     @classmethod
@@ -61,6 +63,13 @@ class EditOptions(BaseModel, ABC):
     def models(self) -> set[str]:
         """Return the names of the models that `load` reads."""
         return set()
+
+    def check(self) -> None:
+        """Check what can be checked without torch, so that a wrong name is reported at once.
+
+        Raises:
+            DirectionError: As `load` does.
+        """
 
     @abstractmethod
     def load(self, models: Callable[[str], Path]) -> Edit:

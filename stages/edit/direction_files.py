@@ -19,6 +19,8 @@ from dhr_batch.stages.edit import array_files
 from dhr_batch.stages.registry import InvalidInput
 
 STYLE_WIDTH = 512
+# Rows of the published code, that of StyleGAN2 at 1024 px.
+PUBLISHED_ROWS = 18
 FITS = "[512], [1, 512], [L, 512] or [1, L, 512]"
 # Above the largest generator, with 23 rows.
 MOST_ROWS = 64

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import (
@@ -17,21 +15,20 @@ from dhr_batch.stages.base import (
     EditedImage,
     Record,
     Stage,
-    StageOptions,
     edit_stage,
     required,
 )
 from dhr_batch.stages.edit.base import Made, Move, Step
 from dhr_batch.stages.edit.direction_files import DirectionError
-from dhr_batch.stages.edit.kinds import AnyEdit
-from dhr_batch.stages.edit.scene import Draft, Follow, Scene
-from dhr_batch.stages.edit.turning import SCORER, Turning
-from dhr_batch.stages.edit.vectors import DirectionOptions
+from dhr_batch.stages.edit.scene import Draft, Scene
+from dhr_batch.stages.edit.syntax import SCORER
+from dhr_batch.stages.edit.turning import Turning
 from dhr_batch.stages.measure.contours import contour_metrics
 from dhr_batch.stages.networks.faces.dlib_face import frontal_faces
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.networks.transfers import to_device, to_host
+from dhr_batch.stages.options.edit import DirectionsOptions
 from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
 from dhr_batch.stages.tensors import feature_mask, tensor_to_images
 
@@ -54,26 +51,7 @@ class Directions(Stage):
     needs = frozenset({"latent", "delta", "feature", "state", "mask", "refined"})
     gives = frozenset({"edits"})
 
-    class Options(StageOptions):
-        """Settings of `Directions`.
-
-        Attributes:
-            edits: The edits of every image.
-            rows: Rows of the code that an edit moves: all, or those of the trunk. The other rows,
-                which modulate only layers behind the feature layer, would recolour the feature.
-                An edit that names its rows or layers itself is not limited.
-            follow: What follows the motion of an edit: a layer for the person and one for the
-                background, everything alike, or nothing.
-            batch: Number of renders at a time.
-        """
-
-        earlier: ClassVar = {"rows": "all", "follow": "none"}
-
-        name: str = "directions"
-        edits: tuple[AnyEdit, ...] = (DirectionOptions(direction="smile"),)
-        rows: Literal["trunk", "all"] = "trunk"
-        follow: Follow = "layers"
-        batch: int = Field(default=8, ge=1)
+    Options = DirectionsOptions
 
     def models(self, aligned: bool) -> set[str]:
         return super().models(aligned).union(*(edit.models() for edit in self.options.edits))

@@ -7,70 +7,28 @@ encoders for inversion use it (`formulas.ganspace`).
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from dhr_batch.stages.edit import array_files
-from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
-from dhr_batch.stages.edit.direction_files import DAMAGED, STYLE_WIDTH, DirectionError, digest
+from dhr_batch.stages.edit.base import Edit, Styles
+from dhr_batch.stages.edit.direction_files import (
+    DAMAGED,
+    PUBLISHED_ROWS,
+    STYLE_WIDTH,
+    DirectionError,
+    digest,
+)
 from dhr_batch.stages.edit.formulas import PrincipalComponents, ganspace, ganspace_coordinate
 from dhr_batch.stages.networks.files import checkpoints, weight_files
 from dhr_batch.stages.networks.generators.generator import Generator
 
-# Rows of the published code, that of StyleGAN2 at 1024 px.
-PUBLISHED_ROWS = 18
-SUFFIXES = (".pt", ".pth", ".npz")
 FILES = "give ffhq_pca.pt as published, or the .npz that `dhr-batch edits ganspace` writes"
-
-
-class GanspaceOptions(EditOptions):
-    """Settings of an edit along a principal component.
-
-    Attributes:
-        ganspace: The principal components: a file (.pt, .pth, .npz), or the name of a model.
-        component: Number of the component, from 0.
-        rows: First row to change and the row after the last, as published: [7, 8] is row 7 alone.
-            They are rows of StyleGAN2's code, numbered from 0 as its convolutions; other generators
-            change their corresponding rows.
-        strengths: The new coordinate of the code along the component, in standard deviations from
-            the mean code. It is a target: 0 is the mean face, not the unchanged one.
-    """
-
-    kind: ClassVar[str] = "ganspace"
-    ganspace: str
-    component: int = Field(ge=0)
-    rows: tuple[int, int]
-
-    @field_validator("rows")
-    @classmethod
-    def _in_code(cls, rows: tuple[int, int]) -> tuple[int, int]:
-        if not 0 <= rows[0] < rows[1] <= PUBLISHED_ROWS:
-            raise ValueError(
-                f"rows are [A, B] with 0 <= A < B <= {PUBLISHED_ROWS}, the rows A to B - 1"
-            )
-        return rows
-
-    @property
-    def title(self) -> str:
-        return f"{self.ganspace} {self.component} [{self.rows[0]}, {self.rows[1]}]"
-
-    @property
-    def _is_file(self) -> bool:
-        return Path(self.ganspace).suffix.lower() in SUFFIXES
-
-    def models(self) -> set[str]:
-        return set() if self._is_file else {self.ganspace}
-
-    def load(self, models: Callable[[str], Path]) -> Edit:
-        path = Path(os.path.expanduser(self.ganspace)) if self._is_file else models(self.ganspace)
-        return Component(read(path), self.component, self.rows, path)
 
 
 class Component(Edit):

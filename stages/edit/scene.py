@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -31,9 +30,8 @@ from torch import Tensor
 
 from dhr_batch.stages.motion import SIDE, Motion, motion
 from dhr_batch.stages.networks.generators.generator import Delta, Generator
+from dhr_batch.stages.options.edit import Follow
 from dhr_batch.stages.tensors import downsample, tensor_to_images
-
-Follow = Literal["layers", "warp", "none"]
 
 # By how much the hole behind the person exceeds the person, in pixels of `SIDE`.
 _HOLE = 4

@@ -8,23 +8,18 @@ edits text-features` writes.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from dhr_batch.stages.edit import array_files
-from dhr_batch.stages.edit.base import Edit, EditOptions
 from dhr_batch.stages.edit.direction_files import DAMAGED, DirectionError, digest
 from dhr_batch.stages.edit.stylespace import (
     PUBLISHED,
     StyleOffsets,
     check_published,
-    read_std,
     style_widths,
 )
 from dhr_batch.stages.networks.generators.generator import Generator
@@ -34,48 +29,6 @@ RELEVANCE, DEVIATIONS = "styleclip-fs3", "styleclip-std"
 # The layers whose channels were measured: convolutions up to 128 px, without image layers.
 LAYERS = tuple(i for i in range(17) if i % 3 != 1)
 CHANNELS = sum(PUBLISHED[i] for i in LAYERS)
-
-
-class StyleclipOptions(EditOptions):
-    """Settings of an edit towards a text.
-
-    Attributes:
-        styleclip: An .npz file with features of two texts, `target` and `neutral`, [512].
-        beta: Channels whose relevance for the text is less are left alone: more disentangled, but
-            weaker for a larger value. Published are 0.08 to 0.3.
-        fs3: Relevance of the channels, `fs3.npy`; by default the model `styleclip-fs3`.
-        std: Standard deviations of the channels, `S_mean_std`; by default the model
-            `styleclip-std`.
-        strengths: The published alpha: offset of the most relevant channel, in its standard
-            deviations.
-    """
-
-    kind: ClassVar[str] = "styleclip"
-    styleclip: str
-    beta: float = Field(default=0.15, ge=0, le=1)
-    fs3: str = ""
-    std: str = ""
-
-    @property
-    def title(self) -> str:
-        return " ".join(filter(None, (self.styleclip, f"{self.beta:g}", self.fs3, self.std)))
-
-    def models(self) -> set[str]:
-        files = {RELEVANCE: self.fs3, DEVIATIONS: self.std}
-        return {model for model, file in files.items() if not file}
-
-    def load(self, models: Callable[[str], Path]) -> Edit:
-        def path(file: str, model: str) -> Path:
-            return Path(os.path.expanduser(file)) if file else models(model)
-
-        features = Path(os.path.expanduser(self.styleclip))
-        return GlobalDirection(
-            features.stem,
-            *read_features(features),
-            read_relevance(path(self.fs3, RELEVANCE)),
-            read_std(path(self.std, DEVIATIONS)),
-            self.beta,
-        )
 
 
 class GlobalDirection(StyleOffsets):

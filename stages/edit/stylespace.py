@@ -8,19 +8,16 @@ input channel. Offsets are added to the styles of the refined modulation.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from dhr_batch.stages.edit.base import Edit, EditOptions, Styles
+from dhr_batch.stages.edit.base import Edit, Styles
 from dhr_batch.stages.edit.direction_files import DirectionError, digest
+from dhr_batch.stages.edit.syntax import Channel
 from dhr_batch.stages.networks.files import checkpoints
 from dhr_batch.stages.networks.generators.generator import Generator
 
@@ -29,73 +26,6 @@ from dhr_batch.stages.networks.generators.generator import Generator
 PUBLISHED = (512,) * 15 + (256,) * 3 + (128,) * 3 + (64,) * 3 + (32,) * 2
 # Codes from which standard deviations of channels are computed. Their error is about 1 %.
 SAMPLES, SEED = 4096, 0
-CHANNEL = re.compile(r"([+-]?)([A-Za-z0-9_.]+)/(\d+)")
-
-
-class Channel(NamedTuple):
-    """A channel of StyleSpace.
-
-    Attributes:
-        sign: 1 or -1, the sign of a positive strength.
-        layer: The name of a layer, or its number in the published order.
-        number: Number of the channel, from 0.
-    """
-
-    sign: int
-    layer: str
-    number: int
-
-    @classmethod
-    def parse(cls, text: str) -> Channel:
-        """Parse for example ``6/501`` or ``-convs.3/17``.
-
-        Raises:
-            ValueError: The text has another form.
-        """
-        match = CHANNEL.fullmatch(text.strip())
-        if not match:
-            raise ValueError(
-                f"{text!r} is not a channel; write LAYER/CHANNEL, for example 6/501 or convs.3/501"
-            )
-        return cls(-1 if match[1] == "-" else 1, match[2], int(match[3]))
-
-    def __str__(self) -> str:
-        return f"{'-' if self.sign < 0 else ''}{self.layer}/{self.number}"
-
-
-class StylespaceOptions(EditOptions):
-    """Settings of an edit of channels in StyleSpace.
-
-    Attributes:
-        stylespace: Channels as LAYER/CHANNEL, one text or several, with a minus sign in front to
-            turn a channel around. LAYER is the name of a layer, or its number in the published
-            order of StyleGAN2 at 1024 px, where image layers are 1, 4, 7, ...
-        std: File with standard deviations of channels as StyleCLIP publishes it (`S_mean_std`), for
-            StyleGAN2-FFHQ; without it, they are computed from codes of the generator.
-        strengths: Offset of the channels, in standard deviations of each.
-    """
-
-    kind: ClassVar[str] = "stylespace"
-    stylespace: tuple[str, ...] = Field(min_length=1)
-    std: str = ""
-
-    @field_validator("stylespace", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("stylespace")
-    @classmethod
-    def _valid(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(Channel.parse(text)) for text in value)
-
-    @property
-    def title(self) -> str:
-        return f"{', '.join(self.stylespace)} {self.std}".strip()
-
-    def load(self, models: Callable[[str], Path]) -> Edit:
-        std = read_std(Path(os.path.expanduser(self.std))) if self.std else None
-        return Channels([Channel.parse(text) for text in self.stylespace], std)
 
 
 class StyleOffsets(Edit):

@@ -21,6 +21,11 @@ from dhr_batch.stages.registry import InvalidInput
 
 # The unit of degrees behind a number. A number without a unit has that of its direction.
 DEGREES = "deg"
+# The scorer that measures degrees, and its score of each axis.
+SCORER = "mesh"
+AXES = {"yaw": "yaw_mesh", "pitch": "pitch_mesh", "roll": "roll_mesh"}
+# A channel of StyleSpace.
+_CHANNEL = re.compile(r"([+-]?)([A-Za-z0-9_.]+)/(\d+)")
 
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _ONE = rf"{_NUMBER}(?:{DEGREES})?"
@@ -30,6 +35,37 @@ _TERM = re.compile(rf"\s*(?P<name>\S.*?)\s*=\s*(?P<items>{_ITEM}(?:,{_ITEM})*)\s
 
 class NotAnEdit(InvalidInput):
     """A text does not name edits. The reason does not repeat the text."""
+
+
+class Channel(NamedTuple):
+    """A channel of StyleSpace.
+
+    Attributes:
+        sign: 1 or -1, the sign of a positive strength.
+        layer: The name of a layer, or its number in the published order.
+        number: Number of the channel, from 0.
+    """
+
+    sign: int
+    layer: str
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> Channel:
+        """Parse for example ``6/501`` or ``-convs.3/17``.
+
+        Raises:
+            ValueError: The text has another form.
+        """
+        match = _CHANNEL.fullmatch(text.strip())
+        if not match:
+            raise ValueError(
+                f"{text!r} is not a channel; write LAYER/CHANNEL, for example 6/501 or convs.3/501"
+            )
+        return cls(-1 if match[1] == "-" else 1, match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{'-' if self.sign < 0 else ''}{self.layer}/{self.number}"
 
 
 class Term(NamedTuple):

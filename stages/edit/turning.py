@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.edit.base import Edit, Made, Move, Styles
+from dhr_batch.stages.edit.syntax import AXES
 from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from dhr_batch.stages.measure.face_scores import Scorer
     from dhr_batch.stages.networks.generators.generator import Generator
 
-# The scorer that measures the pose, and its score for each direction.
-SCORER = "mesh"
-AXES = {"yaw": "yaw_mesh", "pitch": "pitch_mesh", "roll": "roll_mesh"}
 # Degrees by which strength 1 of a direction is taken to turn a head in the first render. The
 # shipped directions turn it by 5 to 10.
 _AT_FIRST = 10.0

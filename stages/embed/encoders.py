@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks.encoders import psp as encoders
 from dhr_batch.stages.networks.encoders import style_transformer
 from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator
+from dhr_batch.stages.options.embed import (
+    EncodeE4EOptions,
+    EncodePSPOptions,
+    EncodeStyleTransformerOptions,
+    EncodeWOptions,
+    ReStyleE4EOptions,
+    ReStylePSPOptions,
+)
 from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import downsample
 
@@ -47,9 +54,6 @@ def encoder_input(images: Tensor) -> Tensor:
     if small.shape[-1] == encoders.SIZE:
         return small
     return F.interpolate(small, size=(encoders.SIZE, encoders.SIZE), mode="bilinear")
-
-
-_Model = Annotated[str, Field(description="model with the encoder's weights")]
 
 
 class _Encoder(Embedder):
@@ -89,9 +93,7 @@ class EncodeE4E(_OnePass):
 
     shared = True
 
-    class Options(StageOptions):
-        name: str = "e4e"
-        model: _Model = "e4e-ffhq"
+    Options = EncodeE4EOptions
 
 
 class EncodePSP(_OnePass):
@@ -99,17 +101,13 @@ class EncodePSP(_OnePass):
 
     shared = False
 
-    class Options(EncodeE4E.Options):
-        name: str = "psp"
-        model: _Model = "psp-ffhq"
+    Options = EncodePSPOptions
 
 
 class EncodeStyleTransformer(_OnePass):
     """`style-transformer`: learned queries that attend to the photograph (Hu et al., 2022)."""
 
-    class Options(StageOptions):
-        name: str = "style-transformer"
-        model: _Model = "style-transformer-ffhq"
+    Options = EncodeStyleTransformerOptions
 
     def load(self, path: Path) -> tuple[nn.Module, Tensor]:
         return style_transformer.load(path)
@@ -136,10 +134,7 @@ class ReStyleE4E(_ReStyle):
 
     shared = True
 
-    class Options(StageOptions):
-        name: str = "restyle-e4e"
-        model: _Model = "restyle-e4e-ffhq"
-        steps: int = Field(5, ge=1, description="passes of the encoder")
+    Options = ReStyleE4EOptions
 
 
 class ReStylePSP(_ReStyle):
@@ -147,9 +142,7 @@ class ReStylePSP(_ReStyle):
 
     shared = False
 
-    class Options(ReStyleE4E.Options):
-        name: str = "restyle-psp"
-        model: _Model = "restyle-psp-ffhq"
+    Options = ReStylePSPOptions
 
 
 class EncodeW(Embedder):
@@ -159,14 +152,7 @@ class EncodeW(Embedder):
     one in the file of HyperStyle and not the one in the encoder's own file.
     """
 
-    class Options(StageOptions):
-        name: str = "w-encoder"
-        model: _Model = "hyperstyle-w-encoder"
-        mean_model: str = Field(
-            "hyperstyle-ffhq",
-            description="model whose mean latent is added. Without HyperStyle's file, name the "
-            "encoder's own",
-        )
+    Options = EncodeWOptions
 
     def models(self, aligned: bool) -> set[str]:
         return {self.options.model, self.options.mean_model}

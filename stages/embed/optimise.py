@@ -10,17 +10,17 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.options.embed import OptimiseWOptions, OptimiseWPlusOptions
 from dhr_batch.stages.tensors import downsample
 
 PIXEL_SIZE = 256
@@ -28,11 +28,6 @@ PIXEL_SIZE = 256
 FACE = (72, 200), (64, 192)
 # Numbers of codes from which the axes of the prior and the spread of W are estimated.
 _SAMPLES, _FEW = 8192, 2048
-_Share = Annotated[float, Field(ge=0, lt=1)]
-Betas = Annotated[
-    tuple[_Share, _Share],
-    Field(description="shares of earlier gradients and of their squares in Adam"),
-]
 
 
 def ramp(step: int, steps: int, up: float, down: float) -> float:
@@ -206,25 +201,6 @@ def _codes(generator: Generator, rows: Tensor, live: Tensor) -> Tensor:
 
 
 class _Optimise(Embedder):
-    class Options(StageOptions):
-        earlier: ClassVar = {"rates": "absolute", "betas": (0.9, 0.999)}
-
-        steps: int = Field(120, ge=0, description="optimisation steps")
-        rates: Literal["relative", "absolute"] = Field(
-            "relative",
-            description="rates and `pull` are in units of the spread of W, or absolute",
-        )
-        perceptual: str = "st_lpips_alex"
-        perceptual_size: int = Field(128, ge=32, description="features are compared at this size")
-        face_weight: float = Field(
-            1.0, ge=0, description="weight of the features of eyes, nose and mouth, at full size"
-        )
-        pixel_weight: float = Field(3.0, ge=0, description="weight of the mean squared error")
-        decay: float = Field(
-            0.5, ge=0, le=1, description="share of the steps over which the rate falls to 0"
-        )
-        betas: Betas = (0.9, 0.999)
-
     def setup(self, context: Context) -> None:
         super().setup(context)
         self.perceptual: Perceptual = context.network("perceptual", self.options.perceptual)
@@ -247,12 +223,7 @@ class OptimiseW(_Optimise):
     near codes of faces and cannot imitate things that are not part of a face.
     """
 
-    class Options(_Optimise.Options):
-        name: str = "w"
-        rate: float = Field(0.226, gt=0, description="Adam learning rate")
-        prior: float = Field(
-            0.0, ge=0, description="weight of the mean square of the whitened code; 0: not whitened"
-        )
+    Options = OptimiseWOptions
 
     def setup(self, context: Context) -> None:
         super().setup(context)
@@ -274,26 +245,7 @@ class OptimiseWPlus(_Optimise):
     which the generator's own codes vary more (`whitening`), so that few of them suffice.
     """
 
-    class Options(_Optimise.Options):
-        earlier: ClassVar = {**_Optimise.Options.earlier, "whitening": 0.0}
-
-        name: str = "w+"
-        steps: int = Field(26, ge=0, description="optimisation steps")
-        w_share: float = Field(0.5, ge=0, le=1, description="share of the steps spent in W")
-        w_rate: float = Field(0.15, gt=0, description="Adam learning rate of the steps in W")
-        rate: float = Field(0.1, gt=0, description="Adam learning rate of the steps in W+")
-        pull: float = Field(
-            0.0098,
-            ge=0,
-            description="weight of the mean squared distance of the rows from their mean",
-        )
-        whitening: float = Field(
-            0.5,
-            ge=0,
-            le=1,
-            description="power of the standard deviations of W that steps are proportional to",
-        )
-        betas: Betas = (0.8, 0.95)
+    Options = OptimiseWPlusOptions
 
     def setup(self, context: Context) -> None:
         super().setup(context)

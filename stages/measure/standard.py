@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import (
@@ -19,7 +18,6 @@ from dhr_batch.stages.base import (
     Metric,
     Record,
     Stage,
-    StageOptions,
     edit_stage,
     required,
 )
@@ -45,6 +43,7 @@ from dhr_batch.stages.measure.truth import (
 )
 from dhr_batch.stages.networks.faces.identity import Portrait
 from dhr_batch.stages.networks.transfers import to_device
+from dhr_batch.stages.options.measure import StandardOptions
 from dhr_batch.stages.tensors import to_unit
 
 if TYPE_CHECKING:
@@ -55,26 +54,6 @@ if TYPE_CHECKING:
     from dhr_batch.stages.networks.perceptual import PackageLPIPS, Perceptual
 
 RECONSTRUCTIONS = ("inverted", "refined")
-# Scorers that find no face without landmarks.
-_OF_LANDMARKS = ("landmarks", "age-gender", "expression", "face-api", "hair")
-
-
-def _as_names(value: Any) -> Any:
-    """Accept a single name for a list of one, and `none` for an empty list."""
-    if isinstance(value, str):
-        return () if value == "none" else (value,)
-    return value
-
-
-def _in_family(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    """Refuse a name that is not in the network family with the name of the option."""
-    for name in names:
-        if ":" not in name and name not in registry.TABLE[str(info.field_name)]:
-            registry.lookup(str(info.field_name), name)
-    return names
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(_in_family)]
 
 
 class Standard(Stage):
@@ -109,37 +88,7 @@ class Standard(Stage):
     needs = frozenset({"image", "inverted", "refined", "mask"})
     gives = frozenset({"metrics", "features"})
 
-    class Options(StageOptions):
-        """Settings of `Standard`. Each list of networks may also be a single name, or `none`.
-
-        Attributes:
-            perceptual, identity, features: Networks; a missing one is never replaced by another.
-            scores: Scorers, which measure how strong an edit is and what else it changes.
-            landmarks: The network that finds landmarks. Without one, scorers that need landmarks
-                are left out.
-            size: Pixel and perceptual metrics compare larger pictures at this size in pixels, as
-                published tables do.
-        """
-
-        name: str = "standard"
-        perceptual: Names = ("st_lpips_alex",)
-        identity: Names = ("dlib",)
-        features: Names = ()
-        scores: Names = ("landmarks", "age-gender")
-        landmarks: Literal["dlib68", "none"] = "dlib68"
-        size: int = Field(default=256, ge=32)
-
-        @model_validator(mode="after")
-        def _landmarks_for_identity(self) -> Standard.Options:
-            if "dlib" in self.identity and self.landmarks == "none":
-                raise ValueError("identity needs landmarks: set landmarks=dlib68 or identity=none")
-            return self
-
-        @property
-        def scorers(self) -> tuple[str, ...]:
-            """The scorers that are used."""
-            left_out = _OF_LANDMARKS if self.landmarks == "none" else ()
-            return tuple(name for name in self.scores if name not in left_out)
+    Options = StandardOptions
 
     def models(self, aligned: bool) -> set[str]:
         unused = set(self.options.scores).difference(self.options.scorers)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed.optimise import ramp
+from dhr_batch.stages.options.refine import FeatureModulationOptions, WeightModulationOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, Refiner, zero_delta
 from dhr_batch.stages.refine.dhr import (
     HybridRefinement,
     MaskedLoss,
-    RateOptions,
-    WeightOptions,
     adam_of,
     smallest,
     tuned_weights,
@@ -27,9 +25,7 @@ class WeightModulation(LossRefiner):
     generator renders from the code.
     """
 
-    class Options(WeightOptions):
-        name: str = "weights"
-        steps: int = Field(30, ge=0, description="optimisation steps")
+    Options = WeightModulationOptions
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator
@@ -48,10 +44,7 @@ class WeightModulation(LossRefiner):
 class FeatureModulation(Refiner):
     """`feature`: feature modulation alone, that is `dhr` without steps that change weights."""
 
-    class Options(RateOptions):
-        name: str = "feature"
-        steps: int = Field(38, ge=0, description="optimisation steps")
-        feature_rate: float = Field(0.1, gt=0, description="largest step of a feature value")
+    Options = FeatureModulationOptions
 
     def setup(self, context: Context) -> None:
         super().setup(context)

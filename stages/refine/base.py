@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions, required
+from dhr_batch.stages.base import Context, Record, Stage, required
 from dhr_batch.stages.device import full_precision, mixed_precision
 from dhr_batch.stages.networks.generators.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.transfers import to_device, to_host
+from dhr_batch.stages.options.refine import NoRefinementOptions
 from dhr_batch.stages.tensors import (
     feature_mask,
     images_to_tensor,
@@ -234,8 +235,7 @@ def render(generator: Generator, ws: Tensor, refinement: Refinement, masks: Tens
 class NoRefinement(Refiner):
     """`none`: keep the published generator, the baseline of every table."""
 
-    class Options(StageOptions):
-        name: str = "none"
+    Options = NoRefinementOptions
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         return Refinement({})

@@ -14,52 +14,23 @@ why.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import StageOptions
 from dhr_batch.stages.embed.optimise import ramp
 from dhr_batch.stages.networks.generators.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
+from dhr_batch.stages.options.refine import (
+    HybridRefinementOptions,
+    LossOptions,
+    RateOptions,
+    WeightOptions,
+)
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared
 from dhr_batch.stages.refine.rotated_adam import RotatedAdam, channels, rms, scales
 from dhr_batch.stages.tensors import downsample
-
-
-class LossOptions(StageOptions):
-    """Settings of `MaskedLoss`, which every refiner with a masked loss shares."""
-
-    perceptual: str = "st_lpips_alex"
-    perceptual_size: int = Field(256, ge=32, description="features are compared at this size")
-    perceptual_weight: float = Field(1.3, ge=0, description="weight of the perceptual distance")
-    pixel_weight: float = Field(10.0, ge=0, description="weight of 3x the mean squared error")
-
-
-class RateOptions(LossOptions):
-    """Settings of refiners whose rates are relative to what they change."""
-
-    earlier: ClassVar = {"rates": "absolute"}
-
-    rates: Literal["relative", "absolute"] = Field(
-        "relative",
-        description="rates are shares of the root mean square of what they change, or absolute",
-    )
-
-
-class WeightOptions(RateOptions):
-    """Settings of weight modulation."""
-
-    weight_rate: float = Field(0.02, gt=0, description="largest step of a weight")
-    smallest_layer: float = Field(
-        16,
-        gt=0,
-        description="layers below this size keep their weights; in px if the feature layer has 64 "
-        "px, else in proportion to it",
-    )
 
 
 class HybridRefinement(LossRefiner):
@@ -74,13 +45,7 @@ class HybridRefinement(LossRefiner):
     before the feature layer is constant and is computed only once.
     """
 
-    class Options(WeightOptions):
-        name: str = "dhr"
-        steps: int = Field(38, ge=0, description="optimisation steps")
-        weight_share: float = Field(
-            0.8, ge=0, le=1, description="share of the steps that change weights"
-        )
-        feature_rate: float = Field(0.1, gt=0, description="largest step of a feature value")
+    Options = HybridRefinementOptions
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator

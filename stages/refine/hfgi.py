@@ -7,13 +7,13 @@ Wang et al., "High-Fidelity GAN Inversion for Image Attribute Editing" (CVPR 202
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.encoders import hfgi
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.options.refine import ResidualConditionsOptions
 from dhr_batch.stages.refine.base import Refinement, Refiner
 from dhr_batch.stages.tensors import downsample
 
@@ -35,9 +35,7 @@ class ResidualConditions(Refiner):
     before the network, which they did not publish (github.com/Tengfei-Wang/HFGI, issue 2).
     """
 
-    class Options(StageOptions):
-        name: str = "hfgi"
-        model: str = Field("hfgi-ffhq", description="model with the networks' weights")
+    Options = ResidualConditionsOptions
 
     def models(self, aligned: bool) -> set[str]:
         return self.render_models()

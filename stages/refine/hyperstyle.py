@@ -15,13 +15,13 @@ from these as well.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.embed.encoders import encoder_input
 from dhr_batch.stages.networks.encoders import hyperstyle
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.options.refine import HyperStyleOptions
 from dhr_batch.stages.refine.base import Refinement, Refiner
 from dhr_batch.stages.registry import InvalidInput
 
@@ -32,10 +32,7 @@ class HyperStyle(Refiner):
     The published network was trained on codes of the embedder `w-encoder`.
     """
 
-    class Options(StageOptions):
-        name: str = "hyperstyle"
-        model: str = Field("hyperstyle-ffhq", description="model with the hypernetwork's weights")
-        passes: int = Field(5, ge=1, le=255, description="passes of the hypernetwork")
+    Options = HyperStyleOptions
 
     def models(self, aligned: bool) -> set[str]:
         return {self.options.model}

@@ -8,13 +8,11 @@ pivot is the code from the embedding. The mask is not used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import StageOptions
+from dhr_batch.stages.options.refine import PivotalTuningOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, synthesis_weights, zero_delta
 from dhr_batch.stages.refine.rotated_adam import RotatedAdam, scales
 from dhr_batch.stages.tensors import downsample
@@ -28,25 +26,7 @@ class PivotalTuning(LossRefiner):
     of its batch still need.
     """
 
-    class Options(StageOptions):
-        name: str = "pti"
-        steps: int = Field(350, ge=0, description="largest number of optimisation steps")
-        rate: float = Field(3e-4, gt=0, description="Adam learning rate")
-        rates: Literal["relative", "absolute"] = Field(
-            "absolute",
-            description="the rate is absolute, as published for StyleGAN2, or relative: a share of "
-            "the root mean square of what it changes",
-        )
-        stop: float = Field(
-            0.06,
-            ge=0,
-            description="perceptual distance at which an image is finished; 0.06 is published, for "
-            "lpips_alex",
-        )
-        perceptual: str = "st_lpips_alex"
-        perceptual_size: int = Field(1024, ge=32, description="features are compared at this size")
-        perceptual_weight: float = Field(1.0, ge=0, description="weight of the perceptual distance")
-        pixel_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
+    Options = PivotalTuningOptions
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, size = self.options, self.options.perceptual_size

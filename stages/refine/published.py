@@ -7,15 +7,13 @@ it computes but does not use are left out, and constants are computed once. The 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dhr_batch.stages.networks.generators.generator import replace_feature
+from dhr_batch.stages.options.refine import PublishedRefinementOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, prepared, synthesis_weights
-from dhr_batch.stages.refine.dhr import LossOptions, MaskedLoss
+from dhr_batch.stages.refine.dhr import MaskedLoss
 
 
 class PublishedRefinement(LossRefiner):
@@ -26,23 +24,7 @@ class PublishedRefinement(LossRefiner):
     only. Masks of a single value, with which the published code returns NaN, give finite results.
     """
 
-    class Options(LossOptions):
-        name: str = "dhr-published"
-        steps: int = Field(100, ge=0, description="steps of feature modulation")
-        weight_share: float = Field(
-            0.5, ge=0, le=1, description="share of the steps that change weights"
-        )
-        weight_rate: float = Field(1.5e-3, gt=0, description="Adam learning rate of the weights")
-        feature_rate: float = Field(9e-2, gt=0, description="Adam learning rate of the feature")
-        perceptual: str = "lpips_alex"
-        perceptual_size: int = Field(1024, ge=32, description="features are compared at this size")
-        perceptual_weight: float = Field(1.0, ge=0, description="weight of perceptual distances")
-        pixel_weight: float = Field(1.0, ge=0, description="weight of 3x the mean squared error")
-        layer_masks: Literal["nearest", "area"] = Field(
-            "nearest",
-            description="mask at the perceptual layers: nearest cell of the soft mask, or mean of "
-            "the hard mask over the area of a cell",
-        )
+    Options = PublishedRefinementOptions
 
     def refine(self, images: Tensor, ws: Tensor, masks: Tensor) -> Refinement:
         options, generator = self.options, self.generator

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, StageOptions
+from dhr_batch.stages.base import Context
 from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.projection import learning_rate
 from dhr_batch.stages.networks.encoders import deeplab
 from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator, Place
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, FACE_CLASSES, INDEX
 from dhr_batch.stages.networks.parsers.landmarks import Parser
+from dhr_batch.stages.options.refine import SpatiallyAdaptiveOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement
 from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import downsample, images_to_tensor, tensor_to_images
@@ -194,43 +194,7 @@ class SpatiallyAdaptive(LossRefiner):
     the code represents a segment, the finer its level.
     """
 
-    class Options(StageOptions):
-        name: str = "sam"
-        variant: Literal["official", "ganinverter"] = Field(
-            "official",
-            description="form of the loss and the levels: the official code, or the toolbox "
-            "GANInverter",
-        )
-        invertibility: Literal["measured", "predictor"] = Field(
-            "measured",
-            description="error maps that assign segments to levels: measured on the embedding, or "
-            "from the model sam-invertibility",
-        )
-        threshold: float = Field(
-            0.225, gt=0, description="with `predictor`, largest error of a segment in a level"
-        )
-        measured_thresholds: tuple[float, float, float, float] = Field(
-            (0.16, 0.18, 0.2, 0.23),
-            description="with `measured`, largest error of a segment in W+, F4, F6 and F8; with a "
-            "larger one it is in F10. In units of `perceptual`, the default for st_lpips_alex",
-        )
-        steps: int = Field(1001, ge=0, description="optimisation steps")
-        rate: float = Field(0.05, gt=0, description="largest Adam learning rate")
-        parser: str = "landmarks"
-        perceptual: str = "st_lpips_alex"
-        perceptual_weight: float = Field(
-            5.0, ge=0, description="weight of the perceptual distance; published: 1 (lpips_vgg)"
-        )
-        pixel_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
-        feature_weight: float = Field(
-            5.0, ge=0, description="weight of the mean squares of the offsets of features"
-        )
-        row_weight: float = Field(
-            1e-3, ge=0, description="weight of the distances of the rows of a code from the first"
-        )
-        prior_weight: float = Field(
-            1e-8, ge=0, description="weight of the distance from codes of the generator"
-        )
+    Options = SpatiallyAdaptiveOptions
 
     def models(self, aligned: bool) -> set[str]:
         predictor = {"sam-invertibility"} if self.options.invertibility == "predictor" else set()

@@ -86,7 +86,7 @@ def test_entries_may_differ_between_generators_or_be_left_out():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"refiner": {}}, "test: refiner: unknown key"),
+        ({"refiner": {}}, r"test: unknown setting refiner; did you mean 'refiners'\?"),
         ({"refiners": {"a b": {}}}, "'a b' cannot be part of a folder's name"),
         ({"refiners": {"none": {}}}, "'none' is part of every benchmark"),
         (

@@ -13,7 +13,7 @@ from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters, fitted
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.forecast import Flight, Forecast
-from dhr_batch.pipeline.planning import config, estimate
+from dhr_batch.pipeline.planning import config, estimate, layers
 from dhr_batch.pipeline.units import duration, size
 
 
@@ -150,8 +150,8 @@ GENERATOR = estimate.GeneratorFacts(256, rows=23, weights=3_000_000, feature=4_1
 
 
 def made(*sets: str) -> config.Config:
-    layers = [{"dataset": "portraits"}, config.assignments(sets)]
-    return config.resolve(config.build(layers), 0, 5)
+    given = [{"dataset": "portraits"}, layers.assignments(sets)]
+    return config.resolve(config.build(given), 0, 5)
 
 
 def test_expected_bytes_follow_what_is_stored() -> None:

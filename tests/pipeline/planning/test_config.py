@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.planning import config
+from dhr_batch.pipeline.planning import config, layers
 
 DATA = {"dataset": "portraits"}
 
 
-def resolved(*layers: dict, gpus: int = 0, images: int = 5) -> config.Config:
-    return config.resolve(config.build([*layers]), gpus, images)
+def resolved(*given: dict, gpus: int = 0, images: int = 5) -> config.Config:
+    return config.resolve(config.build([*given]), gpus, images)
 
 
 def test_later_layers_win_key_by_key() -> None:
@@ -31,7 +31,7 @@ def test_another_member_drops_the_options_of_the_one_before() -> None:
 
 def test_member_and_option_given_together() -> None:
     made = resolved(
-        DATA, {"refine": "none"}, config.assignments(["refine.steps=4", "refine.name=dhr"])
+        DATA, {"refine": "none"}, layers.assignments(["refine.steps=4", "refine.name=dhr"])
     )
     assert made.refine["steps"] == 4
 
@@ -82,7 +82,7 @@ def test_a_generator_may_be_a_converted_file(
 )
 def test_wrong_settings_name_themselves_and_the_way_out(text: str, message: str) -> None:
     with pytest.raises(Refused, match=message):
-        resolved(DATA, config.assignments([text]))
+        resolved(DATA, layers.assignments([text]))
 
 
 def test_unknown_preset_lists_the_valid_ones() -> None:
@@ -94,12 +94,12 @@ def test_files_must_hold_settings(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("- 1\n- 2\n")
     with pytest.raises(Refused, match=r"a\.yaml: expected settings"):
-        config.read_file(file)
+        layers.read_file(file)
     file.write_text("a: [")
     with pytest.raises(Refused, match="not valid YAML"):
-        config.read_file(file)
+        layers.read_file(file)
     file.write_text("")
-    assert config.read_file(file) == {}
+    assert layers.read_file(file) == {}
 
 
 @pytest.mark.parametrize("name", config.presets())

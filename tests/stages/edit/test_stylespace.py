@@ -14,7 +14,8 @@ from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.edit.styleclip import channel_weights
-from dhr_batch.stages.edit.stylespace import PUBLISHED, Channel, deviations, style_widths
+from dhr_batch.stages.edit.stylespace import PUBLISHED, deviations, style_widths
+from dhr_batch.stages.edit.syntax import Channel
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2, config_f
 
 

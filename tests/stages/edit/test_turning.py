@@ -14,7 +14,8 @@ from dhr_batch.stages.edit.combined import Combined
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
-from dhr_batch.stages.edit.turning import AXES, Turn, Turning
+from dhr_batch.stages.edit.syntax import AXES
+from dhr_batch.stages.edit.turning import Turn, Turning
 from dhr_batch.stages.registry import MODELS
 
 
