@@ -9,7 +9,14 @@ RUN ?= runs/portraits
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Without an NVIDIA driver, nothing uses the CUDA libraries that torch brings on Linux.
+define HINT
+if [ "$$(uname -s)" = Linux ] && [ -z "$$PIP_EXTRA_INDEX_URL$$PIP_CONSTRAINT" ] && ! command -v nvidia-smi > /dev/null; \
+then echo "no NVIDIA driver: docs/install.md says how to install without 4 GB of CUDA libraries"; fi
+endef
+
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@$(HINT)
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
@@ -23,8 +30,8 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
 
 # Align, invert, segment, refine and edit five real portraits on the CPU.
 demo: $(VENV)/.installed
-	$(BIN)/dhr-batch models pull --all
-	$(BIN)/dhr-batch run --dataset portraits --gpus 0 --out $(RUN)
+	$(BIN)/dhr-batch run --dataset portraits --gpus 0 --out $(RUN) --yes
+	@printf '\nNow a photograph of your own:\n    %s\n' "$(BIN)/dhr-batch edit photo.jpg --edit smile=2 --out edited"
 
 test: $(VENV)/.test
 	$(BIN)/dhr-batch models pull --all

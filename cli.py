@@ -15,6 +15,7 @@ from dhr_batch.version import __version__
 
 # The module and the help of each command that is imported only when it is called.
 _ELSEWHERE = {
+    "config": ("dhr_batch.pipeline.cli.config", "Show and explain settings."),
     "bench": ("dhr_batch.pipeline.cli.bench", "Compare methods on datasets."),
     "edit": ("dhr_batch.pipeline.cli.edit", "Edit faces in photographs."),
     "plan": ("dhr_batch.pipeline.cli.runs", "Print what `run` would do."),

@@ -187,14 +187,18 @@ def lookup(family: str, name: str) -> Any:
 
 
 def options(family: str, name: str) -> Any:
-    """Return the class of the settings of a stage. That of a shipped one needs no torch.
+    """Return the class of the settings of a stage.
+
+    If it is in `stages.options`, the stage itself is not imported, and neither is torch.
 
     Raises:
         UnknownName: There is no such stage, or it cannot be imported.
     """
     if ":" in name:
         return _outside(family, name).Options
-    return getattr(import_module(f"{_S}options.{family}"), f"{_place(family, name)[2]}Options")
+    apart = import_module(f"{_S}options.{family}")
+    found = getattr(apart, f"{_place(family, name)[2]}Options", None)
+    return lookup(family, name).Options if found is None else found
 
 
 def check_name(family: str, name: str, setting: str = "") -> None:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 PACKAGES = ("benchmarks", "configs", "fitting", "pipeline", "stages")
-MODULES = ("__init__.py", "__main__.py", "cli.py", "py.typed")
+MODULES = ("__init__.py", "__main__.py", "cli.py", "py.typed", "version.py")
 PROJECT = (*MODULES, "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete, output, pulling
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli import output, pulling
 from dhr_batch.pipeline.errors import Refused
 
 
@@ -20,6 +20,7 @@ from dhr_batch.pipeline.errors import Refused
 @click.option(
     "--preset",
     metavar="NAME",
+    shell_complete=complete.benchmarks,
     help="Benchmark: smoke, ablations, occluders, paper, refiners, refine-speed or end-to-end.",
 )
 @click.option(
@@ -34,6 +35,7 @@ from dhr_batch.pipeline.errors import Refused
     "datasets",
     multiple=True,
     metavar="NAME|PLACE",
+    shell_complete=complete.datasets,
     help="Dataset that replaces those of the benchmark. May be repeated.",
 )
 @click.option(
@@ -41,6 +43,7 @@ from dhr_batch.pipeline.errors import Refused
     "generators",
     multiple=True,
     metavar="NAME|FILE",
+    shell_complete=complete.generators,
     help="Generator that replaces those of the benchmark. May be repeated.",
 )
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete
 from dhr_batch.pipeline.cli.output import add_row, as_json, print_json, say, show, table_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def list_datasets(as_json: bool) -> None:
 
 
 @datasets.command()
-@click.argument("name", metavar="NAME|PLACE")
+@click.argument("name", metavar="NAME|PLACE", shell_complete=complete.datasets)
 @click.option(
     "--sample",
     type=click.IntRange(1),
@@ -93,6 +94,7 @@ def check(name: str, sample: int, as_json: bool) -> None:
     "--generator",
     default="mobilestylegan-256",
     show_default=True,
+    shell_complete=complete.generators,
     help="Generator that renders the faces.",
 )
 @click.option(

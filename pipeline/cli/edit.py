@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete, output
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli import output
 from dhr_batch.pipeline.cli.pulling import on_demand
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.printable import printable
@@ -56,12 +56,15 @@ def _face(_context: object, _parameter: object, value: str | None) -> str | int 
 
 
 @click.command()
-@click.argument("photographs", metavar="PHOTO...", nargs=-1, required=True)
+@click.argument(
+    "photographs", metavar="PHOTO...", nargs=-1, required=True, shell_complete=complete.datasets
+)
 @click.option(
     "--edit",
     "edits",
     multiple=True,
     metavar="NAME=STRENGTH",
+    shell_complete=complete.edits,
     help="Direction, or its file, and strength; several for one picture are joined by +. May be "
     "repeated, for further pictures.  [default: the edits of the settings]",
 )
@@ -70,6 +73,7 @@ def _face(_context: object, _parameter: object, value: str | None) -> str | int 
     "sweeps",
     multiple=True,
     metavar="NAME=FIRST:LAST:COUNT",
+    shell_complete=complete.edits,
     help="Edit at several strengths, as a strip and an animation. May be repeated.",
 )
 @click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dhr_batch.pipeline.cli import pulling
+from dhr_batch.pipeline.cli import complete, pulling
 from dhr_batch.pipeline.cli.output import add_row, as_json, print_json, say, show, table_of
 from dhr_batch.pipeline.errors import Refused
 
@@ -53,7 +53,7 @@ def list_models(as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.models)
 @click.option(
     "--all", "everything", is_flag=True, help="Download all models that package indexes have."
 )
@@ -121,7 +121,7 @@ def _mention(left: list[ModelStatus]) -> None:
 
 
 @models.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.models)
 @as_json
 def verify(names: tuple[str, ...], as_json: bool) -> None:
     """Compare the sha256 of all models, or of the given ones.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dhr_batch.pipeline.cli import complete
+
 if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.request import Request
 
@@ -17,16 +19,21 @@ _PLAN = {
     "dataset": click.option(
         "--dataset",
         metavar="NAME|PLACE",
+        shell_complete=complete.datasets,
         help="Dataset: a name, folder, .tar, .parquet or URL; with --from, a finished run.",
     ),
     "first_stage": click.option(
         "--from",
         "first_stage",
         metavar="STAGE",
+        shell_complete=complete.stages,
         help="First stage to run; the results of earlier stages are read from the run --dataset.",
     ),
     "preset": click.option(
-        "--preset", metavar="NAME", help="Named settings, which override the defaults."
+        "--preset",
+        metavar="NAME",
+        shell_complete=complete.presets,
+        help="Named settings, which override the defaults.",
     ),
     "gpus": click.option(
         "--gpus",
@@ -62,7 +69,9 @@ _PLAN = {
         "sets",
         multiple=True,
         metavar="KEY=VALUE",
-        help="One setting, such as embed.steps=20. May be repeated.",
+        shell_complete=complete.assignment,
+        help="One setting, such as embed.steps=20; see `dhr-batch config explain`. May be "
+        "repeated.",
     ),
     "limit": click.option(
         "--limit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,31 +20,41 @@ from dhr_batch.stages.base import Record
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.options.edit import DirectionsOptions
+from dhr_batch.stages.registry import MODELS
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.runs.results import Run
+    from dhr_batch.stages.edit.base import EditOptions
 
 
-def checked(text: str) -> str:
-    """Return the value of --edit, such as `smile=2`, if it names the edits of one picture.
+def checked(text: str) -> EditOptions:
+    """Return the edits that a value of --edit, such as `smile=2`, names for one picture.
 
     torch is not imported.
 
     Raises:
-        Refused: If it does not.
+        Refused: If it names none.
     """
     try:
         settings = syntax.settings([syntax.parse(text)])
     except syntax.NotAnEdit as error:
         raise Refused(f"--edit {text!r}", error.reason, error.way_out) from error
     try:
-        for edit in DirectionsOptions.model_validate({"edits": settings}).edits:
-            edit.check()
+        (edit,) = DirectionsOptions.model_validate({"edits": settings}).edits
+        edit.check()
     except ValidationError as error:
         raise Refused(f"--edit {text!r}", reasons(error, DirectionsOptions)) from error
     except DirectionError as error:
         raise Refused(error.reason, way_out=error.way_out) from error
-    return text
+    return edit
+
+
+def models(run: Run, edits: Iterable[EditOptions]) -> set[str]:
+    """Return the models that render pictures of a run, and edits of them."""
+    networks = run.networks
+    generator = MODELS.get(("generator", networks.generator), ())
+    render = networks.new_refiner().render_models()
+    return {*generator, *render}.union(*(edit.models() for edit in edits))
 
 
 def pictures(record: Record) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.output import (
     add_row,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from dhr_batch.pipeline.planning.request import Request
     from dhr_batch.stages.device import Kind
 
-_RUN = click.argument("run", metavar="RUN")
+_RUN = click.argument("run", metavar="RUN", shell_complete=complete.paths)
 _CLASS = click.option(
     "--class", "error_class", metavar="NAME", help="Select only failures of this class."
 )
@@ -35,9 +36,8 @@ _CLASS = click.option(
 
 @click.command()
 @cli_options.plan_options
-@click.option("--show-config", is_flag=True, help="Print all settings as YAML on stdout.")
 @as_json
-def plan(show_config: bool, as_json: bool, **options: Any) -> None:
+def plan(as_json: bool, **options: Any) -> None:
     """Print what `run` with the same options would do. Nothing is written.
 
     For a run that was started before, also print what is finished and what differs.
@@ -48,20 +48,16 @@ def plan(show_config: bool, as_json: bool, **options: Any) -> None:
     from dhr_batch.pipeline.planning.prepare import prepare
 
     request = cli_options.request(options)
-    prepared = prepare(request)
-    if show_config and not as_json:
-        click.echo(prepared.config.to_yaml(), nl=False)
-    print_plan(prepared, request, as_json, err=show_config)
+    print_plan(prepare(request), request, as_json)
 
 
-def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -> None:
+def print_plan(plan: Plan, request: Request, as_json: bool) -> None:
     """Print a plan, and the progress of the run in its folder.
 
     Args:
         plan: The plan.
         request: The request of the command.
         as_json: Whether to print JSON instead of text.
-        err: Whether to print the text to stderr.
 
     Raises:
         Refused: After printing, if a start would be refused.
@@ -91,11 +87,11 @@ def print_plan(plan: Plan, request: Request, as_json: bool, err: bool = False) -
         content["expected"] = {"seconds": expected.seconds, "bytes": expected.bytes}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        click.echo(describe(plan, where), err=err)
+        click.echo(describe(plan, where))
         for line in expected.lines():
-            click.echo(line, err=err)
+            click.echo(line)
         if existing:
-            click.echo(_so_far(existing, request.fresh), err=err)
+            click.echo(_so_far(existing, request.fresh))
     if other and not request.fresh:
         raise other
     check_gpus(plan, request)
@@ -163,6 +159,7 @@ def verify(run: str, as_json: bool) -> None:
     "edits",
     multiple=True,
     metavar="NAME=STRENGTH",
+    shell_complete=complete.edits,
     help="Direction, or its file, and strength; several for one picture are joined by +. May be "
     "repeated, for further pictures.",
 )
@@ -173,6 +170,7 @@ def verify(run: str, as_json: bool) -> None:
     help="Folder to write the pictures to.  [default: RUN-render beside the run]",
 )
 @cli_options.selected_options("device", "allow_code")
+@click.option("--yes", is_flag=True, help="Do not ask before models are downloaded.")
 def render(
     run: str,
     images: tuple[str, ...],
@@ -181,6 +179,7 @@ def render(
     out: Path | None,
     device: Kind | None,
     allow_code: bool,
+    yes: bool,
 ) -> None:
     """Render images of a run again, or edit them, from its tables.
 
@@ -191,6 +190,8 @@ def render(
     Exit codes: 0 done, 1 error or an image could not be rendered, 2 usage error or refused.
     """
     from dhr_batch.pipeline.cli import render as cli_render
+    from dhr_batch.pipeline.cli.pulling import on_demand
+    from dhr_batch.pipeline.models.needed import require
     from dhr_batch.pipeline.runs import results
 
     if bool(images) == everything:
@@ -200,12 +201,13 @@ def render(
             "name the images with --image ID, or choose all of them with --all",
         )
     failed = False
-    choices = [cli_render.checked(text) for text in edits]
+    chosen = [cli_render.checked(text) for text in edits]
     opened = results.open(run)
     opened.device, opened.allow_code = device, allow_code
     ids = opened.ids if everything else opened.select(images)
     folder = out or cli_render.beside(opened)
-    for result in cli_render.write_pictures(opened, ids, choices, folder):
+    on_demand(lambda: require(cli_render.models(opened, chosen)), yes)
+    for result in cli_render.write_pictures(opened, ids, edits, folder):
         if isinstance(result, CommandError):
             failed = True
             show_error(result)

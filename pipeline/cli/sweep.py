@@ -8,21 +8,22 @@ from typing import Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete, start
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli import start
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.storage.locations import is_url
 from dhr_batch.stages.edit import syntax
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=complete.paths)
 @click.option(
     "--edit",
     "edits",
     multiple=True,
     required=True,
     metavar="NAME=STRENGTHS",
+    shell_complete=complete.edits,
     help="Direction, or its file, and strengths such as -1,0.5,1 or FIRST:LAST:COUNT; several for "
     "one picture are joined by +. May be repeated.",
 )

@@ -16,13 +16,14 @@ from dhr_batch.pipeline.engine.loading import load
 from dhr_batch.pipeline.engine.worker import read_record, run_info
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices
-from dhr_batch.pipeline.planning.plan import Plan, make
-from dhr_batch.pipeline.planning.prepare import check_gpus
+from dhr_batch.pipeline.planning.plan import Plan, check_edits, make
+from dhr_batch.pipeline.planning.prepare import check_gpus, given_layers
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.stages.base import ImageFailure, Record, Told, required
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.faces import further
+from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
 
 def planned(
@@ -42,17 +43,15 @@ def planned(
     Raises:
         Refused: The settings cannot be used.
     """
-    files = [configs.read_file(path) for path in request.files]
-    given_layers = [*files, configs.assignments(request.sets), request.settings]
-    given = configs.merge(given_layers)
+    chosen = given_layers(request)
+    given = configs.merge(chosen)
     named_code = {*request.named, *outside.members(given)}
     for own in settings:
         outside.check(own, "a dataset", named_code, request.allow_code)
     preset = [configs.preset(given["preset"])] if given.get("preset") else []
     always = {"dataset": "photographs", "first_stage": "align"}
-    config = configs.build(
-        [{"threads": devices.cores()}, *preset, *settings, *given_layers, always]
-    )
+    config = configs.build([{"threads": devices.cores()}, *preset, *settings, *chosen, always])
+    check_edits(config)
     gpus = min(1, devices.number(config, remote=False))
     resolved = configs.resolve(config, gpus, len(items))
     dataset = Dataset(name="photographs", aligned=aligned)
@@ -128,7 +127,7 @@ class Chain:
 
     @property
     def _megapixels(self) -> float:
-        return float(self.config.align.get("max_megapixels", 64))
+        return float(self.config.align.get("max_megapixels", MAX_MEGAPIXELS))
 
 
 @lru_cache(maxsize=1)

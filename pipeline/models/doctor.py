@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +23,19 @@ from dhr_batch.pipeline.strict import Strict
 
 GB = 1e9
 # Minimum versions. Older torch and Pillow have vulnerabilities in reading untrusted files.
-LEAST = {"torch": (2, 10), "ray": (2, 59), "pillow": (12, 2)}
+LEAST = {"torch": (2, 12), "ray": (2, 59), "pillow": (12, 2)}
+LEAST_PYTHON = (3, 11)
+# Packages with compiled parts, which need libraries of the system, by the packages of the index.
+COMPILED = {
+    "dlib": "dlib-bin",
+    "cv2": "opencv-python-headless",
+    "imagecodecs": "imagecodecs",
+    "pillow_heif": "pillow-heif",
+    "pyarrow": "pyarrow",
+    "torchvision": "torchvision",
+}
+# What a worker on a CPU takes at 256 px, and the open files that Ray wants.
+WORKER_MEMORY, OPEN_FILES = 2 * GB, 1024
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -46,13 +61,16 @@ def checks() -> list[Check]:
         _torch(),
         _devices(),
         *(_version(package) for package in ("ray", "pillow")),
-        _dlib(),
+        *_compiled(),
         _pip(),
         _processors(),
+        _memory(),
+        _open_files(),
         _shared_memory(),
         _cache_folder(),
         _home_folder(),
         _sockets(),
+        _temporary(),
         _space("cache space", _existing(catalogue.home())),
         _space("space here", Path.cwd()),
         *_models(),
@@ -60,7 +78,14 @@ def checks() -> list[Check]:
 
 
 def _python() -> Check:
-    return Check(name="python", state="ok", found=f"{platform.python_version()} {sys.executable}")
+    found = f"{platform.python_version()} {sys.executable}"
+    if _numbers(platform.python_version()) >= LEAST_PYTHON:
+        return Check(name="python", state="ok", found=found)
+    wanted = ".".join(map(str, LEAST_PYTHON))
+    remedy = f"install Python {wanted} or newer, and dhr-batch into an environment of it"
+    return Check(
+        name="python", state="broken", found=f"{found}, older than {wanted}", way_out=remedy
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -109,19 +134,44 @@ def _devices() -> Check:
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         found = ", ".join(f"{card.name} ({card.total_memory / GB:.0f} GB)" for card in cards)
         return Check(name="devices", state="ok", found=found)
-    if shutil.which("nvidia-smi"):
-        remedy = "install a CUDA build of torch that fits the driver shown by nvidia-smi"
-        return Check(name="devices", state="note", found="CPU; a GPU is unused", way_out=remedy)
+    if driver := _nvidia_driver():
+        built = torch.version.cuda
+        remedy = (
+            f"update the driver to one for CUDA {built}, or install a build of torch for this one"
+            if built
+            else "install a build of torch with CUDA"
+        )
+        found = (
+            f"CPU; an NVIDIA GPU is unused, with driver {driver} and torch for {built or 'CPUs'}"
+        )
+        return Check(name="devices", state="note", found=found, way_out=remedy)
     return Check(name="devices", state="ok", found="CPU (no GPU): runs use the 256 px generator")
 
 
-def _dlib() -> Check:
+def _nvidia_driver() -> str:
+    """Return the version of the NVIDIA driver, or "" if there is no GPU of NVIDIA."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     try:
-        dlib = import_module("dlib")
-    except (ImportError, OSError) as error:
-        remedy = "pip install dlib-bin"
-        return Check(name="dlib", state="broken", found=f"import fails: {error}", way_out=remedy)
-    return Check(name="dlib", state="ok", found=str(dlib.__version__))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().partition("\n")[0]
+
+
+def _compiled() -> Iterator[Check]:
+    for module, package in COMPILED.items():
+        try:
+            found = str(getattr(import_module(module), "__version__", "there"))
+        except (ImportError, OSError) as error:
+            yield Check(
+                name=module,
+                state="broken",
+                found=f"import fails: {error}",
+                way_out=f"pip install --force-reinstall {package}; a library that it names comes "
+                "from the package manager of the system",
+            )
+        else:
+            yield Check(name=module, state="ok", found=found)
 
 
 def _pip() -> Check:
@@ -139,6 +189,28 @@ def _processors() -> Check:
     given = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
     found = f"{usable} usable cores; {', '.join(given) or 'no thread settings'}"
     return Check(name="processors", state="ok", found=f"{found} (runs set `threads` per worker)")
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # The limit of a container.
+    with suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    found = f"{total / GB:.1f} GB"
+    if total >= WORKER_MEMORY:
+        return Check(name="memory", state="ok", found=found)
+    remedy = f"use a machine or container with at least {WORKER_MEMORY / GB:.0f} GB"
+    return Check(name="memory", state="note", found=found, way_out=remedy)
+
+
+def _open_files() -> Check:
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = f"at most {limit}"
+    # Ray raises the limit itself where that is allowed.
+    if resource.RLIM_INFINITY in (limit, most) or max(limit, most) >= OPEN_FILES:
+        return Check(name="open files", state="ok", found=found)
+    remedy = f"raise the limit: ulimit -n {OPEN_FILES}"
+    return Check(name="open files", state="broken", found=found, way_out=remedy)
 
 
 def _shared_memory() -> Check:
@@ -188,6 +260,18 @@ def _sockets() -> Check:
         return Check(name="sockets", state="broken", found=error.reason, way_out=error.way_out)
 
 
+def _temporary() -> Check:
+    name = "temporary files"
+    try:
+        folder = Path(tempfile.gettempdir())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = "set TMPDIR to a folder that you can write to"
+        return Check(name=name, state="broken", found=str(error), way_out=remedy)
+    return _space(name, folder)
+
+
 def _space(name: str, folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / GB:.1f} GB free in {folder}"
@@ -197,7 +281,8 @@ def _space(name: str, folder: Path) -> Check:
         name=name,
         state="note" if free >= 0.3 * GB else "broken",
         found=found,
-        way_out="free some space: models take 0.5 GB, and `run` shows how much it will write",
+        way_out="free some space: models take 0.5 GB, and `run` shows how much it will write; "
+        "DHR_BATCH_HOME, TMPDIR and --out choose other disks",
     )
 
 

@@ -42,62 +42,93 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: str = Field(description="configured name or folder of photographs")
+    dataset: str = Field(
+        description="photographs to process: the name of a dataset (`dhr-batch datasets list`), a "
+        "folder, a .tar or .parquet file, a URL, or a YAML description"
+    )
     first_stage: Literal["align", "embed", "segment", "refine", "edit", "measure"] = Field(
-        "align", description="the first stage; a later one begins from a run, given as the dataset"
+        "align",
+        description="first stage to run; with a later one, the results of the stages before it are "
+        "read from a finished run, which is given as the dataset",
     )
-    preset: str | None = Field(None, description="named set of settings")
+    preset: str | None = Field(
+        None,
+        description="named set of settings, which overrides the defaults and is overridden by all "
+        "that is given beside it",
+    )
     generator: str = Field(
-        "auto", description="name, or converted .safetensors; auto: 256 px on CPUs, 1024 on GPUs"
+        "auto",
+        description="network that renders faces: a name, or a .safetensors file that `dhr-batch "
+        "models convert` wrote; auto: mobilestylegan-256 on CPUs, mobilestylegan-1024 on GPUs",
     )
-    seed: int = Field(0, ge=0, description="recorded; the default stages draw nothing")
-    limit: int | None = Field(None, ge=1, description="only the first images of the dataset")
+    seed: int = Field(0, ge=0, description="seed of random draws; the default methods draw nothing")
+    limit: int | None = Field(
+        None, ge=1, description="process only this many images, the first ones; null: all"
+    )
     shard_size: int | None = Field(
-        None, ge=1, description="images per commit; by default an eighth of the images, 1 to 32"
+        None,
+        ge=1,
+        description="images that are finished and stored together; what is interrupted is computed "
+        "again as a whole; null: an eighth of the images, 1 to 32",
     )
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="images computed together; by default 4 on a CPU, on a GPU as many as fit",
+        description="images that are computed at the same time; null: 4 on a CPU, on a GPU as many "
+        "as its memory holds",
     )
-    gpus: int | None = Field(None, ge=0, description="GPUs to use; 0: use the CPU; by default all")
+    gpus: int | None = Field(
+        None, ge=0, description="number of GPUs to use; 0: use the CPU; null: all"
+    )
     device: Kind | None = Field(
         None,
-        description="cuda, mps (Apple), xpu (Intel) or cpu; by default cuda if there are GPUs",
+        description="NVIDIA GPUs (cuda), Apple GPUs (mps), Intel GPUs (xpu) or the CPU (cpu); "
+        "null: cuda if there is such a GPU, else cpu",
     )
-    workers: int | None = Field(None, ge=1, description="CPU workers; by default one per core")
-    workers_per_gpu: int = Field(1, ge=1, description="workers that share a GPU")
+    workers: int | None = Field(
+        None, ge=1, description="number of worker processes on CPUs; null: one per core"
+    )
+    workers_per_gpu: int = Field(1, ge=1, description="number of worker processes that share a GPU")
     cpus_per_gpu: int | None = Field(
         None,
         ge=1,
-        description="cores reserved beside a GPU; by default its share of those that are free",
+        description="CPU cores that are reserved for each GPU; null: its share of the free ones",
     )
-    threads: int = Field(1, ge=1, description="torch threads of a worker")
+    threads: int = Field(
+        1, ge=1, description="number of threads with which a worker computes on the CPU"
+    )
     precision: Precision = Field(
         "fp32",
-        description="of convolutions and matrix products: fp32, tf32 (NVIDIA GPUs), or bf16 in "
-        "embed and refine",
+        description="precision of convolutions and matrix products: fp32; tf32, which is faster on "
+        "NVIDIA GPUs; or bf16, in the stages embed and refine",
     )
     max_quarantined: float = Field(
-        1.0, ge=0, le=1, description="share of failed images above which the exit code is 3"
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the images that may fail; if more do, the run is finished all the "
+        "same and the exit code is 3",
     )
     lease_timeout: float = Field(
         60,
         gt=0,
-        description="seconds until a driver without a sign of life is replaced (object stores)",
+        description="seconds after which another process may take over a run in an object store "
+        "whose process gives no sign of life",
     )
     image_timeout: float | None = Field(
         1800.0,
         gt=0,
-        description="seconds an image may take before it is quarantined (on a GPU in embed, "
-        "segment, refine with edit, and measure each); null: no limit, even if a disk never "
-        "answers",
+        description="seconds that an image may take before it counts as failed (on a GPU: in "
+        "embed, in segment, in refine and edit, and in measure each); null: no limit, not even for "
+        "a disk that never answers",
     )
     wait_timeout: float = Field(
-        1800.0, gt=0, description="seconds to wait until a GPU or CPU core is free"
+        1800.0, gt=0, description="seconds to wait for a free GPU or CPU core before giving up"
     )
     store_deltas: Literal["none", "small", "fine"] = Field(
-        "small", description="precision of stored weights and features: 1.5 or 1.9 MB per image"
+        "small",
+        description="how precisely the refinement of each image is stored, for later edits: about "
+        "1.5 MB per image (small), 1.9 MB (fine), or not at all (none)",
     )
     align: dict[str, Any]
     embed: dict[str, Any]
@@ -166,7 +197,9 @@ def merge(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def build(layers: Iterable[Layer]) -> Config:
-    """Merge layers of settings, and check all of them. torch is not imported for shipped stages.
+    """Merge layers of settings, check all of them, and fill in the defaults of the stages.
+
+    torch is not imported for shipped stages.
 
     Raises:
         Refused: If a setting is unknown or invalid.
@@ -177,30 +210,27 @@ def build(layers: Iterable[Layer]) -> Config:
     except ValidationError as error:
         raise refused(error, Config) from error
     _generator(config.generator, gpus=0)
-    for family in registry.STAGES:
-        _checked(family, getattr(config, family))
-    return config
+    stages = {family: _checked(family, getattr(config, family)) for family in registry.STAGES}
+    return config.model_copy(update=stages)
 
 
 def resolve(config: Config, gpus: int, images: int) -> Config:
-    """Fill in all defaults, including those of the stages. A run stores the result.
+    """Fill in what depends on the machine and the images. A run stores the result.
 
     Args:
-        config: The settings.
+        config: The settings, as `build` returns them.
         gpus: The number of GPUs that the run uses.
         images: The number of images.
 
     Raises:
-        Refused: If a name or option is unknown or invalid.
+        Refused: If the file of the generator is missing.
     """
-    stages = {family: _checked(family, getattr(config, family)) for family in registry.STAGES}
     return config.model_copy(
         update={
             "generator": _generator(config.generator, gpus),
             "gpus": gpus,
             "device": config.device or ("cuda" if gpus else "cpu"),
             "shard_size": config.shard_size or min(32, max(1, -(-images // 8))),
-            **stages,
         }
     )
 

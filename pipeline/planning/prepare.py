@@ -75,9 +75,8 @@ def configured(
         Refused: If the settings cannot be used, or there is no such dataset.
         StorageError: If the storage does not answer.
     """
-    files = [layers.read_file(path) for path in request.files]
-    given_layers = [*files, layers.assignments(request.sets), request.settings]
-    given = configs.merge(given_layers)
+    chosen = given_layers(request)
+    given = configs.merge(chosen)
     if not given.get("dataset"):
         names = ", ".join(named.datasets())
         raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
@@ -85,9 +84,19 @@ def configured(
     own = {key: value for key, value in given.items() if key != "dataset"}
     named_code = {*request.named, *outside.members(own)}
     dataset, earlier, first = origin.start(given, named_code, request.allow_code)
-    config = configs.build([*first, *given_layers])
+    config = configs.build([*first, *chosen])
     check_edits(config)
     return config, dataset, earlier
+
+
+def given_layers(request: Request) -> list[layers.Layer]:
+    """Return the settings of the user: from files, `--set` and options, the last of which wins.
+
+    Raises:
+        Refused: If a file or text contains no settings.
+    """
+    files = [layers.read_file(path) for path in request.files]
+    return [*files, layers.assignments(request.sets), request.settings]
 
 
 def _listed(dataset: named.Dataset, config: configs.Config, remote: bool) -> Listing:

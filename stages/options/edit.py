@@ -125,7 +125,7 @@ class StylespaceOptions(EditOptions):
         min_length=1,
         description="channels as LAYER/CHANNEL, one text or several, with a minus sign in front to "
         "turn a channel around; LAYER is the name of a layer, or its number in the published order "
-        "of StyleGAN2 at 1024 px, where image layers are 1, 4, 7, ...",
+        "of StyleGAN2 at 1024 px, in which 1, 4, 7 and so on are image layers",
     )
     std: str = Field(
         "",
@@ -208,14 +208,11 @@ class StyleclipOptions(EditOptions):
         )
 
 
-_KINDS = ("direction", "ganspace", "stylespace", "styleclip", "combined")
-
-
 def _kind(value: Any) -> str | None:
-    """Return the kind of an edit: the only one of `_KINDS` that is among its settings."""
+    """Return the kind of an edit: the only one of `KINDS` that is among its settings."""
     if isinstance(value, EditOptions):
         return value.kind
-    found = [kind for kind in _KINDS if isinstance(value, dict) and kind in value]
+    found = [kind for kind in KINDS if isinstance(value, dict) and kind in value]
     return found[0] if len(found) == 1 else None
 
 
@@ -282,6 +279,8 @@ class CombinedOptions(EditOptions):
         return Combined([(edit, options.strengths[0]) for options, edit in pairs], terms)
 
 
+_ALL = (DirectionOptions, GanspaceOptions, StylespaceOptions, StyleclipOptions, CombinedOptions)
+KINDS: dict[str, type[EditOptions]] = {options.kind: options for options in _ALL}
 AnyEdit = Annotated[
     Annotated[DirectionOptions, Tag(DirectionOptions.kind)]
     | Annotated[GanspaceOptions, Tag(GanspaceOptions.kind)]
@@ -291,7 +290,7 @@ AnyEdit = Annotated[
     Discriminator(
         _kind,
         custom_error_type="kind_of_edit",
-        custom_error_message=f"an edit needs exactly one of: {', '.join(_KINDS)}",
+        custom_error_message=f"an edit needs exactly one of: {', '.join(KINDS)}",
     ),
     BeforeValidator(_settings),
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dhr_batch
-from dhr_batch.pipeline.planning import config
+from dhr_batch.pipeline.planning.layers import assignments
 
 if TYPE_CHECKING:
     from dhr_batch.tests.pipeline.conftest import SmallRun
@@ -21,7 +21,7 @@ def test_it_returns_the_run_and_goes_on_with_it(small_run: SmallRun, tmp_path: P
         words[words.index("--dataset") + 1],
         small_run.copy(tmp_path / "run"),
         preset="tiny",
-        settings=config.assignments(sets),
+        settings=assignments(sets),
         gpus=0,
         report=False,
         progress="none",

@@ -177,7 +177,7 @@ def test_the_plan_of_a_started_run_says_how_far_it_is(small_run: Any, run: Path)
 
 
 def test_the_printed_settings_make_the_same_plan(small_run: Any, tmp_path: Path) -> None:
-    shown = CliRunner().invoke(main, ["plan", *small_run.words, "--show-config"])
+    shown = CliRunner().invoke(main, ["config", "show", *small_run.words])
     assert shown.exit_code == 0, shown.output
     (tmp_path / "shown.yaml").write_text(shown.stdout)
     place = ["--out", str(small_run.out)]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.edit import scene
-from dhr_batch.stages.edit.scene import Follow, Scene
+from dhr_batch.stages.edit.scene import Scene
 from dhr_batch.stages.motion import SIDE, Motion
+from dhr_batch.stages.options.edit import Follow
 
 
 class Plain:
