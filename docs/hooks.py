@@ -1,4 +1,4 @@
-"""What MkDocs adds while it builds: tables of settings, and pages of files in the root folder."""
+"""What MkDocs adds while it builds: settings, commands, and pages of files in the root folder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from dhr_batch.cli import main
 from dhr_batch.pipeline.planning import describe
 from dhr_batch.stages import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 # Pages whose text lies where people and tools look for it.
 _OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
-_PLACE = "<!-- settings -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -28,8 +29,29 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Insert the tables of settings where a page asks for them."""
-    return markdown.replace(_PLACE, tables()) if _PLACE in markdown else markdown
+    """Insert what a page asks for."""
+    for place, made in {"<!-- settings -->": tables, "<!-- commands -->": commands}.items():
+        if place in markdown:
+            markdown = markdown.replace(place, made())
+    return markdown
+
+
+def commands(command: click.Command = main, parent: click.Context | None = None) -> str:
+    """Return the help of a command and of those below it, as Markdown."""
+    context = click.Context(
+        command,
+        info_name=command.name if parent else "dhr-batch",
+        parent=parent,
+        terminal_width=88,
+        **command.context_settings,
+    )
+    text = command.get_help(context)
+    parts = [f"## {context.command_path}", f"```text\n{text}\n```"]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            parts += [commands(below, context)] if below else []
+    return "\n\n".join(parts)
 
 
 def tables() -> str:
