@@ -123,7 +123,7 @@ def test_snippets_of_python_name_what_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_snippets_of_yaml_are_valid(page: Path) -> None:
     """Each describes a dataset, a benchmark or settings of a run, as its keys tell."""
-    for block in map(yaml.safe_load, fenced(page, "yaml")):
+    for block in filter(None, map(yaml.safe_load, fenced(page, "yaml"))):  # Or comments alone.
         if "root" in block:
             named.Dataset(**block)
         elif "refiners" in block:
