@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -45,16 +46,26 @@ def settings(family: str, more: bool) -> dict[str, Any]:
     if family == "edit":
         return {"edits": [{"direction": "smile", "strengths": _EDITS[more]}]}
     if family == "segment":
-        return {"source": "coarse", "coarse_steps": _MORE if more else _FEW}
+        return {"source": "coarse", "coarse_steps": _MORE} if more else {}
     return {"steps": _MORE if more else _FEW, "stop": 0}
 
 
-def seconds(context: Context, family: str, name: str, record: Record, more: bool) -> Any:
-    """Return the CPU seconds of a stage on a record, and what it returned."""
-    member = registry.lookup(family, name)
+def seconds(
+    context: Context, family: str, default: Mapping[str, Any], record: Record, more: bool
+) -> tuple[float, Record]:
+    """Return the CPU seconds of a stage on a record, and what it returned.
+
+    Args:
+        context: The resources of the stage.
+        family: Its family.
+        default: Its settings otherwise.
+        record: The record.
+        more: See `settings`.
+    """
+    member = registry.lookup(family, default["name"])
     known = member.Options.model_fields
     own = {k: v for k, v in settings(family, more).items() if k in known}
-    stage = member(member.Options(**{"name": name} | own))
+    stage = member(member.Options(**{**default, **own}))
     stage.setup(context)
     spent = []
     for _ in range(2):
@@ -75,11 +86,14 @@ def measured(generator: str) -> dict[str, Any]:
     records = [read_record(plan.shards[0].items[0], "")] * 2
     for family, names in MEMBERS.items():
         for name in names:
+            usual = getattr(plan.config, family)
+            default = usual if usual["name"] == name else {"name": name}
             (few, first), (more, second) = (
-                seconds(context, family, name, records[n], bool(n)) for n in range(2)
+                seconds(context, family, default, records[n], bool(n)) for n in range(2)
             )
             edited = len(first.edits), len(second.edits)
             counts = edited if family in ("edit", "measure") else (_FEW, _MORE)
+            counts = (0, _MORE) if family == "segment" else counts
             each = max(0.0, (more - few) / (counts[1] - counts[0]))
             stages.setdefault(family, {})[name] = [few - counts[0] * each, each]
         records = [first, second]

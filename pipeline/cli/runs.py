@@ -19,6 +19,7 @@ from dhr_batch.pipeline.cli.output import (
     show,
     show_error,
     table_of,
+    waiting,
 )
 from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.printable import printable
@@ -45,10 +46,12 @@ def plan(as_json: bool, **options: Any) -> None:
     \b
     Exit codes: 0 it would start, 1 error, 2 usage error or refused.
     """
-    from dhr_batch.pipeline.planning.prepare import prepare
-
     request = cli_options.request(options)
-    print_plan(prepare(request), request, as_json)
+    with waiting("reading the settings and listing the photographs"):
+        from dhr_batch.pipeline.planning.prepare import prepare
+
+        prepared = prepare(request)
+    print_plan(prepared, request, as_json)
 
 
 def print_plan(plan: Plan, request: Request, as_json: bool) -> None:

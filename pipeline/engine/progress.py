@@ -26,8 +26,9 @@ from dhr_batch.pipeline.units import duration
 _PLAIN_SECONDS = 30.0
 # Seconds after which there is a line even if no image was finished.
 _SIGN_OF_LIFE = 300.0
-# Seconds between two forecasts.
-_FORECAST_SECONDS = 0.5
+# Seconds between two forecasts, at least, and relative to the CPU seconds that one takes: with a
+# thousand workers, that is 0.08 s.
+_FORECAST_SECONDS, _REST = 0.5, 50
 # The number of workers that fit on a screen. Drawing a thousand rows would take too much time.
 _SHOWN_WORKERS = 30
 # The least and the largest width of the bar.
@@ -72,6 +73,7 @@ class RunCounters:
     share: float = 0.0
     _left: float | None = None
     _looked: float = -_FORECAST_SECONDS
+    _pause: float = _FORECAST_SECONDS
 
     @property
     def elapsed(self) -> float:
@@ -99,12 +101,14 @@ class RunCounters:
         Only the main thread of the driver calls this.
         """
         now = time.monotonic()
-        if not at_once and now - self._looked < _FORECAST_SECONDS:
+        if not at_once and now - self._looked < self._pause:
             return
+        began = time.thread_time()
         self._left = self.forecast.left(self.total - self.done, now)
         self._looked = now
         if self.total:
             self.share = min(1.0, (self.done + self.forecast.done(now)) / self.total)
+        self._pause = max(_FORECAST_SECONDS, _REST * (time.thread_time() - began))
 
 
 def fitted(parts: Sequence[tuple[int, str]], width: int) -> str:
@@ -230,7 +234,7 @@ class Progress:
             (2, f"{state.share:.0%}"),
             (1, "" if state.remaining is None else f"{duration(state.remaining)} left"),
             (3, f"{state.failed} quarantined" if state.failed else ""),
-            (4, self._step() or duration(state.elapsed)),
+            (4, self._step() or f"after {duration(state.elapsed)}"),
         ]
         return fitted(parts, width)
 

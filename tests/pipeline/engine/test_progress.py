@@ -81,7 +81,9 @@ def test_the_display_fits_and_tells_the_step_of_an_image(
     now = [1000.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     monkeypatch.setenv("COLUMNS", str(width))
-    state = RunCounters(total=5, shards=5, doing="", forecast=Forecast({"refine": 40.0}))
+    # What earlier starts have finished changes nothing.
+    forecast = Forecast({"refine": 40.0})
+    state = RunCounters(5, 5, before=95, before_failed=40, doing="", forecast=forecast)
     stream = Terminal()
     progress = Progress(state, "rich", False, stream)
     progress.event(0, Event("shard 3: refine 写真 of 1, step 19 of 38", shard=3))
