@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from dhr_batch.benchmarks.augmentation import (
     training,
 )
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.planning import config
+from dhr_batch.stages.base import Context
 from dhr_batch.tests.pipeline.exported import EDITS, IDS, write_photographs, write_run
 
 PHOTOGRAPHS, RECONSTRUCTIONS, EDITED = SETS
@@ -104,6 +107,46 @@ def test_the_command_on_a_small_run(tmp_path: Path) -> None:
     assert [row["trained_on"] for row in rows[:2]] == [persons, 2 * persons]
     assert (len(EDITS) - 1) * persons < rows[2]["trained_on"] <= (len(EDITS) + 1) * persons
     assert all(0 <= auc <= 1 for row in rows for auc in row["auc"])
+
+
+class Faces:
+    """Finds landmarks in all pictures but the last one."""
+
+    def __init__(self, pictures: int) -> None:
+        self.left = pictures
+
+    def locate(self, picture: np.ndarray) -> tuple[np.ndarray, str]:
+        self.left -= 1
+        return np.zeros(4), "hog" if self.left else "ffhq"
+
+    def find(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+        return np.ones((68, 2))
+
+
+def test_generated_faces_are_embedded_refined_and_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = config.preset("tiny")
+    # All is in-domain, so that edits show.
+    mask = tiny["segment"] | {"thresholds": {"other": 100}}
+    chosen = tiny | {"segment": mask, "edit": augmentation.SETTINGS["edit"]}
+    monkeypatch.setattr(augmentation, "SETTINGS", chosen)
+    smile = SimpleNamespace(score=lambda portrait: {"smile": float(portrait.rgb.mean())})
+    looks = SimpleNamespace(score=lambda portrait: {"age": 30.0, "gender": -1.0})
+    stand_ins = {
+        ("landmarks", "dlib68"): Faces(2 * 4 + 3),
+        ("scores", "landmarks"): smile,
+        ("scores", "age-gender"): looks,
+    }
+    plain = Context.network
+    network = lambda self, *name: stand_ins.get(name) or plain(self, *name)  # noqa: E731
+    monkeypatch.setattr(Context, "network", network)
+    found = list(augmentation.generated(2, 3))
+    kinds = ["source", "refined", "edit", "edit"]
+    assert [e.kind for e in found] == [*kinds, *kinds, "source", "source"]
+    names = ["face-0-0", "face-0-1", "face-1-0", "face-1-1"]
+    assert list(dict.fromkeys(e.image_id for e in found)) == names
+    assert {e.pixels.shape for e in found} == {(24 * 16,)}
+    assert found[0].scores == {SCORE: found[0].score, AGE: 30.0, GENDER: -1.0}
+    assert len({e.score for e in found}) == len(found)
 
 
 def test_too_few_persons_are_refused() -> None:
