@@ -35,8 +35,8 @@ from dhr_batch.pipeline.cli.export import pattern
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import choice
+from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.options import Options
-from dhr_batch.pipeline.export.pictures import Filters
 from dhr_batch.pipeline.export.write import write_export
 from dhr_batch.pipeline.markdown import table_lines
 
