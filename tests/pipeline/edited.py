@@ -73,6 +73,9 @@ class OneEdit(BaseModel):
     def title(self) -> str:
         return self.direction + ("_degrees" if self.unit else "")
 
+    def check(self) -> None:
+        pass
+
     def load(self, models: object) -> SimpleNamespace:
         return SimpleNamespace(sha256="0" * 64)
 

@@ -241,3 +241,13 @@ def test_the_modules_of_edits_do_not_import_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_notebook_was_executed(root: Path) -> None:
+    file = root / "docs" / "notebook.ipynb"
+    cells = [c for c in json.loads(file.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"execute_result", "display_data"}
+    assert sum("data:image/jpeg" in str(output) for output in outputs) == 1
+    assert file.stat().st_size < 600_000
