@@ -95,6 +95,8 @@ from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
 from dhr_batch.pipeline.runs.names import (
     PLAN,
     STAGING,
+    earlier_key,
+    is_record,
     manifest_key,
     part,
     shard_of,
@@ -110,12 +112,10 @@ from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
 from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.pipeline.threads import together
 
-_EARLIER = "_state/earlier"
 # The number of tables of a shard copied in parallel: all of them.
 _COPIES = 8
 
 _STAGED = re.compile(rf"{STAGING}/\d{{5,}}\.\d+\.\w+/({'|'.join(TABLES)})\.parquet")
-_RECORD = re.compile(r"_state/(shards|earlier)/\d{5,}\.json")
 # Files that remain when a run is deleted: the lease, which is held, and the logs, which users read.
 _KEPT = re.compile(r"_state/(lease|clock|owner\.json|logs/worker-.*\.log)")
 
@@ -220,7 +220,7 @@ class RunFolder(RunRecords):
             status_file.read_status(self.storage)
             rest.append(STATUS)
         groups = [[key for key in parts if key.startswith(f"{table}/")] for table in TABLES]
-        groups += [list(filter(pattern.fullmatch, sizes)) for pattern in (_STAGED, _RECORD)]
+        groups += [list(filter(kind, sizes)) for kind in (_is_staged, is_record)]
         for keys in (*groups, rest, [PLAN]):
             self.check()
             self.storage.remove(keys)
@@ -282,7 +282,7 @@ class RunFolder(RunRecords):
 
     def _earlier(self, shard: int) -> dict[str, list[int]]:
         """Return the possible sizes in bytes that each file of a reopened shard had before."""
-        key = f"{_EARLIER}/{shard:05d}.json"
+        key = earlier_key(shard)
         try:
             return sealed.loads(self.storage.read(key) or b"{}")
         except ValueError as error:
@@ -293,7 +293,7 @@ class RunFolder(RunRecords):
         earlier = self._earlier(shard)
         for key, size in self._bytes(shard, manifest).items():
             earlier[key] = sorted({size, *earlier.get(key, ())})
-        self.storage.replace(f"{_EARLIER}/{shard:05d}.json", sealed.dumps(earlier))
+        self.storage.replace(earlier_key(shard), sealed.dumps(earlier))
 
     def new_attempt(self, shard: int, number: int) -> str:
         """Return a new name for an attempt, which no other attempt has."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 STAGING = "_staging"
 SHARDS = "_state/shards"
+EARLIER = "_state/earlier"
 PLAN = "plan.json"
+# Numbers have five digits, or more from shard 100,000 on.
+_RECORD = re.compile(rf"({SHARDS}|{EARLIER})/\d{{5,}}\.json")
 
 
 def staging(attempt: str) -> str:
@@ -17,9 +22,23 @@ def manifest_key(shard: int) -> str:
     return f"{SHARDS}/{shard:05d}.json"
 
 
+def earlier_key(shard: int) -> str:
+    """Return the key of the record of what a reopened shard had before."""
+    return f"{EARLIER}/{shard:05d}.json"
+
+
+def is_record(key: str) -> bool:
+    """Whether a key is that of a manifest or of a record of a reopened shard."""
+    return _RECORD.fullmatch(key) is not None
+
+
 def shard_of(key: str) -> int:
-    """Return the shard of a part of a table."""
-    return int(key.rpartition("part-")[2].removesuffix(".parquet"))
+    """Return the shard of a part of a table, or of a record.
+
+    >>> shard_of(part("images", 17)), shard_of(manifest_key(100_000))
+    (17, 100000)
+    """
+    return int(key.rpartition("/")[2].removeprefix("part-").partition(".")[0])
 
 
 def part(table: str, shard: int) -> str:

@@ -9,7 +9,7 @@ from dhr_batch.pipeline import sealed, stopping
 from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
 from dhr_batch.pipeline.runs import manifests, plan_file
 from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
-from dhr_batch.pipeline.runs.names import PLAN, SHARDS, manifest_key, part
+from dhr_batch.pipeline.runs.names import PLAN, SHARDS, manifest_key, part, shard_of
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage, Version
 from dhr_batch.pipeline.storage.connect import connect
@@ -112,7 +112,7 @@ class RunRecords:
             chunk = keys[first : first + _MANIFESTS]
             for key, content in zip(chunk, self._read(chunk), strict=True):
                 if content:
-                    yield _number(key), self._parse(key, content)
+                    yield shard_of(key), self._parse(key, content)
 
     def _read(self, keys: list[str]) -> list[bytes | None]:
         read = self.storage.read
@@ -126,7 +126,7 @@ class RunRecords:
 
     def _damaged(self, key: str, error: object) -> StorageError:
         return StorageError(
-            self.storage.locate(key), f"it is damaged ({error})", damaged_manifest(_number(key))
+            self.storage.locate(key), f"it is damaged ({error})", damaged_manifest(shard_of(key))
         )
 
 
@@ -143,7 +143,3 @@ def no_run(place: Storage) -> NoRun:
     exists = place.root.is_dir() if isinstance(place, LocalStorage) else bool(place.sizes())
     why = "it is not a run, because it has no plan.json" if exists else "it does not exist"
     return NoRun(place.place, why, "give the folder or URL of a run")
-
-
-def _number(key: str) -> int:
-    return int(key.rpartition("/")[2].removesuffix(".json"))

@@ -5,7 +5,6 @@ Nothing is written, so a run can be verified while a driver is working on it.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,18 +17,24 @@ from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs import manifests
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
-from dhr_batch.pipeline.runs.names import PLAN, STAGING, part, staging
+from dhr_batch.pipeline.runs.names import (
+    EARLIER,
+    PLAN,
+    SHARDS,
+    STAGING,
+    is_record,
+    part,
+    shard_of,
+    staging,
+)
 from dhr_batch.pipeline.runs.reading import ChangedPlan, damaged_manifest
 from dhr_batch.pipeline.runs.verify_tables import Problem, check, first_names
-from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.storage.base import Storage, is_part
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.pipeline.tables.schemas import TABLES
 
-_PART = re.compile(r"part-(\d{5,})\.parquet")
-_EARLIER = re.compile(r"_state/earlier/(\d{5,})\.json")
 _WRITES_AGAIN = "then start the same command again: it writes them again"
-_MANIFEST = re.compile(r"_state/shards/(\d{5,})\.json")
 
 
 class Verification(BaseModel):
@@ -80,10 +85,10 @@ def verify(place: str | Path | Storage) -> Verification:
     # are not reported as orphans.
     busy = run.holder() is not None
     present = {
-        int(match[1]): key
-        for key, size in run.storage.sizes("_state/shards").items()
+        shard_of(key): key
+        for key, size in run.storage.sizes(SHARDS).items()
         # Manifests that were withdrawn are left empty in an object store, and only there.
-        if (size or isinstance(run.storage, LocalStorage)) and (match := _MANIFEST.fullmatch(key))
+        if (size or isinstance(run.storage, LocalStorage)) and is_record(key)
     }
     tables = plan.settings.tables
     files = _Files(run.storage, plan.shards, tables, present, run.storage.sizes(), busy)
@@ -187,18 +192,16 @@ class _Files:
     def orphans(self, complete: bool) -> Iterator[Problem]:
         """Yield files of tables that no manifest names, and staged files that stay unused."""
         for key in sorted([*self.sizes, *_hidden(self.storage)]):
-            table, _, name = key.partition("/")
-            if key in self.named or table not in TABLES:
+            if key in self.named or key.partition("/")[0] not in TABLES:
                 continue
-            match = _PART.fullmatch(name)
-            if match is None:
+            if not is_part(key):
                 problem = "not a finished file of a table; readers may fail on it"
-            elif int(match[1]) >= len(self.plan):
-                problem = f"belongs to shard {int(match[1])}, which is not in the plan"
-            elif int(match[1]) in self.manifests:
+            elif (shard := shard_of(key)) >= len(self.plan):
+                problem = f"belongs to shard {shard}, which is not in the plan"
+            elif shard in self.manifests:
                 problem = "not named by any manifest"
             else:
-                self.stale.add(int(match[1]))
+                self.stale.add(shard)
                 continue
             yield Problem(file=key, problem=problem, way_out="delete it")
         for shard, key in self.manifests.items():
@@ -256,8 +259,9 @@ def _records(storage: Storage, keys: Iterable[str]) -> Iterator[Problem]:
         problem = f"damaged or changed: its sha256 is not the one in {marker.key}"
         yield Problem(file=key, problem=problem, way_out=f"delete it, {_WRITES_AGAIN}")
     for key in sorted(keys):
-        if (match := _EARLIER.fullmatch(key)) and (error := _damage(storage, key)):
-            yield Problem(file=key, problem=error, way_out=damaged_manifest(int(match[1])))
+        is_earlier = is_record(key) and key.startswith(f"{EARLIER}/")
+        if is_earlier and (error := _damage(storage, key)):
+            yield Problem(file=key, problem=error, way_out=damaged_manifest(shard_of(key)))
 
 
 def _damage(storage: Storage, key: str) -> str:
