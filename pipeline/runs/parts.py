@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -49,7 +50,9 @@ def wrong_sizes(
             if facts is None:
                 continue
             if (size := sizes.get(key)) is not None:
-                if why := _wrong_size(size, facts):
+                # Without a checksum, the manifest was not written by dhr-batch, and its sizes mean
+                # nothing.
+                if facts.sha256 and (why := _wrong_size(size, facts)):
                     yield key, why
             # The files of a shard that was committed a moment ago may not be published yet.
             elif not storage.sizes(staging(manifest.attempt)) and key not in storage.sizes(table):
@@ -57,9 +60,14 @@ def wrong_sizes(
 
 
 def _wrong_size(size: int, facts: FileFacts) -> str:
-    # Without a checksum, the manifest was not written by dhr-batch, and its sizes mean nothing.
-    wrong = facts.sha256 and size != facts.bytes
-    return f"it has {size} bytes; its manifest says {facts.bytes}" if wrong else ""
+    return "" if size == facts.bytes else f"it has {size} bytes; its manifest says {facts.bytes}"
+
+
+def difference(path: Path, facts: FileFacts) -> str:
+    """Return how a part differs from what its manifest says of it, or "" if it does not."""
+    if wrong := _wrong_size(path.stat().st_size, facts):
+        return wrong
+    return "" if sha256(path) == facts.sha256 else "its sha256 is not the one in its manifest"
 
 
 class Damaged(CommandError, ValueError):
@@ -119,10 +127,7 @@ class Parts:
         if facts is None or not facts.sha256:
             return ""
         with self.storage.local(key) as path:
-            if wrong := _wrong_size(path.stat().st_size, facts):
-                return wrong
-            same = sha256(path) == facts.sha256
-        return "" if same else "its sha256 is not the one in its manifest"
+            return difference(path, facts)
 
     def _facts(self, key: str) -> FileFacts | None:
         shard = shard_of(key)

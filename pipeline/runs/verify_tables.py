@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
-from dhr_batch.pipeline.files import sha256
-from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import manifest_key, part
+from dhr_batch.pipeline.runs.parts import difference
 from dhr_batch.pipeline.runs.reading import damaged_manifest
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
@@ -82,26 +82,16 @@ def check(
     for table, facts in manifest.files.items():
         key = part(table, shard)
         # A file that was moved during the listing may be missing from it.
-        size = sizes[key] if key in sizes else storage.sizes(table).get(key)
-        if size is None:
+        if key not in sizes and key not in storage.sizes(table):
             yield Problem(file=key, problem="missing", way_out=_AGAIN)
             continue
         with storage.local(key) as path:
-            problems = list(_bytes(path, facts, size, key))
-            yield from problems
-            rows = yield from _rows(path, table, key, facts.rows, bool(problems))
+            if wrong := difference(path, facts):
+                yield Problem(file=key, problem=wrong, way_out=_DELETE)
+            rows = yield from _rows(path, table, key, facts.rows, bool(wrong))
         if rows is not None:
             tables[table] = rows
     yield from _check_images(shard, planned, manifest, tables)
-
-
-def _bytes(path: Path, facts: FileFacts, size: int, key: str) -> Iterator[Problem]:
-    if size != facts.bytes:
-        problem = f"it has {size} bytes; its manifest says {facts.bytes}"
-        yield Problem(file=key, problem=problem, way_out=_DELETE)
-    elif (found := sha256(path)) != facts.sha256:
-        problem = f"its sha256 is {found[:16]}...; its manifest says {facts.sha256[:16]}..."
-        yield Problem(file=key, problem=problem, way_out=_DELETE)
 
 
 def _rows(

@@ -272,7 +272,7 @@ def test_a_store_that_does_not_answer_is_no_damage(
     def fails(*_: object) -> None:
         raise StorageError("no answer")
 
-    monkeypatch.setattr(verify_tables, "sha256", fails)
+    monkeypatch.setattr(verify_tables, "difference", fails)
     result = verify(place.place)
     assert result.exit_code == 1
     assert "no answer" in result.stderr
