@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from dhr_batch.pipeline.datasets import celebahq, listing, named
 from dhr_batch.pipeline.datasets.items import Item
+
+# In plan order: code point by code point.
+FILES = {
+    "a b#1.jpg": b"first",
+    "sub/10.png": b"second",
+    "sub/2.PNG": b"third one",
+    "ä/%41.webp": b"fourth",
+}
+OTHERS = {"sub/notes.txt": b"no image", ".hidden.jpg": b"-", "sub/._2.png": b"-", "README": b"-"}
 
 
 def listed(place: object, **settings: Any) -> list[Item]:
@@ -31,3 +45,19 @@ def celeba(root: Path, originals: list[int]) -> Path:
     unpack(root, {"CelebAMask-HQ-mask-anno/0/00000_hair.png": b"mask"})
     (root / celebahq.MAPPING).write_text("\n".join(["idx orig_idx orig_file", *lines]))
     return root
+
+
+def pack(path: Path, files: dict[str, bytes], prefix: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_table(path: Path, column: list[Any], group: int = 2, **others: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": column, **others}), path, row_group_size=group)
+    return path

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from dhr_batch.pipeline.models import catalogue, downloads
-from dhr_batch.tests.pipeline.models.test_catalogue import (
+from dhr_batch.tests.pipeline.pulled import (
     FILES,
     describe,
     left_behind,
