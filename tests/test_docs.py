@@ -159,6 +159,21 @@ def test_named_modules_exist(page: Path) -> None:
     assert [n for n in named if not any((folder / n).is_file() for folder in folders)] == []
 
 
+def test_results_name_command_date_and_commit() -> None:
+    """Each section has a row in the first table. Figures of the README are those of the page."""
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    rows = [line for line in text.partition("## ")[0].splitlines() if line.startswith("| [")]
+    row = re.compile(r"\|[^|]+\|[^|]*`[^|]+\|[^|]+\| \d{4}-\d\d-\d\d \| `[0-9a-f]{7}` \|")
+    assert [line for line in rows if not row.fullmatch(line)] == []
+    linked = {anchor for row in rows for anchor in re.findall(r"\(#([\w-]+)\)", row)}
+    titles = set(re.findall(r"^## (.*)$", text, re.M)) - {"Not measured"}
+    assert {title.lower().replace(" ", "-") for title in titles} == linked
+    readme = (ROOT / "README.md").read_text("utf-8")
+    figures = re.findall(r"^\|.* dB .*$", readme, re.M)
+    assert len(figures) == 2
+    assert [line for line in figures if line not in text] == []
+
+
 def test_pages_are_read() -> None:
     """The tests above find something to check."""
     assert len(PAGES) > 20
