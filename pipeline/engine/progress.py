@@ -31,8 +31,8 @@ _SIGN_OF_LIFE = 300.0
 _FORECAST_SECONDS, _REST = 0.5, 50
 # The number of workers that fit on a screen. Drawing a thousand rows would take too much time.
 _SHOWN_WORKERS = 30
-# The least and the largest width of the bar.
-_BAR = 8, 30
+# The width of the bar, and the least width of a terminal that has one.
+_BAR, _WITH_BAR = 20, 60
 _BETWEEN = "  "
 
 
@@ -187,7 +187,8 @@ class Progress:
             state.first_image_seconds = event.seconds / finished
             state.forecast.correct()
             state.look(at_once=True)
-            left = "" if state.remaining is None else f"; about {duration(state.remaining)} left"
+            known = state.remaining is not None and state.done < state.total
+            left = f"; about {duration(state.remaining)} left" if known else ""
             self.say(f"first image: {duration(state.first_image_seconds)}{left}")
         state.failures.update(event.errors)
 
@@ -225,16 +226,13 @@ class Progress:
     def short_line(self, width: int) -> str:
         """Return the counters as one line of a terminal with so many columns."""
         state = self.state
-        if not state.workers:
-            return fitted([(0, state.doing), (1, duration(state.elapsed))], width)
         if state.doing:
-            return fitted([(0, f"{state.done}/{state.total} images"), (1, state.doing)], width)
+            return fitted([(0, state.doing), (1, duration(state.elapsed))], width)
         parts = [
             (0, f"{state.done}/{state.total} images"),
             (2, f"{state.share:.0%}"),
             (1, "" if state.remaining is None else f"{duration(state.remaining)} left"),
-            (3, f"{state.failed} quarantined" if state.failed else ""),
-            (4, self._step() or f"after {duration(state.elapsed)}"),
+            (3, self._step() or f"after {duration(state.elapsed)}"),
         ]
         return fitted(parts, width)
 
@@ -248,12 +246,12 @@ class Progress:
 
     def _shown(self) -> Group:
         state, width = self.state, self.console.width
-        line = Text(self.short_line(width), no_wrap=True, overflow="ellipsis")
-        room = min(width - line.cell_len - len(_BETWEEN), _BAR[1])
-        parts: list[Any] = [line]
-        if state.total and state.workers and room >= _BAR[0]:
+        if width < _WITH_BAR or state.doing:
+            parts: list[Any] = [Text(self.short_line(width))]
+        else:
             bar = Table.grid(padding=(0, len(_BETWEEN), 0, 0))
-            bar.add_row(ProgressBar(total=1, completed=state.share, width=room), line)
+            line = self.short_line(width - _BAR - len(_BETWEEN))
+            bar.add_row(ProgressBar(total=1, completed=state.share, width=_BAR), Text(line))
             parts = [bar]
         rows = sorted(state.workers.items())
         if len(rows) > 1 or state.remaining is None:

@@ -177,6 +177,7 @@ def _process(
         settings = replace(worker_settings(plan, run_folder.storage), cpus=cpus)
         if dashboard:
             progress.say(f"Ray dashboard: http://{dashboard}")
+        state.doing = "loading the networks"
         status = _status(state, run_folder.storage)
         driver = Driver(run_folder, settings, todo, progress, workers, on_ready, status, stopper)
         try:
