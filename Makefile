@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/portraits
 
-.PHONY: demo test test-processors test-faults test-slow lint docs clean
+.PHONY: demo test test-processors test-faults test-slow lint docs build/typed clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
