@@ -39,6 +39,24 @@
     });
   }
 
+  // A table that is wider than its place is stacked: a card for each row, with the headings inside.
+  const roles = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TH: "columnheader", TD: "cell" };
+  const fit = (scroll) => {
+    const table = scroll.firstElementChild;
+    if (scroll.clientWidth === table.fitted) return;
+    table.fitted = scroll.clientWidth;
+    table.classList.remove("stacked");
+    table.classList.toggle("stacked", table.offsetWidth > scroll.clientWidth);
+  };
+  const sizes = new ResizeObserver((entries) => entries.forEach((entry) => fit(entry.target)));
+  for (const scroll of document.querySelectorAll(".scroll")) {
+    const heads = [...find("thead", scroll).rows[0].cells].map((head) => head.textContent);
+    // What is not laid out as a table is one for screen readers nevertheless.
+    for (const part of scroll.querySelectorAll("table, thead, tbody, tr, th, td")) part.setAttribute("role", roles[part.tagName]);
+    for (const cell of scroll.querySelectorAll("td")) cell.dataset.label = cell.colSpan > 1 ? "" : heads[cell.cellIndex];
+    sizes.observe(scroll);
+  }
+
   const content = find("#gallery-data");
   if (!content) return;
   const { columns, items, scores } = JSON.parse(content.textContent);
@@ -53,9 +71,13 @@
   view.append(heads, body);
   view.setAttribute("aria-colcount", columns.length + 1);
   view.style.setProperty("--columns", columns.length);
+  view.classList.toggle("short", items.length <= 12);
+  const narrow = matchMedia("(max-width: 44rem)").matches;
+  if (narrow) find(".find").open = false;
 
   // order: items shown, drawn: place in it -> element. The cell `at` is the one that Tab reaches.
-  let order = items.map((_, n) => n), height = 1, sorting = null;
+  // per: pictures of `side` pixels beside one another. If not all fit, their lines are stacked.
+  let order = items.map((_, n) => n), height = 1, stacked = false, per = columns.length, side = 0, sorting = null;
   const drawn = new Map(), at = { row: 0, column: 1 };
   const pictures = (item) => JSON.parse(find(`#p${item}`).textContent);
   const uri = (picture) => `data:image/webp;base64,${picture}`;
@@ -74,6 +96,7 @@
       const cell = make("div", { role: "gridcell", tabindex: -1, "aria-colindex": column + 2 });
       if (picture) cell.append(make("img", { src: uri(picture), alt: alt(item, column), decoding: "async" }));
       else cell.append(make("div", { class: "none" }, "not stored"));
+      cell.append(make("span", { class: "label" }, columns[column]));
       for (const score of scores) {
         if (score.column !== column || !score.caption || score.values[item] === null) continue;
         cell.append(make("span", {}, score.caption.replace("{}", number(score.values[item]))));
@@ -122,7 +145,18 @@
     cell.focus({ preventScroll: true });
     cell.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
+  // The captions of each line of pictures take as much room as the longest of them.
+  const heightOf = () => {
+    const captions = columns.map((_, n) => scores.filter((score) => score.column === n && score.caption).length);
+    let sum = 24;
+    for (let n = 0; n < columns.length; n += per) sum += side + Math.ceil(17 * Math.max(1, ...captions.slice(n, n + per)));
+    if (!stacked) return sum;
+    const remarks = [sorting, items.some((item) => item[1]), items.some((item) => item[2])].filter(Boolean).length;
+    return sum + 12 + 19 * remarks + Math.ceil(columns.length / per) * 27;
+  };
   const redraw = () => {
+    height = heightOf();
+    view.style.setProperty("--row", `${height}px`);
     for (const row of drawn.values()) row.remove();
     drawn.clear();
     body.style.height = `${order.length * height}px`;
@@ -134,12 +168,13 @@
     if (view.clientWidth === width) return;
     width = view.clientWidth;
     const focused = body.contains(document.activeElement);
-    const room = view.clientWidth - heads.firstChild.offsetWidth - 24;
-    const cell = Math.max(96, Math.min(220, Math.floor(room / columns.length) - 8));
-    const lines = Math.max(1, ...columns.map((_, n) => scores.filter((s) => s.column === n && s.caption).length));
-    height = cell + Math.ceil(lines * 17) + 24;
-    view.style.setProperty("--cell", `${cell}px`);
-    view.style.setProperty("--row", `${height}px`);
+    const room = view.clientWidth - 24, beside = Math.floor((room - (narrow ? 120 : 176)) / columns.length) - 8;
+    stacked = beside < 80;
+    per = stacked ? Math.min(columns.length, Math.max(3, Math.floor(room / 150))) : columns.length;
+    side = stacked ? Math.floor((room + 8) / per) - 8 : Math.min(220, beside);
+    view.classList.toggle("stacked", stacked);
+    view.style.setProperty("--cell", `${side}px`);
+    view.style.setProperty("--per", per);
     redraw();
     if (focused) focus(at.row, at.column);
   };
@@ -210,28 +245,40 @@
   view.addEventListener("scroll", draw);
   new ResizeObserver(measure).observe(view);
 
-  let compared = false;
-  const show = () => {
-    const item = order[at.row], column = at.column - 1, shown = compared ? 0 : column;
-    const picture = pictures(item)[shown], image = find("img", zoom), [name, note, warning] = items[item];
+  const slider = find("[name='reveal']", zoom), pair = find(".pair", zoom);
+  const load = (image, picture, text) => {
     if (picture) image.src = uri(picture);
     else image.removeAttribute("src");
-    image.alt = picture ? alt(item, shown) : "not stored";
-    find("figcaption", zoom).textContent = alt(item, shown) + (picture ? "" : ", not stored");
+    image.alt = text;
+    image.hidden = !picture && image.className === "source";
+  };
+  // What lies left of the slider's thumb is the source.
+  const reveal = () => {
+    const part = slider.disabled ? 0 : Number(slider.value);
+    pair.style.setProperty("--reveal", `${part}%`);
+    pair.classList.toggle("compared", part > 0);
+    slider.setAttribute("aria-valuetext", `${part} % ${columns[0]}, ${100 - part} % ${columns[at.column - 1]}`);
+  };
+  const show = () => {
+    const item = order[at.row], column = at.column - 1, own = pictures(item), [, note, warning] = items[item];
+    load(find(".result", zoom), own[column], own[column] ? alt(item, column) : "not stored");
+    load(find(".source", zoom), column ? own[0] : null, "");
+    slider.disabled = !column || !own[0] || !own[column];
+    reveal();
+    find("figcaption", zoom).textContent = alt(item, column) + (own[column] ? "" : ", not stored");
     find(".place", zoom).textContent = `image ${at.row + 1} of ${order.length}, picture ${column + 1} of ${columns.length}`;
     find(".note", zoom).textContent = [warning, note].filter(Boolean).join("; ");
-    const rows = scores.filter((score) => score.column === shown && score.values[item] !== null).map((score) => {
+    const rows = scores.filter((score) => score.column === column && score.values[item] !== null).map((score) => {
       const row = make("tr");
       row.append(make("th", { scope: "row" }, score.title), make("td", { class: "n" }, number(score.values[item])));
       return row;
     });
     find("tbody", zoom).replaceChildren(...rows);
     find("table", zoom).hidden = !rows.length;
-    find("[data-compare]", zoom).setAttribute("aria-pressed", compared);
   };
   const open = () => {
     if (!order.length) return;
-    compared = false;
+    slider.value = 0;
     at.column = Math.max(at.column, 1);
     show();
     zoom.showModal();
@@ -244,10 +291,12 @@
   zoom.addEventListener("click", (event) => {
     const data = event.target.dataset;
     if (event.target === zoom || "close" in data) zoom.close();
-    else if ("compare" in data) { compared = !compared; show(); }
     else if (data.move) move(...data.move.split(",").map(Number));
   });
+  slider.addEventListener("input", reveal);
   zoom.addEventListener("keydown", (event) => {
+    // The keys of the slider are its own.
+    if (event.target === slider) return;
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (step) { event.preventDefault(); move(...step); }
   });

@@ -9,6 +9,7 @@ from typing import Any
 
 from dhr_batch.pipeline.bench.board import Board
 from dhr_batch.pipeline.bench.data import Method
+from dhr_batch.pipeline.bench.ranking import marks_of
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.bench.text import finite, published
 from dhr_batch.pipeline.report import truth
@@ -37,7 +38,7 @@ def to_json(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, 
 
 def _board(board: Board) -> dict[str, Any]:
     compared = board.compared
-    marked = {c.key: board.marks(c) for c in board.columns}
+    marked = {c.key: marks_of(board, c) for c in board.columns}
     return {
         "dataset": compared.dataset,
         "generator": compared.generator,

@@ -22,7 +22,6 @@ from dhr_batch.pipeline.stats import equal_effect, set_distances
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
 from dhr_batch.pipeline.stats.side_effects import before
-from dhr_batch.pipeline.units import number
 from dhr_batch.stages.base import START, TRUTH
 from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
 
@@ -133,11 +132,6 @@ class Board:
             return {}
         return self.compared.lacks.get(column.key.rpartition("@")[2], {})
 
-    def marks(self, column: BoardColumn) -> dict[str, str]:
-        """Return the marks of the methods in a column."""
-        found = {m: own[column.key].value for m, own in self.cells.items() if column.key in own}
-        return marks(found, column.better)
-
     @property
     def compared_columns(self) -> list[BoardColumn]:
         """The columns with paired differences: ranked ones, and parts if the masks differ."""
@@ -148,26 +142,6 @@ class Board:
             for c in self.columns
             if c.key in keys and (c.sheet in parts or (c.better and c.sheet != FURTHER))
         ]
-
-
-def marks(values: Mapping[str, float], better: str) -> dict[str, str]:
-    """Return which values are marked as `best` and `second`.
-
-    Values that look equal when they are printed share a mark. A single value has no mark, and if
-    all values are equal, all are marked as best.
-
-    Args:
-        values: The values by name.
-        better: `higher` or `lower`; "" for no marks.
-    """
-    shown = {name: value for name, value in values.items() if not math.isnan(value)}
-    if not better or len(shown) < 2:
-        return {}
-    texts = {name: number(value) for name, value in shown.items()}
-    order = sorted(shown, key=lambda name: shown[name], reverse=better == "higher")
-    ranks = list(dict.fromkeys(texts[name] for name in order))
-    words = dict(zip(ranks, ("best", "second"), strict=False))
-    return {name: words[text] for name, text in texts.items() if text in words}
 
 
 def board(compared: Compared, compare_to: str, summary: Sequence[str] = ()) -> Board:

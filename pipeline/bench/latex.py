@@ -10,7 +10,6 @@ from dhr_batch.pipeline.bench.text import (
     REFERENCES,
     head,
     heading,
-    plain,
     published,
     reference_rows,
     rows_of,
@@ -18,7 +17,7 @@ from dhr_batch.pipeline.bench.text import (
     texts,
 )
 from dhr_batch.pipeline.printable import printable
-from dhr_batch.pipeline.report.page import Shown
+from dhr_batch.pipeline.report.page import Shown, plain
 from dhr_batch.version import __version__
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dhr_batch.pipeline import units
+from dhr_batch.pipeline.bench import ranking
 from dhr_batch.pipeline.bench.board import FURTHER, SUMMARY, Board, EditBoard
 from dhr_batch.pipeline.bench.data import FinishedRun
+from dhr_batch.pipeline.bench.ranking import Ranking
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.bench.text import (
     COSTS,
@@ -48,6 +50,7 @@ from dhr_batch.pipeline.report.page import (
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.measure.face_scores import effect_unit
+from dhr_batch.stages.registry import STAGES
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")
 _SIDE = 192
@@ -65,12 +68,12 @@ def page(benchmark: Benchmark, boards: Sequence[Board], failed: Mapping[str, str
     """
     methods = sum(len(board.compared.methods) for board in boards)
     subtitle = f"{methods} methods on {'; '.join(b.compared.title for b in boards)}"
-    sections: list[Section] = []
-    for number, board in enumerate(boards):
-        sections.append(_figures(board, number, benchmark.matrix.about if not number else ""))
+    sections: list[Section] = [*_ranking(boards)]
     if pictured := _pictured(boards):
         text = _shown(boards, pictured)
         sections.append(Section("images", "Images", text, gallery=_gallery(pictured)))
+    for number, board in enumerate(boards):
+        sections.append(_figures(board, number, benchmark.matrix.about if not number else ""))
     sections += [_provenance(boards), _published(), provenance.rights()]
     warnings = [f"{name} has failed and is left out: {why}" for name, why in failed.items()]
     if any(board.compared.random_weights for board in boards):
@@ -84,6 +87,28 @@ def _pictured(boards: Sequence[Board]) -> Board | None:
     return next((board for board in boards if board.compared.methods), None)
 
 
+def _ranking(boards: Sequence[Board]) -> Iterator[Section]:
+    """Yield the section with which the page opens, if any methods can be ranked."""
+    found = [(board, own) for board in boards if (own := ranking.ranking(board))]
+    if found:
+        tables = [_ranked(board, own) for board, own in found]
+        drawn = [plot for board, _ in found if (plot := _speed(board)) is not None]
+        yield Section("ranking", "Ranking", (ranking.TEXT,), drawn, lead=tables)
+
+
+def _ranked(board: Board, found: Ranking) -> Table:
+    columns = [*found.columns, *(c for c in board.columns if c.key == "seconds")]
+    cells = rows_of(board, columns)
+    rows: list[list[Cell]] = [
+        [method, mean, *cells[method]] for method, mean in found.means.items()
+    ]
+    needed = {m: own for m, own in cells.items() if isinstance(own, str)}
+    rows += [[method, Spanning(own)] for method, own in needed.items()]
+    heads = (Column(head(board, c, c.sheet), number=True) for c in columns)
+    name = f"{board.compared.title}: means over {len(board.compared.counted)} images"
+    return Table(name, [Column("method"), Column("mean rank", number=True), *heads], rows)
+
+
 def _figures(board: Board, number: int, intro: str) -> Section:
     tables = [_table(board, sheet) for sheet in board.sheets]
     if board.differences:
@@ -91,8 +116,8 @@ def _figures(board: Board, number: int, intro: str) -> Section:
     if board.truth is not None:
         tables.insert(-1, board.truth)
     plots = [p for edited in board.compared_edits for p in _curves(board, edited)]
-    if (speed := _speed(board)) is not None:
-        plots.append(speed)
+    if (seconds := _seconds(board)) is not None:
+        plots.append(seconds)
     text = [intro, *about(board), INTERVALS, COSTS, REFERENCES if board.summary else ""]
     key = f"figures{number or ''}"
     return Section(key, board.compared.title, [t for t in text if t], plots, tables=tables)
@@ -153,7 +178,23 @@ def _speed(board: Board) -> Plot | None:
     if svg is None:
         return None
     means = {s.name: units.number(s.y[0]) for s in points}
-    return Plot("PSNR against seconds", svg, "embed, segment and refine", means)
+    hint = f"{board.compared.title}; embed, segment and refine"
+    return Plot("PSNR against seconds", svg, hint, means)
+
+
+def _seconds(board: Board) -> Plot | None:
+    """Plot the seconds of each stage for the methods."""
+    keys = {f"seconds_{stage}": stage for stage in STAGES}
+    spent = {
+        method: {stage: own[key].value for key, stage in keys.items() if key in own}
+        for method, own in board.cells.items()
+    }
+    title = "Seconds per image by stage"
+    svg = plots.stacked(spent, title)
+    if svg is None:
+        return None
+    stages = dict.fromkeys(stage for own in spent.values() for stage in own)
+    return Plot(title, svg, "of one worker, medians over shards", dict.fromkeys(stages, ""))
 
 
 @dataclass(frozen=True)

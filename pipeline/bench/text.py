@@ -15,14 +15,14 @@ from dhr_batch.pipeline.bench import needs
 from dhr_batch.pipeline.bench.board import FURTHER, SUMMARY, Board, BoardColumn
 from dhr_batch.pipeline.bench.costs import COST, IN_TURN
 from dhr_batch.pipeline.bench.data import EXCLUDED
+from dhr_batch.pipeline.bench.ranking import marks_of
 from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.printable import csv_cell
 from dhr_batch.pipeline.report.metrics import title
-from dhr_batch.pipeline.report.page import Cell, Shown, shown
+from dhr_batch.pipeline.report.page import Shown, plain, shown
 from dhr_batch.pipeline.stats.bootstrap import LEVEL
 from dhr_batch.pipeline.strict import Strict
-from dhr_batch.pipeline.units import number
 from dhr_batch.stages import yaml_files
 
 INTERVALS = (
@@ -138,7 +138,7 @@ def _reasons(why: Mapping[str, str]) -> str:
 def rows_of(board: Board, columns: Sequence[BoardColumn]) -> dict[str, list[Shown] | str]:
     """Return the cells of each method, or as one text what a method without them needs."""
     rows: dict[str, list[Shown] | str] = {}
-    marked = [board.marks(column) for column in columns]
+    marked = [marks_of(board, column) for column in columns]
     for method in board.compared.rows:
         if method in board.compared.needs:
             rows[method] = needs.text(board.compared.needs[method])
@@ -262,11 +262,6 @@ def models(board: Board) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def plain(cell: Cell) -> str:
-    """Return a cell of a page's table as text."""
-    return number(cell) if cell is None or isinstance(cell, float) else str(cell)
-
-
 def _md_differences(board: Board) -> list[str]:
     if not board.differences:
         return []
@@ -303,7 +298,7 @@ def csv_table(boards: Sequence[Board]) -> str:
     rows: list[Sequence[Any]] = [[*heads, "mark", "run", "fingerprint", "generator", "needs"]]
     for board in boards:
         for column in board.columns:
-            marked = board.marks(column)
+            marked = marks_of(board, column)
             for method in board.compared.methods:
                 if estimate := board.cells[method.name].get(column.key):
                     numbers = [finite(v) for v in (estimate.value, estimate.low, estimate.high)]

@@ -81,7 +81,8 @@ class Plot:
         title: The headline.
         svg: The plot, from `plots`.
         hint: A remark below the headline.
-        means: The formatted mean of each series. The last one is emphasized.
+        means: The formatted mean of each series, or an empty text if only its colour is explained.
+            The last mean is emphasized.
     """
 
     title: str
@@ -148,7 +149,8 @@ class Section:
     Attributes:
         key: The HTML id.
         title: The heading.
-        text: Paragraphs.
+        lead: Tables above the text.
+        text: Paragraphs. Those of a gallery are below it.
         plots: Plots that are always visible.
         more: Plots that are hidden until the reader opens them.
         tables: The tables.
@@ -164,6 +166,7 @@ class Section:
     tables: Sequence[Table] = ()
     gallery: Gallery | None = None
     code: tuple[str, str] | None = None
+    lead: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,13 @@ def shown(estimate: Estimate | None, mark: str = "") -> Shown:
         low, high = number(estimate.low), number(estimate.high)
         text += f" [{low}, {high}]"
     return Shown(estimate.value, text, mark)
+
+
+def plain(cell: Cell) -> str:
+    """Return a cell of a table as text."""
+    if isinstance(cell, Shown):
+        return cell.text
+    return number(cell) if cell is None or isinstance(cell, float) else str(cell)
 
 
 def render(page: Page, pictures: Iterable[Sequence[str | None]] = ()) -> Iterator[str]:

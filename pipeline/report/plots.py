@@ -6,20 +6,31 @@ of the page colours them, for light and dark backgrounds. Screen readers read th
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dhr_batch.pipeline.report.axes import (
+    LETTER,
+    WIDTH,
+    Axes,
+    Labels,
+    document,
+    dot,
+    line,
+    rect,
+    shortened,
+    text,
+)
 from dhr_batch.pipeline.units import number
 
-WIDTH, HEIGHT = 250, 165
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 12, 36
 # Up to this number of values per series, each value is a dot. More are shown as a histogram.
 MAX_DOTS = 40
 _MAX_BINS = 24
+# The letters that fit beside a bar and above one.
+_MAX_NAME, _MAX_BAR = 16, 32
 
 
 @dataclass(frozen=True)
@@ -70,12 +81,12 @@ def distribution(series: Mapping[str, Sequence[float]], title: str) -> str | Non
 
 def _dots(values: Mapping[str, np.ndarray], title: str, label: str) -> str:
     pooled = np.concatenate(list(values.values()))
-    axes = _Axes(_padded(pooled), (0.5 - len(values), 0.5), title, "", y_ticks=False)
+    axes = Axes(_padded(pooled), (0.5 - len(values), 0.5), title, "", y_ticks=False)
     marks = []
     for n, (name, v) in enumerate(values.items()):
         x, y = axes.x(v.mean()), axes.y(-n)
-        marks.append(_line(f"mean s{n}", x, y - 15, x, y + 15))
-        marks += [_dot(f"s{n}", axes.x(value), y, f"{name}: {number(value)}") for value in v]
+        marks.append(line(f"mean s{n}", x, y - 15, x, y + 15))
+        marks += [dot(f"s{n}", axes.x(value), y, f"{name}: {number(value)}") for value in v]
     return axes.svg(marks, label)
 
 
@@ -85,10 +96,10 @@ def _histogram(values: Mapping[str, np.ndarray], title: str, label: str) -> str:
     edges = np.histogram_bin_edges(pooled, bins)
     counts = {name: np.histogram(v, edges)[0] for name, v in values.items()}
     top = max(int(c.max()) for c in counts.values())
-    axes = _Axes((edges[0], edges[-1]), (0, top), title, "images")
+    axes = Axes((edges[0], edges[-1]), (0, top), title, "images")
     slot = (axes.x(edges[1]) - axes.x(edges[0])) / len(counts)
     marks = [
-        _rect(
+        rect(
             f"s{n}",
             axes.x(edges[i]) + n * slot + 0.3,
             axes.y(count),
@@ -122,21 +133,21 @@ def curves(
     if not finite:
         return None
     xs, ys = np.array(finite).T
-    axes = _Axes(_padded(xs), _padded(ys), x_title, y_title)
+    axes = Axes(_padded(xs), _padded(ys), x_title, y_title)
     marks = [
-        _dot(f"cloud s{n}", axes.x(x), axes.y(y), note)
+        dot(f"cloud s{n}", axes.x(x), axes.y(y), note)
         for n, s in enumerate(clouds, _first(clouds))
         for x, y, note in _points(s)
     ]
+    labels = Labels(axes, [(axes.x(x), axes.y(y)) for s in lines for x, y, _ in _points(s)])
     for n, s in enumerate(lines, _first(lines)):
         path = [(axes.x(x), axes.y(y)) for x, y, _ in _points(s)]
         if len(path) > 1:
             joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
             marks.append(f'<polyline class="s{n}" points="{joined}"/>')
         for (x, y), (_, value, note) in zip(path, _points(s), strict=True):
-            marks.append(_dot(f"s{n}", x, y, f"{note or s.name}: {number(value)}"))
-            if note:
-                marks.append(_text("note", x, y - 8, note, "middle"))
+            marks.append(dot(f"s{n}", x, y, f"{note or s.name}: {number(value)}"))
+            marks += labels.at(x, y, note) if note else []
     spoken = "; ".join(
         f"{s.name}: " + ", ".join(f"{n} {number(x)}, {number(y)}".strip() for x, y, n in _points(s))
         for s in lines
@@ -158,7 +169,7 @@ def steps(edges: Sequence[float], rates: Sequence[float], x_title: str, y_title:
         x_title: The title of the x axis.
         y_title: The title of the y axis.
     """
-    axes = _Axes((edges[0], edges[-1]), (0, max(rates)), x_title, y_title)
+    axes = Axes((edges[0], edges[-1]), (0, max(rates)), x_title, y_title)
     outline = [f"M{axes.x(edges[0]):.1f},{axes.y(0):.1f}"]
     for left, right, rate in zip(edges[:-1], edges[1:], rates, strict=True):
         outline.append(f"L{axes.x(left):.1f},{axes.y(rate):.1f}")
@@ -168,88 +179,56 @@ def steps(edges: Sequence[float], rates: Sequence[float], x_title: str, y_title:
     return axes.svg([f'<path class="area s1" d="{"".join(outline)}"/>'], label)
 
 
-def bars(counts: Mapping[str, int], title: str) -> str | None:
-    """Plot counts as horizontal bars in the given order. Returns None if there are none."""
+def bars(counts: Mapping[str, float], title: str) -> str | None:
+    """Plot numbers as horizontal bars in the given order. Returns None if there are none."""
     if not counts:
         return None
-    pitch, left, top = 22, 84, max(counts.values())
-    marks = []
+    texts = {name: str(c) if isinstance(c, int) else number(c) for name, c in counts.items()}
+    names = {name: shortened(name, _MAX_NAME) for name in counts}
+    left = 8 + LETTER * max(map(len, names.values()))
+    scale = (WIDTH - left - 52) / (max(counts.values()) or 1)
+    pitch, marks = 22, []
     for row, (name, count) in enumerate(counts.items()):
-        width = (WIDTH - left - 40) * count / top
-        marks.append(_text("tick", left - 8, row * pitch + 16, name, "end"))
-        marks.append(_rect("s1", left, row * pitch + 4, width, 16, f"{name}: {count}"))
-        marks.append(_text("tick", left + width + 6, row * pitch + 16, str(count), "start"))
-    label = f"{title}. " + ", ".join(f"{name}: {count}" for name, count in counts.items())
-    return _svg(marks, label, pitch * len(counts) + 4)
+        marks.append(text("tick", left - 8, row * pitch + 16, names[name], "end"))
+        note = f"{name}: {texts[name]}"
+        marks.append(rect("s1", left, row * pitch + 4, scale * count, 16, note))
+        end = left + scale * count + 6
+        marks.append(text("tick", end, row * pitch + 16, texts[name], "start"))
+    label = f"{title}. " + ", ".join(f"{name}: {count}" for name, count in texts.items())
+    return document(marks, label, pitch * len(counts) + 4)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return at most `most` ticks in [low, high], spaced by 1, 2 or 5 times a power of ten.
+def stacked(rows: Mapping[str, Mapping[str, float]], title: str) -> str | None:
+    """Plot the parts of numbers as horizontal bars, below their names.
 
-    >>> ticks(0, 10)
-    [0.0, 5.0, 10.0]
+    Args:
+        rows: The parts of each bar by name. The colour of a part is that of its place among all
+            parts, in the order in which they appear.
+        title: What is shown, for screen readers.
+
+    Returns:
+        SVG text, or None if there is nothing to draw.
     """
-    if not high > low:
-        return [low]
-    step = 10.0 ** math.floor(math.log10((high - low) / most))
-    while (high - low) / step + 1e-9 >= most:
-        # From 2 to 5 the factor is 2.5; from 1 to 2 and from 5 to 10 it is 2.
-        first = round(step / 10.0 ** math.floor(math.log10(step) + 1e-9))
-        step *= 2.5 if first == 2 else 2
-    return [
-        k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
-
-
-class _Axes:
-    """The axes of a plot: scales, grid, ticks and titles."""
-
-    def __init__(
-        self,
-        x: tuple[float, float],
-        y: tuple[float, float],
-        x_title: str,
-        y_title: str,
-        y_ticks: bool = True,
-    ) -> None:
-        self._x, self._y, self._y_ticks = _widened(x), _widened(y), y_ticks
-        self._left = _LEFT if y_ticks else _RIGHT
-        self._titles = (x_title, y_title)
-
-    def x(self, value: float) -> float:
-        """Return the position of a value on the x axis."""
-        low, high = self._x
-        return self._left + (value - low) / (high - low) * (WIDTH - self._left - _RIGHT)
-
-    def y(self, value: float) -> float:
-        """Return the position of a value on the y axis."""
-        low, high = self._y
-        return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
-
-    def svg(self, marks: Sequence[str], label: str) -> str:
-        """Return the plot with its axes below the marks. label: the text for screen readers."""
-        base, x_title, y_title = HEIGHT - _BOTTOM, *self._titles
-        frame = [_line("axis", self._left, base, WIDTH - _RIGHT, base)]
-        shown = ticks(*self._x)
-        for value, text in zip(shown, _tick_texts(shown), strict=True):
-            frame.append(_line("axis", self.x(value), base, self.x(value), base + 4))
-            frame.append(_text("tick", self.x(value), base + 16, text, "middle"))
-        shown = ticks(*self._y) if self._y_ticks else []
-        for value, text in zip(shown, _tick_texts(shown), strict=True):
-            y = self.y(value)
-            frame.append(_line("grid", self._left, y, WIDTH - _RIGHT, y))
-            frame.append(_text("tick", self._left - 6, y + 4, text, "end"))
-        frame.append(_text("axis-title", WIDTH - _RIGHT, HEIGHT - 4, x_title, "end"))
-        if y_title:
-            turn = f'transform="rotate(-90 11 {_TOP})"'
-            frame.append(_text("axis-title", 11, _TOP, y_title, "end", turn))
-        return _svg([*frame, *marks], label, HEIGHT)
-
-
-def _widened(ends: tuple[float, float]) -> tuple[float, float]:
-    """Widen an empty range, so that it has a length."""
-    low, high = float(ends[0]), float(ends[1])
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+    sums = {name: sum(parts.values()) for name, parts in rows.items()}
+    top = max(sums.values(), default=0)
+    if not top > 0:
+        return None
+    colours = list(dict.fromkeys(part for parts in rows.values() for part in parts))
+    pitch, scale, marks = 38, (WIDTH - 52) / top, []
+    for row, (name, parts) in enumerate(rows.items()):
+        x, y = 0.0, row * pitch
+        marks.append(text("tick", 0, y + 12, shortened(name, _MAX_BAR), "start"))
+        for part, value in parts.items():
+            note = f"{name}, {part}: {number(value)}"
+            marks.append(rect(f"s{colours.index(part)}", x, y + 17, scale * value, 14, note))
+            x += scale * value
+        marks.append(text("tick", x + 6, y + 28, number(sums[name]), "start"))
+    spoken = (
+        f"{name}: {number(sums[name])}, of which "
+        + ", ".join(f"{part} {number(value)}" for part, value in parts.items())
+        for name, parts in rows.items()
+    )
+    return document(marks, f"{title}. {'; '.join(spoken)}", pitch * len(rows))
 
 
 def _padded(values: np.ndarray) -> tuple[float, float]:
@@ -262,43 +241,3 @@ def _points(series: Series) -> list[tuple[float, float, str]]:
     notes = series.notes or [""] * len(series.x)
     found = zip(series.x, series.y, notes, strict=True)
     return [point for point in found if math.isfinite(point[0]) and math.isfinite(point[1])]
-
-
-def _tick_texts(values: Sequence[float]) -> list[str]:
-    """Format ticks with the smallest equal number of decimals that represents all of them."""
-    for decimals in range(7):
-        texts = [f"{value:.{decimals}f}" for value in values]
-        if all(
-            abs(float(t) - v) < 1e-9 + 1e-6 * abs(v) for t, v in zip(texts, values, strict=True)
-        ):
-            return texts
-    return [f"{value:.2g}" for value in values]
-
-
-def _escape(text: str) -> str:
-    return html.escape(text)
-
-
-def _svg(parts: Sequence[str], label: str, height: float) -> str:
-    attributes = f'class="plot" viewBox="0 0 {WIDTH} {height}" role="img"'
-    return f'<svg {attributes} aria-label="{_escape(label)}">{"".join(parts)}</svg>'
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(kind: str, x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}'
-    return f'<text class="{kind}" {place}>{_escape(text)}</text>'
-
-
-def _dot(kind: str, x: float, y: float, note: str) -> str:
-    title = f"<title>{_escape(note)}</title>" if note else ""
-    radius = 2.2 if kind.startswith("cloud") else 4
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{title}</circle>'
-
-
-def _rect(kind: str, x: float, y: float, width: float, height: float, note: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}"'
-    return f'<rect class="{kind}" {place}><title>{_escape(note)}</title></rect>'

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dhr_batch.pipeline.report import plots as report_plots
-from dhr_batch.pipeline.report import provenance, side_effects, summaries, truth
+from dhr_batch.pipeline.report import provenance, side_effects, speed, summaries, truth
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report.metrics import (
     HEADLINES,
@@ -21,15 +20,13 @@ from dhr_batch.pipeline.report.metrics import (
 from dhr_batch.pipeline.report.page import Cell, Column, Gallery, Page, Plot, Section, Table, shown
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.pipeline.stats import equal_effect
-from dhr_batch.pipeline.units import duration, number, signed
+from dhr_batch.pipeline.units import number, signed
 from dhr_batch.stages.base import EDIT_STAGE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MAX_FAILURES = 200
-# Points of a cloud. More make the page slow but not the plot clearer.
-_MAX_CLOUD = 500
 _MAX_NAMED = 10
 FILES = ("contact_sheet.png", "metrics.md", "metrics.csv")
 
@@ -52,11 +49,11 @@ def page(data: RunData, gallery: Gallery) -> Page:
         )
         warning += "only show that the pipeline works."
     sections = (
+        _images(gallery),
         _metrics(data),
         truth.section(data),
-        _images(gallery),
         _edits(data),
-        _speed(data),
+        speed.section(data),
         _failures(data),
         provenance.settings(data),
         provenance.rights(),
@@ -189,7 +186,7 @@ def _identity_plot(data: RunData, edit: str, identity: str) -> Plot | None:
         means["identity"].tolist(),
         [signed(s) for s in means["strength"]],
     )
-    few = table.iloc[np.linspace(0, len(table) - 1, min(len(table), _MAX_CLOUD)).astype(int)]
+    few = table.iloc[np.linspace(0, len(table) - 1, min(len(table), speed.MAX_CLOUD)).astype(int)]
     notes = [f"{i}: {signed(s)}" for i, s in zip(few["image_id"], few["strength"], strict=True)]
     cloud = Series("images", few[x].tolist(), few["identity"].tolist(), notes)
     svg = report_plots.curves([line], x_title, title(identity), [cloud])
@@ -208,55 +205,6 @@ def _images(gallery: Gallery) -> Section:
         "invert it, feature modulation does.".strip(),
     )
     return Section("images", "Images", text, gallery=gallery)
-
-
-def _speed(data: RunData) -> Section | None:
-    plots = [plot for plot in (_psnr_plot(data), _throughput_plot(data)) if plot is not None]
-    return Section("speed", "Speed", plots=plots) if plots else None
-
-
-def _psnr_plot(data: RunData) -> Plot | None:
-    """Plot means of shards, because times are recorded per shard."""
-    long = data.metrics[data.metrics["metric"] == "psnr"]
-    long = long[~long["image_id"].isin(data.excluded())]
-    shards = data.plan.shard_of()
-    clouds: list[Series] = []
-    for stage, until in (("inverted", "embed"), ("refined", "refine")):
-        seconds = summaries.seconds_per_image(data, until)
-        found: dict[int, list[float]] = defaultdict(list)
-        times: dict[int, float] = {}
-        chosen = long[long["stage"] == stage]
-        for image_id, value in zip(chosen["image_id"], chosen["value"].tolist(), strict=True):
-            if image_id in seconds and np.isfinite(value):
-                found[shards[image_id]].append(value)
-                times[shards[image_id]] = seconds[image_id]
-        drawn = list(found)[:: max(1, len(found) // _MAX_CLOUD)]
-        values = [float(np.mean(found[n])) for n in drawn]
-        notes = [f"{stage}, shard {n}: {number(v)} dB" for n, v in zip(drawn, values, strict=True)]
-        clouds.append(Series(stage, [times[n] for n in drawn], values, notes))
-    if not all(cloud.x for cloud in clouds):
-        return None
-    means = Series(
-        "mean",
-        [float(np.mean(cloud.x)) for cloud in clouds],
-        [float(np.mean(cloud.y)) for cloud in clouds],
-        [cloud.name for cloud in clouds],
-    )
-    svg = report_plots.curves([means], "seconds per image", "PSNR [dB]", clouds)
-    hint = "time of a worker per image, up to and including the stage; faint dots are shards"
-    return None if svg is None else Plot("PSNR against seconds", svg, hint)
-
-
-def _throughput_plot(data: RunData) -> Plot | None:
-    speed = summaries.throughput(data.throughput)
-    if speed is None:
-        return None
-    last = speed.edges[-1]
-    unit, length = next((u for u in (("h", 3600.0), ("min", 60.0)) if last >= 2 * u[1]), ("s", 1.0))
-    edges = [edge / length for edge in speed.edges]
-    svg = report_plots.steps(edges, speed.rates, f"time of work [{unit}]", "images/s")
-    hint = f"images finished over {duration(last)} of work, without pauses"
-    return Plot("Throughput", svg, hint, {"images/s": number(speed.mean)})
 
 
 def _failures(data: RunData) -> Section | None:

@@ -16,6 +16,7 @@ from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.stats import equal_effect
 from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.measure.face_scores import effect_score
+from dhr_batch.stages.registry import STAGES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
     The mean of a stage is over the images that it has computed (`Manifest.computed`).
 
     Args:
-        data: The run. Shards whose manifest lacks the time of the stage are left out.
+        data: The run. Shards without an image that the stage has computed are left out.
         until: The last stage whose time is included.
     """
     seconds: dict[str, float] = {}
@@ -144,6 +145,35 @@ def seconds_per_image(data: RunData, until: str) -> dict[str, float]:
             spent = sum(times[name] / shard.computed(name) for name in names)
             seconds |= dict.fromkeys(image_ids, spent)
     return seconds
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """The time that workers have spent on a stage.
+
+    Attributes:
+        stage: The stage.
+        mean: Mean seconds of a worker per image, over the images that the stage has computed.
+        images: The number of these images.
+        total: Seconds of all workers.
+    """
+
+    stage: str
+    mean: float
+    images: int
+    total: float
+
+
+def stage_seconds(data: RunData) -> list[StageSeconds]:
+    """Return the time of each stage, in the order of the stages; empty if none is recorded."""
+    found = []
+    for stage in STAGES:
+        shards = [shard for shard in data.shards.values() if stage in shard.stage_seconds]
+        images = sum(shard.computed(stage) for shard in shards)
+        total = float(sum(shard.stage_seconds[stage] for shard in shards))
+        if images:
+            found.append(StageSeconds(stage, total / images, images, total))
+    return found
 
 
 def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:

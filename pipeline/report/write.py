@@ -7,6 +7,7 @@ connection.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ from PIL import Image, PngImagePlugin
 from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.printable import csv_cell
-from dhr_batch.pipeline.report import contact_sheet, gallery, sections, summaries, truth
+from dhr_batch.pipeline.report import contact_sheet, gallery, sections, speed, summaries, truth
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, rows
 from dhr_batch.pipeline.report.gallery import MAX_IMAGES
+from dhr_batch.pipeline.report.page import plain
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -28,6 +30,16 @@ from dhr_batch.pipeline.units import duration, number
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Headings and units of the table with which metrics.md begins.
+_HEADLINES = {
+    "psnr": ("PSNR", " dB"),
+    "psnr_in": ("PSNR in-domain", " dB"),
+    "st_lpips_alex": ("ST-LPIPS (alex)", ""),
+    "lpips_alex": ("LPIPS (alex)", ""),
+    "identity_dlib_distance": ("identity distance (dlib)", ""),
+}
+_ROWS = (("inverted", "embed", "embedding"), ("refined", "refine", "refined"))
 
 
 def write_report(
@@ -92,6 +104,7 @@ def markdown(data: RunData) -> str:
     if data.random_weights:
         lines += ["**random weights**: these numbers say nothing about a trained model.", ""]
     excluded = data.excluded()
+    lines += _headlines(data)
     lines += [f"{len(data.image_ids)} images, {len(data.quarantine)} quarantined.", ""]
     if excluded:
         names = ", ".join(escaped(image_id) for image_id in excluded)
@@ -113,11 +126,35 @@ def markdown(data: RunData) -> str:
         )
         lines += ["## Failures", ""]
         lines += _table(["class", "images", "first one", "message"], failures)
-    if speed := summaries.throughput(data.throughput):
-        mean, top = number(speed.mean), number(max(speed.rates))
-        took = duration(speed.edges[-1])
+    if stages := summaries.stage_seconds(data):
+        lines += [f"## {speed.TITLE}", "", speed.TEXT, ""]
+        cells = ([plain(cell) for cell in row] for row in speed.rows(stages))
+        lines += _table(speed.HEADS, cells)
+    if rate := summaries.throughput(data.throughput):
+        mean, top = number(rate.mean), number(max(rate.rates))
+        took = duration(rate.edges[-1])
         lines += [f"Throughput: {mean} images/s over {took}, at most {top} images/s.", ""]
     return "\n".join(lines)
+
+
+def _headlines(data: RunData) -> list[str]:
+    """Return a small table: the means of well-known metrics before and after the refinement."""
+    table = summaries.summary(data)
+    # A metric that several models have measured has the mean of the first one.
+    keys = zip(table["stage"], table["metric"], strict=True)
+    means = dict(reversed(list(zip(keys, table["mean"], strict=True))))
+    metrics = [m for m in _HEADLINES if {("inverted", m), ("refined", m)} & means.keys()]
+    if not metrics:
+        return []
+    rows = []
+    for stage, family, word in _ROWS:
+        own = data.plan.settings.values.get(family, {})
+        steps = f", {own['steps']} steps" if own.get("steps") else ""
+        name = re.sub(r"[`|\s]", "", str(own.get("name", "")))
+        found = {m: number(means.get((stage, m))) for m in metrics}
+        cells = [v if v == number(None) else v + _HEADLINES[m][1] for m, v in found.items()]
+        rows.append([f"{word} (`{name}`{steps})" if name else word, *cells])
+    return table_lines(["", *(_HEADLINES[m][0] for m in metrics)], rows)
 
 
 def _summary(table: pd.DataFrame) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from dhr_batch.pipeline.bench import matrix
 from dhr_batch.pipeline.bench import text as bench_text
-from dhr_batch.pipeline.bench.board import marks
+from dhr_batch.pipeline.bench.ranking import marks
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config
 from dhr_batch.tests.pipeline.benched import tiny

@@ -162,7 +162,7 @@ def test_chromium_shows_and_sorts_tables_with_needs(finished):
     with Chromium() as browser:
         browser.open(finished[0] / "index.html")
         browser.settle()
-        table = "document.querySelector('table')"
+        table = "document.querySelector('#figures table')"
         wide = f"[...{table}.tBodies[0].rows].filter(r => r.cells.length === 2)"
         assert browser.run(f"{wide}.map(r => r.cells[1].textContent)") == [E4E, E4E]
         browser.run(f"{table}.tHead.rows[0].cells[2].querySelector('button').click()")

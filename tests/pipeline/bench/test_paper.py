@@ -175,7 +175,7 @@ def test_chromium_shows_the_table_with_published_figures(finished):
     with Chromium() as browser:
         browser.open(finished[2] / "index.html")
         browser.settle()
-        table = "document.querySelector('table')"
+        table = "[...document.querySelectorAll('[id^=figures] table')][0]"
         names = browser.run(f"[...{table}.tBodies[0].rows].map(r => r.cells[0].textContent)")
         cells = [cell for cell in finished[0].cells if cell.generator == filled.GENERATOR]
         assert names[: len(cells)] == [f"{cell.embedder} / {cell.refiner}" for cell in cells]

@@ -19,15 +19,17 @@ from dhr_batch.cli import main
 from dhr_batch.pipeline.bench import page as bench_page
 from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench import text as bench_text
-from dhr_batch.pipeline.bench.board import Board, board
+from dhr_batch.pipeline.bench.board import Board, BoardColumn, board
 from dhr_batch.pipeline.bench.data import load, method_name
 from dhr_batch.pipeline.bench.matrix import RefinerEntry, parse_matrix
+from dhr_batch.pipeline.bench.ranking import marks_of, ranking
 from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.datasets import synthetic
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.runs.results import open as open_run
+from dhr_batch.pipeline.stats.bootstrap import estimate
 from dhr_batch.pipeline.units import number
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline import discs
@@ -290,6 +292,39 @@ def test_parts_are_not_ranked_where_masks_differ(figures):
     assert "psnr_out" not in figures.cells["w+ / no_mask"]
 
 
+def test_realism_is_not_ranked_without_refinement(figures):
+    """Pictures that are not refined show another face, whose mouth rightly differs."""
+    for key in ("realism", "smile@realism"):
+        column = BoardColumn(key, "Realism", "", "higher")
+        values = {"w+ / none": -0.1, "w+ / dhr": -0.2, "w+ / no_mask": -0.4}
+        cells = {name: {key: estimate([value])} for name, value in values.items()}
+        found = marks_of(replace(figures, cells=cells), column)
+        assert found == {"w+ / dhr": "best", "w+ / no_mask": "second"}
+
+
+def test_methods_are_ordered_by_their_mean_rank(figures):
+    columns = [c for c in figures.columns if c.key in ("psnr", "ssim")]
+    values = {"a": (30.0, 0.8), "b": (31.0, 0.9), "c": (31.0, 0.7)}
+    cells = {
+        name: {"psnr": estimate([psnr]), "ssim": estimate([ssim])}
+        for name, (psnr, ssim) in values.items()
+    }
+    found = ranking(replace(figures, columns=columns, cells=cells))
+    assert [c.key for c in found.columns] == ["psnr", "ssim"]
+    assert list(found.means.items()) == [("b", 1.0), ("a", 2.0), ("c", 2.0)]
+    assert ranking(replace(figures, columns=[], cells=cells)) is None
+
+
+def test_the_page_opens_with_the_ranking_and_a_plot(finished, figures):
+    first, second, *_ = bench_page.page(finished[0], [figures], {}).sections
+    assert (first.key, second.key) == ("ranking", "images")
+    (table,), (plot,) = first.lead, first.plots
+    assert [column.title for column in table.columns[:2]] == ["method", "mean rank"]
+    assert {row[0] for row in table.rows} == set(figures.cells)
+    assert [row[1] for row in table.rows] == sorted(row[1] for row in table.rows)
+    assert plot.title == "PSNR against seconds"
+
+
 def test_edits_are_compared_at_equal_effect(figures):
     (edited,) = figures.compared_edits
     effects = [own["darkness@effect"] for own in figures.cells.values()]
@@ -466,7 +501,7 @@ def test_chromium_shows_and_sorts_the_tables(finished):
         browser.open(Path(finished[2]))
         browser.settle()
         tables = "[...document.querySelectorAll('table')]"
-        table = f"{tables}.find(t => t.tHead.textContent.includes('PSNR'))"
+        table = f"{tables}.find(t => t.closest('#figures')?.textContent.includes('PSNR'))"
         names = f"[...{table}.tBodies[0].rows].map(r => r.cells[0].textContent)"
         before = browser.run(names)
         values = browser.run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from dhr_batch.pipeline.report.page import (
     Plot,
     Score,
     Section,
+    Shown,
     Table,
 )
+from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.tests.pipeline.chromium import Chromium
 
 COLUMNS = ("source", "inverted", "refined", "mask")
@@ -55,8 +59,8 @@ def save(page: Page, path: Path, most: int) -> Path:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     picture = report_gallery.webp(Image.fromarray(noise), 64, most)
     (gallery,) = [section.gallery for section in page.sections if section.gallery]
-    missing = [picture, picture, picture, None]
-    rows = (missing if n == 2 else [picture] * 4 for n in range(len(gallery.items)))
+    full = [picture] * len(gallery.columns)
+    rows = ([*full[:3], None, *full[4:]] if n == 2 else full for n in range(len(gallery.items)))
     with path.open("w", encoding="utf-8") as file:
         file.writelines(report_page.render(page, rows))
     return path
@@ -181,6 +185,149 @@ def test_keys_move_enlarge_and_close(tab: Chromium) -> None:
     assert focused(tab) == ["4", "5"]
     tab.press("End", modifiers=2)
     assert focused(tab) == [str(SMALL + 1), "5"]
+
+
+def slide(tab: Chromium) -> dict[str, Any]:
+    """The slider of the enlarged picture, and how much of the source is seen beside it."""
+    return tab.run(
+        "(s => ({off: s.disabled, text: s.ariaValueText ?? s.getAttribute('aria-valuetext'),"
+        "label: s.labels[0].innerText.trim(), focused: s === document.activeElement,"
+        "seen: getComputedStyle(zoom.querySelector('.source')).display !== 'none',"
+        "part: zoom.querySelector('.pair').style.getPropertyValue('--reveal')}))"
+        "(zoom.querySelector('input[type=range]'))"
+    )
+
+
+def test_a_slider_compares_with_the_source(tab: Chromium) -> None:
+    tab.run("document.querySelectorAll('#gallery img')[2].click()")
+    tab.settle()
+    found = slide(tab)
+    assert (found["label"], found["off"], found["seen"]) == ("Compare with source", False, False)
+    tab.run("zoom.querySelector('[autofocus]').focus()")
+    for _ in range(8):
+        tab.press("Tab")
+        if slide(tab)["focused"]:
+            break
+    # Its arrow keys move the slider, and no longer from picture to picture.
+    tab.press("ArrowRight", "ArrowRight", "ArrowUp")
+    found = slide(tab)
+    assert (found["part"], found["seen"]) == ("15%", True)
+    assert found["text"] == "15 % source, 85 % refined"
+    assert tab.run("zoom.querySelector('figcaption').textContent") == "people/0000.png: refined"
+    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    (slider,) = [n for n in nodes if not n["ignored"] and n["role"]["value"] == "slider"]
+    assert slider["name"]["value"] == "Compare with source"
+    # Neither the source itself nor a picture that is not stored can be compared.
+    tab.run("zoom.querySelector('[data-move=\"0,-1\"]').click()")
+    tab.run("zoom.querySelector('[data-move=\"0,-1\"]').click()")
+    assert slide(tab)["off"]
+    tab.run("zoom.querySelector('[data-close]').click()")
+    tab.run("document.querySelectorAll('#gallery [role=gridcell]')[11].click()")
+    assert tab.run("zoom.querySelector('figcaption').textContent").endswith("mask, not stored")
+    assert slide(tab)["off"]
+    tab.press("Escape")
+
+
+# Elements that scroll sideways, or end right of the window, of those that are seen.
+WIDE = """[...document.querySelectorAll("body *")].filter(e => {
+    const seen = e.checkVisibility() && !e.closest(".heads, .skip, svg");
+    const scrolls = ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+    const box = e.getBoundingClientRect();
+    return seen && ((scrolls && e.scrollWidth > e.clientWidth) || box.right > innerWidth + 0.5);
+}).map(e => e.outerHTML.slice(0, 80))"""
+
+
+@pytest.fixture
+def phone(chromium: Chromium, tmp_path: Path) -> Iterator[Chromium]:
+    """A page with many pictures and wide tables, on a phone."""
+    page = page_of(SMALL)
+    columns = (*COLUMNS, *(f"smile {n}" for n in range(5)))
+    (gallery,) = [s.gallery for s in page.sections if s.gallery]
+    heads = [Column("method"), *(Column(f"identity distance {n}", number=True) for n in range(9))]
+    cells = [[f"m{n}", *[Shown(0.5, "0.500 [0.400, 0.600]")] * 9] for n in range(4)]
+    sections = [
+        Section("images", "Images", gallery=replace(gallery, columns=columns)),
+        Section("wide", "Wide", tables=[Table("Wide", heads, cells)]),
+        page.sections[0],
+    ]
+    path = save(replace(page, sections=sections), tmp_path / "index.html", 4000)
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    chromium.call("Emulation.setDeviceMetricsOverride", **metrics)
+    chromium.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    chromium.open(path)
+    chromium.settle()
+    chromium.settle()
+    yield chromium
+    chromium.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    chromium.call("Emulation.clearDeviceMetricsOverride")
+    assert chromium.errors == []
+
+
+def test_nothing_scrolls_sideways_on_a_phone(phone: Chromium) -> None:
+    assert phone.run(WIDE) == []
+    phone.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    phone.settle()
+    phone.settle()
+    assert phone.run(WIDE) == []
+    table = "document.querySelector('#wide table')"
+    assert phone.run(f"{table}.className") == "stacked"
+    label = f"getComputedStyle({table}.tBodies[0].rows[0].cells[3], '::before').content"
+    assert "identity distance 2" in phone.run(label)
+    # It is a table for screen readers nevertheless.
+    nodes = phone.call("Accessibility.getFullAXTree")["nodes"]
+    roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
+    assert roles.count("cell") >= 40
+    assert roles.count("gridcell") == SMALL * 9
+    assert phone.run("document.querySelector('#metrics table').className") == ""
+
+
+def test_a_tap_shows_the_picture(phone: Chromium) -> None:
+    picture = "document.querySelectorAll('#gallery img')[2].getBoundingClientRect()"
+    x, y = phone.run(f"(r => [r.x + 40, r.y + 40])({picture})")
+    assert 0 < y < 844, "the first pictures are on the first screen"
+    phone.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+    phone.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    phone.settle()
+    assert phone.run("zoom.open")
+    assert phone.run("zoom.querySelector('img').alt") == "people/0000.png: refined"
+    picture = "zoom.querySelector('img').getBoundingClientRect()"
+    left, right = phone.run(f"(r => [r.left, r.right])({picture})")
+    assert 0 <= left < right - 300 <= 90
+    assert phone.run(WIDE) == []
+    phone.run("zoom.querySelector('[data-close]').click()")
+    phone.settle()
+
+
+def test_texts_of_plots_do_not_overlap(chromium: Chromium, tmp_path: Path) -> None:
+    notes = ["-2", "-1", "0", "+1", "+2"]
+    near = Series("mean", [0, 0.01, 0.02, 0.4, 0.41], [0, 0.01, 0, 1, 1], notes)
+    far = Series("", [1e5, 1.00002e5], [1e-6, 3e-6], ["inverted", "refined"])
+    title = "Background PSNR to the refined picture [dB], out-of-domain"
+    parts = {"w_plus / published": {"embed": 12.0, "refine": 140.5}, "b": {"embed": 3}}
+    drawn = [
+        plots.curves([near], title, title),
+        plots.curves([far], "x", "y"),
+        plots.distribution({"a": [0.00125, 0.00675], "b": [0.004]}, "MSE"),
+        plots.distribution({"a": np.linspace(0.001, 0.0123456, 90)}, "MSE"),
+        plots.steps([0, 3, 9], [0.015, 0.025], "time of work [min]", "images/s"),
+        plots.bars({"decompression_bomb_of_an_image": 1234, "no_face": 7}, "Failures"),
+        plots.stacked(parts, "seconds"),
+    ]
+    section = Section("all", "All", plots=[Plot("A plot", svg or "") for svg in drawn])
+    page = Page("Plots", "", [section])
+    path = tmp_path / "index.html"
+    path.write_text("".join(report_page.render(page)), "utf-8")
+    chromium.open(path)
+    found = chromium.run(
+        "[...document.querySelectorAll('svg.plot')].map(svg => [...svg.querySelectorAll('text')]"
+        ".map(t => [t.textContent, t.getBBox()]).map(([n, b]) => [n, b.x, b.y, b.width, b.height]))"
+    )
+    assert len(found) == len(drawn)
+    for texts in found:
+        for (one, x, y, w, h), (other, x2, y2, w2, h2) in combinations(texts, 2):
+            # Boxes have room for accents above and below the letters.
+            apart = x + w <= x2 + 1 or x2 + w2 <= x + 1 or y + h <= y2 + 3 or y2 + h2 <= y + 3
+            assert apart, (one, other)
 
 
 def test_tables_sort_by_value(tab: Chromium) -> None:

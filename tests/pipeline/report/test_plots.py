@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from dhr_batch.pipeline.report import plots
+from dhr_batch.pipeline.report import axes, plots
 from dhr_batch.pipeline.report.plots import Series
 
 
@@ -103,4 +103,4 @@ def test_names_cannot_break_the_svg() -> None:
     ],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    np.testing.assert_allclose(plots.ticks(low, high), expected, atol=1e-12)
+    np.testing.assert_allclose(axes.ticks(low, high), expected, atol=1e-12)

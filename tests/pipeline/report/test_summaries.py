@@ -134,7 +134,8 @@ def test_failures_are_counted_by_class_with_an_example(make_run: Callable[..., P
     assert "| crash | 1 | 1.png | 1 \\| crash |" in markdown
     rows = re.findall(r'<td>(\w+)</td><td class="n" data-value="(\d+)">', text)
     assert rows[:2] == [("no_face", "3"), ("crash", "1")]
-    widths = re.findall(r'width="([\d.]+)" height="16.0"', text)
+    failures = text.partition('id="failures"')[2]
+    widths = re.findall(r'width="([\d.]+)" height="16.0"', failures)
     assert float(widths[0]) == pytest.approx(3 * float(widths[1]), abs=0.2)
 
 
@@ -168,6 +169,8 @@ def test_seconds_are_those_of_the_shard(make_run: Callable[..., Path]) -> None:
     assert summaries.seconds_per_image(data, "embed") == {IDS[0]: 16.5, IDS[1]: 16.5, IDS[2]: 33}
     assert summaries.seconds_per_image(data, "refine") == {IDS[0]: 49.5, IDS[1]: 49.5, IDS[2]: 99}
     assert summaries.seconds_per_image(data, "edit") == {}
+    refine = summaries.stage_seconds(data)[-1]
+    assert refine == summaries.StageSeconds("refine", 40, 3, 120)
 
 
 def test_the_effect_of_an_edit_is_against_the_source(

@@ -56,6 +56,24 @@ def test_a_run_in_an_object_store(make_run: Callable[..., Path], bucket: str) ->
         assert run.read(f"report/{name}") == (write(local).parent / name).read_bytes()
 
 
+def test_the_markdown_begins_with_the_means_before_and_after(make_run: Callable[..., Path]) -> None:
+    lines = (write(make_run()).parent / "metrics.md").read_text("utf-8").splitlines()
+    assert lines[2:6] == [
+        "|  | PSNR | PSNR in-domain | identity distance (dlib) |",
+        "|---|---|---|---|",
+        "| embedding (`w+`, 60 steps) | 18.50 dB | 20.00 dB | 0.350 |",
+        "| refined | 28.50 dB | 20.00 dB | 0.350 |",
+    ]
+    assert "| refine | 40.00 | 61% | 3 | 120.00 |" in lines
+    assert "| all stages | 66.00 | 100% | 3 | 198.00 |" in lines
+
+
+def test_the_pictures_come_first(make_run: Callable[..., Path]) -> None:
+    text = write(make_run()).read_text("utf-8")
+    assert re.findall(r'<section id="(\w+)"', text)[:2] == ["images", "metrics"]
+    assert "Seconds of a worker per image, by stage" in text
+
+
 def test_run_without_edits(make_run: Callable[..., Path]) -> None:
     page = write(make_run(edits=[]))
     assert "edit:" not in page.read_text("utf-8")
@@ -150,7 +168,7 @@ def test_chromium_shows_the_report_of_a_run(make_run: Callable[..., Path]) -> No
         assert {"PSNR [dB]", "SSIM", "Identity distance (dlib)"} <= found.keys()
         # Means of the two images that count: effects and identity, seconds and dB.
         assert "-2 -0.050, 0.350, 0 0.050, 0.350, +2 0.350, 0.350" in found["smile"]
-        assert "inverted 11.00, 18.50, refined 33.00, 28.50" in found["PSNR against seconds"]
+        assert "inverted 16.50, 18.50, refined 49.50, 28.50" in found["PSNR against seconds"]
         assert found["yaw"].startswith("Identity distance (dlib) against strength")
         assert found["Failures by class"] == "Failures by class. no_face: 1"
         assert found["Throughput"].endswith("from 0.100 to 0.100")
