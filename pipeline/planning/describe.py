@@ -263,7 +263,9 @@ def schema() -> dict[str, Any]:
 
 def _as_accepted(name: str, field: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a field with what its class accepts besides: see the comments."""
-    described = {key: field[key] for key in ("description", "default") if key in field}
+    described: dict[str, Any] = {
+        key: field[key] for key in ("description", "default") if key in field
+    }
     bare = {key: value for key, value in field.items() if key not in described}
     if field.get("type") == "string" and name in registry.TABLE and "enum" not in field:
         # Networks, which may come from other packages.

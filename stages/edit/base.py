@@ -27,12 +27,12 @@ class EditOptions(BaseModel, ABC):
 
     kind: ClassVar[str]
     strengths: tuple[FiniteFloat, ...] = Field(
-        (-2.0, -1.0, 1.0, 2.0),
+        default=(-2.0, -1.0, 1.0, 2.0),
         min_length=1,
         description="how far to go, once for each picture, in units of what is edited",
     )
     label: str = Field(
-        "",
+        default="",
         description="name of the edit in tables and files; by default that of what is edited",
     )
 

@@ -37,7 +37,7 @@ class DirectionOptions(EditOptions):
         description="what to change: a name in `dhr-batch edits list`, or a file of your own"
     )
     unit: Literal["", "deg"] = Field(
-        "",
+        default="",
         description="`deg` if strengths are degrees by which the head turns; the direction or the "
         "label is then yaw, pitch or roll",
     )

@@ -26,7 +26,7 @@ class Thresholds(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     face: float = Field(default=0.7, description="threshold of skin")
-    parts: float = Field(0.8, description="threshold of ears, brows, eyes, nose and mouth")
+    parts: float = Field(default=0.8, description="threshold of ears, brows, eyes, nose and mouth")
     other: float = Field(
         default=0.6,
         description="threshold of hair, neck and glasses, and of everything without a face",
