@@ -39,7 +39,7 @@ def copy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
         shutil.copytree(root / name, package / name, ignore=ignored)
-    for name in ("__init__.py", "cli.py"):
+    for name in ("__init__.py", "cli.py", "version.py"):
         shutil.copy(root / name, package / name)
     (package / "stages" / "refine" / "toy.py").write_text(blocks["stages/refine/toy.py"], "utf-8")
     registry = package / "stages" / "registry.py"
