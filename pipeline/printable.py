@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,6 +35,17 @@ def printable(text: object, keep: str = "") -> str:
     return _CODES.sub(
         lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text)
     )
+
+
+def first_names(names: Iterable[str], most: int = 5) -> str:
+    """Return the first few names as text, and the number of the others.
+
+    >>> first_names(["a.png", "b.png", "c.png", "d.png"], most=2)
+    'a.png, b.png and 2 more'
+    """
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return printable(", ".join(found[:most])) + more
 
 
 def without_secrets(text: str) -> str:

@@ -13,10 +13,10 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.contents import Suspect, Verdict, compare
 from dhr_batch.pipeline.planning.layers import differences, flat
 from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerprint
+from dhr_batch.pipeline.printable import first_names
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.stored_plan import Made, StoredPlan
 
-_NAMED = 5
 _CODE = (
     " (the source of the stages is different: finish the run with the dhr-batch that started it, "
     "which was version {version}, start over with --fresh, or choose another folder with --out; "
@@ -258,23 +258,19 @@ def _changed_images(compared: _Compared, plan: Plan, extend: bool) -> Iterator[s
     missing, changed, added = compared.missing, compared.changed, compared.added
     if missing:
         limit = f", or beyond --limit {plan.config.limit}" if plan.config.limit else ""
-        yield f"images: {len(missing)} missing{limit}: {_first_names(missing)}"
+        yield f"images: {len(missing)} missing{limit}: {first_names(missing)}"
     if changed:
-        yield f"images: {len(changed)} with different content: {_first_names(changed)}"
+        yield f"images: {len(changed)} with different content: {first_names(changed)}"
     if compared.repaired:
         place = shlex.quote(compared.run.storage.place)
         yield (
             f"images: {len(compared.repaired)} in quarantine with different content: "
-            f"{_first_names(compared.repaired)}; to try repaired ones again, give: "
+            f"{first_names(compared.repaired)}; to try repaired ones again, give: "
             f"dhr-batch quarantine retry {place}"
         )
     if added and not extend:
-        names = [item.image_id for item in added[: _NAMED + 1]]
-        yield f"images: {len(added)} added: {_first_names(names)}; --extend adds them to the run"
-
-
-def _first_names(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        names = first_names(item.image_id for item in added)
+        yield f"images: {len(added)} added: {names}; --extend adds them to the run"
 
 
 def question(run: RunFolder, where: object) -> str | None:

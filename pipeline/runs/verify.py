@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
+from dhr_batch.pipeline.printable import first_names
 from dhr_batch.pipeline.runs import manifests
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
@@ -28,7 +29,7 @@ from dhr_batch.pipeline.runs.names import (
     staging,
 )
 from dhr_batch.pipeline.runs.reading import ChangedPlan, damaged_manifest
-from dhr_batch.pipeline.runs.verify_tables import Problem, check, first_names
+from dhr_batch.pipeline.runs.verify_tables import Problem, check
 from dhr_batch.pipeline.storage.base import Storage, is_part
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.ownership import RUN, Owned

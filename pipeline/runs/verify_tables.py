@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
+from dhr_batch.pipeline.printable import first_names
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.runs.parts import difference
@@ -34,7 +35,6 @@ _ONCE: dict[str, tuple[str, ...]] = {
     "deltas": ("tensor",),
     "features": ("kind", "extractor"),
 }
-_NAMED = 5
 
 
 class Problem(BaseModel):
@@ -184,10 +184,3 @@ def _repeated(table: str, rows: pa.Table) -> list[str]:
     found = rows.drop_columns(["shard"]).to_pylist()
     counts = Counter(tuple(row.values()) for row in found if row.get("kind") != "edit")
     return sorted({str(key[0]) for key, count in counts.items() if count > 1})
-
-
-def first_names(names: Iterable[str]) -> str:
-    """Return the first few names as text, and the number of the others."""
-    listed = list(names)
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more

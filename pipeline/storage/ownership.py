@@ -19,7 +19,7 @@ from typing import Any
 from dhr_batch.pipeline import crash, sealed
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256
-from dhr_batch.pipeline.printable import printable
+from dhr_batch.pipeline.printable import first_names
 from dhr_batch.pipeline.storage.base import Storage, Version
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import is_url, lies_in
@@ -27,7 +27,6 @@ from dhr_batch.pipeline.storage.locations import is_url, lies_in
 RUN, EXPORT, BENCHMARK, REPORT = "run", "export", "benchmark", "report"
 SYNTHETIC = "synthetic dataset"
 _MADE_BY = "dhr-batch"
-_NAMED = 5
 
 
 class Owned:
@@ -231,9 +230,8 @@ def _is_run(storage: Storage) -> bool:
 
 
 def listed(names: Collection[str]) -> str:
-    """Return the first few names as text, and the number of the others."""
-    more = len(names) - _NAMED
-    return printable(", ".join(sorted(names)[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+    """Return the first few of sorted names as text, and the number of the others."""
+    return first_names(sorted(names))
 
 
 def require_apart(out: Storage, inputs: Iterable[str]) -> None:

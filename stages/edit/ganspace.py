@@ -143,6 +143,6 @@ def _array(found: Mapping[str, Any], key: str) -> np.ndarray:
     value = value.detach().float().numpy() if isinstance(value, Tensor) else value
     if not isinstance(value, np.ndarray):
         raise ValueError(
-            f"no array {key!r}, only: {weight_files.shortened(sorted(map(str, found)))}"
+            f"no array {key!r}, only: {weight_files.first_few(sorted(map(str, found)))}"
         )
     return np.ascontiguousarray(value, np.float32)

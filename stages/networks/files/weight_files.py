@@ -42,7 +42,7 @@ def part(checkpoint: Mapping[str, Any], key: str, path: Path) -> Any:
         ValueError: There is no such key. The message lists the existing ones.
     """
     if key not in checkpoint:
-        raise ValueError(f"{path} has no {key!r}, only: {shortened(sorted(map(str, checkpoint)))}")
+        raise ValueError(f"{path} has no {key!r}, only: {first_few(sorted(map(str, checkpoint)))}")
     return checkpoint[key]
 
 
@@ -61,7 +61,7 @@ def section(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str,
     names = {re.sub(r"(^|\.)module\.", r"\1", key): key for key in state}
     found = {n.removeprefix(prefix): state[k] for n, k in names.items() if n.startswith(prefix)}
     if not found:
-        others = shortened(sorted({name.partition(".")[0] + ".*" for name in names}))
+        others = first_few(sorted({name.partition(".")[0] + ".*" for name in names}))
         raise ValueError(f"{path} has no weights {prefix}*, only: {others}")
     return found
 
@@ -84,16 +84,16 @@ def fill(net: _Net, weights: Mapping[str, Tensor], path: Path) -> _Net:
         if k in weights and weights[k].shape != tensor.shape
     ]
     if wrong:
-        raise ValueError(f"{path} does not fit {type(net).__name__}: {shortened(wrong)}")
+        raise ValueError(f"{path} does not fit {type(net).__name__}: {first_few(wrong)}")
     net.load_state_dict(dict(weights), assign=True)
     return net.float().eval().requires_grad_(False)
 
 
-def shortened(items: Sequence[str]) -> str:
+def first_few(items: Sequence[str]) -> str:
     """Return the first items of a list for a message.
 
     Example:
-        >>> shortened(["a", "b", "c", "d", "e", "f"])
+        >>> first_few(["a", "b", "c", "d", "e", "f"])
         'a, b, c, d and 2 more'
     """
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""

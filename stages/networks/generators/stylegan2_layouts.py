@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dhr_batch.stages.networks.files import checkpoints
-from dhr_batch.stages.networks.files.weight_files import shortened
+from dhr_batch.stages.networks.files.weight_files import first_few
 from dhr_batch.stages.networks.generators.stylegan2 import RESOLUTIONS, TAPS, StyleGAN2
 
 # Learning rate of the mapping network relative to other layers, part of the scale of its weights.
@@ -182,7 +182,7 @@ def _check(net: StyleGAN2, tensors: State, make_noise: bool) -> tuple[str, ...]:
     made = {"w_mean"} - tensors.keys() | (noise if make_noise else set())
     if odd := (tensors.keys() ^ wanted.keys()) - made:
         raise LayoutError(
-            f"this is not a StyleGAN2 generator: missing or unknown {shortened(sorted(odd))}"
+            f"this is not a StyleGAN2 generator: missing or unknown {first_few(sorted(odd))}"
         )
     for name in sorted(wanted.keys() & tensors.keys()):
         value, place = tensors[name], wanted[name]
@@ -237,7 +237,7 @@ def read_checkpoint(file: Path) -> tuple[StyleGAN2, str]:
             f"{file}: {error}; where the code of this object ({network.named}) is installed, save "
             "its weights: torch.save({'g_ema': network.state_dict()}, FILE)"
         ) from error
-    keys = shortened(sorted(map(str, found))) if found else type(content).__name__
+    keys = first_few(sorted(map(str, found))) if found else type(content).__name__
     raise LayoutError(
         f"{file} does not hold a StyleGAN2 generator: expected a dict with g_ema (rosinality) or "
         f"G_ema (NVIDIA), found {keys}"
