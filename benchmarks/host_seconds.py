@@ -35,11 +35,12 @@ from dhr_batch.pipeline.engine import attempt, worker
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.stages import motion, segment
+from dhr_batch.stages import motion
 from dhr_batch.stages.base import EditedImage, Record, required
 from dhr_batch.stages.edit.scene import at_side
 from dhr_batch.stages.measure import contours
 from dhr_batch.stages.measure.metrics import shrink
+from dhr_batch.stages.options.segment import FACE_CLASS, PART_CLASSES
 
 Row = dict[str, Any]
 
@@ -226,7 +227,7 @@ def filled(record: Record, pictures: list[np.ndarray], more: dict[str, Any], mad
 
 def face_mask(record: Record) -> np.ndarray:
     """Return the face as in-domain mask, because the renders show others, bool [R, R]."""
-    classes = (segment.FACE_CLASS, *segment.PART_CLASSES)
+    classes = (FACE_CLASS, *PART_CLASSES)
     return np.isin(required(record.labels), classes)
 
 
