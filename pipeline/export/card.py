@@ -12,9 +12,9 @@ import yaml
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.export.choice import TRAIN, VALIDATION
+from dhr_batch.pipeline.export.gather import measured_identity
 from dhr_batch.pipeline.export.marks import EXTENSIONS
 from dhr_batch.pipeline.export.options import ExportOutcome, Options
-from dhr_batch.pipeline.export.pictures import measured_identity
 from dhr_batch.pipeline.export.target import identity
 from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.models import catalogue

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.export.pictures import Picture
 from dhr_batch.stages.measure.face_scores import NAMES, effect_score
-
-if TYPE_CHECKING:
-    from dhr_batch.pipeline.export.pictures import Picture
 
 NO_FACE = "no face found"
 _LANDMARK_SCORES = frozenset(f"score_{name}" for name in NAMES)

@@ -15,8 +15,9 @@ from PIL import Image
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import card as export_card
-from dhr_batch.pipeline.export import choice, marks, pictures, target
+from dhr_batch.pipeline.export import choice, gather, marks, target
 from dhr_batch.pipeline.export.formats import FORMATS, ExportSample, Writer
+from dhr_batch.pipeline.export.gather import Gathered
 from dhr_batch.pipeline.export.marks import Encoding
 from dhr_batch.pipeline.export.options import (
     ExportOutcome,
@@ -25,7 +26,7 @@ from dhr_batch.pipeline.export.options import (
     empty_split,
     why_nothing,
 )
-from dhr_batch.pipeline.export.pictures import Gathered, Picture
+from dhr_batch.pipeline.export.pictures import Picture
 from dhr_batch.pipeline.planning.photographs import Lost, Photographs
 from dhr_batch.pipeline.runs import results
 from dhr_batch.pipeline.runs.results import Run
@@ -80,7 +81,7 @@ def write_export(
     if options.paste_back and options.dataset:
         require_apart(connect(out), [named.find(options.dataset).location])
     photographs = Photographs(run, options.dataset) if options.paste_back else None
-    gathered = pictures.gather(run, ("edit", *options.include), options.filters)
+    gathered = gather.gather(run, ("edit", *options.include), options.filters)
     if photographs:
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
@@ -193,7 +194,7 @@ def _encoded(
     encoding: Encoding,
 ) -> Iterator[tuple[Picture, bytes | str]]:
     """Iterate over pictures with their encoded bytes, or the reason why there are none."""
-    by_row = {(p.image_id, pictures.KINDS[p.kind], p.edit, p.strength): p for p in chosen}
+    by_row = {(p.image_id, gather.KINDS[p.kind], p.edit, p.strength): p for p in chosen}
     if not by_row:
         return
     refined: dict[str, Any] | None = None

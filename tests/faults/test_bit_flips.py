@@ -18,7 +18,7 @@ import pytest
 
 import dhr_batch
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.pipeline.export import pictures
+from dhr_batch.pipeline.export import gather, pictures
 from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.write import _stream
 from dhr_batch.pipeline.report import data as report_data
@@ -46,7 +46,7 @@ def _report(run: Path) -> Any:
 
 def _export(run: Path) -> Any:
     opened = dhr_batch.open(run)
-    found = pictures.gather(opened, ("edit", "refined", "source"), Filters(faces=False))
+    found = gather.gather(opened, ("edit", "refined", "source"), Filters(faces=False))
     rows = [row for key in found.parts for row in _stream(opened, key)]
     return found.images, [repr(vars_of(p)) for p in found.pictures()], rows
 
