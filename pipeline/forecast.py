@@ -38,7 +38,8 @@ class Flight:
     Attributes:
         shard: The number of its shard.
         size: The number of its images.
-        alive: The number of these that have not failed.
+        alive: The number of these that have not failed. One of several faces of a photograph counts
+            as a share of it, here and in `Passage`.
         stage: The stage that it is in or waits for; "" if it has passed all.
         seconds: The time since this stage began; 0 if the batch waits.
         step: The number of finished steps of the stage.
@@ -48,8 +49,8 @@ class Flight:
     """
 
     shard: int
-    size: int
-    alive: int
+    size: float
+    alive: float
     stage: str
     seconds: float = 0.0
     step: int = 0
@@ -73,8 +74,8 @@ class Passage:
     """
 
     stage: str
-    entered: int
-    left: int
+    entered: float
+    left: float
     seconds: float
     steady: float
     first: bool = False
@@ -198,7 +199,7 @@ class Forecast:
         for heard, flights in self._flights.values():
             for flight in flights:
                 rest = sum(self._rest(flight, costs, now - heard).values())
-                total += flight.size * max(0.0, 1 - rest / (whole * max(1, flight.size)))
+                total += flight.size * max(0.0, 1 - rest / (whole * (flight.size or 1)))
         return total
 
     def at(self, worker: int) -> Flight | None:
@@ -214,7 +215,7 @@ class Forecast:
                 if own.pace and own.step > 2:
                     weight = own.alive * (_FIRST if own.first else own.step / own.steps)
                     found[own.stage].images += weight
-                    found[own.stage].seconds += weight * own.pace * own.steps / max(1, own.alive)
+                    found[own.stage].seconds += weight * own.pace * own.steps / (own.alive or 1)
         return found
 
     def _new(self, costs: Mapping[str, float]) -> dict[str, float]:

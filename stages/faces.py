@@ -53,6 +53,16 @@ def looks_like_a_face(image_id: str) -> str | None:
     return found[1] if found else None
 
 
+def place(record: Record) -> tuple[str, int]:
+    """Return the id of the photograph that a record is made of, and the number of its face.
+
+    A record that is not one of several has its own id and 0, whichever face it shows.
+    """
+    if record.faces == 1:
+        return record.image_id, 0
+    return record.image_id.removesuffix(f"#{record.face_index}"), record.face_index
+
+
 def further(record: Record, aligned: Record) -> list[Record]:
     """Return the records from which `align` cuts the faces after the first one of a photograph.
 

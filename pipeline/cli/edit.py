@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dhr_batch.pipeline.editing.chain import Chain
 
 _FAILED, _TOO_MANY_FAILED = 1, 3
-_FACES = ("largest", "central", "only", "all")
 
 
 class _Line:
@@ -47,14 +46,6 @@ class _Line:
         output.say(text, err=err)
 
 
-def _face(_context: object, _parameter: object, value: str | None) -> str | int | None:
-    if value is None or value in _FACES:
-        return value
-    if not value.isascii() or not value.isdigit():
-        raise click.BadParameter(f"{value!r}: give {', '.join(_FACES)}, or a number from 0")
-    return int(value)
-
-
 @click.command()
 @click.argument(
     "photographs", metavar="PHOTO...", nargs=-1, required=True, shell_complete=complete.datasets
@@ -76,13 +67,7 @@ def _face(_context: object, _parameter: object, value: str | None) -> str | int 
     shell_complete=complete.edits,
     help="Edit at several strengths, as a strip and an animation. May be repeated.",
 )
-@click.option(
-    "--face",
-    callback=_face,
-    metavar="largest|all|N",
-    help="Which of several faces to edit: the largest, all, or one by its number, where 0 is the "
-    "largest.  [default: largest]",
-)
+@cli_options.selected_options("face")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -138,7 +123,6 @@ def _loaded(
     line: _Line,
     edits: Sequence[str],
     sweeps: Sequence[str],
-    face: str | int | None,
     yes: bool,
     **options: Any,
 ) -> tuple[Chain, list[Item]]:
@@ -158,8 +142,7 @@ def _loaded(
     if found.ignored:
         line.say(f"left out: {left_out(found.ignored)}", err=True)
     line.show("loading the settings")
-    faces = {} if face is None else {"align": {"face": face}}
-    request = cli_options.request(options | {"settings": choice.settings() | faces})
+    request = cli_options.request(options | {"settings": choice.settings()})
     plan = planned(request, found.items, found.aligned, found.settings)
     line.show("")
     on_demand(lambda: check_models(plan, request), yes)

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _face(_context: object, _parameter: object, value: str | None) -> str | int | None:
+    if value is None or value in _FACES:
+        return value
+    if not value.isascii() or not value.isdigit():
+        raise click.BadParameter(f"{value!r}: give {', '.join(_FACES)}, or a number from 0")
+    return int(value)
+
+
+_FACES = ("largest", "central", "only", "all")
 _PLAN = {
     "dataset": click.option(
         "--dataset",
@@ -77,6 +87,13 @@ _PLAN = {
         "--limit",
         type=click.IntRange(1),
         help="Number of images to process, from the first.  [default: all]",
+    ),
+    "face": click.option(
+        "--face",
+        callback=_face,
+        metavar="largest|all|N",
+        help="Which of several faces to take: the largest, all, or one by its number, where 0 is "
+        "the largest.  [default: largest]",
     ),
     "seed": click.option(
         "--seed",
@@ -176,6 +193,8 @@ def request(options: dict[str, Any]) -> Request:
     from dhr_batch.pipeline.planning.request import Request
 
     flags = {key: options[key] for key in _SETTINGS if options.get(key) is not None}
-    others = {key: value for key, value in options.items() if key not in _SETTINGS}
+    if options.get("face") is not None:
+        flags["align"] = {"face": options["face"]}
+    others = {key: value for key, value in options.items() if key not in (*_SETTINGS, "face")}
     others["command"] = _words()
     return Request(**others | {"settings": flags | options.get("settings", {})})

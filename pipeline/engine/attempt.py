@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dhr_batch.pipeline import crash
@@ -23,11 +24,37 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.threads import together
 from dhr_batch.stages import failures
 from dhr_batch.stages.base import Record
+from dhr_batch.stages.faces import place
 
 log = logging.getLogger(__name__)
 
+Rows = dict[str, list[Row]]
 # Threads that encode the images of a batch. At 1024 px one would be the slowest thread of a worker.
 ENCODERS = 2
+# What is kept of a face that failed until its photograph ends, which may have many.
+_OF_FAILURES = ("image_id", "source", "source_bytes", "source_sha256", "failure")
+
+
+@dataclass
+class _Photograph:
+    """The photograph whose records are being added.
+
+    Attributes:
+        faces: The numbers of the faces that have rows.
+        waiting: The rows of the last of these, which note the faces that failed.
+        failed: The records of the faces that failed, without their pictures.
+    """
+
+    faces: list[int] = field(default_factory=list)
+    waiting: Rows = field(default_factory=dict)
+    failed: list[Record] = field(default_factory=list)
+
+    def noted(self) -> Rows:
+        """Return the rows that wait, with a note of each face that failed."""
+        notes = [_told("left out", record).replace("; ", ", ") for record in self.failed]
+        for row in self.waiting.get("images", ()):
+            row["note"] = "; ".join(filter(None, (row["note"], *notes)))
+        return self.waiting
 
 
 class Attempt:
@@ -53,39 +80,76 @@ class Attempt:
         self._files = {t: TableFile(folder / f"{t}.parquet", t, info) for t in info.tables}
         self._started = self._before = started
         self._done = 0
+        self._photograph = _Photograph()
+        self._faces: dict[str, list[int]] = {}
         self._errors: Counter[str] = Counter()
         self._failures: list[FailedImage] = []
 
     def add(self, records: Sequence[Record]) -> None:
         """Write the rows of finished records.
 
+        A photograph ends in rows of its faces that worked, or in one row of the table `quarantine`.
+
         Raises:
             OSError: If the disk is full or cannot be written.
         """
-        failed = []
-        for record, tables in together(self._rows, records, ENCODERS):
-            for table, rows in tables.items():
-                self._files[table].append(rows)
-            if record.failure is not None:
-                failed.append(record.failure.error_class)
-                self._note(record)
-        self._done += len(records)
+        before, failed = self._done, []
+        for record, rows in together(self._rows, records, ENCODERS):
+            self._add(record, rows)
+            if record.ends_photograph:
+                failed += self._end()
         self._errors.update(failed)
-        now = time.monotonic()
+        now, done = time.monotonic(), self._done - before
         self.report(
             Event(
                 what=f"shard {self.shard.index}: {self._done} of {len(self.shard.items)} done",
                 shard=self.shard.index,
-                done=len(records),
+                done=done,
                 failed=len(failed),
                 errors=failed,
-                seconds=now - self._before,
+                seconds=now - self._before if done else 0.0,
             )
         )
-        self._before = now
+        if done:
+            self._before = now
         crash.at("mid-shard")
 
-    def _rows(self, record: Record) -> tuple[Record, dict[str, list[Row]]]:
+    def _add(self, record: Record, rows: Rows) -> None:
+        if record.failure is not None:
+            kept = {name: getattr(record, name) for name in _OF_FAILURES}
+            self._photograph.failed.append(Record(**kept))
+            return
+        self._append(self._photograph.waiting)
+        self._photograph.waiting = rows
+        image_id, number = place(record)
+        self._photograph.faces.append(number)
+        if record.faces > 1:
+            self._faces[image_id] = self._photograph.faces
+
+    def _end(self) -> list[str]:
+        """End a photograph. Returns the class of its failure, if none of its faces has rows."""
+        ended, self._photograph = self._photograph, _Photograph()
+        self._done += 1
+        if ended.faces:
+            for record in ended.failed:
+                _warn("left out", record)
+            self._append(ended.noted())
+            return []
+        first, *others = ended.failed
+        failure = first.failure
+        assert failure is not None
+        if others:
+            message = f"{failure.message} (the other {len(others)} faces failed as well)"
+            first = replace(first, failure=replace(failure, message=message))
+        self._append(rows_of(first, self.shard.index, self.info))
+        self._note(first)
+        return [failure.error_class]
+
+    def _append(self, rows: Rows) -> None:
+        for table, own in rows.items():
+            self._files[table].append(own)
+
+    def _rows(self, record: Record) -> tuple[Record, Rows]:
         try:
             return record, rows_of(record, self.shard.index, self.info)
         except Exception as error:
@@ -99,11 +163,12 @@ class Attempt:
 
     def _note(self, record: Record) -> None:
         assert record.failure is not None
-        stage, failure = record.failure.stage, record.failure
-        text = f"{record.image_id} quarantined in {stage} as {failure.error_class}: "
-        log.warning("%s%s", text, failure.message, extra={"details": failure.details.rstrip()})
+        _warn("quarantined", record)
+        failure = record.failure
         details = without_secrets(failure.details)
-        self._failures.append(FailedImage(record.image_id, stage, failure.error_class, details))
+        self._failures.append(
+            FailedImage(record.image_id, failure.stage, failure.error_class, details)
+        )
 
     def receipt(
         self, attempt: str, stage_seconds: Mapping[str, float], models: list[str]
@@ -123,11 +188,25 @@ class Attempt:
             quarantined=quarantined,
             errors=dict(self._errors),
             failures=self._failures,
+            faces=self._faces or None,
             seconds=round(time.monotonic() - self._started, 3),
             memory_peak=memory_peak(),
             stage_seconds=stage_seconds,
             models=models,
         )
+
+
+def _told(what: str, record: Record) -> str:
+    """Return what became of a record that failed, and why."""
+    failure = record.failure
+    assert failure is not None
+    text = f"{record.image_id} {what} in {failure.stage} as {failure.error_class}: "
+    return text + failure.message
+
+
+def _warn(what: str, record: Record) -> None:
+    details = record.failure.details.rstrip() if record.failure else ""
+    log.warning("%s", _told(what, record), extra={"details": details})
 
 
 def memory_peak() -> dict[str, int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
 
 from dhr_batch.pipeline.forecast import Flight, Passage
 from dhr_batch.stages.base import Record
@@ -15,8 +16,9 @@ from dhr_batch.stages.base import Record
 @dataclass
 class _Batch:
     shard: int
-    size: int
-    alive: int
+    size: float
+    alive: float
+    entered: list[bool]
     stage: str = ""
     began: float = 0.0
     step: int = 0
@@ -29,6 +31,11 @@ class _Batch:
     def pace(self) -> float:
         """Seconds per step, without the first one; 0 before the second."""
         return (self.last_step - self.first_step) / (self.step - 1) if self.step > 1 else 0.0
+
+
+def _images(records: Iterable[Record]) -> float:
+    """Return how many images records amount to, where each face is a share of its photograph."""
+    return sum(1 / record.faces for record in records)
 
 
 class Flights:
@@ -54,8 +61,9 @@ class Flights:
             stage: The stage.
             records: The batch. It is known by its first image.
         """
-        alive = sum(record.failure is None for record in records)
-        batch = _Batch(shard, len(records), alive, stage, time.monotonic())
+        entered = [record.failure is None for record in records]
+        alive = _images(compress(records, entered))
+        batch = _Batch(shard, _images(records), alive, entered, stage, time.monotonic())
         batch.first = stage not in self._known
         self._in_stage[stage] = self._batches[attempt, records[0].image_id] = batch
 
@@ -70,10 +78,12 @@ class Flights:
     def end(self, stage: str, records: Sequence[Record]) -> None:
         """Note that the batch in a stage has passed it."""
         batch, now = self._in_stage.pop(stage), time.monotonic()
-        entered, seconds = batch.alive, now - batch.began
+        # The number of faces of a photograph is known once it is aligned.
+        batch.size, seconds = _images(records), now - batch.began
+        entered = _images(compress(records, batch.entered))
         if entered:
             self._known.add(stage)
-        batch.alive = sum(record.failure is None for record in records)
+        batch.alive = _images(record for record in records if record.failure is None)
         # What comes before the first step is longer than a step in the first batch.
         lead = batch.first_step - batch.began - batch.pace if batch.pace else 0.0
         steady = seconds - max(0.0, lead)

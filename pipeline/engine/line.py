@@ -15,9 +15,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
+from itertools import islice
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ class Job:
 
 
 class _Step(NamedTuple):
-    """A batch on its way: its shard, where in the shard it begins, and whether nothing follows."""
+    """A batch on its way: its shard, which image of it comes first, and whether nothing follows."""
 
     job: Job
     first: int
@@ -117,18 +118,19 @@ class Line:
         read: The number of the shard that was read to its end last; -1 before the first one.
 
     Args:
-        read: Makes the records of a batch.
+        read: Makes the records of some images, in their order. An image may have several, which are
+            then cut into batches; they are made when they are asked for.
         parts: Returns the parts of the computation of a batch, in order.
         write: Begins to write the tables of a shard.
     """
 
     def __init__(
         self,
-        read: Callable[[Job, Sequence[Item]], list[Record]],
+        read: Callable[[Job, Sequence[Item]], Iterable[Record]],
         parts: Callable[[], Sequence[Part]],
         write: Callable[[Job], Writing],
     ) -> None:
-        self._read_batch, self._parts, self._write = read, parts, write
+        self._read_images, self._parts, self._write = read, parts, write
         self._lock = threading.Lock()
         self._hand: list[Job] = []
         self._threads = ExitStack()
@@ -206,19 +208,26 @@ class Line:
     def _read(self, jobs: SimpleQueue[tuple[Job, int] | None]) -> Iterator[_Step]:
         while (taken := jobs.get()) is not None:
             job, size = taken
-            items, first, last = job.shard.items, 0, False
+            items, first, end, last = job.shard.items, 0, 0, False
+            records: Iterator[Record] = iter(())
             while not last:
-                part, records = items[first : first + size], []
+                batch: list[Record] = []
                 try:
                     if not job.over:
-                        records = self._read_batch(job, part)
+                        if first == end:
+                            end = min(first + size, len(items))
+                            records = iter(self._read_images(job, items[first:end]))
+                        batch = list(islice(records, size))
                 except BaseException as error:
                     job.fail(error)
-                last = first + size >= len(items) or job.over
+                following = first + sum(record.ends_photograph for record in batch)
+                if following == end:
+                    records = iter(())  # An iterator of a list keeps the whole list.
+                last = following >= len(items) or job.over or not batch
                 if last:
                     self.read = job.shard.index
-                yield _Step(job, first, records, last)
-                first += size
+                yield _Step(job, first, batch, last)
+                first = following
 
     def _written(self, step: _Step) -> None:
         step.job.write(self._write, step.records, step.last)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,7 +42,7 @@ from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages import registry
+from dhr_batch.stages import faces, registry
 from dhr_batch.stages.base import Record, Stage
 from dhr_batch.stages.device import Kind, stream
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
@@ -224,11 +224,11 @@ class Worker:
             for position, item in enumerate(shard.items):
                 if item.image_id in lost:
                     record = Record(item.image_id, item.image_id, self.settings.split)
-                    records = [record.failed("worker", *lost[item.image_id])]
+                    writing.send([record.failed("worker", *lost[item.image_id])])
                 else:
-                    records = self._align(job, [item])
-                    records = self._computed(self.stages[self._ahead :], job, position, records)
-                writing.send(records)
+                    stages = self.stages[self._ahead :]
+                    for record in self._align(job, [item]):
+                        writing.send(self._computed(stages, job, position, [record]))
                 yield None
             try:
                 writing.send(None)
@@ -260,8 +260,22 @@ class Worker:
         else:
             yield
 
-    def _align(self, job: Job, items: Sequence[Item]) -> list[Record]:
-        records = [self._read(item) for item in items]
+    def _align(self, job: Job, items: Sequence[Item]) -> Iterable[Record]:
+        every = self.settings.config.align.get("face") == "all" and not self.settings.aligned
+        if self._ahead and every:
+            return self._each_face(job, items)
+        return self._aligned(job, [self._read(item) for item in items])
+
+    def _each_face(self, job: Job, items: Sequence[Item]) -> Iterator[Record]:
+        # One photograph and one face at a time, as a photograph may have any number of faces.
+        for item in items:
+            record = self._read(item)
+            first, *_ = self._aligned(job, [record])
+            yield first
+            for face in faces.further(record, first):
+                yield from self._aligned(job, [face])
+
+    def _aligned(self, job: Job, records: list[Record]) -> list[Record]:
         with self._timed("reader", job, len(records)), stream(self.settings.device, "reader"):
             for stage in self.stages[: self._ahead]:
                 records = self._clocked(job, stage, records)
@@ -291,8 +305,9 @@ class Worker:
     def _computed(
         self, stages: Sequence[Stage], job: Job, first: int, records: list[Record]
     ) -> list[Record]:
-        last, shard = first + len(records), job.shard
-        count = f"{first + 1}-{last}" if len(records) > 1 else f"{last}"
+        # A face that ends its photograph is followed by another photograph.
+        last, shard = first + 1 + sum(r.ends_photograph for r in records[:-1]), job.shard
+        count = f"{first + 1}-{last}" if last > first + 1 else f"{last}"
         with self._timed(stages[0].family, job, len(records)):
             for stage in stages:
                 what = f"shard {shard.index}: {stage.family} {count} of {len(shard.items)}"

@@ -78,7 +78,7 @@ with IPTC's digital source type.
 | label | meaning |
 |---|---|
 | `label` | the class: edit and strength, `refined`, or `source` (the photograph) |
-| `image_id` | the photograph in its dataset |
+| `image_id` | the photograph in its dataset; further faces of it have `#1`, `#2`, ... |
 | `kind`, `edit`, `strength` | `edit`, `refined` or `source`; multiples of the direction |
 | `effect` | change of the edit's own score against the photograph; `yaw` in degrees; 0 for \
 `source`, missing for `refined` |

@@ -92,7 +92,7 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
                 passed.append(picture)
             else:
                 found.dropped[reason] += 1
-        found.images += len({row["image_id"] for row in rows})
+        found.images += len({run.planned(row["image_id"]) for row in rows})
         found.parts[key] = passed
     filters.require(edits, metrics)
     # The names of classes do not depend on the filters.

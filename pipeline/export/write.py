@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.errors import Refused
@@ -26,6 +22,7 @@ from dhr_batch.pipeline.export.options import (
     empty_split,
     why_nothing,
 )
+from dhr_batch.pipeline.export.pasting import Pasting, opened, pixels, together
 from dhr_batch.pipeline.export.pictures import Picture
 from dhr_batch.pipeline.planning.photographs import Lost, Photographs
 from dhr_batch.pipeline.runs import results
@@ -33,7 +30,6 @@ from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.storage.base import full_disk
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_apart
-from dhr_batch.stages.paste_back import paste_back
 
 _COLUMNS = (
     "image_id", "kind", "edit_name", "edit_strength", "image", "quad", "source_width",
@@ -82,9 +78,11 @@ def write_export(
         require_apart(connect(out), [named.find(options.dataset).location])
     photographs = Photographs(run, options.dataset) if options.paste_back else None
     gathered = gather.gather(run, ("edit", *options.include), options.filters)
+    rows = together(gathered) if photographs else {}
     if photographs:
         _drop_lost(gathered, photographs)
     splits = _choose(gathered, options)
+    pasting = Pasting(rows, splits, photographs) if photographs else None
     if not splits:
         raise Refused("no picture is left to export", *why_nothing(gathered.dropped))
     _require_splits(options, set(splits.values()))
@@ -92,7 +90,7 @@ def write_export(
     outcome.dropped, outcome.images = gathered.dropped, gathered.images
     outcome.planned = run.stored.images
     with full_disk(out.parent), target.partial(out) as folder:
-        _fill(folder, run, gathered, splits, photographs, options, outcome, tick)
+        _fill(folder, run, gathered, splits, pasting, options, outcome, tick)
         outcome.left = target.place(folder, out, run)
     return outcome
 
@@ -147,7 +145,7 @@ def _fill(
     run: Run,
     gathered: Gathered,
     splits: Splits,
-    photographs: Photographs | None,
+    pasting: Pasting | None,
     options: Options,
     outcome: ExportOutcome,
     tick: Callable[[int, int], object],
@@ -162,7 +160,7 @@ def _fill(
     used: dict[str, set[str]] = {}
     done = 0
     for key, wanted in gathered.parts.items():
-        for picture, data in _encoded(run, key, wanted, photographs, options.encoding):
+        for picture, data in _encoded(run, key, wanted, pasting, options.encoding):
             done += 1
             tick(done, len(splits))
             if isinstance(data, str):
@@ -175,7 +173,7 @@ def _fill(
                 writers[split] = format_(folder, split, classes, names)
             writers[split].add(ExportSample(picture.key, extension, data, label, labels))
             outcome.counts.setdefault(split, Counter())[label] += 1
-            used.setdefault(split, set()).add(picture.image_id)
+            used.setdefault(split, set()).add(picture.source)
     for writer in writers.values():
         writer.close()
     outcome.used = {split: len(ids) for split, ids in used.items()}
@@ -190,35 +188,32 @@ def _encoded(
     run: Run,
     key: str,
     chosen: list[Picture],
-    photographs: Photographs | None,
+    pasting: Pasting | None,
     encoding: Encoding,
 ) -> Iterator[tuple[Picture, bytes | str]]:
     """Iterate over pictures with their encoded bytes, or the reason why there are none."""
+    if pasting:
+        for whole, result in filter(None, map(pasting.add, _stream(run, key))):
+            if isinstance(result, str):
+                yield whole, result
+            else:
+                yield whole, marks.encode(result, encoding, whole)
+        return
     by_row = {(p.image_id, gather.KINDS[p.kind], p.edit, p.strength): p for p in chosen}
     if not by_row:
         return
-    refined: dict[str, Any] | None = None
     for row in _stream(run, key):
-        if row["kind"] == "refined":
-            refined = row
         name = (row["image_id"], row["kind"], row["edit_name"] or "", row["edit_strength"] or 0.0)
-        picture = by_row.get(name)
-        if picture is None:
-            continue
-        data = row["image"]["bytes"]
-        if photographs:
-            before = refined if refined and refined["image_id"] == picture.image_id else None
-            yield picture, _pasted(picture, row, before, photographs, encoding)
-        else:
-            yield picture, _encode_stored(picture, data, encoding)
+        if picture := by_row.get(name):
+            yield picture, _encode_stored(picture, row["image"]["bytes"], encoding)
 
 
 def _encode_stored(picture: Picture, data: bytes, encoding: Encoding) -> bytes | str:
     try:
         if encoding == "png":
-            _read(data, lambda image: image.verify())
+            opened(data, lambda image: image.verify())
             return marks.as_stored(data, picture)
-        return marks.encode(_pixels(data), encoding, picture)
+        return marks.encode(pixels(data), encoding, picture)
     except Lost as error:
         return str(error)
 
@@ -229,42 +224,3 @@ def _stream(run: Run, key: str) -> Iterator[dict[str, Any]]:
         columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
         for batch in file.iter_batches(_ROWS, columns=columns):
             yield from batch.to_pylist()
-
-
-def _pasted(
-    picture: Picture,
-    row: dict[str, Any],
-    refined: dict[str, Any] | None,
-    photographs: Photographs,
-    encoding: Encoding,
-) -> bytes | str:
-    """Blend an edit into its photograph. Returns the encoded result, or why there is none."""
-    if row["quad"] is None:
-        return "place in the photograph not stored"
-    if refined is None and picture.kind == "edit":
-        return "no refined picture to compare with"
-    size = (row["source_width"], row["source_height"])
-    try:
-        photograph = photographs.read(picture.source, size, row.get("source_sha256"))
-        if refined is not None and picture.kind == "edit":
-            quad = np.array(row["quad"]).reshape(4, 2)
-            before, after = _pixels(refined["image"]["bytes"]), _pixels(row["image"]["bytes"])
-            photograph = paste_back(photograph, quad, before, after)
-    except Lost as error:
-        return str(error)
-    except ValueError:
-        return "stored place and pictures do not fit together"
-    return marks.encode(photograph, encoding, picture)
-
-
-def _pixels(data: bytes) -> np.ndarray:
-    return _read(data, np.asarray)
-
-
-def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
-    """Decode a picture and apply a function to it. Raises Lost if the picture is damaged."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return use(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Lost("stored picture cannot be read") from error

@@ -16,6 +16,7 @@ from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.threads import together
+from dhr_batch.stages.faces import looks_like_a_face
 
 # No limit, in megapixels. Only images of a size that the run has read are read again here.
 _NO_LIMIT = 1e6
@@ -97,6 +98,10 @@ def _recorded(parts: Parts, shard: int, keys: set[str]) -> dict[str, _Read]:
         for row in rows:
             size, sha256 = row.get("source_bytes"), row.get("source_sha256")
             found[row["image_id"]] = _Read(size, sha256, table == "quarantine")
+    for image_id, read in list(found.items()):
+        # Of a photograph, only further faces may have rows.
+        if photograph := looks_like_a_face(image_id):
+            found.setdefault(photograph, read)
     return found
 
 

@@ -22,6 +22,7 @@ from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
 from dhr_batch.pipeline.planning.layers import Layer, differences, flat
 from dhr_batch.pipeline.planning.plan import render_models
 from dhr_batch.pipeline.runs import quarantine
+from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.stored_plan import RunSettings, StoredPlan
@@ -191,8 +192,8 @@ class Origin:
     def items(self, config: Config) -> list[Item]:
         """Return the images in the order of the plan, without those in quarantine.
 
-        `earlier_run.Reader` reads these items. Their `at` is the number of the shard, and their
-        mark changes with the tables of the shard.
+        Each face with rows is an image of the new run. `earlier_run.Reader` reads these items.
+        Their `at` is the number of the shard, and their mark changes with the tables of the shard.
 
         Args:
             config: The settings of the new run.
@@ -201,7 +202,7 @@ class Origin:
             Refused: If the run is not finished, is damaged, or has no images.
         """
         tables = earlier_run.tables_for(config)
-        sizes, marks = self.storage.sizes(), {}
+        sizes, marks, faces = self.storage.sizes(), {}, {}
         for shard, manifest in self.folder.each_manifest():
             for table in tables:
                 key, facts = part(table, shard), manifest.files.get(table)
@@ -214,6 +215,8 @@ class Origin:
             files = [manifest.files[table] for table in tables]
             sums = hashlib.sha256("".join(file.sha256 for file in files).encode())
             marks[shard] = sum(file.bytes for file in files), sums.hexdigest()[:16]
+            if manifest.faces:
+                faces[shard] = Manifest(faces=manifest.faces)
         planned = self.plan.shards
         if missing := len(planned) - len(marks):
             raise Refused(
@@ -223,7 +226,7 @@ class Origin:
             )
         failed = {row.image_id for row in quarantine.quarantined(self.storage)}
         self.left_out = len(failed)
-        if not (found := list(self._items(marks, failed))):
+        if not (found := list(self._items(marks, faces, failed))):
             raise Refused(
                 self.storage.place,
                 "it has no images: all are in quarantine",
@@ -231,13 +234,19 @@ class Origin:
             )
         return found
 
-    def _items(self, marks: Mapping[int, tuple[int, str]], failed: set[str]) -> Iterator[Item]:
-        place = self.storage.address
+    def _items(
+        self,
+        marks: Mapping[int, tuple[int, str]],
+        faces: Mapping[int, Manifest],
+        failed: set[str],
+    ) -> Iterator[Item]:
+        place, alone = self.storage.address, Manifest()
         for shard, ids in enumerate(self.plan.shards):
             size, etag = marks[shard]
             for image_id in ids:
                 if image_id not in failed:
-                    yield Item(image_id, place, "", size, shard, etag)
+                    for face in faces.get(shard, alone).rows_of(image_id):
+                        yield Item(face, place, "", size, shard, etag)
 
     def check(self, config: Config) -> None:
         """Check that the settings of a new run fit the stored results.

@@ -19,6 +19,7 @@ from dhr_batch.pipeline.runs.versions import newest_rules, newest_schema
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit import direction_files
 from dhr_batch.stages.edit.base import EditOptions
+from dhr_batch.stages.faces import looks_like_a_face
 from dhr_batch.version import __version__
 
 SCHEMA = 2
@@ -110,13 +111,35 @@ def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = 
         sized: Whether the user has chosen `shard_size`.
 
     Raises:
-        Refused: If a stage needs what no earlier stage gives, or an edit direction cannot be used.
+        Refused: If a stage needs what no earlier stage gives, an edit direction cannot be used, or
+            faces of an image could have the id of another image.
     """
     check_stages(config)
+    if config.first_stage == registry.STAGES[0] and config.align.get("face") == "all":
+        check_ids(items)
     shards = cut(items, config.shard_size or 1, 0)
     return Plan(
         config=config, dataset=dataset, shards=shards, sized=sized, directions=digests(config)
     )
+
+
+def check_ids(items: Sequence[Item]) -> None:
+    """Check that no image is called like a further face of another one.
+
+    Raises:
+        Refused: If one is.
+    """
+    found = {i.image_id: whole for i in items if (whole := looks_like_a_face(i.image_id))}
+    if not found:
+        return
+    present = {item.image_id for item in items}.intersection(found.values())
+    for image_id, whole in found.items():
+        if whole in present:
+            raise Refused(
+                f"image {image_id!r}",
+                f"a further face of {whole!r} could have the same id",
+                "rename it, or take one face of each photograph: --face largest",
+            )
 
 
 def cut(items: Sequence[Item], size: int, first_index: int) -> tuple[Shard, ...]:

@@ -17,6 +17,7 @@ from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages.base import edit_stage
+from dhr_batch.stages.faces import parsed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +100,14 @@ class RunData:
         """Whether the generator is untrained. Then numbers and pictures have no meaning."""
         labelled = any("random weights" in str(model) for model in self.metrics["model"].unique())
         return self.plan.settings.generator == "tiny" or labelled
+
+    @property
+    def counted(self) -> str:
+        """The number of images with rows as a text, and that of their faces if they have more."""
+        planned, faces = self.plan.shard_of(), len(self.image_ids)
+        images = len({parsed(image_id, planned)[0] for image_id in self.image_ids})
+        more = f"{faces} faces of " if faces > images else ""
+        return f"{more}{images} image{'' if images == 1 else 's'}"
 
     def excluded(self) -> list[str]:
         """Return the images that averages leave out: less than 40 % of the face is in-domain."""

@@ -34,9 +34,7 @@ FILES = ("contact_sheet.png", "metrics.md", "metrics.csv")
 def page(data: RunData, gallery: Gallery) -> Page:
     """Return the page of a run, without the pictures of the gallery."""
     excluded = len(data.excluded())
-    images = len(data.image_ids)
-    subtitle = f"{images} image{'' if images == 1 else 's'} processed, "
-    subtitle += f"{len(data.quarantine)} quarantined"
+    subtitle = f"{data.counted} processed, {len(data.quarantine)} quarantined"
     if excluded:
         limit = f"{MIN_IN_DOMAIN_FACE:.0%}"
         subtitle += (

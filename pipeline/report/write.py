@@ -105,7 +105,7 @@ def markdown(data: RunData) -> str:
         lines += ["**random weights**: these numbers say nothing about a trained model.", ""]
     excluded = data.excluded()
     lines += _headlines(data)
-    lines += [f"{len(data.image_ids)} images, {len(data.quarantine)} quarantined.", ""]
+    lines += [f"{data.counted}, {len(data.quarantine)} quarantined.", ""]
     if excluded:
         names = ", ".join(escaped(image_id) for image_id in excluded)
         limit = f"{MIN_IN_DOMAIN_FACE:.0%}"

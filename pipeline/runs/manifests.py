@@ -8,12 +8,13 @@ kilobytes each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs.records import JsonRecord
+from dhr_batch.stages.faces import face_id
 from dhr_batch.stages.registry import STAGES
 
 Counts = tuple[tuple[str, int], ...]
@@ -68,6 +69,8 @@ class Manifest(JsonRecord):
         quarantined: The number of images in quarantine.
         errors: The number of quarantined images of each class of error.
         failures: The quarantined images.
+        faces: The numbers of the faces with rows, by the id of the photograph, for photographs with
+            several faces; None if there are none.
         seconds: The duration of the attempt.
         memory_peak: The peak memory in bytes, under `host` and `gpu`.
         stage_seconds: The duration of each stage in seconds.
@@ -84,6 +87,7 @@ class Manifest(JsonRecord):
     quarantined: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
     failures: list[FailedImage] = field(default_factory=list)
+    faces: Mapping[str, Sequence[int]] | None = None
     seconds: float = 0.0
     memory_peak: Mapping[str, int] = field(default_factory=dict)
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -106,6 +110,11 @@ class Manifest(JsonRecord):
         reached = STAGES[STAGES.index(stage) :] if stage in STAGES else ()
         return self.ok + sum(failure.stage in reached for failure in self.failures)
 
+    def rows_of(self, image_id: str) -> list[str]:
+        """Return the ids under which an image has rows, if it is not in quarantine."""
+        numbers = (self.faces or {}).get(image_id, (0,))
+        return [face_id(image_id, number) for number in numbers]
+
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
         files = found.get("files", {}).items()
@@ -113,6 +122,7 @@ class Manifest(JsonRecord):
             super().from_json(found),
             files={table: FileFacts.from_json(facts) for table, facts in files},
             failures=[FailedImage.from_json(failure) for failure in found.get("failures", ())],
+            faces=_faces(found["faces"]) if found.get("faces") else None,
             worker=Where.from_json(found["worker"]) if found.get("worker") else None,
         )
 
@@ -122,6 +132,10 @@ class Manifest(JsonRecord):
             "failures": [failure.to_json() for failure in self.failures],
         }
         return content | ({"worker": self.worker.to_json()} if self.worker else {})
+
+
+def _faces(found: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {image_id: [int(number) for number in numbers] for image_id, numbers in found.items()}
 
 
 def loads(content: bytes) -> Manifest:

@@ -65,6 +65,7 @@ class Overview(BaseModel):
         driver: The process that is working on the run; None if there is none.
         updated: The Unix time at which a driver last wrote the status file.
         images: Numbers of images; None before the run has a plan.
+        faces: Number of faces with rows in finished shards, if it is not that of the images.
         shards: Numbers of shards; None before the run has a plan.
         images_per_second: The speed that the driver measured.
         seconds_left: The remaining time that the driver expects.
@@ -79,6 +80,7 @@ class Overview(BaseModel):
     driver: Holder | None = None
     updated: float | None = None
     images: Images | None = None
+    faces: int | None = None
     shards: Shards | None = None
     images_per_second: Speed | None = None
     seconds_left: float | None = None
@@ -132,13 +134,13 @@ class Overview(BaseModel):
         more = "" if self.state == "finished" else "; the same command goes on from here"
         return f"not running{since}{more}"
 
-    @staticmethod
-    def _images(images: Images) -> str:
+    def _images(self, images: Images) -> str:
         left = images.total - images.done - images.quarantined
         work = f" ({images.in_work} already computed)" if images.in_work else ""
+        faces = f" ({self.faces} faces)" if self.faces is not None else ""
         return (
-            f"images       {images.done} of {images.total} done, {images.quarantined} quarantined, "
-            f"{left} to do{work}"
+            f"images       {images.done} of {images.total} done{faces}, "
+            f"{images.quarantined} quarantined, {left} to do{work}"
         )
 
 
@@ -182,6 +184,7 @@ def overview(place: str | Path | Storage) -> Overview:
         tried_again=sum(shard.attempts > 1 for shard in done),
     )
     errors = manifests.total(shard.errors for shard in done)
+    faces = manifests.total(shard.rows for shard in done)["latents"]
     complete = len(done) == len(plan.shards)
     found = Overview(
         run=run.storage.place,
@@ -189,6 +192,7 @@ def overview(place: str | Path | Storage) -> Overview:
         driver=holder,
         updated=status.updated,
         images=images,
+        faces=faces if any(manifest.faces for manifest in committed.values()) else None,
         shards=shards,
         errors=dict(errors.most_common()),
         images_per_second=status.images_per_second,

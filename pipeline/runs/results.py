@@ -25,6 +25,7 @@ from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
 from dhr_batch.pipeline.units import edit_title
+from dhr_batch.stages import faces
 from dhr_batch.stages.base import Record
 from dhr_batch.stages.device import Kind
 
@@ -128,7 +129,11 @@ class Run:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The images with rows, in the order of the plan. Images in quarantine are not included."""
+        """The images with rows, in the order of the plan. Images in quarantine are not included.
+
+        With `align.face: all`, each face of a photograph is an image: the largest has the id of the
+        photograph, the next one this id and `#1`, and so on.
+        """
         return self.table("latents", ["image_id"])["image_id"].to_pylist()
 
     @cached_property
@@ -229,7 +234,7 @@ class Run:
 
     def _delta_rows(self, image_id: str) -> list[dict[str, Any]]:
         rows = self._rows("deltas", image_id)
-        has_table = part("deltas", self._shards.get(image_id, -1)) in self._files
+        has_table = self._part("deltas", image_id) in self._files
         if not rows and not (has_table and self._rows("latents", image_id)):
             stored_none = self.stored.settings.store_deltas == "none"
             why = ": the run was made with store_deltas=none" if stored_none else ""
@@ -298,16 +303,23 @@ class Run:
                 )
         return list(images)
 
+    def planned(self, image_id: str) -> str:
+        """Return the image of the plan that a row belongs to: of a further face its photograph."""
+        return faces.parsed(image_id, self._shards)[0]
+
     @cached_property
     def _shards(self) -> dict[str, int]:
         return self.stored.shard_of()
 
     def _rows(self, name: str, image_id: str, **equal: Any) -> list[dict[str, Any]]:
         """Read the rows of one image from the file of its shard; [] if there is no such file."""
-        key = part(name, self._shards.get(image_id, -1))
+        key = self._part(name, image_id)
         if key not in self._files:
             return []
         return self._read([key], None, {"image_id": image_id, **equal}).to_pylist()
+
+    def _part(self, table: str, image_id: str) -> str:
+        return part(table, self._shards.get(self.planned(image_id), -1))
 
     @cached_property
     def _files(self) -> set[str]:

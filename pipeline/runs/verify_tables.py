@@ -1,5 +1,7 @@
 """Check that the tables of a shard match its manifest and contain every planned image once.
 
+An image may have rows of several faces, each with an id of its own, which the manifest names.
+
 One file is read at a time, and only the columns that identify its rows.
 """
 
@@ -147,10 +149,12 @@ def _check_images(
         key = part(table, shard)
         return Problem(file=key, problem=problem, way_out=_DELETE)
 
-    expected = set(planned)
+    named = {image_id: manifest.rows_of(image_id) for image_id in planned}
+    expected = {row for rows in named.values() for row in rows}
     ids = {table: rows["image_id"].to_pylist() for table, rows in tables.items()}
     for table, rows in tables.items():
-        if unknown := sorted(set(ids[table]) - expected):
+        known = set(planned) if table == "quarantine" else expected
+        if unknown := sorted(set(ids[table]) - known):
             yield wrong(table, f"images not in the plan of the shard: {first_names(unknown)}")
         if set(rows["shard"].to_pylist()) - {shard}:
             yield wrong(table, f"rows of other shards than {shard}")
@@ -158,16 +162,19 @@ def _check_images(
             yield wrong(table, f"images with repeated rows: {first_names(repeated)}")
     if not {"latents", "images", "quarantine"} <= tables.keys():
         return
-    failed, done = set(ids["quarantine"]), set(ids["latents"]) | set(ids["images"])
+    failed, found = set(ids["quarantine"]), set(ids["latents"]) | set(ids["images"])
     for table in sorted(tables.keys() - {"quarantine"}):
-        if both := sorted(failed & set(ids[table])):
+        own = set(ids[table])
+        if both := [i for i in sorted(failed) if not own.isdisjoint(named.get(i, (i,)))]:
             yield wrong(table, f"images that are also in quarantine: {first_names(both)}")
+    done = [image_id for image_id in planned if not found.isdisjoint(named[image_id])]
+    whole = {row for image_id in done for row in named[image_id]}
     for table in ("latents", "images"):
-        if lacking := sorted(done - set(ids[table])):
+        if lacking := sorted((found | whole) - set(ids[table])):
             yield wrong(table, f"images without rows: {first_names(lacking)}")
-    if lost := [image_id for image_id in planned if image_id not in done | failed]:
+    if lost := [image_id for image_id in planned if image_id not in failed.union(done)]:
         yield wrong("latents", f"images neither here nor in quarantine: {first_names(lost)}")
-    counts = len(done & expected), len(failed & expected)
+    counts = len(done), len(failed.intersection(planned))
     if counts != (manifest.ok, manifest.quarantined):
         yield Problem(
             file=manifest_key(shard),

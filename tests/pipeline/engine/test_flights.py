@@ -85,3 +85,15 @@ def test_a_worker_reports_the_steps_of_a_batch(tmp_path: Path) -> None:
     assert [own.stage for own in report.passed] == ["align"]
     after = worker.events()
     assert (after.flights, [own.stage for own in after.passed]) == ([], ["embed"])
+
+
+def test_a_face_is_a_share_of_its_photograph(clock: Clock) -> None:
+    flights = Flights(("align", "embed"))
+    record = Record("a", "a")
+    faces = [replace(record, face_index=number, faces=4) for number in range(4)]
+    flights.begin("x", 0, "align", [record])
+    flights.end("align", faces[:1])
+    flights.begin("x", 0, "embed", faces[:3])
+    assert [own.size for own in flights.flying()] == [0.75]
+    flights.end("embed", [faces[0], faces[1].failed("embed", "diverged", "no"), faces[2]])
+    assert [(own.entered, own.left) for own in flights.passed()] == [(0.25, 0.25), (0.75, 0.5)]
