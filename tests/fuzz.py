@@ -73,6 +73,7 @@ def yaml_seeds() -> list[bytes]:
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
     )
     texts = [bomb, "seed: 2020-99-99\n", "[" * 300, "name: mine\nroot: photos\naligned: true\n"]
+    texts += ["seed: 3\nembed: {name: w+, steps: 2}\n"]
     texts += ["embed: {steps: 2, name: w}\n<<: &b {seed: 1}\nrefine: *b\n", "seed: 1:2:3:4.5\n"]
     texts += [
         "name: x\nrole: r\nsource: {kind: file, path: ~/x}\n",

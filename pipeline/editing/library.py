@@ -73,8 +73,10 @@ def edit(
         ModelMissing: Networks are missing. The message gives the command that downloads them.
 
     Example:
-        >>> edited = dhr_batch.edit("photo.jpg", {"smile": 2})  # doctest: +SKIP
-        >>> edited.pictures["smile=2"].save("smile.png")  # doctest: +SKIP
+        ```python
+        edited = dhr_batch.edit("photo.jpg", {"smile": 2})
+        edited.pictures["smile=2"].save("smile.png")
+        ```
     """
     choice = Choice.of(edits, sweep)
     given = {"preset": preset, "device": device}

@@ -100,7 +100,7 @@ def test_an_old_run_is_rendered(old: Path, tmp_path: Path) -> None:
     done("render", old, "--all", "--out", out)
     done("render", old, "--all", "--edit", "smile=1", "--out", out)
     for image_id in IDS:
-        for name, stored in (("refined", run.images()), ("smile.1", run.edited("smile", 1.0))):
+        for name, stored in (("refined", run.images()), ("smile+1", run.edited("smile", 1.0))):
             with Image.open(out / f"{image_id}.{name}.png") as made:
                 assert difference(np.array(made), stored[image_id]) < CLOSE
 

@@ -173,7 +173,7 @@ def test_the_command_writes_pictures_that_say_what_they_are(
     edits = ["--edit", "smile=2", "--edit", "yaw=-1"]
     done = command(root, "--all", *edits, "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    names = [f"{i}.{edit}.png" for i in IDS[:2] for edit in ("smile.2", "yaw.-1")]
+    names = [f"{i}.{edit}.png" for i in IDS[:2] for edit in ("smile+2", "yaw-1")]
     assert done.output.split() == [str(tmp_path / name) for name in names]
     with Image.open(tmp_path / "sub/b.png.yaw-1.png") as picture:
         assert picture.text["Comment"] == "edited by dhr-batch: yaw -1"  # type: ignore[attr-defined]
@@ -187,13 +187,14 @@ def test_several_edits_make_one_picture(made: tuple[Path, list[Record]], tmp_pat
     both = "smile=1+yaw=-0.5"
     done = command(root, "--image", "a.png", "--edit", both, "--edit", "yaw=1", "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    assert done.output.split() == [str(tmp_path / f"a.png.{name}.png") for name in ("yaw.1", both)]
+    names = ("yaw+1", "smile_1+yaw_-0_5")
+    assert done.output.split() == [str(tmp_path / f"a.png.{name}.png") for name in names]
     run = dhr_batch.open(root)
     (edit,) = run.render("a.png", [both]).edits
     assert (edit.name, edit.strength) == (both, 1)
     (half,) = run.render("a.png", {both: 0.5}).edits
     assert (half.name, half.strength) == (both, 0.5)
-    written = np.asarray(Image.open(tmp_path / f"a.png.{both}.png"))
+    written = np.asarray(Image.open(tmp_path / f"a.png.{names[1]}.png"))
     np.testing.assert_array_equal(written, edit.image)
     apart = run.render("a.png", {"smile": 1, "yaw": -0.5}).edits
     moved = sum(one.latent - run.latents["a.png"] for one in apart)
