@@ -100,7 +100,7 @@ def _recorded(parts: Parts, shard: int, keys: set[str]) -> dict[str, _Read]:
             found[row["image_id"]] = _Read(size, sha256, table == "quarantine")
     for image_id, read in list(found.items()):
         # Of a photograph, only further faces may have rows.
-        if photograph := looks_like_a_face(image_id):
+        if photograph := looks_like_a_face(image_id or ""):
             found.setdefault(photograph, read)
     return found
 

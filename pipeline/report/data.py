@@ -105,7 +105,8 @@ class RunData:
     def counted(self) -> str:
         """The number of images with rows as a text, and that of their faces if they have more."""
         planned, faces = self.plan.shard_of(), len(self.image_ids)
-        images = len({parsed(image_id, planned)[0] for image_id in self.image_ids})
+        # A row of a damaged part may have no id.
+        images = len({parsed(image_id or "", planned)[0] for image_id in self.image_ids})
         more = f"{faces} faces of " if faces > images else ""
         return f"{more}{images} image{'' if images == 1 else 's'}"
 

@@ -303,9 +303,12 @@ class Run:
                 )
         return list(images)
 
-    def planned(self, image_id: str) -> str:
-        """Return the image of the plan that a row belongs to: of a further face its photograph."""
-        return faces.parsed(image_id, self._shards)[0]
+    def planned(self, image_id: str | None) -> str:
+        """Return the image of the plan that a row belongs to: of a further face its photograph.
+
+        A row of a damaged part may have no id, and then belongs to none.
+        """
+        return faces.parsed(image_id or "", self._shards)[0]
 
     @cached_property
     def _shards(self) -> dict[str, int]:
