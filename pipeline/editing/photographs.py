@@ -59,6 +59,8 @@ def find(places: Sequence[str]) -> Found:
             single, found = True, [_item(path)]
         elif glob.has_magic(path) and not is_url(path) and not os.path.exists(path):
             single, found = True, _matches(path)
+        elif extension(path) in EXTENSIONS and not is_url(path) and not os.path.exists(path):
+            raise DatasetError(path, "there is no such file", "check its name and folder")
         else:
             datasets.append(named.find(place))
             found, left_out = named.listed(datasets[-1])

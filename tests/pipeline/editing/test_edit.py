@@ -157,6 +157,8 @@ def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:
     (folder / "deep" / "photo.png").write_bytes(photograph.read_bytes())
     with pytest.raises(Refused, match="same name"):
         find([str(photograph), str(folder / "deep" / "*")])
+    with pytest.raises(Refused, match=r"missing\.JPG: there is no such file"):
+        find([str(folder / "missing.JPG")])
 
 
 @pytest.mark.parametrize("kind", ["path", "image", "array"])
