@@ -71,6 +71,7 @@ def edit(
         NotEdited: The photograph cannot be used. The message gives the reason.
         Refused: An edit or a setting is invalid.
         ModelMissing: Networks are missing. The message gives the command that downloads them.
+        OSError: The file cannot be read.
 
     Example:
         ```python

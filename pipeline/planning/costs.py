@@ -43,7 +43,7 @@ class Costs:
 
 
 def expected(config: Config) -> Costs:
-    """Return the expected costs of an image. It takes a fifth of a second.
+    """Return the expected costs of an image. A short test measures this machine.
 
     Args:
         config: The resolved settings of a run.
