@@ -46,7 +46,7 @@ def show_config(**options: Any) -> None:
     if given.get("dataset"):
         text = configured(request)[0].to_yaml()
     else:
-        preset = [configs.preset(given["preset"])] if given.get("preset") else []
+        preset = configs.chosen_preset(given)
         text = configs.build([{"dataset": ""}, *preset, *layers]).to_yaml().partition("\n")[2]
     click.echo(text, nl=False)
 

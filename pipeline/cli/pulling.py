@@ -58,7 +58,7 @@ def offer(names: Iterable[str], yes: bool) -> bool:
     if not todo or not (yes or has_terminal()):
         return False
     announce(todo)
-    question = f"Download {needed.megabytes(todo)} into {catalogue.home()}?"
+    question = f"Download {needed.download_size(todo)} into {catalogue.home()}?"
     if not yes and not click.confirm(printable(question), default=True, err=True):
         return False
     with progress() as shown:
@@ -81,7 +81,7 @@ def announce(todo: Sequence[ModelStatus]) -> None:
     from dhr_batch.pipeline.models import catalogue, needed
 
     if todo:
-        say(f"{needed.megabytes(todo)} to download into {catalogue.home()}", err=True)
+        say(f"{needed.download_size(todo)} to download into {catalogue.home()}", err=True)
     for status in todo:
         terms = f"commercial use {status.commercial_use}; {status.licence}"
         say(f"  {status.name} ({megabytes(status.size)}): {terms}", err=True)

@@ -48,7 +48,7 @@ def planned(
     named_code = {*request.named, *outside.members(given)}
     for own in settings:
         outside.check(own, "a dataset", named_code, request.allow_code)
-    preset = [configs.preset(given["preset"])] if given.get("preset") else []
+    preset = configs.chosen_preset(given)
     always = {"dataset": "photographs", "first_stage": "align"}
     config = configs.build([{"threads": devices.cores()}, *preset, *settings, *chosen, always])
     check_edits(config)

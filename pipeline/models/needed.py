@@ -27,7 +27,7 @@ def require(names: Iterable[str]) -> None:
         return
     if todo := to_download(missing):
         command = f"dhr-batch models pull {' '.join(missing)}"
-        way_out = f"get them ({megabytes(todo)}) with: {command}"
+        way_out = f"get them ({download_size(todo)}) with: {command}"
     else:
         command = "\n  ".join(error.command for error in missing.values())
         way_out = f"get them with:\n  {command}"
@@ -43,6 +43,6 @@ def to_download(names: Iterable[str]) -> list[ModelStatus]:
     return todo if all(found.download for found in todo) else []
 
 
-def megabytes(todo: Sequence[ModelStatus]) -> str:
+def download_size(todo: Sequence[ModelStatus]) -> str:
     """Return how much is downloaded. Models of one archive share its download."""
     return f"{sum({found.source: found.download for found in todo}.values()) / 1e6:.0f} MB"

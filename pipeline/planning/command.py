@@ -38,7 +38,7 @@ def goes_on(plan: StoredPlan, place: str) -> str:
         layers = origin.start(given)[2]
     except Refused:
         # The dataset has been moved, so its own settings are unknown. Give them one by one.
-        layers = [configs.preset(given["preset"])] if "preset" in given else []
+        layers = configs.chosen_preset(given)
     base = configs.build([*layers, given])
     # If another member of a family was chosen, its options are compared with its own defaults.
     names = {family: {"name": plan.settings.member(family)} for family in STAGES}

@@ -169,6 +169,15 @@ def preset(name: str, kind: str = "preset") -> dict[str, Any]:
     raise Refused(f"unknown {kind} {name!r}", way_out=f"choose from: {', '.join(presets(kind))}")
 
 
+def chosen_preset(given: Layer) -> list[Layer]:
+    """Return the layer of the preset that settings choose, or nothing if they choose none.
+
+    Raises:
+        Refused: If the preset is unknown.
+    """
+    return [preset(given["preset"])] if given.get("preset") else []
+
+
 def _shipped(kind: str) -> list[Traversable]:
     folder = resources.files("dhr_batch.configs") / f"{kind}s"
     return [file for file in folder.iterdir() if file.name.endswith(".yaml")]

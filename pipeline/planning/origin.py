@@ -55,7 +55,7 @@ def start(
     """
     late = RunSettings(given).begins_late
     dataset = _find_run(given["dataset"]) if late else named.find(given["dataset"])
-    preset = [configs.preset(given["preset"])] if given.get("preset") else []
+    preset = configs.chosen_preset(given)
     if late:
         origin = Origin(dataset.location, named_code, allow_code)
         return origin.dataset(dataset), origin, [origin.settings, *preset]
