@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,13 @@ def describe_set(file: Path) -> dict[str, Any]:
     Raises:
         DirectionError: The file does not describe a set.
     """
+    now = file.stat()
+    return copy.deepcopy(_described(file, now.st_mtime_ns, now.st_size))
+
+
+@lru_cache(maxsize=32)
+def _described(file: Path, _mtime_ns: int, _size: int) -> dict[str, Any]:
+    # A plan looks names up many times, and the largest set takes 20 ms to parse.
     try:
         data = yaml_files.read(file)
     except yaml_files.InvalidYaml as error:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dhr_batch.stages import yaml_files
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.edit import direction_files
 from dhr_batch.stages.edit.direction_files import DirectionError, read, resolve
@@ -233,6 +234,19 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path, monkeypatch, array):
     np.savez(tmp_path / "set.npz", smile=array * 2)
     with pytest.raises(DirectionError, match="not the array"):
         resolve("smile")
+
+
+def test_a_set_is_parsed_once_and_anew_when_it_changes(tmp_path, monkeypatch):
+    file, parsed, real = tmp_path / "set.yaml", [], yaml_files.read
+    monkeypatch.setattr(yaml_files, "read", lambda file: parsed.append(file) or real(file))
+    file.write_text("directions: {smile: {strengths: [1]}}")
+    first = direction_files.describe_set(file)
+    first["directions"]["smile"]["strengths"].append(2)
+    again = direction_files.describe_set(file)
+    assert again == {"directions": {"smile": {"strengths": [1]}}}
+    assert parsed == [file]
+    file.write_text("directions: {yaw: {}, smile: {}}")
+    assert list(direction_files.describe_set(file)["directions"]) == ["yaw", "smile"]
 
 
 def test_shipped_directions_all_resolve():
