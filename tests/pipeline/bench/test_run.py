@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,13 +55,18 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory):
+def session() -> Iterator[None]:
+    with harness.session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(session, photographs: Path, tmp_path_factory: pytest.TempPathFactory):
     """A benchmark that ran, and how it ended."""
     out = tmp_path_factory.mktemp("benchmark") / "out"
-    with harness.session():
-        planned = bench.plan(tiny(photographs), out, machine=MACHINE, random_weights=True)
-        done = bench.run(planned, MACHINE)
-        page = write_benchmark(planned, done.failed)
+    planned = bench.plan(tiny(photographs), out, machine=MACHINE, random_weights=True)
+    done = bench.run(planned, MACHINE)
+    page = write_benchmark(planned, done.failed)
     return planned, done, Path(page)
 
 
@@ -129,15 +135,14 @@ def test_runs_that_take_turns_have_the_rows_of_others(finished, photographs, tmp
     assert bench.run(planned, MACHINE).computed == []
 
 
-def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
+def test_methods_meet_the_ground_truth(session, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
     described = synthetic.write_dataset(tmp_path / "synthetic", 3, generator="tiny")
     found = tiny(described)
     refiners = {name: found.refiners[name] for name in ("dhr", "no_mask")}
     found = found.model_copy(update={"refiners": refiners})
-    with harness.session():
-        planned = bench.plan(found, tmp_path / "out", machine=MACHINE, random_weights=True)
-        assert bench.run(planned, MACHINE).exit_code == runner.DONE
+    planned = bench.plan(found, tmp_path / "out", machine=MACHINE, random_weights=True)
+    assert bench.run(planned, MACHINE).exit_code == runner.DONE
     page = Path(write_benchmark(planned, {}))
     lines = page.with_name("benchmark.md").read_text().splitlines()
     (board,) = json.loads(page.with_name("benchmark.json").read_text())["datasets"]
@@ -165,16 +170,17 @@ def test_methods_meet_the_ground_truth(tmp_path, monkeypatch):
     assert sum("uncovered face" in line for line in lines) == 2 * 3
 
 
-def test_more_images_go_through_the_same_runs_and_seeds_are_averaged(photographs, tmp_path):
+def test_more_images_go_through_the_same_runs_and_seeds_are_averaged(
+    session, photographs, tmp_path
+):
     found = tiny(photographs, seeds=[0, 3], refiners={"dhr": {"settings": {"refine": REFINE}}})
     images, written = [], {}
-    with harness.session():
-        for limit in (2, 3):
-            planned = bench.plan(found, tmp_path, limit, MACHINE, random_weights=True)
-            done = bench.run(planned, MACHINE)
-            assert (done.failed, done.exit_code) == ({}, runner.DONE)
-            images.append([open_run(planned.place(c.name)).ids for c in planned.cells])
-            written = written or {p: p.stat().st_mtime_ns for p in tmp_path.rglob("part-*")}
+    for limit in (2, 3):
+        planned = bench.plan(found, tmp_path, limit, MACHINE, random_weights=True)
+        done = bench.run(planned, MACHINE)
+        assert (done.failed, done.exit_code) == ({}, runner.DONE)
+        images.append([open_run(planned.place(c.name)).ids for c in planned.cells])
+        written = written or {p: p.stat().st_mtime_ns for p in tmp_path.rglob("part-*")}
     assert [set(map(len, ids)) for ids in images] == [{2}, {3}]
     assert written == {p: p.stat().st_mtime_ns for p in written}
     (compared,) = load(planned, {})
