@@ -18,12 +18,12 @@ import click
 import yaml
 
 from dhr_batch.pipeline.cli.output import Command
-from dhr_batch.pipeline.engine.worker import read_record
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import costs
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.worker.worker import read_record
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record
 

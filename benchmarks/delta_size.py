@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from dhr_batch.benchmarks.machine import json_option, write_json
 from dhr_batch.pipeline.cli.output import Command
-from dhr_batch.pipeline.engine import worker
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import devices
 from dhr_batch.pipeline.planning.prepare import prepare
@@ -33,6 +32,7 @@ from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.worker import worker
 from dhr_batch.stages.base import Record, required
 
 DEFAULT = "small"

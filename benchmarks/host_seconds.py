@@ -31,10 +31,10 @@ import numpy as np
 from dhr_batch.benchmarks import machine
 from dhr_batch.benchmarks.delta_size import OFFSET
 from dhr_batch.pipeline.cli.output import Command
-from dhr_batch.pipeline.engine import attempt, worker
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.worker import attempt, worker
 from dhr_batch.stages import motion
 from dhr_batch.stages.base import EditedImage, Record, required
 from dhr_batch.stages.edit.scene import at_side
@@ -92,8 +92,8 @@ PIECES = {
     "other metrics": ["dhr_batch.stages.measure.standard.Standard.process"],
     "picture encoding": ["dhr_batch.pipeline.tables.rows.png"],
     "codec, Parquet, checksums": [
-        "dhr_batch.pipeline.engine.attempt.Attempt.add",
-        "dhr_batch.pipeline.engine.attempt.Attempt.receipt",
+        "dhr_batch.pipeline.worker.attempt.Attempt.add",
+        "dhr_batch.pipeline.worker.attempt.Attempt.receipt",
     ],
 }
 DEVICE = "device"

@@ -28,7 +28,6 @@ from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.datasets.items import Item, stamp
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.engine import runner
-from dhr_batch.pipeline.engine.attempt import memory_peak
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import config, plan, resume
 from dhr_batch.pipeline.planning.request import Request
@@ -36,6 +35,7 @@ from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest, dumps
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.worker.attempt import memory_peak
 from dhr_batch.tests.no_op import NAMES, write_images
 
 # What each figure is held to: the least or the most.

@@ -28,6 +28,7 @@ ORDER = (
     "datasets",
     "runs",
     "planning",
+    "worker",
     "stats",
     "report",
     "engine",

@@ -27,13 +27,13 @@ from typing import Any, TypeVar
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine import runner
-from dhr_batch.pipeline.engine.messages import WorkerFacts
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.worker.messages import WorkerFacts
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 from dhr_batch.stages.base import Record, Stage
 
 T = TypeVar("T")

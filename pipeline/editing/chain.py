@@ -11,15 +11,15 @@ from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
-from dhr_batch.pipeline.engine.batches import ON_CPU
-from dhr_batch.pipeline.engine.loading import load
-from dhr_batch.pipeline.engine.worker import read_record, run_info
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices
 from dhr_batch.pipeline.planning.plan import Plan, check_edits, make
 from dhr_batch.pipeline.planning.prepare import check_gpus, given_layers
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.rows import as_stored
+from dhr_batch.pipeline.worker.batches import ON_CPU
+from dhr_batch.pipeline.worker.loading import load
+from dhr_batch.pipeline.worker.worker import read_record, run_info
 from dhr_batch.stages.base import ImageFailure, Record, Told, required
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.faces import further

@@ -1,3 +1,3 @@
-"""Execution of runs with Ray: the driver, its workers, and the handling of failures. Imports the
-packages from storage to report. Begin with `runner`, then `driver`.
+"""Execution of runs with Ray: the driver, the actors of its workers, and the handling of failures.
+Begin with `runner`, then `driver`.
 """

@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
-from dhr_batch.pipeline.engine.messages import IN_HAND, Report, WorkerFacts
-from dhr_batch.pipeline.engine.worker import Lost, Settings, Worker
-from dhr_batch.pipeline.engine.worker_log import WorkerLog
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest, Where
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.worker.messages import IN_HAND, Report, WorkerFacts
+from dhr_batch.pipeline.worker.worker import Lost, Settings, Worker
+from dhr_batch.pipeline.worker.worker_log import WorkerLog
 
 log = logging.getLogger("dhr_batch")
 

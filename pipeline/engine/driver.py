@@ -13,7 +13,6 @@ from dhr_batch.pipeline.engine import members
 from dhr_batch.pipeline.engine.blame import Blame
 from dhr_batch.pipeline.engine.crew import Crew, RoomWatch
 from dhr_batch.pipeline.engine.losses import Losses
-from dhr_batch.pipeline.engine.messages import Report, WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.tasks import (
@@ -27,13 +26,14 @@ from dhr_batch.pipeline.engine.tasks import (
     WholeShard,
     following,
 )
-from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest, Where
 from dhr_batch.pipeline.stopping import Interrupted, Stopper
 from dhr_batch.pipeline.storage.local import LocalStorage
+from dhr_batch.pipeline.worker.messages import Report, WorkerFacts
+from dhr_batch.pipeline.worker.worker import Settings
 
 _WAKE_SECONDS = 0.25
 

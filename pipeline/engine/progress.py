@@ -16,11 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.forecast import Forecast
 from dhr_batch.pipeline.planning.request import Mode
 from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.units import duration
+from dhr_batch.pipeline.worker.messages import Event
 
 # Seconds between two lines in a log file. Small runs have a line for each batch.
 _PLAIN_SECONDS = 30.0

@@ -12,11 +12,9 @@ import ray
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.engine.driver import Driver
-from dhr_batch.pipeline.engine.messages import WorkerFacts
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.engine.session import session
 from dhr_batch.pipeline.engine.status import StatusWriter
-from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import costs, devices, estimate, resume
 from dhr_batch.pipeline.planning.plan import Plan, Shard
@@ -32,6 +30,8 @@ from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import absolute
 from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
 from dhr_batch.pipeline.units import duration
+from dhr_batch.pipeline.worker.messages import WorkerFacts
+from dhr_batch.pipeline.worker.worker import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from dhr_batch.pipeline.engine import runner
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
@@ -17,6 +16,7 @@ from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest, total
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 
 Compute = Callable[[RunFolder, Shard], Manifest]
 

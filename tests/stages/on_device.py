@@ -12,7 +12,7 @@ import pytest
 import torch
 from facenet_pytorch import InceptionResnetV1
 
-from dhr_batch.pipeline.engine import batches
+from dhr_batch.pipeline.worker import batches
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context, Record
 from dhr_batch.stages.networks import features

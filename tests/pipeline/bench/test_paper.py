@@ -21,13 +21,13 @@ from dhr_batch.pipeline.bench.matrix import Matrix, parse_matrix, shipped_matrix
 from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.progress import Progress
-from dhr_batch.pipeline.engine.worker import Worker
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.stopping import Stopper
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages import registry
 from dhr_batch.stages.base import Context
 from dhr_batch.stages.networks.encoders import style_transformer

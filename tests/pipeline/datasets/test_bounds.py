@@ -18,8 +18,8 @@ from PIL import Image
 
 from dhr_batch.pipeline.datasets import check, listing, named
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
-from dhr_batch.pipeline.engine import worker
 from dhr_batch.pipeline.storage import locations
+from dhr_batch.pipeline.worker import worker
 from dhr_batch.tests.pipeline.listed import listed, unpack
 
 # Files of 2 MB are too large for images of this size.

@@ -9,7 +9,6 @@ import pytest
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.engine.driver import Driver
 from dhr_batch.pipeline.engine.members import Member
-from dhr_batch.pipeline.engine.messages import Report
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.engine.tasks import (
@@ -19,12 +18,13 @@ from dhr_batch.pipeline.engine.tasks import (
     WholeShard,
     following,
 )
-from dhr_batch.pipeline.engine.worker import Settings
 from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.stopping import Stopper
+from dhr_batch.pipeline.worker.messages import Report
+from dhr_batch.pipeline.worker.worker import Settings
 from dhr_batch.tests.pipeline.attempts import attempt
 
 

@@ -6,8 +6,8 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from dhr_batch.pipeline.engine import members
-from dhr_batch.pipeline.engine.messages import IN_HAND, Event, Report
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
+from dhr_batch.pipeline.worker.messages import IN_HAND, Event, Report
 
 
 def test_few_workers_are_asked_four_times_a_second() -> None:

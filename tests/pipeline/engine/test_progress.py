@@ -9,12 +9,12 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from dhr_batch.pipeline.engine import progress as progress_module
-from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters, fitted
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.forecast import Flight, Forecast
 from dhr_batch.pipeline.planning import config, estimate, layers
 from dhr_batch.pipeline.units import duration, size
+from dhr_batch.pipeline.worker.messages import Event
 
 
 class Terminal(io.StringIO):

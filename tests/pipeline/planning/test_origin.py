@@ -19,7 +19,6 @@ import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.cli import start, sweep
 from dhr_batch.pipeline.datasets import parquet, synthetic
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning import resume
@@ -30,6 +29,7 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 from dhr_batch.stages.base import TRUTH
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.tests.faults import harness

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 import dhr_batch
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models.catalogue import ModelMissing
 from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.tests.stages import narrow
 from dhr_batch.tests.stages.edit.test_ganspace import components

@@ -20,7 +20,6 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets.named import Dataset
-from dhr_batch.pipeline.engine.worker import run_info
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.pipeline.runs import render
@@ -29,6 +28,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.worker.worker import run_info
 from dhr_batch.stages.base import Context, Record, required
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.networks.generators.generator import Generator

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dhr_batch.pipeline import crash
-from dhr_batch.pipeline.engine.messages import Event
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.printable import without_secrets
@@ -22,6 +21,7 @@ from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import Row, rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.threads import together
+from dhr_batch.pipeline.worker.messages import Event
 from dhr_batch.stages import failures
 from dhr_batch.stages.base import Record
 from dhr_batch.stages.faces import place

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dhr_batch.pipeline.engine import flights as module
-from dhr_batch.pipeline.engine.flights import Flights
-from dhr_batch.pipeline.engine.messages import Report
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.forecast import Flight, Passage
+from dhr_batch.pipeline.worker import flights as module
+from dhr_batch.pipeline.worker.flights import Flights
+from dhr_batch.pipeline.worker.messages import Report
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 from dhr_batch.stages.base import Record
 from dhr_batch.tests.faults import harness
-from dhr_batch.tests.pipeline.engine.test_worker import Asking
+from dhr_batch.tests.pipeline.worker.test_worker import Asking
 
 
 class Clock:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from dhr_batch.pipeline.engine import worker_log
-from dhr_batch.pipeline.engine.worker_log import WorkerLog
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.objects import ObjectStorage
+from dhr_batch.pipeline.worker import worker_log
+from dhr_batch.pipeline.worker.worker_log import WorkerLog
 from dhr_batch.tests.faults import harness
 
 Make = Callable[[str, int], WorkerLog]

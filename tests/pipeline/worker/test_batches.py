@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dhr_batch.pipeline.engine import batches
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config
+from dhr_batch.pipeline.worker import batches
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 from dhr_batch.stages.base import Context
 
 GB = 10**9

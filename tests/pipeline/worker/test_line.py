@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dhr_batch.pipeline.datasets.items import Item
-from dhr_batch.pipeline.engine.line import Job, Line, Writing
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.worker.line import Job, Line, Writing
 from dhr_batch.stages import failures
 from dhr_batch.stages.base import Record
 

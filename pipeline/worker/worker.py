@@ -21,13 +21,6 @@ from typing import Any
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.datasets import ground_truth, listing
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
-from dhr_batch.pipeline.engine import batches
-from dhr_batch.pipeline.engine.attempt import Attempt
-from dhr_batch.pipeline.engine.flights import Flights
-from dhr_batch.pipeline.engine.line import Job, Line, Part, Writing
-from dhr_batch.pipeline.engine.loading import load
-from dhr_batch.pipeline.engine.messages import Event, Report, WorkerFacts
-from dhr_batch.pipeline.engine.waits import Waits
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import code, contents
 from dhr_batch.pipeline.planning.config import Config
@@ -42,6 +35,13 @@ from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.pipeline.tables.schemas import RunInfo
+from dhr_batch.pipeline.worker import batches
+from dhr_batch.pipeline.worker.attempt import Attempt
+from dhr_batch.pipeline.worker.flights import Flights
+from dhr_batch.pipeline.worker.line import Job, Line, Part, Writing
+from dhr_batch.pipeline.worker.loading import load
+from dhr_batch.pipeline.worker.messages import Event, Report, WorkerFacts
+from dhr_batch.pipeline.worker.waits import Waits
 from dhr_batch.stages import faces, registry
 from dhr_batch.stages.base import Record, Stage
 from dhr_batch.stages.device import Kind, stream

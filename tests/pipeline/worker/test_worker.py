@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from dhr_batch.pipeline.engine.worker import Settings, Worker
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.tables.files import TableFile
+from dhr_batch.pipeline.worker.worker import Settings, Worker
 from dhr_batch.stages.base import Record
 from dhr_batch.tests import no_op
 from dhr_batch.tests.faults import harness
@@ -117,7 +117,7 @@ def test_what_works_beside_the_device_has_a_stream_of_its_own(
     def stage(name: str) -> Asking:
         return Asking(name, lambda _: seen.update({name: getattr(current, "part", "")}))
 
-    monkeypatch.setattr("dhr_batch.pipeline.engine.worker.stream", stream)
+    monkeypatch.setattr("dhr_batch.pipeline.worker.worker.stream", stream)
     names = ("align", "embed", "segment", "refine", "edit", "measure")
     worker(made, tmp_path, *map(stage, names), divided=True).run_shard(made.shards[0], "a")
     assert seen == dict.fromkeys(names, "") | {
@@ -172,7 +172,7 @@ def test_a_read_without_an_end_is_told_and_blames_no_image(
     items = harness.photographs(tmp_path / "in", ["a.png", "b.png"])
     made = harness.make(items, image_timeout=0.1, shard_size=2)
     built = worker(made, tmp_path)
-    monkeypatch.setattr("dhr_batch.pipeline.engine.waits._READ_SECONDS", 0.2)
+    monkeypatch.setattr("dhr_batch.pipeline.worker.waits._READ_SECONDS", 0.2)
     monkeypatch.setattr("dhr_batch.pipeline.datasets.listing.read_bytes", hang)
     receipts: list[Manifest] = []
     thread = threading.Thread(target=lambda: receipts.append(built.run_shard(made.shards[0], "a")))
@@ -202,7 +202,7 @@ def test_a_write_without_an_end_is_told_and_blames_no_image(
 
     config = made.config.model_copy(update={"image_timeout": 0.1})
     built = worker(replace(made, config=config), tmp_path)
-    monkeypatch.setattr("dhr_batch.pipeline.engine.waits._WRITE_SECONDS", 0.2)
+    monkeypatch.setattr("dhr_batch.pipeline.worker.waits._WRITE_SECONDS", 0.2)
     monkeypatch.setattr(TableFile, step, hang)
     thread = threading.Thread(target=built.run_shard, args=(made.shards[0], "a"))
     thread.start()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_batch.pipeline.engine import worker
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
+from dhr_batch.pipeline.worker import worker
 from dhr_batch.stages.base import required
 from dhr_batch.stages.edit.rerender import Rerender
 
