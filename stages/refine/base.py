@@ -161,6 +161,8 @@ class Refiner(Stage):
         delta = dict(zip(result.delta, arrays, strict=False))
         feature = None if result.feature is None else arrays[-1]
         state = {name: value.detach().cpu().numpy() for name, value in result.state.items()}
+        # The render below has its own copy on the device.
+        del result, changed
         made = [
             self.context.stored(
                 replace(

@@ -32,7 +32,9 @@ EDITS = (
     ("yaw", -1.0),
     ("yaw", 1.5),
 )
+FACELESS = 3
 IDS = tuple(f"{person}/{number}.png" for person in ("ann", "bob", "eve") for number in range(3))
+ALL = len(IDS) * len(EDITS)
 INFO = RunInfo(rows=2, embedder="w+", deltas=None)
 QUAD = np.array([(30, 12), (20, 62), (70, 72), (80, 22)], float)
 

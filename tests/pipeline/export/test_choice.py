@@ -18,16 +18,15 @@ from dhr_batch.pipeline.export import choice
 from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.pictures import Picture
 from dhr_batch.tests.pipeline.exported import (
+    ALL,
     EDITS,
+    FACELESS,
     IDS,
     contents,
     dhr,
     exported,
     listed,
 )
-
-ALL = len(IDS) * len(EDITS)
-FACELESS = 3
 
 
 def test_filters_are_honoured(run: Path, tmp_path: Path) -> None:

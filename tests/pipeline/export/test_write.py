@@ -18,16 +18,15 @@ from dhr_batch.pipeline.export import formats
 from dhr_batch.pipeline.export import write as export
 from dhr_batch.pipeline.export.pictures import class_names
 from dhr_batch.tests.pipeline.exported import (
+    ALL,
     EDITS,
+    FACELESS,
     IDS,
     contents,
     dhr,
     exported,
     listed,
 )
-
-ALL = len(IDS) * len(EDITS)
-FACELESS = 3
 
 
 @pytest.mark.parametrize(
