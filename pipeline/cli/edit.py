@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,10 @@ def edit(
     Exit codes: 0 done, 1 error, 2 usage error or refused, 3 no photograph could be edited, or too
     few (max_quarantined), 130 interrupted (finished pictures are kept).
     """
+    # Threads of an operation wait for each other at its end. If other programs use the cores,
+    # threads that spin meanwhile take them from each other, and an edit takes minutes instead of
+    # one. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     output.log_to_stderr(logging.WARNING)
     line, results = _Line(), []
     line.show("loading the settings")

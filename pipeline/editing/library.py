@@ -52,6 +52,13 @@ def edit(
     The stages of a run are run in this process. On two CPU cores this takes less than a minute; the
     networks stay loaded for the next call.
 
+    These settings hold for the whole process afterwards: the number of threads of torch and OpenCV
+    (the setting `threads`, by default all cores), on NVIDIA GPUs whether torch multiplies with TF32
+    (the setting `precision`), and on a CPU with glibc that freed memory is kept for reuse. If other
+    programs use the cores, give fewer threads, as in `settings={"threads": 2}`, and set the
+    environment variable `OMP_WAIT_POLICY` to `PASSIVE` before torch is imported, as the command
+    does: otherwise threads that wait take the cores from each other.
+
     Args:
         image: A file, a PIL image, or the pixels, uint8 [H, W, 3].
         edits: The strength of each direction, which gives a picture of its own, as in

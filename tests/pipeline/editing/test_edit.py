@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,10 @@ FILES = (
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An edit that imports Ray fails."""
+    """An edit that imports Ray fails. What the command sets in the environment is undone."""
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -76,6 +79,7 @@ def test_the_command_writes_pictures(tmp_path: Path, photograph: Path) -> None:
     done = dhr(photograph, *words)
     assert done.exit_code == 0, (done.output, done.exception)
     files = [out / f"photo.png.{name}" for name in FILES]
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert done.stdout.splitlines() == list(map(str, files))
     assert sorted(out.iterdir()) == sorted(files)
     assert "Error: black.png: no face was found" in done.stderr
@@ -235,10 +239,12 @@ def test_the_stages_of_a_preset_edit_an_aligned_face(photograph: Path, tmp_path:
         dhr_batch.edit(square, "smirk=1", preset="tiny", device="cpu", aligned=True)
 
 
-def test_the_modules_of_edits_do_not_import_ray() -> None:
+def test_importing_the_modules_of_edits_imports_and_sets_nothing() -> None:
     code = (
-        "import sys, dhr_batch.pipeline.cli.edit\n"
+        "import os, sys\n"
+        "import dhr_batch.pipeline.cli.edit\n"
         "from dhr_batch.pipeline.editing import chain, files, library, photographs\n"
+        "assert 'OMP_WAIT_POLICY' not in os.environ, 'set'\n"
         "assert not {'ray', 'torch'} & {*sys.modules}, 'imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
