@@ -51,15 +51,7 @@ class _Line:
 @click.argument(
     "photographs", metavar="PHOTO...", nargs=-1, required=True, shell_complete=complete.datasets
 )
-@click.option(
-    "--edit",
-    "edits",
-    multiple=True,
-    metavar="NAME=STRENGTH",
-    shell_complete=complete.edits,
-    help="Direction, or its file, and strength; several for one picture are joined by +. May be "
-    "repeated, for further pictures.  [default: the edits of the settings]",
-)
+@cli_options.edits_option("  [default: the edits of the settings]")
 @click.option(
     "--sweep",
     "sweeps",

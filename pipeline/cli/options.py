@@ -159,6 +159,23 @@ def selected_options(*names: str) -> Callable[[Command], Command]:
     return _adder([_PLAN[name] for name in names])
 
 
+def edits_option(default: str = "") -> Callable[[Command], Command]:
+    """Return a decorator that adds the option for the edits of pictures to a command.
+
+    Args:
+        default: The end of its help, on what is made without it.
+    """
+    return click.option(
+        "--edit",
+        "edits",
+        multiple=True,
+        metavar="NAME=STRENGTH",
+        shell_complete=complete.edits,
+        help="Direction, or its file, and strength; several for one picture are joined by +. May "
+        f"be repeated, for further pictures.{default}",
+    )
+
+
 def plan_options(command: Command) -> Command:
     """Add all options that determine what a run does and where, in the order of the help."""
     return _adder([*_PLAN.values()])(command)

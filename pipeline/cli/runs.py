@@ -157,15 +157,7 @@ def verify(run: str, as_json: bool) -> None:
     "--image", "images", multiple=True, metavar="ID", help="Image to render. May be repeated."
 )
 @click.option("--all", "everything", is_flag=True, help="Render all images that have rows.")
-@click.option(
-    "--edit",
-    "edits",
-    multiple=True,
-    metavar="NAME=STRENGTH",
-    shell_complete=complete.edits,
-    help="Direction, or its file, and strength; several for one picture are joined by +. May be "
-    "repeated, for further pictures.",
-)
+@cli_options.edits_option()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
