@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from dhr_batch.pipeline import outside
@@ -13,7 +14,7 @@ from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices
-from dhr_batch.pipeline.planning.plan import Plan, check_edits, make
+from dhr_batch.pipeline.planning.plan import Plan, check_edits, make, models_of
 from dhr_batch.pipeline.planning.prepare import check_gpus, given_layers
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.rows import as_stored
@@ -22,6 +23,7 @@ from dhr_batch.pipeline.worker.loading import load
 from dhr_batch.pipeline.worker.worker import read_record, run_info
 from dhr_batch.stages.base import ImageFailure, Record, Told, required
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.device import Kind
 from dhr_batch.stages.faces import further
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
@@ -77,9 +79,8 @@ class Chain:
     def __init__(self, plan: Plan, choice: Choice, told: Told = lambda *_: None) -> None:
         self.config, self._choice, self._told = plan.config, choice, told
         kind, aligned = devices.torch_device(plan.config), plan.dataset.aligned
-        networks = _networks(kind, plan.config.precision)
         context, self.stages, self.device = load(
-            plan.config, kind, aligned, networks=networks, progress=told
+            plan.config, kind, aligned, networks=_networks(plan, kind), progress=told
         )
         generator = context.network("generator", plan.config.generator)
         context.stored = partial(as_stored, info=run_info(plan.config, generator, {}))
@@ -130,7 +131,18 @@ class Chain:
         return float(self.config.align.get("max_megapixels", MAX_MEGAPIXELS))
 
 
-@lru_cache(maxsize=1)
-def _networks(kind: str, precision: str) -> dict[tuple[str, str], Any]:
-    """Return the networks of the last chain, for another one on the same device."""
-    return {}
+# The networks of the last chain, by the settings that they were loaded with.
+_KEPT: dict[str, dict[tuple[str, str], Any]] = {}
+
+
+def _networks(plan: Plan, kind: Kind) -> dict[tuple[str, str], Any]:
+    """Return the networks of the last chain if this one differs in its edits alone, else none."""
+    edit = {name: value for name, value in plan.config.edit.items() if name != "edits"}
+    others = plan.config.model_copy(update={"edit": edit}).model_dump_json()
+    models = set().union(*models_of(plan).values())
+    key = f"{kind} {plan.dataset.aligned} {sorted(models)} {others}"
+    if key not in _KEPT:
+        _KEPT.clear()
+        # Stages and networks refer to each other, so that they are not freed at once.
+        gc.collect()
+    return _KEPT.setdefault(key, {})

@@ -49,8 +49,8 @@ def edit(
 ) -> Edited:
     """Edit the face in a photograph.
 
-    The stages of a run are run in this process. On two CPU cores this takes less than a minute; the
-    networks stay loaded for the next call.
+    The stages of a run are run in this process. On two CPU cores this takes less than a minute. The
+    networks stay loaded for other photographs and edits, until a call has other settings.
 
     These settings hold for the whole process afterwards: the number of threads of torch and OpenCV
     (the setting `threads`, by default all cores), on NVIDIA GPUs whether torch multiplies with TF32

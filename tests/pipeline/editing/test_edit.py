@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
+from dhr_batch.pipeline.editing import chain
 from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
 from dhr_batch.pipeline.editing.library import NotEdited
@@ -213,6 +215,18 @@ def test_all_faces_of_a_photograph_are_edited_together(tmp_path: Path, photograp
 
 def test_edits_without_a_choice_are_those_of_the_settings(photograph: Path) -> None:
     assert list(edit(photograph, ()).pictures) == ["smile=-1", "smile=1"]
+
+
+def test_networks_stay_loaded_until_the_settings_change(photograph: Path) -> None:
+    def generator(edits: str, **settings: object) -> weakref.ref[object]:
+        dhr_batch.edit(photograph, edits, settings=NAMES | settings, device="cpu")
+        (networks,) = chain._KEPT.values()
+        return weakref.ref(networks["generator", NAMES["generator"]])
+
+    first = generator("smile=1")
+    assert generator("smile=2") is first
+    assert generator("smile=2", seed=7) is not first
+    assert first() is None
 
 
 def test_texts_are_in_the_order_of_the_stage() -> None:
