@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from dhr_batch.pipeline.editing.choice import parsed
 from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
 from dhr_batch.pipeline.picture_names import edit_label, picture_file
 from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.planning.plan import check_edits
 from dhr_batch.pipeline.runs.render import renderer, write_picture
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
@@ -18,7 +20,6 @@ from dhr_batch.pipeline.strict import reasons
 from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
 from dhr_batch.stages.base import Record
 from dhr_batch.stages.edit import syntax
-from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.options.edit import DirectionsOptions
 from dhr_batch.stages.registry import MODELS
 
@@ -35,17 +36,12 @@ def checked(text: str) -> EditOptions:
     Raises:
         Refused: If it names none.
     """
-    try:
-        settings = syntax.settings([syntax.parse(text)])
-    except syntax.NotAnEdit as error:
-        raise Refused(f"--edit {text!r}", error.reason, error.way_out) from error
+    settings = syntax.settings([parsed("--edit", text, syntax.parse)])
     try:
         (edit,) = DirectionsOptions.model_validate({"edits": settings}).edits
-        edit.check()
     except ValidationError as error:
         raise Refused(f"--edit {text!r}", reasons(error, DirectionsOptions)) from error
-    except DirectionError as error:
-        raise Refused(error.reason, way_out=error.way_out) from error
+    check_edits([edit], what="")
     return edit
 
 

@@ -10,7 +10,7 @@ import click
 
 from dhr_batch.pipeline.cli import complete, start
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.storage.locations import is_url
 from dhr_batch.stages.edit import syntax
 
@@ -58,10 +58,4 @@ def parse(texts: Iterable[str]) -> list[dict[str, Any]]:
     Raises:
         Refused: If a text has another form.
     """
-    pictures = []
-    for text in texts:
-        try:
-            pictures += syntax.parse_all(text)
-        except syntax.NotAnEdit as error:
-            raise Refused(f"--edit {text!r}", error.reason, error.way_out) from error
-    return syntax.settings(pictures)
+    return syntax.settings(Choice.of(texts).edits)

@@ -14,7 +14,7 @@ from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices
-from dhr_batch.pipeline.planning.plan import Plan, check_edits, make, models_of
+from dhr_batch.pipeline.planning.plan import Plan, check_edits, edits_of, make, models_of
 from dhr_batch.pipeline.planning.prepare import check_gpus, given_layers
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.rows import as_stored
@@ -53,7 +53,7 @@ def planned(
     preset = configs.chosen_preset(given)
     always = {"dataset": "photographs", "first_stage": "align"}
     config = configs.build([{"threads": devices.cores()}, *preset, *settings, *chosen, always])
-    check_edits(config)
+    check_edits(edits_of(config))
     gpus = min(1, devices.number(config, remote=False))
     resolved = configs.resolve(config, gpus, len(items))
     dataset = Dataset(name="photographs", aligned=aligned)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.edit.syntax import Terms
 
+Parsed = TypeVar("Parsed")
 # One edit as a text, such as `smile=2`, or the strength of each direction.
 Edits = str | Iterable[str] | Mapping[str, float]
 
@@ -43,7 +44,7 @@ class Choice:
         if isinstance(edits, Mapping):
             edits = [str(syntax.Term(name, strength)) for name, strength in edits.items()]
         texts = [edits] if isinstance(edits, str) else edits
-        pictures = chain.from_iterable(_parsed("--edit", text) for text in texts)
+        pictures = chain.from_iterable(parsed("--edit", text, syntax.parse_all) for text in texts)
         chosen = tuple(dict.fromkeys(pictures))
         given = [sweeps] if isinstance(sweeps, str) else sweeps
         return cls(chosen, tuple(_sweep(text) for text in given))
@@ -69,15 +70,20 @@ def _terms(edit: Mapping[str, Any]) -> list[syntax.Term]:
     return [syntax.Term(name, strength, unit) for strength in edit["strengths"]]
 
 
-def _parsed(option: str, text: str) -> list[Terms]:
+def parsed(option: str, text: str, parse: Callable[[str], Parsed]) -> Parsed:
+    """Return what `syntax.parse` or `syntax.parse_all` finds in the value of an option.
+
+    Raises:
+        Refused: The text has another form.
+    """
     try:
-        return syntax.parse_all(text)
+        return parse(text)
     except syntax.NotAnEdit as error:
         raise Refused(f"{option} {text!r}", error.reason, error.way_out) from error
 
 
 def _sweep(text: str) -> tuple[Terms, ...]:
-    pictures = tuple(_parsed("--sweep", text))
+    pictures = tuple(parsed("--sweep", text, syntax.parse_all))
     if len(pictures) < 2:
         raise Refused(
             f"--sweep {text!r}",

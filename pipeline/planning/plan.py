@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 
@@ -165,7 +165,7 @@ def digests(config: Config) -> dict[str, str]:
     if "edit" not in config.stages:
         return {}
     found = {}
-    for edit in _edits(config):
+    for edit in edits_of(config):
         try:
             found[edit.title] = edit.load(catalogue.path).sha256[:16]
         except direction_files.DirectionError as error:
@@ -176,20 +176,25 @@ def digests(config: Config) -> dict[str, str]:
     return found
 
 
-def check_edits(config: Config) -> None:
+def check_edits(edits: Iterable[EditOptions], what: str = "edit.edits") -> None:
     """Check the names of directions, without torch.
+
+    Args:
+        edits: The edits.
+        what: Where they stand, for the message.
 
     Raises:
         Refused: If there is no such direction.
     """
-    for edit in _edits(config):
+    for edit in edits:
         try:
             edit.check()
         except direction_files.DirectionError as error:
-            raise Refused("edit.edits", error.reason, error.way_out) from error
+            raise Refused(what, error.reason, error.way_out) from error
 
 
-def _edits(config: Config) -> Sequence[EditOptions]:
+def edits_of(config: Config) -> Sequence[EditOptions]:
+    """Return the edits of settings; none if their stage `edit` has no such list."""
     options = registry.options("edit", config.edit["name"])
     return getattr(options(**config.edit), "edits", ())
 

@@ -19,7 +19,7 @@ from dhr_batch.pipeline.models import needed
 from dhr_batch.pipeline.models.catalogue import ModelMissing
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import devices, layers, origin, photographs
-from dhr_batch.pipeline.planning.plan import Plan, check_edits, make, models_of
+from dhr_batch.pipeline.planning.plan import Plan, check_edits, edits_of, make, models_of
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.runs.reading import RunRecords
@@ -85,7 +85,7 @@ def configured(
     named_code = {*request.named, *outside.members(own)}
     dataset, earlier, first = origin.start(given, named_code, request.allow_code)
     config = configs.build([*first, *chosen])
-    check_edits(config)
+    check_edits(edits_of(config))
     return config, dataset, earlier
 
 
