@@ -126,21 +126,23 @@ def _loaded(
     """Find the photographs, and load the networks."""
     from dhr_batch.pipeline.datasets.items import left_out
     from dhr_batch.pipeline.editing import photographs
-    from dhr_batch.pipeline.editing.chain import Chain, planned
+    from dhr_batch.pipeline.editing.chain import Chain, configured, planned
     from dhr_batch.pipeline.editing.choice import Choice
     from dhr_batch.pipeline.planning.prepare import check_models
     from dhr_batch.pipeline.storage.connect import connect
     from dhr_batch.pipeline.storage.ownership import require_outside
 
     choice = Choice.of(edits, sweeps)
-    line.show("")
-    found = on_demand(lambda: photographs.find(places), yes)
-    require_outside(connect(out), found.folders)
-    if found.ignored:
-        line.say(f"left out: {left_out(found.ignored)}", err=True)
-    line.show("loading the settings")
     request = cli_options.request(options | {"settings": choice.settings()})
-    plan = planned(request, found.items, found.aligned, found.settings)
+    found = photographs.find(places)
+    config = configured(request, found.datasets)
+    require_outside(connect(out), [dataset.location for dataset in found.datasets])
+    line.show("")
+    listed = on_demand(found.listed, yes)
+    if listed.ignored:
+        line.say(f"left out: {left_out(listed.ignored)}", err=True)
+    line.show("loading the settings")
+    plan = planned(request, config, listed.items, found.aligned)
     line.show("")
     on_demand(lambda: check_models(plan, request), yes)
     line.show("loading the networks")

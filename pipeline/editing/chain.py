@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,53 +12,68 @@ from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
-from dhr_batch.pipeline.planning import devices
-from dhr_batch.pipeline.planning.plan import Plan, check_edits, edits_of, make, models_of
-from dhr_batch.pipeline.planning.prepare import check_gpus, given_layers
+from dhr_batch.pipeline.planning import devices, prepare
+from dhr_batch.pipeline.planning.config import Config
+from dhr_batch.pipeline.planning.plan import Plan, models_of
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.pipeline.worker.batches import ON_CPU
 from dhr_batch.pipeline.worker.loading import load
 from dhr_batch.pipeline.worker.worker import read_record, run_info
+from dhr_batch.stages import registry
 from dhr_batch.stages.base import ImageFailure, Record, Told, required
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.device import Kind
 from dhr_batch.stages.faces import further
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
+# Settings that say what a run begins with. An edit begins with the photographs that it is given.
+_ALWAYS = {"dataset": "photographs", "first_stage": registry.STAGES[0]}
 
-def planned(
-    request: Request,
-    items: Sequence[Item] = (),
-    aligned: bool = False,
-    settings: Sequence[dict[str, Any]] = (),
-) -> Plan:
-    """Merge the settings, as for a run. All cores of a CPU compute one photograph.
+
+def configured(request: Request, datasets: Iterable[Dataset] = ()) -> Config:
+    """Merge and check all settings. All cores of a CPU compute one photograph.
 
     Args:
         request: The settings of the user.
-        items: The photographs.
-        aligned: Whether they are FFHQ crops.
-        settings: Settings of the datasets of the photographs.
+        datasets: The datasets of the photographs, which may change settings.
 
     Raises:
         Refused: The settings cannot be used.
     """
-    chosen = given_layers(request)
-    given = configs.merge(chosen)
-    named_code = {*request.named, *outside.members(given)}
-    for own in settings:
-        outside.check(own, "a dataset", named_code, request.allow_code)
-    preset = configs.chosen_preset(given)
-    always = {"dataset": "photographs", "first_stage": "align"}
-    config = configs.build([{"threads": devices.cores()}, *preset, *settings, *chosen, always])
-    check_edits(edits_of(config))
+    given = prepare.given_by(request)
+    for key, value in _ALWAYS.items():
+        if given.settings.get(key, value) != value:
+            raise Refused(
+                f"{key}={given.settings[key]}",
+                "an edit runs all stages on the photographs that it is given",
+                "leave this setting out, or use `dhr-batch run`",
+            )
+    own = [dataset.config for dataset in datasets]
+    for settings in own:
+        outside.check(settings, "a dataset", given.code, request.allow_code)
+    preset = configs.chosen_preset(given.settings)
+    return prepare.checked([{"threads": devices.cores()}, *preset, *own, *given.layers, _ALWAYS])
+
+
+def planned(request: Request, config: Config, items: Sequence[Item], aligned: bool) -> Plan:
+    """Return the plan of an edit on one device.
+
+    Args:
+        request: The settings of the user.
+        config: All settings, as `configured` returns them.
+        items: The photographs.
+        aligned: Whether they are FFHQ crops.
+
+    Raises:
+        Refused: The settings cannot be used on this machine.
+    """
+    dataset = Dataset(name=_ALWAYS["dataset"], aligned=aligned)
     gpus = min(1, devices.number(config, remote=False))
-    resolved = configs.resolve(config, gpus, len(items))
-    dataset = Dataset(name="photographs", aligned=aligned)
-    plan = make(resolved, dataset, items[: config.limit])
-    check_gpus(plan, request)
+    plan = prepare.planned(config, dataset, items[: config.limit], gpus)
+    prepare.check_gpus(plan, request)
     return plan
 
 

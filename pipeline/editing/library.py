@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from dhr_batch.pipeline.editing.chain import Chain, planned
+from dhr_batch.pipeline.editing.chain import Chain, configured, planned
 from dhr_batch.pipeline.editing.choice import Choice, Edits
 from dhr_batch.pipeline.editing.edited import Edited
 from dhr_batch.pipeline.errors import CommandError
@@ -92,7 +92,7 @@ def edit(
     faces = {} if face is None else {"align": {"face": face}}
     layers = configs.merge([settings or {}, own, faces, choice.settings()])
     request = Request(settings=layers)
-    plan = planned(request, aligned=aligned)
+    plan = planned(request, configured(request), (), aligned)
     check_models(plan, request)
     chain = Chain(plan, choice, progress)
     result = chain.edit_record(_record(image))

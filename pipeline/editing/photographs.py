@@ -6,11 +6,11 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from dhr_batch.pipeline.datasets import named
-from dhr_batch.pipeline.datasets.items import DatasetError, Item, image_id, stamp
+from dhr_batch.pipeline.datasets.items import DatasetError, Item, Listing, image_id, stamp
 from dhr_batch.pipeline.datasets.listing import extension
 from dhr_batch.pipeline.datasets.named import EXTENSIONS, Dataset
 from dhr_batch.pipeline.errors import Refused
@@ -20,60 +20,67 @@ from dhr_batch.pipeline.storage.locations import describe, is_url
 _DATASETS = (".parquet", ".tar", ".yaml", ".yml")
 
 
-class Found(NamedTuple):
-    """Photographs.
+@dataclass(frozen=True)
+class Found:
+    """The places of photographs, in the order in which they were named.
 
     Attributes:
-        items: Each photograph once, in the order in which they were named.
-        aligned: Whether all of them are FFHQ crops.
-        folders: The folders that were listed.
-        ignored: The number of files that listings left out, by kind.
-        settings: Settings of a run that their datasets change.
+        places: A dataset, or the photographs that a path or glob names.
     """
 
-    items: list[Item]
-    aligned: bool
-    folders: list[str]
-    ignored: Counter[str]
-    settings: list[dict[str, Any]]
+    places: Sequence[Dataset | list[Item]]
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """The datasets."""
+        return [place for place in self.places if isinstance(place, Dataset)]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether all photographs are FFHQ crops."""
+        return all(isinstance(place, Dataset) and place.aligned for place in self.places)
+
+    def listed(self) -> Listing:
+        """List the datasets, and return each photograph once.
+
+        Raises:
+            DatasetError: A dataset has no photographs.
+            Refused: Two photographs have the same name.
+        """
+        items: dict[str, Item] = {}
+        ignored: Counter[str] = Counter()
+        for place in self.places:
+            found = named.listed(place) if isinstance(place, Dataset) else Listing(place, Counter())
+            ignored += found.ignored
+            for item in found.items:
+                _add(items, item)
+        return Listing(list(items.values()), ignored)
 
 
 def find(places: Sequence[str]) -> Found:
-    """Find photographs.
+    """Find the places of photographs. Datasets are not listed.
 
     Args:
         places: A path of a file; a folder, archive, URL or name of a dataset, as in `named.find`;
             or a glob, in which `**` stands for any folders.
 
     Raises:
-        DatasetError: A place does not exist, or has no photographs.
-        Refused: Two photographs have the same name.
+        DatasetError: A place does not exist, or a glob matches no photographs.
     """
-    items: dict[str, Item] = {}
-    datasets: list[Dataset] = []
-    single = False
-    ignored: Counter[str] = Counter()
-    for place in places:
-        path = os.path.expanduser(place)
-        if os.path.isfile(path) and extension(path) not in _DATASETS:
-            single, found = True, [_item(path)]
-        elif glob.has_magic(path) and not is_url(path) and not os.path.exists(path):
-            single, found = True, _matches(path)
-        elif extension(path) in EXTENSIONS and not is_url(path) and not os.path.exists(path):
-            raise DatasetError(path, "there is no such file", "check its name and folder")
-        else:
-            datasets.append(named.find(place))
-            found, left_out = named.listed(datasets[-1])
-            ignored += left_out
-        for item in found:
-            _add(items, item)
-    return Found(
-        list(items.values()),
-        not single and all(dataset.aligned for dataset in datasets),
-        [dataset.location for dataset in datasets],
-        ignored,
-        [dataset.config for dataset in datasets if dataset.config],
-    )
+    return Found([_find(place) for place in places])
+
+
+def _find(place: str) -> Dataset | list[Item]:
+    path = os.path.expanduser(place)
+    if os.path.isfile(path) and extension(path) not in _DATASETS:
+        return [_item(path)]
+    if is_url(path) or os.path.exists(path):
+        return named.find(place)
+    if glob.has_magic(path):
+        return _matches(path)
+    if extension(path) in EXTENSIONS:
+        raise DatasetError(path, "there is no such file", "check its name and folder")
+    return named.find(place)
 
 
 def _item(path: str) -> Item:

@@ -6,14 +6,15 @@ import os
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.datasets import named
-from dhr_batch.pipeline.datasets.items import Listing, left_out
+from dhr_batch.pipeline.datasets.items import Item, Listing, left_out
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import needed
 from dhr_batch.pipeline.models.catalogue import ModelMissing
@@ -46,15 +47,11 @@ def prepare(request: Request) -> Plan:
     else:
         listed = _listed(dataset, config, remote)
     items = listed.items[: config.limit]
-    gpus = devices.number(config, remote)
-    resolved = configs.resolve(config, gpus, len(items))
-    # From here on the place of the photographs is shown and stored. They are read by `items`.
-    resolved = resolved.model_copy(update={"dataset": without_secrets(resolved.dataset)})
-    plan = make(resolved, dataset, items, sized=config.shard_size is not None)
+    plan = planned(config, dataset, items, devices.number(config, remote))
     plan = replace(plan, ignored=listed.ignored)
     if earlier is None:
         return plan
-    earlier.check(resolved)
+    earlier.check(plan.config)
     return replace(
         plan,
         origin=earlier.fingerprint,
@@ -75,18 +72,64 @@ def configured(
         Refused: If the settings cannot be used, or there is no such dataset.
         StorageError: If the storage does not answer.
     """
-    chosen = given_layers(request)
-    given = configs.merge(chosen)
-    if not given.get("dataset"):
+    given = given_by(request)
+    if not given.settings.get("dataset"):
         names = ", ".join(named.datasets())
         raise Refused("no dataset", way_out=f"give --dataset with a folder or one of: {names}")
-    # The name of the dataset names no code, whatever it looks like.
-    own = {key: value for key, value in given.items() if key != "dataset"}
-    named_code = {*request.named, *outside.members(own)}
-    dataset, earlier, first = origin.start(given, named_code, request.allow_code)
-    config = configs.build([*first, *chosen])
+    dataset, earlier, first = origin.start(given.settings, given.code, request.allow_code)
+    return checked([*first, *given.layers]), dataset, earlier
+
+
+def checked(chosen: Iterable[layers.Layer]) -> configs.Config:
+    """Merge and check layers of settings, also their edits.
+
+    Raises:
+        Refused: If the settings cannot be used.
+    """
+    config = configs.build(chosen)
     check_edits(edits_of(config))
-    return config, dataset, earlier
+    return config
+
+
+def planned(
+    config: configs.Config, dataset: named.Dataset, items: Sequence[Item], gpus: int
+) -> Plan:
+    """Fill in what depends on the machine and the images, and cut them into shards.
+
+    Raises:
+        Refused: If the settings cannot be used with them.
+    """
+    resolved = configs.resolve(config, gpus, len(items))
+    # From here on the place of the photographs is shown and stored. They are read by `items`.
+    resolved = resolved.model_copy(update={"dataset": without_secrets(resolved.dataset)})
+    return make(resolved, dataset, items, sized=config.shard_size is not None)
+
+
+class Given(NamedTuple):
+    """The settings that a user gave.
+
+    Attributes:
+        layers: Those of each place, see `given_layers`.
+        settings: The merged layers.
+        code: The names of code outside of dhr-batch that the user gave.
+    """
+
+    layers: list[layers.Layer]
+    settings: dict[str, Any]
+    code: set[str]
+
+
+def given_by(request: Request) -> Given:
+    """Return the settings of the user.
+
+    Raises:
+        Refused: If a file or text contains no settings.
+    """
+    chosen = given_layers(request)
+    settings = configs.merge(chosen)
+    # The name of the dataset names no code, whatever it looks like.
+    own = {key: value for key, value in settings.items() if key != "dataset"}
+    return Given(chosen, settings, {*request.named, *outside.members(own)})
 
 
 def given_layers(request: Request) -> list[layers.Layer]:
@@ -106,8 +149,8 @@ def _listed(dataset: named.Dataset, config: configs.Config, remote: bool) -> Lis
         # The photographs are downloaded like models: one question is to be about all of them.
         names = set(error.models)
         if not remote:
-            resolved = configs.resolve(config, devices.number(config, remote), images=1)
-            names.update(*models_of(make(resolved, dataset, ())).values())
+            plan = planned(config, dataset, (), devices.number(config, remote))
+            names.update(*models_of(plan).values())
         needed.require(names)
         raise
 

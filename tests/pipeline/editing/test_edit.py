@@ -18,6 +18,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
+from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.editing import chain
 from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
@@ -132,6 +133,8 @@ def test_results_as_json(tmp_path: Path, photograph: Path) -> None:
         (["--sweep", "smile=1"], "it names one picture"),
         (["--face", "second"], "a number from 0"),
         (["--set", "refine.steps=3"], "refine.steps"),
+        (["--set", "dataset=portraits"], "dataset=portraits: an edit runs all stages"),
+        (["--set", "first_stage=edit"], "first_stage=edit: an edit runs all stages"),
         (["--out", "in/out"], "lies in the dataset"),
         (["nowhere.jpg"], "nowhere.jpg"),
         (["in/*.gif"], "nothing matches it"),
@@ -147,6 +150,16 @@ def test_what_cannot_be_done_is_refused(
     assert sorted(Path().iterdir()) == [Path("in"), Path("stages.yaml")]
 
 
+def test_directions_are_checked_before_photographs_are_listed(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(named, "listed", lambda dataset: pytest.fail("listed"))
+    words = ["edit", str(photograph.parent), "--edit", "smiel=2", "--device", "cpu"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2, done.exception
+    assert "unknown direction 'smiel' (did you mean 'smile'?)" in done.stderr
+
+
 def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:
     folder = photograph.parent
     (folder / "notes.txt").write_text("no photograph")
@@ -158,11 +171,11 @@ def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:
         ([folder / "*"], ["photo.png"]),
         ([photograph, folder / "**" / "*"], ["photo.png", "other.jpg"]),
     ]:
-        assert [item.image_id for item in find(list(map(str, places))).items] == names
-    assert find([str(folder)]).ignored == {".txt": 1}
+        assert [item.image_id for item in find(list(map(str, places))).listed().items] == names
+    assert find([str(folder)]).listed().ignored == {".txt": 1}
     (folder / "deep" / "photo.png").write_bytes(photograph.read_bytes())
     with pytest.raises(Refused, match="same name"):
-        find([str(photograph), str(folder / "deep" / "*")])
+        find([str(photograph), str(folder / "deep" / "*")]).listed()
     with pytest.raises(Refused, match=r"missing\.JPG: there is no such file"):
         find([str(folder / "missing.JPG")])
 
