@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,34 +16,12 @@ from dhr_batch.pipeline.cli import complete, output
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.pulling import on_demand
 from dhr_batch.pipeline.errors import CommandError, Refused
-from dhr_batch.pipeline.printable import printable
 
 if TYPE_CHECKING:
     from dhr_batch.pipeline.datasets.items import Item
     from dhr_batch.pipeline.editing.chain import Chain
 
 _FAILED, _TOO_MANY_FAILED = 1, 3
-
-
-class _Line:
-    """A line on a terminal that is replaced by the next one. Elsewhere, nothing is shown."""
-
-    def __init__(self) -> None:
-        self.photograph = ""
-        self._shown = sys.stderr.isatty()
-
-    def show(self, text: str) -> None:
-        if self._shown:
-            width = shutil.get_terminal_size().columns - 1
-            click.echo(f"\r\x1b[K{printable(text)[:width]}", nl=False, err=True)
-
-    def stage(self, stage: str, step: int, steps: int) -> None:
-        self.show(f"{self.photograph}: {stage}" + (f" {step} of {steps}" if steps else ""))
-
-    def say(self, text: str, err: bool = False) -> None:
-        """Print a line that stays."""
-        self.show("")
-        output.say(text, err=err)
 
 
 @click.command()
@@ -99,13 +76,11 @@ def edit(
     # one. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     output.log_to_stderr(logging.WARNING)
-    line, results = _Line(), []
-    line.show("loading the settings")
-    chain, items = _loaded(photographs, out, line, **options)
+    chain, items = _loaded(photographs, out, **options)
+    results = []
     for number, item in enumerate(items, 1):
-        line.photograph = item.image_id + (f" ({number} of {len(items)})" if len(items) > 1 else "")
-        results.append(_edited(chain, item, out, line, quiet=as_json))
-    line.show("")
+        name = item.image_id + (f" ({number} of {len(items)})" if len(items) > 1 else "")
+        results.append(_edited(chain, item, name, out, quiet=as_json))
     if as_json:
         click.echo(json.dumps(results, indent=2))
     lost = sum("class" in (result["error"] or ()) for result in results)
@@ -117,63 +92,68 @@ def edit(
 def _loaded(
     places: Sequence[str],
     out: Path,
-    line: _Line,
     edits: Sequence[str],
     sweeps: Sequence[str],
     yes: bool,
     **options: Any,
 ) -> tuple[Chain, list[Item]]:
     """Find the photographs, and load the networks."""
-    from dhr_batch.pipeline.datasets.items import left_out
-    from dhr_batch.pipeline.editing import photographs
-    from dhr_batch.pipeline.editing.chain import Chain, configured, planned
-    from dhr_batch.pipeline.editing.choice import Choice
-    from dhr_batch.pipeline.planning.prepare import check_models
-    from dhr_batch.pipeline.storage.connect import connect
-    from dhr_batch.pipeline.storage.ownership import require_outside
+    with output.waiting("reading the settings"):
+        from dhr_batch.pipeline.datasets.items import left_out
+        from dhr_batch.pipeline.editing import photographs
+        from dhr_batch.pipeline.editing.chain import Chain, configured, planned
+        from dhr_batch.pipeline.editing.choice import Choice
+        from dhr_batch.pipeline.planning.prepare import check_models
+        from dhr_batch.pipeline.storage.connect import connect
+        from dhr_batch.pipeline.storage.ownership import require_outside
 
-    choice = Choice.of(edits, sweeps)
-    request = cli_options.request(options | {"settings": choice.settings()})
-    found = photographs.find(places)
-    config = configured(request, found.datasets)
-    require_outside(connect(out), [dataset.location for dataset in found.datasets])
-    line.show("")
-    listed = on_demand(found.listed, yes)
+        choice = Choice.of(edits, sweeps)
+        request = cli_options.request(options | {"settings": choice.settings()})
+        found = photographs.find(places)
+        config = configured(request, found.datasets)
+        require_outside(connect(out), [dataset.location for dataset in found.datasets])
+    listed = on_demand(output.waiting("listing the photographs")(found.listed), yes)
     if listed.ignored:
-        line.say(f"left out: {left_out(listed.ignored)}", err=True)
-    line.show("loading the settings")
-    plan = planned(request, config, listed.items, found.aligned)
-    line.show("")
-    on_demand(lambda: check_models(plan, request), yes)
-    line.show("loading the networks")
+        output.say(f"left out: {left_out(listed.ignored)}", err=True)
+    with output.waiting("reading the settings"):
+        plan = planned(request, config, listed.items, found.aligned)
+    check = output.waiting("checking the models")(lambda: check_models(plan, request))
+    on_demand(check, yes)
     items = [item for shard in plan.shards for item in shard.items]
-    return Chain(plan, choice, line.stage), items
+    with output.waiting("loading the networks"):
+        return Chain(plan, choice), items
 
 
-def _edited(chain: Chain, item: Item, out: Path, line: _Line, quiet: bool) -> dict[str, Any]:
+def _edited(chain: Chain, item: Item, name: str, out: Path, quiet: bool) -> dict[str, Any]:
     """Edit one photograph, and return what `--json` prints."""
     from dhr_batch.pipeline.editing.files import write
     from dhr_batch.stages.base import ImageFailure
 
     found: dict[str, Any] = {"photograph": item.image_id, "files": [], "error": None}
-    result = chain.edit(item)
+    with output.waiting(name) as show:
+
+        def told(stage: str, step: int, steps: int) -> None:
+            show(f"{name}: {stage}" + (f" {step} of {steps}" if steps else ""))
+
+        chain.told = told
+        result = chain.edit(item)
     if isinstance(result, ImageFailure):
-        line.show("")
         output.show_error(CommandError(result.message))
         found["error"] = {"class": result.error_class, "message": result.message}
         return found
-    line.stage("writing", 0, 0)
-    try:
-        for path in write(result.files(), out):
-            found["files"].append(str(path))
-            if not quiet:
-                line.say(str(path))
-    except Refused as error:
-        line.show("")
-        output.show_error(error)
-        found["error"] = {"message": str(error)}
-    for note in result.notes:
-        line.say(f"{item.image_id}: {note}", err=True)
     # JSON has no NaN.
     metrics = json.loads(json.dumps(result.values()), parse_constant=lambda name: None)
-    return found | {"metrics": metrics, "notes": list(result.notes)}
+    found |= {"metrics": metrics, "notes": list(result.notes)}
+    try:
+        with output.waiting(f"{name}: writing"):
+            for path in write(result.files(), out):
+                found["files"].append(str(path))
+    except Refused as error:
+        output.show_error(error)
+        found["error"] = {"message": str(error)}
+    finally:
+        for path in () if quiet else found["files"]:
+            output.say(path)
+    for note in result.notes:
+        output.say(f"{item.image_id}: {note}", err=True)
+    return found

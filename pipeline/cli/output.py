@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,20 +40,26 @@ def say(*texts: object, err: bool = False) -> None:
 
 
 @contextmanager
-def waiting(what: str, quiet: bool = False) -> Iterator[None]:
+def waiting(what: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Show on a terminal what a command is waiting for, until the block ends.
+
+    Nothing may be printed meanwhile.
 
     Args:
         what: What the command does.
         quiet: Whether to show nothing.
+
+    Yields:
+        A function that replaces the text.
     """
     if quiet or not sys.stderr.isatty():
-        yield
+        yield lambda text: None
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(f"{what} ..."):
-        yield
+    with Console(stderr=True).status(Text(f"{printable(what)} ...")) as status:
+        yield lambda text: status.update(Text(f"{printable(text)} ..."))
 
 
 def table_of(*columns: str) -> Table:

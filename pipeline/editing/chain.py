@@ -83,19 +83,24 @@ class Chain:
     Attributes:
         config: The settings.
         device: The name of the device.
+        told: Called with the name of a stage, and how many of its steps are done of how many;
+            0 of 0 when it begins. It may be replaced between photographs.
 
     Args:
         plan: The plan of `planned`.
         choice: The pictures to make.
-        told: Called with the name of a stage, and how many of its steps are done of how many;
-            0 of 0 when it begins.
+        told: See above.
     """
 
     def __init__(self, plan: Plan, choice: Choice, told: Told = lambda *_: None) -> None:
-        self.config, self._choice, self._told = plan.config, choice, told
+        self.config, self._choice, self.told = plan.config, choice, told
         kind, aligned = devices.torch_device(plan.config), plan.dataset.aligned
         context, self.stages, self.device = load(
-            plan.config, kind, aligned, networks=_networks(plan, kind), progress=told
+            plan.config,
+            kind,
+            aligned,
+            networks=_networks(plan, kind),
+            progress=lambda *step: self.told(*step),
         )
         generator = context.network("generator", plan.config.generator)
         context.stored = partial(as_stored, info=run_info(plan.config, generator, {}))
@@ -120,7 +125,7 @@ class Chain:
         if record.failure is not None:
             return record.failure
         align, *others = self.stages
-        self._told(align.family, 0, 0)
+        self.told(align.family, 0, 0)
         records = align.run([record])
         records += align.run(further(record, records[0]))
         failures = [face.failure for face in records if face.failure is not None]
@@ -130,7 +135,7 @@ class Chain:
         for first in range(0, len(faces), at_once):
             part = faces[first : first + at_once]
             for stage in others:
-                self._told(stage.family, 0, 0)
+                self.told(stage.family, 0, 0)
                 part = stage.run(part)
             faces[first : first + at_once] = part
         failures += [face.failure for face in faces if face.failure is not None]

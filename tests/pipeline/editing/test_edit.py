@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.cli import main
+from dhr_batch.pipeline.cli import output
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.editing import chain
 from dhr_batch.pipeline.editing.choice import Choice
@@ -106,6 +110,42 @@ def test_the_command_writes_pictures(tmp_path: Path, photograph: Path) -> None:
     assert again.stdout.splitlines() == list(map(str, files[1:8]))
     assert f"Error: {files[0]}, {files[8]}: they are not replaced" in again.stderr
     assert (files[0].read_bytes(), files[8].read_bytes()) == kept
+
+
+def test_the_command_says_what_it_is_doing(
+    tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    @contextmanager
+    def waiting(what: str) -> Iterator[Callable[[str], None]]:
+        shown.append(what)
+        yield shown.append
+        shown.append("")
+
+    monkeypatch.setattr(output, "waiting", waiting)
+    assert dhr(photograph, photograph.parent, "--out", tmp_path / "out").exit_code == 0
+    name = "photo.png"
+    stages = ("align", "embed", "segment", "refine", "refine 1 of 2", "refine 2 of 2", "edit")
+    assert shown == [
+        "reading the settings", "", "listing the photographs", "", "reading the settings", "",
+        "checking the models", "", "loading the networks", "",
+        name, *(f"{name}: {stage}" for stage in (*stages, "measure")), "", f"{name}: writing", "",
+    ]  # fmt: skip
+
+
+def test_what_is_shown_on_a_terminal_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with output.waiting("listing") as show:
+        show("[red]a.png: refine 1 of 2")
+    written = screen.getvalue()
+    assert "[red]a.png: refine 1 of 2 ..." in written
+    assert written.endswith("\x1b[2K")
 
 
 def test_results_as_json(tmp_path: Path, photograph: Path) -> None:
