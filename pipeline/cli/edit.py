@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dhr_batch.pipeline.editing.chain import Chain
 
 _FAILED, _TOO_MANY_FAILED = 1, 3
+# The error of a photograph until it is finished.
+_INTERRUPTED = {"message": "interrupted"}
 
 
 @click.command()
@@ -77,12 +79,19 @@ def edit(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     output.log_to_stderr(logging.WARNING)
     chain, items = _loaded(photographs, out, **options)
-    results = []
-    for number, item in enumerate(items, 1):
-        name = item.image_id + (f" ({number} of {len(items)})" if len(items) > 1 else "")
-        results.append(_edited(chain, item, name, out, quiet=as_json))
-    if as_json:
-        click.echo(json.dumps(results, indent=2))
+    results: list[dict[str, Any]] = []
+    try:
+        for number, item in enumerate(items, 1):
+            results.append({"photograph": item.image_id, "files": [], "error": _INTERRUPTED})
+            name = item.image_id + (f" ({number} of {len(items)})" if len(items) > 1 else "")
+            _edit(chain, item, name, out, results[-1], quiet=as_json)
+    except (CommandError, OSError) as error:
+        results[-1]["error"] = {"message": str(output.to_command_error(error))}
+        raise
+    finally:
+        # What is done is said even if the disk is full before the last photograph.
+        if as_json:
+            click.echo(json.dumps(results, indent=2))
     lost = sum("class" in (result["error"] or ()) for result in results)
     if lost == len(items) or lost > chain.config.max_quarantined * len(items):
         sys.exit(_TOO_MANY_FAILED)
@@ -124,12 +133,17 @@ def _loaded(
         return Chain(plan, choice), items
 
 
-def _edited(chain: Chain, item: Item, name: str, out: Path, quiet: bool) -> dict[str, Any]:
-    """Edit one photograph, and return what `--json` prints."""
+def _edit(
+    chain: Chain, item: Item, name: str, out: Path, found: dict[str, Any], quiet: bool
+) -> None:
+    """Edit one photograph, and fill in what `--json` prints.
+
+    Raises:
+        OSError: A file cannot be written, or the storage of the photograph is unavailable.
+    """
     from dhr_batch.pipeline.editing.files import write
     from dhr_batch.stages.base import ImageFailure
 
-    found: dict[str, Any] = {"photograph": item.image_id, "files": [], "error": None}
     with output.waiting(name) as show:
 
         def told(stage: str, step: int, steps: int) -> None:
@@ -140,20 +154,21 @@ def _edited(chain: Chain, item: Item, name: str, out: Path, quiet: bool) -> dict
     if isinstance(result, ImageFailure):
         output.show_error(CommandError(result.message))
         found["error"] = {"class": result.error_class, "message": result.message}
-        return found
+        return
     # JSON has no NaN.
     metrics = json.loads(json.dumps(result.values()), parse_constant=lambda name: None)
     found |= {"metrics": metrics, "notes": list(result.notes)}
+    error = None
     try:
         with output.waiting(f"{name}: writing"):
             for path in write(result.files(), out):
                 found["files"].append(str(path))
-    except Refused as error:
-        output.show_error(error)
-        found["error"] = {"message": str(error)}
+    except Refused as refused:
+        output.show_error(refused)
+        error = {"message": str(refused)}
     finally:
         for path in () if quiet else found["files"]:
             output.say(path)
     for note in result.notes:
         output.say(f"{item.image_id}: {note}", err=True)
-    return found
+    found["error"] = error

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.cli import output
 from dhr_batch.pipeline.datasets import named
-from dhr_batch.pipeline.editing import chain
+from dhr_batch.pipeline.editing import chain, files
 from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.editing.edited import Edited
 from dhr_batch.pipeline.editing.library import NotEdited
 from dhr_batch.pipeline.editing.photographs import find
-from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.stages.paste_back import paste_back
 from dhr_batch.tests.pipeline.edited import NAMES, QUADS, SIZE
 
@@ -163,6 +165,44 @@ def test_results_as_json(tmp_path: Path, photograph: Path) -> None:
     assert done.exit_code == 3
     (result,) = json.loads(done.stdout)
     assert (result["photograph"], result["error"]["class"]) == ("photo.png", "no_face")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(ENOSPC, "No space left on device", "out/b"), 1, "out/b: No space left on device"),
+        (StorageError("s3://bucket", "no answer"), 1, "s3://bucket: no answer"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_error_leaves_the_results_before_it(
+    error: BaseException, code: int, message: str, tmp_path: Path, photograph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The second photograph fails after its first file, and the third is not begun."""
+    write, calls = files.write, itertools.count()
+
+    def failing(pictures: Iterable[tuple[str, bytes]], folder: Path) -> Iterator[Path]:
+        written = write(pictures, folder)
+        if next(calls) == 0:
+            yield from written
+            return
+        yield next(written)
+        raise error
+
+    monkeypatch.setattr(files, "write", failing)
+    monkeypatch.setattr(output, "ignore_signals", lambda: None)
+    for name in ("second.png", "third.png"):
+        photograph.with_name(name).write_bytes(photograph.read_bytes())
+    words = ["--edit", "smile=2", "--out", tmp_path / "out", "--json"]
+    done = dhr(photograph, photograph.parent, *words)
+    assert done.exit_code == code
+    first, second = json.loads(done.stdout)
+    assert (len(first["files"]), first["error"]) == (4, None)
+    assert second["metrics"] == {"second.png": first["metrics"]["photo.png"]}
+    assert [Path(file).name for file in second["files"]] == ["second.png.smile+2.photograph.png"]
+    assert message in second["error"]["message"]
+    assert json.loads(done.stderr.splitlines()[-1])["exit_code"] == code
 
 
 @pytest.mark.parametrize(
