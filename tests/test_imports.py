@@ -157,3 +157,10 @@ def test_import_is_light() -> None:
     # Not the time, which depends on the machine, but what it would be spent on.
     print(f"\nimport dhr_batch: {1000 * float(seconds):.1f} ms, {len(modules)} modules")
     assert not {*HEAVY, "pyarrow", "pandas", "numpy", "PIL", "pydantic"} & set(modules)
+
+
+def test_drivers_and_workers_are_light() -> None:
+    """Each process of a run keeps what it has imported."""
+    code = "import sys, dhr_batch.pipeline.engine.runner; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pandas", "pyarrow.dataset", "scipy"} & set(done.stdout.split())

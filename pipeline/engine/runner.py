@@ -21,7 +21,6 @@ from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, notes, place
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import without_secrets
-from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.runs import card, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import total
@@ -276,6 +275,9 @@ def _outcome(
 
 
 def _report(out: Storage, progress: Progress) -> str | None:
+    # A driver would keep what reports import, such as SciPy, during the run.
+    from dhr_batch.pipeline.report.write import write_report
+
     try:
         return write_report(out)
     except CommandError as error:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from PIL import Image
 
 from dhr_batch.pipeline import notebook
@@ -121,7 +120,7 @@ class Run:
     ) -> pa.Table:
         keep = None
         for column, value in equal.items():
-            test = ds.field(column) == value
+            test = pc.field(column) == value
             keep = test if keep is None else keep & test
         with self.parts.reading(parts[0] if len(parts) == 1 else parts[0].partition("/")[0]):
             data = self.parts.dataset(parts)

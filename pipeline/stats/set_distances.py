@@ -16,15 +16,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import scipy.linalg
 
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.stages import registry
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 SOURCE = "aligned"
 INCEPTION = "inception"
@@ -187,15 +191,15 @@ def distances(
 
 
 def _distances(data: ds.Dataset, generator: str, leave_out: Collection[str]) -> list[SetDistance]:
-    counted = ~ds.field("image_id").isin(pa.array(leave_out, pa.string()))
+    counted = ~pc.field("image_id").isin(pa.array(leave_out, pa.string()))
     names = data.to_table(columns=["extractor", "kind"], filter=counted).to_pylist()
     found = []
     for extractor in dict.fromkeys(row["extractor"] for row in names):
-        chosen = counted & (ds.field("extractor") == extractor)
-        source = _Set(data, chosen & (ds.field("kind") == SOURCE))
+        chosen = counted & (pc.field("extractor") == extractor)
+        source = _Set(data, chosen & (pc.field("kind") == SOURCE))
         kinds = dict.fromkeys(row["kind"] for row in names if row["extractor"] == extractor)
         for kind in [kind for kind in kinds if kind != SOURCE]:
-            pictures = _Set(data, chosen & (ds.field("kind") == kind))
+            pictures = _Set(data, chosen & (pc.field("kind") == kind))
             if min(source.count, pictures.count) > 1:
                 model = _model(extractor, generator)
                 found += [
@@ -275,15 +279,15 @@ def editing_distances(
         return found
 
 
-def _where(extractor: str, kind: str, ids: Collection[str]) -> ds.Expression:
-    named = ds.field("image_id").isin(pa.array(ids, pa.string()))
-    return (ds.field("extractor") == extractor) & (ds.field("kind") == kind) & named
+def _where(extractor: str, kind: str, ids: Collection[str]) -> pc.Expression:
+    named = pc.field("image_id").isin(pa.array(ids, pa.string()))
+    return (pc.field("extractor") == extractor) & (pc.field("kind") == kind) & named
 
 
 class _Set:
     """Features of one kind of picture, float32 [count, D] in the order of the plan, and moments."""
 
-    def __init__(self, data: ds.Dataset, keep: ds.Expression) -> None:
+    def __init__(self, data: ds.Dataset, keep: pc.Expression) -> None:
         batches = [
             batch["feature"].flatten().to_numpy().reshape(batch.num_rows, -1)
             for batch in data.to_batches(columns=["feature"], filter=keep)
