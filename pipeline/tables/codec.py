@@ -85,22 +85,27 @@ def encode_weight(offset: np.ndarray, step: float) -> Encoded:
     >>> bool(np.abs(decode(encoded, offset.shape) - offset).max() <= encoded.scales[0] / 2)
     True
     """
-    codes, step = _weight_codes(offset, step)
+    codes, _, step = _weight_codes(offset, step)
     return Encoded("dithered", np.array([step], np.float32), *_packed(codes))
 
 
 def rounded_weight(offset: np.ndarray, step: float) -> np.ndarray:
     """Return what `decode` restores of an offset that `encode_weight` has compressed."""
-    codes, step = _weight_codes(offset, step)
-    return _values(codes - _dither(codes.size), step, offset.shape)
+    codes, dither, step = _weight_codes(offset, step)
+    return _values(codes - dither, step, offset.shape)
 
 
-def _weight_codes(offset: np.ndarray, step: float) -> tuple[np.ndarray, float]:
+def _weight_codes(offset: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the codes of an offset, the dither that they contain, and the step."""
     values = _finite(offset)
+    dither = _dither(values.size)
     if not values.any():
-        return values, 0.0
+        return values, dither, 0.0
     step = _fitting_step(values, step / 4 if values.size < _SMALL_SIZE else step, 32000)
-    return np.rint(values / step + _dither(values.size)), step
+    # In place: large temporary arrays would take most of the time.
+    values /= step
+    values += dither
+    return np.rint(values, out=values), dither, step
 
 
 def encode_feature(feature: np.ndarray, kept: np.ndarray, step: float) -> Encoded:
@@ -209,12 +214,13 @@ def _finite(tensor: np.ndarray) -> np.ndarray:
 
 
 def _values(codes: np.ndarray, step: float, shape: tuple[int, ...]) -> np.ndarray:
-    return np.clip(codes * step, -_LARGEST, _LARGEST).astype(np.float32).reshape(shape)
+    values = codes * step
+    return np.clip(values, -_LARGEST, _LARGEST, out=values).astype(np.float32).reshape(shape)
 
 
 def _fitting_step(values: np.ndarray, step: float, max_code: int) -> float:
     """Return a step, rounded to float32, at which no code exceeds `max_code`."""
-    peak = float(np.abs(values).max(initial=0.0))
+    peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     return float(np.float32(max(step, peak / max_code, _TINY)))
 
 
@@ -225,9 +231,12 @@ def _dither(count: int) -> np.ndarray:
     language can compute them.
     """
     x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9)
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x85EBCA6B)
     x ^= x >> np.uint32(13)
-    return x / 2**32 - 0.5
+    dither = x / 2**32
+    dither -= 0.5
+    return dither
 
 
 def _shifted(grid: np.ndarray, axis: int) -> np.ndarray:
