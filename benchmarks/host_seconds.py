@@ -34,6 +34,7 @@ from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
+from dhr_batch.pipeline.tables import rows
 from dhr_batch.pipeline.worker import attempt, worker
 from dhr_batch.stages import motion
 from dhr_batch.stages.base import EditedImage, Record, required
@@ -71,6 +72,7 @@ PIECES = {
     "superpixels": ["dhr_batch.stages.segment.superpixels"],
     "face parser": ["dhr_batch.stages.networks.parsers.landmarks.LandmarkParser.parse"],
     "domain mask": ["dhr_batch.stages.segment.DomainSpecific.process"],
+    "rounding of refinements": ["dhr_batch.pipeline.tables.rows.as_stored"],
     "motion of edits": [
         "dhr_batch.stages.motion.motion",
         "dhr_batch.stages.measure.contours.contour_metrics",
@@ -256,7 +258,7 @@ def measured(plan: Plan) -> dict[str, float]:
         for record in records:
             (record,) = stages["align"].run([record])
             (record,) = stages["segment"].run([filled(record, pictures, more, made)])
-            record = replace(record, mask=face_mask(record))
+            record = rows.as_stored(replace(record, mask=face_mask(record)), made.info)
             if plan.config.edit["follow"] != "none":
                 follow(record)
             (record,) = stages["measure"].run([record])

@@ -10,6 +10,9 @@ from itertools import pairwise
 import pytest
 
 from dhr_batch.pipeline.forecast import Flight, Forecast, Passage
+from dhr_batch.pipeline.worker import flights
+from dhr_batch.stages.base import Record
+from dhr_batch.tests.pipeline.worker.test_flights import Clock
 
 # Seconds that are expected per image, and the steps of the stages that have some.
 EXPECTED = {"align": 0.2, "embed": 12, "segment": 0.8, "refine": 26, "edit": 3, "measure": 1.6}
@@ -162,3 +165,35 @@ def test_the_time_left_is_right_after_a_tenth_and_counts_down(name: str) -> None
     shares = [share for *_, share in polls]
     assert all(b > a - 0.05 for a, b in pairwise(shares))
     assert shares[-1] > 0.9
+
+
+def test_a_worker_tells_what_the_forecast_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, but batches are told as the threads of a worker do."""
+    clock, images, loading = Clock(), 5, {"align": 5, "embed": 30, "refine": 10}
+    monkeypatch.setattr(flights, "time", clock)
+    told, forecast = flights.Flights(tuple(EXPECTED)), Forecast(EXPECTED, TOGETHER, known=True)
+    forecast.hands = {0: 1}
+    truth = {stage: SLOWER[stage] * seconds for stage, seconds in EXPECTED.items()}
+    polls: list[tuple[float, float | None, float]] = []
+    for done in range(images):
+        name, batch = f"attempt {done}", [Record(f"{done}.png", f"{done}.png")]
+        for stage, seconds in truth.items():
+            told.begin(name, done, stage, batch)
+            clock.now += 0 if done else loading.get(stage, 0)
+            parts = STEPS.get(stage, 4)
+            for part in range(1, parts + 1):
+                clock.now += seconds / parts
+                if stage in STEPS:
+                    told.step(stage, part, parts)
+                forecast.hear(0, clock.now, told.flying(), list(told.passed()))
+                left = forecast.left(images - done, clock.now)
+                polls.append((clock.now, left, done + forecast.done(clock.now)))
+            told.end(stage, batch)
+        told.written(name, batch)
+        told.drop(name)
+    whole = images * sum(truth.values()) + sum(loading.values())
+    assert clock.now == pytest.approx(Clock.now + whole)
+    for now, left, share in polls:
+        if now >= Clock.now + whole / 10:
+            assert left == pytest.approx(clock.now - now, abs=0.12 * whole)
+            assert share / images == pytest.approx(1 - (clock.now - now) / whole, abs=0.12)
