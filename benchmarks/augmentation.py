@@ -41,7 +41,7 @@ from dhr_batch.pipeline.export.write import write_export
 from dhr_batch.pipeline.markdown import table_lines
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 SCORE, AGE, GENDER = "score_smile", "score_age", "score_gender"
 # The kinds of pictures in each training set.
@@ -151,9 +151,10 @@ def generated(faces: int, tested: int) -> Iterator[Example]:
     from dhr_batch.benchmarks import edit_rules
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning import config
-    from dhr_batch.stages.base import Context, required
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import use
     from dhr_batch.stages.edit.directions import Directions
+    from dhr_batch.stages.record import required
 
     settings = config.resolve(config.build([{"dataset": "generated"}, SETTINGS]), 0, 1)
     values = settings.model_dump()

@@ -25,7 +25,8 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.worker.worker import read_record
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
+from dhr_batch.stages.record import Record
 
 GENERATORS = ("mobilestylegan-256", "mobilestylegan-1024")
 # The members that are measured, the default last. `steps` of each, and of coarse inversions.

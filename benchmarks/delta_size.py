@@ -33,7 +33,7 @@ from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.worker import worker
-from dhr_batch.stages.base import Record, required
+from dhr_batch.stages.record import Record, required
 
 DEFAULT = "small"
 # `coarser` is not a setting of runs. It shows the loss with fewer bytes.

@@ -25,8 +25,9 @@ from dhr_batch.pipeline.units import number
 if TYPE_CHECKING:
     import numpy as np
 
-    from dhr_batch.stages.base import Context, Record
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.motion import Motion
+    from dhr_batch.stages.record import Record
 
 Row = dict[str, Any]
 
@@ -136,10 +137,10 @@ class Compared:
         import numpy as np
         import torch
 
-        from dhr_batch.stages.base import required
         from dhr_batch.stages.edit.scene import at_side, seen
         from dhr_batch.stages.motion import motion
         from dhr_batch.stages.networks.parsers.face_parts import INDEX
+        from dhr_batch.stages.record import required
         from dhr_batch.stages.refine.base import Refinement
 
         refinement = Refinement.of([record], self.context.device).expand(2)
@@ -159,8 +160,8 @@ class Compared:
     ) -> dict[str, float]:
         import numpy as np
 
-        from dhr_batch.stages.base import required
         from dhr_batch.stages.measure.contours import contour_metrics
+        from dhr_batch.stages.record import required
         from dhr_batch.stages.tensors import images_to_tensor
 
         refined, source = required(record.refined), required(record.image)
@@ -268,7 +269,7 @@ def generated(context: Context, settings: Mapping[str, Any], faces: int, seed: i
         seed: Seed of the faces.
     """
     from dhr_batch.stages import registry
-    from dhr_batch.stages.base import Record
+    from dhr_batch.stages.record import Record
 
     stages = []
     for family in ("embed", "segment", "refine"):
@@ -350,7 +351,7 @@ def main(
 ) -> None:
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning import config
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import use
 
     layers = [{"dataset": "generated"}, *([config.preset(preset)] if preset else [])]

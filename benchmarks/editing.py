@@ -95,7 +95,7 @@ def editing_fid(run: Run, file: str) -> list[dict[str, Any]]:
     from dhr_batch.pipeline.stats import equal_effect
     from dhr_batch.pipeline.stats.set_distances import editing_distances
     from dhr_batch.stages import registry
-    from dhr_batch.stages.base import edit_stage
+    from dhr_batch.stages.record import edit_stage
 
     if not run.parts.table("features"):
         raise Refused(

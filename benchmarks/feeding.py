@@ -41,9 +41,11 @@ from torch import Tensor, nn
 from dhr_batch.benchmarks.machine import json_option, processor, write_json
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.stages.base import Context, EditedImage, Record, Stage, StageOptions, required
+from dhr_batch.stages.base import Stage, StageOptions
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.measure.metrics import Part
 from dhr_batch.stages.measure.standard import Standard
+from dhr_batch.stages.record import EditedImage, Record, required
 
 SIZES, WORKERS = (256, 1024), (1, 2)
 # The number of turns for each wait in seconds per image, in order, and of those before them.

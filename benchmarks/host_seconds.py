@@ -37,11 +37,11 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables import rows
 from dhr_batch.pipeline.worker import attempt, worker
 from dhr_batch.stages import motion
-from dhr_batch.stages.base import EditedImage, Record, required
 from dhr_batch.stages.edit.scene import at_side
 from dhr_batch.stages.measure import contours
 from dhr_batch.stages.measure.metrics import shrink
 from dhr_batch.stages.options.segment import FACE_CLASS, PART_CLASSES
+from dhr_batch.stages.record import EditedImage, Record, required
 
 Row = dict[str, Any]
 

@@ -96,7 +96,7 @@ def refiner(config: Config, **options: Any) -> HybridRefinement:
 
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning import devices
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.refine.dhr import HybridRefinement
 
     torch.set_num_threads(config.threads)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine.base import Refinement, synthesis_weights, zero_delta
 from dhr_batch.stages.refine.dhr import MaskedLoss

@@ -60,9 +60,9 @@ def values(table: pd.DataFrame, folder: Path, landmarks: Landmarks68) -> np.ndar
     import numpy as np
     from PIL import Image
 
-    from dhr_batch.stages.base import required
     from dhr_batch.stages.measure.metrics import shrink
     from dhr_batch.stages.measure.realism import realism
+    from dhr_batch.stages.record import required
 
     found = np.empty(len(table))
     for photograph, rows in table.groupby("photograph"):

@@ -81,7 +81,7 @@ def stages_of(size: int, gpu: str, batch: int) -> dict[str, Cost]:
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning.config import Config
     from dhr_batch.stages import registry
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.measure import metrics
     from dhr_batch.stages.tensors import to_unit
 

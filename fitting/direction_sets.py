@@ -19,7 +19,7 @@ from dhr_batch.stages.edit.direction_files import digest
 from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.measure.face_scores import Scorer
 
 # The scores that each edit should not change, if there are scorers of them. A smile opens the mouth

@@ -39,7 +39,7 @@ from dhr_batch.fitting.distill_pairs import (
 )
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.generators.named import cut, distilled_tensors, load_distilled
 

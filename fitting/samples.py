@@ -20,7 +20,7 @@ from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.stages import registry
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
     from dhr_batch.stages.networks.generators.generator import Generator
 

@@ -23,7 +23,7 @@ from dhr_batch.stages.measure.face_scores import LandmarkScores, Scorer
 from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 Scores = dict[str, np.ndarray]
 

@@ -33,7 +33,7 @@ from dhr_batch.fitting.test_bed_pairs import Pairs, levels, render, student_rows
 from dhr_batch.fitting.test_bed_student import Coordinates, dense, layers, style
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed.optimise import face_region
 from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN

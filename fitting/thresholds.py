@@ -170,7 +170,7 @@ def measure(
 
 
 def _records(folders: Sequence[Path]):
-    from dhr_batch.stages.base import Record
+    from dhr_batch.stages.record import Record
 
     for folder in folders:
         for file in sorted(folder.iterdir()):
@@ -217,7 +217,7 @@ def main(
     """Print thresholds for `segment.thresholds` in a preset."""
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages import registry
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import use
 
     context = Context(device=use(), generator=generator, models=catalogue.path, aligned=aligned)

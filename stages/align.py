@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from dhr_batch.stages.base import Context, ImageError, Record, Stage
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.ffhq import (
     crop,
     full_quad,
@@ -21,6 +23,7 @@ from dhr_batch.stages.ffhq import (
 )
 from dhr_batch.stages.networks.faces.detect import Face
 from dhr_batch.stages.options.align import FFHQAlignOptions
+from dhr_batch.stages.record import Record
 
 __all__ = [
     "FFHQAlign", "crop", "quad_from_landmarks", "quad_from_mtcnn",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, png, tiff
 from dhr_batch.stages.pixels.colours import Colours

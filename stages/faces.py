@@ -10,7 +10,7 @@ import re
 from collections.abc import Container
 from dataclasses import replace
 
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 
 _FURTHER = re.compile(r"(.+)#([1-9][0-9]*)", re.DOTALL)
 

@@ -23,7 +23,8 @@ from scipy import ndimage
 from skimage.segmentation import slic
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Record, Stage, required
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed import projection
 from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise, spread
 from dhr_batch.stages.networks.generators.generator import Generator
@@ -36,6 +37,7 @@ from dhr_batch.stages.options.segment import (
     DomainSpecificOptions,
     Thresholds,
 )
+from dhr_batch.stages.record import Record, required
 from dhr_batch.stages.tensors import downsample, images_to_tensor
 
 # Classes that a face generator does not represent. Their pixels are always out-of-domain.

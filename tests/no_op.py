@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhr_batch.pipeline.datasets.items import Item
-from dhr_batch.stages.base import Context, Record, Stage, StageOptions
+from dhr_batch.stages.base import Stage, StageOptions
+from dhr_batch.stages.context import Context
+from dhr_batch.stages.record import Record
 
 
 class NoOpOptions(StageOptions):

@@ -27,7 +27,7 @@ from dhr_batch.benchmarks.augmentation import (
 )
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.tests.pipeline.exported import EDITS, IDS, write_photographs, write_run
 
 PHOTOGRAPHS, RECONSTRUCTIONS, EDITED = SETS

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from dhr_batch.benchmarks import delta_size
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.rerender import Rerender
+from dhr_batch.stages.record import Record
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import files, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import EditedImage, Metric, Record
+from dhr_batch.stages.record import EditedImage, Metric, Record
 from dhr_batch.tests.documents import PAGES, ROOT, fenced, inline, name
 
 _MODULE = re.compile(r"(\w+/)+\w+\.py|test_\w+\.py")

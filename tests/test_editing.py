@@ -15,8 +15,10 @@ from click.testing import CliRunner
 from dhr_batch.benchmarks import editing
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Context, Feature, StageOptions
+from dhr_batch.stages.base import StageOptions
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed.base import Embedder
+from dhr_batch.stages.record import Feature
 from dhr_batch.tests.pipeline import exported
 
 # The images of each person are 0, 1 and 2: the first one smiles.

@@ -37,8 +37,12 @@ ORDER = (
     "editing",
     "cli",
 )
-# What the networks may share of `stages`: the record and the registry.
-NETWORKS_MAY = ("dhr_batch.stages.networks", "dhr_batch.stages.base", "dhr_batch.stages.registry")
+# What the networks may share of `stages`: the context and the registry.
+NETWORKS_MAY = (
+    "dhr_batch.stages.networks",
+    "dhr_batch.stages.context",
+    "dhr_batch.stages.registry",
+)
 HEAVY = ("torch", "torchvision", "ray", "skimage", "sklearn", "cv2", "facenet_pytorch", "dlib")
 
 

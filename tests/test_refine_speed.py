@@ -17,7 +17,8 @@ from dhr_batch.benchmarks.published_waste import WastefulRefinement, WastefulSeg
 from dhr_batch.pipeline.bench import matrix
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.runs.results import open as open_run
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.refine.published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.tests.faults import harness

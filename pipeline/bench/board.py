@@ -22,8 +22,8 @@ from dhr_batch.pipeline.stats import equal_effect, set_distances
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
 from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
 from dhr_batch.pipeline.stats.side_effects import before
-from dhr_batch.stages.base import START, TRUTH
 from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
+from dhr_batch.stages.record import START, TRUTH
 
 # The headings of tables. Each edit has its own heading.
 SUMMARY = "Beside published figures"

@@ -48,8 +48,8 @@ from dhr_batch.pipeline.report.page import (
     shown,
 )
 from dhr_batch.pipeline.report.plots import Series
-from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.measure.face_scores import effect_unit
+from dhr_batch.stages.record import edit_stage
 from dhr_batch.stages.registry import STAGES
 
 FILES = ("benchmark.md", "benchmark.tex", "benchmark.csv", "images.csv", "benchmark.json")

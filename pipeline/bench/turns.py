@@ -34,7 +34,8 @@ from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.worker.messages import WorkerFacts
 from dhr_batch.pipeline.worker.worker import Settings, Worker
-from dhr_batch.stages.base import Record, Stage
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.record import Record
 
 T = TypeVar("T")
 # What is measured of each stage.

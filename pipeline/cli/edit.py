@@ -142,7 +142,7 @@ def _edit(
         OSError: A file cannot be written, or the storage of the photograph is unavailable.
     """
     from dhr_batch.pipeline.editing.files import write
-    from dhr_batch.stages.base import ImageFailure
+    from dhr_batch.stages.record import ImageFailure
 
     with output.waiting(name) as show:
 

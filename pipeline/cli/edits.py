@@ -19,7 +19,7 @@ from dhr_batch.stages import registry
 from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped_edits
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import Kind
 
 GENERATOR = click.option(
@@ -45,7 +45,7 @@ ROWS = click.option(
 
 def _context(generator: str, device: Kind | None) -> Context:
     from dhr_batch.pipeline.models import catalogue
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import use
 
     return Context(device=use(kind=device), generator=generator, models=catalogue.path)

@@ -162,7 +162,7 @@ def fit(
     from dhr_batch.fitting import samples as sampling
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.storage.connect import connect
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import use
 
     written_to = out or sets_folder()

@@ -18,9 +18,9 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import require_outside
 from dhr_batch.pipeline.strict import reasons
 from dhr_batch.pipeline.tables.rows import edit_text, own_text, png
-from dhr_batch.stages.base import Record
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.options.edit import DirectionsOptions
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.registry import MODELS
 
 if TYPE_CHECKING:

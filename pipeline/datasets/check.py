@@ -15,8 +15,8 @@ from dhr_batch.pipeline.datasets.named import Dataset, scan
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.strict import Strict
-from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 
 if TYPE_CHECKING:

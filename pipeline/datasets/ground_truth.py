@@ -16,7 +16,7 @@ from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.tables.records import picture
 from dhr_batch.pipeline.tables.rows import png
 from dhr_batch.pipeline.tables.schemas import PICTURE
-from dhr_batch.stages.base import Truth
+from dhr_batch.stages.record import Truth
 
 _CODE = pa.list_(pa.float32(), 512)
 # A metadata key that distinguishes such a file from others with the same column names.

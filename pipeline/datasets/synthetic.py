@@ -19,8 +19,9 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.locations import is_url
 from dhr_batch.pipeline.storage.ownership import SYNTHETIC, Owned
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Truth
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers.face_parts import FACE_CLASSES
+from dhr_batch.stages.record import Truth
 
 if TYPE_CHECKING:
     from dhr_batch.stages.occluders import Occluded

@@ -23,11 +23,12 @@ from dhr_batch.pipeline.worker.batches import ON_CPU
 from dhr_batch.pipeline.worker.loading import load
 from dhr_batch.pipeline.worker.worker import read_record, run_info
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import ImageFailure, Record, Told, required
+from dhr_batch.stages.context import Told
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.device import Kind
 from dhr_batch.stages.faces import further
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
+from dhr_batch.stages.record import ImageFailure, Record, required
 
 # Settings that say what a run begins with. An edit begins with the photographs that it is given.
 _ALWAYS = {"dataset": "photographs", "first_stage": registry.STAGES[0]}

@@ -16,9 +16,9 @@ from dhr_batch.pipeline.editing import files
 from dhr_batch.pipeline.editing.choice import Choice
 from dhr_batch.pipeline.picture_names import edit_label, picture_file
 from dhr_batch.pipeline.tables.rows import own_text, png
-from dhr_batch.stages.base import EditedImage, Record, required
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.paste_back import Crop, paste_all
+from dhr_batch.stages.record import EditedImage, Record, required
 
 if TYPE_CHECKING:
     import pandas as pd

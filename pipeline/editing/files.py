@@ -17,8 +17,8 @@ from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import listed
 from dhr_batch.pipeline.tables.rows import edit_text, is_own, own_text, png
-from dhr_batch.stages.base import EditedImage
 from dhr_batch.stages.edit import syntax
+from dhr_batch.stages.record import EditedImage
 
 # Space between two pictures side by side, in pixels.
 _GAP = 8

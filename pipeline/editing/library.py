@@ -19,8 +19,9 @@ from dhr_batch.pipeline.planning.prepare import check_models, prepare
 from dhr_batch.pipeline.planning.request import Mode, Request
 from dhr_batch.pipeline.runs import results
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.stages.base import ImageFailure, Record, Told
+from dhr_batch.stages.context import Told
 from dhr_batch.stages.device import Kind
+from dhr_batch.stages.record import ImageFailure, Record
 
 
 class NotEdited(CommandError):

@@ -15,8 +15,8 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.pictures import Picture, class_names
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.measure.face_scores import SCORE, effect_score
+from dhr_batch.stages.record import edit_stage
 
 # The kind in the table `images` of each kind of exported picture.
 KINDS = {"edit": "edit", "refined": "refined", "source": "aligned"}

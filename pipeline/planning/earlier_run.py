@@ -19,7 +19,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import record_of
 from dhr_batch.pipeline.tables.rows import Row
 from dhr_batch.stages import failures, registry
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 
 # For each stage, the results of the stage before it: tables, kinds of pictures, and fields of a
 # Record that every image has. For deltas see `tables_for`.

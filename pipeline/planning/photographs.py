@@ -23,9 +23,10 @@ from dhr_batch.pipeline.planning import contents, origin
 from dhr_batch.pipeline.planning.contents import Suspect
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
-from dhr_batch.stages.base import TRUTH, ImageError
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
+from dhr_batch.stages.record import TRUTH
 
 _CHANGED = "photograph changed since the run"
 _NO_TRUTH = "%s: %s images get no metrics against the ground truth: %s"

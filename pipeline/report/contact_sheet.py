@@ -11,7 +11,7 @@ from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.report.data import ImageRow, RunData
 from dhr_batch.pipeline.report.pictures import decode, overlay
 from dhr_batch.pipeline.units import edit_title, number
-from dhr_batch.stages.base import EDIT_STAGE, edit_stage
+from dhr_batch.stages.record import EDIT_STAGE, edit_stage
 
 MAX_ROWS = 12
 CELL = 192

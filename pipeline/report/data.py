@@ -16,8 +16,8 @@ from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
 from dhr_batch.pipeline.storage.base import Storage
-from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.faces import parsed
+from dhr_batch.stages.record import edit_stage
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from dhr_batch.pipeline.report.metrics import HEADLINES, better, metric_key, sta
 from dhr_batch.pipeline.report.page import Gallery, GalleryItem, Score
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.storage.base import Storage
-from dhr_batch.stages.base import EDIT_STAGE
+from dhr_batch.stages.record import EDIT_STAGE
 
 MAX_IMAGES = 3000
 # Limit for all pictures of a page in base64. A browser opens such a file within seconds.

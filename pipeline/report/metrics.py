@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from dhr_batch.stages.base import START, TRUTH, edit_of
+from dhr_batch.stages.record import START, TRUTH, edit_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from dhr_batch.pipeline.report.page import Cell, Column, Gallery, Page, Plot, Se
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.pipeline.stats import equal_effect
 from dhr_batch.pipeline.units import number, signed
-from dhr_batch.stages.base import EDIT_STAGE
+from dhr_batch.stages.record import EDIT_STAGE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report.metrics import metric_key, of_truth, stage_key
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.stats import equal_effect
-from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.measure.face_scores import effect_score
+from dhr_batch.stages.record import edit_stage
 from dhr_batch.stages.registry import STAGES
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from dhr_batch.pipeline.report.page import Cell, Column, Plot, Section, Table
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.pipeline.stats.bootstrap import estimate
 from dhr_batch.pipeline.units import number
-from dhr_batch.stages.base import TRUTH
+from dhr_batch.stages.record import TRUTH
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from dhr_batch.pipeline.runs.versions import RuleVersions
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.device import Kind, use
 from dhr_batch.stages.registry import InvalidInput
 

@@ -25,13 +25,13 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
 from dhr_batch.pipeline.units import edit_title
 from dhr_batch.stages import faces
-from dhr_batch.stages.base import Record
 from dhr_batch.stages.device import Kind
+from dhr_batch.stages.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 # Images and pictures of each that notebooks show.
 _IMAGES_SHOWN, _PICTURES_SHOWN = 4, 8

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
-from dhr_batch.stages.base import START, TRUTH, edit_of, edit_stage
 from dhr_batch.stages.measure.face_scores import effect_score
+from dhr_batch.stages.record import START, TRUTH, edit_of, edit_stage
 
 if TYPE_CHECKING:
     import pandas as pd

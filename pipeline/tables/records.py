@@ -11,7 +11,7 @@ from PIL import Image
 
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.rows import STATE, Row
-from dhr_batch.stages.base import CONTOURS, START, EditedImage, Record
+from dhr_batch.stages.record import CONTOURS, START, EditedImage, Record
 
 
 def record_of(image_id: str, tables: Mapping[str, Sequence[Row]]) -> Record:

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo, putchunk
 from dhr_batch.pipeline.picture_names import edit_label, picture_file
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import START, EditedImage, Record
+from dhr_batch.stages.record import START, EditedImage, Record
 
 Row = dict[str, Any]
 # The kind of rows of the table `deltas` that are stored exactly.

@@ -23,8 +23,8 @@ from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.threads import together
 from dhr_batch.pipeline.worker.messages import Event
 from dhr_batch.stages import failures
-from dhr_batch.stages.base import Record
 from dhr_batch.stages.faces import place
+from dhr_batch.stages.record import Record
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dhr_batch.stages.base import Record, Stage
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.record import Record
 
 if TYPE_CHECKING:
     from dhr_batch.stages.networks.generators.generator import Generator

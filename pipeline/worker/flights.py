@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import compress
 
 from dhr_batch.pipeline.forecast import Flight, Passage
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 
 
 @dataclass

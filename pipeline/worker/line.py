@@ -27,7 +27,7 @@ from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import failures
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 
 # Writes the records that are sent to it. After None, it closes the tables and returns the receipt.
 Writing = Generator[None, list[Record] | None, Manifest]

@@ -12,7 +12,8 @@ from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import devices
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Stage, Told
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context, Told
 from dhr_batch.stages.device import Kind, count, label, set_precision
 
 

@@ -43,9 +43,10 @@ from dhr_batch.pipeline.worker.loading import load
 from dhr_batch.pipeline.worker.messages import Event, Report, WorkerFacts
 from dhr_batch.pipeline.worker.waits import Waits
 from dhr_batch.stages import faces, registry
-from dhr_batch.stages.base import Record, Stage
+from dhr_batch.stages.base import Stage
 from dhr_batch.stages.device import Kind, stream
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
+from dhr_batch.stages.record import Record
 
 # The class and the message of the failure of each image that has crashed workers, by image id.
 Lost = Mapping[str, tuple[str, str]]

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import (
-    Context,
-    EditedImage,
-    Record,
-    Stage,
-    edit_stage,
-    required,
-)
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.base import Made, Move, Step
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.scene import Draft, Scene
@@ -29,6 +23,7 @@ from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.options.edit import DirectionsOptions
+from dhr_batch.stages.record import EditedImage, Record, edit_stage, required
 from dhr_batch.stages.refine.base import Refinement, Refiner, mask_of
 from dhr_batch.stages.tensors import feature_mask, tensor_to_images
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context, Record, required
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.networks.transfers import to_device
+from dhr_batch.stages.record import Record, required
 from dhr_batch.stages.refine.base import Refinement, mask_of
 from dhr_batch.stages.registry import InvalidInput
 from dhr_batch.stages.tensors import tensor_to_images

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dhr_batch.stages.base import edit_stage
 from dhr_batch.stages.edit.base import Edit, Made, Move, Styles
 from dhr_batch.stages.edit.syntax import AXES
 from dhr_batch.stages.networks.faces.identity import Portrait
+from dhr_batch.stages.record import edit_stage
 
 if TYPE_CHECKING:
     import numpy as np

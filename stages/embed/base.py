@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Record, Stage, required
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.device import mixed_precision
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.transfers import to_host
+from dhr_batch.stages.record import Record, required
 from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 
 

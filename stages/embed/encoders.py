@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks.encoders import psp as encoders
 from dhr_batch.stages.networks.encoders import style_transformer

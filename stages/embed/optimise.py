@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.base import Embedder
 from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.identity import Portrait
 
 NAMES = (

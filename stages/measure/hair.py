@@ -11,7 +11,7 @@ from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.networks.parsers.landmarks import WORK_SIZE, parse_face
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.identity import Portrait
 
 # Pixels of a class below which nothing is said about it.

@@ -19,7 +19,7 @@ from dhr_batch.stages.networks.small_nets import SmallNet
 from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.identity import Portrait
 
 # Mean colour and range of the pixels for `AgeGender`.

@@ -10,17 +10,8 @@ import numpy as np
 import torch
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import (
-    START,
-    TRUTH,
-    Context,
-    Feature,
-    Metric,
-    Record,
-    Stage,
-    edit_stage,
-    required,
-)
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.measure.face_scores import LandmarkScores
 from dhr_batch.stages.measure.metrics import (
     Part,
@@ -44,6 +35,7 @@ from dhr_batch.stages.measure.truth import (
 from dhr_batch.stages.networks.faces.identity import Portrait
 from dhr_batch.stages.networks.transfers import to_device
 from dhr_batch.stages.options.measure import StandardOptions
+from dhr_batch.stages.record import START, TRUTH, Feature, Metric, Record, edit_stage, required
 from dhr_batch.stages.tensors import to_unit
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dhr_batch.stages.base import Truth
 from dhr_batch.stages.measure.metrics import MIN_SHARE, Part, shrink, shrink_mask
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.occluders import soft_extent
+from dhr_batch.stages.record import Truth
 
 
 def at_size(truth: Truth, size: int) -> Truth:

@@ -12,7 +12,7 @@ from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.perceptual import Perceptual
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 
 def generator(context: Context) -> MobileStyleGAN:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.failures import ImageError
 
 # x and y of red, green and blue, then those of white (ITU-T H.273, table 2).
 _D65 = (0.3127, 0.3290)

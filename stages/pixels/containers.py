@@ -8,7 +8,7 @@ from itertools import islice
 
 from PIL import Image
 
-from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.pixels import DAMAGE, colours, heif
 from dhr_batch.stages.pixels.colours import Colours
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.pixels import colours
 from dhr_batch.stages.pixels.colours import Colours
 

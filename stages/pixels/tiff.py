@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dhr_batch.stages.base import ImageError
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.pixels.raster import Raster, integers, scaled, stretched
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

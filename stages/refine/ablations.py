@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed.optimise import ramp
 from dhr_batch.stages.options.refine import FeatureModulationOptions, WeightModulationOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement, Refiner, zero_delta

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context, Record, Stage, required
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.device import full_precision, mixed_precision
 from dhr_batch.stages.networks.generators.generator import Generator, replace_feature
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.options.refine import NoRefinementOptions
+from dhr_batch.stages.record import Record, required
 from dhr_batch.stages.tensors import (
     feature_mask,
     images_to_tensor,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed.encoders import encoder_input
 from dhr_batch.stages.networks.encoders import hyperstyle
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.device import full_precision
 from dhr_batch.stages.embed.projection import learning_rate
 from dhr_batch.stages.networks.encoders import deeplab

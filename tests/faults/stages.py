@@ -19,7 +19,9 @@ import numpy as np
 from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.worker import waits
-from dhr_batch.stages.base import Context, ImageError, Metric, Record
+from dhr_batch.stages.context import Context
+from dhr_batch.stages.failures import ImageError
+from dhr_batch.stages.record import Metric, Record
 from dhr_batch.tests import no_op
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from dhr_batch.fitting import distill, distill_pairs
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators.mobilestylegan import (
     FFHQ_CHANNELS,
     MobileStyleGAN,

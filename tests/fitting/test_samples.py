@@ -10,7 +10,7 @@ import yaml
 
 from dhr_batch.fitting import samples
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 
 
 class Finder:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from dhr_batch.cli import main
 from dhr_batch.fitting import direction_sets, samples, scoring
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.direction_files import read
 from dhr_batch.stages.measure.face_scores import scores as face_scores
 from dhr_batch.stages.networks.faces.identity import Portrait

@@ -14,7 +14,7 @@ from torch import Tensor
 from dhr_batch.fitting import test_bed
 from dhr_batch.fitting.test_bed_pairs import Pairs, levels, student_rows
 from dhr_batch.fitting.test_bed_student import Coordinates, dense
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.generators.stylegan2_layouts import named_tensors, read_checkpoint

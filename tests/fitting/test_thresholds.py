@@ -16,8 +16,9 @@ from dhr_batch.fitting.thresholds import (
     measure,
 )
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.segment import DomainSpecific
 from dhr_batch.stages.tensors import images_to_tensor
 from dhr_batch.tests.stages.squares import Squares

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
+from dhr_batch.stages.record import Record
 from dhr_batch.tests.faults import stages
 
 

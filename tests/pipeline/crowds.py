@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 
 from dhr_batch.stages.align import FFHQAlign
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.faces import place
 from dhr_batch.stages.networks.faces.detect import Face
+from dhr_batch.stages.record import Record
 from dhr_batch.tests.faults.stages import Align, FaultOptions, Faulty
 
 HERE = "dhr_batch.tests.pipeline.crowds"

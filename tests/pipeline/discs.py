@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 
 

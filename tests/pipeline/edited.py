@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
-from dhr_batch.stages.base import EditedImage, ImageError, Metric, Record, required
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.edit import syntax
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.ffhq import crop
+from dhr_batch.stages.record import EditedImage, Metric, Record, required
 from dhr_batch.tests import no_op
 
 SIZE = 32

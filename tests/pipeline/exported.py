@@ -20,8 +20,8 @@ from dhr_batch.pipeline.planning.contents import digest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import EditedImage, Metric, Record
 from dhr_batch.stages.ffhq import crop
+from dhr_batch.stages.record import EditedImage, Metric, Record
 
 SIZE = 32
 EDITS = (

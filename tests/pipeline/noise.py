@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from dhr_batch.pipeline.tables.codec import Steps
-from dhr_batch.stages.base import Record, required
 from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.record import Record, required
 
 
 def noisy(record: Record, generator: Generator, steps: Steps) -> Record:

@@ -36,7 +36,7 @@ from dhr_batch.pipeline.planning import command, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import LogFormatter, csv_cell, printable, without_secrets
 from dhr_batch.pipeline.report.write import write_report
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 from dhr_batch.tests.pipeline import exported, reported
 
 CODES = ["\x1b[31mred.png", "\x1b]0;title\x07.png", "two\nlines.png", "\u202egnp.exe.png"]

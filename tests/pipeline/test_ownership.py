@@ -359,7 +359,7 @@ def test_foreign_files_in_the_folder_of_a_killed_export_survive(
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """A run that can be rendered, and the pictures."""
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.tests.pipeline.runs import test_render
 
     folder = tmp_path_factory.mktemp("render")

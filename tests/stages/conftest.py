@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.encoders.psp import Encoder
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.tests import filled

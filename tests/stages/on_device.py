@@ -14,7 +14,7 @@ from facenet_pytorch import InceptionResnetV1
 
 from dhr_batch.pipeline.worker import batches
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks import features
 from dhr_batch.stages.networks.faces import identity
 from dhr_batch.stages.networks.faces.detect import Face
@@ -24,6 +24,7 @@ from dhr_batch.stages.networks.faces.identity import IRBackbone, Portrait
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.stages.networks.parsers import bisenet, segformer
 from dhr_batch.stages.networks.transfers import to_device, to_host
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.tensors import images_to_tensor, tensor_to_images
 from dhr_batch.tests import filled, pretended_cuda
 from dhr_batch.tests.stages import narrow

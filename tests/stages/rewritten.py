@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from dhr_batch.stages import align, ffhq
 from dhr_batch.stages.align import FFHQAlign
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.faces import further
 from dhr_batch.stages.networks.faces.detect import Detector, Face
+from dhr_batch.stages.record import Record
 
 SIZE = 128
 

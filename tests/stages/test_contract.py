@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, ImageFailure, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators import stylegan2_layouts
+from dhr_batch.stages.record import ImageFailure, Record
 from dhr_batch.tests.stages import narrow
 
 # Settings without which a member needs a download or takes long.

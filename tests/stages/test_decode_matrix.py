@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.tests.stages.written import (
     P3_XY,
     SRGB_XY,

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from dhr_batch.stages import failures
-from dhr_batch.stages.base import ImageError, Record, Stage, StageOptions
+from dhr_batch.stages.base import Stage, StageOptions
+from dhr_batch.stages.failures import ImageError
+from dhr_batch.stages.record import Record
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dhr_batch.stages.base import ImageError
 from dhr_batch.stages.decode import decode
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.tests.stages import heif_files
 from dhr_batch.tests.stages.heif_files import Coded, coded, full, heif, mirrored, nclx, rotated
 from dhr_batch.tests.stages.written import P3_XY, as_srgb, icc, truth

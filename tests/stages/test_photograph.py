@@ -11,7 +11,8 @@ from skimage.data import astronaut
 
 from dhr_batch.pipeline.planning import config
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
+from dhr_batch.stages.record import Record
 
 FACE = (2, *range(6, 14))
 

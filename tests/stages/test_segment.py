@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.segment import (
     NO_FACE_NOTE,
     DomainSpecific,

@@ -21,7 +21,7 @@ from torchvision.models.resnet import Bottleneck
 from dhr_batch.stages.networks.files import weight_files
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 # Latent spaces in the order of the published file.
 LEVELS = ("W+", "F4", "F6", "F8", "F10")

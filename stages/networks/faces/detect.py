@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.faces import cascade
 from dhr_batch.stages.networks.transfers import to_device
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.faces import dlib_resnet
 from dhr_batch.stages.networks.faces.identity import Network, Portrait
 

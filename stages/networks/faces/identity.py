@@ -27,7 +27,7 @@ from dhr_batch.stages.networks.files import weight_files
 from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.detect import Detector, Face
 
 SIDE = 112

@@ -15,7 +15,7 @@ from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.generators.stylegan2_layouts import load
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 
 def mobilestylegan_1024(context: Context) -> MobileStyleGAN:

@@ -19,7 +19,7 @@ from dhr_batch.stages.networks.files import weight_files
 from dhr_batch.stages.networks.parsers.picture_parser import PictureParser
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 # Order of the published network, in the names of this project; left and right as in its data.
 ORDER = (

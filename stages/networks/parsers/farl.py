@@ -21,7 +21,7 @@ from dhr_batch.stages.networks.parsers.face_parts import CLASSES
 from dhr_batch.stages.networks.transfers import to_device
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.detect import Detector
 
 SIDE, PATCH, LAYERS, HEADS = 448, 16, 12, 12

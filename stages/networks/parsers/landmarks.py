@@ -24,7 +24,7 @@ from scipy import ndimage
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
     from dhr_batch.stages.networks.faces.detect import Detector
     from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
 

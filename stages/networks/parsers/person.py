@@ -11,7 +11,7 @@ from dhr_batch.stages.networks.parsers.landmarks import LandmarkParser
 from dhr_batch.stages.networks.small_nets import SmallNet
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 _SIDE = 256
 

@@ -20,7 +20,7 @@ from dhr_batch.stages.networks.files import weight_files
 from dhr_batch.stages.networks.parsers.picture_parser import PictureParser, resized
 
 if TYPE_CHECKING:
-    from dhr_batch.stages.base import Context
+    from dhr_batch.stages.context import Context
 
 # The four stages of size B5: channels, blocks, attention heads, and the factor by which the side of
 # the map is reduced before keys and values are taken from it.

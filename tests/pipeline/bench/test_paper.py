@@ -29,7 +29,7 @@ from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.stopping import Stopper
 from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.encoders import style_transformer
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.tests import filled

@@ -13,8 +13,8 @@ from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import ground_truth, listing, named, parquet, synthetic
 from dhr_batch.pipeline.datasets.items import DatasetError
 from dhr_batch.pipeline.worker import worker
-from dhr_batch.stages.base import required
 from dhr_batch.stages.occluders import KINDS
+from dhr_batch.stages.record import required
 from dhr_batch.tests.pipeline.discs import Disc, context
 
 

@@ -21,10 +21,10 @@ from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import codec
-from dhr_batch.stages.base import required
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.record import required
 from dhr_batch.tests.pipeline.noise import noisy
 
 IDS = ["astronaut.png", "sub/gespiegelt ä.jpg"]

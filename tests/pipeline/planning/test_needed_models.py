@@ -15,7 +15,8 @@ from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.models import catalogue, downloads
 from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, Stage
+from dhr_batch.stages.base import Stage
+from dhr_batch.stages.context import Context
 
 NETWORKS = [
     (family, name)

@@ -19,7 +19,7 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
-from dhr_batch.stages.base import required
+from dhr_batch.stages.record import required
 
 
 @pytest.fixture

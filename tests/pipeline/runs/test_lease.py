@@ -22,7 +22,7 @@ from dhr_batch.pipeline.runs.lease import LeaseLost
 from dhr_batch.pipeline.runs.manifests import Manifest, dumps
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.stages.base import required
+from dhr_batch.stages.record import required
 from dhr_batch.tests.pipeline.attempts import PLAN, attempt, files
 
 _OTHER = """

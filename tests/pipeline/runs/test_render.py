@@ -29,10 +29,11 @@ from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.worker.worker import run_info
-from dhr_batch.stages.base import Context, Record, required
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
+from dhr_batch.stages.record import Record, required
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.noise import noisy
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.stages.base import required
+from dhr_batch.stages.record import required
 from dhr_batch.tests.faults import harness
 
 

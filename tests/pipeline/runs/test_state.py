@@ -10,7 +10,7 @@ from PIL import Image
 
 import dhr_batch
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.stages.base import required
+from dhr_batch.stages.record import required
 from dhr_batch.tests.faults import harness
 
 EDITS = {"edits": [{"direction": "smile", "strengths": [-1, 2]}]}

@@ -23,7 +23,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import Feature, Record
+from dhr_batch.stages.record import Feature, Record
 
 GENERATOR = "mobilestylegan-256"
 INFO = RunInfo(rows=1, embedder="w+", store_features=True)

@@ -11,7 +11,7 @@ from dhr_batch.pipeline.bench import board
 from dhr_batch.pipeline.bench.side_effects import columns
 from dhr_batch.pipeline.stats import side_effects
 from dhr_batch.pipeline.stats.equal_effect import curves, equal_effect
-from dhr_batch.stages.base import edit_stage
+from dhr_batch.stages.record import edit_stage
 
 AGES = {"a": 30.0, "b": 50.0, "c": 70.0}
 

@@ -24,7 +24,7 @@ from dhr_batch.pipeline.tables import codec, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.stages.base import EditedImage, Feature, Metric, Record
+from dhr_batch.stages.record import EditedImage, Feature, Metric, Record
 
 ROWS = 3
 INFO = RunInfo(

@@ -12,7 +12,7 @@ from dhr_batch.pipeline.worker import flights as module
 from dhr_batch.pipeline.worker.flights import Flights
 from dhr_batch.pipeline.worker.messages import Report
 from dhr_batch.pipeline.worker.worker import Settings, Worker
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.worker.test_worker import Asking
 

@@ -14,7 +14,7 @@ from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.worker.line import Job, Line, Writing
 from dhr_batch.stages import failures
-from dhr_batch.stages.base import Record
+from dhr_batch.stages.record import Record
 
 Step = Callable[[str, int], None]
 

@@ -14,8 +14,8 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.worker import worker
-from dhr_batch.stages.base import required
 from dhr_batch.stages.edit.rerender import Rerender
+from dhr_batch.stages.record import required
 
 
 @pytest.mark.parametrize("level", ["small", "fine"])

@@ -8,10 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context, Record, edit_of, edit_stage
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
+from dhr_batch.stages.record import Record, edit_of, edit_stage
 from dhr_batch.stages.registry import InvalidInput
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.networks.generators.generator import replace_feature
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.tensors import feature_mask, masks_to_tensor, tensor_to_images
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dhr_batch.stages import yaml_files
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit import direction_files
 from dhr_batch.stages.edit.direction_files import DirectionError, read, resolve
 from dhr_batch.stages.edit.formulas import (

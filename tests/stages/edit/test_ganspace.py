@@ -10,13 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.direction_files import DirectionError, settings_of, shipped_edits
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.ganspace import read
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.tensors import tensor_to_images
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages import motion
-from dhr_batch.stages.base import CONTOURS, Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
@@ -21,6 +21,7 @@ from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.tiny import fill
+from dhr_batch.stages.record import CONTOURS, Record
 
 
 def drawn(net: Generator) -> Generator:

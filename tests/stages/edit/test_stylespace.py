@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit import styleclip, stylespace
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
@@ -17,6 +17,7 @@ from dhr_batch.stages.edit.styleclip import channel_weights
 from dhr_batch.stages.edit.stylespace import PUBLISHED, deviations, style_widths
 from dhr_batch.stages.edit.syntax import Channel
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2, config_f
+from dhr_batch.stages.record import Record
 
 
 def no_models(name):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.base import Edit, Made, Move
 from dhr_batch.stages.edit.combined import Combined
 from dhr_batch.stages.edit.direction_files import DirectionError
@@ -16,6 +16,7 @@ from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.edit.syntax import AXES
 from dhr_batch.stages.edit.turning import Turn, Turning
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.registry import MODELS
 
 

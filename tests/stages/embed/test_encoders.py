@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed.encoders import (
     EncodeE4E,
     EncodeW,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.device import mixed_precision
 from dhr_batch.stages.embed.optimise import (
     FitSettings,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.measure.face_scores import (
     NAMES,
     NOSE_DEPTH,

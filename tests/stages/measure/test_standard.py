@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context, EditedImage, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.measure.standard import Standard
+from dhr_batch.stages.record import EditedImage, Record
 from dhr_batch.stages.tensors import images_to_tensor
 from dhr_batch.tests.stages.pictures import blurred, grey, noise
 

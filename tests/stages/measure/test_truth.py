@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages.base import Context, Metric, Record, Truth
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.measure.standard import Standard
 from dhr_batch.stages.measure.truth import (
     at_size,
@@ -21,6 +21,7 @@ from dhr_batch.stages.measure.truth import (
     visible_face,
 )
 from dhr_batch.stages.networks.generators.generator import Generator
+from dhr_batch.stages.record import Metric, Record, Truth
 
 SIZE = 32
 

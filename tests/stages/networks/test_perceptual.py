@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dhr_batch.pipeline.models.catalogue import path
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.measure.metrics import perceptual_distance
 from dhr_batch.stages.networks import perceptual
 from dhr_batch.stages.networks.perceptual import BlurPool, BlurredConv, PackageLPIPS, Perceptual

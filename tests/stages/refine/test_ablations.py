@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.refine.ablations import FeatureModulation, WeightModulation
 from dhr_batch.stages.refine.base import render
 from dhr_batch.stages.refine.dhr import HybridRefinement

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages.base import Context, Record
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
+from dhr_batch.stages.record import Record
 from dhr_batch.stages.refine import dhr
 from dhr_batch.stages.refine.base import NoRefinement, render
 from dhr_batch.stages.refine.dhr import HybridRefinement, tuned_weights

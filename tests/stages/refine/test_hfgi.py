@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.encoders import hfgi
 from dhr_batch.stages.networks.encoders import psp as encoders
 from dhr_batch.stages.refine.base import Refinement

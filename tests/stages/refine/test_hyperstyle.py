@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dhr_batch.stages import registry
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.refine.base import Refinement

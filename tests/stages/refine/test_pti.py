@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.refine.base import Refinement
 from dhr_batch.stages.refine.pti import PivotalTuning

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.embed import projection
 from dhr_batch.stages.networks import tiny
 from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.refine.ablations import FeatureModulation, WeightModulation
 from dhr_batch.stages.refine.base import Refinement, render

@@ -10,7 +10,7 @@ from facenet_pytorch import InceptionResnetV1, extract_face, fixed_image_standar
 from PIL import Image
 
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.faces import identity
 from dhr_batch.stages.networks.faces.detect import Face
 from dhr_batch.stages.networks.faces.identity import Portrait

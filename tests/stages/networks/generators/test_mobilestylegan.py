@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.generators.generator import replace_feature
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN, inverse_haar
 from dhr_batch.stages.networks.generators.openvino_ir import load_mobilestylegan

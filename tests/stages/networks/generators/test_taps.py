@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks import tiny
 from dhr_batch.stages.networks.generators.generator import Generator, replace_feature
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers import bisenet
 from dhr_batch.stages.networks.parsers.bisenet import ORDER, BiSeNet, BiSeNetParser
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX

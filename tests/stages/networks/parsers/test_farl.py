@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.faces.detect import Face
 from dhr_batch.stages.networks.parsers import bisenet, farl
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX

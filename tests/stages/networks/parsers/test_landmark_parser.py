@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers import landmarks as parsing
 from dhr_batch.stages.networks.parsers import person
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from dhr_batch.stages.base import Context
+from dhr_batch.stages.context import Context
 from dhr_batch.stages.networks.parsers import bisenet, farl, segformer
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.parsers.segformer import ORDER, SegFormer, SegFormerParser
