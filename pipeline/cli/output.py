@@ -19,6 +19,7 @@ from dhr_batch.pipeline.printable import LogFormatter, printable, without_secret
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.console import ConsoleRenderable, RenderableType
     from rich.table import Table
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -93,7 +94,35 @@ def show(table: Table) -> None:
 
     # A pipe has no width. Paths and licences must not be cut or wrapped at 80 columns in it.
     width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console.print(fitting(table, console.width) if width is None else table)
+
+
+def fitting(table: Table, width: int) -> ConsoleRenderable:
+    """Return a table in the layout that takes fewer lines of a terminal.
+
+    Many or long cells leave columns of a few letters. The rows are then printed one below the
+    other, each with a line for every cell.
+
+    Args:
+        table: A table of `table_of`.
+        width: The columns of the terminal.
+    """
+    from rich.console import Console, Group
+    from rich.padding import Padding
+    from rich.styled import Styled
+    from rich.table import Column, Table
+
+    heads = [str(column.header) for column in table.columns]
+    rows: list[RenderableType] = []
+    for first, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        lines = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
+        for head, cell in zip(heads[1:], cells, strict=True):
+            if str(cell):
+                lines.add_row(head, cell)
+        rows += [Styled(first, "bold"), Padding(lines, (0, 0, 0, 2))]
+    layouts: tuple[ConsoleRenderable, ...] = (table, Group(*rows))
+    return min(layouts, key=lambda layout: len(Console(width=width).render_lines(layout)))
 
 
 def log_to_stderr(level: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
+from dhr_batch.benchmarks import progress
 from dhr_batch.cli import main
 from dhr_batch.pipeline.bench import matrix
 from dhr_batch.pipeline.errors import Refused
@@ -66,6 +68,14 @@ def _plain(value: Any) -> Any:
 def test_settings_are_explained_and_shown(words: list[str], lines: list[str]) -> None:
     text = said(*words)
     assert [line for line in lines if line not in text] == []
+
+
+def test_all_settings_are_readable_in_a_terminal_of_80_columns() -> None:
+    words = [sys.executable, "-m", "dhr_batch", "config", "explain"]
+    written = "".join(text for _, text in progress.on_terminal(words))
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", written).splitlines()]
+    assert "  description  factor of the thresholds at the mouth, which edits must be able" in lines
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(
