@@ -46,6 +46,7 @@ COLUMNS = {
     "ghost": "ghost of the old contour",
     "background_psnr": "background to the photograph, dB",
     "background_psnr_refined": "background to the refined picture, dB",
+    "still_psnr": "where nothing moves, to the photograph, dB",
     "skin_chroma": "change of the skin's colour (a*, b*)",
     "effect": "change of the score",
     "realism": "realism of the mouth",
@@ -167,6 +168,7 @@ class Compared:
         refined, source = required(record.refined), required(record.image)
         found = contour_metrics(picture, refined, source, moved)
         found |= _skin(refined, picture, required(record.labels), moved)
+        found |= _still(source, picture, moved)
         if truth is not None:
             error = float(np.square(picture.astype(float) - truth).mean())
             found["truth_psnr"] = float(10 * np.log10(255**2 / max(error, 1 / 12)))
@@ -226,6 +228,19 @@ def _skin(
             return {}
         parts.append(lab[where > 0.5][:, 1:].mean(0))
     return {"skin_chroma": float(np.linalg.norm(parts[1] - parts[0]))}
+
+
+def _still(source: np.ndarray, edited: np.ndarray, moved: Motion) -> dict[str, float]:
+    """Return the PSNR to the photograph where neither the person nor the background moves."""
+    import cv2
+
+    from dhr_batch.stages.measure.contours import background_psnr
+    from dhr_batch.stages.motion import SIDE
+
+    still = ~(moved.person.any(2) | moved.whole.any(2))
+    pair = (cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in (edited, source))
+    value = background_psnr(*pair, still)
+    return {} if value is None else {"still_psnr": value}
 
 
 def _strip(path: Path, pictures: list[Any]) -> None:

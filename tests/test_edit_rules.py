@@ -61,3 +61,18 @@ def test_the_colour_of_the_skin_is_compared_where_the_skin_is() -> None:
     edited[there > 0] = (200, 150, 60)
     assert edit_rules._skin(refined, edited, labels, moved)["skin_chroma"] > 20
     assert edit_rules._skin(refined, edited, labels & 0, moved) == {}
+
+
+def test_what_moves_is_left_out_where_nothing_moves() -> None:
+    flow = np.zeros((SIDE, SIDE, 2), np.float32)
+    flow[:, :100] = 3
+    here = np.zeros((SIDE, SIDE), bool)
+    moved = Motion(flow, flow, flow, here, here.astype(np.float32))
+    source = np.full((2 * SIDE, 2 * SIDE, 3), 90, np.uint8)
+    edited = source.copy()
+    edited[:, :200] = 0
+    assert edit_rules._still(source, edited, moved)["still_psnr"] > 58
+    edited[:, 200:] += 1
+    assert edit_rules._still(source, edited, moved)["still_psnr"] == pytest.approx(48.13, abs=0.01)
+    flow[:] = 3
+    assert edit_rules._still(source, edited, moved) == {}
