@@ -92,7 +92,7 @@ def editing_fid(run: Run, file: str) -> list[dict[str, Any]]:
     Raises:
         Refused: The run has no features, or no edit with a known attribute.
     """
-    from dhr_batch.pipeline.stats import equal_effect
+    from dhr_batch.pipeline.stats.curves import strengths_of
     from dhr_batch.pipeline.stats.set_distances import editing_distances
     from dhr_batch.stages import registry
     from dhr_batch.stages.record import edit_stage
@@ -103,9 +103,7 @@ def editing_fid(run: Run, file: str) -> list[dict[str, Any]]:
         )
     metrics = run.table("metrics", ["stage"]).to_pandas()
     edits = {
-        name: strengths
-        for name, strengths in equal_effect.strengths_of(metrics).items()
-        if name in ATTRIBUTES
+        name: strengths for name, strengths in strengths_of(metrics).items() if name in ATTRIBUTES
     }
     if not edits:
         raise Refused(

@@ -18,9 +18,15 @@ from dhr_batch.pipeline.report import truth
 from dhr_batch.pipeline.report.metrics import split, title
 from dhr_batch.pipeline.report.page import Table
 from dhr_batch.pipeline.report.truth import Figure
-from dhr_batch.pipeline.stats import equal_effect, set_distances
+from dhr_batch.pipeline.stats import set_distances, strengths
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
-from dhr_batch.pipeline.stats.equal_effect import Curve, EqualEffect
+from dhr_batch.pipeline.stats.curves import Curve, curves_of, strengths_of
+from dhr_batch.pipeline.stats.equal_effect import (
+    EqualEffect,
+    difference,
+    effect_at_equal_cost,
+    equal_effect,
+)
 from dhr_batch.pipeline.stats.side_effects import before
 from dhr_batch.stages.measure.face_scores import effect_score, effect_unit
 from dhr_batch.stages.record import START, TRUTH
@@ -177,7 +183,7 @@ def board(compared: Compared, compare_to: str, summary: Sequence[str] = ()) -> B
     columns += _lacking(compared, columns)
     differences = {
         name: {
-            key: equal_effect.difference(own, values[other][key])
+            key: difference(own, values[other][key])
             for key, own in values[name].items()
             if key in values[other]
         }
@@ -258,18 +264,18 @@ def _edits(
     shared: set[str] | None = None
     for frame in metrics.values():
         own_kinds = list(map(str, frame["metric"].unique()))
-        names |= dict.fromkeys(equal_effect.strengths_of(frame))
+        names |= dict.fromkeys(strengths_of(frame))
         kinds |= dict.fromkeys(own_kinds)
         shared = set(own_kinds) if shared is None else shared & set(own_kinds)
-    costs = [c for c in equal_effect.costs_of(kinds) if not c.startswith("change_")]
+    costs = [c for c in strengths.costs_of(kinds) if not c.startswith("change_")]
     sources: dict[str, dict[str, float]] = {}
     for frame in metrics.values():
         sources |= before(frame)
     kept = [*costs, *sources]
     for name in names:
         score = effect_score(name, shared or ())
-        curves = {m: equal_effect.curves(frame, name, kept, score) for m, frame in metrics.items()}
-        full = equal_effect.equal_effect(curves)
+        curves = {m: curves_of(frame, name, kept, score) for m, frame in metrics.items()}
+        full = equal_effect(curves)
         columns += _at_equal_identity(name, curves, costs, values, effect_unit(score))
         measured = score in (shared or ())
         if not full.matches:
@@ -290,7 +296,7 @@ def _edits(
             for method, own in found.items():
                 values[method][key] = own
             columns.append(BoardColumn(key, heading, f"Edit {name}: side effects at equal effect"))
-        shares = {share: equal_effect.equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
+        shares = {share: equal_effect(curves, share) for share in (0.25, 0.5, 0.75)}
         yield EditBoard(name, score, measured, full, shares | {1.0: full})
 
 
@@ -303,7 +309,7 @@ def _at_equal_identity(
 ) -> Iterator[BoardColumn]:
     """Add the effects at equal identity to `values`, and yield a column for each network."""
     for cost in [c for c in costs if c.startswith("identity_") and c.endswith("_distance")]:
-        found = equal_effect.effect_at_equal_cost(curves, cost)
+        found = effect_at_equal_cost(curves, cost)
         if any(found.values()):
             key = f"{edit}@equal_{cost}"
             for method, own in found.items():

@@ -19,7 +19,7 @@ from dhr_batch.pipeline.report.metrics import (
 )
 from dhr_batch.pipeline.report.page import Cell, Column, Gallery, Page, Plot, Section, Table, shown
 from dhr_batch.pipeline.report.plots import Series
-from dhr_batch.pipeline.stats import equal_effect
+from dhr_batch.pipeline.stats.strengths import by_strength, costs_of
 from dhr_batch.pipeline.units import number, signed
 from dhr_batch.stages.record import EDIT_STAGE
 
@@ -154,7 +154,7 @@ def _edits(data: RunData) -> Section | None:
 def strengths(data: RunData) -> Table:
     """Return a table of effect and costs of every edit at every strength."""
     long = data.metrics[~data.metrics["image_id"].isin(data.excluded())]
-    costs = equal_effect.costs_of(long["metric"].unique())
+    costs = costs_of(long["metric"].unique())
     rows: list[list[Cell]] = [
         [
             row.edit,
@@ -163,7 +163,7 @@ def strengths(data: RunData) -> Table:
             shown(row.effect),
             *(shown(row.costs.get(name)) for name in costs),
         ]
-        for row in equal_effect.by_strength(long, costs)
+        for row in by_strength(long, costs)
     ]
     numbers = ("strength", "images", "effect", *map(title, costs))
     heads = [Column("edit"), *(Column(name, number=True) for name in numbers)]

@@ -13,7 +13,7 @@ import numpy as np
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report.metrics import metric_key, of_truth, stage_key
 from dhr_batch.pipeline.runs.manifests import Manifest
-from dhr_batch.pipeline.stats import equal_effect
+from dhr_batch.pipeline.stats.curves import starts
 from dhr_batch.stages.measure.face_scores import effect_score
 from dhr_batch.stages.record import edit_stage
 from dhr_batch.stages.registry import STAGES
@@ -188,12 +188,12 @@ def edit_effects(data: RunData, edit: str, identity: str) -> pd.DataFrame:
 
     Returns:
         Columns `image_id`, `strength`, `effect` and `identity`. The strength of the refined picture
-        is 0, or the mean of those with which the edit changes nothing (`equal_effect.starts`). The
+        is 0, or the mean of those with which the edit changes nothing (`starts`). The
         effect is the change of the edit's score against the source; nan without such a score.
     """
     import pandas as pd
 
-    unedited = list(equal_effect.starts(data.metrics, edit).values())
+    unedited = list(starts(data.metrics, edit).values())
     stages = {"source": math.nan, "refined": float(np.mean(unedited)) if unedited else 0.0}
     stages |= {edit_stage(edit, s): s for name, s in data.edits if name == edit}
     long = data.metrics

@@ -1,7 +1,7 @@
 """Side effects of edits: what else changes in a face when an edit has reached its effect.
 
 The change of a score is taken against the source photograph, as the effect of an edit is
-(`equal_effect`). Where it was measured, the effect is also seen by another judge, a network that
+(`curves`). Where it was measured, the effect is also seen by another judge, a network that
 the direction of the edit was not fitted to (`stages.measure.face_scores.judge_score`).
 """
 
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dhr_batch.pipeline.stats import equal_effect
 from dhr_batch.pipeline.stats.bootstrap import Estimate, estimate
-from dhr_batch.pipeline.stats.equal_effect import SIGNS, Curve, at
+from dhr_batch.pipeline.stats.curves import SIGNS, Curve, at, curves_of, strengths_of
 from dhr_batch.stages.measure.face_scores import SCORE, effect_score, judge_score
 
 if TYPE_CHECKING:
@@ -88,11 +87,11 @@ def side_effects(metrics: pd.DataFrame, costs: Sequence[str]) -> list[SideEffect
     """
     sources = before(metrics)
     found = []
-    for edit in equal_effect.strengths_of(metrics):
+    for edit in strengths_of(metrics):
         scores = [*others(edit, sources), *filter(sources.get, (judge_score(edit),))]
         if not scores:
             continue
-        curves = equal_effect.curves(metrics, edit, [*costs, *scores])
+        curves = curves_of(metrics, edit, [*costs, *scores])
         for sign in SIGNS:
             rows = _at_one_effect(curves, sign)
             if rows is None:

@@ -10,7 +10,8 @@ import pytest
 from dhr_batch.pipeline.bench import board
 from dhr_batch.pipeline.bench.side_effects import columns
 from dhr_batch.pipeline.stats import side_effects
-from dhr_batch.pipeline.stats.equal_effect import curves, equal_effect
+from dhr_batch.pipeline.stats.curves import curves_of
+from dhr_batch.pipeline.stats.equal_effect import equal_effect
 from dhr_batch.stages.record import edit_stage
 
 AGES = {"a": 30.0, "b": 50.0, "c": 70.0}
@@ -72,7 +73,7 @@ def test_methods_at_equal_effect():
     """`strong` needs half the strength of `weak`, and changes the age half as much."""
     tables = {"weak": metrics(), "strong": metrics(gain=0.2)}
     sources = side_effects.before(tables["weak"])
-    methods = {m: curves(frame, "smile", sources) for m, frame in tables.items()}
+    methods = {m: curves_of(frame, "smile", sources) for m, frame in tables.items()}
     full = equal_effect(methods)
     found = {key: (heading, values) for key, heading, values in columns("smile", full, sources)}
     assert list(found) == ["smile@judged_happy", "smile@side_age", "smile@side_yaw_degrees"]
