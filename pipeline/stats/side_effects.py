@@ -97,10 +97,10 @@ def side_effects(metrics: pd.DataFrame, costs: Sequence[str]) -> list[SideEffect
             if rows is None:
                 continue
             effect, places = rows
-            changes = {s: _changes(curves, places, s, sources[s]) for s in scores}
+            changes = {s: _values(curves, places, s, sources[s]) for s in scores}
             judged = changes.pop(judge_score(edit), np.empty(0))
             changes = {name: own for name, own in changes.items() if len(own)}
-            spent = {c: _changes(curves, places, c, {}) for c in costs}
+            spent = {c: _values(curves, places, c) for c in costs}
             found.append(
                 SideEffects(
                     edit,
@@ -126,12 +126,20 @@ def _at_one_effect(curves: Mapping[str, Curve], sign: int) -> tuple[float, dict[
     return (sign * effect, places) if effect > 0 and places else None
 
 
-def _changes(
+def _values(
     curves: Mapping[str, Curve],
     places: Mapping[str, float],
     metric: str,
-    source: Mapping[str, float],
+    sources: Mapping[str, float] | None = None,
 ) -> np.ndarray:
-    """Return the values of a metric at the places, less those of the sources; [N], finite."""
-    values = [at(curves[i].costs[metric], p) - source.get(i, 0.0) for i, p in places.items()]
+    """Return the values of a metric at the places, [N], finite.
+
+    Args:
+        curves: Curves by image.
+        places: Where each of them is read.
+        metric: The metric.
+        sources: If given, the values are changes against these. Images without one are left out.
+    """
+    before = dict.fromkeys(places, 0.0) if sources is None else sources
+    values = [at(curves[i].costs[metric], p) - before.get(i, math.nan) for i, p in places.items()]
     return np.array([value for value in values if math.isfinite(value)])

@@ -66,6 +66,12 @@ def test_without_another_judge_or_scores_of_the_source():
     blind = found[~((found["stage"] == "source") & (found["metric"] == "score_age"))]
     _, up = side_effects.side_effects(blind, [])
     assert "score_age" not in up.changes
+    # A score that only the source of one photograph lacks has no change in that photograph.
+    (one,) = found.index[
+        (found["stage"] == "source") & (found["metric"] == "score_age") & (found["image_id"] == "b")
+    ]
+    _, up = side_effects.side_effects(found.drop(one), [])
+    assert (up.changes["score_age"].value, up.changes["score_age"].n) == (pytest.approx(0), 2)
     assert side_effects.side_effects(found[found["stage"] != "source"], []) == []
 
 
