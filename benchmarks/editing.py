@@ -89,21 +89,27 @@ def labelled(ids: Sequence[str], attribute: str, file: str) -> dict[str, bool]:
 def editing_fid(run: Run, file: str) -> list[dict[str, Any]]:
     """Return the editing FIDs of all edits whose attribute is known, by edit and strength.
 
+    Edits whose strengths are targets are left out.
+
     Raises:
         Refused: The run has no features, or no edit with a known attribute.
     """
     from dhr_batch.pipeline.stats.curves import strengths_of
     from dhr_batch.pipeline.stats.set_distances import editing_distances
     from dhr_batch.stages import registry
-    from dhr_batch.stages.record import edit_stage
+    from dhr_batch.stages.record import START, edit_stage
 
     if not run.parts.table("features"):
         raise Refused(
             run.storage.place, "it has no features", "run again with measure.features=st_alex"
         )
-    metrics = run.table("metrics", ["stage"]).to_pandas()
+    metrics = run.table("metrics", ["stage", "metric"]).to_pandas()
+    # The sign of a target does not say whether it brings an attribute: `beard=-20` does.
+    targets = {m.removeprefix(START) for m in metrics["metric"].unique() if m.startswith(START)}
     edits = {
-        name: strengths for name, strengths in strengths_of(metrics).items() if name in ATTRIBUTES
+        name: strengths
+        for name, strengths in strengths_of(metrics).items()
+        if name in ATTRIBUTES and name not in targets
     }
     if not edits:
         raise Refused(

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
 
+import dhr_batch
 from dhr_batch.benchmarks import editing
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -61,6 +63,16 @@ def test_each_strength_is_compared_with_what_it_should_bring(run: Path, tmp_path
     assert found[1]["unedited"] < found[1]["refined"] < found[1]["edited"]
     assert "| smile +1 | Smiling | frechet_st_alex | 6 | 3 |" in done.output
     assert "| smile -1 | Smiling (without) |" in done.output
+
+
+def test_edits_whose_strengths_are_targets_are_left_out(run: Path, monkeypatch) -> None:
+    opened = dhr_batch.open(str(run))
+    table = opened.table("metrics", ["stage", "metric"])
+    start = table.slice(0, 1).to_pylist()[0] | {"metric": "start_smile"}
+    table = pa.concat_tables([table, pa.Table.from_pylist([start], table.schema)])
+    monkeypatch.setattr(type(opened), "table", lambda self, name, columns: table)
+    with pytest.raises(Refused, match="no edit with a known attribute"):
+        editing.editing_fid(opened, "attributes.txt")
 
 
 @pytest.mark.parametrize(
