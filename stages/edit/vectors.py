@@ -22,17 +22,20 @@ class Vector(Edit):
         self.name, self.sha256 = direction.name, direction.sha256
 
     def fit(self, generator: Generator) -> None:
-        direction = self.direction
+        what = f"{self.direction.name} ({Path(self.direction.source).name})"
         try:
-            rows = generator.expand_direction(torch.tensor(direction.array))
+            rows = generator.expand_direction(torch.tensor(self.direction.array))
         except ValueError as error:
+            raise DirectionError(f"{what}: {error}") from error
+        if not rows[generator.live_rows].any():
             raise DirectionError(
-                f"{direction.name} ({Path(direction.source).name}): {error}"
-            ) from error
+                f"{what}: it moves only rows that modulate no layer of this generator",
+                "choose a direction of rows that do",
+            )
         self.rows = rows.to(generator.w_mean.device)
 
     def apply(self, ws: Tensor, strength: float) -> tuple[Tensor, Styles]:
         return interfacegan(ws, self.rows, strength), {}
 
     def moves(self, rows: Sequence[int]) -> bool:
-        return bool(self.rows[list(rows)].any()) or not bool(self.rows.any())
+        return bool(self.rows[list(rows)].any())

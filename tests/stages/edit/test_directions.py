@@ -206,6 +206,11 @@ def test_stylegan2_rows_are_accepted(context, generator, tmp_path):
     np.save(tmp_path / "sg2.npy", np.ones((1, 18, 512), np.float32))
     edits = stage(context, {"direction": str(tmp_path / "sg2.npy"), "strengths": (1,)})
     assert edits.moves[0].edit.rows.shape == (generator.num_ws, 512)
+    fine = np.zeros((18, 512), np.float32)
+    fine[16:] = 1  # the layers of 1024 px
+    np.save(tmp_path / "fine.npy", fine)
+    with pytest.raises(DirectionError, match=r"fine \(fine\.npy\).*no layer of this generator"):
+        stage(context, {"direction": str(tmp_path / "fine.npy")})
 
 
 def test_one_name_for_two_edits_is_refused(context, direction):
