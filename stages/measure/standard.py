@@ -298,8 +298,9 @@ class Standard(Stage):
         if "source" not in points:
             missing.setdefault("source", []).append("realism of any picture")
             return []
-        for stage in portraits.keys() - points.keys():
-            missing.setdefault(stage, []).append("realism")
+        for stage in portraits:
+            if stage not in points:
+                missing.setdefault(stage, []).append("realism")
         pictures = np.stack([small[stage] for stage in points])
         found = realism(pictures, np.stack(list(points.values())), self.context.device)
         return [

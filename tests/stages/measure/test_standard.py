@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -270,6 +271,19 @@ def test_a_render_without_a_face_is_noted(with_faces):
     edited = {m.metric for m in done.metrics if m.stage == "edit:smile:2"}
     assert "psnr" in edited
     assert not any(name.startswith(("identity", "score", "realism")) for name in edited)
+
+
+def test_notes_are_in_the_order_of_the_stages():
+    stage = Standard(Standard.Options(perceptual=(), identity=(), scores=()))
+    context = Context("cpu", "mobilestylegan-256", no_models)
+    context._networks[("landmarks", "dlib68")] = Faces()
+    stage.setup(context)
+    black = face_record(51, 0)
+    edits = tuple(replace(black.edits[0], strength=strength) for strength in range(1, 8))
+    (done,) = stage.run([replace(black, edits=edits)])
+    assert done.notes == tuple(
+        f"measure: no face found in edit:smile:{n}: no realism" for n in range(1, 8)
+    )
 
 
 class Redness:
