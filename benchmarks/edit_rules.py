@@ -135,7 +135,6 @@ class Compared:
 
     def _motion(self, record: Record, code: np.ndarray) -> Motion:
         """Return the motion of an edit, which no rule has a part in."""
-        import numpy as np
         import torch
 
         from dhr_batch.stages.edit.scene import at_side, seen
@@ -144,10 +143,15 @@ class Compared:
         from dhr_batch.stages.record import required
         from dhr_batch.stages.refine.base import Refinement
 
-        refinement = Refinement.of([record], self.context.device).expand(2)
-        ws = torch.from_numpy(np.stack([required(record.latent), code])).to(self.context.device)
+        refiner, device = self.context.refiner(), self.context.device
+        refinement = Refinement.of([record], device)
+        embedded, edited = (
+            torch.from_numpy(ws[None]).to(device) for ws in (required(record.latent), code)
+        )
         with torch.inference_mode():
-            before, after = seen(self.generator.synthesize(ws, refinement.delta))
+            delta = refiner.unpacked(refinement).expand(2).delta
+            start = refiner.refined_codes(embedded, refinement)
+            before, after = seen(self.generator.synthesize(torch.cat([start, edited]), delta))
         person = at_side(required(record.labels) != INDEX["background"])
         return motion(before, after, person)
 
