@@ -15,7 +15,7 @@ from dhr_batch.fitting.directions import PUBLISHED_RATIO, Fit, fit
 from dhr_batch.fitting.scoring import row
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import whole
-from dhr_batch.stages.edit.direction_files import digest
+from dhr_batch.stages.edit.direction_files import PUBLISHED_ROWS, digest
 from dhr_batch.stages.networks.faces.identity import Portrait
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 UNITS = {"age": ("one year", (-20.0, -10.0, 10.0, 20.0))}
 # Number of faces on which the effect of a direction is measured.
 PROBES = 24
-STYLEGAN2_ROWS = 18
 
 
 def fit_scores(
@@ -182,7 +181,7 @@ def in_rows(array: np.ndarray, first: int, last: int) -> np.ndarray:
         first: The first row.
         last: The last row.
     """
-    rows = np.zeros((STYLEGAN2_ROWS, len(array)), np.float32)
+    rows = np.zeros((PUBLISHED_ROWS, len(array)), np.float32)
     rows[first : last + 1] = array
     return rows
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from dhr_batch.stages.motion import SIDE, Motion, motion
 from dhr_batch.stages.networks.generators.generator import Delta, Generator
+from dhr_batch.stages.networks.transfers import to_device
 from dhr_batch.stages.options.edit import Follow
 from dhr_batch.stages.tensors import downsample, tensor_to_images
 
@@ -147,7 +148,8 @@ class Scene:
         size = fixed.shape[-1]
 
         def cells(name: str) -> Tensor:
-            maps = torch.from_numpy(np.stack([getattr(m, name) for m in motions])).to(fixed)
+            stacked = torch.from_numpy(np.stack([getattr(m, name) for m in motions]))
+            maps = to_device(stacked, fixed.device).to(fixed.dtype)
             maps = maps.permute(0, 3, 1, 2) if maps.ndim == 4 else maps[:, None]
             return _resized(maps, size)
 

@@ -25,7 +25,6 @@ from dhr_batch.stages.edit.stylespace import (
 from dhr_batch.stages.networks.generators.generator import Generator
 
 FEATURES = 512
-RELEVANCE, DEVIATIONS = "styleclip-fs3", "styleclip-std"
 # The layers whose channels were measured: convolutions up to 128 px, without image layers.
 LAYERS = tuple(i for i in range(17) if i % 3 != 1)
 CHANNELS = sum(PUBLISHED[i] for i in LAYERS)
