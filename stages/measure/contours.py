@@ -76,7 +76,7 @@ def background_psnr(image: np.ndarray, other: np.ndarray, beyond: np.ndarray) ->
         beyond: The background, bool [H, W].
 
     Returns:
-        The value, or None if the background is less than a hundredth of the picture.
+        The value, or None if the background is less than 0.5 % of the picture.
 
     Example:
         >>> picture, everywhere = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)

@@ -70,7 +70,8 @@ def effect_score(edit: str, metrics: Container[str]) -> str:
 def judge_score(edit: str) -> str:
     """Return the metric by which a network sees an edit that its direction was not fitted to.
 
-    It is empty if no scorer of the registry has one.
+    It is empty if no scorer of the registry has one. The strength of an edit by degrees was set by
+    it for each image, so of these the landmarks are the independent judge.
 
     Example:
         >>> judge_score("smile"), judge_score("face_width")

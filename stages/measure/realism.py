@@ -29,7 +29,7 @@ _REGION = (14, 18)
 _SIGMAS = (1.6, 3.2, 6.4)
 # Luma and colour differences of ITU-R BT.601.
 _CHANNELS = ((0.299, 0.587, 0.114), (-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.0813))
-# Energies below this, in squared 8-bit levels, cannot be seen.
+# Structures with less energy than this, in squared 8-bit levels, cannot be seen.
 _FLOOR = 0.13
 
 
@@ -39,12 +39,12 @@ def realism(pictures: np.ndarray, landmarks: np.ndarray, device: str) -> np.ndar
 
     With the energies E, the mean squares of the structures in channel c and octave o,
 
-        realism = -mean over c and o of |ln(E(render) / E(photograph))| / 2
+        realism = -mean over c and o of |ln((E(render) + f) / (E(photograph) + f))| / 2
 
-    so -0.69 means that structures have half or twice the contrast of those in the photograph, on
-    average. It is 0 for the photograph itself, wherever the face lies. A closed mouth that opens
-    has other structures even if it is perfect, so compare renders with the same expression: edits
-    at equal effect.
+    with f = 0.13, so that structures that cannot be seen do not count. Hence -0.69 means that
+    structures have half or twice the contrast of those in the photograph, on average. It is 0 for
+    the photograph itself, wherever the face lies. A closed mouth that opens has other structures
+    even if it is perfect, so compare renders with the same expression: edits at equal effect.
 
     Args:
         pictures: The photograph and N renders, uint8 [1 + N, H, W, 3].
