@@ -95,7 +95,7 @@ TABLE: dict[str, dict[str, str]] = {
         "bisenet": _N + "parsers.bisenet:bisenet",
         "farl": _N + "parsers.farl:farl",
         "segformer": _N + "parsers.segformer:segformer",
-        "none": _N + "parsers.landmarks:no_parser",
+        "none": _N + "parsers.parser:no_parser",
     },
 }
 

@@ -30,7 +30,7 @@ from dhr_batch.stages.embed.optimise import PIXEL_SIZE, FitSettings, optimise, s
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
-from dhr_batch.stages.networks.parsers.landmarks import Parser
+from dhr_batch.stages.networks.parsers.parser import Parser
 from dhr_batch.stages.networks.perceptual import Perceptual
 from dhr_batch.stages.networks.transfers import to_device, to_host
 from dhr_batch.stages.options.segment import (

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
-from dhr_batch.stages.networks.parsers.landmarks import WORK_SIZE, parse_face
+from dhr_batch.stages.networks.parsers.landmarks import parse_face
+from dhr_batch.stages.networks.parsers.soft_masks import WORK_SIZE
 
 if TYPE_CHECKING:
     from dhr_batch.stages.context import Context

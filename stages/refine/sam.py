@@ -32,7 +32,7 @@ from dhr_batch.stages.embed.projection import learning_rate
 from dhr_batch.stages.networks.encoders import deeplab
 from dhr_batch.stages.networks.generators.generator import STYLE_WIDTH, Generator, Place
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, FACE_CLASSES, INDEX
-from dhr_batch.stages.networks.parsers.landmarks import Parser
+from dhr_batch.stages.networks.parsers.parser import Parser
 from dhr_batch.stages.options.refine import SpatiallyAdaptiveOptions
 from dhr_batch.stages.refine.base import LossRefiner, Refinement
 from dhr_batch.stages.registry import InvalidInput

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from dhr_batch.stages.context import Context
-from dhr_batch.stages.networks.parsers import landmarks as parsing
-from dhr_batch.stages.networks.parsers import person
+from dhr_batch.stages.networks.parsers import grabcut, person
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
-from dhr_batch.stages.networks.parsers.landmarks import LandmarkParser, parse_face
+from dhr_batch.stages.networks.parsers.landmarks import LandmarkParser, landmark_parser, parse_face
+from dhr_batch.stages.networks.parsers.parser import no_parser
 
 SKIN, HAIR, WALL, SHIRT = (205, 150, 120), (60, 40, 30), (120, 150, 190), (30, 60, 140)
 
@@ -124,7 +124,7 @@ def test_no_face_is_none_and_a_second_opinion_is_asked(portrait: np.ndarray) -> 
     assert LandmarkParser(Finder("hog"), Seer(0)).parse(portrait) is not None
     assert LandmarkParser(Finder("ffhq"), Seer(1)).parse(portrait) is not None
     assert LandmarkParser(Finder("ffhq"), Seer(0)).parse(portrait) is None
-    assert parsing.no_parser(Context("cpu", "none", models=Path)).parse(portrait) is None
+    assert no_parser(Context("cpu", "none", models=Path)).parse(portrait) is None
 
 
 def test_other_sizes_are_resized_back(portrait: np.ndarray) -> None:
@@ -137,7 +137,7 @@ def test_other_sizes_are_resized_back(portrait: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ["obama", "obama2", "biden", "astronaut"])
 def test_photographs(models, shared: Path, name: str) -> None:
-    parser = parsing.landmark_parser(Context("cpu", "none", models=models))
+    parser = landmark_parser(Context("cpu", "none", models=models))
     image = np.asarray(Image.open(shared / "golden" / "align" / f"{name}_crop256.png"))[..., :3]
     probs = parser.parse(image)
     share = np.bincount(probs.argmax(0).ravel(), minlength=19) / 256**2
@@ -149,13 +149,13 @@ def test_photographs(models, shared: Path, name: str) -> None:
 
 
 def test_noise_has_no_face(models) -> None:
-    parser = parsing.landmark_parser(Context("cpu", "none", models=models))
+    parser = landmark_parser(Context("cpu", "none", models=models))
     noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3)).astype(np.uint8)
     assert parser.parse(noise) is None
 
 
 def test_a_person_that_is_given_is_taken(portrait, monkeypatch):
-    monkeypatch.setattr(parsing.cv2, "grabCut", None)
+    monkeypatch.setattr(grabcut.cv2, "grabCut", None)
     given = np.zeros((256, 256), np.float32)
     given[20:, 40:216] = 1
     background = parse_face(portrait, landmarks(), given)[INDEX["background"]]
