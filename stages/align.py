@@ -179,10 +179,10 @@ class FFHQAlign(Stage):
             index = photo.record.face_index if self.options.face == "all" else self.options.face
             taken = f"face {index} of {len(usable)}, where 0 is the largest"
             if index >= len(usable):
-                raise ImageError(
-                    "no_such_face",
-                    f"it has no face {index}: {len(usable)} were found, and the largest is face 0",
-                )
+                found = f"faces 0 (the largest) to {len(usable) - 1} were found"
+                if len(usable) == 1:
+                    found = "only one face was found, which is face 0"
+                raise ImageError("no_such_face", f"it has no face {index}: {found}")
         return _Choice(usable[index], index, (taken,) if len(usable) > 1 else ())
 
     def _cut(self, photo: _Photo, choice: _Choice) -> Record:

@@ -50,10 +50,13 @@ def write(files: Iterable[tuple[str, bytes]], folder: Path) -> Iterator[Path]:
         else:
             kept.append(str(folder / name))
     if kept:
+        plural = len(kept) > 1
+        are, them, their = ("they are", "them", "their") if plural else ("it is", "it", "its")
         raise Refused(
             listed(kept),
-            "they are not replaced, as dhr-batch did not write them or they were changed since",
-            "move them away, or choose another folder with --out",
+            f"{are} not replaced, because dhr-batch did not write {them} or {their} content was "
+            "changed since",
+            f"move {them} away, or choose another folder with --out",
         )
 
 

@@ -114,7 +114,8 @@ def parse_all(text: str) -> list[Terms]:
         >>> list(map(joined, parse_all("smile=1,2+yaw=15deg")))
         ['smile=1+yaw=15deg', 'smile=2+yaw=15deg']
     """
-    return _pictures(text, "STRENGTHS", "smile=-1,0.5,1, smile=-2:2:5 for five from -2 to 2")
+    example = "smile=2, smile=-1,0.5,1 for three strengths, smile=-2:2:5 for five from -2 to 2"
+    return _pictures(text, "STRENGTHS", example)
 
 
 def joined(terms: Iterable[Term | str]) -> str:
@@ -164,7 +165,8 @@ def names_all(name: str, strength: float) -> bool:
 def _malformed(form: str, example: str) -> NotAnEdit:
     return NotAnEdit(
         f"it is not of the form NAME={form}",
-        f"write for example {example}, or smile=1+yaw=15deg for both in one picture",
+        f"a strength is a number; write for example {example}, or smile=1+yaw=15deg for two edits "
+        "in one picture",
     )
 
 
@@ -181,7 +183,7 @@ def _pictures(text: str, form: str, example: str) -> list[Terms]:
         at, more = match.end(), match["more"]
     names = [terms[0].name for terms in choices]
     if len(set(names)) < len(names):
-        raise NotAnEdit("it names an edit of one picture twice", "add its strengths up")
+        raise NotAnEdit("it names an edit of one picture twice", "add up its strengths")
     return list(product(*choices))
 
 

@@ -66,8 +66,8 @@ class DirectionOptions(EditOptions):
         axis = next((name for name in (vector.name, self.label) if name in syntax.AXES), None)
         if axis is None:
             raise DirectionError(
-                f"{self.direction} does not say which angle its degrees are of",
-                f"give it one of the labels: {', '.join(syntax.AXES)}",
+                f"{self.direction} takes no degrees, as it does not say which angle it turns",
+                f"leave out the unit; label a direction of yours {' or '.join(syntax.AXES)}",
             )
         return Turn(vector, axis)
 

@@ -236,6 +236,9 @@ def test_every_face_becomes_a_record(build):
         np.testing.assert_array_equal(by_number.quad, expected.quad)
     missing = build(find=faces, face=3).run([photo])[0]
     assert missing.failure.error_class == "no_such_face"
+    assert missing.failure.message.endswith("no face 3: faces 0 (the largest) to 2 were found")
+    alone = build(find=Planned(face(80, 90, 90)), face=1).run([photo])[0]
+    assert alone.failure.message.endswith("only one face was found, which is face 0")
     assert further(photo, build(find=Planned(), face="all").run([photo])[0]) == []
     square = record("b.png", noise(300, 300))
     assert build(aligned=True, face="all").run([square])[0].faces == 1

@@ -112,6 +112,8 @@ def test_the_command_writes_pictures(tmp_path: Path, photograph: Path) -> None:
     assert again.stdout.splitlines() == list(map(str, files[1:8]))
     assert f"Error: {files[0]}, {files[8]}: they are not replaced" in again.stderr
     assert (files[0].read_bytes(), files[8].read_bytes()) == kept
+    files[8].unlink()
+    assert f"Error: {files[0]}: it is not replaced" in dhr(photograph, *words).stderr
 
 
 def test_the_command_says_what_it_is_doing(

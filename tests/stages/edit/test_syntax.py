@@ -81,6 +81,12 @@ def test_other_texts_are_refused(text):
             read(text)
 
 
+def test_a_wrong_strength_is_answered_with_examples():
+    with pytest.raises(NotAnEdit) as refused:
+        parse_all("smile=two")
+    assert refused.value.way_out.startswith("a strength is a number; write for example smile=2, ")
+
+
 def test_one_picture_has_one_strength_of_each_edit():
     with pytest.raises(NotAnEdit, match="form NAME=STRENGTH; "):
         parse("smile=1,2")
