@@ -1,12 +1,12 @@
 """Forecast the remaining time of a run from what its workers have done and are doing.
 
-The unit is the second of a stage on one image. Each stage has a mean, which begins with the
-expected costs (`planning.costs`) and follows what was measured: batches that have passed the stage,
-and the pace of the steps of those in it. What all stages have in common, the speed of the machine,
-is measured first. The first batch of a stage in a process also loads files and fills caches, so it
-counts little once there are others. Images that fail are not computed to the end, and the shares of
-images that fail in each stage are means as well. The time left is that of the worker which is last
-if each gets the next shard when it is idle.
+For each stage there is a mean of the seconds per image. It begins with the expected costs
+(`planning.costs`) and follows what was measured: the times of batches that have passed the stage,
+and the seconds per step of those in it. The speed of the machine, which affects all stages alike,
+is known after the first measurements. The first batch of a stage in a process also loads files and
+fills caches, so it counts little once there are others. Images that fail are not computed to the
+end, so the share of images that fail in each stage is estimated as well. The time left is the time
+until the last worker finishes, if each worker gets the next shard when it is idle.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Forecast:
         known: Whether the costs are those of this machine, and not only their ratios.
 
     Attributes:
-        hands: The number of unfinished images in the hands of each worker, by worker.
+        hands: The number of unfinished images of the shards that each worker has, by worker.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Forecast:
             measured += _SPEED * all_costs
         expected += sum(count * self._costs[stage] for stage, count in images.items())
         if expected <= 0:
-            # Nothing was expected: the stages that were measured are all there is.
+            # No costs were expected, so nothing is known but the measured times.
             return {s: seconds[s] / images[s] if images[s] else 0.0 for s in seconds} or None
         if not measured:
             return None

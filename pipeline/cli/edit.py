@@ -89,7 +89,7 @@ def edit(
         results[-1]["error"] = {"message": str(output.to_command_error(error))}
         raise
     finally:
-        # What is done is said even if the disk is full before the last photograph.
+        # The finished photographs are printed even if an error ends the command before the last.
         if as_json:
             click.echo(json.dumps(results, indent=2))
     lost = sum("class" in (result["error"] or ()) for result in results)

@@ -143,7 +143,7 @@ class Command(click.Command):
         """Run the command and end the process. See `click.Command.main`."""
         words = sys.argv[1:] if args is None else list(args)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # As stderr does: letters that a terminal lacks must not end a command.
+            # As on stderr: letters that the terminal cannot show are escaped and are no error.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = super().main(words, *names, **extra | {"standalone_mode": False})
@@ -200,7 +200,8 @@ def report(error: CommandError, as_json: bool) -> NoReturn:
 
 def show_error(error: CommandError) -> None:
     """Write an error to stderr as text."""
-    # Explanations may have several lines, but a name must not begin one that looks like a message.
+    # Explanations may have several lines. The name of a file must not begin a line of its own,
+    # which could look like a message.
     why, way_out = (printable(text, keep="\n") for text in (error.why, error.way_out))
     click.echo(f"Error: {': '.join(filter(None, (printable(error.what), why)))}", err=True)
     if way_out:

@@ -266,7 +266,7 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     rows = requeue(run, error_class)
     folder = RunFolder(run)
     plan = folder.started_plan()
-    # The command follows from the defaults of the stages, which may be code of somebody else.
+    # To find the command, the classes of the stages are imported, which may be foreign code.
     own = not outside.members(plan.settings.values)
     command = goes_on(plan, folder.storage.place) if own else "the command that started it"
     click.echo(f"{len(rows)} images in {shards} shards are to be retried; now run:")

@@ -84,8 +84,8 @@ class Chain:
     Attributes:
         config: The settings.
         device: The name of the device.
-        told: Called with the name of a stage, and how many of its steps are done of how many;
-            0 of 0 when it begins. It may be replaced between photographs.
+        told: Called with the name of a stage, the number of its finished steps and the number of
+            all its steps; both are 0 when it begins. It may be replaced between photographs.
 
     Args:
         plan: The plan of `planned`.

@@ -72,8 +72,8 @@ def edit(
         face: Which of several faces: the largest (the default), the one in the centre, all of them,
             or one by its number, where 0 is the largest.
         aligned: Whether the image is an FFHQ crop. Then no face is searched for.
-        progress: Called with the name of the stage, and how many of its steps are done of how many;
-            0 of 0 when it begins.
+        progress: Called with the name of the stage, the number of its finished steps and the number
+            of all its steps; both are 0 when it begins.
 
     Raises:
         NotEdited: The photograph cannot be used. The message gives the reason.
@@ -108,7 +108,7 @@ def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
         return Record(path.name, str(path), data=path.read_bytes())
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     stream = io.BytesIO()
-    # The content of a file tells the stages everything, such as the profile of its colours.
+    # Stages read everything from the content of a file, also the colour profile.
     ImageOps.exif_transpose(picture).save(stream, "PNG", compress_level=1)
     return Record("image", "image", data=stream.getvalue())
 
@@ -153,7 +153,7 @@ def run(
     Raises:
         CommandError: The run cannot be started or finished. The message gives the reason and the
             remedy.
-        KeyboardInterrupt: The user asked to stop. The same call goes on.
+        KeyboardInterrupt: The user asked to stop. The same call continues the run.
     """
     from dhr_batch.pipeline.engine import runner
 

@@ -66,8 +66,8 @@ def expected(config: Config) -> Costs:
             found = found or next(iter(standard[family].values()))
         fixed, each = found
         seconds[family] = (fixed + each * _count(config, family)) / config.threads
-    speed = calibrate() / table["test_seconds"]
-    return Costs({family: own * speed for family, own in seconds.items()}, not why, why)
+    slower = calibrate() / table["test_seconds"]
+    return Costs({family: own * slower for family, own in seconds.items()}, not why, why)
 
 
 # The perceptual networks with which stages were measured. `measure` has a list of them.
@@ -154,8 +154,10 @@ def _table() -> dict[str, Any]:
 def calibrate() -> float:
     """Return the CPU seconds of a fixed amount of arithmetic and memory traffic on one core.
 
-    These are the two things that a stage spends its time on. Other programs make it slower only as
-    far as they share caches and memory.
+    Stages spend most of their time on these two. The time is the shortest of three, about a
+    hundredth of a second each. As CPU time is measured, a program that takes cores from a run makes
+    the run slower but not this test; and the test runs alone, whereas the workers of a run share
+    caches and memory.
     """
     # Matrices as small as these are multiplied by one thread.
     left, right = (np.ones((2000, 48, 48), np.float32) for _ in range(2))

@@ -42,7 +42,7 @@ def names(path: Path) -> list[str]:
 
 
 def read_npz(path: Path, name: str, check: Check) -> np.ndarray:
-    """Return one of the arrays in an .npz file. Raises as `names`, also if there is no such one."""
+    """Return an array in an .npz file. Raises what `names` does, also if there is no such array."""
     with path.open("rb") as stream, _explained(), zipfile.ZipFile(stream) as archive:
         stored = archive.namelist()
         member = next((n for n in (f"{name}.npy", name) if n in stored), None)

@@ -162,9 +162,9 @@ class Edit(ABC):
         Args:
             before: The code so far.
             strength: How far to go.
-            kept: Rows that stay as they are unless the edit names its rows; then layers behind the
-                feature layer keep the code as well, because a row may modulate layers on both sides
-                of it. None if edits move all rows.
+            kept: Rows that are not changed, unless the edit names its rows itself. Layers behind
+                the feature layer are then rendered with the earlier code as well, because a row may
+                modulate layers on both sides of it. None if edits move all rows.
         """
         code, offsets = self.apply(before.code, strength)
         styles = {name: before.styles.get(name, 0) + offset for name, offset in offsets.items()}
@@ -220,7 +220,7 @@ class Made:
         image: uint8 [R, R, 3].
         code: The edited code, [1, L, 512].
         contours: Metrics by name that need the motion of the edit.
-        share: The share of the way to the strength that was made, less than 1 if the face would
+        share: The share of the requested strength that was applied, less than 1 if the face would
             have been lost.
         note: A remark for the user, or empty.
     """

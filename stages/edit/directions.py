@@ -34,12 +34,12 @@ _CAPS = (0.75, 0.5, 0.25, 0.0)
 class Directions(Stage):
     """`directions`: edits of the code of each image, rendered with the refinement of the image.
 
-    How the refinement meets the edited code is a matter of the refiner (`Refiner.render_edit`).
+    The refiner decides how edited codes are rendered with a refinement (`Refiner.render_edit`).
     If it is a feature and the refiner has no rule of its own, mask and feature follow the motion of
     the edit (`edit.scene`). Then a face that the detector finds in the plain render of the code,
-    and not in that of the edited code, is lost: the edit goes only as far as it is found, and the
-    record gets a note. Strength 0 returns the refined image, except in edits whose strength is a
-    target.
+    and not in that of the edited code, is lost: the edit is made with a share of its strength at
+    which the face is found, and the record gets a note. Strength 0 returns the refined image,
+    except in edits whose strength is a target.
     """
 
     family = "edit"

@@ -11,10 +11,11 @@ that follows a flow is
 Where the flow is 0 this is the fixed rule, ``M x' + (1 - M) F``, and is computed as such, bit for
 bit. Flows below half a pixel of 256 count as 0.
 
-`warp` takes A of the whole flow. `layers` has a layer for the person, A of the flow of the person
-alone, over one for the background. The background is the fixed rule, except where the person was: a
-flow that fades with the distance from the person brings the background nearby into this hole, and
-cells that it would fill with the person are interpolated from those around them.
+With `warp` the layer is A of the whole flow. With `layers` it consists of the person, which is A of
+the flow of the person alone, in front of the background. The background is that of the fixed rule,
+except in the hole where the person was. Into this hole, a flow that decreases with the distance
+from the person moves the background nearby. Cells that would still show the person there are
+interpolated from those around them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _HOLE = 4
 
 @dataclass(frozen=True)
 class Draft:
-    """An edit before its last half, with B = 1.
+    """An edit of one image before the second half of the generator has rendered it.
 
     Attributes:
         behind: The code of the layers behind the feature layer, [1, L, 512].
@@ -161,7 +162,7 @@ class Scene:
 
         if self.follow == "warp":
             return follow(cells("whole"))
-        # The largest share of the person in any place that a cell takes a part of its value from.
+        # Cells whose flow leads to the place of the person must not take their values from there.
         hole = _dilated(cells("before"), _HOLE)
         faded = cells("faded")
         free = (1 - _warp(hole, faded)).clamp(0, 1)

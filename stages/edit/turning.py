@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 # Degrees by which strength 1 of a direction is taken to turn a head in the first render. The
 # shipped directions turn it by 5 to 10.
 _AT_FIRST = 10.0
-# Further renders, and degrees within which none is made.
+# The most further renders of an edit, and the error in degrees below which none is needed.
 _RENDERS, _CLOSE = 2, 1.0
-# Degrees beyond which the image gets a note.
+# The error in degrees above which the image gets a note.
 _MISSED = 3.0
-# The most by which one render makes an edit larger or smaller.
+# The largest factor by which the strength is changed after a render, up or down.
 _MOST = 2.5
 
 
@@ -64,7 +64,7 @@ class Turn(Edit):
 
 
 class Turning:
-    """Renders edits until they turn the head as far as they say.
+    """Renders edits until they turn the head by the requested degrees.
 
     Args:
         scorer: Measures the pose.
@@ -117,14 +117,14 @@ class Turning:
 
 
 def _factor(wanted: float, turned: float) -> float:
-    """Return by how much to multiply an edit that turned a head, to turn it as wanted."""
+    """Return the factor of the strength with which an edit turns the head as far as wanted."""
     if wanted == 0:
         return 1.0
     return min(max(wanted / turned, 1 / _MOST), _MOST) if wanted * turned > 0 else _MOST
 
 
 def _noted(made: Made, move: Move, missed: float) -> Made:
-    """Add a note if an edit misses its degrees by many, or, with infinity, has no known pose."""
+    """Add a note if an edit misses its degrees by much; by infinity if the pose is unknown."""
     if missed <= _MISSED:
         return made
     what = f"misses its degrees by {missed:.0f}"
