@@ -237,13 +237,16 @@ def _skin(
 def _still(source: np.ndarray, edited: np.ndarray, moved: Motion) -> dict[str, float]:
     """Return the PSNR to the photograph where neither the person nor the background moves."""
     import cv2
+    import numpy as np
 
     from dhr_batch.stages.measure.contours import background_psnr
     from dhr_batch.stages.motion import SIDE
 
-    still = ~(moved.person.any(2) | moved.whole.any(2))
-    pair = (cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in (edited, source))
-    value = background_psnr(*pair, still)
+    still = np.logical_not(moved.person.any(2) | moved.whole.any(2))
+    made, given = (
+        cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in (edited, source)
+    )
+    value = background_psnr(made, given, still)
     return {} if value is None else {"still_psnr": value}
 
 
