@@ -64,7 +64,9 @@ def _problem(item: Any, model: type[BaseModel], prefix: str) -> Refused:
         close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
         return Refused(f"unknown setting {path}", way_out=hint)
-    why = f"{item['msg'][:1].lower()}{item['msg'][1:]}"
+    # "Input should be a valid integer, unable to parse string as an integer" says it twice.
+    message = item["msg"].partition(", unable to parse")[0]
+    why = f"{message[:1].lower()}{message[1:]}"
     if item["type"] == "missing":
         return Refused(path, why, "give it a value")
     # A check of our own, whose error says what is wrong with the value.

@@ -194,7 +194,11 @@ def test_an_unknown_setting(small_run: Any, tmp_path: Path, command: str) -> Non
     ("words", "reason", "way_out"),
     [
         ("--set embed.steps", "--set 'embed.steps': it is not of the form", "write for example"),
-        ("--set embed.steps=many", "embed.steps: input should be a valid integer", "give a valid"),
+        (
+            "--set embed.steps=many",
+            "embed.steps: input should be a valid integer, got 'many'",
+            "give a valid",
+        ),
         ("--set measure.scores=nope", "measure.scores: unknown scores 'nope'", "choose from: "),
         (
             "--set measure.identity=dlib --set measure.landmarks=none",
