@@ -64,6 +64,23 @@ def test_the_layers_are_the_moved_person_and_the_background_behind() -> None:
     torch.testing.assert_close(found, expected.expand(1, 2, 16, 16))
 
 
+def test_the_hole_shows_what_the_flow_of_the_background_brings() -> None:
+    """The person, cells 4 to 7, moves by 4 to the right; its edge has spoilt cell 3 as well."""
+    person = np.zeros((SIDE, SIDE), bool)
+    person[:, 64:128] = True
+    moved = uniform(-64, person)
+    moved.faded[..., 0] = -64
+    feature = torch.arange(16.0).repeat(1, 1, 16, 1)
+    feature[..., 3:8] = 100
+    found = layer("layers", feature, torch.zeros(1, 1, 16, 16), feature, moved)[0, 0]
+    torch.testing.assert_close(found[:, 3:7], torch.tensor([0.0, 0, 1, 2]).expand(16, 4))
+    # It would bring cell 3 to cell 7, which is filled from those around it instead.
+    assert found[:, 7].max() < 20
+    # Only the hole follows this flow.
+    expected = torch.tensor([100.0] * 4 + [12, 13, 14, 15])
+    torch.testing.assert_close(found[:, 8:], expected.expand(16, 8))
+
+
 def test_the_mask_moves_with_the_feature() -> None:
     person = np.ones((SIDE, SIDE), bool)
     feature, mask = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
