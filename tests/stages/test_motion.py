@@ -41,6 +41,21 @@ def test_the_person_moves_and_the_background_does_not() -> None:
     assert not found.faded[away > 40].any()
 
 
+def test_the_flow_of_the_background_fades_from_2_to_24_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everywhere = np.broadcast_to(np.float32([-10, 0]), (SIDE, SIDE, 2)).copy()
+    monkeypatch.setattr(motion, "optical_flow", lambda before, after: everywhere)
+    person = np.zeros((SIDE, SIDE), bool)
+    person[150:] = True
+    found = motion.motion(scene(128), scene(128), person)
+    rows = {distance: found.faded[150 - distance, :, 0] for distance in (-50, 1, 2, 13, 24, 80)}
+    expected = {-50: -10, 1: -10, 2: -10, 13: -5, 24: 0, 80: 0}
+    for distance, row in rows.items():
+        np.testing.assert_allclose(row, expected[distance], atol=1e-4)
+    np.testing.assert_allclose(found.whole[..., 0], -10, atol=1e-4)
+
+
 @pytest.mark.parametrize("person", [disc(128), np.zeros((SIDE, SIDE), bool)])
 def test_what_does_not_move_has_a_flow_of_exactly_0(person: np.ndarray) -> None:
     found = motion.motion(scene(128), scene(128), person)

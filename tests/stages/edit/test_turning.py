@@ -35,8 +35,8 @@ class Slide(Edit):
 class Heads:
     """Pictures of one pixel that hold the strength of the edit, and the poses of a head in them."""
 
-    def __init__(self, pose, start=4.0):
-        self.pose, self.start, self.renders = pose, start, []
+    def __init__(self, pose, start=4.0, share=1.0):
+        self.pose, self.start, self.share, self.renders = pose, start, share, []
 
     def render(self, moves):
         self.renders.append(len(moves))
@@ -44,7 +44,7 @@ class Heads:
         made = {}
         for i, move in moves.items():
             code = move.step(ws, None).code
-            made[i] = Made(np.float64(code), code, {})
+            made[i] = Made(np.float64(code), code, {}, self.share)
         return made
 
     def score(self, portrait):
@@ -63,6 +63,9 @@ POSES = {
     "a lazy head": lambda strength: 4.5 * strength + 1e-9,
     "a quick head": lambda strength: 23 * strength + 1e-9,
     "it tires": lambda strength: 30 * math.tanh(strength / 2) + 1e-9,
+    "it starts the other way": lambda strength: (
+        strength * (-0.3 if abs(strength) < 2.1 else 4.1) + 1e-9
+    ),
     "it starts slowly": lambda strength: strength * (3 + 2 * abs(strength)) + 1e-9,
 }
 
@@ -82,6 +85,13 @@ def test_a_close_picture_is_not_rendered_again():
     heads = Heads(POSES["as expected"])
     found(heads, [10.0, -20.0])
     assert heads.renders == [2]
+
+
+def test_an_edit_that_was_reduced_is_not_pushed_further():
+    heads = Heads(lambda strength: 2 * strength + 1e-9, share=0.75)
+    (made,) = found(heads, [20.0]).values()
+    assert heads.renders == [1]
+    assert made.note.endswith("misses its degrees by 16")
 
 
 def test_the_closest_picture_is_kept_and_a_miss_is_noted():

@@ -38,6 +38,15 @@ def test_a_faint_contour_has_its_share(share: float) -> None:
     assert ghost(picture(BEFORE), faint, BEFORE, AFTER) == pytest.approx(share)
 
 
+def test_a_soft_contour_counts_by_its_difference_over_4_pixels() -> None:
+    ramp = np.clip(100 + 10 * (np.arange(SIDE) - 50), 0, 255).astype(np.uint8)
+    soft = np.broadcast_to(ramp[:, None], (SIDE, SIDE, 3))
+    right = np.arange(SIDE) >= 60
+    before, after = (np.broadcast_to(m, (SIDE, SIDE)) for m in (right, np.roll(right, 40)))
+    found = ghost(picture(before), soft, before, after)
+    assert found == pytest.approx(0.4)
+
+
 def test_a_turned_contour_is_negative() -> None:
     assert ghost(picture(BEFORE), picture(BEFORE, 100, 200), BEFORE, AFTER) == pytest.approx(-1)
 
