@@ -55,6 +55,15 @@ def test_a_contour_that_has_not_moved_has_no_value() -> None:
     assert ghost(picture(BEFORE), picture(BEFORE), BEFORE, square(62)) is None
 
 
+@pytest.mark.parametrize(("rows", "said"), [(16, False), (40, True)])
+def test_a_few_points_that_have_moved_have_no_value(rows: int, said: bool) -> None:
+    before = np.broadcast_to(np.arange(SIDE) >= 60, (SIDE, SIDE))
+    after = before.copy()
+    after[100 : 100 + rows, :100] = False
+    found = ghost(picture(before), picture(before), before, after)
+    assert found == (pytest.approx(1) if said else None)
+
+
 def test_the_background_is_away_from_both_heads() -> None:
     beyond = background(BEFORE, AFTER)
     assert not (beyond & (BEFORE | AFTER)).any()
@@ -70,7 +79,11 @@ def test_the_background_is_compared_in_decibels() -> None:
     expected = 10 * np.log10(255**2 / 25)
     assert background_psnr(one, other, beyond) == pytest.approx(expected)
     assert background_psnr(one, one, beyond) == pytest.approx(10 * np.log10(255**2 * 12))
-    assert background_psnr(one, other, beyond & False) is None
+    few = np.zeros(SIDE * SIDE, bool)
+    for pixels, known in ((300, False), (350, True)):
+        few[:pixels] = True
+        found = background_psnr(one, other, few.reshape(SIDE, SIDE))
+        assert (found is not None) == known
 
 
 def test_metrics_of_an_edit_by_name() -> None:

@@ -26,7 +26,7 @@ def landmarks(side: int) -> np.ndarray:
 def picture(side: int, hair_grey: int, beard_grey: int) -> np.ndarray:
     grey = np.full((256, 256, 3), 200, np.uint8)
     grey[:, :40] = hair_grey
-    grey[131:192, 64:192] = beard_grey
+    grey[131:174, 64:192] = beard_grey
     return np.repeat(np.repeat(grey, side // 256, 0), side // 256, 1)
 
 

@@ -61,8 +61,17 @@ def test_half_the_contrast_has_the_logarithm_of_two():
     assert value(face(), half) == pytest.approx(-np.log(2), abs=0.02)
 
 
+def test_lightness_is_one_of_three_channels():
+    grey = np.repeat(face()[..., :1], 3, 2)
+    half = np.rint(128 + (grey.astype(float) - 128) / 2).astype(np.uint8)
+    assert value(half, grey) == pytest.approx(-np.log(2) / 3, abs=0.02)
+
+
 def test_only_the_mouth_counts():
     assert value(changed(4, np.s_[:130]), face()) == 0
+    # The region is higher than wide: 18 by 14 around (128, 184).
+    beside, below = changed(4, np.s_[150:220, 142:148]), changed(4, np.s_[198:204, 94:162])
+    assert value(beside, face()) > value(below, face()) + 0.01
 
 
 def test_it_follows_the_face():
