@@ -23,7 +23,7 @@ from dhr_batch.pipeline.planning import costs
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.pipeline.worker.worker import read_record
+from dhr_batch.pipeline.worker.reading import read_record
 from dhr_batch.stages import registry
 from dhr_batch.stages.context import Context
 from dhr_batch.stages.record import Record

@@ -32,7 +32,9 @@ from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.pipeline.worker import worker
+from dhr_batch.pipeline.worker.reading import read_record
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.record import Record, required
 
 DEFAULT = "small"
@@ -46,16 +48,14 @@ OFFSET = 0.039
 Row = dict[str, Any]
 
 
-def refined(request: Any) -> Iterator[tuple[worker.Worker, Record]]:
+def refined(request: Any) -> Iterator[tuple[Worker, Record]]:
     """Refine the photographs of a dataset. Yields the worker and the record of each photograph."""
     plan = prepare(request)
     device = devices.torch_device(plan.config)
-    computer = worker.Worker(
-        worker.Settings(plan.config, plan.dataset.aligned, plan.dataset.split, device, "")
-    )
+    computer = Worker(Settings(plan.config, plan.dataset.aligned, plan.dataset.split, device, ""))
     computer.setup()
     for item in (item for shard in plan.shards for item in shard.items):
-        records = [worker.read_record(item, plan.dataset.split)]
+        records = [read_record(item, plan.dataset.split)]
         for stage in computer.stages:
             if stage.family in ("align", "embed", "segment", "refine"):
                 records = stage.run(records)

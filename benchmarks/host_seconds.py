@@ -35,7 +35,10 @@ from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables import rows
-from dhr_batch.pipeline.worker import attempt, worker
+from dhr_batch.pipeline.worker import attempt
+from dhr_batch.pipeline.worker.reading import read_record
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages import motion
 from dhr_batch.stages.edit.scene import at_side
 from dhr_batch.stages.measure import contours
@@ -170,16 +173,14 @@ def planned(size: int, images: int, settings: dict[str, Any]) -> Plan:
     return prepare(Request(settings=asked | settings))
 
 
-def built(plan: Plan) -> worker.Worker:
+def built(plan: Plan) -> Worker:
     """Return the worker of a plan, set up."""
-    made = worker.Worker(
-        worker.Settings(plan.config, plan.dataset.aligned, plan.dataset.split, "cpu", "")
-    )
+    made = Worker(Settings(plan.config, plan.dataset.aligned, plan.dataset.split, "cpu", ""))
     made.setup()
     return made
 
 
-def rendered(made: worker.Worker, count: int) -> list[np.ndarray]:
+def rendered(made: Worker, count: int) -> list[np.ndarray]:
     """Return renders of random codes, uint8 [R, R, 3]."""
     import torch
 
@@ -193,7 +194,7 @@ def rendered(made: worker.Worker, count: int) -> list[np.ndarray]:
         return [tensor_to_images(net.synthesize(code[None]))[0] for code in codes]
 
 
-def refinement(made: worker.Worker) -> dict[str, Any]:
+def refinement(made: Worker) -> dict[str, Any]:
     """Return the fields of a record that a refinement fills, as large as real ones."""
     from dhr_batch.stages.refine.dhr import HybridRefinement, smallest, tuned_weights
 
@@ -249,7 +250,7 @@ def measured(plan: Plan) -> dict[str, float]:
     count = 2 + sum(len(edit["strengths"]) for edit in plan.config.edit["edits"])
     pictures, more = rendered(made, count), refinement(made)
     stages = {stage.family: stage for stage in made.stages}
-    records = [worker.read_record(item, plan.dataset.split) for item in shard.items]
+    records = [read_record(item, plan.dataset.split) for item in shard.items]
 
     def work(records: list[Record], folder: str) -> None:
         tables = attempt.Attempt(

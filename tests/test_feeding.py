@@ -11,7 +11,8 @@ import pytest
 
 from dhr_batch.benchmarks import feeding
 from dhr_batch.pipeline.errors import CommandError
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.tests import no_op
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.faults.stages import NAMES

@@ -33,7 +33,8 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.worker.messages import WorkerFacts
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.base import Stage
 from dhr_batch.stages.record import Record
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from dhr_batch.pipeline import outside
@@ -18,10 +17,9 @@ from dhr_batch.pipeline.planning import devices, prepare
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.planning.plan import Plan, models_of
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.pipeline.tables.rows import as_stored
 from dhr_batch.pipeline.worker.batches import ON_CPU
 from dhr_batch.pipeline.worker.loading import load
-from dhr_batch.pipeline.worker.worker import read_record, run_info
+from dhr_batch.pipeline.worker.reading import read_record
 from dhr_batch.stages import registry
 from dhr_batch.stages.context import Told
 from dhr_batch.stages.decode import decode
@@ -96,15 +94,14 @@ class Chain:
     def __init__(self, plan: Plan, choice: Choice, told: Told = lambda *_: None) -> None:
         self.config, self._choice, self.told = plan.config, choice, told
         kind, aligned = devices.torch_device(plan.config), plan.dataset.aligned
-        context, self.stages, self.device = load(
+        loaded = load(
             plan.config,
             kind,
             aligned,
             networks=_networks(plan, kind),
             progress=lambda *step: self.told(*step),
         )
-        generator = context.network("generator", plan.config.generator)
-        context.stored = partial(as_stored, info=run_info(plan.config, generator, {}))
+        self.stages, self.device = loaded.stages, loaded.device
 
     def edit(self, item: Item) -> Edited | ImageFailure:
         """Read and edit a photograph.

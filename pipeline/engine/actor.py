@@ -13,8 +13,9 @@ import ray
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.manifests import Manifest, Where
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.pipeline.worker.messages import IN_HAND, Report, WorkerFacts
-from dhr_batch.pipeline.worker.worker import Lost, Settings, Worker
+from dhr_batch.pipeline.worker.messages import IN_HAND, Lost, Report, WorkerFacts
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.pipeline.worker.worker_log import WorkerLog
 
 log = logging.getLogger("dhr_batch")

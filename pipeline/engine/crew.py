@@ -16,7 +16,7 @@ from dhr_batch.pipeline.engine.tasks import Join, ShardTask, Task
 from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.pipeline.runs.status_file import WorkerStatus
 from dhr_batch.pipeline.units import duration
-from dhr_batch.pipeline.worker.worker import Settings
+from dhr_batch.pipeline.worker.settings import Settings
 
 _CLOSING_SECONDS = 10.0
 _WAITING_SECONDS = 30.0

@@ -33,7 +33,7 @@ from dhr_batch.pipeline.runs.manifests import Manifest, Where
 from dhr_batch.pipeline.stopping import Interrupted, Stopper
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.worker.messages import Report, WorkerFacts
-from dhr_batch.pipeline.worker.worker import Settings
+from dhr_batch.pipeline.worker.settings import Settings
 
 _WAKE_SECONDS = 0.25
 

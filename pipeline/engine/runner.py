@@ -30,7 +30,7 @@ from dhr_batch.pipeline.storage.locations import absolute
 from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
 from dhr_batch.pipeline.units import duration
 from dhr_batch.pipeline.worker.messages import WorkerFacts
-from dhr_batch.pipeline.worker.worker import Settings
+from dhr_batch.pipeline.worker.settings import Settings
 
 DONE, ERROR, REFUSED, TOO_MANY_QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -12,7 +12,7 @@ from typing import Any
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.engine.blame import Blame, Place
 from dhr_batch.pipeline.planning.plan import Shard
-from dhr_batch.pipeline.worker.worker import Lost
+from dhr_batch.pipeline.worker.messages import Lost
 
 
 @dataclass(frozen=True)

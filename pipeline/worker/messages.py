@@ -1,8 +1,8 @@
-"""The messages of workers to the driver."""
+"""The messages between workers and the driver."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dhr_batch.pipeline.forecast import Flight, Passage
@@ -12,6 +12,8 @@ from dhr_batch.pipeline.runs.manifests import Manifest
 # The most shards that a worker has in hand. It takes a further one when it has read those that it
 # has, and reads only as far ahead as `Line` lets it: so many shards only if each is one batch.
 IN_HAND = 12
+# The class and the message of the failure of each image that has crashed workers, by image id.
+Lost = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from dhr_batch.pipeline import crash
-from dhr_batch.pipeline.datasets import ground_truth, listing
-from dhr_batch.pipeline.datasets.items import Item, Unreadable
+from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.pipeline.planning import code, contents
-from dhr_batch.pipeline.planning.config import Config
+from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.costs import ON_HOST
 from dhr_batch.pipeline.planning.earlier_run import Reader
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
@@ -32,55 +30,20 @@ from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import staging
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
-from dhr_batch.pipeline.tables import codec
-from dhr_batch.pipeline.tables.rows import as_stored
-from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.worker import batches
 from dhr_batch.pipeline.worker.attempt import Attempt
 from dhr_batch.pipeline.worker.flights import Flights
 from dhr_batch.pipeline.worker.line import Job, Line, Part, Writing
 from dhr_batch.pipeline.worker.loading import load
-from dhr_batch.pipeline.worker.messages import Event, Report, WorkerFacts
+from dhr_batch.pipeline.worker.messages import Event, Lost, Report, WorkerFacts
+from dhr_batch.pipeline.worker.reading import read_record
+from dhr_batch.pipeline.worker.settings import Settings
 from dhr_batch.pipeline.worker.waits import Waits
 from dhr_batch.stages import faces, registry
 from dhr_batch.stages.base import Stage
-from dhr_batch.stages.device import Kind, stream
+from dhr_batch.stages.device import stream
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 from dhr_batch.stages.record import Record
-
-# The class and the message of the failure of each image that has crashed workers, by image id.
-Lost = Mapping[str, tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a worker.
-
-    Attributes:
-        config: The resolved settings of the run.
-        aligned: Whether the images are aligned already.
-        split: The split of the dataset, which the tables record.
-        device: The device of torch.
-        out: The folder or URL of the run.
-        code: The fingerprint of the code in the plan, which the code of the worker must have; "" to
-            accept any code.
-        metadata: Facts about the run that the files of tables record.
-        truths: The ground truth of each image, for a run that begins from another one.
-        divided: Whether stages of the host and of the device work on different batches at the same
-            time.
-        cpus: The number of cores that the worker reserves.
-    """
-
-    config: Config
-    aligned: bool
-    split: str
-    device: Kind
-    out: str
-    code: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    truths: dict[str, Item] = field(default_factory=dict)
-    divided: bool = False
-    cpus: int = 1
 
 
 class Worker:
@@ -111,23 +74,22 @@ class Worker:
         config = self.settings.config
         if self.settings.code:
             code.check(config, self.settings.code)
-        context, self.stages, device = load(
+        loaded = load(
             config,
             self.settings.device,
             self.settings.aligned,
             self._model,
             progress=self._flights.step,
+            metadata=self.settings.metadata,
         )
-        generator = context.network("generator", config.generator)
-        self.info = run_info(config, generator, self.settings.metadata)
-        context.stored = partial(as_stored, info=self.info)
-        self._batch = config.batch_size or self._fitting_batch(generator)
+        self.stages, self.info = loaded.stages, loaded.info
+        self._batch = config.batch_size or self._fitting_batch(loaded.generator)
         if self.settings.device == "cuda":
             import torch
 
             # The networks are used on other streams than the one on which they were copied.
             torch.cuda.synchronize()
-        return WorkerFacts(device, self._batch, GeneratorFacts.of(generator))
+        return WorkerFacts(loaded.device, self._batch, GeneratorFacts.of(loaded.generator))
 
     def _fitting_batch(self, generator: Any) -> int:
         # torch does not tell the peak memory of Apple GPUs.
@@ -348,58 +310,3 @@ class Worker:
             yield
         finally:
             del self._busy[thread]
-
-
-def read_record(
-    item: Item,
-    split: str,
-    stored: Reader | None = None,
-    truth: Item | None = None,
-    max_megapixels: float = MAX_MEGAPIXELS,
-) -> Record:
-    """Return the record of an image with the bytes of its file, or with a failure to read it.
-
-    Args:
-        item: The image.
-        split: The split of the dataset.
-        stored: The reader of the earlier run, for a run that begins from another one.
-        truth: The ground truth of an image of such a run, if it has one.
-        max_megapixels: The largest image. Files that are larger than such images are not read.
-
-    Raises:
-        StorageError: If the image cannot be read for a reason that does not concern the image.
-    """
-    record = Record(image_id=item.image_id, source=item.image_id, split=split)
-    try:
-        if stored is not None:
-            found = ground_truth.read_truth(truth) if truth else None
-            return replace(stored.record(item), truth=found)
-        data = listing.read_bytes(item, max_megapixels)
-        record = replace(
-            record, data=data, source_bytes=len(data), source_sha256=contents.digest(data)
-        )
-        return replace(record, truth=ground_truth.read_truth(item))
-    except Unreadable as error:
-        message = f"{item.image_id} cannot be read: {error}"
-        return record.failed("read", error.error_class, message)
-
-
-def run_info(config: Config, generator: Any, metadata: dict[str, Any]) -> RunInfo:
-    """Return the facts about a run that its tables record.
-
-    Args:
-        config: The settings of the run.
-        generator: The generator, or an object with its `num_ws` and `magnitudes`.
-        metadata: Further facts.
-    """
-    thresholds = config.segment.get("thresholds", {})
-    return RunInfo(
-        rows=generator.num_ws,
-        embedder=config.embed["name"],
-        thresholds={key: value for key, value in thresholds.items() if value is not None},
-        deltas=codec.LEVELS.get(config.store_deltas),
-        magnitudes=generator.magnitudes(),
-        store_features=bool(config.measure.get("features")),
-        random_weights=config.generator == "tiny",
-        metadata=metadata,
-    )

@@ -16,7 +16,8 @@ from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest, total
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 
 Compute = Callable[[RunFolder, Shard], Manifest]
 

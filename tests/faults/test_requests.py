@@ -11,7 +11,8 @@ from dhr_batch.benchmarks import scaling
 from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.storage.objects import ObjectStorage
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.tests import no_op, overhead
 
 SHARDS = 3

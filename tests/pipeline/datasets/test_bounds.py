@@ -19,7 +19,7 @@ from PIL import Image
 from dhr_batch.pipeline.datasets import check, listing, named
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.storage import locations
-from dhr_batch.pipeline.worker import worker
+from dhr_batch.pipeline.worker.reading import read_record
 from dhr_batch.tests.pipeline.listed import listed, unpack
 
 # Files of 2 MB are too large for images of this size.
@@ -57,11 +57,11 @@ def test_case_file_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     root = unpack(tmp_path / "photos", {"a.png": picture(), "b.png": picture()})
     os.truncate(root / "a.png", 200 * 2**30)
     items = listed(root)
-    record = worker.read_record(items[0], "")
+    record = read_record(items[0], "")
     assert record.failure is not None
     assert record.failure.error_class == "too_large"
     assert "raise align.max_megapixels" in record.failure.message
-    assert worker.read_record(items[1], "").failure is None
+    assert read_record(items[1], "").failure is None
     monkeypatch.setattr(check, "_detector", lambda result: None)
     found = check.check(named.find(str(root)), 9)
     assert [finding.kind for finding in found.broken] == ["too_large"]
@@ -106,7 +106,7 @@ def test_a_pipe_in_place_of_a_photograph_is_not_waited_for(tmp_path: Path) -> No
     item = stored(tmp_path, "folder", picture())
     os.unlink(item.location)
     os.mkfifo(item.location)
-    record = worker.read_record(item, "")
+    record = read_record(item, "")
     assert record.failure is not None
     assert "a pipe or a device" in record.failure.message
     with pytest.raises(OSError, match="a pipe or a device"):

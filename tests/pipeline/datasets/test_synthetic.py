@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import ground_truth, listing, named, parquet, synthetic
 from dhr_batch.pipeline.datasets.items import DatasetError
-from dhr_batch.pipeline.worker import worker
+from dhr_batch.pipeline.worker.reading import read_record
 from dhr_batch.stages.occluders import KINDS
 from dhr_batch.stages.record import required
 from dhr_batch.tests.pipeline.discs import Disc, context
@@ -85,7 +85,7 @@ def test_what_is_written_is_a_dataset_with_its_truth(tmp_path: Path) -> None:
     items = named.list_images(dataset)
     ids = [name for n in range(10) for name in (f"{n:05}.png", f"{n:05}-clean.png")]
     assert [item.image_id for item in items] == ids
-    records = [worker.read_record(item, "") for item in items]
+    records = [read_record(item, "") for item in items]
     for n, (record, twin) in enumerate(zip(records[::2], records[1::2], strict=True)):
         made = synthetic.sample(context(), 2, n, 0.7)
         truth, other = required(record.truth), required(twin.truth)
@@ -122,7 +122,7 @@ def test_a_damaged_truth_costs_its_image_alone(tmp_path: Path) -> None:
     parquet._kept.cache_clear()
     parquet._other_rows.cache_clear()
     parquet._image_rows.cache_clear()
-    records = [worker.read_record(item, "") for item in named.list_images(named.find(described))]
+    records = [read_record(item, "") for item in named.list_images(named.find(described))]
     assert [record.failure is not None for record in records] == [False, True, False]
     assert "00001.png" in required(records[1].failure).message
     assert "ground truth of row 1" in required(records[1].failure).message

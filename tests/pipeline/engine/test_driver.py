@@ -24,7 +24,7 @@ from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.stopping import Stopper
 from dhr_batch.pipeline.worker.messages import Report
-from dhr_batch.pipeline.worker.worker import Settings
+from dhr_batch.pipeline.worker.settings import Settings
 from dhr_batch.tests.pipeline.attempts import attempt
 
 

@@ -11,7 +11,8 @@ from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import code, resume
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.tests.faults import harness
 
 READERS = (

@@ -29,7 +29,8 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.record import TRUTH
 from dhr_batch.tests.faults import harness

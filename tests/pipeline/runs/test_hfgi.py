@@ -18,7 +18,8 @@ from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.planning.prepare import check_models, place, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.tests.stages import narrow
 from dhr_batch.tests.stages.edit.test_ganspace import components

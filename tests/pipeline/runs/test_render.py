@@ -28,7 +28,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo
-from dhr_batch.pipeline.worker.worker import run_info
+from dhr_batch.pipeline.worker.loading import run_info
 from dhr_batch.stages.context import Context
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.networks.generators.generator import Generator

@@ -10,7 +10,8 @@ import torch
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.worker import batches
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.context import Context
 
 GB = 10**9

@@ -10,7 +10,8 @@ import pytest
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.verify import verify
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.crowds import CROWD, Crowd, Picky
 

@@ -11,7 +11,8 @@ from dhr_batch.pipeline.forecast import Flight, Passage
 from dhr_batch.pipeline.worker import flights as module
 from dhr_batch.pipeline.worker.flights import Flights
 from dhr_batch.pipeline.worker.messages import Report
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.record import Record
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.worker.test_worker import Asking

@@ -13,7 +13,9 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.tables.records import refinement
 from dhr_batch.pipeline.tables.rows import rows_of
-from dhr_batch.pipeline.worker import worker
+from dhr_batch.pipeline.worker.reading import read_record
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.record import required
 
@@ -26,9 +28,9 @@ def test_pictures_are_those_of_the_stored_refinement(tmp_path: Path, level: str)
     dataset.write_text(f"name: d\nroot: {tmp_path}\naligned: true\n")
     chosen = {"dataset": str(dataset), "preset": "tiny", "store_deltas": level}
     plan = prepare(Request(settings=chosen))
-    computer = worker.Worker(worker.Settings(plan.config, True, "", "cpu", ""))
+    computer = Worker(Settings(plan.config, True, "", "cpu", ""))
     computer.setup()
-    records = [worker.read_record(plan.shards[0].items[0], "")]
+    records = [read_record(plan.shards[0].items[0], "")]
     for stage in computer.stages:
         records = stage.run(records)
     (record,) = records

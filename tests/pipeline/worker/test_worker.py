@@ -17,7 +17,8 @@ import pytest
 from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.tables.files import TableFile
-from dhr_batch.pipeline.worker.worker import Settings, Worker
+from dhr_batch.pipeline.worker.settings import Settings
+from dhr_batch.pipeline.worker.worker import Worker
 from dhr_batch.stages.record import Record
 from dhr_batch.tests import no_op
 from dhr_batch.tests.faults import harness
