@@ -14,6 +14,7 @@ from dhr_batch.pipeline.planning.contents import Suspect, Verdict, compare
 from dhr_batch.pipeline.planning.layers import differences, flat
 from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerprint
 from dhr_batch.pipeline.printable import first_names
+from dhr_batch.pipeline.runs.deletion import delete
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.stored_plan import Made, StoredPlan
 
@@ -300,4 +301,4 @@ def start_over(run: RunFolder, where: object, confirmed: bool) -> list[str]:
     text = question(run, where)
     if text and not confirmed:
         raise Refused("--fresh", f"it deletes finished work: {text}", "confirm with --yes")
-    return run.clear() if text else []
+    return delete(run) if text else []

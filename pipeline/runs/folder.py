@@ -48,17 +48,9 @@ driver then stops before or in step 4, and the next start computes that shard ag
 `--fresh`, which deletes all files of the run, is the one case that can destroy finished shards of a
 new driver. It checks the lease before it deletes the files of each table.
 
-Finished shards can be reopened, so that they are computed again (`reopen`, for `quarantine retry`).
-The driver holds the lease and first rolls forward what a killed process has left. Then it replaces
-`plan.json` by one that allows different contents of the chosen images. After that it withdraws the
-manifest of each shard, the reverse of step 3. If it is killed before it withdraws a manifest, the
-shard is still finished with its old rows; if it is killed afterwards, the shard is to be computed.
-The same call then continues with the remaining shards. The published files stay as they are, so
-readers see the old rows until step 4 of the new attempt replaces them, table by table. Before a
-manifest is withdrawn, the sizes of its files are recorded in `_state/earlier/00017.json`, which
-shows that these files belong to the run. One gap remains, which only `dhr-batch verify` detects, as
-it compares checksums: a late manifest in an object store, as described above, is accepted together
-with the old files of a reopened shard if these happen to have the sizes that it gives.
+Finished shards can be reopened (`pipeline/runs/reopening.py`): their manifests are withdrawn, the
+reverse of step 3, and the next start computes them again. All files of a run can be deleted
+(`pipeline/runs/deletion.py`).
 
 A power loss in a folder is like a kill: every step is flushed to the disk before the next one
 begins, new folders and deletions included. Changes of names that were not flushed may survive in
@@ -66,11 +58,7 @@ any combination (`tests/faults/test_power_loss.py`). Files that vouch for others
 of themselves (`pipeline/sealed.py`), and whoever reads a table compares it with the manifests
 (`pipeline/runs/parts.py`).
 
-Only files of the run are overwritten or deleted (`pipeline/storage/ownership.py`): parts of tables
-whose size a manifest gives, attempts in staging, which are recognized by their unguessable names,
-and files that the marker of the run lists. A start is refused if another file has the name of a
-part. In a folder, this is checked again before each file of step 4; in an object store, the check
-would cost a request per table.
+Only files of the run are overwritten or deleted (`pipeline/runs/own_parts.py`).
 
 Each table is one upload or copy. S3 limits copies to 5 GB, so shards must be smaller. Uploads of a
 killed worker may leave invisible parts in a bucket; a lifecycle rule that aborts incomplete
@@ -80,51 +68,34 @@ multipart uploads removes them.
 from __future__ import annotations
 
 import logging
-import re
 import uuid
-from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from dhr_batch.pipeline import crash, sealed, stopping
+from dhr_batch.pipeline import crash, stopping
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.runs import manifests, plan_file, status_file
+from dhr_batch.pipeline.runs import manifests, plan_file
 from dhr_batch.pipeline.runs.lease import Holder, LeaseLost, lease
 from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
 from dhr_batch.pipeline.runs.names import (
     PLAN,
     STAGING,
-    earlier_key,
-    is_record,
     manifest_key,
     part,
-    shard_of,
     staging,
 )
+from dhr_batch.pipeline.runs.own_parts import OwnParts, is_staged, parts_among
 from dhr_batch.pipeline.runs.reading import RunRecords
-from dhr_batch.pipeline.runs.status_file import STATUS
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.stopping import Interrupted
-from dhr_batch.pipeline.storage.base import Object, Storage, is_part
+from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
-from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
-from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.pipeline.threads import together
 
 # The number of tables of a shard copied in parallel: all of them.
 _COPIES = 8
 
-_STAGED = re.compile(rf"{STAGING}/\d{{5,}}\.\d+\.\w+/({'|'.join(TABLES)})\.parquet")
-# Files that remain when a run is deleted: the lease, which is held, and the logs, which users read.
-_KEPT = re.compile(r"_state/(lease|clock|owner\.json|logs/worker-.*\.log)")
 
 log = logging.getLogger(__name__)
-
-
-def _is_staged(key: str) -> bool:
-    """Whether a file belongs to an attempt, whose unguessable name a worker chose."""
-    return _STAGED.fullmatch(key) is not None
 
 
 class RunFolder(RunRecords):
@@ -136,11 +107,15 @@ class RunFolder(RunRecords):
         place: The folder or URL of the run.
         lease_timeout: The time in seconds after which a driver on another machine that shows no
             sign of life may be replaced.
+
+    Attributes:
+        own: The parts of tables that belong to the run.
     """
 
     def __init__(self, place: str | Path | Storage, lease_timeout: float = 60.0) -> None:
         super().__init__(place)
         self._lease = lease(self.storage, lease_timeout)
+        self.own = OwnParts(self.storage)
 
     def lock(self) -> None:
         """Acquire the lease of the run.
@@ -191,110 +166,6 @@ class RunFolder(RunRecords):
         if self._plan_version is None:
             raise self._changed(PLAN)
 
-    def clear(self) -> list[str]:
-        """Delete the files of the run, except the logs and the lease, which the caller must hold.
-
-        The manifests are deleted after the parts that they name, and the plan last. If the process
-        is killed in between, the folder is a run whose shards are to be computed.
-
-        Returns:
-            The remaining files, which do not belong to the run.
-
-        Raises:
-            Refused: If the next run would overwrite one of these files. Nothing is deleted then.
-        """
-        owned = Owned(self.storage, RUN)
-        sizes = self.storage.sizes()
-        named: dict[str, int] = {}
-        plan = self.plan()
-        if plan is not None and {"schema", "shards"} & set(plan.missing):
-            place = self.storage.locate(PLAN)
-            raise Refused(place, "it is not the plan of a run, but another file", "move it away")
-        for shard, manifest in self.each_manifest():
-            named |= self._bytes(shard, manifest)
-        parts = self._parts_of(sizes)
-        self._require_own(parts, named)
-        foreign = owned.foreign(owned.files)
-        rest = [key for key in owned.files if key not in foreign]
-        with suppress(status_file.Damaged):
-            status_file.read_status(self.storage)
-            rest.append(STATUS)
-        groups = [[key for key in parts if key.startswith(f"{table}/")] for table in TABLES]
-        groups += [list(filter(kind, sizes)) for kind in (_is_staged, is_record)]
-        for keys in (*groups, rest, [PLAN]):
-            self.check()
-            self.storage.remove(keys)
-        owned.forget(rest)
-        if owned.found_kind:
-            owned.claim(unlisted=False)
-        left = set(sizes).difference(*groups, rest, [PLAN])
-        return sorted(key for key in left if not _KEPT.fullmatch(key))
-
-    @staticmethod
-    def _parts_of(sizes: Mapping[str, int]) -> dict[str, int]:
-        """Select the files that have the name of a part of a table."""
-        return {
-            key: size
-            for key, size in sizes.items()
-            if is_part(key) and key.partition("/")[0] in TABLES
-        }
-
-    def _bytes(self, shard: int, manifest: Manifest) -> dict[str, int]:
-        """Return the sizes in bytes of the parts that a manifest names.
-
-        Raises:
-            StorageError: If the manifest is damaged.
-        """
-        if not manifest.attempt:
-            raise self._damaged(manifest_key(shard), "it names no attempt")
-        return {part(table, shard): facts.bytes for table, facts in manifest.files.items()}
-
-    def _require_own(self, parts: Mapping[str, int], named: Mapping[str, int]) -> None:
-        """Check that parts belong to this run.
-
-        Args:
-            parts: The size in bytes of each part.
-            named: The sizes of the parts that manifests name.
-
-        Raises:
-            Refused: If a part does not belong to this run.
-        """
-        earlier: dict[int, dict[str, list[int]]] = {}
-        foreign = {}
-        for key, size in parts.items():
-            if named.get(key) != size:
-                shard = shard_of(key)
-                if shard not in earlier:
-                    earlier[shard] = self._earlier(shard)
-                if size not in earlier[shard].get(key, ()):
-                    foreign[key] = shard
-        if foreign and Owned(self.storage, RUN).unlisted:
-            # Older versions kept no list of files, so any part of a planned shard may be their own.
-            planned = len(plan_file.loads(self.storage.read(PLAN) or b"{}").shards)
-            foreign = {key: shard for key, shard in foreign.items() if shard >= planned}
-        if foreign:
-            raise Refused(
-                listed([self.storage.locate(key) for key in foreign]),
-                "no manifest of the run names a file of this size, so the run did not write it, or "
-                "it has been changed; it is not overwritten",
-                "move it away or delete it, then give the same command again",
-            )
-
-    def _earlier(self, shard: int) -> dict[str, list[int]]:
-        """Return the possible sizes in bytes that each file of a reopened shard had before."""
-        key = earlier_key(shard)
-        try:
-            return sealed.loads(self.storage.read(key) or b"{}")
-        except ValueError as error:
-            raise self._damaged(key, error) from error
-
-    def _note_earlier(self, shard: int, manifest: Manifest) -> None:
-        """Record the sizes of the published files, to recognize them without their manifest."""
-        earlier = self._earlier(shard)
-        for key, size in self._bytes(shard, manifest).items():
-            earlier[key] = sorted({size, *earlier.get(key, ())})
-        self.storage.replace(earlier_key(shard), sealed.dumps(earlier))
-
     def new_attempt(self, shard: int, number: int) -> str:
         """Return a new name for an attempt, which no other attempt has."""
         return f"{shard:05d}.{number}.{uuid.uuid4().hex[:8]}"
@@ -331,7 +202,7 @@ class RunFolder(RunRecords):
                 break
             self.check()
             if other is not None:
-                self._note_earlier(shard, other)
+                self.own.note_earlier(shard, other)
             version = existing.version if existing else None
         else:
             crash.at("after-manifest")
@@ -380,7 +251,7 @@ class RunFolder(RunRecords):
             final = part(table, shard)
             staged = f"{staging(manifest.attempt)}/{table}.parquet"
             size = manifest.files[table].bytes
-            self._require_free(final, size)
+            self.own.require_free(final, size)
             published = self.storage.publish(staged, final) or self._size(table, final) == size
             crash.at("mid-publish")
             return published
@@ -392,53 +263,12 @@ class RunFolder(RunRecords):
             return all(map(publish_table, tables))
         return all(stopping.interruptible(lambda: together(publish_table, tables, _COPIES)))
 
-    def _require_free(self, key: str, size: int) -> None:
-        """Check that no file which does not belong to the run has the name of a part.
-
-        Raises:
-            Refused: If there is such a file.
-        """
-        if isinstance(self.storage, LocalStorage):
-            with suppress(FileNotFoundError):
-                found = (self.storage.root / key).stat().st_size
-                self._require_own({key: found}, {key: size})
-
     def _size(self, table: str, key: str) -> int | None:
         return self.storage.sizes(table).get(key)
 
     def discard(self, attempt: str) -> None:
         """Delete the staging folder of an attempt."""
-        self.storage.delete(staging(attempt), _is_staged)
-
-    def reopen(self, images: Mapping[int, Collection[str]]) -> None:
-        """Reopen finished shards, so that the next start computes them again.
-
-        The old rows can be read until then. The caller must hold the lease and must have called
-        `recover`.
-
-        Args:
-            images: For each shard the images whose files may be different at the next start.
-
-        Raises:
-            LeaseLost: If another driver has taken over the run.
-        """
-        plan = self.plan()
-        assert plan is not None
-        # The lists may be `plan_file.Rows`, which keep only the changed rows apart from the text.
-        contents: Any = plan.contents
-        for shard, ids in images.items():
-            marks = zip(plan.shards[shard], contents[shard], strict=True)
-            contents[shard] = [None if i in ids else mark for i, mark in marks]
-        self.replace_plan(plan)
-        crash.at("after-open-marks")
-        for shard in sorted(images):
-            stored = self.storage.get(manifest_key(shard))
-            self.check()
-            if stored and stored.content:
-                manifest = self._parse(manifest_key(shard), stored.content)
-                self._note_earlier(shard, manifest)
-                self._withdraw(shard, stored)
-            crash.at("mid-reopen")
+        self.storage.delete(staging(attempt), is_staged)
 
     def holder(self) -> Holder | None:
         """Return the process that is working on the run, or None if there is none.
@@ -457,46 +287,52 @@ class RunFolder(RunRecords):
             Refused: If a file that does not belong to the run has the name of a part.
         """
         sizes, finished, summaries = self.storage.sizes(), {}, Summaries()
-        parts, void = self._parts_of(sizes), {}
+        parts, void = parts_among(sizes), {}
         for shard, manifest in self.each_manifest():
-            named = self._bytes(shard, manifest)
+            named = self.own.sizes(shard, manifest)
             published = {key: parts.pop(key) for key in named if key in parts}
             done = published == named and all(
                 f"{staging(manifest.attempt)}/{table}.parquet" not in sizes
                 for table in manifest.files
             )
             if not done:
-                self._require_own(published, named)
+                self.own.require(published, named)
             if done or self.publish(shard, manifest):
                 finished[shard] = summaries.finished(manifest)
             else:
                 void[shard] = manifest
-        self._require_own(parts, {})
+        self.own.require(parts, {})
         for shard, manifest in void.items():
-            self._void(shard, manifest)
+            log.warning(
+                "%s: shard %d was committed, but its files are missing; it is computed again",
+                self.storage.place,
+                shard,
+            )
+            self.withdraw(shard, manifest)
         self.clear_staging()
         return finished
 
-    def _void(self, shard: int, manifest: Manifest) -> None:
-        """Withdraw a void manifest."""
-        log.warning(
-            "%s: shard %d was committed, but its files are missing; it is computed again",
-            self.storage.place,
-            shard,
-        )
-        stored = self.storage.get(manifest_key(shard))
+    def withdraw(self, shard: int, manifest: Manifest | None = None) -> None:
+        """Withdraw the manifest of a shard, if there is one. The caller must hold the lease.
+
+        Args:
+            shard: The number of the shard.
+            manifest: The manifest that is expected; by default any.
+
+        Raises:
+            LeaseLost: If another driver has changed the manifest, or has taken over the run.
+        """
+        key = manifest_key(shard)
+        stored = self.storage.get(key)
         self.check()
         if stored and stored.content:
-            if self._parse(manifest_key(shard), stored.content) != manifest:
-                raise self._changed(manifest_key(shard))
-            # Some of its files may be published. Without the manifest, nothing else shows that the
-            # run wrote them.
-            self._note_earlier(shard, manifest)
-            self._withdraw(shard, stored)
-
-    def _withdraw(self, shard: int, stored: Object) -> None:
-        if not self.storage.withdraw(manifest_key(shard), stored.version):
-            raise self._changed(manifest_key(shard))
+            found = self._parse(key, stored.content)
+            if manifest not in (None, found):
+                raise self._changed(key)
+            # Its files may be published. Without it, nothing else shows that the run wrote them.
+            self.own.note_earlier(shard, found)
+            if not self.storage.withdraw(key, stored.version):
+                raise self._changed(key)
 
     def _changed(self, key: str) -> LeaseLost:
         return LeaseLost(
@@ -511,4 +347,4 @@ class RunFolder(RunRecords):
             LeaseLost: If another driver has taken over, as the files may be its own.
         """
         self.check()
-        self.storage.delete(STAGING, _is_staged)
+        self.storage.delete(STAGING, is_staged)

@@ -10,6 +10,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import shard_of
 from dhr_batch.pipeline.runs.parts import Parts
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage.base import Storage
 
 _COLUMNS = ("image_id", "stage", "error_class", "message")
@@ -94,7 +95,7 @@ def requeue(place: str | Path | Storage, error_class: str | None = None) -> list
         for row in rows:
             images.setdefault(row.shard, set()).add(row.image_id)
         if images:
-            run.reopen(images)
+            reopen(run, images)
     finally:
         run.unlock()
     return rows

@@ -122,12 +122,14 @@ class RunRecords:
         try:
             return manifests.loads(content)
         except ValueError as error:
-            raise self._damaged(key, error) from error
+            raise damaged_record(self.storage, key, error) from error
 
-    def _damaged(self, key: str, error: object) -> StorageError:
-        return StorageError(
-            self.storage.locate(key), f"it is damaged ({error})", damaged_manifest(shard_of(key))
-        )
+
+def damaged_record(storage: Storage, key: str, error: object) -> StorageError:
+    """Return the error for a damaged record of a shard."""
+    return StorageError(
+        storage.locate(key), f"it is damaged ({error})", damaged_manifest(shard_of(key))
+    )
 
 
 def damaged_manifest(shard: int) -> str:

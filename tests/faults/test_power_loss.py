@@ -21,9 +21,11 @@ import pytest
 
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.planning.plan import Plan, Shard
+from dhr_batch.pipeline.runs.deletion import delete
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.objects import ObjectStorage
@@ -65,14 +67,14 @@ def _retry(run: RunFolder) -> None:
     """As `quarantine retry` for an image of the first shard."""
     if (plan := run.plan()) is not None:
         run.recover()
-        run.reopen({0: {plan.shards[0][0]}})
+        reopen(run, {0: {plan.shards[0][0]}})
 
 
 # What is done before the run is driven: nothing, or what needs a finished one.
 FIRST: dict[str, Callable[[RunFolder], object]] = {
     "run": lambda run: None,
     "retry": _retry,
-    "fresh": RunFolder.clear,
+    "fresh": delete,
 }
 
 

@@ -26,6 +26,7 @@ from dhr_batch.pipeline.export.formats import FORMATS
 from dhr_batch.pipeline.planning import prepare, resume
 from dhr_batch.pipeline.report import write as report
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage import ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
@@ -252,7 +253,7 @@ def test_a_run_that_was_given_back_is_deleted_with_its_earlier_files(
 ) -> None:
     run = RunFolder(small_run.copy(tmp_path / "run"))
     run.lock()
-    run.reopen({1: {"c.png"}})
+    reopen(run, {1: {"c.png"}})
     assert run.recover().keys() == {0, 2}
     assert resume.start_over(run, "run", confirmed=True) == []
     run.unlock()

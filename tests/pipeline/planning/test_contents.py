@@ -26,6 +26,7 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.parts import Damaged
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline.listed import unpack
@@ -189,7 +190,7 @@ def test_a_repaired_image_may_be_tried_again(run: RunFolder, write: Write) -> No
     said = refused(run, planned(place))
     assert "images: 1 in quarantine with different content: b.jpg (" in said
     assert f"dhr-batch quarantine retry {run.storage.place}" in said
-    run.reopen({0: {"b.jpg"}})
+    reopen(run, {0: {"b.jpg"}})
     plan = resume.continued(run, "out", planned(place))
     keep_plan(run, plan)
     # Its neighbours are still those that the run has read, although the shard is computed again.

@@ -19,6 +19,7 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.stages.record import required
 
 
@@ -224,7 +225,7 @@ def test_the_question_can_be_declined(
 def test_an_image_that_was_given_back_may_have_changed_and_is_then_known_again(
     photographs: Path, run: RunFolder
 ) -> None:
-    run.reopen({0: {"a.jpg"}})
+    reopen(run, {0: {"a.jpg"}})
     (photographs / "a.jpg").write_bytes(b"repaired")
     plan = resume.continued(run, "out", made(photographs, "shard_size=2"))
     stored = run.plan()

@@ -26,6 +26,7 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.parts import Damaged, Parts
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.faults import driven
 
@@ -320,7 +321,7 @@ def test_a_record_of_a_reopened_shard_is_checked(run: Path) -> None:
     folder = RunFolder(run)
     folder.lock()
     folder.recover()
-    folder.reopen({2: {"4.png"}})
+    reopen(folder, {2: {"4.png"}})
     folder.unlock()
     assert call("verify", run).exit_code == 0
     (run / "_state" / "earlier" / "00002.json").write_bytes(DEEP)

@@ -16,6 +16,7 @@ from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import LeaseLost
 from dhr_batch.pipeline.runs.manifests import dumps
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
@@ -128,7 +129,7 @@ def test_a_shard_that_was_given_back_keeps_its_rows_until_it_is_made_again(run: 
     plan = StoredPlan(schema=2, shards=[["a"], ["b", "c"]], contents=[[1], [2, 3]])
     run.write_plan(plan)
     run.commit(1, attempt(run, 1), planned=3)
-    run.reopen({1: {"c"}})
+    reopen(run, {1: {"c"}})
     assert run.plan() == replace(plan, contents=[[1], [2, None]])
     assert (run.committed(), run.recover()) == ({}, {})
     names = ("images/part-00001.parquet", "latents/part-00001.parquet")
@@ -142,7 +143,7 @@ def test_only_the_holder_gives_shards_back(place: str) -> None:
     plan = StoredPlan(schema=2, shards=[["a"]], contents=[[1]])
     run.write_plan(plan)
     with pytest.raises(LeaseLost):
-        run.reopen({0: {"a"}})
+        reopen(run, {0: {"a"}})
     assert run.plan() == plan
 
 
@@ -173,7 +174,7 @@ def test_the_plan_is_written_once(run: RunFolder) -> None:
 def test_a_manifest_that_was_taken_back_is_none(run: RunFolder) -> None:
     run.write_plan(PLAN)
     run.commit(0, attempt(run, 0), planned=3)
-    run.reopen({0: {"a"}})
+    reopen(run, {0: {"a"}})
     again = RunFolder(run.storage)
     assert again.committed() == {}
     found = verify(run.storage)

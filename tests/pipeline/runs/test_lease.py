@@ -20,6 +20,7 @@ from dhr_batch.pipeline.runs import lease
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import LeaseLost
 from dhr_batch.pipeline.runs.manifests import Manifest, dumps
+from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.stages.record import required
@@ -221,12 +222,12 @@ def test_a_frozen_driver_gives_no_shard_back(
         there = get(key)
         if key == "_state/shards/00000.json":
             monkeypatch.undo()
-            new.reopen({0: {"a"}})
+            reopen(new, {0: {"a"}})
             new.commit(0, attempt(new, 0, b"new rows"), planned=3)
         return there
 
     monkeypatch.setattr(old.storage, "get", freezing)
     with pytest.raises(LeaseLost, match=r"00000\.json: another driver has changed it"):
-        old.reopen({0: {"b"}})
+        reopen(old, {0: {"b"}})
     assert list(new.committed()) == [0]
     assert set(files(new.storage).values()) == {b"new rows"}
