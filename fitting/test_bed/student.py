@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dhr_batch.stages.networks.generators.mobilestylegan import MobileStyleGAN
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 
 Params = Mapping[str, Tensor]
+WIDTHS = (256, 256, 256, 128, 64, 32)
+
+
+def student(teacher: MobileStyleGAN, widths: Sequence[int] = WIDTHS) -> StyleGAN2:
+    """Return the student with the mapping network of its teacher and no other weights."""
+    net = StyleGAN2(widths, mapping_layers=teacher.mapping_layers)
+    with torch.no_grad():
+        for name in net.weight_names("mapping."):
+            net.weight(name).copy_(teacher.weight(name))
+        net.w_mean.copy_(teacher.w_mean)
+    return net
 
 
 def dense(net: StyleGAN2, ws: Tensor, params: Params, dtype: torch.dtype) -> list[Tensor]:
@@ -118,3 +130,10 @@ class Coordinates:
         """Invert `from_weights`."""
         weight = weight / self.spread @ self.basis.T
         return weight * math.sqrt(weight.shape[1]), bias - weight @ self.mean
+
+
+@torch.no_grad()
+def coordinates(teacher: MobileStyleGAN) -> Coordinates:
+    """Return the coordinates of W by 4,096 codes of the teacher with truncation 0.75."""
+    z = torch.randn(4096, 512, generator=torch.Generator().manual_seed(0))
+    return Coordinates(teacher.map(z, 0.75))
