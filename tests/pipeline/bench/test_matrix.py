@@ -119,7 +119,7 @@ def test_a_wrong_matrix_is_refused(change, message):
 
 
 def test_shipped_benchmarks_are_valid():
-    shipped = "ablations, end-to-end, occluders, paper, refine-speed, refiners, smoke"
+    shipped = "ablations, edits, end-to-end, occluders, paper, refine-speed, refiners, smoke"
     assert ", ".join(matrix.shipped_names()) == shipped
     for name in matrix.shipped_names():
         found = matrix.shipped_matrix(name)
