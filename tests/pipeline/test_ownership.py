@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,44 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from dhr_batch.cli import main
 from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench import write as bench_write
 from dhr_batch.pipeline.datasets import synthetic
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.export import target
 from dhr_batch.pipeline.export.formats import FORMATS
-from dhr_batch.pipeline.planning import prepare, resume
+from dhr_batch.pipeline.planning import resume
 from dhr_batch.pipeline.report import write as report
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.reopening import reopen
-from dhr_batch.pipeline.storage import ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.pipeline.storage.ownership import BENCHMARK, RUN, Owned
+from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.tests.pipeline import benched, discs, exported
+from dhr_batch.tests.pipeline.foreign import MINE, dhr, files, put
 
-MINE = b"mine, and not of this program"
 OWNER = "_state/owner.json"
-
-
-def dhr(*words: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, words)])
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All files, hidden ones as well."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
-def put(folder: Path, content: Mapping[str, bytes]) -> None:
-    for name, data in content.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
 
 
 def kinds(names: Mapping[str, bytes]) -> list[str]:
@@ -293,70 +270,6 @@ def test_a_run_without_a_list_goes_on_and_has_one_then(
     assert known.unlisted
 
 
-def test_what_the_user_adds_to_an_export_stays(export_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    words = ("export", export_run, "--out", out, "--format")
-    assert dhr(*words, "imagefolder").exit_code == 0
-    added = {"notes.txt": MINE, "train/smile+1/mine.png": MINE, ".DS_Store": MINE}
-    put(out, added)
-    done = dhr(*words, "webdataset", "--fresh")
-    assert done.exit_code == 0, done.output
-    assert "files that no export wrote: .DS_Store, notes.txt, train/smile+1/mine.png" in done.output
-    assert files(out).keys() == {*added, ".dhr-batch.json", "README.md", "train-00000.tar"}
-    assert {name: files(out)[name] for name in added} == added
-    put(out, {"README.md": MINE})
-    before = files(out)
-    done = dhr(*words, "imagefolder", "--fresh")
-    assert done.exit_code == 2
-    assert "README.md" in done.output
-    assert files(out) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("name", [".out.partial", ".out.old"])
-def test_folders_with_the_temporary_names_of_an_export_survive(
-    export_run: Path, tmp_path: Path, name: str
-) -> None:
-    words = ("export", export_run, "--out", tmp_path / "out")
-    assert dhr(*words).exit_code == 0
-    put(tmp_path / name, {"mine": MINE})
-    done = dhr(*words, "--fresh")
-    assert done.exit_code == 2
-    assert name in done.output.replace("\n", "")
-    assert files(tmp_path / name) == {"mine": MINE}
-    assert files(tmp_path / "out")
-
-
-@pytest.mark.parametrize("killed_in", ["place", "_swap"])
-def test_foreign_files_in_the_folder_of_a_killed_export_survive(
-    export_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
-) -> None:
-    words = ("export", export_run, "--out", tmp_path / "out")
-
-    def killed(*_: object) -> None:
-        raise SystemExit(137)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(target, "_discard", lambda folder: None)
-        patch.setattr(target, killed_in, killed)
-        assert dhr(*words).exit_code == 137
-    folder = tmp_path / ".out.partial"
-    assert len(files(folder)) > 2
-    if killed_in == "place":
-        # The process may also have been killed while it wrote the list.
-        with (folder / ".dhr-batch.files").open("a") as names:
-            names.write('"train/')
-    put(folder, {"train/mine.txt": MINE})
-    done = dhr(*words)
-    assert done.exit_code == 2
-    assert "train/mine.txt" in done.output.replace("\n", "")
-    assert files(folder)["train/mine.txt"] == MINE
-    (folder / "train" / "mine.txt").unlink()
-    assert dhr(*words).exit_code == 0
-    assert not folder.exists()
-    assert not [name for name in files(tmp_path / "out") if "dhr-batch.files" in name]
-
-
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """A run that can be rendered, and the pictures."""
@@ -398,178 +311,3 @@ def test_render_writes_beside_other_files_and_over_its_own_only(
             assert "\nHint: move it away, or choose another folder with --out\n" in done.stderr
         assert files(out) == pictures | {"beside.png": MINE} | taken
         shutil.rmtree(out)
-
-
-@pytest.fixture
-def project(tmp_path: Path, small_run: Any) -> Path:
-    """What a user has: photographs, and other folders that are named as those of a run."""
-    folder = tmp_path / "proj"
-    shutil.copytree(small_run.photographs, folder / "images")
-    put(folder, {"masks/a.png": MINE, "report/index.html": MINE, "README.md": MINE})
-    return folder
-
-
-@pytest.mark.parametrize("words", [[], ["--fresh", "--yes"], ["--fresh", "--yes", "--dry-run"]])
-@pytest.mark.parametrize("dataset", ["proj/images", "small.yaml"])
-def test_a_folder_of_photographs_and_other_work_is_left_as_it_is(
-    project: Path, small_run: Any, words: list[str], dataset: str, tmp_path: Path
-) -> None:
-    before = files(project)
-    place = tmp_path / dataset if "/" in dataset else small_run.out.parent / dataset
-    done = dhr("run", "--dataset", place, "--preset", "tiny", "--gpus", 0, "--out", project, *words)
-    assert done.exit_code == 2, done.output
-    assert str(project) in done.output
-    assert (str(place) if "/" in dataset else "README.md, images/, masks/") in done.output
-    assert files(project) == before
-
-
-def test_from_the_folder_of_the_photographs_a_command_is_printed_that_works(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project / "images")
-    before = files(project)
-    words = ["run", "--dataset", ".", "--preset", "tiny", "--gpus", "0", "--set", "shard_size=2"]
-    done = dhr(*words, "--dry-run")
-    assert done.exit_code == 2, done.output
-    assert str(project / "images") in done.output
-    printed = shlex.split(done.output.splitlines()[-1])
-    assert printed[: len(words) + 1] == ["dhr-batch", *words]
-    again = dhr(*printed[1:])
-    assert again.exit_code == 0, again.output
-    assert files(project) == before
-
-
-def link(path: Path, target: Path) -> Path:
-    path.symlink_to(target)
-    return path
-
-
-NESTED: dict[str, Callable[[Path], tuple[object, object]]] = {
-    "out in dataset": lambda p: (p / "proj/images", p / "proj/images/runs/one"),
-    "out is dataset": lambda p: (p / "proj/images", p / "proj/images"),
-    "dataset in out": lambda p: (p / "proj/images", p / "proj"),
-    "dataset by a link": lambda p: (link(p / "l", p / "proj/images"), p / "proj/images/one"),
-    "out by a link": lambda p: (p / "proj/images", link(p / "l", p / "proj/images") / "one"),
-    "relative": lambda p: ("proj/images", "proj/masks/../images/one"),
-    "the current folder": lambda p: ("proj/images", "."),
-    "dataset is the current folder": lambda p: (".", "one"),
-    "a linked folder in the dataset": lambda p: (
-        link(p / "proj/masks/more", p / "proj/images").parent,
-        p / "proj/images/one",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", NESTED)
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_an_output_and_a_dataset_are_not_in_each_other(
-    project: Path, tmp_path: Path, case: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    dataset, out = NESTED[case](tmp_path)
-    before = files(tmp_path)
-    words = ["--dataset", dataset, "--preset", "tiny", "--gpus", "0", "--out", out]
-    done = dhr(command, *words)
-    assert done.exit_code == 2, done.output
-    assert re.search(r"lies in (the dataset )?/", done.output) or f"lies in {out}" in done.output
-    assert str(out) in done.output
-    assert files(tmp_path) == before
-
-
-def test_places_in_object_stores_are_compared_by_their_parts(tmp_path: Path) -> None:
-    def refused(out: str, place: str) -> bool:
-        try:
-            ownership.require_apart(connect(out), [place])
-        except Refused as error:
-            return place in str(error) and out in str(error)
-        return False
-
-    assert refused("s3://b/photos/run", "s3://b/photos/")
-    assert refused("s3://b/photos/run", "s3a://b/photos")
-    assert refused("s3://b", "s3://b/photos")
-    assert not refused("s3://b/photos-run", "s3://b/photos")
-    assert not refused("s3://c/photos/run", "s3://b/photos")
-    assert not refused(str(tmp_path), "s3://b/photos")
-
-
-def test_below_the_dataset_of_a_run_nothing_is_made_of_it(
-    small_run: Any, run_files: dict[str, bytes], project: Path, tmp_path: Path
-) -> None:
-    put(tmp_path / "run", run_files)
-    place = connect(tmp_path / "run")
-    Owned(place, RUN).claim(dataset=str(project / "images"))
-    inside, before = project / "images" / "new", files(project)
-    matrix = benched.tiny(project / "images")
-    for words in (
-        ("export", place.place, "--out", inside),
-        ("render", place.place, "--all", "--out", inside),
-        ("report", place.place, "--out", inside),
-    ):
-        done = dhr(*words)
-        assert done.exit_code == 2, (words, done.output, done.exception)
-        assert f"{inside}: it lies in the dataset {project / 'images'}" in done.output
-    with pytest.raises(Refused, match=r"new: it lies in the dataset .*images"):
-        bench.plan(matrix, inside, machine=benched.MACHINE, random_weights=True)
-    with pytest.raises(Refused, match=r"the dataset .*images: it lies in .*proj"):
-        bench.plan(matrix, project / "images" / "..", machine=benched.MACHINE, random_weights=True)
-    assert files(project) == before
-
-
-def test_a_run_knows_where_its_photographs_lie(small_run: Any) -> None:
-    place = connect(small_run.out)
-    assert Owned(place, RUN).about["dataset"] == str(small_run.photographs)
-    run = RunFolder(place)
-    plan = run.plan()
-    assert plan is not None
-    assert list(prepare.origin.inputs(place, plan)) == [str(small_run.photographs)]
-
-
-def test_a_refused_start_leaves_a_run_as_it_is(small_run: Any, project: Path) -> None:
-    run = small_run.copy(project.parent / "run")
-    before = files(run)
-    words = ("--dataset", project / "images", "--preset", "tiny", "--gpus", 0, "--out", run)
-    refused = dhr("run", *words)
-    assert refused.exit_code == 2, refused.output
-    assert "it holds a run with other settings or images" in refused.output
-    after = files(run)
-    assert after | {"_state/lease": before["_state/lease"]} == before
-
-
-@pytest.fixture
-def owned(place: str) -> Owned:
-    owned = Owned(connect(place), BENCHMARK)
-    owned.claim()
-    return owned
-
-
-def test_a_kill_between_the_list_and_the_file_leaves_both_known(owned: Owned) -> None:
-    assert owned.write("a", b"first")
-    # Noted, and killed before the file was written.
-    assert owned.note("a", "0" * 64)
-    again = Owned(owned.storage, BENCHMARK)
-    assert again.write("a", b"third")
-    assert again.storage.read("a") == b"third"
-    again.storage.replace("a", MINE)
-    assert not Owned(owned.storage, BENCHMARK).write("a", b"fourth")
-    assert again.storage.read("a") == MINE
-
-
-def test_two_commands_that_write_at_once_know_the_files_of_both(owned: Owned) -> None:
-    other = Owned(owned.storage, BENCHMARK)
-    assert owned.write("a", b"a")
-    assert other.write("b", b"b")
-    assert owned.write("c", b"c")
-    assert Owned(owned.storage, BENCHMARK).files.keys() == {"a", "b", "c"}
-
-
-def test_a_claimed_place_is_not_claimed_for_something_else(owned: Owned) -> None:
-    with pytest.raises(Refused, match="contains a benchmark of dhr-batch"):
-        Owned(owned.storage, ownership.REPORT).claim()
-
-
-def test_hidden_and_empty_folders_leave_a_place_free(tmp_path: Path) -> None:
-    (tmp_path / "masks" / "more").mkdir(parents=True)
-    put(tmp_path, {".DS_Store": MINE})
-    Owned(connect(tmp_path), RUN).claim()
-    assert json.loads((tmp_path / OWNER).read_bytes())["kind"] == RUN
-    assert os.listdir(tmp_path / "masks") == ["more"]
