@@ -5,72 +5,22 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dhr_batch.pipeline.report import gallery as report_gallery
 from dhr_batch.pipeline.report import page as report_page
 from dhr_batch.pipeline.report import plots
-from dhr_batch.pipeline.report.page import (
-    Column,
-    Gallery,
-    GalleryItem,
-    Page,
-    Plot,
-    Score,
-    Section,
-    Shown,
-    Table,
-)
+from dhr_batch.pipeline.report.page import Gallery, GalleryItem, Page, Plot, Score, Section
 from dhr_batch.pipeline.report.plots import Series
 from dhr_batch.tests.pipeline.chromium import Chromium
+from dhr_batch.tests.pipeline.pages import COLUMNS, SMALL, page_of, save
 
-COLUMNS = ("source", "inverted", "refined", "mask")
-SMALL, LARGE = 7, 3000
-
-
-def page_of(count: int) -> Page:
-    """`count` images whose order by PSNR is not the order of their names; one has no PSNR."""
-    items = [GalleryItem(f"people/{n:04}.png") for n in range(count)]
-    items[1] = GalleryItem(items[1].name, "a note", "not counted: 12% of the face is in-domain")
-    psnr = [20.0 + n * 5 % 7 for n in range(count)]
-    known = [None if n == 4 else value for n, value in enumerate(psnr)]
-    scores = [
-        Score("refined", "PSNR [dB]", known, "higher", "{} dB"),
-        Score("refined", "MSE", [1 / v for v in psnr], "lower"),
-        Score("inverted", "SSIM", [0.5] * count, "higher"),
-    ]
-    rows = [["b", 10.0], ["a", 9.0], ["c", float("inf")], ["d", None]]
-    svg = plots.distribution({"inverted": [1, 2, 3], "refined": psnr}, "PSNR") or ""
-    table = Table("Numbers", [Column("name"), Column("value", number=True)], rows)
-    metrics = Section("metrics", "Metrics", plots=[Plot("PSNR", svg)], tables=[table])
-    gallery = Gallery("", COLUMNS, items, scores)
-    return Page("A report", "", [metrics, Section("images", "Images", gallery=gallery)])
-
-
-def save(page: Page, path: Path, most: int) -> Path:
-    """The page with noise for pictures, each of which takes about `most` bytes."""
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    picture = report_gallery.webp(Image.fromarray(noise), 64, most)
-    (gallery,) = [section.gallery for section in page.sections if section.gallery]
-    full = [picture] * len(gallery.columns)
-    rows = ([*full[:3], None, *full[4:]] if n == 2 else full for n in range(len(gallery.items)))
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(report_page.render(page, rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    """High enough for all rows of the small page."""
-    with Chromium(height=2600) as browser:
-        yield browser
+LARGE = 3000
 
 
 @pytest.fixture(scope="module")
@@ -226,76 +176,6 @@ def test_a_slider_compares_with_the_source(tab: Chromium) -> None:
     assert tab.run("zoom.querySelector('figcaption').textContent").endswith("mask, not stored")
     assert slide(tab)["off"]
     tab.press("Escape")
-
-
-# Elements that scroll sideways, or end right of the window, of those that are seen.
-WIDE = """[...document.querySelectorAll("body *")].filter(e => {
-    const seen = e.checkVisibility() && !e.closest(".heads, .skip, svg");
-    const scrolls = ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
-    const box = e.getBoundingClientRect();
-    return seen && ((scrolls && e.scrollWidth > e.clientWidth) || box.right > innerWidth + 0.5);
-}).map(e => e.outerHTML.slice(0, 80))"""
-
-
-@pytest.fixture
-def phone(chromium: Chromium, tmp_path: Path) -> Iterator[Chromium]:
-    """A page with many pictures and wide tables, on a phone."""
-    page = page_of(SMALL)
-    columns = (*COLUMNS, *(f"smile {n}" for n in range(5)))
-    (gallery,) = [s.gallery for s in page.sections if s.gallery]
-    heads = [Column("method"), *(Column(f"identity distance {n}", number=True) for n in range(9))]
-    cells = [[f"m{n}", *[Shown(0.5, "0.500 [0.400, 0.600]")] * 9] for n in range(4)]
-    sections = [
-        Section("images", "Images", gallery=replace(gallery, columns=columns)),
-        Section("wide", "Wide", tables=[Table("Wide", heads, cells)]),
-        page.sections[0],
-    ]
-    path = save(replace(page, sections=sections), tmp_path / "index.html", 4000)
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    chromium.call("Emulation.setDeviceMetricsOverride", **metrics)
-    chromium.call("Emulation.setTouchEmulationEnabled", enabled=True)
-    chromium.open(path)
-    chromium.settle()
-    chromium.settle()
-    yield chromium
-    chromium.call("Emulation.setTouchEmulationEnabled", enabled=False)
-    chromium.call("Emulation.clearDeviceMetricsOverride")
-    assert chromium.errors == []
-
-
-def test_nothing_scrolls_sideways_on_a_phone(phone: Chromium) -> None:
-    assert phone.run(WIDE) == []
-    phone.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
-    phone.settle()
-    phone.settle()
-    assert phone.run(WIDE) == []
-    table = "document.querySelector('#wide table')"
-    assert phone.run(f"{table}.className") == "stacked"
-    label = f"getComputedStyle({table}.tBodies[0].rows[0].cells[3], '::before').content"
-    assert "identity distance 2" in phone.run(label)
-    # It is a table for screen readers nevertheless.
-    nodes = phone.call("Accessibility.getFullAXTree")["nodes"]
-    roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
-    assert roles.count("cell") >= 40
-    assert roles.count("gridcell") == SMALL * 9
-    assert phone.run("document.querySelector('#metrics table').className") == ""
-
-
-def test_a_tap_shows_the_picture(phone: Chromium) -> None:
-    picture = "document.querySelectorAll('#gallery img')[2].getBoundingClientRect()"
-    x, y = phone.run(f"(r => [r.x + 40, r.y + 40])({picture})")
-    assert 0 < y < 844, "the first pictures are on the first screen"
-    phone.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
-    phone.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-    phone.settle()
-    assert phone.run("zoom.open")
-    assert phone.run("zoom.querySelector('img').alt") == "people/0000.png: refined"
-    picture = "zoom.querySelector('img').getBoundingClientRect()"
-    left, right = phone.run(f"(r => [r.left, r.right])({picture})")
-    assert 0 <= left < right - 300 <= 90
-    assert phone.run(WIDE) == []
-    phone.run("zoom.querySelector('[data-close]').click()")
-    phone.settle()
 
 
 def test_texts_of_plots_do_not_overlap(chromium: Chromium, tmp_path: Path) -> None:
