@@ -29,7 +29,7 @@ from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.stages.paste_back import Crop, paste_all
 from dhr_batch.tests.pipeline.crowds import GROUP
 from dhr_batch.tests.pipeline.exported import listed, photograph
-from dhr_batch.tests.pipeline.planning.test_origin import EDITS, made
+from dhr_batch.tests.pipeline.later import EDITS, made
 
 ROWS = ["ann/team.png", "ann/team.png#1", "bob/alone.png", "bob/pair#1.png", "bob/pair#1.png#1"]
 
