@@ -46,7 +46,7 @@ COLUMNS = {
     "ghost": "ghost of the old contour",
     "background_psnr": "background to the photograph, dB",
     "background_psnr_refined": "background to the refined picture, dB",
-    "still_psnr": "where nothing moves, to the photograph, dB",
+    "still_psnr": "beyond what moves, to the photograph, dB",
     "skin_chroma": "change of the skin's colour (a*, b*)",
     "effect": "change of the score",
     "realism": "realism of the mouth",
@@ -235,18 +235,17 @@ def _skin(
 
 
 def _still(source: np.ndarray, edited: np.ndarray, moved: Motion) -> dict[str, float]:
-    """Return the PSNR to the photograph where neither the person nor the background moves."""
+    """Return the PSNR to the photograph more than 12 px away from everything that moves."""
     import cv2
-    import numpy as np
 
-    from dhr_batch.stages.measure.contours import background_psnr
+    from dhr_batch.stages.measure.contours import background, background_psnr
     from dhr_batch.stages.motion import SIDE
 
-    still = np.logical_not(moved.person.any(2) | moved.whole.any(2))
+    moving = moved.person.any(2) | moved.whole.any(2)
     made, given = (
         cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in (edited, source)
     )
-    value = background_psnr(made, given, still)
+    value = background_psnr(made, given, background(moving, moving))
     return {} if value is None else {"still_psnr": value}
 
 

@@ -232,7 +232,10 @@ def test_a_run_that_fails_leaves_the_others(finished, monkeypatch):
 def test_the_command_needs_one_benchmark(tmp_path):
     result = CliRunner().invoke(main, ["bench", "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "ablations, edits, end-to-end, occluders, paper, refine-speed, refiners, smoke" in result.output
+    assert (
+        "ablations, edits, end-to-end, occluders, paper, refine-speed, refiners, smoke"
+        in result.output
+    )
 
 
 def test_the_command_lists_its_runs(photographs, tmp_path):
