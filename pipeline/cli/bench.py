@@ -21,7 +21,7 @@ from dhr_batch.pipeline.errors import Refused
     "--preset",
     metavar="NAME",
     shell_complete=complete.benchmarks,
-    help="Benchmark: smoke, ablations, occluders, paper, refiners, edits, refine-speed, end-to-end.",
+    help="One of smoke, ablations, occluders, paper, refiners, edits, refine-speed, or end-to-end.",
 )
 @click.option(
     "-c",
