@@ -28,7 +28,7 @@ _ELSEWHERE = {
     "datasets": ("dhr_batch.pipeline.cli.datasets", "List, check and generate datasets."),
     "doctor": ("dhr_batch.pipeline.cli.models", "Check whether this machine is ready for runs."),
     "edits": (
-        "dhr_batch.pipeline.cli.edits",
+        "dhr_batch.pipeline.cli.edits.group",
         "List, fit and apply edit directions.",
     ),
 }

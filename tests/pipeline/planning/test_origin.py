@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dhr_batch
-from dhr_batch.pipeline.cli import sweep
+from dhr_batch.pipeline.cli.edits import sweep
 from dhr_batch.pipeline.datasets import parquet, synthetic
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.prepare import prepare

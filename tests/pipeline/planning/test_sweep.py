@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 import dhr_batch
 from dhr_batch.cli import main
-from dhr_batch.pipeline.cli import start, sweep
+from dhr_batch.pipeline.cli import start
+from dhr_batch.pipeline.cli.edits import sweep
 from dhr_batch.pipeline.planning.command import goes_on
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.tests.faults import harness

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.fit import fit
+from dhr_batch.pipeline.cli.edits.fit import fit
+from dhr_batch.pipeline.cli.edits.sweep import sweep
+from dhr_batch.pipeline.cli.edits.text_features import text_features
 from dhr_batch.pipeline.cli.output import say
-from dhr_batch.pipeline.cli.sweep import sweep
-from dhr_batch.pipeline.cli.text_features import text_features
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped_edits
 

@@ -1,0 +1,1 @@
+"""The command `edits` and its commands. Begin with `group`."""
