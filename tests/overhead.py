@@ -32,8 +32,8 @@ from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.planning import config, plan, resume
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest, dumps
 from dhr_batch.pipeline.runs.names import manifest_key, part
+from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest, dumps
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.pipeline.worker.attempt import memory_peak
 from dhr_batch.tests.no_op import NAMES, write_images

@@ -20,7 +20,7 @@ from dhr_batch.pipeline.bench import matrix
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.runs import card
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import files, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.stages import registry

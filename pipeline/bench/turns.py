@@ -31,7 +31,7 @@ from dhr_batch.pipeline.planning import prepare
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.worker.messages import WorkerFacts
 from dhr_batch.pipeline.worker.settings import Settings
 from dhr_batch.pipeline.worker.worker import Worker

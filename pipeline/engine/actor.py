@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from dhr_batch.pipeline.planning.plan import Shard
-from dhr_batch.pipeline.runs.manifests import Manifest, Where
+from dhr_batch.pipeline.runs.records.manifests import Manifest, Where
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.worker.messages import IN_HAND, Lost, Report, WorkerFacts
 from dhr_batch.pipeline.worker.settings import Settings

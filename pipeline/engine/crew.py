@@ -14,7 +14,7 @@ from dhr_batch.pipeline.engine.members import Member, release
 from dhr_batch.pipeline.engine.progress import Progress
 from dhr_batch.pipeline.engine.tasks import Join, ShardTask, Task
 from dhr_batch.pipeline.errors import RunFailed
-from dhr_batch.pipeline.runs.status_file import WorkerStatus
+from dhr_batch.pipeline.runs.records.status_file import WorkerStatus
 from dhr_batch.pipeline.units import duration
 from dhr_batch.pipeline.worker.settings import Settings
 

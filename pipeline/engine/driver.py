@@ -29,7 +29,7 @@ from dhr_batch.pipeline.engine.tasks import (
 from dhr_batch.pipeline.errors import RunFailed
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import Manifest, Where
+from dhr_batch.pipeline.runs.records.manifests import Manifest, Where
 from dhr_batch.pipeline.stopping import Interrupted, Stopper
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.worker.messages import Report, WorkerFacts

@@ -18,8 +18,8 @@ from ray.exceptions import (
 
 from dhr_batch.pipeline.engine.blame import Place
 from dhr_batch.pipeline.engine.progress import Progress
-from dhr_batch.pipeline.runs.manifests import Where
-from dhr_batch.pipeline.runs.status_file import WorkerStatus
+from dhr_batch.pipeline.runs.records.manifests import Where
+from dhr_batch.pipeline.runs.records.status_file import WorkerStatus
 from dhr_batch.pipeline.worker.messages import IN_HAND, Event, Report, WorkerFacts
 
 # Time for an answer, in addition to the time limit of the images.

@@ -21,9 +21,10 @@ from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.planning.prepare import check_gpus, check_models, describe, notes, place
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import without_secrets
-from dhr_batch.pipeline.runs import card, status_file
+from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import total
+from dhr_batch.pipeline.runs.records import status_file
+from dhr_batch.pipeline.runs.records.manifests import total
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import absolute

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from ray.util import metrics
 
 from dhr_batch.pipeline.engine.progress import RunCounters
-from dhr_batch.pipeline.runs import status_file
-from dhr_batch.pipeline.runs.manifests import Manifest
-from dhr_batch.pipeline.runs.status_file import (
+from dhr_batch.pipeline.runs.records import status_file
+from dhr_batch.pipeline.runs.records.manifests import Manifest
+from dhr_batch.pipeline.runs.records.status_file import (
     DriverProcess,
     ImageCounts,
     ShardCounts,

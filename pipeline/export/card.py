@@ -20,8 +20,8 @@ from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.runs.reading import RunRecords
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages import registry
 
 # In the folder of the export. The library names a dataset after its folder, for which "." is none.

@@ -13,8 +13,8 @@ from pathlib import Path
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning import origin
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import lies_in

@@ -11,7 +11,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.planning.layers import flat
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.stages import yaml_files
 from dhr_batch.stages.registry import STAGES
 

@@ -22,10 +22,10 @@ from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
 from dhr_batch.pipeline.planning.layers import Layer, differences, flat
 from dhr_batch.pipeline.planning.plan import render_models
 from dhr_batch.pipeline.runs import quarantine
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.reading import RunRecords
-from dhr_batch.pipeline.runs.stored_plan import RunSettings, StoredPlan
+from dhr_batch.pipeline.runs.records.manifests import Manifest
+from dhr_batch.pipeline.runs.records.stored_plan import RunSettings, StoredPlan
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect

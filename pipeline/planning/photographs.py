@@ -21,8 +21,8 @@ from dhr_batch.pipeline.datasets.items import (
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import contents, origin
 from dhr_batch.pipeline.planning.contents import Suspect
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS

@@ -14,8 +14,8 @@ from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.weights import weights_of
 from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
-from dhr_batch.pipeline.runs.stored_plan import Fingerprint, Made, RunSettings, StoredPlan
-from dhr_batch.pipeline.runs.versions import newest_rules, newest_schema
+from dhr_batch.pipeline.runs.records.stored_plan import Fingerprint, Made, RunSettings, StoredPlan
+from dhr_batch.pipeline.runs.records.versions import newest_rules, newest_schema
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit import direction_files
 from dhr_batch.stages.edit.base import EditOptions

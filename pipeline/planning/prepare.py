@@ -24,8 +24,8 @@ from dhr_batch.pipeline.planning.plan import Plan, check_edits, edits_of, make, 
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import printable, without_secrets
 from dhr_batch.pipeline.runs.reading import RunRecords
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.results import Run
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage import locations, ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect

@@ -16,7 +16,7 @@ from dhr_batch.pipeline.planning.plan import SCHEMA, Plan, Shard, cut, fingerpri
 from dhr_batch.pipeline.printable import first_names
 from dhr_batch.pipeline.runs.deletion import delete
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.stored_plan import Made, StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import Made, StoredPlan
 
 _CODE = (
     " (the source of the stages is different: finish the run with the dhr-batch that started it, "

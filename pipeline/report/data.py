@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dhr_batch.pipeline.report.pictures import decode, face_share
-from dhr_batch.pipeline.runs import status_file
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.runs.reading import RunRecords
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records import status_file
+from dhr_batch.pipeline.runs.records.manifests import Manifest
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats import set_distances
 from dhr_batch.pipeline.stats.set_distances import SetDistance
 from dhr_batch.pipeline.storage.base import Storage

@@ -12,7 +12,7 @@ import numpy as np
 
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.report.metrics import metric_key, of_truth, stage_key
-from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.stats.curves import starts
 from dhr_batch.stages.measure.face_scores import effect_score
 from dhr_batch.stages.record import edit_stage

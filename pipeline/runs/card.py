@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from dhr_batch.pipeline.markdown import escaped, table_lines
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import RUN, Owned

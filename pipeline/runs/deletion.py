@@ -6,11 +6,11 @@ import re
 from contextlib import suppress
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.runs import status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import PLAN, is_record
 from dhr_batch.pipeline.runs.own_parts import is_staged, parts_among
-from dhr_batch.pipeline.runs.status_file import STATUS
+from dhr_batch.pipeline.runs.records import status_file
+from dhr_batch.pipeline.runs.records.status_file import STATUS
 from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.pipeline.tables.schemas import TABLES
 

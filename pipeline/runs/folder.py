@@ -73,9 +73,7 @@ from pathlib import Path
 
 from dhr_batch.pipeline import crash, stopping
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.runs import manifests, plan_file
 from dhr_batch.pipeline.runs.lease import Holder, LeaseLost, lease
-from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
 from dhr_batch.pipeline.runs.names import (
     PLAN,
     STAGING,
@@ -85,7 +83,9 @@ from dhr_batch.pipeline.runs.names import (
 )
 from dhr_batch.pipeline.runs.own_parts import OwnParts, is_staged, parts_among
 from dhr_batch.pipeline.runs.reading import RunRecords
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records import manifests, plan_file
+from dhr_batch.pipeline.runs.records.manifests import Finished, Manifest, Summaries
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.stopping import Interrupted
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage

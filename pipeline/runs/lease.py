@@ -26,7 +26,7 @@ from pathlib import Path
 
 from dhr_batch.pipeline import sealed, stopping
 from dhr_batch.pipeline.errors import Refused, StorageError
-from dhr_batch.pipeline.runs.records import JsonRecord
+from dhr_batch.pipeline.runs.records.json_record import JsonRecord
 from dhr_batch.pipeline.storage.base import Object, Storage, Version
 from dhr_batch.pipeline.storage.local import LocalStorage, make_folder
 from dhr_batch.pipeline.storage.objects import ObjectStorage

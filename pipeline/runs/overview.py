@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, field_serializer
 
-from dhr_batch.pipeline.runs import manifests, status_file
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import Holder
-from dhr_batch.pipeline.runs.manifests import Summaries
 from dhr_batch.pipeline.runs.parts import wrong_sizes
 from dhr_batch.pipeline.runs.reading import no_run
-from dhr_batch.pipeline.runs.status_file import Speed, StatusContent, WorkerStatus
+from dhr_batch.pipeline.runs.records import manifests, status_file
+from dhr_batch.pipeline.runs.records.manifests import Summaries
+from dhr_batch.pipeline.runs.records.status_file import Speed, StatusContent, WorkerStatus
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import TABLES
 from dhr_batch.pipeline.units import duration

@@ -18,10 +18,10 @@ from contextlib import suppress
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.runs import plan_file
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import PLAN, STAGING, earlier_key, manifest_key, part, shard_of
 from dhr_batch.pipeline.runs.reading import damaged_record
+from dhr_batch.pipeline.runs.records import plan_file
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.storage.base import Storage, is_part
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import sha256
-from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import part, shard_of, staging
 from dhr_batch.pipeline.runs.reading import RunRecords
+from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.storage.base import Storage, in_order
 from dhr_batch.pipeline.threads import together
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dhr_batch.pipeline import sealed, stopping
 from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
-from dhr_batch.pipeline.runs import manifests, plan_file
-from dhr_batch.pipeline.runs.manifests import Finished, Manifest, Summaries
 from dhr_batch.pipeline.runs.names import PLAN, SHARDS, manifest_key, part, shard_of
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records import manifests, plan_file
+from dhr_batch.pipeline.runs.records.manifests import Finished, Manifest, Summaries
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage, Version
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage

@@ -9,8 +9,8 @@ from dhr_batch.pipeline import outside
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.models.weights import check_weights
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
-from dhr_batch.pipeline.runs.versions import RuleVersions
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.versions import RuleVersions
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.rows import is_own
 from dhr_batch.stages import registry

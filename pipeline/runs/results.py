@@ -19,7 +19,7 @@ from dhr_batch.pipeline.runs import render
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.runs.reading import RunRecords
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors

@@ -15,9 +15,7 @@ from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.printable import first_names
-from dhr_batch.pipeline.runs import manifests
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import (
     EARLIER,
     PLAN,
@@ -29,6 +27,8 @@ from dhr_batch.pipeline.runs.names import (
     staging,
 )
 from dhr_batch.pipeline.runs.reading import ChangedPlan, damaged_manifest
+from dhr_batch.pipeline.runs.records import manifests
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.runs.verify_tables import Problem, check
 from dhr_batch.pipeline.storage.base import Storage, is_part
 from dhr_batch.pipeline.storage.local import LocalStorage

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.printable import first_names
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import manifest_key, part
 from dhr_batch.pipeline.runs.parts import difference
 from dhr_batch.pipeline.runs.reading import damaged_manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.tables.schemas import SCHEMA_VERSION
 

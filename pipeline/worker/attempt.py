@@ -16,7 +16,7 @@ from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.planning.plan import Shard
 from dhr_batch.pipeline.printable import without_secrets
-from dhr_batch.pipeline.runs.manifests import FailedImage, FileFacts, Manifest
+from dhr_batch.pipeline.runs.records.manifests import FailedImage, FileFacts, Manifest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import Row, rows_of
 from dhr_batch.pipeline.tables.schemas import RunInfo

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.planning.plan import Shard
-from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.threads import Behind, ahead
 from dhr_batch.stages import failures
 from dhr_batch.stages.record import Record

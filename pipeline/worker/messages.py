@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dhr_batch.pipeline.forecast import Flight, Passage
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
-from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 
 # The most shards that a worker has in hand. It takes a further one when it has read those that it
 # has, and reads only as far ahead as `Line` lets it: so many shards only if each is one batch.

@@ -26,8 +26,8 @@ from dhr_batch.pipeline.planning.costs import ON_HOST
 from dhr_batch.pipeline.planning.earlier_run import Reader
 from dhr_batch.pipeline.planning.estimate import GeneratorFacts
 from dhr_batch.pipeline.planning.plan import Shard
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.worker import batches

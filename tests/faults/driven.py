@@ -15,7 +15,7 @@ from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.report.write import write_report
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import Manifest, total
+from dhr_batch.pipeline.runs.records.manifests import Manifest, total
 from dhr_batch.pipeline.worker.settings import Settings
 from dhr_batch.pipeline.worker.worker import Worker
 

@@ -23,8 +23,8 @@ from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.planning.plan import Plan, Shard
 from dhr_batch.pipeline.runs.deletion import delete
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect

@@ -11,9 +11,9 @@ import pytest
 
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import staging
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.objects import ObjectStorage
 

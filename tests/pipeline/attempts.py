@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.names import staging
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 
 PLAN = StoredPlan(schema=2, shards=[["a", "b", "c"]], contents=[[1, 2, 3]])

@@ -18,8 +18,8 @@ from dhr_batch.pipeline.engine.progress import RunCounters
 from dhr_batch.pipeline.engine.status import StatusWriter
 from dhr_batch.pipeline.forecast import Forecast
 from dhr_batch.pipeline.report.summaries import throughput
-from dhr_batch.pipeline.runs import status_file
-from dhr_batch.pipeline.runs.status_file import WorkerStatus
+from dhr_batch.pipeline.runs.records import status_file
+from dhr_batch.pipeline.runs.records.status_file import WorkerStatus
 from dhr_batch.pipeline.storage.connect import connect
 
 

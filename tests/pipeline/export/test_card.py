@@ -10,7 +10,7 @@ import yaml
 
 from dhr_batch.pipeline.datasets import named
 from dhr_batch.pipeline.export import target
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.tests.pipeline.exported import (
     exported,
     listed,

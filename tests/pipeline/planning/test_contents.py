@@ -24,8 +24,8 @@ from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.manifests import Manifest
 from dhr_batch.pipeline.runs.parts import Damaged
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.connect import connect

@@ -16,7 +16,7 @@ from dhr_batch.pipeline.planning import config
 from dhr_batch.pipeline.planning.plan import fingerprint
 from dhr_batch.pipeline.planning.prepare import check_gpus, describe, prepare
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.pipeline.runs import plan_file
+from dhr_batch.pipeline.runs.records import plan_file
 from dhr_batch.stages import registry
 
 

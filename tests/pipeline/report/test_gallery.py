@@ -18,7 +18,7 @@ from PIL import Image
 from dhr_batch.pipeline.report import contact_sheet, gallery
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report import pictures as report_pictures
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline.reported import EDITS, IDS, embedded, names, portrait, write
 

@@ -9,7 +9,7 @@ import pytest
 from dhr_batch.pipeline.report import summaries, truth
 from dhr_batch.pipeline.report.data import RunData
 from dhr_batch.pipeline.report.metrics import of_truth
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.stats.bootstrap import estimate
 
 SHARES = {"0.png": 0.06, "1.png": 0.15, "2.png": 0.25, "3.png": 0.4}

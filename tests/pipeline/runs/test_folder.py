@@ -14,10 +14,10 @@ import pytest
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import LeaseLost
-from dhr_batch.pipeline.runs.manifests import dumps
 from dhr_batch.pipeline.runs.names import staging
+from dhr_batch.pipeline.runs.records.manifests import dumps
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.reopening import reopen
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.pipeline.attempts import PLAN, attempt, files

@@ -19,7 +19,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.runs import lease
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.lease import LeaseLost
-from dhr_batch.pipeline.runs.manifests import Manifest, dumps
+from dhr_batch.pipeline.runs.records.manifests import Manifest, dumps
 from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect

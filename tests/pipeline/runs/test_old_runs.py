@@ -29,7 +29,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.planning.origin import Origin
-from dhr_batch.pipeline.runs import versions
+from dhr_batch.pipeline.runs.records import versions
 from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.conftest import picture
 

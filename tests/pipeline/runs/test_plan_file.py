@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import plan as planning_plan
 from dhr_batch.pipeline.planning import resume
-from dhr_batch.pipeline.runs import plan_file
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.plan_file import Rows
-from dhr_batch.pipeline.runs.stored_plan import RunSettings, StoredPlan
+from dhr_batch.pipeline.runs.records import plan_file
+from dhr_batch.pipeline.runs.records.plan_file import Rows
+from dhr_batch.pipeline.runs.records.stored_plan import RunSettings, StoredPlan
 
 ROWS: list[list[Any]] = [["a.png", 'quote " and\nline', "ü ]"], [], ["z"]]
 PLAN = StoredPlan(

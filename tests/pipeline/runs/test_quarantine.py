@@ -18,7 +18,7 @@ from PIL import Image
 from dhr_batch.cli import main
 from dhr_batch.pipeline.planning.command import goes_on
 from dhr_batch.pipeline.runs.folder import RunFolder
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 
 SHARDS = ["00000.json", "00001.json", "00002.json"]
 

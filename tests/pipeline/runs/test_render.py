@@ -23,7 +23,7 @@ from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, plan
 from dhr_batch.pipeline.runs import render
-from dhr_batch.pipeline.runs.stored_plan import Fingerprint, RunSettings
+from dhr_batch.pipeline.runs.records.stored_plan import Fingerprint, RunSettings
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.tables.rows import rows_of

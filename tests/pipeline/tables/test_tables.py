@@ -19,7 +19,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.pipeline.errors import NoRun
 from dhr_batch.pipeline.runs import card
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import codec, schemas
 from dhr_batch.pipeline.tables import rows as tables
 from dhr_batch.pipeline.tables.files import TableFile

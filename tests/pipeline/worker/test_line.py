@@ -11,7 +11,7 @@ import pytest
 
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.planning.plan import Shard
-from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.worker.line import Job, Line, Writing
 from dhr_batch.stages import failures
 from dhr_batch.stages.record import Record

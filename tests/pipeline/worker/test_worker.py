@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dhr_batch.pipeline.planning.plan import Plan
-from dhr_batch.pipeline.runs.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.tables.files import TableFile
 from dhr_batch.pipeline.worker.settings import Settings
 from dhr_batch.pipeline.worker.worker import Worker

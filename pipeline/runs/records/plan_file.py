@@ -14,8 +14,8 @@ from itertools import zip_longest
 from typing import Any, overload
 
 from dhr_batch.pipeline import sealed
-from dhr_batch.pipeline.runs import versions
-from dhr_batch.pipeline.runs.stored_plan import StoredPlan
+from dhr_batch.pipeline.runs.records import versions
+from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 
 _LONG = ("shards", "contents")
 _END = b"\n ]"

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.errors import StorageError
-from dhr_batch.pipeline.runs.records import JsonRecord
+from dhr_batch.pipeline.runs.records.json_record import JsonRecord
 from dhr_batch.pipeline.storage.base import Storage
 
 STATUS = "_state/status.json"

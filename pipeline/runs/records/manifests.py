@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from dhr_batch.pipeline import sealed
-from dhr_batch.pipeline.runs.records import JsonRecord
+from dhr_batch.pipeline.runs.records.json_record import JsonRecord
 from dhr_batch.stages.faces import face_id
 from dhr_batch.stages.registry import STAGES
 

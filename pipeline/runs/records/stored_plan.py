@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar, overload
 
 from dhr_batch.pipeline.datasets.items import Mark
-from dhr_batch.pipeline.runs.records import JsonRecord
-from dhr_batch.pipeline.runs.versions import RuleVersions
+from dhr_batch.pipeline.runs.records.json_record import JsonRecord
+from dhr_batch.pipeline.runs.records.versions import RuleVersions
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
 from dhr_batch.stages import registry

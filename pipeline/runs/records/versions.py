@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.runs.records import JsonRecord
+from dhr_batch.pipeline.runs.records.json_record import JsonRecord
 from dhr_batch.version import __version__
 
 # All known versions with a description of each. New runs get the highest number.
