@@ -156,15 +156,16 @@ class Edit(ABC):
         start = float(self.start(ws).mean())
         return start + share * (strength - start)
 
-    def step(self, before: Step, strength: float, kept: Sequence[int] | None) -> Step:
+    def step(self, before: Step, strength: float, kept: Tensor | None) -> Step:
         """Add the edit to what other edits have made of a code.
 
         Args:
             before: The code so far.
             strength: How far to go.
-            kept: Rows that are not changed, unless the edit names its rows itself. Layers behind
-                the feature layer are then rendered with the earlier code as well, because a row may
-                modulate layers on both sides of it. None if edits move all rows.
+            kept: True for rows that are not changed, unless the edit names its rows itself, bool
+                [L, 1]. Layers behind the feature layer are then rendered with the earlier code as
+                well, because a row may modulate layers on both sides of it. None if edits move all
+                rows.
         """
         code, offsets = self.apply(before.code, strength)
         styles = {name: before.styles.get(name, 0) + offset for name, offset in offsets.items()}
@@ -173,9 +174,8 @@ class Edit(ABC):
             return made
         if self.names_rows:
             return replace(made, behind=before.behind + (code - before.code))
-        code = code.clone()
-        code[:, kept] = before.code[:, kept]
-        return replace(made, code=code, behind=before.behind)
+        # Unlike an assignment to chosen rows, this does not wait for a GPU.
+        return replace(made, code=before.code.where(kept, code), behind=before.behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class Move:
         """Whether the refined picture is the result for any code."""
         return self.strength == 0 and not self.edit.absolute
 
-    def step(self, ws: Tensor, kept: Sequence[int] | None, share: float = 1) -> Step:
+    def step(self, ws: Tensor, kept: Tensor | None, share: float = 1) -> Step:
         """Return what the edit makes of the codes ws of one image, [1, L, 512].
 
         Args:

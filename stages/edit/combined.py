@@ -55,7 +55,7 @@ class Combined(Edit):
         made = self.step(Step(ws, ws), strength, None)
         return made.code, made.styles
 
-    def step(self, before: Step, strength: float, kept: Sequence[int] | None) -> Step:
+    def step(self, before: Step, strength: float, kept: Tensor | None) -> Step:
         for edit, own in self.parts:
             before = edit.step(before, edit.partly(before.code, own, strength), kept)
         return before

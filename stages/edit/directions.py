@@ -61,10 +61,11 @@ class Directions(Stage):
         self.generator: Generator = context.network("generator", context.generator)
         self.refiner: Refiner = context.refiner()
         self._at_once = self.options.batch
-        self.kept: list[int] | None = None
+        self.kept: Tensor | None = None
         if self.options.rows == "trunk":
             moved = self.generator.trunk_rows
-            self.kept = [r for r in range(self.generator.num_ws) if r not in moved]
+            kept = [[row not in moved] for row in range(self.generator.num_ws)]
+            self.kept = torch.tensor(kept, device=context.device)
         self.moves: list[Move] = []
         titles: dict[str, str] = {}
         for options in self.options.edits:

@@ -61,7 +61,7 @@ def realism(pictures: np.ndarray, landmarks: np.ndarray, device: str) -> np.ndar
         align_corners=False,
     )
     mouths = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    channels = torch.einsum("kc,nchw->nkhw", mouths.new_tensor(_CHANNELS), mouths)
+    channels = torch.einsum("kc,nchw->nkhw", to_device(torch.tensor(_CHANNELS), device), mouths)
     blurred = [_blurred(channels, sigma) for sigma in _SIGMAS]
     octaves = torch.stack([a - b for a, b in pairwise(blurred)], 1)
     logs = (octaves.square().mean((3, 4)) + _FLOOR).log() / 2

@@ -198,6 +198,20 @@ def test_steps_wait_for_nothing(
     assert asked == ({"dhr_batch.stages.refine.pti": 1} if name == "pti" else {})
 
 
+def test_further_edits_wait_for_nothing(reached: tuple[Context, dict[str, list[Record]]]) -> None:
+    context, before = reached
+
+    def waits(number: int) -> pretended_cuda.Waits:
+        edit = {"direction": "smile", "strengths": [0.1 * (1 + i) for i in range(number)]}
+        stage = contract.build(context, "edit", "directions", edits=[edit])
+        with pretended_cuda.watch() as seen:
+            (done,) = stage.run(before["edit"][:1])
+        assert done.failure is None, done.failure
+        return seen
+
+    assert waits(4) == waits(2)
+
+
 def test_images_that_are_finished_are_noticed_after_some_steps(
     reached: tuple[Context, dict[str, list[Record]]],
 ) -> None:
