@@ -59,6 +59,21 @@ def test_it_learns_from_edits_what_photographs_do_not_show() -> None:
     assert results[RECONSTRUCTIONS].auc == results[PHOTOGRAPHS].auc
 
 
+def test_many_pictures_of_a_photograph_weigh_as_much_as_one() -> None:
+    photographs = faces(0)
+    once, often = (augmentation._fitted(photographs * n, 0.5)[-1].coef_ for n in (1, 8))
+    np.testing.assert_allclose(once, often, rtol=1e-3, atol=1e-5)
+
+
+def test_edits_do_not_move_the_threshold() -> None:
+    wide = [
+        replace(e, scores=e.scores | {SCORE: e.score + 9}) if e.kind == "edit" else e
+        for e in faces(5)
+    ]
+    for result in compare(wide):
+        assert np.isfinite(result.auc).all()
+
+
 def test_each_group_is_counted_by_itself() -> None:
     (result, *_) = compare(faces(2))
     assert list(result.accuracy) == [

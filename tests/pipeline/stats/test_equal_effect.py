@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dhr_batch.pipeline.stats.curves import Curve
+from dhr_batch.pipeline.stats.curves import Curve, at
 from dhr_batch.pipeline.stats.equal_effect import (
     difference,
     effect_at_equal_cost,
@@ -83,6 +83,13 @@ def test_effects_are_against_the_source():
     assert up.places == {"faithful": pytest.approx(4), "smiling": pytest.approx(3)}
     assert down.effect == pytest.approx(-0.1)
     assert down.places == {"faithful": pytest.approx(1), "smiling": pytest.approx(0)}
+
+
+def test_a_reconstruction_beyond_the_effect_is_edited_back():
+    smiling = line(0.1, 1.0, offset=0.1)
+    # At an effect of 0.05 the strength is -0.5, at one of -0.05 it is -1.5.
+    assert at(smiling.strengths, smiling.place(0.05)) == pytest.approx(-0.5)
+    assert at(smiling.strengths, smiling.place(-0.05)) == pytest.approx(-1.5)
 
 
 def test_images_qualify_where_all_methods_get():
