@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dhr_batch.benchmarks import edit_rules
+from dhr_batch.stages.edit.scene import seen
 from dhr_batch.stages.motion import SIDE, Motion
 from dhr_batch.stages.networks.parsers.face_parts import INDEX
+from dhr_batch.stages.tensors import tensor_to_images
+from dhr_batch.tests.stages.edit import test_rows_and_motion as edited
 
 
 def test_rules_are_compared_on_faces_whose_edits_are_known(tmp_path: Path) -> None:
@@ -32,6 +36,29 @@ def test_rules_are_compared_on_faces_whose_edits_are_known(tmp_path: Path) -> No
     assert len({row["truth_psnr"] for row in found["rows"][1:]}) > 1
     (strip,) = strips.glob("*.png")
     assert strip.name == "face-0-0.push.2.png"
+
+
+def test_truth_and_motion_are_those_of_the_edited_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = np.random.default_rng(0).normal(size=512).astype(np.float32)
+    np.save(tmp_path / "push.npy", push)
+    context = edited.context_of()
+    net = context.network("generator", "tiny")
+    compared = edit_rules.Compared(context, (str(tmp_path / "push.npy"),), (2.0,), "tiny", False)
+    code = np.random.default_rng(1).normal(size=512).astype(np.float32)
+    ws = net.broadcast(torch.from_numpy(code)[None]).clone()
+    ws[:, net.trunk_rows] += 2 * torch.from_numpy(push)
+    expected = tensor_to_images(net.synthesize(ws))[0]
+    np.testing.assert_allclose(compared._truth(code, 0).astype(int), expected, atol=1)
+
+    monkeypatch.setattr("dhr_batch.stages.motion.motion", lambda *pictures: pictures)
+    record = edited.record(context)
+    before, after, _ = compared._motion(record, ws[0].numpy())  # type: ignore[misc]
+    own = torch.from_numpy(record.latent)[None]
+    for found, plain in ((before, own), (after, ws)):
+        (known,) = seen(net.synthesize(plain))
+        np.testing.assert_allclose(found.astype(int), known, atol=1)
 
 
 def test_means_count_effects_towards_the_strength_and_leave_capped_edits_out() -> None:

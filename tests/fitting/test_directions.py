@@ -70,6 +70,9 @@ def test_conditioned_directions_leave_each_other_alone(planted):
         assert tight[name].array @ own[name] > 0
         assert tight[name].conditions == (other,)
         assert tight[name].kept < loose[name].kept == 1
+        # Strength 1 of both changes the linear model by one deviation.
+        wanted = loose[name].array @ loose[name].array
+        assert tight[name].array @ loose[name].array == pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_published_boundary_learns_from_the_extremes(planted):

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from dhr_batch.stages.context import Context
+from dhr_batch.stages.edit.base import Edit, Step
 from dhr_batch.stages.edit.direction_files import DirectionError
 from dhr_batch.stages.edit.directions import Directions
 from dhr_batch.stages.edit.rerender import Rerender
@@ -112,6 +113,27 @@ def test_each_edit_moves_its_own_rows_and_styles(context, files, record):
     assert np.abs(styled.image.astype(int) - limited.image).mean() > 0.1
     (alone,) = made(context, record, two | {"strengths": [5]})
     assert np.abs(alone.image.astype(int) - both.image).mean() > 0.1
+
+
+class Add(Edit):
+    def __init__(self, names_rows):
+        self.names_rows = names_rows
+
+    def fit(self, generator):
+        raise AssertionError
+
+    def apply(self, ws, strength):
+        return ws + strength, {}
+
+
+def test_layers_behind_see_only_edits_that_name_their_rows():
+    start = Step(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1))
+    kept = torch.tensor([[False], [True]])
+    limited = Add(names_rows=False).step(start, 1, kept)
+    both = Add(names_rows=True).step(limited, 10, kept)
+    for step, code, behind in ((limited, [1, 0], [0, 0]), (both, [11, 10], [10, 10])):
+        assert step.code.flatten().tolist() == code
+        assert step.behind.flatten().tolist() == behind
 
 
 def test_a_combination_may_be_part_of_one(context, files, record, tmp_path):
