@@ -144,6 +144,10 @@ def test_ganspace_fit_is_the_pca_of_mapped_latents(tiny):
     assert np.abs(w.mean(0) - fit.mean).max() < 6 * w.std(0).max() / 4096**0.5
     spread = ((w - fit.mean) @ fit.components.T).std(0)
     assert np.allclose(spread, fit.std, rtol=0.15)
+    source = torch.Generator().manual_seed(3)
+    own = torch.cat([torch.randn(n, 512, generator=source) for n in (4096, 904)])
+    variances = np.linalg.eigvalsh(np.cov(tiny.map(own).double().numpy().T))[::-1]
+    assert np.allclose(fit.std, np.sqrt(variances[:5]), rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------- files
