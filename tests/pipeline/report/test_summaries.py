@@ -231,6 +231,13 @@ def test_side_effects_stand_below_the_effects(make_run: Callable[..., Path]) -> 
     assert down["Score: age [years]"].text == "3.000 (3.000)"
     assert "Identity distance (dlib)" in heads
 
+    # The same changes, as another judge would see them.
+    seen = data.metrics.replace({"metric": {"score_age": "score_happy"}})
+    page = sections.page(replace(data, metrics=seen), report_page.Gallery("", [], [], []))
+    (section,) = [s for s in page.sections if s.key == "edits"]
+    _, up = (dict(zip(heads, row, strict=False)) for row in section.tables[1].rows)
+    assert up["effect by another judge"] == report_page.Shown(-2, "happy -2.000")
+
 
 def test_an_exact_copy_does_not_make_a_mean_infinite(make_run: Callable[..., Path]) -> None:
     data = report_data.load(connect(make_run()))
