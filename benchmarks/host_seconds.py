@@ -73,7 +73,10 @@ PIECES = {
         "dhr_batch.stages.networks.faces.detect.Detector.refine",
     ],
     "superpixels": ["dhr_batch.stages.segment.superpixels"],
-    "face parser": ["dhr_batch.stages.networks.parsers.landmarks.LandmarkParser.parse"],
+    "face parser": [
+        "dhr_batch.stages.networks.parsers.landmarks.LandmarkParser.parse",
+        "dhr_batch.stages.networks.parsers.person.Person.__call__",
+    ],
     "domain mask": ["dhr_batch.stages.segment.DomainSpecific.process"],
     "rounding of refinements": ["dhr_batch.pipeline.tables.rows.as_stored"],
     "motion of edits": [

@@ -76,7 +76,7 @@ class DomainSpecificOptions(StageOptions):
     earlier: ClassVar = {"rates": "absolute"}
 
     name: str = "dhr"
-    parser: Parser = "landmarks"
+    parser: Parser = "landmarks+person"
     perceptual: Perceptual = "st_lpips_alex"
     segments: int = Field(
         200,

@@ -202,7 +202,7 @@ class HalfFace:
 def stage(**options) -> DomainSpecific:
     context = Context("cpu", "none", models=lambda name: Path(name))
     context._networks |= {
-        ("parser", "landmarks"): HalfFace(),
+        ("parser", "landmarks+person"): HalfFace(),
         ("perceptual", "st_lpips_alex"): Squares(),
         ("generator", "none"): None,
     }

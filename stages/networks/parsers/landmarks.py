@@ -12,7 +12,6 @@ a constant calls for a new calibration.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import cv2
@@ -69,18 +68,12 @@ class LandmarkParser:
         landmarks: Finds the face box and the 68 points.
         detector: Decides whether there is a face when dlib's own detector finds none, which happens
             with masks and hats. Without a detector, the face is assumed where alignment puts it.
-        person: Finds the person in a picture of 256 px (`parse_face`); by default colours do.
     """
 
     name = "landmarks"
 
-    def __init__(
-        self,
-        landmarks: Landmarks68,
-        detector: Detector | None = None,
-        person: Callable[[np.ndarray], Map] | None = None,
-    ) -> None:
-        self.landmarks, self.detector, self.person = landmarks, detector, person
+    def __init__(self, landmarks: Landmarks68, detector: Detector | None = None) -> None:
+        self.landmarks, self.detector = landmarks, detector
 
     def parse(self, image: np.ndarray) -> np.ndarray | None:
         """Parse at 256 px; other sizes are resized to it and back. See `Parser.parse`."""
@@ -89,7 +82,7 @@ class LandmarkParser:
         points = self._points(np.ascontiguousarray(small))
         if points is None:
             return None
-        probs = parse_face(small, points, self.person and self.person(small))
+        probs = parse_face(small, points)
         if (height, width) == (WORK_SIZE, WORK_SIZE):
             return probs
         resized = [cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in probs]
@@ -109,7 +102,7 @@ def landmark_parser(context: Context) -> LandmarkParser:
     )
 
 
-def parse_face(image: Map, points: np.ndarray, person: Map | None = None) -> Map:
+def parse_face(image: Map, points: np.ndarray) -> Map:
     """Parse one face.
 
     What lies over the face and clearly has another colour than its skin is classified as cloth, or
@@ -118,8 +111,6 @@ def parse_face(image: Map, points: np.ndarray, person: Map | None = None) -> Map
     Args:
         image: uint8 RGB [H, W, 3].
         points: 68 landmarks in pixels of the image, [68, 2].
-        person: Probability that a pixel shows the person, float32 [H, W]; by default GrabCut
-            separates the person from the background.
 
     Returns:
         Probabilities of `CLASSES`, float32 [19, H, W], summing to 1.
@@ -132,8 +123,7 @@ def parse_face(image: Map, points: np.ndarray, person: Map | None = None) -> Map
     features = np.clip(sum(parts.values()), 0, 1)
     chroma = skin_chroma(lab, face)
     foreign = unlike_skin(lab, chroma)
-    person = person_mask(image, face) if person is None else person
-    person = np.maximum(person, above(face.inside, *_SURELY_PERSON))
+    person = np.maximum(person_mask(image, face), above(face.inside, *_SURELY_PERSON))
     own = 1 - foreign
     skin, hair, cloth = _likelihoods(lab, face, own, features, person)
     fringe = smooth(guide, _fringe(face, skin, hair))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from dhr_batch.stages.networks.parsers.face_parts import INDEX
 from dhr_batch.stages.networks.parsers.landmarks import LandmarkParser
 from dhr_batch.stages.networks.small_nets import SmallNet
 
 if TYPE_CHECKING:
     from dhr_batch.stages.context import Context
+    from dhr_batch.stages.networks.faces.detect import Detector
+    from dhr_batch.stages.networks.faces.dlib_face import Landmarks68
 
 _SIDE = 256
 
@@ -35,9 +39,32 @@ class Person:
 
 
 class PersonParser(LandmarkParser):
-    """`landmarks+person`: the parser by landmarks, with the person by a network."""
+    """`landmarks+person`: the parser by landmarks, and a network that finds the whole person.
+
+    Colours lose hair, the crown of the head and clothes in some pictures, which edits would then
+    leave behind. What the network takes for the person and colours for the background is cloth
+    here: its class is not known, but like clothes it is out-of-domain and moves with the person.
+    """
 
     name = "landmarks+person"
+
+    def __init__(
+        self,
+        landmarks: Landmarks68,
+        detector: Detector,
+        person: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        super().__init__(landmarks, detector)
+        self.person = person
+
+    def parse(self, image: np.ndarray) -> np.ndarray | None:
+        """See `Parser.parse`."""
+        probs = super().parse(image)
+        if probs is not None:
+            missed = probs[INDEX["background"]] * self.person(image)
+            probs[INDEX["cloth"]] += missed
+            probs[INDEX["background"]] -= missed
+        return probs
 
 
 def person_parser(context: Context) -> PersonParser:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dhr_batch.stages.context import Context
-from dhr_batch.stages.networks.parsers import grabcut, person
+from dhr_batch.stages.networks.parsers import person
 from dhr_batch.stages.networks.parsers.face_parts import CLASSES, INDEX
 from dhr_batch.stages.networks.parsers.landmarks import LandmarkParser, landmark_parser, parse_face
 from dhr_batch.stages.networks.parsers.parser import no_parser
@@ -154,14 +154,21 @@ def test_noise_has_no_face(models) -> None:
     assert parser.parse(noise) is None
 
 
-def test_a_person_that_is_given_is_taken(portrait, monkeypatch):
-    monkeypatch.setattr(grabcut.cv2, "grabCut", None)
-    given = np.zeros((256, 256), np.float32)
-    given[20:, 40:216] = 1
-    background = parse_face(portrait, landmarks(), given)[INDEX["background"]]
-    assert (background[:20] > 0.99).all()
-    assert (background[:, :40] > 0.99).all()
-    assert (background[24:, 44:212] < 0.01).all()
+def test_what_colours_miss_of_the_person_is_cloth(portrait: np.ndarray) -> None:
+    """Cloth is out-of-domain as the background is, and moves with the person."""
+    alone = LandmarkParser(Finder("hog"))
+    probs = alone.parse(portrait)
+    missed = np.zeros((256, 256), np.float32)
+    missed[:60, :30] = 0.9
+    found = person.PersonParser(Finder("hog"), Seer(1), lambda image: missed).parse(portrait)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-4)
+    assert (probs.argmax(0)[:60, :30] == INDEX["background"]).all()
+    assert (found.argmax(0)[:60, :30] == INDEX["cloth"]).all()
+    others = np.delete(np.arange(19), [INDEX["background"], INDEX["cloth"]])
+    np.testing.assert_array_equal(found[others], probs[others])
+    np.testing.assert_array_equal(found[:, 60:], probs[:, 60:])
+    blind = person.PersonParser(Finder("ffhq"), Seer(0), lambda image: missed)
+    assert blind.parse(portrait) is None
 
 
 def test_the_person_in_a_photograph(models, astronaut):
