@@ -247,11 +247,15 @@ class Forecast:
         new = self._new(costs)
         per_image = max(sum(new.get(stage, 0.0) for stage in lane) for lane in self._lanes)
         ends = []
+        # A worker may have told that a batch is written before its shard counts as finished.
+        free = max(
+            0.0, images - sum(own.size for _, batches in self._flights.values() for own in batches)
+        )
         for worker, hand in (self.hands or {0: 0}).items():
             heard, flights = self._flights.get(worker, (now, ()))
             rests = [self._rest(flight, costs, now - heard) for flight in flights]
             begun = sum(flight.size for flight in flights)
-            further = max(0, min(hand, images) - begun)
+            further = min(max(0.0, hand - begun), free)
             longest = max((sum(rest.values()) for rest in rests), default=0.0)
             lanes = (
                 sum(rest.get(stage, 0.0) for rest in rests for stage in lane)

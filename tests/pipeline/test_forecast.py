@@ -197,3 +197,16 @@ def test_a_worker_tells_what_the_forecast_needs(monkeypatch: pytest.MonkeyPatch)
         if now >= Clock.now + whole / 10:
             assert left == pytest.approx(clock.now - now, abs=0.12 * whole)
             assert share / images == pytest.approx(1 - (clock.now - now) / whole, abs=0.12)
+
+
+def test_the_last_images_of_two_workers_are_not_counted_again() -> None:
+    """Image 0 is finished, but not yet known to be; worker 1 writes image 1."""
+    forecast = Forecast(EXPECTED, TOGETHER, known=True)
+    forecast.hands = {0: 1, 1: 1}
+    passed = [Passage(stage, 1, 1, cost, cost) for stage, cost in EXPECTED.items()]
+    forecast.hear(0, 50.0, [], passed)
+    forecast.hear(1, 50.0, [Flight(1, 1, 1, "")], passed)
+    assert forecast.left(1, 50.0) == 0
+    forecast.correct()
+    forecast.hear(1, 50.0, [Flight(1, 1, 1, "measure", 0.5)], [])
+    assert forecast.left(1, 50.0) == pytest.approx(EXPECTED["measure"] - 0.5, rel=0.1)
