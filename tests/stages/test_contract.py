@@ -152,8 +152,11 @@ def test_members_do_not_depend_on_batch_mates(prepared, stage, name):
             x, y = getattr(a, field), getattr(b, field)
             if isinstance(x, np.ndarray) and x.dtype == np.uint8:
                 assert np.abs(x.astype(int) - y).max() <= 2, field
+            elif isinstance(x, np.ndarray) and x.dtype == bool:
+                np.testing.assert_array_equal(x, y)
             elif isinstance(x, np.ndarray):
-                np.testing.assert_allclose(x, y, atol=2e-2)
+                # Steps of an optimiser enlarge the last bits of single values on some processors.
+                assert np.linalg.norm(x - y) <= 0.005 * np.linalg.norm(y), field
 
 
 @pytest.mark.parametrize(("stage", "name"), [m for m in MEMBERS if m[0] in ("embed", "refine")])

@@ -251,7 +251,13 @@ def test_the_command_lists_its_runs(photographs, tmp_path):
 def test_the_command_lists_runs_and_needs(models, photographs, tmp_path, monkeypatch):
     cache, home = catalogue.home() / "models", tmp_path / "home"
     (home / "models").mkdir(parents=True)
-    used = ("mobilestylegan-ffhq", "stlpips-alex", "stlpips-vgg", "dlib-landmarks68")
+    used = (
+        "mobilestylegan-ffhq",
+        "stlpips-alex",
+        "stlpips-vgg",
+        "dlib-landmarks68",
+        "selfie-segmentation",
+    )
     for name in (*used, "dlib-face-resnet"):
         models(name)
         (home / "models" / name).symlink_to(cache / name)

@@ -19,6 +19,7 @@ from skimage import data
 import dhr_batch
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
+from dhr_batch.pipeline.report import write
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.stages.edit.rerender import Rerender
@@ -216,7 +217,7 @@ def test_a_finished_run_does_not_fail_through_its_report(
     def fails(_: object) -> str:
         raise error
 
-    monkeypatch.setattr(runner, "write_report", fails)
+    monkeypatch.setattr(write, "write_report", fails)
     progress = Progress(RunCounters(total=0, shards=0), "none", quiet=False)
     assert runner._report(connect(tmp_path), progress) is None
     assert f"no report: {type(error).__name__}: {error}" in capsys.readouterr().err
