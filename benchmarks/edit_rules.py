@@ -237,11 +237,12 @@ def _skin(
 def _still(source: np.ndarray, edited: np.ndarray, moved: Motion) -> dict[str, float]:
     """Return the PSNR to the photograph more than 12 px away from everything that moves."""
     import cv2
+    import numpy as np
 
     from dhr_batch.stages.measure.contours import background, background_psnr
     from dhr_batch.stages.motion import SIDE
 
-    moving = moved.person.any(2) | moved.whole.any(2)
+    moving = np.logical_or(moved.person.any(2), moved.whole.any(2))
     made, given = (
         cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in (edited, source)
     )
