@@ -156,7 +156,7 @@ def test_members_do_not_depend_on_batch_mates(prepared, stage, name):
                 np.testing.assert_array_equal(x, y)
             elif isinstance(x, np.ndarray):
                 # Steps of an optimiser enlarge the last bits of single values on some processors.
-                assert np.linalg.norm(x - y) <= 0.005 * np.linalg.norm(y), field
+                assert np.linalg.norm(x - y) <= 0.02 * np.linalg.norm(y), field
 
 
 @pytest.mark.parametrize(("stage", "name"), [m for m in MEMBERS if m[0] in ("embed", "refine")])
