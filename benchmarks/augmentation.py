@@ -148,7 +148,7 @@ def generated(faces: int, tested: int) -> Iterator[Example]:
         faces: Number of faces that are embedded, refined and edited.
         tested: Number of further faces.
     """
-    from dhr_batch.benchmarks import edit_rules
+    from dhr_batch.benchmarks import generated_faces
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.planning import config
     from dhr_batch.stages.context import Context
@@ -162,7 +162,7 @@ def generated(faces: int, tested: int) -> Iterator[Example]:
         use(), values["generator"], catalogue.path, aligned=True, refine=values["refine"]
     )
     editor = None
-    for record, _ in edit_rules.generated(context, values, faces, seed=0):
+    for record, _ in generated_faces.refined(context, values, faces, seed=0):
         if editor is None:
             editor = Directions(Directions.Options.model_validate(values["edit"]))
             editor.setup(context)
@@ -170,7 +170,7 @@ def generated(faces: int, tested: int) -> Iterator[Example]:
         pictures = [("source", required(done.image)), ("refined", required(done.refined))]
         for kind, picture in [*pictures, *(("edit", edit.image) for edit in done.edits)]:
             yield from _scored(context, done.image_id, kind, picture)
-    for number, (picture, _) in enumerate(edit_rules.faces_of(context, tested, seed=1)):
+    for number, (picture, _) in enumerate(generated_faces.drawn(context, tested, seed=1)):
         yield from _scored(context, f"face-1-{number}", "source", picture)
 
 

@@ -11,13 +11,14 @@ the face, on the rows of the trunk. It moves the background as well, which the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.benchmarks import generated_faces
 from dhr_batch.benchmarks.machine import describe, json_option, write_json
 from dhr_batch.pipeline.cli.output import Command
 from dhr_batch.pipeline.units import number
@@ -52,7 +53,6 @@ COLUMNS = {
     "realism": "realism of the mouth",
     "identity": "dlib distance to the photograph",
 }
-TRUNCATION = 0.7
 
 
 class Compared:
@@ -220,13 +220,14 @@ def _skin(
     import cv2
     import numpy as np
 
+    from dhr_batch.stages.measure.contours import picture_at_side
     from dhr_batch.stages.motion import SIDE, carried
     from dhr_batch.stages.networks.parsers.face_parts import INDEX
 
     skin = cv2.resize((labels == INDEX["face"]).astype(np.float32), (SIDE, SIDE))
     parts = []
     for picture, where in ((refined, skin), (edited, carried(skin, moved.person))):
-        small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        small = picture_at_side(picture)
         lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         if not (where > 0.5).any():
             return {}
@@ -236,17 +237,13 @@ def _skin(
 
 def _still(source: np.ndarray, edited: np.ndarray, moved: Motion) -> dict[str, float]:
     """Return the PSNR to the photograph more than 12 px away from everything that moves."""
-    import cv2
     import numpy as np
 
-    from dhr_batch.stages.measure.contours import background, background_psnr
-    from dhr_batch.stages.motion import SIDE
+    from dhr_batch.stages.measure.contours import background, background_psnr, picture_at_side
 
     moving = np.logical_or(moved.person.any(2), moved.whole.any(2))
-    made, given = (
-        cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in (edited, source)
-    )
-    value = background_psnr(made, given, background(moving, moving))
+    beyond = background(moving, moving)
+    value = background_psnr(picture_at_side(edited), picture_at_side(source), beyond)
     return {} if value is None else {"still_psnr": value}
 
 
@@ -258,63 +255,13 @@ def _strip(path: Path, pictures: list[Any]) -> None:
     Image.fromarray(np.hstack(pictures)).save(path)
 
 
-def faces_of(context: Context, faces: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield faces of a generator, uint8 [R, R, 3], each with its code, float32 [512].
-
-    Args:
-        context: The generator.
-        faces: Number of faces.
-        seed: Seed of the faces.
-    """
-    import numpy as np
-    import torch
-
-    from dhr_batch.stages.tensors import tensor_to_images
-
-    generator = context.network("generator", context.generator)
-    draw = torch.Generator().manual_seed(seed)
-    for _ in range(faces):
-        z = torch.randn(1, 512, generator=draw).to(context.device)
-        with torch.no_grad():
-            code = generator.map(z, TRUNCATION)
-            image = tensor_to_images(generator.synthesize(generator.broadcast(code)))[0]
-        yield image, code[0].cpu().numpy().astype(np.float32)
-
-
-def generated(context: Context, settings: Mapping[str, Any], faces: int, seed: int) -> Any:
-    """Yield records of generated faces after `refine`, each with its code [512].
-
-    Args:
-        context: The generator. It gets the refiner.
-        settings: Settings of a run.
-        faces: Number of faces.
-        seed: Seed of the faces.
-    """
-    from dhr_batch.stages import registry
-    from dhr_batch.stages.record import Record
-
-    stages = []
-    for family in ("embed", "segment", "refine"):
-        member = registry.lookup(family, settings[family]["name"])
-        stages.append(member(member.Options(**settings[family])))
-        stages[-1].setup(context)
-    context.use_refiner(stages[-1])
-    for i, (image, code) in enumerate(faces_of(context, faces, seed)):
-        records = [Record(f"face-{seed}-{i}", "generated", image=image)]
-        for stage in stages:
-            records = stage.run(records)
-        if records[0].failure is not None:
-            raise RuntimeError(records[0].failure.message)
-        yield records[0], code
-
-
-def of_run(place: str) -> tuple[Context, Iterator[tuple[Record, None]]]:
+def of_run(place: str) -> tuple[Context, Iterator[tuple[Record, np.ndarray | None]]]:
     """Return the networks of a finished run, and its records with both pictures."""
     import dhr_batch
 
     run = dhr_batch.open(place)
 
-    def records() -> Iterator[tuple[Record, None]]:
+    def records() -> Iterator[tuple[Record, np.ndarray | None]]:
         for image_id in run.ids:
             pictures = {k: run.images(k, [image_id])[image_id] for k in ("aligned", "refined")}
             record = run.record(image_id)
@@ -384,7 +331,7 @@ def main(
         context = Context(
             use(), settings["generator"], catalogue.path, aligned=True, refine=settings["refine"]
         )
-        records = generated(context, settings, faces, seed)
+        records = generated_faces.refined(context, settings, faces, seed)
     tiny = context.generator == "tiny"
     compared = Compared(
         context, edits, strengths, "tiny" if tiny else "st_lpips_alex", faces=not tiny

@@ -40,12 +40,12 @@ def contour_metrics(
         ``background_psnr`` to the photograph and ``background_psnr_refined`` to the refined picture
         (`background_psnr`), and ``ghost`` (`ghost`).
     """
-    small, before = _at_side(image), _at_side(refined)
+    small, before = picture_at_side(image), picture_at_side(refined)
     beyond = background(motion.before, motion.after)
     found = {
         "background_psnr": None
         if source is None
-        else background_psnr(small, _at_side(source), beyond),
+        else background_psnr(small, picture_at_side(source), beyond),
         "background_psnr_refined": background_psnr(small, before, beyond),
         "ghost": ghost(before, small, motion.before, motion.after),
     }
@@ -133,7 +133,8 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(inside - outside, -sum(mask.shape), sum(mask.shape)))
 
 
-def _at_side(image: np.ndarray) -> np.ndarray:
+def picture_at_side(image: np.ndarray) -> np.ndarray:
+    """Return a picture uint8 [R, R, 3] at `SIDE` px, the size at which contours are measured."""
     if image.shape[0] == SIDE:
         return image
     return np.asarray(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
