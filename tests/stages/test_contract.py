@@ -152,11 +152,13 @@ def test_members_do_not_depend_on_batch_mates(prepared, stage, name):
             x, y = getattr(a, field), getattr(b, field)
             if isinstance(x, np.ndarray) and x.dtype == np.uint8:
                 assert np.abs(x.astype(int) - y).max() <= 2, field
-            elif isinstance(x, np.ndarray) and x.dtype == bool:
-                np.testing.assert_array_equal(x, y)
+            elif isinstance(x, np.ndarray) and field == "feature":
+                # The first steps of Adam move a value by its whole rate even if its gradient is
+                # nearly 0. Where it is, the last bits of the processor decide in which direction.
+                assert np.mean(np.abs(x - y) > 2e-2) < 0.01
+                assert np.linalg.norm(x - y) <= 0.02 * np.linalg.norm(y)
             elif isinstance(x, np.ndarray):
-                # Steps of an optimiser enlarge the last bits of single values on some processors.
-                assert np.linalg.norm(x - y) <= 0.02 * np.linalg.norm(y), field
+                np.testing.assert_allclose(x, y, atol=2e-2)
 
 
 @pytest.mark.parametrize(("stage", "name"), [m for m in MEMBERS if m[0] in ("embed", "refine")])
