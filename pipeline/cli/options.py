@@ -163,7 +163,7 @@ def edits_option(default: str = "") -> Callable[[Command], Command]:
     """Return a decorator that adds the option for the edits of pictures to a command.
 
     Args:
-        default: The end of its help, on what is made without it.
+        default: What its help says at the end: the edits that are made without the option.
     """
     return click.option(
         "--edit",

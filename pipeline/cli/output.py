@@ -143,7 +143,7 @@ class Command(click.Command):
         """Run the command and end the process. See `click.Command.main`."""
         words = sys.argv[1:] if args is None else list(args)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # As on stderr: letters that the terminal cannot show are escaped and are no error.
+            # Letters that the terminal cannot show are printed as escapes, as on stderr.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = super().main(words, *names, **extra | {"standalone_mode": False})
