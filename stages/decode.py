@@ -30,13 +30,17 @@ _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
     (b"RIFF", "WEBP"), (b"\0\0\0\x0cjP  ", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
 )  # fmt: skip
-# Brands of files that `pillow-heif` reads.
-_HEIF = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+# Brands of files that `pillow-heif` and Pillow read.
+_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"), "HEIF") | {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+}
 _OTHER = (
     (b"%PDF", "PDF"), (b"%!PS", "PostScript"), (b"8BPS", "Photoshop"), (b"<svg", "SVG"),
     (b"\x00\x00\x01\x00", "ICO"), (b"v/1\x01", "OpenEXR"), (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"II\xbc\x01", "JPEG XR"), (b"#?RADIANCE", "Radiance"),
-    (b"PF\n", "PFM colour"), (b"P7\n", "PAM"),
+    (b"PF\n", "PFM colour"), (b"P7\n", "PAM"), (b"\xff\xd8\xff\xf7", "JPEG-LS"),
+    (b"\xff\xd8\xff\xe8\0 SPIFF", "JPEG-LS"),
 )  # fmt: skip
 
 _UPRIGHT = {
@@ -129,16 +133,16 @@ def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
 
 
 def _unidentified(data: bytes) -> ImageError:
-    for magic, name in _MAGIC:
-        if data.startswith(magic) and len(data) > len(magic):
-            return _unread(data, name)
     head = data.lstrip()[:16].lower()
     for magic, name in _OTHER:
         if data.startswith(magic) or head.startswith(magic.lower()):
             return ImageError("unsupported", f"{name} files are not read; {_convert_hint()}")
+    for magic, name in _MAGIC:
+        if data.startswith(magic) and len(data) > len(magic):
+            return _unread(data, name)
     if data[4:8] == b"ftyp":
-        if data[8:12] in _HEIF:
-            return _unread(data, "HEIF")
+        if brand := _BRANDS.get(data[8:12]):
+            return _unread(data, brand)
         return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
     if data.startswith(b"version https://git-lfs"):
         return ImageError(
@@ -178,9 +182,10 @@ def _damaged(error: BaseException) -> ImageError:
 
 def _tiff(data: bytes, check: _Check) -> _Decoded:
     page = tiff.read(data, check)
-    space = Colours(page.icc) if page.icc else None
+    space = page.colours or containers.camera_colours(lambda: containers.exif(data))
     if page.raster is None:
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            image.seek(page.number)
             # Pillow turns pages of TIFF files itself.
             pixels, notes = _to_rgb(image, space)
         more = [_turned_note(page.orientation)] if page.orientation in _UPRIGHT else []
@@ -196,7 +201,7 @@ def _png(data: bytes, check: _Check) -> _Decoded:
         check(image.size)
         image.info.update(parts.info)
         orientation = _orientation(image)
-        space = parts.colours or containers.camera_colours(image)
+        space = parts.colours or containers.camera_colours(image.getexif)
         decoded = _png16(parts.pixels, space) if parts.depth == 16 else _to_rgb(image, space)
     pixels, notes = decoded
     pixels, more = _upright(pixels, orientation)
@@ -221,10 +226,13 @@ def _other(data: bytes, check: _Check) -> _Decoded:
         check(image.size)
         if image.format == "HEIF":
             return _heif(image, data)
+        if image.format == "AVIF":
+            # Its container has the orientation. XMP is often that of the file it was made from.
+            image.info.pop("xmp", None)
         deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
         whole, ended = _loaded(image, data)
-        space = containers.stated_colours(whole, data) or containers.camera_colours(whole)
-        pixels, notes = _to_rgb(whole, space)
+        space = containers.stated_colours(whole, data) or containers.camera_colours(whole.getexif)
+        pixels, notes = _to_rgb(containers.scaled(whole, data), space)
         pixels, more = _upright(pixels, _orientation(image))
         # Counting frames moves the decoder, so it comes after the pixels are copied.
         frames = containers.gif_frames(data) if image.format == "GIF" else _frames(image)
@@ -233,7 +241,7 @@ def _other(data: bytes, check: _Check) -> _Decoded:
 
 def _heif(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
     # libheif turns the pixels as the container says. EXIF only repeats it, and does not count.
-    space = containers.stated_colours(image, data) or containers.camera_colours(image)
+    space = containers.stated_colours(image, data) or containers.camera_colours(image.getexif)
     if image.info["bit_depth"] > 8:
         raster, notes = heif.deep(data)
         pixels, more = raster.to_srgb(space)
@@ -322,15 +330,21 @@ def _flatten(image: Image.Image) -> tuple[Image.Image | Raster, list[str]]:
         return Raster("L", values), notes
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
-    elif mode in ("P", "PA") or (mode in ("1", "L", "RGB") and "transparency" in image.info):
+    elif mode in ("P", "PA") or (mode == "RGB" and "transparency" in image.info):
         image = image.convert("RGBA")
-    if image.mode == "LA":
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        opaque = image.getchannel("A").getextrema() == (255, 255)
-        notes = [] if opaque else ["transparency laid on white"]
-        return Image.alpha_composite(white, image).convert("RGB"), notes
+    elif mode in ("1", "L") and "transparency" in image.info:
+        image = image.convert("LA")
+    if image.mode in ("LA", "RGBA"):
+        # A profile for grey pixels fits them only as long as they are no colours.
+        without, alpha = image.mode[:-1], image.getchannel("A").getextrema()
+        if alpha == (0, 0) and image.format == "BMP":
+            # Writers often leave the fourth byte of each pixel at 0, whatever the header says.
+            return image.convert(without), ["alpha of 0 everywhere ignored"]
+        if alpha == (255, 255):
+            return image.convert(without), []
+        white = Image.new(image.mode, image.size, "white")
+        laid = Image.alpha_composite(white, image).convert(without)
+        return laid, ["transparency laid on white"]
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, []
     return image.convert("L" if image.mode == "1" else "RGB"), []

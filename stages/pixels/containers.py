@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from PIL import Image
@@ -22,15 +22,19 @@ _NESTED = {b"jp2h": 0, b"iprp": 0, b"ipco": 0, b"meta": 4}
 # Second bytes of markers of JPEG that have no content, and bytes that are no marker.
 _NO_SEGMENT = (0x00, 0x01, *range(0xD0, 0xD9), 0xFF)
 _END = b"\xff\xd9"
+# Where a codestream of JPEG 2000 has the number of components and the depth of the first one.
+_COMPONENTS, _DEPTHS = 40, 42
 
 
 def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
     """Return the colour space that the container states."""
     if icc := image.info.get("icc_profile"):
         return Colours(icc)
-    if image.format == "BMP" and data[70:74] == b"DEBM" and data[14] == 124:
-        start, size = struct.unpack_from("<II", data, 126)
-        return Colours(data[14 + start : 14 + start + size])
+    if any(name == "APP2" and a[:12] == b"ICC_PROFILE\0" for name, a in _segments(image)):
+        # Pillow gives no profile if one of its segments is missing.
+        return Colours(b"")
+    if image.format == "BMP" and len(data) >= 122 and data[14] in (108, 124):
+        return _bmp_colours(data)
     if image.format == "HEIF":
         return heif.stated(image.info)
     if image.format not in ("AVIF", "JPEG2000"):
@@ -51,10 +55,60 @@ def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
     return None
 
 
-def camera_colours(image: Image.Image) -> Colours | None:
+def _segments(image: Image.Image) -> list[tuple[str, bytes]]:
+    return getattr(image, "applist", [])
+
+
+def _bmp_colours(data: bytes) -> Colours | None:
+    kind = data[70:74]
+    if kind == b"DEBM" and data[14] == 124:
+        start, size = struct.unpack_from("<II", data, 126)
+        return Colours(data[14 + start : 14 + start + size])
+    *ends, gamma = struct.unpack_from("<10i", data, 74)
+    sums = [sum(ends[at : at + 3]) for at in (0, 3, 6)]
+    if kind != bytes(4) or gamma <= 0 or min(sums) <= 0:
+        # Most writers leave these fields empty.
+        return None
+    xy = [ends[at] / sums[at // 3] for at in (0, 1, 3, 4, 6, 7)]
+    try:
+        primaries = (*xy, *colours.SRGB[6:])
+        return colours.described(primaries, gamma / 2**16, "colours of the BMP header")
+    except (ArithmeticError, RuntimeError, ValueError):
+        # They are no colours.
+        return None
+
+
+def scaled(image: Image.Image, data: bytes) -> Image.Image:
+    """Scale samples of less than 8 bits of JPEG 2000, which Pillow only shifts, to all of 8 bits.
+
+    Raises:
+        ImageError: `unsupported` for a palette of such samples.
+    """
+    if image.format != "JPEG2000":
+        return image
+    code = next((content for kind, content in boxes(data) if kind == b"jp2c"), memoryview(data))
+    (count,) = struct.unpack_from(">H", code, _COMPONENTS)
+    bits = [(code[_DEPTHS + 3 * number] & 127) + 1 for number in range(count)]
+    if min(bits) >= 8:
+        return image
+    if len(bits) != len(image.getbands()) or image.mode == "P":
+        what = "JPEG 2000 files with a palette and less than 8 bits are not read"
+        raise ImageError("unsupported", f"{what}; convert it to PNG")
+    full = [((1 << depth) - 1) << (8 - depth) if depth < 8 else 255 for depth in bits]
+    return image.point([min(255, round(v * 255 / most)) for most in full for v in range(256)])
+
+
+def exif(data: bytes) -> Image.Exif:
+    """Return the EXIF data of a TIFF file."""
+    found = Image.Exif()
+    found.load(data)
+    return found
+
+
+def camera_colours(read: Callable[[], Image.Exif]) -> Colours | None:
     """Return Adobe RGB if the EXIF data of a camera say so, which add no profile then."""
     try:
-        exif = image.getexif()
+        exif = read()
         adobe = (
             exif.get_ifd(_INTEROP_TAG).get(1) == "R03"
             or exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG) == 2

@@ -55,6 +55,8 @@ def read(data: bytes) -> Parts:
             )
         if kind in _PIXELS:
             pixels.append(whole)
+            if kind == b"IDAT":
+                _check_sum(whole)
             # An end behind a chunk that is cut off would be read as the rest of it.
             end = _END if len(whole) == 12 + int.from_bytes(whole[:4]) else b""
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
@@ -82,6 +84,14 @@ def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
         at += 12 + size
 
 
+def _check_sum(chunk: memoryview) -> None:
+    """Raise ValueError if pixels are damaged. Pillow reads on, and gives other pixels."""
+    size = len(chunk) - 4
+    whole = size == 8 + int.from_bytes(chunk[:4])
+    if whole and zlib.crc32(chunk[4:size]) != int.from_bytes(chunk[size:]):
+        raise ValueError("the checksum of a chunk with pixels is wrong")
+
+
 def _scaled_key(chunk: bytes | memoryview, depth: int) -> bytes | memoryview:
     """Scale the transparent grey of a file of 2 or 4 bits to 8 bits, as Pillow scales pixels."""
     if chunk[4:8] != b"tRNS" or len(chunk) != 14:
@@ -93,16 +103,23 @@ def _scaled_key(chunk: bytes | memoryview, depth: int) -> bytes | memoryview:
 
 def _colours(content: dict[bytes, memoryview]) -> tuple[Colours | None, list[str]]:
     """Return the colour space by the chunk that has precedence."""
-    if len(content.get(b"cICP", b"")) >= 2:
-        return colours.code_points(*content[b"cICP"][:2]), []
+    cicp = content.get(b"cICP", b"")
+    if len(cicp) >= 4 and cicp[3] == 0:
+        raise ImageError(
+            "unsupported", "PNG files with samples of video range are not read; save it as sRGB"
+        )
+    if len(cicp) >= 2:
+        return colours.code_points(*cicp[:2]), []
     if b"iCCP" in content:
         _, _, packed = bytes(content[b"iCCP"]).partition(b"\0")
         icc = _unpacked(packed[1:])
         if icc is None:
             return None, ["unreadable ICC profile ignored"]
         return Colours(icc), []
-    if b"sRGB" in content or len(content.get(b"gAMA", b"")) < 4:
+    if b"sRGB" in content:
         return None, []
+    if len(content.get(b"gAMA", b"")) < 4:
+        return None, ["PNG primaries without a gamma ignored"] if b"cHRM" in content else []
     gamma = struct.unpack_from(">I", content[b"gAMA"])[0] / 1e5
     if not 0.1 <= gamma <= 10:
         return None, [f"PNG gamma {gamma:g} ignored"]

@@ -34,6 +34,11 @@ class Raster:
 
     def to_srgb(self, space: Colours | None) -> tuple[np.ndarray, list[str]]:
         """Return uint8 [H, W, 3] on white, and notes on what was changed."""
+        if self.mode in ("LAB", "YCbCr") and self.alpha is not None:
+            # White is not the largest value of each of their channels.
+            pixels, notes = Raster(self.mode, self.samples).to_srgb(space)
+            pixels, more = Raster("RGB", pixels, self.alpha, self.premultiplied)._on_white()
+            return pixels, notes + more
         samples, notes = self._on_white()
         if samples.dtype == np.uint16 and self.mode != "CMYK":
             pixels, more = colours.to_srgb_deep(samples, space)
@@ -89,10 +94,15 @@ def integers(values: np.ndarray, bits: int) -> tuple[np.ndarray, list[str]]:
 def stretched(values: np.ndarray, bits: int) -> tuple[np.ndarray, list[str]]:
     """Scale signed or wide integers and floats [H, W, channels] to uint16.
 
-    They have no fixed white, so the smallest usual value of white that fits is taken.
+    They have no fixed white, so the smallest usual value of white that fits is taken, and all of
+    the range for unsigned integers that use more than a quarter of it.
     """
     low, high = _range(values)
-    usual = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    usual = [255.0, 65535.0]
+    if values.dtype.kind == "f":
+        usual.insert(0, 1.0)
+    elif values.dtype.kind == "u" and high > 2.0 ** (bits - 2):
+        usual = [2.0**bits - 1]
     white = next((w for w in usual if low >= 0 and high <= w), None)
     if white is not None:
         low, high = 0.0, white

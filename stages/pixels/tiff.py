@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dhr_batch.stages.failures import ImageError
+from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, scaled, stretched
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -30,7 +31,9 @@ _MODES = {
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
 # Values without which 8-bit YCbCr means something else than Pillow's.
 _YCBCR = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}
-_COLOUR_MAP, _ORIENTATION, _TRANSFER, _PROFILE = 320, 274, 301, 34675
+_COLOUR_MAP, _ORIENTATION, _PROFILE = 320, 274, 34675
+# Statements on colours without a profile.
+_IGNORED = {301: "transfer function", 319: "primaries"}
 _MOST_CHANNELS = 8
 _MOST_SEGMENTS = 2**16
 _MOST_TILE = 2**24
@@ -41,20 +44,22 @@ class Page(NamedTuple):
     """The first full page of a file.
 
     Attributes:
+        number: Its number, from 0.
         raster: Its samples; None if Pillow reads them.
-        icc: Its ICC profile, or None.
+        colours: Its ICC profile, or None.
         orientation: As in EXIF.
         notes: What was changed.
     """
 
+    number: int
     raster: Raster | None
-    icc: bytes | None
+    colours: Colours | None
     orientation: int
     notes: list[str]
 
 
 def read(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> Page:
-    """Read the first page that is no thumbnail.
+    """Read the first page that is neither a thumbnail nor a mask.
 
     Args:
         data: Content of the file.
@@ -70,11 +75,11 @@ def read(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> Page:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     file = tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False)
     with file:
-        page = _first(file)
+        number, page = _first(file)
         check_size((page.imagewidth, page.imagelength))
         icc, notes = page.tags.valueof(_PROFILE), []
-        if icc is None and _TRANSFER in page.tags:
-            notes.append("TIFF transfer function ignored")
+        if icc is None:
+            notes += [f"TIFF {name} ignored" for tag, name in _IGNORED.items() if tag in page.tags]
         raster = None
         if not _left_to_pillow(page):
             _check(page)
@@ -82,18 +87,19 @@ def read(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> Page:
             raster, more = _raster(page, samples)
             notes += more
         orientation = page.tags.valueof(_ORIENTATION, 1)
-        icc = None if icc is None else bytes(icc)
-        return Page(raster, icc, orientation if isinstance(orientation, int) else 1, notes)
+        space = None if icc is None else Colours(bytes(icc))
+        upright = orientation if isinstance(orientation, int) else 1
+        return Page(number, raster, space, upright, notes)
 
 
-def _first(file: Any) -> Any:
+def _first(file: Any) -> tuple[int, Any]:
     for number in range(_MOST_PREVIEWS):
         try:
             page = file.pages[number]
         except IndexError:
             break
-        if not page.is_reduced:
-            return page
+        if not page.is_reduced and not page.is_mask:
+            return number, page
     if not file.pages:
         raise ImageError("damaged", "the TIFF file has no page that can be read")
     raise _unsupported("the file has only thumbnails as pages (a raw photograph?)")
@@ -152,7 +158,9 @@ def _samples(page: Any, length: int) -> np.ndarray:
         # Some writers leave the tag of a predictor in files that have none.
         page.predictor = 1
     ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
-    if 0 in page.dataoffsets or 0 in page.databytecounts:
+    parts = int(np.prod(page.chunked))
+    found = min(len(page.dataoffsets), len(page.databytecounts))
+    if 0 in page.dataoffsets or 0 in page.databytecounts or found < parts:
         # tifffile fills them with zeros.
         raise ImageError("damaged", "strips or tiles of the TIFF file are missing")
     try:
@@ -172,34 +180,35 @@ def _samples(page: Any, length: int) -> np.ndarray:
 def _raster(page: Any, stored: np.ndarray) -> tuple[Raster, list[str]]:
     mode, channels = _MODES[page.photometric]
     samples, bits = stored[..., :channels], int(page.bitspersample)
+    wide, notes = page.sampleformat in (2, 3) or bits > 16, list[str]()
     if mode == "P":
-        return Raster("RGB", _coloured(page, samples[..., 0])), []
-    if mode == "LAB":
-        reduced = samples if samples.dtype.itemsize == 1 else (samples >> 8).astype(np.uint8)
+        mode, values = "RGB", _coloured(page, samples[..., 0])
+    elif mode == "LAB":
+        values = samples if samples.dtype.itemsize == 1 else (samples >> 8).astype(np.uint8)
         if page.photometric == 9:
             # ICCLab has a and b with an offset, CIELab has them signed.
-            reduced = reduced ^ np.array([0, 128, 128], np.uint8)
-        return Raster(mode, reduced), []
-    wide = page.sampleformat in (2, 3) or bits > 16
-    values, notes = stretched(samples, bits) if wide else integers(samples, bits)
+            values = values ^ np.array([0, 128, 128], np.uint8)
+    else:
+        values, notes = stretched(samples, bits) if wide else integers(samples, bits)
     if page.photometric == 0:
         values = np.iinfo(values.dtype).max - values
     raster = Raster(mode, values)
     kinds = page.extrasamples or ((2,) * (stored.shape[2] - channels))
     number = next((i for i, kind in enumerate(kinds) if kind in (1, 2, 999)), None)
-    if number is not None and channels + number < stored.shape[2] and mode != "YCbCr":
+    if number is not None and channels + number < stored.shape[2]:
         alpha = stored[..., channels + number]
         # Where the meaning of a further channel is not stated, nothing but zeros is no alpha.
         if page.extrasamples or alpha.any():
-            raster.alpha = _alpha(alpha, page, wide)
+            raster.alpha = _alpha(alpha, page, wide, values.dtype.type)
             raster.premultiplied = kinds[number] == 1
     return raster, notes
 
 
-def _alpha(alpha: np.ndarray, page: Any, wide: bool) -> np.ndarray:
+def _alpha(alpha: np.ndarray, page: Any, wide: bool, kind: type) -> np.ndarray:
     bits = int(page.bitspersample)
     if not wide:
-        return integers(alpha, bits)[0]
+        # Of a palette, the samples have fewer or more bits than the colours.
+        return scaled(alpha, 2.0**bits - 1, kind)
     white = {1: 2.0**bits - 1, 2: 2.0 ** (bits - 1) - 1}.get(int(page.sampleformat), 1.0)
     return scaled(alpha, white, np.uint16)
 

@@ -1,0 +1,242 @@
+"""What files say beside their samples: colours, alpha, thumbnails, depths and checksums."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dhr_batch.stages.decode import decode
+from dhr_batch.stages.failures import ImageError
+from dhr_batch.tests.stages.written import (
+    P3_XY,
+    WHITE_XY,
+    as_srgb,
+    chunk,
+    from_light,
+    grey_icc,
+    icc,
+    png,
+    tiff,
+    truth,
+)
+
+LEVELS = truth(12, 16).repeat(4, 0).repeat(4, 1)
+GREY = LEVELS[..., 1:2]
+WHOLE_GREY = GREY.repeat(3, 2)
+RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))[..., None]
+ALPHA = RAMP / 255
+WIDE = as_srgb(LEVELS / 255, P3_XY, 2.2)
+LINEAR_GREY = from_light(WHOLE_GREY / 255) * 255
+ADOBE_XY = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
+LAID = "transparency laid on white"
+
+
+def laid(pixels: np.ndarray) -> np.ndarray:
+    return pixels * ALPHA + 255 * (1 - ALPHA)
+
+
+def both(*channels: np.ndarray) -> np.ndarray:
+    return np.concatenate(channels, 2)
+
+
+def pillow(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    data = pillow(Image.fromarray(LEVELS), "JPEG", quality=98, subsampling=0)
+    parts = (b"\xff\xe2" + struct.pack(">H", len(one) + 2) + one for one in segments)
+    return data[:2] + b"".join(parts) + data[2:]
+
+
+def packed_profile(profile: bytes) -> bytes:
+    return chunk(b"iCCP", b"a\0\0" + zlib.compress(profile))
+
+
+def pages(*specs: tuple[np.ndarray, dict]) -> bytes:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        for samples, options in specs:
+            writer.write(samples, **options)
+    return stream.getvalue()
+
+
+def with_exif_of_adobe() -> bytes:
+    """A TIFF file with a directory of EXIF data at its end."""
+    data = bytearray(tiff(LEVELS, 2, tags={34665: ("I", [0])}))
+    data += bytes(len(data) % 2)
+    struct.pack_into("<I", data, data.index(struct.pack("<HHI", 34665, 4, 1)) + 8, len(data))
+    return bytes(data) + struct.pack("<HHHII", 1, 0xA001, 3, 1, 2) + bytes(4)
+
+
+def bmp(samples: np.ndarray, more: bytes) -> bytes:
+    """A file with a header of version 4, of which `more` is what follows the masks."""
+    height, width, channels = samples.shape
+    pixels = samples[::-1].tobytes()
+    head = struct.pack(
+        "<IiiHHIIiiII", 108, width, height, 1, 8 * channels, 3 * (channels == 4), 0, 0, 0, 0, 0
+    )
+    head += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + more
+    return b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + head + pixels
+
+
+def calibrated(gamma: float) -> bytes:
+    ends = [round(v * 2**30) for x, y in P3_XY for v in (x, y, 1 - x - y)]
+    return bytes(4) + struct.pack("<9i3I", *ends, *[round(gamma * 2**16)] * 3)
+
+
+def stated(primaries: tuple[tuple[float, float], ...]) -> list[int]:
+    return [round(v * 1e5) for xy in (WHITE_XY, *primaries) for v in xy]
+
+
+PROFILE = icc(P3_XY, 2.2)
+PALETTE = np.random.default_rng(2).integers(0, 256, (256, 3))
+COLOUR_MAP = {320: ("H", (PALETTE * 257).T.ravel().tolist()), 338: ("H", [2])}
+SMALL = np.ascontiguousarray(255 - LEVELS[::2, ::2])
+THUMBNAIL = {"photometric": "rgb", "subfiletype": 1}
+JPEG = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 98}}
+YCBCR = np.asarray(Image.fromarray(LEVELS).convert("YCbCr"))
+CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]] = {
+    "a part of the profile of a JPEG file is missing": (
+        lambda: jpeg_with(b"ICC_PROFILE\0\1\2" + PROFILE[:200]), LEVELS, 9,
+        ("unreadable ICC profile ignored",),
+    ),
+    "the parts of a profile in another order": (
+        lambda: jpeg_with(
+            b"ICC_PROFILE\0\2\2" + PROFILE[200:], b"ICC_PROFILE\0\1\2" + PROFILE[:200]
+        ),
+        WIDE, 12, ("ICC profile 'sRGB of a test' converted to sRGB",),
+    ),
+    "grey with alpha has a profile for grey": (
+        lambda: png(both(GREY, RAMP * 0 + 255), 8, 4, packed_profile(grey_icc(1.0))),
+        LINEAR_GREY, 1, ("ICC profile 'grey of a test' converted to sRGB",),
+    ),
+    "grey with a transparent value has a profile for grey": (
+        lambda: png(GREY, 8, 0, packed_profile(grey_icc(1.0)), chunk(b"tRNS", b"\0\1")),
+        LINEAR_GREY, 1, ("ICC profile 'grey of a test' converted to sRGB",),
+    ),
+    "primaries of PNG without a gamma": (
+        lambda: png(LEVELS, 8, 2, chunk(b"cHRM", struct.pack(">8I", *stated(P3_XY)))), LEVELS, 0,
+        ("PNG primaries without a gamma ignored",),
+    ),
+    "primaries of TIFF": (
+        lambda: tiff(LEVELS, 2, tags={319: ("I", stated(P3_XY)[2:])}), LEVELS, 0,
+        ("TIFF primaries ignored",),
+    ),
+    "Adobe RGB by the EXIF data of TIFF": (
+        with_exif_of_adobe, as_srgb(LEVELS / 255, ADOBE_XY, 563 / 256), 2,
+        ("Adobe RGB of the EXIF data converted to sRGB",),
+    ),
+    "primaries and gamma of BMP": (
+        lambda: bmp(LEVELS[..., ::-1], calibrated(1.0)), as_srgb(LEVELS / 255, P3_XY, 1.0), 2,
+        ("colours of the BMP header converted to sRGB",),
+    ),
+    "empty colours of BMP": (lambda: bmp(LEVELS[..., ::-1], bytes(52)), LEVELS, 0, ()),
+    "alpha of BMP that was never set": (
+        lambda: bmp(both(LEVELS[..., ::-1], RAMP * 0), bytes(52)), LEVELS, 0,
+        ("alpha of 0 everywhere ignored",),
+    ),
+    "a palette of TIFF with alpha": (
+        lambda: tiff(both(GREY, RAMP), 3, bits=8, tags=COLOUR_MAP),
+        laid(PALETTE[GREY[..., 0]]), 1, (LAID,),
+    ),
+    "a palette of 4 bits with alpha": (
+        lambda: tiff(both(GREY >> 4, RAMP >> 4), 3, bits=4, tags={
+            320: ("H", (PALETTE[:16] * 257).T.ravel().tolist()), 338: ("H", [2])}),
+        PALETTE[GREY[..., 0] >> 4] * (RAMP >> 4) / 15 + 255 * (1 - (RAMP >> 4) / 15), 1, (LAID,),
+    ),
+    "L*a*b* with alpha": (
+        lambda: tiff(both(GREY * 0 + 255, GREY * 0, GREY * 0, RAMP), 8, tags={338: ("H", [2])}),
+        WHOLE_GREY * 0 + 255, 1, (LAID,),
+    ),
+    "YCbCr with alpha": (
+        lambda: tiff(both(YCBCR, RAMP), 6, tags={338: ("H", [2]), 530: ("H", [1, 1])}),
+        laid(LEVELS), 4, (LAID,),
+    ),
+    "a thumbnail before JPEG in TIFF": (
+        lambda: pages((SMALL, THUMBNAIL), (LEVELS, JPEG)), LEVELS, 9, ("first of 2 frames taken",),
+    ),
+    "thumbnail and picture both as JPEG in TIFF": (
+        lambda: pages((SMALL, THUMBNAIL | JPEG), (LEVELS, JPEG)), LEVELS, 9,
+        ("first of 2 frames taken",),
+    ),
+    "a mask before the picture": (
+        lambda: pages((GREY[..., 0] > 99, {"photometric": "minisblack", "subfiletype": 4}),
+                      (LEVELS, {"photometric": "rgb"})),
+        LEVELS, 0, ("first of 2 frames taken",),
+    ),
+    "32-bit integers that fill their range": (
+        lambda: tiff(LEVELS.astype(np.uint32) * 0x01010101, 2), LEVELS, 1,
+        ("32-bit samples scaled from 0..4.29497e+09",),
+    ),
+    "the orientation of XMP in AVIF, whose container has one": (
+        lambda: pillow(Image.fromarray(LEVELS), "AVIF", quality=100, subsampling="4:4:4",
+                       xmp=b'<x tiff:Orientation="6"/>'), LEVELS, 5, (),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_files_say(name: str) -> None:
+    make, known, limit, notes = CASES[name]
+    pixels, found = decode(make())
+    assert pixels.shape == known.shape
+    assert np.abs(pixels - known.astype(float)).max() <= limit
+    assert found == notes
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
+@pytest.mark.parametrize("container", ["jp2", "j2k"])
+def test_jpeg_2000_of_few_bits(bits: int, container: str) -> None:
+    """Pillow shifts such samples, so that white is not white."""
+    samples = LEVELS >> (8 - bits)
+    for stored in (samples, samples[..., 1]):
+        data = imagecodecs.jpeg2k_encode(
+            stored, level=0, bitspersample=bits, reversible=True, codecformat=container
+        )
+        known = stored * 255.0 / (2**bits - 1)
+        known = known if stored.ndim == 3 else known[..., None]
+        assert np.abs(decode(data)[0] - known).max() <= 1
+
+
+def _flipped(kind: bytes) -> bytes:
+    """A PNG file with a flipped bit in the middle of a chunk that unpacks all the same."""
+    data = bytearray(pillow(Image.fromarray(LEVELS), "PNG", compress_level=0))
+    data[data.index(kind) + 4000] ^= 64
+    return bytes(data)
+
+
+def _lost_strip(tag: int) -> bytes:
+    """A TIFF file whose table of offsets or sizes lacks its second strip."""
+    data, entry = tiff(LEVELS, 2), struct.pack("<HHI", tag, 4, 2)
+    at = data.index(entry)
+    (place,) = struct.unpack_from("<I", data, at + 8)
+    one = struct.pack("<HHI", tag, 4, 1) + data[place : place + 4]
+    return data[:at] + one + data[at + 12 :]
+
+
+@pytest.mark.parametrize(
+    ("make", "error_class", "words"),
+    [
+        (lambda: _flipped(b"IDAT"), "damaged", "checksum"),
+        (lambda: _lost_strip(273), "damaged", "missing"),
+        (lambda: _lost_strip(279), "damaged", "missing"),
+        (lambda: png(LEVELS, 8, 2, chunk(b"cICP", bytes([1, 13, 0, 0]))), "unsupported", "video"),
+        (lambda: imagecodecs.jpegls_encode(LEVELS), "unsupported", "JPEG-LS"),
+        (lambda: pillow(Image.fromarray(LEVELS), "AVIF")[:200], "damaged", "begins like AVIF"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(make: Callable[[], bytes], error_class: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        decode(make())
+    assert caught.value.error_class == error_class
