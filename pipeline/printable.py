@@ -19,7 +19,8 @@ _USER = re.compile(r"(?i)\b(https?://|[a-z][a-z0-9+.-]*://(?=[^/?#\s@]*:))[^/?#\
 _SIGNED = re.compile(
     r"(?i)(://[^\s?]+\?)[^\s'\"]*(?:credential|key|password|secret|sig|token)[^\s'\"]*"
 )
-_FORMULA = re.compile(r"[=+\-@\t\r]")
+# With the full-width forms of these characters, and with control codes, which spreadsheets skip.
+_FORMULA = re.compile(r"[=+\-@\uff0b\uff0d\uff1d\uff20\x00-\x1f\x7f-\x9f]")
 
 
 def printable(text: object, keep: str = "") -> str:

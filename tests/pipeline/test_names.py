@@ -139,6 +139,8 @@ def test_csv_files_have_no_formulas(hostile_run: Callable[..., Path]) -> None:
     found = next(csv.reader(io.StringIO(bench_text._csv([["@a", "\tb", "c-d", -1.5, None]]))))
     assert found == ["'@a", "'\tb", "c-d", "-1.5", ""]
     assert csv_cell("a=b") == "a=b"
+    for start in ("\x1b]0;", "\x00=", "\n=", "\x85", "\uff1d", "\uff20"):
+        assert csv_cell(f"{start}1.png") == f"'{start}1.png"
 
 
 @pytest.mark.parametrize(
