@@ -81,7 +81,6 @@ def main() -> None:
 def run(**options: Any) -> None:
     """Run all stages on a dataset, or finish an interrupted run.
 
-    \b
     Exit codes: 0 done, 1 error, 2 usage error or refused, 3 too many images quarantined,
     130 interrupted (finished work is kept).
     """

@@ -29,9 +29,13 @@ def commands(command, words):
             yield from commands(command.get_command(context, name), [*words, name])
 
 for words in commands(main, []):
-    result = CliRunner().invoke(main, [*words, "--help"])
+    result = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
     assert result.exit_code == 0, (words, result.output, result.exception)
     assert "Usage: main " + " ".join(words) in result.output, result.output
+    usage, *lines = result.output.splitlines()
+    assert len(usage) <= 80, usage
+    for line in lines:
+        assert len(line) <= 80 and not line.endswith("..."), (words, line)
     print("help", *words)
 print("seconds", time.perf_counter() - began)
 print("modules", *sys.modules)
@@ -98,6 +102,7 @@ def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--progress", "loud"], "Invalid value"),
         (["--dataset", "celebhq"], "did you mean 'celebahq'?"),
         (["--dataset", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--dataset", "./nowhere"], "./nowhere: it does not exist"),
     ],
 )
 def test_wrong_words_exit_with_2(photographs: Path, words: list[str], message: str) -> None:
@@ -186,6 +191,7 @@ def test_shipped_directions_and_other_edits_are_listed() -> None:
     assert any(
         re.match(r"eyes +ganspace ganspace-ffhq, component 54, rows \[7, 8\]", x) for x in lines
     )
+    assert any("combined smile=1+mouth_open=0.62, strengths [-2, -1, 1, 2]" in x for x in lines)
     found = json.loads(dhr("edits", "list", "--json").output)
     assert found["beard"]["strengths"] == [-20]
     assert found["smile"]["unit"]

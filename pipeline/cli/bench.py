@@ -92,7 +92,6 @@ def bench(
     A method or metric whose model is missing, and was not downloaded when asked, is left out. Its
     row or column names the model and the command to get it.
 
-    \b
     Exit codes: 0 done, also if models are missing for a part; 1 error, a run
     failed, or models are missing for all; 2 usage error or refused, 3 too many
     images quarantined, 130 interrupted (finished work is kept).

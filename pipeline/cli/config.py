@@ -27,7 +27,7 @@ def config() -> None:
     "limit", "seed", "allow_code",
 )  # fmt: skip
 def show_config(**options: Any) -> None:
-    """Print all settings that `run` with the same options would have, as YAML.
+    """Print the settings of `run` with the same options, as YAML.
 
     Settings that a run chooses itself, such as the number of workers, are `null` or `auto`.
 
@@ -55,7 +55,7 @@ def show_config(**options: Any) -> None:
 @click.argument("key", metavar="[KEY]", default="", shell_complete=complete.keys)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def explain(key: str, as_json: bool) -> None:
-    """Explain a setting, or list those of a section such as `refine`; without KEY, list all.
+    """Explain a setting, a section such as `refine`, or all settings.
 
     \b
     Examples:
@@ -105,12 +105,15 @@ def _default(setting: Setting) -> str:
 
 @config.command()
 def schema() -> None:
-    """Print a JSON schema of files with settings, by which editors complete and check them.
+    """Print a JSON schema of files with settings, for editors.
 
     \b
     Example:
       dhr-batch config schema > dhr-batch.schema.json
-    and as the first line of a file with settings, for editors with the YAML language server:
+
+    The first line of a file with settings names it for editors with the YAML language server:
+
+    \b
       # yaml-language-server: $schema=dhr-batch.schema.json
     """
     from dhr_batch.pipeline.planning import describe

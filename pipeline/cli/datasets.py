@@ -58,7 +58,6 @@ def list_datasets(as_json: bool) -> None:
 def check(name: str, sample: int, as_json: bool) -> None:
     """Count the images of a dataset and decode a sample of them. No GPU is used.
 
-    \b
     Exit codes: 0 usable, 1 something is broken, 2 unknown dataset.
     """
     from dhr_batch.pipeline.datasets.check import check as examine
@@ -102,7 +101,7 @@ def check(name: str, sample: int, as_json: bool) -> None:
     help="Folder to write to.  [default: the folder of the dataset `synthetic`]",
 )  # fmt: skip
 def synthesize(out: Path | None, images: int, generator: str, **options: Any) -> None:
-    """Generate the dataset `synthetic`: faces with occluders and their ground truth.
+    """Generate the dataset `synthetic`: faces with occluders.
 
     A hand, a mask, a frame or a plate with text hides 5 to 40 % of each face. Runs on the dataset
     are compared with the known codes, masks and clean faces. Picture N depends only on the seed

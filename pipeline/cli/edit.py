@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -69,7 +70,6 @@ def edit(
       dhr-batch edit photo.jpg --sweep smile=-2:2:9
       dhr-batch edit team.jpg --face all --edit smile=2 --out smiles
 
-    \b
     Exit codes: 0 done, 1 error, 2 usage error or refused, 3 no photograph could be edited, or too
     few (max_quarantined), 130 interrupted (finished pictures are kept).
     """
@@ -128,9 +128,21 @@ def _loaded(
         plan = planned(request, config, listed.items, found.aligned)
     check = output.waiting("checking the models")(lambda: check_models(plan, request))
     on_demand(check, yes)
+    _check_writable(out.expanduser())
     items = [item for shard in plan.shards for item in shard.items]
     with output.waiting("loading the networks"):
         return Chain(plan, choice), items
+
+
+def _check_writable(folder: Path) -> None:
+    """Make a folder, and check before the work that files can be written to it.
+
+    Raises:
+        OSError: They cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "no files can be written to it", str(folder))
 
 
 def _edit(

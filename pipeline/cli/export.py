@@ -122,10 +122,9 @@ def export(run: str, out: Path, format_: str, as_json: bool, **options: Any) -> 
     \b
     Examples:
       dhr-batch export runs/photos --out smiles --edit smile --effect smile=0.1:
-      dhr-batch export runs/photos --out aug --include source --val 0.1 --balance edit
+      dhr-batch export runs/photos --out aug --include source --val 0.1
       dhr-batch export runs/photos --out edited --paste-back --encoding jpeg
 
-    \b
     Exit codes: 0 done, 1 error, 2 usage error or refused.
     """
     from dhr_batch.pipeline.export import choice, filters

@@ -80,8 +80,7 @@ _PLAN = {
         multiple=True,
         metavar="KEY=VALUE",
         shell_complete=complete.assignment,
-        help="One setting, such as embed.steps=20; see `dhr-batch config explain`. May be "
-        "repeated.",
+        help="One setting, such as embed.steps=20; see `config explain`. May be repeated.",
     ),
     "limit": click.option(
         "--limit",
@@ -104,7 +103,7 @@ _PLAN = {
     "allow_code": click.option(
         "--allow-code",
         is_flag=True,
-        help="Let the dataset or run name code outside of dhr-batch (package.module:Class).",
+        help="Let the dataset or run name code of other packages (package.module:Class).",
     ),
     "extend": click.option(
         "--extend", is_flag=True, help="Add images that are new in the dataset to the run."

@@ -43,7 +43,6 @@ def plan(as_json: bool, **options: Any) -> None:
 
     For a run that was started before, also print what is finished and what differs.
 
-    \b
     Exit codes: 0 it would start, 1 error, 2 usage error or refused.
     """
     request = cli_options.request(options)
@@ -129,7 +128,6 @@ def status(run: str, as_json: bool) -> None:
 def verify(run: str, as_json: bool) -> None:
     """Compare the files of a run with their checksums, and its rows with the plan.
 
-    \b
     Exit codes: 0 no problems in finished shards, 1 problems, 2 not a run, or its plan cannot be
     read.
     """
@@ -181,7 +179,6 @@ def render(
     Nothing is refined again. Without --edit, the refined pictures are written. The path of every
     picture is printed.
 
-    \b
     Exit codes: 0 done, 1 error or an image could not be rendered, 2 usage error or refused.
     """
     from dhr_batch.pipeline.cli import render as cli_render
@@ -221,7 +218,7 @@ def quarantine() -> None:
 @_CLASS
 @as_json
 def list_quarantine(run: str, error_class: str | None, as_json: bool) -> None:
-    """List the quarantined images of a run with the stage, class and message of the failure."""
+    """List the images that failed, with stage, class and message."""
     from dhr_batch.pipeline.runs.quarantine import quarantined
 
     rows = quarantined(run, error_class)

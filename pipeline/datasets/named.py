@@ -169,7 +169,7 @@ def find(name_or_path: str | Path) -> Dataset:
             "it is a file of another kind",
             "give the folder it lies in, or a .tar, .parquet or .yaml file",
         )
-    if path.is_absolute() or len(path.parts) > 1:
+    if path.is_absolute() or os.sep in text:
         raise DatasetError(
             text,
             "it does not exist",

@@ -232,6 +232,7 @@ def schema() -> dict[str, Any]:
     name of a method alone.
     """
     whole = configs.Config.model_json_schema()
+    whole["description"] = "Settings of a run; `dhr-batch config explain KEY` explains each."
     del whole["required"]
     definitions = whole.setdefault("$defs", {})
     for family in registry.STAGES:

@@ -154,7 +154,7 @@ def fit(
     \b
     Examples:
       dhr-batch edits fit --samples 3000 --out my_edits
-      dhr-batch edits fit --method svm --score yaw --condition smile --out my_edits
+      dhr-batch edits fit --method svm --score yaw --condition smile --out mine
     """
     import numpy as np
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from dhr_batch.pipeline.cli.edits.sweep import sweep
 from dhr_batch.pipeline.cli.edits.text_features import text_features
 from dhr_batch.pipeline.cli.output import say
 from dhr_batch.stages import registry
+from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped_edits
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ GENERATOR = click.option(
     default="mobilestylegan-256",
     show_default=True,
     type=click.Choice(registry.names("generator")),
-    help="Generator of the directions.",
+    metavar="NAME",
+    help=f"Generator of the directions: {', '.join(registry.names('generator'))}.",
 )
 OUT = click.option(
     "--out",
@@ -90,10 +92,18 @@ def list_directions(as_json: bool) -> None:
         click.echo(json.dumps(rows | settings, indent=1))
         return
     for name, about in rows.items():
-        say(f"{name:14s} strength 1 = {about['unit']}  ({files[name].name})")
+        say(f"{name:17s} strength 1 = {about['unit']}  ({files[name].name})")
     for name, edit in settings.items():
-        text = ", ".join(f"{key} {value}" for key, value in edit.items())
-        say(f"{name:14s} {text}  ({others[name].name})")
+        text = ", ".join(f"{key} {_as_text(value)}" for key, value in edit.items())
+        say(f"{name:17s} {text}  ({others[name].name})")
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    if isinstance(value[0], dict):
+        return syntax.joined(f"{part['direction']}={part['strengths'][0]:g}" for part in value)
+    return f"[{', '.join(map(str, value))}]"
 
 
 def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
@@ -123,7 +133,7 @@ def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
 def sefa_directions(
     generator: str, rows: str | None, count: int, device: Kind | None, out: Path
 ) -> None:
-    """Compute directions from the weights of the generator (SeFa, closed-form factorization)."""
+    """Compute directions from the generator's weights (SeFa)."""
     from dhr_batch.stages.edit.formulas import sefa
 
     net = _context(generator, device).network("generator", generator)
@@ -165,7 +175,7 @@ def ganspace_directions(
     device: Kind | None,
     out: Path,
 ) -> None:
-    """Compute directions as principal components of latents (GANSpace).
+    """Compute principal components of latents (GANSpace).
 
     A strength of 1 is one standard deviation. The file has the components themselves as well, for
     edits whose strength is a target: `{ganspace: FILE.npz, component: 3, rows: [0, 18]}`.

@@ -33,7 +33,7 @@ from dhr_batch.stages.edit import syntax
 )
 @cli_options.start_options
 def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> None:
-    """Edit all images of a finished run, using its codes and refined weights.
+    """Edit all images of a finished run from its tables.
 
     Each picture takes one and a half forward passes, one with edit.follow=none, or two with the
     refiners hfgi and sam; nothing is embedded or refined again. The result is a new run with the
@@ -42,7 +42,7 @@ def sweep(run: str, edits: tuple[str, ...], out: str | None, **options: Any) -> 
 
     \b
     Example:
-      dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit smile=1+yaw=-1,1
+      dhr-batch edits sweep runs/photos --edit smile=-2:2:5 --edit smile=1+age=10
     """
     chosen = {"name": "directions", "edits": parse(edits)}
     # A relative path could be taken for the name of a dataset, and `.-sweep` would be hidden.

@@ -30,13 +30,13 @@ from dhr_batch.pipeline.cli.output import say
     help="The .npz file to write, for an edit {styleclip: FILE}.",
 )
 def text_features(weights: Path, target: str, neutral: str, out: Path) -> None:
-    """Compute features of a target and a neutral text for edits of StyleCLIP.
+    """Compute features of two texts for edits of StyleCLIP.
 
     The vocabulary of CLIP is the model clip-vocabulary.
 
     \b
     Example:
-      dhr-batch edits text-features --clip ViT-B-32.pt --target "face with beard" --out beard.npz
+      dhr-batch edits text-features --clip CLIP.pt --target beard --out beard.npz
     """
     import numpy as np
 

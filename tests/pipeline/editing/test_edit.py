@@ -242,6 +242,17 @@ def test_directions_are_checked_before_photographs_are_listed(
     assert "unknown direction 'smiel' (did you mean 'smile'?)" in done.stderr
 
 
+def test_the_folder_is_checked_before_photographs_are_edited(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "Chain", lambda *_: pytest.fail("loaded"))
+    access, out = os.access, tmp_path / "out"
+    monkeypatch.setattr(os, "access", lambda path, *how: path != out and access(path, *how))
+    done = dhr(photograph, photograph, "--out", out)
+    assert done.exit_code == 1, done.exception
+    assert f"{out}: no files can be written to it" in done.stderr
+
+
 def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:
     folder = photograph.parent
     (folder / "notes.txt").write_text("no photograph")
