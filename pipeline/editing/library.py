@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from dhr_batch.pipeline.editing.chain import Chain, configured, planned
 from dhr_batch.pipeline.editing.choice import Choice, Edits
 from dhr_batch.pipeline.editing.edited import Edited
-from dhr_batch.pipeline.errors import CommandError
+from dhr_batch.pipeline.errors import CommandError, Refused
 from dhr_batch.pipeline.planning import config as configs
 from dhr_batch.pipeline.planning.prepare import check_models, prepare
 from dhr_batch.pipeline.planning.request import Mode, Request
@@ -77,7 +77,7 @@ def edit(
 
     Raises:
         NotEdited: The photograph cannot be used. The message gives the reason.
-        Refused: An edit or a setting is invalid.
+        Refused: An edit, a setting or the array is invalid.
         ModelMissing: Networks are missing. The message gives the command that downloads them.
         OSError: The file cannot be read.
 
@@ -87,7 +87,7 @@ def edit(
         edited.pictures["smile=2"].save("smile.png")
         ```
     """
-    choice = Choice.of(edits, sweep)
+    record, choice = _record(image), Choice.of(edits, sweep)
     given = {"preset": preset, "device": device}
     own = {key: value for key, value in given.items() if value is not None}
     faces = {} if face is None else {"align": {"face": face}}
@@ -96,7 +96,7 @@ def edit(
     plan = planned(request, configured(request), (), aligned)
     check_models(plan, request)
     chain = Chain(plan, choice, progress)
-    result = chain.edit_record(_record(image))
+    result = chain.edit_record(record)
     if isinstance(result, ImageFailure):
         raise NotEdited(result)
     return result
@@ -106,6 +106,12 @@ def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
     if isinstance(image, (str, Path)):
         path = Path(image).expanduser()
         return Record(path.name, str(path), data=path.read_bytes())
+    if isinstance(image, np.ndarray) and (image.dtype, image.shape[2:]) != (np.uint8, (3,)):
+        raise Refused(
+            f"an array of {image.dtype} and shape {list(image.shape)}",
+            "it is not a picture of type uint8 and shape [H, W, 3]",
+            "convert it, for instance (255 * x).round().astype(numpy.uint8) for values from 0 to 1",
+        )
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     stream = io.BytesIO()
     # Stages read everything from the content of a file, also the colour profile.
