@@ -25,7 +25,7 @@ class StageOptions(BaseModel):
             where that differs from the default.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     earlier: ClassVar[Mapping[str, Any]] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +147,7 @@ class Command(click.Command):
             # Letters that the terminal cannot show are printed as escapes, as on stderr.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
+            _require_current_folder()
             code = super().main(words, *names, **extra | {"standalone_mode": False})
         except NoArgsIsHelpError as error:
             error.show()
@@ -163,6 +165,16 @@ class Command(click.Command):
         # The --json of measurements in benchmarks/ takes a file.
         flag = all(getattr(p, "is_flag", False) for p in self.params if "--json" in p.opts)
         report(reported, as_json=flag and "--json" in words)
+
+
+def _require_current_folder() -> None:
+    """Check that the current folder exists. Without it, libraries such as torch end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise Refused(
+            "the current folder", f"it cannot be used: {error.strerror}", "change to another one"
+        ) from error
 
 
 class Group(Command, click.Group):

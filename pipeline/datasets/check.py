@@ -113,11 +113,10 @@ def check(dataset: Dataset, sample: int) -> DatasetCheck:
 def _max_megapixels(dataset: Dataset) -> float:
     """Return the limit of a run on the dataset, if its description states one."""
     section = dataset.config.get("align")
-    return (
-        float(section.get("max_megapixels", MAX_MEGAPIXELS))
-        if isinstance(section, dict)
-        else MAX_MEGAPIXELS
-    )
+    stated = section.get("max_megapixels") if isinstance(section, dict) else None
+    # A value that is no limit is refused by `plan` and `run`.
+    valid = isinstance(stated, (int, float)) and 0 < stated < float("inf")
+    return float(stated) if valid else MAX_MEGAPIXELS
 
 
 def _decode(result: DatasetCheck, items: list[Item], max_megapixels: float) -> None:

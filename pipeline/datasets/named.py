@@ -19,7 +19,7 @@ from dhr_batch.pipeline.datasets.items import (
     Rules,
     left_out,
 )
-from dhr_batch.pipeline.errors import StorageError
+from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import is_url, join
@@ -96,7 +96,7 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, dict):
             settings = defaults | {"name": file.stem} | given
             root = Dataset.model_validate(settings).root
-            if root:
+            if root is not None:
                 settings["root"] = _relative_to(root, file.parent)
             return settings
         reason = f"it has no settings, only {yaml_files.shown(given)}"
@@ -297,8 +297,10 @@ def _status(dataset: Dataset) -> DatasetStatus:
     found, message = 0, ""
     try:
         found = len(list_images(dataset))
-    except (DatasetError, StorageError, catalogue.ModelMissing) as error:
+    except CommandError as error:
         state, message = "missing", str(error)
+    except OSError as error:
+        state, message = "missing", f"{error.filename}: {error.strerror}"
     return DatasetStatus(
         **dataset.model_dump(include=set(DatasetStatus.model_fields) - {"folder"}),
         state=state,

@@ -87,7 +87,7 @@ class ModelStatus(Strict):
 def home() -> Path:
     """Return the cache folder: `DHR_BATCH_HOME`, or `dhr-batch` in the platform's cache folder."""
     if chosen := os.environ.get("DHR_BATCH_HOME"):
-        return Path(chosen).expanduser().resolve()
+        return Path(os.path.realpath(os.path.expanduser(chosen)))
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     else:
@@ -229,12 +229,12 @@ def _installed_files(model: Model) -> dict[str, Path]:
 
 def _user_file(model: Model, source: LocalFile) -> Path:
     file = Path(source.path)
-    if not file.exists():
+    if not os.path.isfile(file):
         way = command = "correct `source.path`"
         if source.obtain:
             command = f"dhr-batch models pull {model.name} --file {file.name}"
             way = f"get it from {source.obtain}, then: {command}"
-        why = f"{file} does not exist"
+        why = f"{file} {'is no file' if os.path.lexists(file) else 'does not exist'}"
         raise ModelMissing(f"model {model.name!r}", why, way, command, [model.name])
     if source.sha256 and sha256(file) != source.sha256:
         raise ModelDamaged(
@@ -326,6 +326,8 @@ def _status(model: Model, full: bool) -> ModelStatus:
     except ModelMissing as error:
         state = "damaged" if isinstance(error, ModelDamaged) else "missing"
         message = str(error)
+    except OSError as error:
+        state, message = "damaged", f"{error.filename}: {error.strerror}"
     return ModelStatus(
         **model.model_dump(include=set(ModelStatus.model_fields) - {"source"}),
         state=state,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -21,8 +23,11 @@ from dhr_batch.pipeline.files import sha256, whole
 from dhr_batch.pipeline.models import catalogue, index
 from dhr_batch.pipeline.models.catalogue import DownloadProgress, RegistryError, find, path
 from dhr_batch.pipeline.models.spec import LocalFile, Model, ModelFile, Package, PyPI, Shipped, Url
+from dhr_batch.stages.networks.files import regular
 
 CHUNK = 1 << 20
+# What the readers of archives raise on packed or encrypted members, besides their own errors.
+_DAMAGED = (EOFError, RuntimeError, lzma.LZMAError, zlib.error)
 
 
 def fetch(requested: Sequence[Model], progress: DownloadProgress) -> None:
@@ -82,7 +87,7 @@ def _adopt(model: Model, file: Path) -> None:
         else:
             staged = _staging(model, work)
             (name, member), *_ = model.files().items()
-            with file.open("rb") as stream:
+            with regular.opened(file) as stream:
                 _copy(stream, staged / name, member)
         _install(model, staged)
 
@@ -189,7 +194,7 @@ def _extract(archive: Path, model: Model, work: Path) -> Path:
         try:
             with opener(archive, member.member) as stream:
                 _copy(stream, staged / name, member)
-        except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except (KeyError, tarfile.TarError, zipfile.BadZipFile, *_DAMAGED) as error:
             raise RegistryError(archive.name, f"{member.member} cannot be read: {error}") from error
     return staged
 
@@ -246,14 +251,16 @@ def _copy(
 def _url_download(model: Model, source: Url, work: Path, progress: DownloadProgress) -> Path:
     staged = _staging(model, work)
     (name, member), *_ = model.files().items()
-    request = urllib.request.Request(source.url, headers={"User-Agent": "dhr-batch"})
     try:
+        request = urllib.request.Request(source.url, headers={"User-Agent": "dhr-batch"})
+        if request.type == "file":
+            regular.opened(urllib.request.url2pathname(request.selector)).close()
         with urllib.request.urlopen(request, timeout=60) as stream:
             _copy(stream, staged / name, member, model.origin, progress)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise RegistryError(
             source.url,
-            f"it cannot be downloaded: {error}",
+            f"it cannot be downloaded: {error or type(error).__name__}",
             "if you can get the file elsewhere, put it there with: dhr-batch models pull "
             f"{model.name} --file PATH",
         ) from error

@@ -9,8 +9,10 @@ from pydantic import Field, StringConstraints
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.strict import Strict
 
+_FILE_NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE_NAME}$")]
 
 
 class ModelFile(Strict):
@@ -50,7 +52,9 @@ class Url(Strict):
     """One file at a URL."""
 
     kind: Literal["url"]
-    url: Annotated[str, StringConstraints(pattern="^(https?|file)://")]
+    url: Annotated[
+        str, StringConstraints(pattern=rf"^(https?|file)://[!-~]*/{_FILE_NAME}(\?[!-~]*)?$")
+    ]
     sha256: Sha256
     size: int
 
@@ -80,11 +84,16 @@ class Shipped(Strict):
 
 
 class Package(Strict):
-    """Files in an installed package. `member` is relative to the folder of the package."""
+    """Files in an installed package. `member` is relative to the folder of the package.
+
+    Attributes:
+        module: The name of the package in Python. It has no dots: to find a package in another one,
+            Python would run code of the latter.
+    """
 
     kind: Literal["package"]
     package: str
-    module: str
+    module: ModuleName
     members: dict[FileName, ModelFile] = Field(min_length=1)
 
 
@@ -118,7 +127,7 @@ class Model(Strict):
         if isinstance(source, (PyPI, Package)):
             return dict(source.members)
         if isinstance(source, Url):
-            name = source.url.rsplit("/", 1)[1]
+            name = source.url.partition("?")[0].rsplit("/", 1)[1]
             return {name: ModelFile(member=name, sha256=source.sha256, size=source.size)}
         if isinstance(source, Shipped):
             return {

@@ -40,7 +40,7 @@ class Config(BaseModel):
     of stages, and the other keys are the options of this member (see `resolve`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = Field(
         description="photographs to process: the name of a dataset (`dhr-batch datasets list`), a "

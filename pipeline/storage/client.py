@@ -7,27 +7,32 @@ which obstore reads itself.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
 
 _LONGEST_MESSAGE = 300
+# A month. Far longer times cannot be represented.
+_LONGEST_PATIENCE = 2_592_000
 
 
 def patience() -> float:
     """Return the number of seconds for which a failing call is repeated.
 
     Raises:
-        Refused: If the environment variable is not a number.
+        Refused: If the environment variable is not such a number.
     """
     text = os.environ.get("DHR_BATCH_STORAGE_PATIENCE", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise Refused(
-            f"DHR_BATCH_STORAGE_PATIENCE={text}", "it is not a number", "give seconds, or unset it"
-        ) from None
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= _LONGEST_PATIENCE:
+            return seconds
+    raise Refused(
+        f"DHR_BATCH_STORAGE_PATIENCE={text}",
+        f"it is not a number from 0 to {_LONGEST_PATIENCE}",
+        "give seconds, or unset it",
+    )
 
 
 def options(timeout: float, retries: int, retry_seconds: float) -> dict[str, Any]:

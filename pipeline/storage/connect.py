@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dhr_batch.pipeline.errors import Refused
@@ -23,7 +24,7 @@ def connect(place: str | Path | Storage) -> Storage:
         return place
     scheme, separator, rest = str(place).partition("://")
     if not separator:
-        return LocalStorage(Path(place).expanduser())
+        return LocalStorage(Path(os.path.expanduser(place)))
     if scheme == "file":
         return LocalStorage(Path(rest))
     if scheme not in SCHEMES:

@@ -25,7 +25,7 @@ class LocalStorage(Storage):
             if folder.exists() and not folder.is_dir():
                 raise Refused(str(folder), "it is a file", "give a folder")
         self.root = root
-        self.place, self.address = str(root), str(root.resolve())
+        self.place, self.address = str(root), os.path.realpath(root)
 
     @property
     def files(self) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import client
 from dhr_batch.pipeline.storage.client import message
+from dhr_batch.stages.networks.files.regular import opened
 
 # Errors of a network file system that is temporarily unavailable. They do not concern one file.
 _TRANSIENT = frozenset(
@@ -263,7 +264,9 @@ def _store(url: str) -> Any:
     try:
         return from_url(url, **options)
     except (BaseError, ValueError) as error:
-        raise StorageError(url, f"it cannot be opened: {message(error)}", CHECK) from error
+        raise StorageError(
+            url, f"it cannot be opened: {message(error)}", "correct the URL"
+        ) from error
 
 
 @contextmanager
@@ -276,6 +279,10 @@ def _converted_errors(location: str) -> Iterator[None]:
     except (FileNotFoundError, NotFoundError) as error:
         _check_bucket(location)
         raise FileNotFoundError(errno.ENOENT, "no such object", location) from error
+    except StorageError:
+        raise
+    except ValueError as error:
+        raise StorageError(location, message(error), "correct the URL") from error
     except (BaseError, OSError) as error:
         raise StorageError(location, message(error), CHECK) from error
 
@@ -298,13 +305,9 @@ def _check_bucket(location: str) -> None:
 
 
 def _open_local(path: str, most: int | None = None) -> BinaryIO:
-    """Open a file. A pipe is refused, because opening it waits for its other end."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", path)
-    if most is not None and status.st_size > most:
+    if most is not None and os.path.getsize(path) > most:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-    return open(path, "rb")
+    return opened(path)
 
 
 def _fetch_local(path: str, start: int, length: int | None, most: int | None) -> bytes:

@@ -11,6 +11,8 @@ from typing import IO
 
 import numpy as np
 
+from dhr_batch.stages.networks.files.regular import opened
+
 # Called with the shape and the type of the numbers before they are read; raises if they are wrong.
 Check = Callable[[tuple[int, ...], np.dtype], None]
 _HEADERS = {
@@ -26,7 +28,7 @@ def read_npy(path: Path, check: Check) -> np.ndarray:
         ValueError: The file is damaged or holds no numbers.
         OSError: It cannot be read.
     """
-    with path.open("rb") as stream, _explained():
+    with opened(path) as stream, _explained():
         return _array(stream, check)
 
 
@@ -37,13 +39,13 @@ def names(path: Path) -> list[str]:
         ValueError: The file is damaged.
         OSError: It cannot be read.
     """
-    with path.open("rb") as stream, _explained(), zipfile.ZipFile(stream) as archive:
+    with opened(path) as stream, _explained(), zipfile.ZipFile(stream) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_npz(path: Path, name: str, check: Check) -> np.ndarray:
     """Return an array in an .npz file. Raises what `names` does, also if there is no such array."""
-    with path.open("rb") as stream, _explained(), zipfile.ZipFile(stream) as archive:
+    with opened(path) as stream, _explained(), zipfile.ZipFile(stream) as archive:
         stored = archive.namelist()
         member = next((n for n in (f"{name}.npy", name) if n in stored), None)
         if member is None:

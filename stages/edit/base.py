@@ -23,7 +23,7 @@ Styles = Mapping[str, "Tensor"]
 class EditOptions(BaseModel, ABC):
     """Settings of one edit. The first field of a subclass, whose name is its kind, selects it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: ClassVar[str]
     strengths: tuple[FiniteFloat, ...] = Field(

@@ -23,7 +23,7 @@ class Thresholds(BaseModel):
     values, for VGG16-LPIPS at 1024 px.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     face: float = Field(default=0.7, description="threshold of skin")
     parts: float = Field(default=0.8, description="threshold of ears, brows, eyes, nose and mouth")

@@ -171,6 +171,139 @@ def test_a_bad_file_of_a_folder_matters_only_to_who_asks_for_it(
         refused(home / "models.d" / f"{name}.yaml", "models", "pull", name)
 
 
+URL = "kind: url, sha256: " + "a" * 64 + ", size: 9, url: "
+MEMBERS = "members: {a: {member: a, size: 9, sha256: " + "a" * 64 + "}}"
+FILE = "kind: file, sha256: " + "a" * 64 + ", path: "
+MODELS = {
+    "a file that is a folder": (FILE + "/", "is no file"),
+    "a file that is a device": (FILE + "/dev/zero", "is no file"),
+    "a file that is a pipe": (FILE + "PIPE", "is no file"),
+    "a file with a long name": (FILE + "/" + "x" * 400, "does not exist"),
+    "a module in a package": (f"kind: package, package: x, module: giftp.m, {MEMBERS}", "module"),
+    "a module that is none": (f"kind: package, package: x, module: os..path, {MEMBERS}", "module"),
+    "a URL of a pipe": (URL + "file://PIPE", "it is a pipe or a device"),
+    "a URL of a device": (URL + "file:///dev/zero", "it is a pipe or a device"),
+    "a URL with half a host": (URL + "'http://[::1/x'", "Invalid IPv6 URL"),
+    "a URL with a letter": (URL + "http://127.0.0.1/ü", "source.url"),
+    "a URL without a file": (URL + "http://127.0.0.1/", "source.url"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_model_that_cannot_be_had_matters_only_to_who_asks_for_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    source, said = MODELS[case]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "giftp").mkdir()
+    (tmp_path / "giftp" / "__init__.py").write_text("raise RuntimeError('it has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    about = dict.fromkeys(("role", "description", "licence", "preprocessing"), "-")
+    text = "".join(f"{key}: '{value}'\n" for key, value in about.items())
+    text += f"name: odd\ncommercial_use: unclear\nsource: {{{source}}}\n"
+    (home / "models.d" / "odd.yaml").write_text(
+        text.replace("PIPE", str(tmp_path / "pipe")), encoding="utf-8"
+    )
+    listed = ended("models", "list", "--json")
+    assert listed.exit_code == 0, listed.output
+    assert '"name": "odd"' in listed.stdout
+    pulled = ended("models", "pull", "odd")
+    assert pulled.exit_code in (1, 2)
+    assert said in pulled.stderr
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("x" * 400, "File name too long"),
+        ("s3://bucket/../../x", "correct the URL"),
+        ("s3://", "correct the URL"),
+        ("nonsense://host/x", "correct the URL"),
+        ("https://[::1/x", "correct the URL"),
+    ],
+)
+def test_a_dataset_without_a_place_matters_only_to_who_asks_for_it(
+    home: Path, root: str, said: str
+) -> None:
+    (home / "datasets.d" / "odd.yaml").write_text(f"root: '{root}'\n")
+    listed = ended("datasets", "list", "--json")
+    assert listed.exit_code == 0, listed.output
+    assert '"name": "odd"' in listed.stdout
+    for words in ([*PLAN.split(), "odd"], ["datasets", "check", "odd"]):
+        result = ended(*words)
+        assert result.exit_code in (1, 2)
+        assert said in result.stderr
+        assert result.stderr.count("cannot be opened") <= 1
+
+
+@pytest.mark.parametrize("limit", ["null", "abc", ".nan", ".inf", "-1", "[1]"])
+def test_a_limit_that_is_none(home: Path, photographs: Path, limit: str) -> None:
+    config = f"config: {{align: {{max_megapixels: {limit}}}}}"
+    (home / "datasets.d" / "odd.yaml").write_text(f"root: {photographs}\n{config}\n")
+    assert ended("datasets", "check", "odd").exit_code == 0
+    refused_by = ended(*PLAN.split(), "odd")
+    assert refused_by.exit_code == 2
+    assert "align.max_megapixels" in refused_by.stderr
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "styleclip: PIPE, beta: 0.1",
+        "ganspace: PIPE, component: 1, rows: [1, 2], strengths: [1]",
+        "direction: PIPE",
+    ],
+)
+def test_a_pipe_in_place_of_a_direction_is_not_waited_for(
+    tmp_path: Path, photographs: Path, edit: str
+) -> None:
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    edit = edit.replace("PIPE", str(pipe))
+    result = ended(*PLAN.split(), photographs, "--set", f"edit.edits=[{{{edit}}}]")
+    assert result.exit_code == 2
+    assert str(pipe) in result.stderr
+    assert ended("models", "convert", pipe).exit_code == 1
+    assert ended("models", "pull", "portraits", "--file", pipe).exit_code == 1
+
+
+# ----------------------------------------------------------------------- folders of the machine
+
+
+@pytest.mark.parametrize("place", ["~no-such-user/x", "loop", "file", "relative"])
+def test_odd_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DHR_BATCH_HOME", place)
+    assert ended("datasets", "list").exit_code == 0
+    assert ended("models", "list").exit_code == 0
+    if place in ("loop", "file"):
+        assert ended("models", "pull", "portraits").exit_code == 1
+
+
+def test_odd_places_of_runs(tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for place in ("~no-such-user/x", "loop/x"):
+        assert ended(*PLAN.split(), photographs, "--out", place).exit_code in (0, 1)
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = ended("datasets", "list")
+    assert result.exit_code == 2
+    assert "the current folder: it cannot be used" in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e30", "soon"])
+def test_a_patience_that_is_none(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", seconds)
+    result = ended(*PLAN.split(), "s3://bucket-of-a-test/x")
+    assert result.exit_code == 2
+    assert f"DHR_BATCH_STORAGE_PATIENCE={seconds}" in result.stderr
+
+
 # ------------------------------------------------------------------------------- code of others
 
 

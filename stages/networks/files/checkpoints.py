@@ -32,6 +32,7 @@ from dhr_batch.stages.networks.files.inert_pickles import (
     Unpickler,
     record,
 )
+from dhr_batch.stages.networks.files.regular import opened
 
 _ZIP = b"PK\x03\x04"
 # Files of torch before version 1.6 are pickles of this number, of a version and of facts about the
@@ -64,7 +65,7 @@ def read(file: Path, mapped: bool = False) -> Any:
         CheckpointError: The file is damaged, or names something that no checkpoint needs.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream, _explained(file):
+    with opened(file) as stream, _explained(file):
         return _File(stream, mapped).content()
 
 
@@ -341,7 +342,7 @@ def read_script(file: Path) -> dict[str, Tensor]:
             such archive needs.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream, _explained(file), zipfile.ZipFile(stream) as archive:
+    with opened(file) as stream, _explained(file), zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         folder = names[0].partition("/")[0] if names else ""
         if f"{folder}/constants.pkl" not in names:

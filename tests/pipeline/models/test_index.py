@@ -61,14 +61,18 @@ def archive(home: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(
-    archive: Path, login: str = "", context: ssl.SSLContext | None = None
+    archive: Path,
+    login: str = "",
+    context: ssl.SSLContext | None = None,
+    page: bytes = b"",
+    kind: str = "text/html",
 ) -> Iterator[tuple[str, list[str]]]:
     """An index with one package, and the paths that it was asked for.
 
     login: the user and password that it asks for. It also answers as a proxy of any other host.
     """
     asked: list[str] = []
-    page = f'<a href="../../files/{archive.name}">{archive.name}</a>'.encode()
+    page = page or f'<a href="../../files/{archive.name}">{archive.name}</a>'.encode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -78,7 +82,7 @@ def serving(
             found = archive.read_bytes() if self.path.endswith(f"/files/{archive.name}") else found
             allowed = not login or self.headers.get("Authorization") == wanted
             self.send_response(401 if not allowed else 200 if found else 404)
-            self.send_header("Content-Type", "text/html" if found == page else "application/x-tar")
+            self.send_header("Content-Type", kind if found == page else "application/x-tar")
             body = found if found and allowed else b""
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -198,6 +202,64 @@ def test_failures_of_pip_are_told(
         pulled()
     assert "\n" not in str(error.value)
     assert left_behind(home) == []
+
+
+JSON = "application/vnd.pypi.simple.v1+json"
+
+
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [
+        (b'{"meta": {"api-version": "1.0"}, "files": [', JSON),
+        (b"[1, 2]", JSON),
+        (b'{"files": 3}', JSON),
+        (b'{"files": [{"url": 3}]}', JSON),
+        (b'{"files": [{"filename": "fake-weights-1.0.tar.gz", "url": "http://[x/a"}]}', JSON),
+        (b"\xff\xfe" * 99, JSON),
+        (b'<a href="http://[::1/fake-weights-1.0.tar.gz">fake-weights-1.0.tar.gz</a>', "text/html"),
+        (b'<a href="nowhere/fake-weights-1.0.tar.gz">fake-weights-1.0.tar.gz</a>', "text/html"),
+        (b"<" * 1000, "text/html"),
+        (b"\x1f\x8b", "application/gzip"),
+    ],
+)
+def test_answers_of_indexes_that_are_none(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, page: bytes, kind: str
+) -> None:
+    with serving(archive, page=page, kind=kind) as (host, _):
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{host}/simple")
+        with pytest.raises(catalogue.RegistryError) as error:
+            pulled()
+    assert "fake-weights==1.0 (sdist)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PIP_CERT", "/no/such/file.pem"),
+        ("PIP_CLIENT_CERT", "/no/such/file.pem"),
+        ("PIP_PROXY", "::::"),
+        ("http_proxy", "http://[::1"),
+        ("PIP_INDEX_URL", "http://[::1/simple"),
+        ("PIP_INDEX_URL", "nonsense"),
+        ("PIP_FIND_LINKS", "http://[::1/links"),
+        ("PIP_EXTRA_INDEX_URL", "::::"),
+        ("PIP_USE_FEATURE", "nonsense"),
+        ("PIP_CONFIG_FILE", "pip.conf"),
+        ("NETRC", "/dev/null/x"),
+    ],
+)
+def test_settings_of_pip_that_are_none(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    (tmp_path / "pip.conf").write_bytes(b"[global\n\xff = ")
+    monkeypatch.chdir(tmp_path)
+    with serving(archive, page=b"<html>") as (host, _):
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{host}/simple")
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(catalogue.RegistryError) as error:
+            pulled()
+    assert left_behind(tmp_path / "home") == []
+    assert error.value.way_out
 
 
 def test_passwords_of_indexes_are_not_told(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
