@@ -42,10 +42,13 @@ class Align(no_op.Align):
         index = chosen if isinstance(chosen, int) else record.face_index
         if index >= len(QUADS):
             raise ImageError("no_such_face", f"{record.image_id}: it has no face {index}")
+        image = crop(pixels, QUADS[index], SIZE)
+        if not image.any():
+            raise ImageError("no_face", f"{record.image_id}: the face is black")
         return replace(
             record,
             data=None,
-            image=crop(pixels, QUADS[index], SIZE),
+            image=image,
             quad=QUADS[index],
             source_size=pixels.shape[1::-1],
             face_index=index,
