@@ -135,7 +135,9 @@ def _unique(items: list[Item]) -> None:
     """Raise DatasetError if two items have the same id. The items are sorted by id."""
     for one, other in pairwise(items):
         if one.image_id == other.image_id:
-            way_out = "rename one of them" if one.at < 0 else "set archive_in_id: true, or rename"
+            way_out = "rename one of them"
+            if one.location != other.location and one.at >= 0:
+                way_out = "set archive_in_id: true, or rename"
             raise DatasetError(
                 f"{_where(one)} and {_where(other)}",
                 f"they have the same id {one.image_id!r} (names are compared after Unicode "

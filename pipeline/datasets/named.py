@@ -167,7 +167,7 @@ def find(name_or_path: str | Path) -> Dataset:
         raise DatasetError(
             text,
             "it is a file of another kind",
-            "give the folder it lies in, or a .tar, .parquet or .yaml file",
+            "give the folder it lies in, or a .tar, .parquet or .yaml file; unpack other archives",
         )
     if path.is_absolute() or os.sep in text:
         raise DatasetError(

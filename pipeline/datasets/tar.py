@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import BinaryIO, NamedTuple
 
 from dhr_batch.pipeline.datasets import tar_headers
@@ -27,7 +28,8 @@ class Member(NamedTuple):
 def members(file: File) -> tuple[list[Member], Counter[str]]:
     """List the files in an archive, and in those that follow it in the same file.
 
-    A hard link is listed with the bytes of its target, which lies before it.
+    A hard link is listed with the bytes of its target, which lies before it. Of several files of
+    one name, the last is listed, which is the one that tar leaves on the disk.
 
     Returns:
         The files, and the number of other members by kind.
@@ -58,7 +60,19 @@ def members(file: File) -> tuple[list[Member], Counter[str]]:
             f"it cannot be read as an uncompressed tar archive: {error}",
             "pack it again without compression, or unpack it and give the folder",
         ) from error
-    return found, others
+    return _newest(found, others), others
+
+
+def _newest(found: list[Member], others: Counter[str]) -> list[Member]:
+    # A sorted list takes less memory than a set of a million names.
+    names = sorted(member.name for member in found)
+    twice = {one for one, other in pairwise(names) if one == other}
+    if not twice:
+        return found
+    last = {member.name: at for at, member in enumerate(found) if member.name in twice}
+    kept = [one for at, one in enumerate(found) if last.get(one.name, at) == at]
+    others["older file of the same name in a tar"] += len(found) - len(kept)
+    return kept
 
 
 def _each(handle: BinaryIO, others: Counter[str]) -> Iterator[tarfile.TarInfo]:

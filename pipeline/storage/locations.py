@@ -104,7 +104,7 @@ def describe(location: str) -> File:
     """
     if not is_url(location):
         status = os.stat(location)
-        return File(location, "", status.st_size, time=status.st_mtime_ns)
+        return File(location, "", status.st_size, time=_time(status))
     import obstore
 
     store, key = _split(location)
@@ -212,7 +212,7 @@ def _walk_local(
                     lost(path, error.strerror or str(error))
                     continue
                 if stat.S_ISREG(status.st_mode):
-                    yield File(root, path, status.st_size, time=status.st_mtime_ns)
+                    yield File(root, path, status.st_size, time=_time(status))
                 else:
                     lost(path, "no regular file")
         # Of two links to one folder only the first is followed, so the order must not vary.
@@ -226,6 +226,11 @@ def _walk_local(
             else:
                 seen.add(real)
                 queue.append(f"{prefix}{name}/")
+
+
+def _time(status: os.stat_result) -> int:
+    """Return the time of the last change. Archives and clocks without a battery set it to 1970."""
+    return abs(status.st_mtime_ns) or 1
 
 
 def _walk_store(root: str) -> Iterator[File]:

@@ -257,6 +257,11 @@ JUNK = b"a signature".ljust(600, b"!")
         ),
         ([tar({"a.jpg": b"", "a": b"1", "b.jpg": "a"})], ["a.jpg", "b.jpg"], {"no extension": 1}),
         ([tar({"a.jpg": b"1", "./a.jpg": "a.jpg"})], ["a.jpg"], {}),
+        (
+            [tar({"a.jpg": b"1", "b.jpg": b"2"})[:2048], tar({"./a.jpg": b"3"})],
+            ["a.jpg", "b.jpg"],
+            {"older file of the same name in a tar": 1},
+        ),
     ],
 )  # fmt: skip
 def test_links_and_further_archives(
@@ -266,6 +271,17 @@ def test_links_and_further_archives(
     path = tmp_path / "faces.tar"
     path.write_bytes(b"".join(parts))
     assert scan(path) == (files, counted)
+
+
+def test_of_files_of_one_name_in_a_tar_the_last_counts(tmp_path: Path) -> None:
+    """As `tar -r` appends a newer file, and as tar unpacks it."""
+    path = tmp_path / "faces.tar"
+    path.write_bytes(tar({"a.png": b"old", "b.png": b"b"}) + tar({"./a.png": b"new"}))
+    found = content(named.list_images(named.find(path)))
+    assert found == {"a.png": b"new", "b.png": b"b"}
+    path.write_bytes(tar({"\u00e9.png": b"1", "e\u0301.png": b"2"}))
+    with pytest.raises(DatasetError, match=r"the same id .*; rename one of them$"):
+        scan(path)
 
 
 def test_a_hard_link_and_a_further_archive_have_the_content_of_the_folder(tmp_path: Path) -> None:

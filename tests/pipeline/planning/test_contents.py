@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from dhr_batch.cli import main
 from dhr_batch.pipeline.datasets import listing, parquet
-from dhr_batch.pipeline.datasets.items import difference
+from dhr_batch.pipeline.datasets.items import Rules, difference
 from dhr_batch.pipeline.engine.runner import keep_plan
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import contents, resume
@@ -59,6 +59,28 @@ OTHER = b"1234!"
 )
 def test_differences_of_marks(before: int | str, now: int | str, expected: str) -> None:
     assert difference(before, now) == expected
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -3600.5])
+@pytest.mark.parametrize("suffix", ["jpg", "tar"])
+def test_files_of_1970_and_before_have_a_time(tmp_path: Path, seconds: float, suffix: str) -> None:
+    """Archives that are to be reproducible have such times, and clocks without a battery."""
+    unpack(tmp_path, {"a.jpg": b"first"})
+    place = tmp_path
+    if suffix == "tar":
+        place = tmp_path / "a.tar"
+        with tarfile.open(place, "w") as archive:
+            archive.add(tmp_path / "a.jpg", "a.jpg")
+    path = tmp_path / f"a.{suffix}"
+
+    def mark(time: float) -> str | int:
+        os.utime(path, (time, time))
+        return listing.scan(str(place), Rules(frozenset({".jpg"}))).items[0].mark
+
+    before = mark(seconds)
+    assert before == mark(seconds)
+    for now in (mark(1_700_000_000), mark(seconds - 1)):
+        assert difference(before, now) == difference(now, before) == "another time"
 
 
 # ------------------------------------------------------------------------- by kind of dataset
