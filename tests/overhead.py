@@ -198,7 +198,7 @@ def _start(images: int, folder: Path) -> dict[str, float]:
 
 def _finish(images: int, folder: Path) -> dict[str, float]:
     """Manifests of all shards but one, without the care of a commit, which takes minutes."""
-    facts = FileFacts(rows=32, sha256="0" * 64)
+    facts, run = FileFacts(rows=32, sha256="0" * 64), RunFolder(folder).identity() or ""
     (folder / "_state" / "shards").mkdir(parents=True)
     for shard in range(math.ceil(images / 32) - 1):
         receipt = Manifest(
@@ -206,6 +206,7 @@ def _finish(images: int, folder: Path) -> dict[str, float]:
             files=dict.fromkeys(_TABLES, facts),
             ok=32,
             models=["mobilestylegan-256", "stlpips-alex"],
+            run=run,
         )
         (folder / manifest_key(shard)).write_bytes(dumps(receipt))
     return {"finished_shards": math.ceil(images / 32) - 1}

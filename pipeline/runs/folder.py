@@ -69,6 +69,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from dhr_batch.pipeline import crash, stopping
@@ -146,7 +147,8 @@ class RunFolder(RunRecords):
         Raises:
             Refused: If another process has created it in the meantime.
         """
-        if not self.storage.create(PLAN, plan_file.dumps(plan)):
+        self._identity = plan.run or uuid.uuid4().hex
+        if not self.storage.create(PLAN, plan_file.dumps(replace(plan, run=self._identity))):
             raise Refused(
                 self.storage.locate(PLAN),
                 "another process created it while this one was starting",
@@ -160,7 +162,7 @@ class RunFolder(RunRecords):
         Raises:
             LeaseLost: If another driver has changed the plan in the meantime.
         """
-        content = plan_file.dumps(plan)
+        content = plan_file.dumps(replace(plan, run=self.identity() or ""))
         self.check()
         self._plan_version = self.storage.swap(PLAN, content, self._plan_version)
         if self._plan_version is None:
@@ -188,7 +190,7 @@ class RunFolder(RunRecords):
                 f"shard {shard}: {receipt.ok} finished and {receipt.quarantined} quarantined "
                 f"images do not add up to the {planned} planned ones"
             )
-        content = manifests.dumps(receipt)
+        content = manifests.dumps(replace(receipt, run=self.identity() or "", shard=shard))
         self._check_staged(shard, receipt)
         self.check()
         crash.at("before-manifest")

@@ -86,6 +86,7 @@ class Parts:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._records = RunRecords(storage)
         self._single: dict[int, Manifest | None] = {}
         # What is wrong with each part that was compared, "" for nothing.
         self._checked: dict[str, str] = {}
@@ -110,7 +111,7 @@ class Parts:
     @cached_property
     def manifests(self) -> dict[int, Manifest]:
         """The manifests of the committed shards, by shard number."""
-        return RunRecords(self.storage).manifests()
+        return self._records.manifests()
 
     def check(self, keys: Sequence[str]) -> None:
         """Compare parts with their manifests, each one once.
@@ -139,7 +140,7 @@ class Parts:
         else:
             # For a few images, the manifests of all shards would be many requests to a store.
             if shard not in self._single:
-                self._single[shard] = RunRecords(self.storage).manifest(shard)
+                self._single[shard] = self._records.manifest(shard)
             manifest = self._single[shard]
         return manifest.files.get(key.partition("/")[0]) if manifest else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dhr_batch.pipeline import sealed, stopping
 from dhr_batch.pipeline.errors import NoRun, Refused, StorageError
-from dhr_batch.pipeline.runs.names import PLAN, SHARDS, manifest_key, part, shard_of
+from dhr_batch.pipeline.runs.names import PLAN, SHARDS, is_record, manifest_key, part, shard_of
 from dhr_batch.pipeline.runs.records import manifests, plan_file
 from dhr_batch.pipeline.runs.records.manifests import Finished, Manifest, Summaries
 from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
@@ -40,6 +40,7 @@ class RunRecords:
         self.storage = connect(place)
         # The version of the plan that was read last, for whoever replaces it.
         self._plan_version: Version | None = None
+        self._identity: str | None = None
 
     def plan(self) -> StoredPlan | None:
         """Return the stored plan, or None if the run has not started.
@@ -53,6 +54,7 @@ class RunRecords:
         self._plan_version = stored.version if stored else None
         if stored is None:
             return None
+        self._identity = plan_file.identity(stored.content)
         try:
             plan = plan_file.loads(stored.content, self.storage.place)
         except sealed.Changed as error:
@@ -107,7 +109,7 @@ class RunRecords:
 
     def each_manifest(self) -> Iterator[tuple[int, Manifest]]:
         """Yield the number and manifest of each committed shard. Several are read in parallel."""
-        keys = sorted(key for key in self.storage.sizes(SHARDS) if key.endswith(".json"))
+        keys = sorted(filter(is_record, self.storage.sizes(SHARDS)))
         for first in range(0, len(keys), _MANIFESTS):
             chunk = keys[first : first + _MANIFESTS]
             for key, content in zip(chunk, self._read(chunk), strict=True):
@@ -120,9 +122,21 @@ class RunRecords:
 
     def _parse(self, key: str, content: bytes) -> Manifest:
         try:
-            return manifests.loads(content)
+            found = manifests.loads(content)
         except ValueError as error:
             raise damaged_record(self.storage, key, error) from error
+        if wrong := found.stray(shard_of(key), self.identity()):
+            raise damaged_record(self.storage, key, wrong)
+        return found
+
+    def identity(self) -> str | None:
+        """Return the identity of the run, which is read once; None if there is no plan.
+
+        It is empty in runs of earlier versions.
+        """
+        if self._identity is None and (content := self.storage.read(PLAN)) is not None:
+            self._identity = plan_file.identity(content)
+        return self._identity
 
 
 def damaged_record(storage: Storage, key: str, error: object) -> StorageError:

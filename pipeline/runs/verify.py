@@ -92,7 +92,8 @@ def verify(place: str | Path | Storage) -> Verification:
         if (size or isinstance(run.storage, LocalStorage)) and is_record(key)
     }
     tables = plan.settings.tables
-    files = _Files(run.storage, plan.shards, tables, present, run.storage.sizes(), busy)
+    sizes = run.storage.sizes()
+    files = _Files(run.storage, plan.run, plan.shards, tables, present, sizes, busy)
     found.shards, found.images = len(files.plan), sum(map(len, files.plan))
     if not sealed.has_checksum(run.storage.read(PLAN) or b""):
         files.unsealed.append(PLAN)
@@ -128,6 +129,7 @@ class _Files:
 
     Attributes:
         storage: The place of the run.
+        run: The identity of the run.
         plan: The image ids of each shard.
         tables: The tables that each shard has.
         manifests: The key of the manifest of each committed shard.
@@ -140,6 +142,7 @@ class _Files:
     """
 
     storage: Storage
+    run: str
     plan: Sequence[list[str]]
     tables: Sequence[str]
     manifests: dict[int, str]
@@ -176,6 +179,8 @@ class _Files:
             self.unsealed.append(key)
         try:
             manifest = manifests.loads_whole(content)
+            if wrong := manifest.stray(shard, self.run):
+                raise ValueError(wrong)
         except ValueError as error:
             problem = Problem(
                 file=key, problem=f"damaged ({error})", way_out=damaged_manifest(shard)
@@ -205,6 +210,10 @@ class _Files:
                 self.stale.add(shard)
                 continue
             yield Problem(file=key, problem=problem, way_out="delete it")
+        for key in self.sizes:
+            if key.startswith(f"{SHARDS}/") and not is_record(key):
+                problem = "no name of a manifest; nothing reads it"
+                yield Problem(file=key, problem=problem, way_out="delete it")
         for shard, key in self.manifests.items():
             if shard >= len(self.plan):
                 problem = "belongs to a shard that is not in the plan"

@@ -79,6 +79,8 @@ class Manifest(JsonRecord):
         attempts: The number of attempts that the shard took.
         failed_attempts: Why each of the earlier attempts failed.
         clocked: The measurements of a benchmark in the worker.
+        run: The identity of its run, as in `plan.json`; empty in runs of earlier versions.
+        shard: The number of its shard; None in runs of earlier versions.
     """
 
     attempt: str = ""
@@ -96,11 +98,30 @@ class Manifest(JsonRecord):
     attempts: int = 1
     failed_attempts: list[str] = field(default_factory=list)
     clocked: Mapping[str, float] | None = None
+    run: str = field(default="", compare=False)
+    shard: int | None = field(default=None, compare=False)
 
     @property
     def images(self) -> int:
         """The number of images."""
         return self.ok + self.quarantined
+
+    def stray(self, shard: int, run: str | None) -> str:
+        """Return why it is not the manifest of a shard of a run; "" if it is.
+
+        Files match the manifest beside which they were copied, even in another run.
+
+        Args:
+            shard: The number of the shard.
+            run: The identity of the run; None if it is not known.
+        """
+        if self.shard not in (None, shard):
+            return f"it is that of shard {self.shard}"
+        if run is not None and self.run != run:
+            return (
+                "it is of another run than plan.json; put back plan.json if that is the wrong one"
+            )
+        return ""
 
     def computed(self, stage: str) -> int:
         """Return the number of images that a stage has computed.

@@ -179,6 +179,7 @@ class StoredPlan:
         contents: The mark of each image, in the same lists as `shards`. The mark is None if
             `quarantine retry` has allowed another content of the image.
         schema: The version of the lists of images. Version 1 has no `contents`.
+        run: The identity of the run, which its manifests repeat; empty in runs of earlier versions.
         schema_version: The version of the whole file (see the module `versions`).
         rules: The versions of the rules for rendering.
         ignored: The number of what the listing of the dataset left out, by kind.
@@ -192,6 +193,7 @@ class StoredPlan:
     shards: Sequence[list[str]] = ()
     contents: Sequence[list[Mark | None]] | None = None
     schema: int | None = None
+    run: str = field(default="", compare=False)
     schema_version: int = 1
     rules: RuleVersions = field(default_factory=RuleVersions)
     ignored: Mapping[str, int] | None = None
@@ -228,6 +230,7 @@ class StoredPlan:
             shards=found.get("shards", ()),
             contents=found.get("contents"),
             schema=found.get("schema"),
+            run=found.get("run", ""),
             schema_version=found.get("schema_version", 1),
             rules=RuleVersions.from_json(found.get("rules", {})),
             ignored=found.get("ignored"),
@@ -239,6 +242,7 @@ class StoredPlan:
         content = {
             "schema": self.schema,
             "schema_version": self.schema_version,
+            "run": self.run or None,
             "rules": self.rules.to_json(),
             "dataset": self.dataset,
             "config": self.settings.values,

@@ -183,7 +183,7 @@ def test_a_frozen_driver_does_not_take_back_a_manifest(
     frozen: tuple[RunFolder, RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = frozen
-    late = attempt(old, 0, b"late")
+    late = replace(attempt(old, 0, b"late"), run=old.identity() or "", shard=0)
     new.clear_staging()
     old.storage.create("_state/shards/00000.json", dumps(late))
     get = old.storage.get
