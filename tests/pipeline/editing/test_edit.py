@@ -168,6 +168,10 @@ def test_results_as_json(tmp_path: Path, photograph: Path) -> None:
     assert done.exit_code == 3
     (result,) = json.loads(done.stdout)
     assert (result["photograph"], result["error"]["class"]) == ("photo.png", "no_face")
+    picture(140, 120).save(photograph.with_name("good.png"))
+    words = [photograph.parent, *words[1:]]
+    for share, code in ((0.4, 3), (0.5, 0)):
+        assert dhr(photograph, *words, "--set", f"max_quarantined={share}").exit_code == code
 
 
 @pytest.mark.parametrize(
