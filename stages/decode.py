@@ -158,7 +158,7 @@ def _unread(data: bytes, name: str) -> ImageError:
     """Return the error for a file that begins like one of a format."""
     about = f"it begins like {name}, but its header cannot be read"
     try:
-        with Image.OPEN[name][0](io.BytesIO(data), ""):
+        with Image.OPEN[name][0](containers.Reads(data), ""):
             return ImageError("damaged", about)
     except DAMAGE as error:
         found = _damaged(error)
@@ -174,7 +174,8 @@ def _damaged(error: BaseException) -> ImageError:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if any(word in text.lower() for word in _CUT):
         return ImageError("truncated", f"the file ends too early ({text})")
-    if any(word in text.lower() for word in _NOT_READ):
+    # A tag of another type raises "'>' not supported between instances", which is damage.
+    if not isinstance(error, TypeError) and any(word in text.lower() for word in _NOT_READ):
         hint = _convert_hint()
         return ImageError("unsupported", f"this form of the format is not read ({text}); {hint}")
     return ImageError("damaged", f"the file cannot be decoded ({text})")
@@ -184,7 +185,7 @@ def _tiff(data: bytes, check: _Check) -> _Decoded:
     page = tiff.read(data, check)
     space = page.colours or containers.camera_colours(lambda: containers.exif(data))
     if page.raster is None:
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        with Image.open(containers.Reads(data), formats=("TIFF",)) as image:
             image.seek(page.number)
             # Pillow turns pages of TIFF files itself.
             pixels, notes = _to_rgb(image, space)
@@ -197,7 +198,7 @@ def _tiff(data: bytes, check: _Check) -> _Decoded:
 
 def _png(data: bytes, check: _Check) -> _Decoded:
     parts = png.read(data)
-    with Image.open(io.BytesIO(parts.pixels), formats=("PNG",)) as image:
+    with Image.open(containers.Reads(parts.pixels), formats=("PNG",)) as image:
         check(image.size)
         image.info.update(parts.info)
         orientation = _orientation(image)
@@ -222,7 +223,7 @@ def _png16(data: bytes, space: Colours | None) -> _Decoded:
 
 
 def _other(data: bytes, check: _Check) -> _Decoded:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(containers.Reads(data), formats=FORMATS) as image:
         check(image.size)
         if image.format == "HEIF":
             return _heif(image, data)
@@ -255,6 +256,8 @@ def _heif(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
 def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFile, list[str]]:
     """Decode the pixels. A JPEG file without its end mark is read if it has all of them."""
     cut = OSError("the image is truncated: its end mark is missing")
+    if image.format in ("JPEG", "MPO"):
+        containers.check_scans(data)
     try:
         image.load()
         if image.format not in ("JPEG", "MPO") or containers.has_end(data):

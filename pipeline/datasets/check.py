@@ -115,8 +115,9 @@ def _max_megapixels(dataset: Dataset) -> float:
     section = dataset.config.get("align")
     stated = section.get("max_megapixels") if isinstance(section, dict) else None
     # A value that is no limit is refused by `plan` and `run`.
-    valid = isinstance(stated, (int, float)) and 0 < stated < float("inf")
-    return float(stated) if valid else MAX_MEGAPIXELS
+    if isinstance(stated, (int, float)) and 0 < stated < float("inf"):
+        return float(stated)
+    return MAX_MEGAPIXELS
 
 
 def _decode(result: DatasetCheck, items: list[Item], max_megapixels: float) -> None:

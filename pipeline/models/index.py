@@ -85,11 +85,12 @@ def _errors_of_pip(what: str, *others: type[Exception]) -> Iterator[None]:
     from pip._vendor.requests import RequestException
     from pip._vendor.urllib3.exceptions import HTTPError
 
+    expected: tuple[type[Exception], ...] = (PipError, RequestException, HTTPError, *others)
     try:
         yield
     except RegistryError:
         raise
-    except (PipError, RequestException, HTTPError, *others) as error:
+    except expected as error:
         reason = str(error) or type(error).__name__
         raise RegistryError(f"pip could not download {what}", reason, _WAY_OUT) from error
     except SystemExit as error:

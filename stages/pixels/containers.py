@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -18,12 +20,31 @@ _EXIF_TAG, _INTEROP_TAG, _COLOUR_SPACE_TAG = 0x8769, 0xA005, 0xA001
 # Colour spaces of JPEG 2000 that are named by a number: CMYK, sRGB, grey and sYCC.
 _KNOWN_SPACES = (12, 16, 17, 18)
 _MOST_BOXES = 10_000
+# Chunks, blocks or pieces of a header: large sound files have some 100,000.
+MOST_PARTS = 2**21
+# Each scan of a JPEG file takes a pass over all pixels. Files of many steps have some 20.
+_MOST_SCANS = 200
 _NESTED = {b"jp2h": 0, b"iprp": 0, b"ipco": 0, b"meta": 4}
-# Second bytes of markers of JPEG that have no content, and bytes that are no marker.
-_NO_SEGMENT = (0x00, 0x01, *range(0xD0, 0xD9), 0xFF)
+# Markers of JPEG that have content, or end the file.
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 _END = b"\xff\xd9"
 # Where a codestream of JPEG 2000 has the number of components and the depth of the first one.
 _COMPONENTS, _DEPTHS = 40, 42
+
+
+class Reads(io.BytesIO):
+    """A file in memory that Pillow may read in `MOST_PARTS` pieces.
+
+    Some of its parsers go through comments byte by byte, or through any number of empty chunks.
+    """
+
+    _left = MOST_PARTS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it has more than {MOST_PARTS} parts")
+        return super().read(size)
 
 
 def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
@@ -139,8 +160,8 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def gif_frames(data: bytes) -> int:
-    """Count the frames of a GIF file, up to `MOST_FRAMES` + 1."""
-    at, frames = 13 + _table(data[10]), 0
+    """Count the frames of a GIF file, up to `MOST_FRAMES` + 1; 0 if it has too many parts."""
+    at, frames, parts = 13 + _table(data[10]), 0, 0
     while at < len(data) and frames <= MOST_FRAMES:
         if data[at] == 0x21:
             at += 2
@@ -151,7 +172,11 @@ def gif_frames(data: bytes) -> int:
             break
         while at < len(data) and data[at]:
             at += 1 + data[at]
+            parts += 1
         at += 1
+        parts += 1
+        if parts > MOST_PARTS:
+            return 0
     return frames
 
 
@@ -198,25 +223,30 @@ def with_end(jpeg: bytes) -> tuple[bytes, ...]:
     return tuple(body + tail * 64 + _END for tail in (b"\x55", b"\xaa") if _scans(body)[1])
 
 
-def _scans(jpeg: bytes) -> tuple[bool, bool]:
-    """Whether there is an end mark, and whether each coefficient came with all of its bits."""
+def check_scans(jpeg: bytes) -> None:
+    """Raise ImageError if a JPEG file has so many scans that it takes minutes to decode."""
+    # This pair of bytes is in no pixels, but often behind the picture.
+    if jpeg.count(b"\xff\xda") > _MOST_SCANS and (scans := _scans(jpeg)[2]) > _MOST_SCANS:
+        what = f"JPEG files of {scans} scans are not read, the limit is {_MOST_SCANS}"
+        raise ImageError("unsupported", f"{what}; save it again")
+
+
+def _scans(jpeg: bytes) -> tuple[bool, bool, int]:
+    """Whether there is an end mark, whether each coefficient has all its bits, and the scans."""
     missing: dict[int, set[int]] = {}
-    at, ended = 2, False
-    while at + 2 <= len(jpeg) and not ended:
-        if jpeg[at] != 0xFF or jpeg[at + 1] in _NO_SEGMENT:
-            # Pixels, up to the next marker.
-            at = jpeg.find(b"\xff", at + 1)
-            if at < 0:
-                break
-            continue
+    at, ended, scans = 2, False, 0
+    # Pixels, and bytes that fill up, are skipped.
+    while not ended and (marker := _SEGMENT.search(jpeg, at)):
+        at = marker.start()
         kind, size = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
         body = jpeg[at + 4 : at + 2 + size]
         ended = kind == _END[1]
         if kind in (0xC0, 0xC1, 0xC2) and len(body) > 5:
             missing = {part: set(range(64)) for part in body[6::3][: body[5]]}
         if kind == 0xDA and body and len(body) >= 4 + 2 * body[0]:
+            scans += 1
             first, last, bits = body[1 + 2 * body[0] :][:3]
             for part in body[1 : 1 + 2 * body[0] : 2] if bits & 15 == 0 else b"":
                 missing.get(part, set()).difference_update(range(first, last + 1))
         at += 2 + size
-    return ended, bool(missing) and not any(missing.values())
+    return ended, bool(missing) and not any(missing.values()), scans

@@ -14,6 +14,8 @@ from dhr_batch.stages.pixels.colours import Colours
 MAGIC = b"\x89PNG\r\n\x1a\n"
 # The largest profile or metadata, unpacked. A packed megabyte can hold a gigabyte.
 _MOST_BYTES = 2**25
+# Large sound files have some 100,000.
+_MOST_CHUNKS = 2**21
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -77,8 +79,11 @@ def read(data: bytes) -> Parts:
 
 def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview, memoryview]]:
     """Iterate over the chunks: kind, content and the whole chunk."""
-    at, kind = len(MAGIC), b""
+    at, kind, parts = len(MAGIC), b"", 0
     while at + 8 <= len(data) and kind != b"IEND":
+        parts += 1
+        if parts > _MOST_CHUNKS:
+            raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
         size, kind = struct.unpack_from(">I4s", data, at)
         yield kind, data[at + 8 : at + 8 + size], data[at : at + 12 + size]
         at += 12 + size
