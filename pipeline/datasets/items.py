@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.storage.locations import File, is_url
 
+# What Python takes names of files for.
+_LOCALE = sys.getfilesystemencoding().lower()
 # No file has so many bytes.
 _TIME = 2**48
 Format = Literal["auto", "files", "tar", "parquet"]
@@ -157,10 +162,15 @@ class Rules(NamedTuple):
 def image_id(relative: str) -> str:
     """Return the id of an image: its path in Unicode normalization form C.
 
-    Bytes that are not UTF-8 become `\\udcNN`.
+    Names of files are taken as UTF-8, whatever the locale. Bytes that are not become `\\udcNN`.
     """
     if relative.isascii():
         return relative
+    if _LOCALE != "utf-8":
+        # Texts that do not come from a file system are no UTF-8 in the bytes of the locale.
+        errors = "surrogateescape" if _LOCALE == "ascii" else "strict"
+        with suppress(UnicodeError):
+            relative = os.fsencode(relative).decode("utf-8", errors)
     text = unicodedata.normalize("NFC", relative)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

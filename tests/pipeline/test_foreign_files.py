@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -294,6 +295,21 @@ def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
     result = ended("datasets", "list")
     assert result.exit_code == 2
     assert "the current folder: it cannot be used" in result.stderr
+
+
+def test_ids_do_not_depend_on_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "\u00fc.png").write_bytes(png())
+    with tarfile.open(tmp_path / "names.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(tmp_path / "names" / "\u00fc.png", "\u00fc.png")
+    code = "from dhr_batch.pipeline.datasets import listing, items; import sys\n"
+    code += "for place in sys.argv[1:]:\n"
+    code += "    found = listing.scan(place, items.Rules(frozenset({'.png'}))).items\n"
+    code += "    print([ascii(i.image_id) for i in found], len(listing.read_bytes(found[0])))"
+    command = [sys.executable, "-c", code, str(tmp_path / "names"), str(tmp_path / "names.tar")]
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.count(repr(ascii("\u00fc.png"))) == 2, done.stdout
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e30", "soon"])
