@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
-from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, png, tiff
+from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, jpeg, png, tiff
 from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, stretched
 
@@ -256,20 +256,23 @@ def _heif(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
 def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFile, list[str]]:
     """Decode the pixels. A JPEG file without its end mark is read if it has all of them."""
     cut = OSError("the image is truncated: its end mark is missing")
-    if image.format in ("JPEG", "MPO"):
-        containers.check_scans(data)
+    if image.format not in ("JPEG", "MPO"):
+        image.load()
+        return image, []
+    containers.check_scans(data)
+    notes = jpeg.check(data)
     try:
         image.load()
-        if image.format not in ("JPEG", "MPO") or containers.has_end(data):
-            return image, []
+        if containers.has_end(data):
+            return image, notes
     except OSError as error:
-        if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+        if "truncated" not in str(error):
             raise
         cut = error
     ended = [Image.open(io.BytesIO(each), formats=("JPEG",)) for each in containers.with_end(data)]
     if not ended or ended[0].tobytes() != ended[1].tobytes():
         raise cut
-    return ended[0], ["JPEG end mark missing"]
+    return ended[0], [*notes, "JPEG end mark missing"]
 
 
 def _is_16_bit(image: Image.Image) -> bool:

@@ -61,7 +61,8 @@ def edit(
     does: otherwise threads that wait take the cores from each other.
 
     Args:
-        image: A file, a PIL image, or the pixels, uint8 [H, W, 3].
+        image: A file, a PIL image, or the pixels, uint8 [H, W] (grey), [H, W, 3] (RGB) or
+            [H, W, 4] (RGBA).
         edits: The strength of each direction, which gives a picture of its own, as in
             `{"smile": 2}`. Or texts such as `smile=2` or `smile=1+age=10`, one for each picture. By
             default the edits of the settings.
@@ -106,10 +107,13 @@ def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
     if isinstance(image, (str, Path)):
         path = Path(image).expanduser()
         return Record(path.name, str(path), data=path.read_bytes())
-    if isinstance(image, np.ndarray) and (image.dtype, image.shape[2:]) != (np.uint8, (3,)):
+    channels = ((), (3,), (4,))
+    if isinstance(image, np.ndarray) and not (
+        image.dtype == np.uint8 and image.ndim > 1 and image.shape[2:] in channels
+    ):
         raise Refused(
             f"an array of {image.dtype} and shape {list(image.shape)}",
-            "it is not a picture of type uint8 and shape [H, W, 3]",
+            "it is not a picture of type uint8 and shape [H, W], [H, W, 3] or [H, W, 4]",
             "convert it, for instance (255 * x).round().astype(numpy.uint8) for values from 0 to 1",
         )
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)

@@ -32,6 +32,7 @@ COMPILED = {
     "imagecodecs": "imagecodecs",
     "pillow_heif": "pillow-heif",
     "pyarrow": "pyarrow",
+    "simplejpeg": "simplejpeg",
     "torchvision": "torchvision",
 }
 # What a worker on a CPU takes at 256 px, and the open files that Ray wants.

@@ -278,10 +278,12 @@ def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:
         find([str(folder / "missing.JPG")])
 
 
-@pytest.mark.parametrize("kind", ["path", "image", "array"])
+@pytest.mark.parametrize("kind", ["path", "image", "array", "array with alpha"])
 def test_the_library_takes_paths_images_and_arrays(kind: str, photograph: Path) -> None:
     image = Image.open(photograph)
-    given = {"path": photograph, "image": image, "array": np.asarray(image)}[kind]
+    alpha = np.asarray(image.convert("RGBA"))
+    arrays = {"array": np.asarray(image), "array with alpha": alpha}
+    given = {"path": photograph, "image": image, **arrays}[kind]
     made = edit(given, {"smile": 2})
     assert list(made.pictures) == ["smile=2"]
     assert made.pictures["smile=2"].size == (140, 120)
@@ -290,10 +292,10 @@ def test_the_library_takes_paths_images_and_arrays(kind: str, photograph: Path) 
     np.testing.assert_array_equal(made.photograph, pixels(photograph))
 
 
-@pytest.mark.parametrize("shape", [(9, 9), (3, 9, 9), (9, 9, 4)])
+@pytest.mark.parametrize("shape", [(9,), (3, 9, 9), (9, 9, 2)])
 def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
     for array in (np.zeros((9, 9, 3), np.float32), np.zeros(shape, np.uint8)):
-        with pytest.raises(Refused, match=r"not a picture of type uint8 and shape \[H, W, 3\]"):
+        with pytest.raises(Refused, match=r"not a picture of type uint8 and shape \[H, W\]"):
             edit(array)
 
 
