@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
@@ -49,13 +51,44 @@ def reasons(error: ValidationError, model: type[BaseModel]) -> str:
 def _problems(
     error: ValidationError, model: type[BaseModel], prefix: str, most: int
 ) -> list[Refused]:
-    found = [_problem(item, model, prefix) for item in error.errors()[:most]]
-    more = error.error_count() - len(found)
+    # A value that fits no type of a union has an error for each of them.
+    places: dict[tuple[str | int, ...], Any] = {}
+    for item in error.errors():
+        if (first := places.setdefault(_place(item["loc"], model), item)) is not item:
+            first["msg"] = (
+                f"{_message(first)}, or {_message(item).removeprefix('Input should be ')}"
+            )
+    found = [_problem(item, place, model, prefix) for place, item in [*places.items()][:most]]
+    more = len(places) - len(found)
     return [*found, Refused(f"and {more} more")] if more else found
 
 
-def _problem(item: Any, model: type[BaseModel], prefix: str) -> Refused:
-    path = (prefix + ".".join(str(part) for part in item["loc"])).rstrip(".")
+def _place(location: Sequence[str | int], model: type[BaseModel]) -> tuple[str | int, ...]:
+    """Return the keys and indices to a value, without the members of unions on the way."""
+    found, kind = [], model
+    for part in location:
+        while get_origin(kind) is Annotated or (len(_members(kind)) == 1):
+            kind = get_args(kind)[0] if get_origin(kind) is Annotated else _members(kind)[0]
+        if not _members(kind):
+            found.append(part)
+        kind = _type_of(part, kind)
+    return tuple(found)
+
+
+def _members(kind: Any) -> list[Any]:
+    """Return the types of a union, without None."""
+    if get_origin(kind) not in (Union, UnionType):
+        return []
+    return [one for one in get_args(kind) if one is not NoneType]
+
+
+def _message(item: Any) -> str:
+    # "Input should be a valid integer, unable to parse string as an integer" says it twice.
+    return str(item["msg"]).partition(", unable to parse")[0]
+
+
+def _problem(item: Any, place: Sequence[str | int], model: type[BaseModel], prefix: str) -> Refused:
+    path = (prefix + ".".join(str(part) for part in place)).rstrip(".")
     if item["type"] == "extra_forbidden":
         options: Any = model
         for part in item["loc"][:-1]:
@@ -64,8 +97,7 @@ def _problem(item: Any, model: type[BaseModel], prefix: str) -> Refused:
         close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
         return Refused(f"unknown setting {path}", way_out=hint)
-    # "Input should be a valid integer, unable to parse string as an integer" says it twice.
-    message = item["msg"].partition(", unable to parse")[0]
+    message = _message(item)
     why = f"{message[:1].lower()}{message[1:]}"
     if item["type"] == "missing":
         return Refused(path, why, "give it a value")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
 from typing import Any, TypeVar
 
 from dhr_batch.pipeline.errors import Refused
@@ -39,9 +41,15 @@ class Choice:
             sweeps: Texts such as `smile=-2:2:9`.
 
         Raises:
-            Refused: A text has another form.
+            Refused: A text has another form, or a strength is no finite number.
         """
         if isinstance(edits, Mapping):
+            for name, strength in edits.items():
+                if not (isinstance(strength, Real) and math.isfinite(strength)):
+                    what = f"the strength {strength!r} of the edit {name!r}"
+                    raise Refused(
+                        what, "it is not a finite number", 'give for instance {"smile": 2}'
+                    )
             edits = [str(syntax.Term(name, strength)) for name, strength in edits.items()]
         texts = [edits] if isinstance(edits, str) else edits
         pictures = chain.from_iterable(parsed("--edit", text, syntax.parse_all) for text in texts)

@@ -107,12 +107,10 @@ class Overview(BaseModel):
         if self.images and self.shards:
             yield self._images(self.images)
             yield _shards(self.shards)
-        if self.driver and self.images_per_second:
-            rate = self.images_per_second
-            yield (
-                f"speed        {rate.overall:.3g} images/s, {rate.last_5_minutes:.3g} in the "
-                f"last 5 minutes; {duration(self.seconds_left)} left"
-            )
+        if (rate := self.images_per_second) and rate.overall:
+            recent = f", {rate.last_5_minutes:.3g} in the last 5 minutes"
+            left = f"{recent}; {duration(self.seconds_left)} left" if self.driver else ""
+            yield f"speed        {rate.overall:.3g} images/s{left}"
         if self.errors:
             counts = (f"{count} x {name}" for name, count in self.errors.items())
             yield f"quarantined  {', '.join(counts)}"

@@ -359,6 +359,12 @@ def test_texts_are_in_the_order_of_the_stage() -> None:
     assert Choice.of({"smile": 2, "yaw": 1}).texts() == ["smile=2", "yaw=1"]
 
 
+@pytest.mark.parametrize("strength", ["2", None, float("nan")])
+def test_strengths_are_numbers(strength: Any) -> None:
+    with pytest.raises(Refused, match=r"of the edit 'smile'.*not a finite number"):
+        Choice.of({"smile": strength})
+
+
 def test_the_stages_of_a_preset_edit_an_aligned_face(photograph: Path, tmp_path: Path) -> None:
     """With real stages. The order of their edits is that of the texts."""
     texts = ["smile=200", "yaw=100", "smile=100+yaw=100", "smile=400"]

@@ -199,7 +199,10 @@ def test_a_running_one_and_its_driver_that_dies(
     assert "shard 1: embed 1-2 of 2 (host node-1, pid 7, device CPU)" in text
     assert "in the last 5 minutes" in text
     assert seen(place)["state"] == "interrupted"
-    assert "not running since" in status(place).output
+    text = status(place).output
+    assert "not running since" in text
+    assert " images/s\n" in text
+    assert "in the last 5 minutes" not in text
 
 
 def test_looking_never_keeps_a_driver_out(small_run: Any, tmp_path: Path) -> None:

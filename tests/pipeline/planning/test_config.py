@@ -75,6 +75,11 @@ def test_a_generator_may_be_a_converted_file(
         ("refine.name=dhrr", r"unknown refine.name 'dhrr' \(did you mean 'dhr'\?\); choose from: "),
         ("generator=tin", r"unknown generator 'tin' \(did you mean 'tiny'\?\)"),
         ("embed.steps=many", r"embed.steps: input should be a valid integer.*'many'"),
+        (
+            "align.face=-1",
+            "^align.face: input should be 'largest'.*, or greater than or equal to 0",
+        ),
+        ("edit.edits=[{direction: 3}]", "^edit.edits.0.direction: input should be a valid string"),
         ("max_quarantined=2", "max_quarantined: input should be less than or equal to 1"),
         ("embed", "not of the form key=value"),
         ("seed=[1", "not valid YAML"),
