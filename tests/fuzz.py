@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 from safetensors.torch import save
 
 from dhr_batch.pipeline.datasets import listing, named, parquet
@@ -37,7 +39,9 @@ from dhr_batch.pipeline.datasets.items import DatasetError, Rules, Unreadable
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import config, layers
+from dhr_batch.stages.decode import decode
 from dhr_batch.stages.edit import direction_files
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.networks.files import checkpoints, weight_files
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
@@ -206,6 +210,42 @@ def safetensors_seeds() -> list[bytes]:
     return [save(tensors, {"format": stylegan2_layouts.FORMAT, "resolution": "32"}), save(tensors)]
 
 
+def pictures() -> dict[str, list[bytes]]:
+    """Return small pictures by format, as cameras and editors write them."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    writers: dict[str, list[tuple[Image.Image, dict[str, Any]]]] = {
+        "JPEG": [
+            (image, {"exif": exif, "icc_profile": profile}),
+            (image.convert("CMYK"), {"progressive": True}),
+        ],
+        "PNG": [(image.convert("P"), {"icc_profile": profile}), (image.convert("I;16"), {})],
+        "TIFF": [
+            (image, {"compression": "tiff_lzw"}),
+            (image, {"compression": "jpeg"}),
+            (image.convert("1"), {"compression": "group4"}),
+        ],
+        "GIF": [(image, {"save_all": True, "append_images": [image.rotate(90)]})],
+        "BMP": [(image, {}), (image.convert("P"), {})],
+        "WEBP": [(image, {"exif": exif}), (image, {"lossless": True})],
+        "JPEG2000": [(image, {})],
+        "AVIF": [(image, {"icc_profile": profile})],
+        "PPM": [(image, {})],
+    }
+    found = {}
+    for name, several in writers.items():
+        found[name] = []
+        for picture, options in several:
+            stream = io.BytesIO()
+            picture.save(stream, name, **options)
+            found[name].append(stream.getvalue())
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(image).save(stream, quality=90)
+    return found | {"HEIF": [stream.getvalue()]}
+
+
 # -------------------------------------------------------------------------------------- readers
 
 
@@ -272,6 +312,10 @@ READERS: dict[str, Reader] = {
         stylegan2_layouts.load,
         (stylegan2_layouts.LayoutError,),
     ),
+    **{
+        name: Reader(seeds, ".bin", lambda f: decode(f.read_bytes()), (ImageError,))
+        for name, seeds in pictures().items()
+    },
 }
 
 # ------------------------------------------------------------------------------------- the fuzz
