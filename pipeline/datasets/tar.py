@@ -51,7 +51,7 @@ def members(file: File) -> tuple[list[Member], Counter[str]]:
                 elif not member.isdir():
                     found.append(_file(member))
             if targets:
-                found += _links(handle, targets, others)
+                found = list(_linked(handle, targets, others))
     except StorageError:
         raise
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -109,8 +109,8 @@ def _next_block(handle: BinaryIO, start: int) -> int | None:
     return None
 
 
-def _links(handle: BinaryIO, targets: set[str], others: Counter[str]) -> Iterator[Member]:
-    """Iterate over the hard links of an archive, read for the second time.
+def _linked(handle: BinaryIO, targets: set[str], others: Counter[str]) -> Iterator[Member]:
+    """Iterate over the files and hard links of an archive, read for the second time.
 
     Only now it is known of which members the location must be kept.
     """
@@ -125,13 +125,13 @@ def _links(handle: BinaryIO, targets: set[str], others: Counter[str]) -> Iterato
                 others["hard link without its target"] += 1
                 continue
             found = target._replace(name=name)
-            yield found
         elif member.isdir() or _kind(member):
             continue
         else:
             found = _file(member)
         if name in targets:
             known[name] = found
+        yield found
 
 
 def _file(member: tarfile.TarInfo) -> Member:

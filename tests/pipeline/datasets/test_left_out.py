@@ -279,6 +279,11 @@ def test_of_files_of_one_name_in_a_tar_the_last_counts(tmp_path: Path) -> None:
     path.write_bytes(tar({"a.png": b"old", "b.png": b"b"}) + tar({"./a.png": b"new"}))
     found = content(named.list_images(named.find(path)))
     assert found == {"a.png": b"new", "b.png": b"b"}
+    # A link is as old as its place in the archive, not as its target.
+    path.write_bytes(tar({"a.png": b"old", "b.png": "a.png"}) + tar({"b.png": b"new"}))
+    assert content(named.list_images(named.find(path))) == {"a.png": b"old", "b.png": b"new"}
+    path.write_bytes(tar({"a.png": b"old", "b.png": b"b"}) + tar({"b.png": "a.png"}))
+    assert content(named.list_images(named.find(path))) == {"a.png": b"old", "b.png": b"old"}
     path.write_bytes(tar({"\u00e9.png": b"1", "e\u0301.png": b"2"}))
     with pytest.raises(DatasetError, match=r"the same id .*; rename one of them$"):
         scan(path)
