@@ -9,10 +9,11 @@ from pydantic import Field, StringConstraints
 from dhr_batch.pipeline.printable import without_secrets
 from dhr_batch.pipeline.strict import Strict
 
-_FILE_NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+# A name in a URL may be encoded, as in `net%20v2.pt`, and a query may follow it.
+_URL = r"^(https?|file)://[!->@-~]*/[A-Za-z0-9_%][A-Za-z0-9_.%+~@=(),-]*(\?[!-~]*)?$"
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE_NAME}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
 class ModelFile(Strict):
@@ -52,9 +53,7 @@ class Url(Strict):
     """One file at a URL."""
 
     kind: Literal["url"]
-    url: Annotated[
-        str, StringConstraints(pattern=rf"^(https?|file)://[!-~]*/{_FILE_NAME}(\?[!-~]*)?$")
-    ]
+    url: Annotated[str, StringConstraints(pattern=_URL)]
     sha256: Sha256
     size: int
 

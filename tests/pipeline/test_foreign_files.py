@@ -187,6 +187,7 @@ MODELS = {
     "a URL with half a host": (URL + "'http://[::1/x'", "Invalid IPv6 URL"),
     "a URL with a letter": (URL + "http://127.0.0.1/ü", "source.url"),
     "a URL without a file": (URL + "http://127.0.0.1/", "source.url"),
+    "a URL with a query alone": (URL + "'http://127.0.0.1/?file=/net.pt'", "source.url"),
 }
 
 

@@ -139,8 +139,9 @@ def test_leftovers_of_a_killed_pull_are_removed(home: Path, tmp_path: Path) -> N
     assert not partial.exists()
 
 
-def test_url(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "net.pth"
+@pytest.mark.parametrize("name", ["net.pth", "net v2+(1).pth"])
+def test_url(home: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
     file.write_bytes(b"net" * 100)
     describe(home, "net", url(file, b"net" * 100))
     assert downloads.pull(["net"])[0].read_bytes() == b"net" * 100
