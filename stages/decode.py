@@ -223,8 +223,12 @@ def _png16(data: bytes, space: Colours | None) -> _Decoded:
 
 
 def _other(data: bytes, check: _Check) -> _Decoded:
-    with Image.open(containers.Reads(data), formats=FORMATS) as image:
+    reads = containers.Reads(data)
+    with Image.open(reads, formats=FORMATS) as image:
         check(image.size)
+        if image.format == "BMP":
+            # Pillow reads the length and the colour of each packed run.
+            reads.left += 2 * image.width * image.height
         if image.format == "HEIF":
             return _heif(image, data)
         if image.format == "AVIF":

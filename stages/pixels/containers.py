@@ -36,13 +36,16 @@ class Reads(io.BytesIO):
     """A file in memory that Pillow may read in `MOST_PARTS` pieces.
 
     Some of its parsers go through comments byte by byte, or through any number of empty chunks.
+
+    Attributes:
+        left: The number of pieces that are left.
     """
 
-    _left = MOST_PARTS
+    left = MOST_PARTS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
+        self.left -= 1
+        if self.left < 0:
             raise ValueError(f"it has more than {MOST_PARTS} parts")
         return super().read(size)
 

@@ -46,7 +46,7 @@ COSTLY = {
 @pytest.mark.parametrize("case", COSTLY)
 def test_files_of_too_many_parts_are_refused(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     content, said = COSTLY[case]
-    monkeypatch.setattr(containers.Reads, "_left", 1000)
+    monkeypatch.setattr(containers.Reads, "left", 1000)
     monkeypatch.setattr(png, "_MOST_CHUNKS", 1000)
     with pytest.raises(ImageError, match=said):
         decode(content)
@@ -55,6 +55,18 @@ def test_files_of_too_many_parts_are_refused(monkeypatch: pytest.MonkeyPatch, ca
 @pytest.mark.parametrize("case", ["chunks of pixels", "comments of GIF", "a comment of PPM"])
 def test_files_of_some_thousand_parts_are_read(case: str) -> None:
     assert decode(COSTLY[case][0])[0].shape == (64, 64, 3)
+
+
+def test_packed_runs_of_bmp_are_no_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photograph of a megapixel has a million runs, which Pillow reads byte by byte."""
+    rows = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
+    runs = b"".join(b"".join(b"\1%c" % value for value in row) + b"\0\0" for row in rows[::-1])
+    start = 54 + 1024
+    head = struct.pack("<2sIII", b"BM", start + len(runs), 0, start)
+    head += struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    colours = b"".join(bytes((value, value, value, 0)) for value in range(256))
+    monkeypatch.setattr(containers.Reads, "left", 1000)
+    assert np.array_equal(decode(head + colours + runs + b"\0\1")[0][..., 0], rows)
 
 
 def test_parts_behind_the_picture_are_not_counted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
