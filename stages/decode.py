@@ -226,8 +226,8 @@ def _other(data: bytes, check: _Check) -> _Decoded:
     reads = containers.Reads(data)
     with Image.open(reads, formats=FORMATS) as image:
         check(image.size)
-        if image.format == "BMP":
-            # Pillow reads the length and the colour of each packed run.
+        if image.format in ("BMP", "PPM"):
+            # Pillow reads both bytes of each packed run, and each pixel of 10 or 12 bits.
             reads.left += 2 * image.width * image.height
         if image.format == "HEIF":
             return _heif(image, data)

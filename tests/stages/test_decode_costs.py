@@ -57,8 +57,8 @@ def test_files_of_some_thousand_parts_are_read(case: str) -> None:
     assert decode(COSTLY[case][0])[0].shape == (64, 64, 3)
 
 
-def test_packed_runs_of_bmp_are_no_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A photograph of a megapixel has a million runs, which Pillow reads byte by byte."""
+def test_pixels_are_no_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photograph has millions, which Pillow reads one by one in these formats."""
     rows = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
     runs = b"".join(b"".join(b"\1%c" % value for value in row) + b"\0\0" for row in rows[::-1])
     start = 54 + 1024
@@ -67,6 +67,8 @@ def test_packed_runs_of_bmp_are_no_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     colours = b"".join(bytes((value, value, value, 0)) for value in range(256))
     monkeypatch.setattr(containers.Reads, "left", 1000)
     assert np.array_equal(decode(head + colours + runs + b"\0\1")[0][..., 0], rows)
+    deep = (rows * 1023.0 / 255).round().astype(">u2")
+    assert np.array_equal(decode(b"P5 64 64 1023\n" + deep.tobytes())[0][..., 0], rows)
 
 
 def test_parts_behind_the_picture_are_not_counted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
