@@ -34,7 +34,8 @@ when the machine freezes in between. By then the new driver has deleted the stag
 late manifest names. Therefore a manifest is valid only if each of its files is staged or published
 with the size that the manifest gives. Otherwise it is void, and the driver that holds the lease
 replaces it with its own. A late manifest whose files all exist is as good as any other: it finishes
-the shard, and the other attempt is discarded.
+the shard, and the other attempt is discarded. A late manifest of a run that `--fresh` has deleted
+in the meantime is of another run: it is never replaced, but ends the driver with its name.
 
 A write that changes an existing file takes effect only if the file is still as the writer has read
 it: `plan.json` and manifests are replaced and withdrawn on the condition that their etag is the

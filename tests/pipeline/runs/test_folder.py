@@ -125,6 +125,14 @@ def test_a_late_manifest_with_its_files_finishes_the_shard(run: RunFolder) -> No
     assert manifest(run, 4)["attempt"] == late.attempt
 
 
+def test_a_late_manifest_of_a_deleted_run_is_named(run: RunFolder) -> None:
+    run.write_plan(StoredPlan(schema=2, shards=[], contents=[]))
+    late = replace(attempt(run, 4), run="0" * 32, shard=4)
+    run.storage.create("_state/shards/00004.json", dumps(late))
+    with pytest.raises(StorageError, match=r"00004\.json.*another run than plan\.json"):
+        run.commit(4, attempt(run, 4, b"other"), planned=3)
+
+
 def test_a_shard_that_was_given_back_keeps_its_rows_until_it_is_made_again(run: RunFolder) -> None:
     plan = StoredPlan(schema=2, shards=[["a"], ["b", "c"]], contents=[[1], [2, 3]])
     run.write_plan(plan)
