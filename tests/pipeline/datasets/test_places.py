@@ -138,13 +138,13 @@ def test_a_disk_that_is_away_for_a_moment_is_asked_again(
     (item,) = listed(unpack(tmp_path / "photos", {"a.jpg": b"1"}))
     asked = []
 
-    def flaky(path: str, mode: str) -> Any:
+    def flaky(path: str) -> Any:
         asked.append(path)
         if len(asked) <= failures:
             raise OSError(errno.ESTALE, "Stale file handle", path)
         return io.BytesIO(b"1")
 
-    monkeypatch.setattr(locations, "open", flaky, raising=False)
+    monkeypatch.setattr(locations, "opened", flaky)
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     if failures == 2:
         assert listing.read_bytes(item) == b"1"
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_told_from_a_soft_mount_that_is_away(
         asked.append(path)
         raise OSError(errno.EIO, "Input/output error", path)
 
-    monkeypatch.setattr(locations, "open", failing, raising=False)
+    monkeypatch.setattr(locations, "opened", failing)
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     if away:
         monkeypatch.setattr(Path, "iterdir", failing)
@@ -189,15 +189,15 @@ def test_an_archive_on_a_mount_that_goes_away_is_nobodys_quarantine(
     else:
         write_table(path, [b"1", b"2"])
     items = listed(path)
-    asked, there = [], open
+    asked, there = [], locations.opened
 
-    def failing(file: Any, mode: str = "r") -> Any:
+    def failing(file: Any) -> Any:
         asked.append(file)
         if lasts or len(asked) <= 2:
             raise OSError(errno.EIO, "Input/output error", file)
-        return there(file, mode)
+        return there(file)
 
-    monkeypatch.setattr(locations, "open", failing, raising=False)
+    monkeypatch.setattr(locations, "opened", failing)
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     if lasts:
         with pytest.raises(StorageError, match=rf"a\.{kind}: Input/output error"):
