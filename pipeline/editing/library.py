@@ -109,7 +109,7 @@ def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
         return Record(path.name, str(path), data=path.read_bytes())
     channels = ((), (3,), (4,))
     if isinstance(image, np.ndarray) and not (
-        image.dtype == np.uint8 and image.ndim > 1 and image.shape[2:] in channels
+        image.dtype == np.uint8 and image.ndim > 1 and image.size and image.shape[2:] in channels
     ):
         raise Refused(
             f"an array of {image.dtype} and shape {list(image.shape)}",

@@ -292,7 +292,7 @@ def test_the_library_takes_paths_images_and_arrays(kind: str, photograph: Path) 
     np.testing.assert_array_equal(made.photograph, pixels(photograph))
 
 
-@pytest.mark.parametrize("shape", [(9,), (3, 9, 9), (9, 9, 2)])
+@pytest.mark.parametrize("shape", [(9,), (3, 9, 9), (9, 9, 2), (0, 9, 3)])
 def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
     for array in (np.zeros((9, 9, 3), np.float32), np.zeros(shape, np.uint8)):
         with pytest.raises(Refused, match=r"not a picture of type uint8 and shape \[H, W\]"):
