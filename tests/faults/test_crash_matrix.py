@@ -24,8 +24,8 @@ WORKER = ("mid-shard", "staged-one-table", "before-receipt")
 # The second shard, for points that are passed once per shard or table: something is finished.
 LATER = {"before-manifest": 2, "after-manifest": 2, "mid-publish": 10, "staged-one-table": 3}
 KILLS = 20
-# A shard of one image has 18 steps: its rows, seven tables twice, receipt, commit. No draw of the
-# test finishes the run before the last kill.
+# A shard of one image has 18 steps: its rows, seven tables twice, receipt, commit. The draws of the
+# test do not finish the run before the last kill.
 MOST_STEPS, SHARDS = 45, 60
 
 
@@ -124,15 +124,20 @@ def test_twenty_kills_at_random_times(
             whole = processes.family(driver.pid) if start % 2 else [driver.pid]
             processes.send(whole, signal.SIGKILL)
             _, said = driver.communicate()
+        if not alive and f"{SHARDS} images finished, 0 quarantined, 0 remaining" in said:
+            # On a loaded machine, kills come later than they were drawn.
+            same(place, reference)
+            place = tmp_path / f"run-{start}"
+            continue
         if not alive:  # Ray gives up its own start after 30 s, which a loaded machine may take.
             assert "timed out during startup" in said, said
             continue
         early += at_start
         finished.append(len(list(place.glob("_state/shards/*.json"))))
-        if len(finished) == KILLS:
+        if len(finished) >= KILLS and finished[-1] < SHARDS:
             break
-    assert len(finished) == KILLS
-    print(f"\n{KILLS} kills, {early} of them early; shards finished after each: {finished}")
+    print(f"\n{len(finished)} kills, {early} early; shards finished after each: {finished}")
+    assert len(finished) >= KILLS
     assert finished[-1] < SHARDS
     code, said = runs.run(place)
     assert code == 0, said
