@@ -207,7 +207,7 @@ def test_an_unknown_setting(small_run: Any, tmp_path: Path, command: str) -> Non
         ),
         (
             '--set edit.edits=[{"direction":"smile","rows":1}]',
-            "unknown setting edit.edits.0.direction.rows",
+            "unknown setting edit.edits.0.rows",
             "valid keys: strengths, label, direction",
         ),
         ("--set seed=[1", "--set 'seed=[1': the value is not valid YAML", "put text with"),
