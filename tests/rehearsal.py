@@ -184,7 +184,7 @@ def rehearse(crops: Sequence[Path], images: int, work: Path) -> list[str]:
 
     job.command("models", "convert", str(checkpoint))
     job.command("datasets", "list")
-    job.command(*published, "--out", "refused", ends=2, gpus=0)
+    job.command(*published, *sets, "--out", "refused", ends=2, gpus=0)
     found = job.command(*published, *sets, "--out", "run", "--dry-run")
     if f" {TEST_IMAGES} images" not in found:
         job.failed.append(f"the plan has not {TEST_IMAGES} images")
