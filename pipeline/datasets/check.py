@@ -114,7 +114,7 @@ def _max_megapixels(dataset: Dataset) -> float:
     """Return the limit of a run on the dataset, if its description states one."""
     section = dataset.config.get("align")
     stated = section.get("max_megapixels") if isinstance(section, dict) else None
-    # A value that is no limit is refused by `plan` and `run`.
+    # `plan` and `run` refuse an invalid value; here, the default takes its place.
     if isinstance(stated, (int, float)) and 0 < stated < float("inf"):
         return float(stated)
     return MAX_MEGAPIXELS

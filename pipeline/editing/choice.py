@@ -41,7 +41,7 @@ class Choice:
             sweeps: Texts such as `smile=-2:2:9`.
 
         Raises:
-            Refused: A text has another form, or a strength is no finite number.
+            Refused: A text has another form, or a strength is not a finite number.
         """
         if isinstance(edits, Mapping):
             for name, strength in edits.items():

@@ -234,7 +234,7 @@ def _user_file(model: Model, source: LocalFile) -> Path:
         if source.obtain:
             command = f"dhr-batch models pull {model.name} --file {file.name}"
             way = f"get it from {source.obtain}, then: {command}"
-        why = f"{file} {'is no file' if os.path.lexists(file) else 'does not exist'}"
+        why = f"{file} {'is not a file' if os.path.lexists(file) else 'does not exist'}"
         raise ModelMissing(f"model {model.name!r}", why, way, command, [model.name])
     if source.sha256 and sha256(file) != source.sha256:
         raise ModelDamaged(

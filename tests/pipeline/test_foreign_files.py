@@ -5,37 +5,19 @@ Each test names the folder of the case that it comes from.
 
 from __future__ import annotations
 
-import io
 import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image
 
 import dhr_batch
-from dhr_batch.cli import main
-from dhr_batch.pipeline.datasets import listing
-from dhr_batch.pipeline.datasets.items import DatasetError, Rules, Unreadable
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages import yaml_files
-from dhr_batch.tests.fuzz import padded, tar_header
-
-PLAN = "plan --preset tiny --gpus 0 --dataset"
-PNG = frozenset({".png"})
-
-
-def png() -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
+from dhr_batch.tests.fuzz_seeds import padded, tar_header
+from dhr_batch.tests.pipeline.refusals import PLAN, ended, png, refused
 
 
 @pytest.fixture(autouse=True)
@@ -53,23 +35,6 @@ def photographs(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "a.png").write_bytes(png())
     return folder
-
-
-def ended(*words: object) -> Result:
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def refused(file: Path, *words: object) -> str:
-    result = ended(*words)
-    lines = result.stderr.splitlines()
-    assert result.exit_code == 2, result.output
-    assert lines[0].startswith("Error: ")
-    assert str(file) in lines[0]
-    assert len(lines) <= 2, result.stderr
-    assert max(map(len, lines)) < 1000
-    return lines[0]
 
 
 # ----------------------------------------------------------------------------------------- YAML
@@ -176,9 +141,9 @@ URL = "kind: url, sha256: " + "a" * 64 + ", size: 9, url: "
 MEMBERS = "members: {a: {member: a, size: 9, sha256: " + "a" * 64 + "}}"
 FILE = "kind: file, sha256: " + "a" * 64 + ", path: "
 MODELS = {
-    "a file that is a folder": (FILE + "/", "is no file"),
-    "a file that is a device": (FILE + "/dev/zero", "is no file"),
-    "a file that is a pipe": (FILE + "PIPE", "is no file"),
+    "a file that is a folder": (FILE + "/", "is not a file"),
+    "a file that is a device": (FILE + "/dev/zero", "is not a file"),
+    "a file that is a pipe": (FILE + "PIPE", "is not a file"),
     "a file with a long name": (FILE + "/" + "x" * 400, "does not exist"),
     "a module in a package": (f"kind: package, package: x, module: giftp.m, {MEMBERS}", "module"),
     "a module that is none": (f"kind: package, package: x, module: os..path, {MEMBERS}", "module"),
@@ -267,58 +232,6 @@ def test_a_pipe_in_place_of_a_direction_is_not_waited_for(
     assert str(pipe) in result.stderr
     assert ended("models", "convert", pipe).exit_code == 1
     assert ended("models", "pull", "portraits", "--file", pipe).exit_code == 1
-
-
-# ----------------------------------------------------------------------- folders of the machine
-
-
-@pytest.mark.parametrize("place", ["~no-such-user/x", "loop", "file", "relative"])
-def test_odd_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DHR_BATCH_HOME", place)
-    assert ended("datasets", "list").exit_code == 0
-    assert ended("models", "list").exit_code == 0
-    if place in ("loop", "file"):
-        assert ended("models", "pull", "portraits").exit_code == 1
-
-
-def test_odd_places_of_runs(tmp_path: Path, photographs: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    for place in ("~no-such-user/x", "loop/x"):
-        assert ended(*PLAN.split(), photographs, "--out", place).exit_code in (0, 1)
-
-
-def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    result = ended("datasets", "list")
-    assert result.exit_code == 2
-    assert "the current folder: it cannot be used" in result.stderr
-
-
-def test_ids_do_not_depend_on_the_locale(tmp_path: Path) -> None:
-    (tmp_path / "names").mkdir()
-    (tmp_path / "names" / "\u00fc.png").write_bytes(png())
-    with tarfile.open(tmp_path / "names.tar", "w", format=tarfile.GNU_FORMAT) as archive:
-        archive.add(tmp_path / "names" / "\u00fc.png", "\u00fc.png")
-    code = "from dhr_batch.pipeline.datasets import listing, items; import sys\n"
-    code += "for place in sys.argv[1:]:\n"
-    code += "    found = listing.scan(place, items.Rules(frozenset({'.png'}))).items\n"
-    code += "    print([ascii(i.image_id) for i in found], len(listing.read_bytes(found[0])))"
-    command = [sys.executable, "-c", code, str(tmp_path / "names"), str(tmp_path / "names.tar")]
-    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.count(repr(ascii("\u00fc.png"))) == 2, done.stdout
-
-
-@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e30", "soon"])
-def test_a_patience_that_is_none(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
-    monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", seconds)
-    result = ended(*PLAN.split(), "s3://bucket-of-a-test/x")
-    assert result.exit_code == 2
-    assert f"DHR_BATCH_STORAGE_PATIENCE={seconds}" in result.stderr
 
 
 # ------------------------------------------------------------------------------- code of others
@@ -417,83 +330,3 @@ def test_damaged_archives_are_refused(tmp_path: Path, case: str) -> None:
     said = refused(file, *PLAN.split(), file)
     assert "cannot be read as an uncompressed tar archive" in said
     assert ended("datasets", "check", file).exit_code == 1
-
-
-# -------------------------------------------------------------------------------------- Parquet
-
-
-def parquet(path: Path, **columns: Any) -> str:
-    pq.write_table(pa.table(columns), path)
-    return str(path)
-
-
-def test_columns_with_dots_and_names_twice(tmp_path: Path) -> None:
-    """Case `parquet_column_names`."""
-    rules = Rules(PNG)
-    place = parquet(tmp_path / "dots.parquet", **{"a.bytes": pa.array([b"one"], pa.binary())})
-    (item,) = listing.scan(place, rules).items
-    assert listing.read_bytes(item) == b"one"
-    twice = pa.table([pa.array([b"1"]), pa.array([b"2"])], names=["image", "image"])
-    pq.write_table(twice, tmp_path / "twice.parquet")
-    for column in (None, "image"):
-        with pytest.raises(DatasetError, match="columns 0 and 1 are both called 'image'"):
-            listing.scan(str(tmp_path / "twice.parquet"), rules._replace(column=column))
-
-
-@pytest.mark.parametrize(
-    ("ids", "said"),
-    [
-        ([{"a": 1}], "holds struct"),
-        ([[1]], "holds list"),
-        ([1.5], "holds double"),
-        ([b"x"], "holds binary"),
-        (["x" * 5000], "has a text of 5000 bytes"),
-    ],
-)
-def test_ids_of_odd_types(tmp_path: Path, ids: list[Any], said: str) -> None:
-    """Case `parquet_column_names`: the types of all columns that are used."""
-    place = parquet(tmp_path / "t.parquet", image=[b"one"], key=ids)
-    with pytest.raises(DatasetError, match=said):
-        listing.scan(place, Rules(PNG, column="image", id_column="key"))
-
-
-def test_paths_that_are_no_texts_are_left_alone(tmp_path: Path) -> None:
-    """Case `parquet_column_names`."""
-    place = parquet(tmp_path / "t.parquet", image=[{"bytes": b"one", "path": 3}])
-    (item,) = listing.scan(place, Rules(PNG)).items
-    assert (item.image_id, listing.read_bytes(item)) == ("00000000", b"one")
-
-
-def test_a_row_group_that_unpacks_to_much_more_is_not_read(tmp_path: Path) -> None:
-    """Case `parquet_row_group_bomb`, with 320 MB, which are written but never read."""
-    rows = pa.array([b"\0" * 2**20 * 5] * 64, pa.binary())
-    options = {"compression": "zstd", "use_dictionary": False}
-    pq.write_table(
-        pa.table({"image": rows, "id": rows.cast(pa.string())}), tmp_path / "t.parquet", **options
-    )
-    pq.write_table(pa.table({"image": rows}), tmp_path / "s.parquet", row_group_size=8, **options)
-    del rows
-    item = listing.scan(str(tmp_path / "t.parquet"), Rules(PNG)).items[3]
-    before = pa.total_allocated_bytes()
-    with pytest.raises(Unreadable, match=r"unpacks from \d+ to \d+ bytes"):
-        listing.read_bytes(item)
-    assert pa.total_allocated_bytes() - before < 2**20
-    with pytest.raises(DatasetError, match="unpacks from"):
-        listing.scan(str(tmp_path / "t.parquet"), Rules(PNG, column="image", id_column="id"))
-    item = listing.scan(str(tmp_path / "s.parquet"), Rules(PNG)).items[3]
-    assert listing.read_bytes(item) == b"\0" * 2**20 * 5
-
-
-def test_more_rows_than_a_file_can_hold(tmp_path: Path) -> None:
-    """Case `parquet_row_group_bomb`: rows that take no bytes."""
-    place = parquet(tmp_path / "t.parquet", image=pa.nulls(1_100_000, pa.binary()))
-    with pytest.raises(DatasetError, match=r"name 1100000 rows"):
-        listing.scan(place, Rules(PNG))
-
-
-def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
-    rows = [bytes([n]) * (n + 1) for n in range(100)]
-    pq.write_table(pa.table({"image": rows}), tmp_path / "t.parquet", row_group_size=60)
-    items = listing.scan(str(tmp_path / "t.parquet"), Rules(PNG)).items
-    for n in (*range(100), *range(99, -1, -7), 5, 4, 60, 59):
-        assert listing.read_bytes(items[n]) == rows[n]

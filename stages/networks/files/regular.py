@@ -15,7 +15,7 @@ def opened(path: str | Path) -> io.BufferedReader:
     Pipes, sockets and devices are refused: to open one may wait for ever, and some have no end.
 
     Raises:
-        OSError: It is no file, or cannot be read.
+        OSError: It is not a file, or it cannot be read.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -7,7 +7,6 @@ The cases `bitrot_plan`, `bitrot_manifest_entry`, `bitrot_tables_silent`,
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,16 +35,6 @@ PARTS = tuple(
     for table in ("images", "latents", "masks", "edits", "metrics", "quarantine", "deltas")
 )
 DEEP = b"[" * 100_000
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return driven.finished(tmp_path_factory.mktemp("rot"))
-
-
-@pytest.fixture
-def run(source: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(source, tmp_path / "run"))
 
 
 def call(*words: object) -> Result:

@@ -14,19 +14,8 @@ from dhr_batch.cli import main
 from dhr_batch.pipeline.runs.names import manifest_key
 from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.records import manifests, plan_file
-from dhr_batch.tests.faults import driven
 
 READERS = ("status", "report", "export", "render")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return driven.finished(tmp_path_factory.mktemp("exchanged"))
-
-
-@pytest.fixture
-def run(source: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(source, tmp_path / "run"))
 
 
 def other_plan(run: Path) -> None:

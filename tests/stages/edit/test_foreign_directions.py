@@ -14,7 +14,7 @@ import torch
 
 from dhr_batch.stages.edit import direction_files, ganspace, styleclip
 from dhr_batch.stages.edit.direction_files import DirectionError
-from dhr_batch.tests.fuzz import npy
+from dhr_batch.tests.fuzz_seeds import npy
 
 START = "{'descr': '<f4', 'fortran_order': False, 'shape': "
 NPY = {

@@ -29,7 +29,7 @@ from dhr_batch.cli import main
 from dhr_batch.stages.networks.files import checkpoints, weight_files
 from dhr_batch.stages.networks.files.inert_pickles import Inert
 from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
-from dhr_batch.tests.fuzz import generator_state
+from dhr_batch.tests.fuzz_seeds import generator_state
 
 
 class Mode(enum.Enum):
