@@ -18,6 +18,7 @@ from PIL import Image
 
 PACKAGES = ("benchmarks", "configs", "fitting", "pipeline", "stages")
 MODULES = ("__init__.py", "__main__.py", "cli.py", "py.typed", "version.py")
+PICTURES = (".avif", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PROJECT = (*MODULES, "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
@@ -120,3 +121,15 @@ def test_a_fresh_environment_runs_the_command(
     parts = sorted(path.name for path in (tmp_path / "out" / "latents").iterdir())
     assert all(re.fullmatch(r"part-\d{5}\.parquet", name) for name in parts)
     assert len(parts) == 2
+
+
+def test_the_repository_holds_pictures_of_the_documentation_alone(root: Path) -> None:
+    """A photograph of a dataset or of a package must never be committed by mistake."""
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        pytest.skip("not a clone")
+    command = [git, "-c", "safe.directory=*", "-C", root, "ls-files"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    pictures = [name for name in names if name.lower().endswith(PICTURES)]
+    assert pictures
+    assert [name for name in pictures if Path(name).parent != Path("docs")] == []
