@@ -23,12 +23,12 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _BACKEND = "pretended"
@@ -171,11 +171,28 @@ class PretendedTensor(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
+@cache
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     return bool(returns) and all(
         r.alias_info is not None and not r.alias_info.is_write for r in returns
     )
+
+
+@cache
+def _has_parts(func: Any) -> bool:
+    """Return whether autograd takes an operation apart."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return what an operation takes or gives, with its tensors and numbers changed.
+
+    torch's own function, which knows all kinds of trees, would take most of the time of the tests.
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(change, part) for part in value])
+    return change(value)
 
 
 def _check(func: Any, name: str, flat: list[Any]) -> None:
@@ -220,19 +237,23 @@ def _count(name: str, args: Any, to_cpu: bool) -> None:
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """Do an operation of which at least one argument is on the device."""
     # Inference mode hands operations over whole that autograd would have taken apart.
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+    if _has_parts(func):
         parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
     name = func._schema.name.partition("::")[2]
-    flat, _ = tree_flatten((args, kwargs))
+    flat: list[Any] = []
+
+    def inner(value: Any) -> Any:
+        flat.append(value)
+        return value.inner if isinstance(value, PretendedTensor) else value
+
+    inner_args = _mapped(inner, args)
+    inner_kwargs = {key: _mapped(inner, value) for key, value in kwargs.items()}
     _check(func, name, flat)
     target = kwargs.get("device")
     to_cpu = target is not None and torch.device(target).type == "cpu"
     _count(name, args, to_cpu)
-    inner_args, inner_kwargs = tree_map(
-        lambda t: t.inner if isinstance(t, PretendedTensor) else t, (args, kwargs)
-    )
     if target is not None:
         inner_kwargs["device"] = torch.device("cpu")
     out = func(*inner_args, **inner_kwargs)
@@ -252,10 +273,10 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
             return value
         if id(value) in given:
             return given[id(value)]
-        with torch.inference_mode(torch.is_inference_mode_enabled() and not ordinary):
-            return PretendedTensor(value)
+        return PretendedTensor(value)
 
-    return tree_map(wrap, out)
+    with torch.inference_mode(False) if ordinary else nullcontext():
+        return _mapped(wrap, out)
 
 
 def _maker(operation: Any) -> Callable[..., PretendedTensor]:

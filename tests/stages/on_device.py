@@ -178,24 +178,25 @@ def test_steps_wait_for_nothing(
     name: str,
     settings: dict[str, Any],
 ) -> None:
-    """Further steps add no wait, but for every tenth of `pti`. The first may, for eigenvectors."""
+    """Steps after the first add no wait, but for every tenth of `pti`.
+
+    The first may, for eigenvectors.
+    """
     context, before = reached
     if context.generator == "tiny" and (stage, name) != ("refine", "dhr"):
         pytest.skip("its steps are those of StyleGAN2")
-    steps = "coarse_steps" if stage == "segment" else "steps"
-
-    def waits(number: int) -> pretended_cuda.Waits:
-        member = contract.build(context, stage, name, **settings, **{steps: number})
-        with pretended_cuda.watch() as seen:
-            (done,) = member.run(before[stage][:1])
-        assert done.failure is None, done.failure.details
-        return seen
-
-    few, more = waits(2), waits(12)
-    assert waits(5) == few
-    more.subtract(few)
-    asked = {where.partition(":")[0]: count for (where, _), count in more.items() if count}
-    assert asked == ({"dhr_batch.stages.refine.pti": 1} if name == "pti" else {})
+    after: list[pretended_cuda.Waits] = []
+    hearing = replace(context, progress=lambda *_: after.append(seen.copy()))
+    steps = {"coarse_steps" if stage == "segment" else "steps": 12}
+    member = contract.build(hearing, stage, name, **settings, **steps)
+    with pretended_cuda.watch() as seen:
+        (done,) = member.run(before[stage][:1])
+    assert done.failure is None, done.failure.details
+    waits = {step + 1: after[step] - after[step - 1] for step in range(1, 12)}
+    asked = {step: [*new] for step, new in waits.items() if new}
+    assert [*asked] == ([10] if name == "pti" else [])
+    for ((where, _),) in asked.values():
+        assert where.startswith("dhr_batch.stages.refine.pti:")
 
 
 def test_further_edits_wait_for_nothing(reached: tuple[Context, dict[str, list[Record]]]) -> None:
