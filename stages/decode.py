@@ -12,36 +12,12 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
-from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, jpeg, png, tiff
+from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, jpeg, jpeg2000, png, tiff
 from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, stretched
+from dhr_batch.stages.pixels.refusals import FORMATS, damaged, unidentified
 
-# Pillow can open over 40 formats, for some of which it starts other programs (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 MIN_SIDE = 16
-
-_CUT = ("truncat", "eof", "unexpected end", "incomplete")
-_NOT_READ = (
-    "unsupported", "not supported", "cannot handle", "not implemented", "image mode", "pixel mode",
-    "security limit",
-)  # fmt: skip
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
-    (b"RIFF", "WEBP"), (b"\0\0\0\x0cjP  ", "JPEG2000"), (b"\xff\x4f\xff\x51", "JPEG2000"),
-)  # fmt: skip
-# Brands of files that `pillow-heif` and Pillow read.
-_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"), "HEIF") | {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-}
-_OTHER = (
-    (b"%PDF", "PDF"), (b"%!PS", "PostScript"), (b"8BPS", "Photoshop"), (b"<svg", "SVG"),
-    (b"\x00\x00\x01\x00", "ICO"), (b"v/1\x01", "OpenEXR"), (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"II\xbc\x01", "JPEG XR"), (b"#?RADIANCE", "Radiance"),
-    (b"PF\n", "PFM colour"), (b"P7\n", "PAM"), (b"\xff\xd8\xff\xf7", "JPEG-LS"),
-    (b"\xff\xd8\xff\xe8\0 SPIFF", "JPEG-LS"),
-)  # fmt: skip
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,9 +67,9 @@ def decode(
         with _without_limit():
             pixels, notes = read(data, check)
     except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
+        raise unidentified(data) from error
     except DAMAGE as error:
-        raise _damaged(error) from error
+        raise damaged(error) from error
     return np.ascontiguousarray(pixels), tuple(notes)
 
 
@@ -130,55 +106,6 @@ def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
         raise ImageError(
             "too_small", f"{width} x {height} pixels; at least {MIN_SIDE} per side are needed"
         )
-
-
-def _unidentified(data: bytes) -> ImageError:
-    head = data.lstrip()[:16].lower()
-    for magic, name in _OTHER:
-        if data.startswith(magic) or head.startswith(magic.lower()):
-            return ImageError("unsupported", f"{name} files are not read; {_convert_hint()}")
-    for magic, name in _MAGIC:
-        if data.startswith(magic) and len(data) > len(magic):
-            return _unread(data, name)
-    if data[4:8] == b"ftyp":
-        if brand := _BRANDS.get(data[8:12]):
-            return _unread(data, brand)
-        return ImageError("unsupported", f"this HEIF or video file is not read; {_convert_hint()}")
-    if data.startswith(b"version https://git-lfs"):
-        return ImageError(
-            "not_an_image",
-            "the file is a pointer of Git LFS, not the picture itself; fetch it with: git lfs pull",
-        )
-    return ImageError(
-        "not_an_image", f"the file is not an image of a known format; {_convert_hint()}"
-    )
-
-
-def _unread(data: bytes, name: str) -> ImageError:
-    """Return the error for a file that begins like one of a format."""
-    about = f"it begins like {name}, but its header cannot be read"
-    try:
-        with Image.OPEN[name][0](containers.Reads(data), ""):
-            return ImageError("damaged", about)
-    except DAMAGE as error:
-        found = _damaged(error)
-        kind = found.error_class if found.error_class == "unsupported" else "damaged"
-        return ImageError(kind, f"{about}: {found}")
-
-
-def _convert_hint() -> str:
-    return "convert it to one of: " + ", ".join(FORMATS)
-
-
-def _damaged(error: BaseException) -> ImageError:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    if any(word in text.lower() for word in _CUT):
-        return ImageError("truncated", f"the file ends too early ({text})")
-    # A tag of another type raises "'>' not supported between instances", which is damage.
-    if not isinstance(error, TypeError) and any(word in text.lower() for word in _NOT_READ):
-        hint = _convert_hint()
-        return ImageError("unsupported", f"this form of the format is not read ({text}); {hint}")
-    return ImageError("damaged", f"the file cannot be decoded ({text})")
 
 
 def _tiff(data: bytes, check: _Check) -> _Decoded:
@@ -231,13 +158,22 @@ def _other(data: bytes, check: _Check) -> _Decoded:
             reads.left += 2 * image.width * image.height
         if image.format == "HEIF":
             return _heif(image, data)
+        if image.format == "JPEG2000":
+            return _jpeg2000(image, data)
         if image.format == "AVIF":
             # Its container has the orientation. XMP is often that of the file it was made from.
             image.info.pop("xmp", None)
         deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
+        # Frames of other formats are made whole by Pillow.
+        box = image.tile[0].extents if image.format == "GIF" and image.tile else None
         whole, ended = _loaded(image, data)
         space = containers.stated_colours(whole, data) or containers.camera_colours(whole.getexif)
-        pixels, notes = _to_rgb(containers.scaled(whole, data), space)
+        pixels, notes = _to_rgb(whole, space)
+        if box and (box[3] - box[1], box[2] - box[0]) != pixels.shape[:2]:
+            covered = np.s_[box[1] : box[3], box[0] : box[2]]
+            pixels, part = np.full_like(pixels, 255), pixels[covered]
+            pixels[covered] = part
+            notes.append("first frame smaller than the picture, which is white around it")
         pixels, more = _upright(pixels, _orientation(image))
         # Counting frames moves the decoder, so it comes after the pixels are copied.
         frames = containers.gif_frames(data) if image.format == "GIF" else _frames(image)
@@ -257,6 +193,18 @@ def _heif(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
     return pixels, notes + more + ([f"main one of {frames} pictures taken"] if frames > 1 else [])
 
 
+def _jpeg2000(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
+    space = containers.stated_colours(image, data) or containers.camera_colours(image.getexif)
+    if jpeg2000.is_deep(data):
+        raster, notes = jpeg2000.deep(data)
+        pixels, more = raster.to_srgb(space)
+    else:
+        image.load()
+        notes = []
+        pixels, more = _to_rgb(jpeg2000.scaled(image, data), space)
+    return pixels, notes + more
+
+
 def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFile, list[str]]:
     """Decode the pixels. A JPEG file without its end mark is read if it has all of them."""
     cut = OSError("the image is truncated: its end mark is missing")
@@ -265,6 +213,8 @@ def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFil
         return image, []
     containers.check_scans(data)
     notes = jpeg.check(data)
+    if image.mode == "CMYK" and "adobe" not in image.info:
+        notes.append("CMYK without Adobe's mark read as inverted, as Adobe writes it")
     try:
         image.load()
         if containers.has_end(data):
@@ -288,7 +238,9 @@ def _is_16_bit(image: Image.Image) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        stated = image.getexif().get(_ORIENTATION_TAG, 1)
+        # Some cameras write a byte, which is not converted to a number.
+        return stated[0] if isinstance(stated, bytes) else int(stated)
     except DAMAGE:
         # With broken metadata, the pixels are taken as they are stored.
         return 1

@@ -26,7 +26,7 @@ from dhr_batch.pipeline.storage.locations import is_url, join
 from dhr_batch.pipeline.strict import Strict, reasons
 from dhr_batch.stages import yaml_files
 
-# The extensions of `decode.FORMATS`.
+# The extensions of `refusals.FORMATS`.
 EXTENSIONS = (
     ".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif",
     ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",

@@ -28,8 +28,7 @@ _NESTED = {b"jp2h": 0, b"iprp": 0, b"ipco": 0, b"meta": 4}
 # Markers of JPEG that have content, or end the file.
 _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 _END = b"\xff\xd9"
-# Where a codestream of JPEG 2000 has the number of components and the depth of the first one.
-_COMPONENTS, _DEPTHS = 40, 42
+_ICC_SEGMENT = b"ICC_PROFILE\0"
 
 
 class Reads(io.BytesIO):
@@ -54,29 +53,43 @@ def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
     """Return the colour space that the container states."""
     if icc := image.info.get("icc_profile"):
         return Colours(icc)
-    if any(name == "APP2" and a[:12] == b"ICC_PROFILE\0" for name, a in _segments(image)):
-        # Pillow gives no profile if one of its segments is missing.
-        return Colours(b"")
+    segments = [a for name, a in _segments(image) if name == "APP2" and a[:12] == _ICC_SEGMENT]
+    if segments:
+        # Pillow gives no profile if one of its segments is missing, or is there twice.
+        parts = {each[12]: each[14:] for each in segments if len(each) > 14}
+        numbers = range(1, segments[0][13] + 1)
+        return Colours(
+            b"".join(parts.get(n, b"") for n in numbers) if {*numbers} <= {*parts} else b""
+        )
     if image.format == "BMP" and len(data) >= 122 and data[14] in (108, 124):
         return _bmp_colours(data)
     if image.format == "HEIF":
         return heif.stated(image.info)
-    if image.format not in ("AVIF", "JPEG2000"):
+    if image.format == "AVIF":
+        for kind, content in islice(boxes(data), _MOST_BOXES):
+            if kind == b"colr" and content[:4] == b"nclx":
+                return colours.code_points(*struct.unpack_from(">HH", content, 4))
+    if image.format != "JPEG2000" or (box := _colour_box(data)) is None:
         return None
-    for kind, content in islice(boxes(data), _MOST_BOXES):
-        if kind != b"colr":
-            continue
-        if image.format != "JPEG2000" and content[:4] == b"nclx":
-            return colours.code_points(*struct.unpack_from(">HH", content, 4))
-        if image.format == "JPEG2000" and content[0] in (2, 3):
-            return Colours(bytes(content[3:]))
-        if image.format == "JPEG2000" and content[0] == 1:
-            (space,) = struct.unpack_from(">I", content, 3)
-            if space not in _KNOWN_SPACES:
-                what = f"JPEG 2000 files with the colour space {space} are not read"
-                raise ImageError("unsupported", f"{what}; convert it to PNG")
-            return None
+    if box[0] in (2, 3):
+        return Colours(bytes(box[3:]))
+    space = named_space(data)
+    if space not in (None, *_KNOWN_SPACES):
+        what = f"JPEG 2000 files with the colour space {space} are not read"
+        raise ImageError("unsupported", f"{what}; convert it to PNG")
     return None
+
+
+def named_space(data: bytes) -> int | None:
+    """Return the number of the colour space of a JPEG 2000 file; None if it states none."""
+    box = _colour_box(data)
+    return struct.unpack_from(">I", box, 3)[0] if box is not None and box[0] == 1 else None
+
+
+def _colour_box(data: bytes) -> memoryview | None:
+    """Return the first box of a JPEG 2000 file whose way of describing colours is known."""
+    found = (content for kind, content in islice(boxes(data), _MOST_BOXES) if kind == b"colr")
+    return next((content for content in found if content[0] in (1, 2, 3)), None)
 
 
 def _segments(image: Image.Image) -> list[tuple[str, bytes]]:
@@ -100,26 +113,6 @@ def _bmp_colours(data: bytes) -> Colours | None:
     except (ArithmeticError, RuntimeError, ValueError):
         # They are no colours.
         return None
-
-
-def scaled(image: Image.Image, data: bytes) -> Image.Image:
-    """Scale samples of less than 8 bits of JPEG 2000, which Pillow only shifts, to all of 8 bits.
-
-    Raises:
-        ImageError: `unsupported` for a palette of such samples.
-    """
-    if image.format != "JPEG2000":
-        return image
-    code = next((content for kind, content in boxes(data) if kind == b"jp2c"), memoryview(data))
-    (count,) = struct.unpack_from(">H", code, _COMPONENTS)
-    bits = [(code[_DEPTHS + 3 * number] & 127) + 1 for number in range(count)]
-    if min(bits) >= 8:
-        return image
-    if len(bits) != len(image.getbands()) or image.mode == "P":
-        what = "JPEG 2000 files with a palette and less than 8 bits are not read"
-        raise ImageError("unsupported", f"{what}; convert it to PNG")
-    full = [((1 << depth) - 1) << (8 - depth) if depth < 8 else 255 for depth in bits]
-    return image.point([min(255, round(v * 255 / most)) for most in full for v in range(256)])
 
 
 def exif(data: bytes) -> Image.Exif:

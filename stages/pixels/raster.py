@@ -13,6 +13,8 @@ from dhr_batch.stages.pixels.colours import Colours
 
 # Pixels converted at once, so that wide temporary arrays stay small.
 _BLOCK = 2**18
+# How many times as bright as white a picture may be, except for single lamps.
+_LAMP = 16
 _LAID = "transparency laid on white"
 
 
@@ -72,12 +74,12 @@ class Raster:
 def scaled(values: np.ndarray, white: float, kind: type, black: float = 0.0) -> np.ndarray:
     """Scale samples [H, W, ...] from black..white to the whole range of uint8 or uint16.
 
-    What lies outside is clipped, and what is no number becomes 0.
+    What lies outside is clipped, and what is no number is taken for 0.
     """
     full = float(np.iinfo(kind).max)
     result: np.ndarray = np.empty(values.shape, kind)
     for rows in _blocks(values):
-        block = np.nan_to_num(values[rows].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        block = np.nan_to_num(values[rows].astype(np.float64), nan=0.0, posinf=white, neginf=black)
         result[rows] = np.clip(np.rint((block - black) * (full / (white - black))), 0, full)
     return result
 
@@ -87,30 +89,53 @@ def integers(values: np.ndarray, bits: int) -> tuple[np.ndarray, list[str]]:
     kind, full = (np.uint8, 8) if bits <= 8 else (np.uint16, 16)
     notes = [] if bits <= 8 else [f"{bits}-bit samples reduced to 8 bits"]
     if bits == full:
+        if bits == 16 and values.max(initial=0) < 2**12:
+            notes.append("no sample above 4095: dark, or 12 bits stored as 16")
         return values.astype(kind, copy=False), notes
     return scaled(values, 2.0**bits - 1, kind), notes
 
 
 def stretched(values: np.ndarray, bits: int) -> tuple[np.ndarray, list[str]]:
-    """Scale signed or wide integers and floats [H, W, channels] to uint16.
-
-    They have no fixed white, so the smallest usual value of white that fits is taken, and all of
-    the range for unsigned integers that use more than a quarter of it.
-    """
-    low, high = _range(values)
-    usual = [255.0, 65535.0]
-    if values.dtype.kind == "f":
-        usual.insert(0, 1.0)
-    elif values.dtype.kind == "u" and high > 2.0 ** (bits - 2):
-        usual = [2.0**bits - 1]
-    white = next((w for w in usual if low >= 0 and high <= w), None)
-    if white is not None:
-        low, high = 0.0, white
-    notes = [f"{bits}-bit samples scaled from {low:g}..{high:g}"]
+    """Scale signed or wide integers and floats [H, W, channels] to uint16 (see `bounds`)."""
+    (low, high), clips = bounds(values, bits)
+    notes = [f"{bits}-bit samples scaled from {low:g}..{high:g}{', others clipped' * clips}"]
     return scaled(values, max(high, low + 1e-12), np.uint16, low), notes
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
+def bounds(values: np.ndarray, bits: int) -> tuple[tuple[float, float], bool]:
+    """Return black and white of samples that have no fixed white, and whether some lie outside.
+
+    White is the smallest usual value that fits. Unsigned integers that use more than a quarter of
+    their range have all of it. Floats may exceed white: resampling puts some a little outside, and
+    lamps are many times as bright. Of values below zero without a usual range, the smallest is
+    black and the largest white.
+    """
+    low, high = _extent(values)
+    full = 2.0 ** (bits - (values.dtype.kind == "i"))
+    ends = (low, high)
+    if values.dtype.kind == "f":
+        usual = [1.0, 255.0, 65535.0]
+        white = high if high in usual else next((w for w in usual if _fits(values, w)), high)
+        if low >= -white / 4:
+            ends = (0.0, white)
+        elif max(-low, high) <= 1.5:
+            ends = (-1.0, 1.0)
+    elif low < 0:
+        ends = (-full, full - 1) if high - low > full / 2 else ends
+    else:
+        usual = [255.0, full - 1 if bits <= 16 or high > full / 4 else 65535.0]
+        ends = (0.0, next((min(w, full - 1) for w in usual if high <= w), high))
+    return ends, low < ends[0] or high > ends[1]
+
+
+def _fits(values: np.ndarray, white: float) -> bool:
+    """Whether hardly any values are many times as bright as white."""
+    most = np.float64(_LAMP * white)
+    far = sum(int(np.count_nonzero(values[rows] > most)) for rows in _blocks(values))
+    return far <= values.size / 100
+
+
+def _extent(values: np.ndarray) -> tuple[float, float]:
     low, high = np.inf, -np.inf
     for rows in _blocks(values):
         block = np.nan_to_num(values[rows].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

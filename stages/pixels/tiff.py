@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dhr_batch.stages.failures import ImageError
+from dhr_batch.stages.pixels import DAMAGE
 from dhr_batch.stages.pixels.colours import Colours
-from dhr_batch.stages.pixels.raster import Raster, integers, scaled, stretched
+from dhr_batch.stages.pixels.raster import Raster, bounds, integers, scaled, stretched
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HINT = "convert it to PNG or to a TIFF file of 8 or 16 bits in RGB"
@@ -31,7 +34,7 @@ _MODES = {
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
 # Values without which 8-bit YCbCr means something else than Pillow's.
 _YCBCR = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}
-_COLOUR_MAP, _ORIENTATION, _PROFILE = 320, 274, 34675
+_COLOUR_MAP, _ORIENTATION, _PROFILE, _PHOTOMETRIC, _INNER = 320, 274, 34675, 262, 330
 # Statements on colours without a profile.
 _IGNORED = {301: "transfer function", 319: "primaries"}
 _MOST_CHANNELS = 8
@@ -77,7 +80,8 @@ def read(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> Page:
     with file:
         number, page = _first(file)
         check_size((page.imagewidth, page.imagelength))
-        icc, notes = page.tags.valueof(_PROFILE), []
+        _refuse_raw(data, page)
+        icc, notes = page.tags.valueof(_PROFILE), _meant(page)
         if icc is None:
             notes += [f"TIFF {name} ignored" for tag, name in _IGNORED.items() if tag in page.tags]
         raster = None
@@ -88,6 +92,8 @@ def read(data: bytes, check_size: Callable[[tuple[int, int]], None]) -> Page:
             notes += more
         orientation = page.tags.valueof(_ORIENTATION, 1)
         space = None if icc is None else Colours(bytes(icc))
+        if isinstance(orientation, bytes):
+            orientation = int.from_bytes(orientation[:1])
         upright = orientation if isinstance(orientation, int) else 1
         return Page(number, raster, space, upright, notes)
 
@@ -103,6 +109,33 @@ def _first(file: Any) -> tuple[int, Any]:
     if not file.pages:
         raise ImageError("damaged", "the TIFF file has no page that can be read")
     raise _unsupported("the file has only thumbnails as pages (a raw photograph?)")
+
+
+def _refuse_raw(data: bytes, page: Any) -> None:
+    """Raise ImageError if a page is only the preview of a raw photograph."""
+    size, larger = page.imagewidth * page.imagelength, False
+    # Inner pages that are damaged do no harm.
+    with suppress(*DAMAGE):
+        inner = islice(page.pages, _MOST_PREVIEWS) if _INNER in page.tags else ()
+        larger = any(
+            not each.is_reduced and each.imagewidth * each.imagelength > size for each in inner
+        )
+    if larger or data[8:10] == b"CR":
+        raise _unsupported("a preview with the picture itself beside it (a raw photograph?)")
+
+
+def _meant(page: Any) -> list[str]:
+    """Set the meaning of the samples if the file does not state it well. Returns a note."""
+    if _PHOTOMETRIC not in page.tags:
+        fax = page.compression in (2, 3, 4)
+        page.photometric = 2 if page.samplesperpixel > 2 else 0 if fax else 1
+        return ["TIFF without the meaning of its samples"]
+    extra = page.extrasamples
+    if page.photometric == 1 and page.samplesperpixel > 2 and not any(extra[:2]):
+        # GDAL writes colours of 16 bits like this.
+        page.photometric, page.extrasamples = 2, extra[2:]
+        return [f"TIFF of {page.samplesperpixel} grey channels taken for colours"]
+    return []
 
 
 def _left_to_pillow(page: Any) -> bool:
@@ -199,18 +232,22 @@ def _raster(page: Any, stored: np.ndarray) -> tuple[Raster, list[str]]:
         alpha = stored[..., channels + number]
         # Where the meaning of a further channel is not stated, nothing but zeros is no alpha.
         if page.extrasamples or alpha.any():
-            raster.alpha = _alpha(alpha, page, wide, values.dtype.type)
+            raster.alpha = _alpha(alpha, page, samples, values.dtype.type)
             raster.premultiplied = kinds[number] == 1
     return raster, notes
 
 
-def _alpha(alpha: np.ndarray, page: Any, wide: bool, kind: type) -> np.ndarray:
+def _alpha(alpha: np.ndarray, page: Any, colours: np.ndarray, kind: type) -> np.ndarray:
     bits = int(page.bitspersample)
-    if not wide:
+    if page.sampleformat not in (2, 3) and bits <= 16:
         # Of a palette, the samples have fewer or more bits than the colours.
         return scaled(alpha, 2.0**bits - 1, kind)
-    white = {1: 2.0**bits - 1, 2: 2.0 ** (bits - 1) - 1}.get(int(page.sampleformat), 1.0)
-    return scaled(alpha, white, np.uint16)
+    ends = [bounds(each, bits)[0] for each in (colours, alpha[..., None])]
+    if page.sampleformat == 3 and alpha.min() > -0.25 and alpha.max() < 1.5:
+        ends = [(0.0, 1.0)]
+    # It reaches white of the colours, or more if they are all dark.
+    black, white = max(ends, key=lambda end: end[1])
+    return scaled(alpha, white, np.uint16, black)
 
 
 def _coloured(page: Any, indices: np.ndarray) -> np.ndarray:

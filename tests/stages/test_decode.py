@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from dhr_batch.stages.decode import FORMATS, decode
+from dhr_batch.stages.decode import decode
 from dhr_batch.stages.failures import ImageError
+from dhr_batch.stages.pixels.refusals import FORMATS
 from dhr_batch.tests.awkward import _flat_png, _png, _png16
 from dhr_batch.tests.stages.written import tiff
 

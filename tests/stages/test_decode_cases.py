@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from dhr_batch.stages import decode as decoding
-from dhr_batch.stages.decode import FORMATS, decode
+from dhr_batch.stages.decode import decode
 from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.pixels import containers
+from dhr_batch.stages.pixels.refusals import FORMATS
 from dhr_batch.tests.awkward import _flat_png, _png
 from dhr_batch.tests.stages.written import P3_XY, as_srgb, chunk, icc, png, tiff, truth
 

@@ -59,6 +59,31 @@ def jpeg_with(*segments: bytes) -> bytes:
     return data[:2] + b"".join(parts) + data[2:]
 
 
+def jpeg_of(pixels: np.ndarray, segment: bytes) -> bytes:
+    data = pillow(Image.fromarray(pixels), "JPEG", quality=98, subsampling=0)
+    return data[:2] + segment + data[2:]
+
+
+def without_adobe(jpeg: bytes) -> bytes:
+    at = jpeg.index(b"\xff\xee")
+    return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4]) :]
+
+
+def without_meaning(samples: np.ndarray) -> bytes:
+    entry = struct.pack("<HHI", 262, 3, 1)
+    return tiff(samples, 2 if samples.shape[2] == 3 else 1).replace(entry, b"\xff\xff" + entry[2:])
+
+
+def gif_in(grey: np.ndarray, width: int, height: int) -> bytes:
+    """A GIF file whose only frame lies in the middle of a larger picture."""
+    data = bytearray(pillow(Image.fromarray(grey), "GIF"))
+    table = 13 + 3 * 2 ** ((data[10] & 7) + 1)
+    struct.pack_into("<HH", data, 6, width, height)
+    edges = (width - grey.shape[1]) // 2, (height - grey.shape[0]) // 2
+    struct.pack_into("<HH", data, data.index(b",", table) + 1, *edges)
+    return bytes(data)
+
+
 def packed_profile(profile: bytes) -> bytes:
     return chunk(b"iCCP", b"a\0\0" + zlib.compress(profile))
 
@@ -100,6 +125,7 @@ def stated(primaries: tuple[tuple[float, float], ...]) -> list[int]:
 
 
 PROFILE = icc(P3_XY, 2.2)
+INK = Image.frombytes("CMYK", (64, 48), both(255 - LEVELS, GREY * 0).tobytes())
 PALETTE = np.random.default_rng(2).integers(0, 256, (256, 3))
 COLOUR_MAP = {320: ("H", (PALETTE * 257).T.ravel().tolist()), 338: ("H", [2])}
 SMALL = np.ascontiguousarray(255 - LEVELS[::2, ::2])
@@ -107,6 +133,42 @@ THUMBNAIL = {"photometric": "rgb", "subfiletype": 1}
 JPEG = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 98}}
 YCBCR = np.asarray(Image.fromarray(LEVELS).convert("YCbCr"))
 CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]] = {
+    "a profile that is there twice": (
+        lambda: jpeg_with(*[b"ICC_PROFILE\0\1\1" + PROFILE] * 2), WIDE, 12,
+        ("ICC profile 'sRGB of a test' converted to sRGB",),
+    ),
+    "an orientation that is a byte": (
+        lambda: tiff(np.ascontiguousarray(np.rot90(LEVELS)), 2, tags={274: ("B", [6])}), LEVELS, 0,
+        ("EXIF orientation 6 applied",),
+    ),
+    "an orientation that is a byte, in JPEG": (
+        lambda: jpeg_of(np.rot90(LEVELS), b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\1"
+                        + struct.pack(">HHI4BI", 274, 1, 1, 6, 0, 0, 0, 0)), LEVELS, 9,
+        ("EXIF orientation 6 applied",),
+    ),
+    "CMYK without the mark of Adobe": (
+        lambda: without_adobe(pillow(INK, "JPEG", quality=98)), LEVELS, 9,
+        ("CMYK without Adobe's mark read as inverted, as Adobe writes it",),
+    ),
+    "a first frame that is smaller than the picture": (
+        lambda: gif_in(LEVELS[..., 0], 80, 60), np.pad(
+            LEVELS[..., :1].repeat(3, 2), ((6, 6), (8, 8), (0, 0)), constant_values=255), 0,
+        ("first frame smaller than the picture, which is white around it",),
+    ),
+    "colours of TIFF that are called grey": (
+        lambda: tiff(LEVELS.astype(np.uint16) * 257, 1, tags={338: ("H", [0, 0])}), LEVELS, 0,
+        ("TIFF of 3 grey channels taken for colours", "16-bit samples reduced to 8 bits"),
+    ),
+    "colours of TIFF without a meaning": (
+        lambda: without_meaning(LEVELS), LEVELS, 0, ("TIFF without the meaning of its samples",),
+    ),
+    "grey of TIFF without a meaning": (
+        lambda: without_meaning(GREY), WHOLE_GREY, 0, ("TIFF without the meaning of its samples",),
+    ),
+    "12 bits stored as 16": (
+        lambda: tiff(LEVELS.astype(np.uint16) * 16, 2), LEVELS / 16, 1,
+        ("16-bit samples reduced to 8 bits", "no sample above 4095: dark, or 12 bits stored as 16"),
+    ),
     "a part of the profile of a JPEG file is missing": (
         lambda: jpeg_with(b"ICC_PROFILE\0\1\2" + PROFILE[:200]), LEVELS, 9,
         ("unreadable ICC profile ignored",),
@@ -195,18 +257,25 @@ def test_what_files_say(name: str) -> None:
     assert found == notes
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 9, 10, 12, 16])
 @pytest.mark.parametrize("container", ["jp2", "j2k"])
-def test_jpeg_2000_of_few_bits(bits: int, container: str) -> None:
-    """Pillow shifts such samples, so that white is not white."""
-    samples = LEVELS >> (8 - bits)
-    for stored in (samples, samples[..., 1]):
-        data = imagecodecs.jpeg2k_encode(
-            stored, level=0, bitspersample=bits, reversible=True, codecformat=container
-        )
-        known = stored * 255.0 / (2**bits - 1)
-        known = known if stored.ndim == 3 else known[..., None]
-        assert np.abs(decode(data)[0] - known).max() <= 1
+def test_jpeg_2000_of_any_bits(bits: int, container: str) -> None:
+    """Pillow shifts samples of few bits, so that white is grey, and more bits of white overflow."""
+    options = {"level": 0, "bitspersample": bits, "reversible": True, "codecformat": container}
+    full, kind = 2**bits - 1, np.uint8 if bits <= 8 else np.uint16
+    levels = both(LEVELS, RAMP) / 255
+    levels[0, 0] = 1
+    samples = np.rint(levels * full).astype(kind)
+    files = [(samples[..., :3], 3), (samples[..., 1], 1)]
+    if bits >= 8:
+        files += [(samples, 4), (samples[..., 2:], 2)]
+    if bits > 8:
+        files += [((samples.astype(int) - 2 ** (bits - 1)).astype(np.int16)[..., :3], 3)]
+    for stored, channels in files:
+        known = {1: levels[..., 1:2], 2: levels[..., 2:3]}.get(channels, levels[..., :3]) * 255
+        known = laid(known) if channels in (2, 4) else known
+        found = decode(imagecodecs.jpeg2k_encode(stored, **options))[0]
+        assert np.abs(found - known).max() <= 1 + 128 / full, (channels, stored.dtype)
 
 
 def _flipped(kind: bytes) -> bytes:
@@ -233,6 +302,10 @@ def _lost_strip(tag: int) -> bytes:
         (lambda: _lost_strip(279), "damaged", "missing"),
         (lambda: png(LEVELS, 8, 2, chunk(b"cICP", bytes([1, 13, 0, 0]))), "unsupported", "video"),
         (lambda: imagecodecs.jpegls_encode(LEVELS), "unsupported", "JPEG-LS"),
+        (lambda: pages((SMALL, {"photometric": "rgb", "subifds": 1}),
+                       (GREY[..., 0], {"photometric": "cfa"})), "unsupported", "raw photograph"),
+        (lambda: pages((LEVELS, {"photometric": "minisblack", "planarconfig": "contig",
+                                 "compression": "jpeg"})), "unsupported", "begins like TIFF"),
         (lambda: pillow(Image.fromarray(LEVELS), "AVIF")[:200], "damaged", "begins like AVIF"),
     ],
 )  # fmt: skip

@@ -105,7 +105,8 @@ def test_tiff_with_alpha(bits: int, layout: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "white"),
     [(np.float16, 1), (np.float32, 1), (np.float64, 1), (np.float32, 255), (np.float32, 65535),
-     (np.int16, 255), (np.int32, 65535), (np.uint32, 65535)],
+     (np.int16, 255), (np.int32, 65535), (np.uint32, 65535), (np.int16, 32767),
+     (np.int32, 2**31 - 1)],
 )  # fmt: skip
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_tiff_of_other_samples(kind: type, white: float, order: str) -> None:
@@ -122,6 +123,29 @@ def test_tiff_of_other_samples(kind: type, white: float, order: str) -> None:
         inverted = (white - samples[..., 1:2].astype(np.float64)).astype(kind)
         if inverted.max() <= white and inverted.max() > white * 0.9:
             assert_decoded(tiff(inverted, 0, **options), grey, 2.5, about)
+
+
+@pytest.mark.parametrize(
+    ("kind", "white", "black", "brightest"),
+    [(np.float32, 1, 0, 1.06), (np.float32, 1, 0, 4), (np.float16, 1, 0, 900),
+     (np.float32, 1, 0, 1e6), (np.float64, 255, 0, 262), (np.float32, 255, 0, 70_000),
+     (np.float32, 65535, 0, 66_000), (np.float32, 1, 0, np.inf), (np.float32, 1, -1, 1),
+     (np.float32, 1, -1, 1.2), (np.int8, 127, -128, 127), (np.int16, 32767, -32768, 32767)],
+)  # fmt: skip
+def test_tiff_of_samples_beyond_black_and_white(
+    kind: type, white: float, black: float, brightest: float
+) -> None:
+    """Resampling overshoots, lamps are brighter than white, networks have -1..1."""
+    levels = truth() / 255
+    alpha = np.linspace(0, 1, levels.shape[1])[None, :, None] * np.ones((len(levels), 1, 1))
+    samples = np.concatenate([levels, alpha], 2) * (white - black) + black
+    samples[0, 0, :3], levels[0, 0] = brightest, 1
+    if black == 0:
+        samples[1, 1, :3], levels[1, 1] = -0.03 * white, 0
+    stored = samples.astype(kind)
+    assert_decoded(tiff(stored[..., :3], 2), levels * 255, 1, "opaque")
+    laid = (levels * alpha + 1 - alpha) * 255
+    assert_decoded(tiff(stored, 2, tags={338: ("H", [2])}), laid, 1.1, "alpha")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

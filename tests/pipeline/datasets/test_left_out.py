@@ -23,7 +23,8 @@ from dhr_batch.pipeline.report import provenance
 from dhr_batch.pipeline.report.data import load
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.stages.decode import FORMATS, decode
+from dhr_batch.stages.decode import decode
+from dhr_batch.stages.pixels.refusals import FORMATS
 from dhr_batch.tests.pipeline.listed import content, unpack
 
 Archive = dict[str, bytes | str | tuple[bytes, str]]
