@@ -103,6 +103,16 @@ def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--dataset", "celebhq"], "did you mean 'celebahq'?"),
         (["--dataset", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--dataset", "./nowhere"], "./nowhere: it does not exist"),
+        (["--dataset", "photos.zip"], "photos.zip: it does not exist"),
+        (["--dataset", "photos/*.jpg"], "patterns of names are not expanded"),
+        (["--dataset", __file__], "`dhr-batch edit` takes single photographs"),
+        (["--dataset", "https://host/photo.jpg"], "download them first"),
+        (["--dataset", ""], "an empty text after --dataset: it names nothing"),
+        (["--out", __file__, "--dataset", "nowhere"], f"{__file__}: it is a file"),
+        (["photos"], "give the photographs as --dataset FOLDER"),
+        (["--generator", "tiny"], "give it as a setting: --set generator=VALUE"),
+        (["--edit", "smile=2"], "--set edit.edits='[{direction: smile}]'"),
+        (["--set", "edit.edits=[{direction: smile, unit: deg}]"], "smile takes no degrees"),
     ],
 )
 def test_wrong_words_exit_with_2(photographs: Path, words: list[str], message: str) -> None:

@@ -105,8 +105,8 @@ def bench(
         names = ", ".join(shipped_names())
         raise Refused(
             "--preset with -c" if preset else "no benchmark",
-            "exactly one is needed",
-            f"give --preset with one of {names}, or -c FILE.yaml",
+            "each of them is a benchmark" if preset else "neither --preset nor -c is given",
+            f"give either --preset with one of {names}, or -c FILE.yaml",
         )
     output.log_to_stderr(logging.WARNING)
     machine = benchmarks.Machine(**where)

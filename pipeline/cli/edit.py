@@ -106,7 +106,7 @@ def _loaded(
     yes: bool,
     **options: Any,
 ) -> tuple[Chain, list[Item]]:
-    """Find the photographs, and load the networks."""
+    """Find the photographs, and check the settings and the models."""
     with output.waiting("reading the settings"):
         from dhr_batch.pipeline.datasets.items import left_out
         from dhr_batch.pipeline.editing import photographs
@@ -130,8 +130,7 @@ def _loaded(
     on_demand(check, yes)
     _check_writable(out.expanduser())
     items = [item for shard in plan.shards for item in shard.items]
-    with output.waiting("loading the networks"):
-        return Chain(plan, choice), items
+    return Chain(plan, choice), items
 
 
 def _check_writable(folder: Path) -> None:
@@ -156,7 +155,9 @@ def _edit(
     from dhr_batch.pipeline.editing.files import write
     from dhr_batch.stages.record import ImageFailure
 
-    with output.waiting(name) as show:
+    # The first photograph that can be read loads them.
+    doing = name if chain.is_loaded else f"{name}: loading the networks"
+    with output.waiting(doing) as show:
 
         def told(stage: str, step: int, steps: int) -> None:
             show(f"{name}: {stage}" + (f" {step} of {steps}" if steps else ""))

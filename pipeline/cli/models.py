@@ -80,8 +80,8 @@ def pull(names: tuple[str, ...], everything: bool, file: Path | None, as_json: b
     if bool(names) == everything:
         raise Refused(
             "names with --all" if names else "no models",
-            "exactly one is needed",
-            "give names or --all; see the names with: dhr-batch models list",
+            "--all means all of them" if names else "neither names nor --all is given",
+            "give either names or --all; see the names with: dhr-batch models list",
         )
     if file and len(names) != 1:
         raise Refused(

@@ -148,6 +148,7 @@ class Command(click.Command):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             _require_current_folder()
+            _require_no_empty(words)
             code = super().main(words, *names, **extra | {"standalone_mode": False})
         except NoArgsIsHelpError as error:
             error.show()
@@ -177,6 +178,17 @@ def _require_current_folder() -> None:
         ) from error
 
 
+def _require_no_empty(words: Sequence[str]) -> None:
+    """Check that no argument is empty, as a path would then mean the current folder."""
+    for before, word in zip(["", *words], [*words, "x"], strict=True):
+        if not word.strip():
+            raise Refused(
+                f"an empty text after {before}" if before else "an empty text",
+                "it names nothing; maybe a variable of the shell is not set",
+                "give a value, or leave it out",
+            )
+
+
 class Group(Command, click.Group):
     """A group of commands that reports the errors of all of them."""
 
@@ -186,8 +198,7 @@ def to_command_error(error: Exception) -> CommandError | None:
     if isinstance(error, CommandError):
         return error
     if isinstance(error, click.UsageError):
-        way_out = f"see: {error.ctx.command_path} --help" if error.ctx else ""
-        return Refused(error.format_message().rstrip("."), way_out=way_out)
+        return Refused(error.format_message().rstrip("."), way_out=_usage(error))
     if isinstance(error, OSError):
         if error.filename is None:
             return CommandError(str(error))
@@ -198,6 +209,25 @@ def to_command_error(error: Exception) -> CommandError | None:
     if getattr(error, "exit_code", None) != Refused.exit_code:
         return None
     return Refused(getattr(error, "reason", str(error)), way_out=getattr(error, "way_out", ""))
+
+
+def _usage(error: click.UsageError) -> str:
+    """Return the remedy of a wrong command line. Options of other commands may be settings here."""
+    if error.ctx is None:
+        return ""
+    own = {param.name for param in error.ctx.command.params}
+    if isinstance(error, click.NoSuchOption) and "sets" in own:
+        from dhr_batch.pipeline.planning.config import Config
+
+        name = error.option_name.lstrip("-").replace("-", "_")
+        if name in ("edit", "edits", "sweep"):
+            return "give the edits of a run as a setting: --set edit.edits='[{direction: smile}]'"
+        if name in Config.model_fields:
+            return f"give it as a setting: --set {name}=VALUE"
+    # Only further arguments raise the error as such.
+    if type(error) is click.UsageError and "dataset" in own:
+        return "give the photographs as --dataset FOLDER"
+    return f"see: {error.ctx.command_path} --help"
 
 
 def report(error: CommandError, as_json: bool) -> NoReturn:

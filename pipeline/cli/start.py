@@ -41,7 +41,11 @@ def start(dry_run: bool, as_json: bool, yes: bool, **options: Any) -> None:
     def planned() -> Plan:
         with waiting("reading the settings and listing the photographs", quiet):
             from dhr_batch.pipeline.planning.prepare import prepare
+            from dhr_batch.pipeline.storage.connect import connect
 
+            if request.out is not None:
+                # A file is refused at once. A listing may take minutes.
+                connect(request.out)
             return prepare(request)
 
     request = cli_options.request(options | {"confirmed": yes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import logging
 import os
 from pathlib import Path
@@ -157,6 +158,12 @@ def find(name_or_path: str | Path) -> Dataset:
     if text in known:
         return known[text]
     if is_url(text):
+        if text.lower().startswith(("http://", "https://")):
+            raise DatasetError(
+                text,
+                "photographs are not downloaded from web pages",
+                "download them first, or give the URL of an object store: s3://, gs:// or az://",
+            )
         return Dataset(name=_name(text), root=text)
     path = Path(os.path.expanduser(text))
     if path.is_dir() or (path.is_file() and listing.is_archive(text)):
@@ -167,9 +174,16 @@ def find(name_or_path: str | Path) -> Dataset:
         raise DatasetError(
             text,
             "it is a file of another kind",
-            "give the folder it lies in, or a .tar, .parquet or .yaml file; unpack other archives",
+            "give the folder it lies in, or a .tar, .parquet or .yaml file; unpack other archives; "
+            "`dhr-batch edit` takes single photographs",
         )
-    if path.is_absolute() or os.sep in text:
+    if glob.has_magic(text):
+        raise DatasetError(
+            text,
+            "there is no such folder, and patterns of names are not expanded",
+            "give the folder; `exclude` in a description of the dataset leaves out a part of it",
+        )
+    if path.is_absolute() or os.sep in text or listing.extension(text):
         raise DatasetError(
             text,
             "it does not exist",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from dhr_batch.pipeline import outside
@@ -21,10 +22,12 @@ from dhr_batch.pipeline.worker.batches import ON_CPU
 from dhr_batch.pipeline.worker.loading import load
 from dhr_batch.pipeline.worker.reading import read_record
 from dhr_batch.stages import registry
+from dhr_batch.stages.base import Stage
 from dhr_batch.stages.context import Told
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.device import Kind
 from dhr_batch.stages.faces import further
+from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 from dhr_batch.stages.record import ImageFailure, Record, required
 
@@ -77,11 +80,10 @@ def planned(request: Request, config: Config, items: Sequence[Item], aligned: bo
 
 
 class Chain:
-    """The loaded stages.
+    """The stages. They are loaded when the first photograph has been decoded.
 
     Attributes:
         config: The settings.
-        device: The name of the device.
         told: Called with the name of a stage, the number of its finished steps and the number of
             all its steps; both are 0 when it begins. It may be replaced between photographs.
 
@@ -92,16 +94,23 @@ class Chain:
     """
 
     def __init__(self, plan: Plan, choice: Choice, told: Told = lambda *_: None) -> None:
-        self.config, self._choice, self.told = plan.config, choice, told
-        kind, aligned = devices.torch_device(plan.config), plan.dataset.aligned
-        loaded = load(
-            plan.config,
+        self.config, self._plan, self._choice, self.told = plan.config, plan, choice, told
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the stages are loaded."""
+        return "_stages" in vars(self)
+
+    @cached_property
+    def _stages(self) -> Sequence[Stage]:
+        kind = devices.torch_device(self.config)
+        return load(
+            self.config,
             kind,
-            aligned,
-            networks=_networks(plan, kind),
+            self._plan.dataset.aligned,
+            networks=_networks(self._plan, kind),
             progress=lambda *step: self.told(*step),
-        )
-        self.stages, self.device = loaded.stages, loaded.device
+        ).stages
 
     def edit(self, item: Item) -> Edited | ImageFailure:
         """Read and edit a photograph.
@@ -122,7 +131,12 @@ class Chain:
         """
         if record.failure is not None:
             return record.failure
-        align, *others = self.stages
+        try:
+            photograph, _ = decode(required(record.data), self._megapixels)
+        except ImageError as error:
+            message = f"{record.image_id}: {error}"
+            return ImageFailure(registry.STAGES[0], error.error_class, message)
+        align, *others = self._stages
         self.told(align.family, 0, 0)
         records = align.run([record])
         records += align.run(further(record, records[0]))
@@ -140,7 +154,6 @@ class Chain:
         faces = [face for face in faces if face.failure is None]
         if not faces:
             return failures[0]
-        photograph, _ = decode(required(record.data), self._megapixels)
         lost = tuple(failure.message for failure in failures)
         return Edited(record.image_id, photograph, tuple(faces), self._choice, lost)
 

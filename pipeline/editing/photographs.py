@@ -80,6 +80,10 @@ def _find(place: str) -> Dataset | list[Item]:
         return _matches(path)
     if extension(path) in EXTENSIONS:
         raise DatasetError(path, "there is no such file", "check its name and folder")
+    if "=" in path:
+        raise DatasetError(
+            path, "there is no such photograph", f"if it is an edit, write: --edit {path}"
+        )
     return named.find(place)
 
 

@@ -38,7 +38,10 @@ _RETRIES = 100
 # Large enough to read the headers of several tar members in one request.
 _BUFFER = 2**18
 # The remedy if a storage does not answer.
-CHECK = "check that the storage is available, then give the same command again"
+CHECK = (
+    "check that the storage is available (for an object store also its URL, and the credentials in "
+    "the environment), then give the same command again"
+)
 
 
 class File(NamedTuple):

@@ -6,7 +6,7 @@ several strengths: ``smile=-1,0.5,1``, or ``smile=-2:2:5`` for five from -2 to 2
 several terms are combined each with each.
 
 A name may contain ``=`` and ``+``, as paths of files do: it ends at the first ``=`` behind which
-there are strengths.
+there are strengths. A text names at most `MOST` pictures.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ DEGREES = "deg"
 # The scorer that measures degrees, and its score of each axis.
 SCORER = "mesh"
 AXES = {"yaw": "yaw_mesh", "pitch": "pitch_mesh", "roll": "roll_mesh"}
+# A text that names more pictures is refused: it is a slip, and would fill memory and disk.
+MOST = 500
 # A channel of StyleSpace.
 _CHANNEL = re.compile(r"([+-]?)([A-Za-z0-9_.]+)/(\d+)")
 
@@ -108,7 +110,8 @@ def parse_all(text: str) -> list[Terms]:
     """Return the pictures that a text names, each by the terms of its edits.
 
     Raises:
-        NotAnEdit: The text has another form, or names an edit of a picture twice.
+        NotAnEdit: The text has another form, names an edit of a picture twice, or names more than
+            `MOST` pictures.
 
     Example:
         >>> list(map(joined, parse_all("smile=1,2+yaw=15deg")))
@@ -177,18 +180,27 @@ def _pictures(text: str, form: str, example: str) -> list[Terms]:
         match = _TERM.match(text, at)
         items = [_numbers(item) for item in match["items"].split(",")] if match else []
         found = [number for numbers in items for number in numbers]
-        if not match or not all(items) or not all(math.isfinite(number) for number, _ in found):
+        if not match or not all(math.isfinite(number) for number, _ in found):
             raise _malformed(form, example)
         choices.append([Term(match["name"], *number) for number in dict.fromkeys(found)])
         at, more = match.end(), match["more"]
     names = [terms[0].name for terms in choices]
     if len(set(names)) < len(names):
         raise NotAnEdit("it names an edit of one picture twice", "add up its strengths")
+    if math.prod(map(len, choices)) > MOST:
+        raise _too_many()
     return list(product(*choices))
 
 
+def _too_many() -> NotAnEdit:
+    return NotAnEdit(
+        f"it names more than {MOST} pictures",
+        "give fewer strengths: smile=-2:2:9 are nine from -2 to 2",
+    )
+
+
 def _numbers(item: str) -> list[tuple[float, str]]:
-    """Return the numbers of an item with their units; none if it is a range of less than two.
+    """Return the numbers of an item with their units.
 
     An item is one number, or a range of evenly spaced numbers that includes both ends. These are
     rounded to 6 decimals, so that the middle of a symmetric range is 0.
@@ -198,8 +210,15 @@ def _numbers(item: str) -> list[tuple[float, str]]:
     if not rest:
         return [(begin + 0.0, unit)]
     (end, other), count = _number(rest[0]), int(rest[1])
-    if count < 2 or other != unit:
-        return []
+    if count < 2:
+        why = "a range FIRST:LAST:COUNT has a count of at least 2"
+        raise NotAnEdit(why, f"give more, or one strength alone: NAME={first}")
+    if other != unit:
+        raise NotAnEdit(
+            f"one end of a range has the unit {DEGREES} and the other none", "give both the same"
+        )
+    if count > MOST:
+        raise _too_many()
     step = (end - begin) / (count - 1)
     return [(round(begin + step * i, 6) + 0.0, unit) for i in range(count)]
 

@@ -14,6 +14,7 @@ from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.edit.base import Edit, EditOptions
 from dhr_batch.stages.edit.direction_files import (
     PUBLISHED_ROWS,
+    Direction,
     DirectionError,
     resolve,
     settings_of,
@@ -54,22 +55,31 @@ class DirectionOptions(EditOptions):
         return f"{name}={self.strengths[0]:g}{self.unit}"
 
     def check(self) -> None:
-        resolve(self.direction)
+        self._axis(resolve(self.direction))
+
+    def _axis(self, direction: Direction) -> str | None:
+        """Return the angle that strengths are degrees of; None if they have no unit.
+
+        Raises:
+            DirectionError: Nothing says which angle it is.
+        """
+        if not self.unit:
+            return None
+        for name in (direction.name, self.label):
+            if name in syntax.AXES:
+                return name
+        raise DirectionError(
+            f"{self.direction} takes no degrees, as it does not say which angle it turns",
+            f"leave out the unit; label a direction of yours {' or '.join(syntax.AXES)}",
+        )
 
     def load(self, models: Callable[[str], Path]) -> Edit:
         from dhr_batch.stages.edit.turning import Turn
         from dhr_batch.stages.edit.vectors import Vector
 
-        vector = Vector(resolve(self.direction))
-        if not self.unit:
-            return vector
-        axis = next((name for name in (vector.name, self.label) if name in syntax.AXES), None)
-        if axis is None:
-            raise DirectionError(
-                f"{self.direction} takes no degrees, as it does not say which angle it turns",
-                f"leave out the unit; label a direction of yours {' or '.join(syntax.AXES)}",
-            )
-        return Turn(vector, axis)
+        direction = resolve(self.direction)
+        axis = self._axis(direction)
+        return Turn(Vector(direction), axis) if axis else Vector(direction)
 
 
 class GanspaceOptions(EditOptions):

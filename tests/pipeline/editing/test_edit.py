@@ -134,8 +134,9 @@ def test_the_command_says_what_it_is_doing(
     stages = ("align", "embed", "segment", "refine", "refine 1 of 2", "refine 2 of 2", "edit")
     assert shown == [
         "reading the settings", "", "listing the photographs", "", "reading the settings", "",
-        "checking the models", "", "loading the networks", "",
-        name, *(f"{name}: {stage}" for stage in (*stages, "measure")), "", f"{name}: writing", "",
+        "checking the models", "",
+        *(f"{name}: {doing}" for doing in ("loading the networks", *stages, "measure")), "",
+        f"{name}: writing", "",
     ]  # fmt: skip
 
 
@@ -225,6 +226,8 @@ def test_an_error_leaves_the_results_before_it(
         (["--out", "in/out"], "lies in the dataset"),
         (["nowhere.jpg"], "nowhere.jpg"),
         (["in/*.gif"], "nothing matches it"),
+        (["smile=2"], "if it is an edit, write: --edit smile=2"),
+        (["--sweep", "smile=-2:2:100000"], "more than 500 pictures"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -256,6 +259,16 @@ def test_the_folder_is_checked_before_photographs_are_edited(
     done = dhr(photograph, photograph, "--out", out)
     assert done.exit_code == 1, done.exception
     assert f"{out}: no files can be written to it" in done.stderr
+
+
+def test_a_file_that_is_no_photograph_is_named_before_networks_are_loaded(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "load", lambda *_, **__: pytest.fail("loaded"))
+    photograph.write_text("no photograph")
+    done = dhr(photograph, photograph, "--out", photograph.parent.parent / "out")
+    assert done.exit_code == 3, done.exception
+    assert "photo.png: the file is not an image of a known format" in done.stderr
 
 
 def test_files_folders_and_globs_name_photographs(photograph: Path) -> None:

@@ -81,6 +81,21 @@ def test_other_texts_are_refused(text):
             read(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("smile=0:0:1", "count of at least 2; give more, or one strength alone: NAME=0"),
+        ("yaw=1deg:2:3", "one end of a range has the unit deg"),
+        ("smile=-2:2:100000000000", "more than 500 pictures"),
+        ("smile=-2:2:30+age=-9:9:30", "more than 500 pictures"),
+    ],
+)
+def test_wrong_ranges_have_reasons_of_their_own(text, reason):
+    with pytest.raises(NotAnEdit, match=reason):
+        parse_all(text)
+    assert len(parse_all("smile=-2:2:25+age=-9:9:20")) == 500
+
+
 def test_a_wrong_strength_is_answered_with_examples():
     with pytest.raises(NotAnEdit) as refused:
         parse_all("smile=two")
