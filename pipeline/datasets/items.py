@@ -6,7 +6,7 @@ import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
@@ -181,3 +181,35 @@ def each(function: Callable[[File], Any], files: list[File]) -> Iterable[Any]:
         return map(function, files)
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(function, files))
+
+
+def readable(
+    function: Callable[[File], Any], files: list[File], lost: Callable[[str, str], None]
+) -> Iterator[tuple[File, Any]]:
+    """Apply a function to archives, and iterate over those that can be read with the results.
+
+    Args:
+        function: Raises DatasetError for an archive that cannot be read.
+        files: The archives.
+        lost: Called with the path of each archive that cannot be read, and the reason.
+
+    Raises:
+        DatasetError: The first one, if no archive can be read.
+    """
+
+    def attempt(file: File) -> Any:
+        try:
+            return function(file)
+        except DatasetError as error:
+            return error
+
+    errors, some = [], False
+    for file, found in zip(files, each(attempt, files), strict=True):
+        if isinstance(found, DatasetError):
+            errors.append(found)
+            lost(file.relative, found.why)
+        else:
+            some = True
+            yield file, found
+    if errors and not some:
+        raise errors[0]

@@ -15,8 +15,8 @@ from dhr_batch.pipeline.datasets.items import (
     Listing,
     Rules,
     Unreadable,
-    each,
     image_id,
+    readable,
     stamp,
 )
 from dhr_batch.pipeline.datasets.sieve import Sieve
@@ -107,11 +107,12 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
     if kind == "parquet":
         from dhr_batch.pipeline.datasets import parquet
 
-        items = parquet.items(files, rules.column, rules.id_column)
+        lost = Sieve(rules, ignored).lost
+        items = parquet.items(files, rules.column, rules.id_column, lost)
         _unique(sorted(items, key=itemgetter(0)))
         return Listing(items, +ignored)
     items = []
-    for file, (members, others) in zip(files, each(tar.members, files), strict=True):
+    for file, (members, others) in readable(tar.members, files, Sieve(rules, ignored).lost):
         ignored += others
         prefix = f"{file.relative}/" if rules.archive_in_id and file.relative else ""
         location, sieve = file.location, Sieve(rules._replace(recursive=True), ignored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dhr_batch.pipeline.datasets import parquet_rows
-from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable, each, image_id
+from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable, image_id, readable
 from dhr_batch.pipeline.datasets.parquet_rows import Rows
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.storage import locations
@@ -24,7 +24,9 @@ _HEADER = 1000
 _lock = threading.Lock()
 
 
-def items(files: list[File], column: str | None, id_column: str | None) -> list[Item]:
+def items(
+    files: list[File], column: str | None, id_column: str | None, lost: Callable[[str, str], None]
+) -> list[Item]:
     """Return one item per row, in the order of files and rows.
 
     Args:
@@ -33,15 +35,17 @@ def items(files: list[File], column: str | None, id_column: str | None) -> list[
         id_column: The column of the ids. If None, ids are the paths of the image column if all of
             them exist and differ, and row numbers otherwise, after the name of the file if there
             are several files.
+        lost: Called with the path of each file without the images, and the reason.
 
     Raises:
-        DatasetError: If a column is missing or does not fit, or no row holds an image.
+        DatasetError: If a column is missing or does not fit in all files, or no row holds an image.
         StorageError: If the storage is unavailable.
     """
     found: list[Item] = []
     named: list[str | None] = []
     empty = True
-    for rows, paths, is_empty in each(partial(_index, column=column, id_column=id_column), files):
+    index = partial(_index, column=column, id_column=id_column)
+    for _, (rows, paths, is_empty) in readable(index, files, lost):
         found += rows
         named += paths
         empty &= is_empty

@@ -14,11 +14,12 @@ from dhr_batch.pipeline.datasets.items import Rules
 SYSTEM = frozenset(
     {
         "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "@__thumb", "#recycle",
-        "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled", "found.000",
+        "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled", "lost+found",
         "system volume information", "__macosx", "network trash folder", "temporary items",
-        "lost+found",
     }
 )  # fmt: skip
+# Rescued by a check of a disk.
+_FOUND = re.compile(r"found\.\d{3}")
 _MARKER, _PLAN, _STATE = ".dhr-batch.json", "plan.json", "_state"
 # At most so many parts that cannot be read are named.
 _NAMED = 20
@@ -81,7 +82,7 @@ class Sieve:
 
     def _reason_of_folder(self, path: str) -> str:
         name = path.rpartition("/")[2]
-        if name.casefold() in SYSTEM:
+        if name.casefold() in SYSTEM or _FOUND.fullmatch(name.casefold()):
             return f"folder {name}"
         if not self._recursive:
             return "subfolder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -139,7 +140,14 @@ def _file(member: tarfile.TarInfo) -> Member:
 
 
 def _name(name: str) -> str:
-    return name.removeprefix("./")
+    """Return a path as tar unpacks it: below the current folder, without `.` and `..`."""
+    short = name.removeprefix("./")
+    if "./" not in short and "//" not in name:
+        return short
+    name = posixpath.normpath(name)
+    while name.startswith("../"):
+        name = name.removeprefix("../")
+    return name
 
 
 def _kind(member: tarfile.TarInfo) -> str:

@@ -79,6 +79,10 @@ class _Checked(tarfile.TarInfo):
         most = _MOST_ABOUT_NEXT if found.type in _ABOUT_NEXT else cls.whole
         if found.size < 0 or ((read or found.type in _ABOUT_NEXT) and found.size > most):
             raise DamagedTar(f"{found.name[:80]!r} says it has {found.size} bytes")
+        if buf[257:265] == tarfile.GNU_MAGIC:
+            # Incremental archives have times where others have the first part of a name.
+            times = tarfile.nts(buf[345:500], encoding, errors)  # type: ignore[attr-defined]
+            found.name = found.name.removeprefix(f"{times}/" if times else "")
         return found
 
 

@@ -57,6 +57,15 @@ def tar(members: Archive) -> bytes:
     return stream.getvalue()
 
 
+def incremental(archive: bytes) -> bytes:
+    """The archive as `tar -g` writes it, with times in its first header."""
+    head = bytearray(archive[: tarfile.BLOCKSIZE])
+    head[345:369] = b"15303307135\0" * 2
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + archive[tarfile.BLOCKSIZE :]
+
+
 def upload(url: str, files: dict[str, bytes]) -> str:
     for name, data in files.items():
         connect(url).replace(name, data)
@@ -114,6 +123,7 @@ FOLDER = {
     "b/__MACOSX/b.jpg": b"-",
     "b/#Recycle/b.jpg": b"-",
     "b/found.000/b.jpg": b"-",
+    "b/FOUND.012/b.jpg": b"-",
     "b/.Trash-1000/files/c.jpg": b"-",
     "b/._c.jpg": b"-",
     "b/notes.txt": b"-",
@@ -126,6 +136,7 @@ LEFT_OUT = {
     "folder __MACOSX": 1,
     "folder #Recycle": 1,
     "folder found.000": 1,
+    "folder FOUND.012": 1,
     "hidden": 2,
     ".txt": 1,
     "no extension": 1,
@@ -213,6 +224,28 @@ def test_an_unreadable_part_costs_only_itself_and_is_named(
         scan(f"{root}/closed/")
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_archive_that_cannot_be_read_costs_only_itself(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "shards"
+    pixels = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"1"], "key": ["1.png"]}), pixels)
+    labels = io.BytesIO()
+    pq.write_table(pa.table({"label": [1]}), labels)
+    bad = {"0.tar": b"", "2.tar": b"\1" * 700, "3.tar": tar({"a.png": b"1"})[:600]}
+    files = {"1.tar": tar({"1.png": b"1"})} | bad
+    if kind == "parquet":
+        bad = {"0.parquet": b"", "2.parquet": b"PAR1", "labels.parquet": labels.getvalue()}
+        files = {"1.parquet": pixels.getvalue()} | bad
+    settings = {"id_column": "key"} if kind == "parquet" else {}
+    ids, ignored = scan(unpack(root, files), **settings)
+    assert (ids, len(ignored), {*ignored.values()}) == (["1.png"], 3, {1})
+    for name, counted in zip(sorted(bad), sorted(ignored), strict=True):
+        assert counted.startswith(f"unreadable: {name} (")
+    (root / f"1.{kind}").unlink()
+    with pytest.raises(DatasetError, match=rf"0\.{kind}: it cannot be read"):
+        scan(root, **settings)
+
+
 def test_not_all_of_many_unreadable_parts_are_named(tmp_path: Path) -> None:
     root = unpack(tmp_path / "photos", {"1.png": b"1"})
     for number in range(50):
@@ -258,6 +291,13 @@ JUNK = b"a signature".ljust(600, b"!")
         ),
         ([tar({"a.jpg": b"", "a": b"1", "b.jpg": "a"})], ["a.jpg", "b.jpg"], {"no extension": 1}),
         ([tar({"a.jpg": b"1", "./a.jpg": "a.jpg"})], ["a.jpg"], {}),
+        ([incremental(tar({"./a.jpg": b"1", "b.jpg": "a.jpg"}))], ["a.jpg", "b.jpg"], {}),
+        (
+            [tar({"../p/a.jpg": b"1", "p/../b.jpg": b"2", ".//c.jpg": b"3", "./../../d.jpg": b"4",
+                  "../.e.jpg": b"5", "/f.jpg": b"6"})],
+            ["/f.jpg", "b.jpg", "c.jpg", "d.jpg", "p/a.jpg"],
+            {"hidden": 1},
+        ),
         (
             [tar({"a.jpg": b"1", "b.jpg": b"2"})[:2048], tar({"./a.jpg": b"3"})],
             ["a.jpg", "b.jpg"],
