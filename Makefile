@@ -65,6 +65,7 @@ build/typed:
 # Build the site into build/site. A warning, such as a link to a page or section that does not exist, is an error.
 docs: $(VENV)/.docs build/typed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+	@echo 'build/site/index.html; with a search: python3 -m http.server -d build/site'
 
 clean:
 	rm -rf build dhr_batch.egg-info

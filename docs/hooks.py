@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,7 @@ from dhr_batch.stages import registry
 ROOT = Path(__file__).resolve().parent.parent
 # Pages whose text lies where people and tools look for it.
 _OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+_OPTION, _WHOLE = re.compile(r"(?<![\w-])--?[a-z][\w-]*"), r'<span class="whole">\g<0></span>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -34,6 +36,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if place in markdown:
             markdown = markdown.replace(place, made())
     return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark dates in tables and options in code, which are not to be broken at their hyphens."""
+    html = re.sub(r"<td>(\d{4}-\d\d-\d\d)</td>", r'<td class="whole">\1</td>', html)
+    return re.sub(r"<code>[^<]+</code>", lambda code: _OPTION.sub(_WHOLE, code[0]), html)
 
 
 def commands(command: click.Command = main, parent: click.Context | None = None) -> str:
