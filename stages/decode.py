@@ -195,14 +195,24 @@ def _heif(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
 
 def _jpeg2000(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
     space = containers.stated_colours(image, data) or containers.camera_colours(image.getexif)
+    try:
+        return _components(image, data, space)
+    except DAMAGE:
+        whole = jpeg2000.with_end(data)
+        if whole is None:
+            raise
+    with Image.open(io.BytesIO(whole), formats=("JPEG2000",)) as image:
+        pixels, notes = _components(image, whole, space)
+    return pixels, [*notes, "JPEG 2000 end mark missing"]
+
+
+def _components(image: ImageFile.ImageFile, data: bytes, space: Colours | None) -> _Decoded:
     if jpeg2000.is_deep(data):
         raster, notes = jpeg2000.deep(data)
         pixels, more = raster.to_srgb(space)
-    else:
-        image.load()
-        notes = []
-        pixels, more = _to_rgb(jpeg2000.scaled(image, data), space)
-    return pixels, notes + more
+        return pixels, notes + more
+    image.load()
+    return _to_rgb(jpeg2000.scaled(image, data), space)
 
 
 def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[ImageFile.ImageFile, list[str]]:

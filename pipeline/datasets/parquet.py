@@ -184,6 +184,13 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
     """Return the path of the leaf column with the encoded images. Raises DatasetError."""
     schema = parquet.schema_arrow
     fits = {field.name: leaf for field in schema if (leaf := _image_leaf(field))}
+    lists = [field.name for field in schema if _holds_lists(field.type)]
+    if lists and column is None:
+        raise DatasetError(
+            location,
+            f"column {lists[0]!r} holds lists of images, which are not read",
+            "write a row for each image" + (", or set 'column: NAME'" if fits else ""),
+        )
     chosen = [column] if column is not None and column in fits else [*fits]
     for name in chosen:
         _require_one(schema, name, location)
@@ -224,6 +231,12 @@ def _image_leaf(field: pa.Field) -> str | None:
         fits = len(found) == 1 and parquet_rows.is_binary(found[0].type)
         return f"{field.name}.bytes" if fits else None
     return field.name if parquet_rows.is_binary(field.type) else None
+
+
+def _holds_lists(kind: pa.DataType) -> bool:
+    types = pa.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and _image_leaf(kind.value_field) is not None
 
 
 def _rows(file: File, parquet: pq.ParquetFile, leaf: str) -> list[Item]:

@@ -16,10 +16,15 @@ SYSTEM = frozenset(
         "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "@__thumb", "#recycle",
         "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled", "lost+found",
         "system volume information", "__macosx", "network trash folder", "temporary items",
+        "trashbox", "files_trashbin", "files_versions",
     }
 )  # fmt: skip
-# Rescued by a check of a disk.
-_FOUND = re.compile(r"found\.\d{3}")
+# Files that a check of a disk has rescued, and previews that programs for photographs keep.
+_OTHERS = re.compile(
+    r"(.*/)?(found\.\d{3}|appdata_\w+/preview"
+    r"|[^/]+\.photos?library/(resources|database|thumbnails|previews))",
+    re.IGNORECASE,
+)
 _MARKER, _PLAN, _STATE = ".dhr-batch.json", "plan.json", "_state"
 # At most so many parts that cannot be read are named.
 _NAMED = 20
@@ -82,7 +87,7 @@ class Sieve:
 
     def _reason_of_folder(self, path: str) -> str:
         name = path.rpartition("/")[2]
-        if name.casefold() in SYSTEM or _FOUND.fullmatch(name.casefold()):
+        if name.casefold() in SYSTEM or _OTHERS.fullmatch(path):
             return f"folder {name}"
         if not self._recursive:
             return "subfolder"

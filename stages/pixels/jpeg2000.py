@@ -17,16 +17,35 @@ from dhr_batch.stages.pixels.raster import Raster, integers
 
 # Where a codestream has the number of components and the depth of the first one.
 _COMPONENTS, _DEPTHS = 40, 42
+_TILE, _END = b"\xff\x90", b"\xff\xd9"
 _CMYK = 12
+
+
+def _codestream(data: bytes) -> memoryview:
+    found = containers.boxes(data)
+    return next((content for kind, content in found if kind == b"jp2c"), memoryview(data))
 
 
 def _stored(data: bytes) -> list[tuple[int, bool]]:
     """Return the bits of each component, and whether it is signed."""
-    found = containers.boxes(data)
-    code = next((content for kind, content in found if kind == b"jp2c"), memoryview(data))
+    code = _codestream(data)
     (count,) = struct.unpack_from(">H", code, _COMPONENTS)
     sizes = [code[_DEPTHS + 3 * number] for number in range(count)]
     return [((size & 127) + 1, size > 127) for size in sizes]
+
+
+def with_end(data: bytes) -> bytes | None:
+    """Return a file with its end mark, if nothing else is missing; None if it is not so."""
+    code, at = _codestream(data), 2
+    while at < len(code) and code[at : at + 2] != _TILE:
+        at += 2 + int.from_bytes(code[at + 2 : at + 4])
+    while code[at : at + 2] == _TILE:
+        (size,) = struct.unpack_from(">I", code, at + 6)
+        # The last tile may be of any size up to the end mark.
+        at += size or len(code) + 1
+    rest = bytes(code[at:])
+    missing = at <= len(code) and rest in (_END[:0], _END[:1]) and code[-32:] == data[-32:]
+    return data + _END[len(rest) :] if missing else None
 
 
 def is_deep(data: bytes) -> bool:

@@ -278,6 +278,21 @@ def test_jpeg_2000_of_any_bits(bits: int, container: str) -> None:
         assert np.abs(found - known).max() <= 1 + 128 / full, (channels, stored.dtype)
 
 
+@pytest.mark.parametrize("container", ["jp2", "j2k"])
+@pytest.mark.parametrize("scale", [1, 257])
+def test_jpeg_2000_without_its_end_mark(container: str, scale: int) -> None:
+    samples = LEVELS if scale == 1 else LEVELS.astype(np.uint16) * 257
+    data = imagecodecs.jpeg2k_encode(samples, level=0, reversible=True, codecformat=container)
+    for lost in (1, 2):
+        pixels, notes = decode(data[:-lost])
+        assert np.array_equal(pixels, LEVELS)
+        assert notes[-1] == "JPEG 2000 end mark missing"
+    for lost in (3, 20, len(data) // 2):
+        with pytest.raises(ImageError) as caught:
+            decode(data[:-lost])
+        assert caught.value.error_class == "damaged"
+
+
 def _flipped(kind: bytes) -> bytes:
     """A PNG file with a flipped bit in the middle of a chunk that unpacks all the same."""
     data = bytearray(pillow(Image.fromarray(LEVELS), "PNG", compress_level=0))

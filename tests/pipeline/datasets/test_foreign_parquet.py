@@ -36,6 +36,18 @@ def test_columns_with_dots_and_names_twice(tmp_path: Path) -> None:
             listing.scan(str(tmp_path / "twice.parquet"), rules._replace(column=column))
 
 
+@pytest.mark.parametrize("images", [[[b"1", b"2"]], [[{"bytes": b"1", "path": "a.png"}]]])
+def test_lists_of_images_are_told(tmp_path: Path, images: list[Any]) -> None:
+    place, rules = parquet(tmp_path / "lists.parquet", images=images), Rules(PNG)
+    with pytest.raises(DatasetError, match=r"'images' holds lists of images.*row for each image$"):
+        listing.scan(place, rules)
+    place = parquet(tmp_path / "both.parquet", images=images, thumbnail=[b"3"], tags=[["a"]])
+    with pytest.raises(DatasetError, match=r"row for each image, or set 'column: NAME'$"):
+        listing.scan(place, rules)
+    (item,) = listing.scan(place, rules._replace(column="thumbnail")).items
+    assert listing.read_bytes(item) == b"3"
+
+
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
