@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dhr_batch.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from dhr_batch.pipeline.editing.chain import unload as unload
     from dhr_batch.pipeline.editing.library import edit as edit
     from dhr_batch.pipeline.editing.library import run as run
     from dhr_batch.pipeline.runs.results import open as open
@@ -16,6 +17,7 @@ _MODULES = {
     "edit": "dhr_batch.pipeline.editing.library",
     "open": "dhr_batch.pipeline.runs.results",
     "run": "dhr_batch.pipeline.editing.library",
+    "unload": "dhr_batch.pipeline.editing.chain",
 }
 
 
@@ -27,4 +29,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({"__version__", *_MODULES})

@@ -16,8 +16,7 @@ import numpy as np
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.files import whole
-from dhr_batch.pipeline.models.weights import weights_of
-from dhr_batch.stages import registry
+from dhr_batch.pipeline.models.weights import weights_of_generator
 
 if TYPE_CHECKING:
     from dhr_batch.stages.context import Context
@@ -43,16 +42,6 @@ class Samples:
     landmarks: np.ndarray
     feat: np.ndarray
     about: dict[str, Any]
-
-
-def fingerprint(generator: str) -> dict[str, str]:
-    """Return the checksums of the files that a generator is loaded from, by model, as in a plan.
-
-    Files are hashed instead of tensors, because the mean latent is computed when a generator is
-    loaded, and its last bits depend on the processor.
-    """
-    used = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
-    return {name: checksum for name, checksum in weights_of(generator).items() if name in used}
 
 
 def draw(seed: int, shard: int) -> np.ndarray:
@@ -85,7 +74,7 @@ def collect(
     generator = context.network("generator", context.generator)
     about = {
         "generator": context.generator,
-        "generator_weights": fingerprint(context.generator),
+        "generator_weights": weights_of_generator(context.generator),
         "resolution": generator.resolution,
         "seed": seed,
         "truncation": truncation,

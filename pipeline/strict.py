@@ -94,6 +94,9 @@ def _problem(item: Any, place: Sequence[str | int], model: type[BaseModel], pref
         for part in item["loc"][:-1]:
             options = _type_of(part, options)
         valid = list(getattr(options, "model_fields", {}))
+        head, _, rest = str(item["loc"][-1]).partition(".")
+        if rest and head in valid:
+            return Refused(f"unknown setting {path}", way_out=f"write {head}: {{{rest}: VALUE}}")
         close = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
         return Refused(f"unknown setting {path}", way_out=hint)

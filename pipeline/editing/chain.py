@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -27,7 +26,7 @@ from dhr_batch.stages.context import Told
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.device import Kind
 from dhr_batch.stages.faces import further
-from dhr_batch.stages.failures import ImageError
+from dhr_batch.stages.failures import ImageError, free_memory
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 from dhr_batch.stages.record import ImageFailure, Record, required
 
@@ -166,6 +165,16 @@ class Chain:
 _KEPT: dict[str, dict[tuple[str, str], Any]] = {}
 
 
+def unload() -> None:
+    """Free the memory of the networks that `dhr_batch.edit` has loaded. The next call loads them.
+
+    They are used as long as a call in another thread needs them.
+    """
+    _KEPT.clear()
+    # Stages and networks refer to each other, so that they are not freed at once.
+    free_memory()
+
+
 def _networks(plan: Plan, kind: Kind) -> dict[tuple[str, str], Any]:
     """Return the networks of the last chain if this one differs in its edits alone, else none."""
     edit = {name: value for name, value in plan.config.edit.items() if name != "edits"}
@@ -173,7 +182,5 @@ def _networks(plan: Plan, kind: Kind) -> dict[tuple[str, str], Any]:
     models = set().union(*models_of(plan).values())
     key = f"{kind} {plan.dataset.aligned} {sorted(models)} {others}"
     if key not in _KEPT:
-        _KEPT.clear()
-        # Stages and networks refer to each other, so that they are not freed at once.
-        gc.collect()
+        unload()
     return _KEPT.setdefault(key, {})

@@ -51,11 +51,10 @@ class Choice:
                         what, "it is not a finite number", 'give for instance {"smile": 2}'
                     )
             edits = [str(syntax.Term(name, strength)) for name, strength in edits.items()]
-        texts = [edits] if isinstance(edits, str) else edits
+        texts = _texts(edits, "edits")
         pictures = chain.from_iterable(parsed("--edit", text, syntax.parse_all) for text in texts)
         chosen = tuple(dict.fromkeys(pictures))
-        given = [sweeps] if isinstance(sweeps, str) else sweeps
-        return cls(chosen, tuple(_sweep(text) for text in given))
+        return cls(chosen, tuple(_sweep(text) for text in _texts(sweeps, "sweep")))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the stage `edit`; empty if they are not changed."""
@@ -71,6 +70,18 @@ class Choice:
             else:
                 found += map(str, _terms(edit))
         return found
+
+
+def _texts(given: Any, what: str) -> list[str]:
+    texts = [given] if isinstance(given, str) or not isinstance(given, Iterable) else [*given]
+    for text in texts:
+        if not isinstance(text, str):
+            raise Refused(
+                f"{what} {text!r}",
+                f"it is no text, but of type {type(text).__name__}",
+                'give for instance "smile=2"' if what == "edits" else 'give "smile=-2:2:9"',
+            )
+    return texts
 
 
 def _terms(edit: Mapping[str, Any]) -> list[syntax.Term]:

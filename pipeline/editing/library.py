@@ -23,6 +23,9 @@ from dhr_batch.stages.context import Told
 from dhr_batch.stages.device import Kind
 from dhr_batch.stages.record import ImageFailure, Record
 
+# The modes of PIL images that a PNG file holds.
+_AS_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+
 
 class NotEdited(CommandError):
     """A photograph could not be edited, for example because it shows no face.
@@ -51,7 +54,8 @@ def edit(
     """Edit the face in a photograph.
 
     The stages of a run are run in this process. On two CPU cores this takes less than a minute. The
-    networks stay loaded for other photographs and edits, until a call has other settings.
+    networks stay loaded for other photographs and edits, until a call has other settings or
+    `dhr_batch.unload` is called.
 
     These settings hold for the whole process afterwards: the number of threads of torch and OpenCV
     (the setting `threads`, by default all cores), on NVIDIA GPUs whether torch multiplies with TF32
@@ -92,7 +96,7 @@ def edit(
     given = {"preset": preset, "device": device}
     own = {key: value for key, value in given.items() if value is not None}
     faces = {} if face is None else {"align": {"face": face}}
-    layers = configs.merge([settings or {}, own, faces, choice.settings()])
+    layers = configs.merge([_mapping(settings), own, faces, choice.settings()])
     request = Request(settings=layers)
     plan = planned(request, configured(request), (), aligned)
     check_models(plan, request)
@@ -101,6 +105,18 @@ def edit(
     if isinstance(result, ImageFailure):
         raise NotEdited(result)
     return result
+
+
+def _mapping(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check the type of settings.
+
+    Raises:
+        Refused: They are no mapping.
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        why = f"they are no mapping, but of type {type(settings).__name__}"
+        raise Refused("settings", why, 'give for instance {"embed": {"steps": 50}}')
+    return dict(settings or {})
 
 
 def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
@@ -116,10 +132,22 @@ def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
             "it is not a picture of type uint8 and shape [H, W], [H, W, 3] or [H, W, 4]",
             "convert it, for instance (255 * x).round().astype(numpy.uint8) for values from 0 to 1",
         )
+    if not isinstance(image, (Image.Image, np.ndarray)):
+        raise Refused(
+            f"an image of type {type(image).__name__}",
+            "it is neither a file, nor a PIL image, nor an array",
+            "give one of these; call the function once for each photograph",
+        )
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture = ImageOps.exif_transpose(picture)
+    kind, options = "PNG", {"compress_level": 1}
+    if picture.mode in ("CMYK", "LAB"):
+        kind, options = "TIFF", {}
+    elif picture.mode not in _AS_PNG:
+        picture = picture.convert("RGB")
     stream = io.BytesIO()
     # Stages read everything from the content of a file, also the colour profile.
-    ImageOps.exif_transpose(picture).save(stream, "PNG", compress_level=1)
+    picture.save(stream, kind, **options)
     return Record("image", "image", data=stream.getvalue())
 
 
@@ -170,7 +198,7 @@ def run(
     given = {"preset": preset, "limit": limit, "gpus": gpus, "device": device}
     own = {key: value for key, value in given.items() if value is not None}
     request = Request(
-        settings=configs.merge([settings or {}, own, {"dataset": str(dataset)}]),
+        settings=configs.merge([_mapping(settings), own, {"dataset": str(dataset)}]),
         files=files,
         out=out,
         address=address,

@@ -32,6 +32,16 @@ def weights_of(generator: str, others: Iterable[str] = ()) -> dict[str, str]:
     return {name: checksum for name, checksum in checksums.items() if checksum}
 
 
+def weights_of_generator(generator: str) -> dict[str, str]:
+    """Return the checksums of the files that a generator is loaded from, by model, as in a plan.
+
+    Files are hashed instead of tensors, because the mean latent is computed when a generator is
+    loaded, and its last bits depend on the processor.
+    """
+    used = {registry.label(generator), *registry.MODELS.get(("generator", generator), ())}
+    return {name: checksum for name, checksum in weights_of(generator).items() if name in used}
+
+
 def own_weights(name: str) -> dict[str, str]:
     """Return the checksum of a file that the user provides, by the name of its model.
 

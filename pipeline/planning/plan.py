@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.pipeline.models.weights import weights_of
+from dhr_batch.pipeline.models.weights import weights_of, weights_of_generator
 from dhr_batch.pipeline.planning import code
 from dhr_batch.pipeline.planning.config import RUN_ONLY, Config
 from dhr_batch.pipeline.runs.records.stored_plan import Fingerprint, Made, RunSettings, StoredPlan
@@ -22,7 +23,14 @@ from dhr_batch.stages.edit.base import EditOptions
 from dhr_batch.stages.faces import looks_like_a_face
 from dhr_batch.version import __version__
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 2
+# Generators that share the W space of StyleGAN2-FFHQ.
+_FFHQ = {
+    *("mobilestylegan-1024", "mobilestylegan-256"),
+    *("stylegan2-ffhq-1024", "stylegan2-test-bed"),
+}
 # The fields that a Record has before the first stage.
 _GIVEN = frozenset({"image_id", "source", "split", "data"})
 
@@ -115,6 +123,7 @@ def make(config: Config, dataset: Dataset, items: Sequence[Item], sized: bool = 
             faces of an image could have the id of another image.
     """
     check_stages(config)
+    warn_of_other_generators(config)
     if config.first_stage == registry.STAGES[0] and config.align.get("face") == "all":
         check_ids(items)
     shards = cut(items, config.shard_size or 1, 0)
@@ -191,6 +200,43 @@ def check_edits(edits: Iterable[EditOptions], what: str = "edit.edits") -> None:
             edit.check()
         except direction_files.DirectionError as error:
             raise Refused(what, error.reason, error.way_out) from error
+
+
+def warn_of_other_generators(config: Config) -> None:
+    """Log a warning about each direction file that states that it was made on another generator."""
+    if "edit" not in config.stages:
+        return
+    parts = (part for edit in edits_of(config) for part in getattr(edit, "combined", (edit,)))
+    for name in dict.fromkeys(getattr(part, "direction", "") for part in parts):
+        found = direction_files.made_on(name) if ".npz" in name.lower() else None
+        if found is not None and not share_w(config.generator, *found):
+            log.warning(
+                "%s was made on the generator %s: what it changes is arbitrary if %s has another W "
+                "space",
+                name,
+                found[0],
+                registry.label(config.generator),
+            )
+
+
+def share_w(generator: str, other: str, weights: Mapping[str, str]) -> bool:
+    """Whether a generator is known to have the W space of another one.
+
+    Args:
+        generator: The generator of a run.
+        other: The name of the other one.
+        weights: Its weights as `weights_of_generator` gives them; empty if they are unknown.
+    """
+    own = weights_of_generator(generator)
+    if own and weights:
+        files, others = (
+            {file for checksum in checksums.values() for file in str(checksum).split("+")}
+            for checksums in (own, weights)
+        )
+        same = not files.isdisjoint(others)
+    else:
+        same = registry.label(generator) == registry.label(other)
+    return same or {generator, other} <= _FFHQ
 
 
 def edits_of(config: Config) -> Sequence[EditOptions]:

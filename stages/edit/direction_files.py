@@ -199,6 +199,25 @@ def read(path: str) -> Direction:
     return from_array(key or file.stem, array, LENGTH_UNIT, path)
 
 
+def made_on(path: str) -> tuple[str, dict[str, str]] | None:
+    """Return the generator that an .npz file was made on, as the .yaml file beside it states.
+
+    Returns:
+        Its name, and the checksums of its weights by model; None if no such file states it.
+    """
+    beside = Path(os.path.expanduser(path.partition("#")[0])).with_suffix(".yaml")
+    try:
+        about = describe_set(beside)
+    except (OSError, DirectionError):
+        return None
+    # The samples that `edits fit` describes were made on it. Other commands state it as such.
+    places = (about, about.get("samples"))
+    stated = next((p for p in places if isinstance(p, dict) and "generator" in p), None)
+    weights = stated.get("generator_weights") if stated else None
+    found = weights if isinstance(weights, dict) else {}
+    return (str(stated["generator"]), found) if stated else None
+
+
 # ------------------------------------------------------------------------------- shipped sets
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from dhr_batch.fitting import samples
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.models.weights import weights_of_generator
 from dhr_batch.stages.context import Context
 
 
@@ -88,7 +89,7 @@ def test_the_shipped_directions_were_fitted_on_the_shipped_generator(models) -> 
         (resources.files("dhr_batch.configs") / "edits/landmarks.yaml").read_text()
     )
     name = about["samples"]["generator"]
-    fingerprint = samples.fingerprint(name)
+    fingerprint = weights_of_generator(name)
     assert set(fingerprint) == {"mobilestylegan-256", "mobilestylegan-ffhq"}
     for model in fingerprint:
         # Verifies that the files have the checksums of the fingerprint.

@@ -161,6 +161,7 @@ def fit(
     from dhr_batch.fitting import direction_sets, scoring
     from dhr_batch.fitting import samples as sampling
     from dhr_batch.pipeline.models import catalogue
+    from dhr_batch.pipeline.models.weights import weights_of_generator
     from dhr_batch.pipeline.storage.connect import connect
     from dhr_batch.stages.context import Context
     from dhr_batch.stages.device import use
@@ -222,7 +223,7 @@ def fit(
         "scorers": {scorer: judge.label for scorer, judge in judges.items()},
         "calibrated_on": {
             "generator": label,
-            "generator_weights": sampling.fingerprint(generator),
+            "generator_weights": weights_of_generator(generator),
             "faces": direction_sets.PROBES,
         },
         "method": next(iter(fits.values())).method,

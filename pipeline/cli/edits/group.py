@@ -108,13 +108,16 @@ def _as_text(value: Any) -> str:
 
 def _write(out: Path, arrays: dict, units: dict[str, str], about: dict) -> None:
     from dhr_batch.fitting.direction_sets import write_set
+    from dhr_batch.pipeline.models.weights import weights_of_generator
     from dhr_batch.stages.edit.direction_files import digest
 
     directions = {
         n: {"sha256": digest(arrays[n]), "unit": unit, "shape": list(arrays[n].shape)}
         for n, unit in units.items()
     }
-    file = write_set(out.parent, out.stem, arrays, directions, about | {"command": _command()})
+    weights = weights_of_generator(about["generator"])
+    about = about | {"generator_weights": weights, "command": _command()}
+    file = write_set(out.parent, out.stem, arrays, directions, about)
     say(f"{file.with_suffix('.npz')}: choose one as {out.stem}.npz#{next(iter(arrays))}")
 
 

@@ -364,6 +364,9 @@ def test_networks_stay_loaded_until_the_settings_change(photograph: Path) -> Non
     assert generator("smile=2") is first
     assert generator("smile=2", seed=7) is not first
     assert first() is None
+    last = generator("smile=2")
+    dhr_batch.unload()
+    assert last() is None
 
 
 def test_texts_are_in_the_order_of_the_stage() -> None:

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from dhr_batch.pipeline.errors import Refused
+from dhr_batch.pipeline.models.weights import weights_of_generator
 from dhr_batch.pipeline.planning import config
-from dhr_batch.pipeline.planning.plan import fingerprint
+from dhr_batch.pipeline.planning.plan import fingerprint, share_w
 from dhr_batch.pipeline.planning.prepare import check_gpus, describe, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.records import plan_file
@@ -84,6 +85,50 @@ class NeedsMask:
 
     class Options(config.BaseModel):
         name: str
+
+
+@pytest.mark.parametrize(
+    ("made_on", "weights", "warned"),
+    [
+        ("cats", {"cats": "0123"}, True),
+        ("cats", None, True),
+        ("tiny", {}, False),
+        (None, None, False),
+    ],
+)
+def test_a_direction_made_on_another_generator_is_named(
+    made_on: str | None,
+    weights: object,
+    warned: bool,
+    photographs: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    np.savez(tmp_path / "mine.npz", smile=np.ones(512, np.float32))
+    about = {"generator": made_on, "generator_weights": weights} if made_on else 1000
+    described = {"samples": about, "directions": {"smile": {"unit": "1"}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(described))
+    edit = {"edits": [{"direction": f"{tmp_path}/mine.npz#smile"}]}
+    prepare(request(photographs, edit=edit))
+    assert ("mine.npz#smile was made on the generator cats" in caplog.text) == warned
+
+
+def test_generators_share_the_w_space_of_the_one_whose_weights_they_have(tmp_path: Path) -> None:
+    own = weights_of_generator("mobilestylegan-256")
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(b"weights")
+    found = {
+        name: share_w(generator, name, weights)
+        for name, generator, weights in [
+            ("mobilestylegan-256", "mobilestylegan-1024", own),
+            ("old", "mobilestylegan-1024", own),
+            ("stylegan2-ffhq-1024", "mobilestylegan-256", {"stylegan2-ffhq-1024": "1"}),
+            ("renamed", str(copy), weights_of_generator(str(copy))),
+            ("copy", str(copy), {"copy": "another"}),
+            ("cats", "mobilestylegan-256", {}),
+        ]
+    }
+    assert [*found.values()] == [True, True, True, True, False, False]
 
 
 def test_a_chain_that_lacks_a_field_is_refused(
