@@ -21,7 +21,7 @@ from dhr_batch.stages.context import Context
 from dhr_batch.stages.record import Record
 from dhr_batch.stages.refine.published import PublishedRefinement
 from dhr_batch.stages.segment import DomainSpecific
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_figures_add_up(tmp_path, monkeypatch):
     monkeypatch.setattr(refine_speed, "measure", short)
     words = ["--generator", "tiny", "--dataset", str(photographs), "--aligned"]
     words += ["--json", str(file)]
-    with harness.session():
+    with driven.without_ray():
         done = CliRunner().invoke(refine_speed.main, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "2 pairs are few" in done.stdout

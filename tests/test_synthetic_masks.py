@@ -9,14 +9,14 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from dhr_batch.benchmarks import synthetic_masks
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven
 
 
 def test_masks_find_occluders(tmp_path: Path, models: Callable[[str], Path]) -> None:
     for name in ("mobilestylegan-256", "stlpips-alex", "stlpips-vgg", "dlib-landmarks68", "mtcnn"):
         models(name)
     words = ["--images", "2", "--refined", "0", "--out", str(tmp_path), "--json"]
-    with harness.session():
+    with driven.without_ray():
         result = CliRunner().invoke(synthetic_masks.main, [*words, "--set", "batch_size=1"])
     assert result.exit_code == 0, result.output
     found = {

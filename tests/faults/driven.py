@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from dhr_batch.pipeline.engine import runner
@@ -55,6 +58,31 @@ def worker(plan: Plan, place: str) -> Compute:
     made = Worker(Settings(plan.config, plan.dataset.aligned, "", "cpu", place))
     made.setup()
     return lambda run, shard: made.run_shard(shard, run.new_attempt(shard.index, 1))
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Let `runner.run`, and so every command, compute the shards in this process.
+
+    Each run then takes seconds less. For tests of what is computed, and not of workers.
+    """
+
+    def process(
+        plan: Plan, request: Request, run: RunFolder, _: object, todo: Iterator[Shard], __: object
+    ) -> bool:
+        runner.keep_plan(run, plan)
+        made = Worker(runner.worker_settings(plan, run.storage))
+        made.setup()
+        for shard in todo:
+            receipt = made.run_shard(shard, run.new_attempt(shard.index, 1))
+            run.commit(shard.index, receipt, len(shard.items))
+        return True
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_process", process)
+        yield
+    torch.set_num_threads(threads)
 
 
 def finished(folder: Path) -> Path:

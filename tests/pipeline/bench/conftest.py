@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from dhr_batch.pipeline.bench import run as bench
@@ -38,8 +36,7 @@ def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory):
     """A benchmark that ran, and how it ended."""
     out = tmp_path_factory.mktemp("benchmark") / "out"
     planned = bench.plan(tiny(photographs), out, machine=MACHINE, random_weights=True)
-    # The session of another fixture may be open.
-    with nullcontext() if ray.is_initialized() else harness.session():
+    with harness.session():
         done = bench.run(planned, MACHINE)
     page = write_benchmark(planned, done.failed)
     return planned, done, Path(page)

@@ -24,14 +24,14 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.runs.results import open as open_run
 from dhr_batch.pipeline.units import number
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven
 from dhr_batch.tests.pipeline import discs
 from dhr_batch.tests.pipeline.benched import MACHINE, REFINE, TINY, tiny
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with harness.session():
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    with driven.without_ray():
         yield
 
 
@@ -94,7 +94,7 @@ def test_runs_that_take_turns_have_the_rows_of_others(finished, photographs, tmp
     assert bench.run(planned, MACHINE).computed == []
 
 
-def test_methods_meet_the_ground_truth(session, tmp_path, monkeypatch):
+def test_methods_meet_the_ground_truth(without_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "context", lambda generator: discs.context())
     described = synthetic.write_dataset(tmp_path / "synthetic", 3, generator="tiny")
     found = tiny(described)
@@ -130,7 +130,7 @@ def test_methods_meet_the_ground_truth(session, tmp_path, monkeypatch):
 
 
 def test_more_images_go_through_the_same_runs_and_seeds_are_averaged(
-    session, photographs, tmp_path
+    without_ray, photographs, tmp_path
 ):
     found = tiny(photographs, seeds=[0, 3], refiners={"dhr": {"settings": {"refine": REFINE}}})
     images, written = [], {}

@@ -1,17 +1,18 @@
-"""The folder of twelve awkward files as a user would run it."""
+"""The folder of twelve awkward files, given to the command `run`."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
+from click.testing import CliRunner
 from skimage.data import astronaut
 
 import dhr_batch
+from dhr_batch.cli import main
 from dhr_batch.tests.awkward import write_awkward_folder
+from dhr_batch.tests.faults import driven
 
 
 def test_awkward_files_are_processed_or_quarantined_by_name_and_the_run_succeeds(
@@ -20,11 +21,11 @@ def test_awkward_files_are_processed_or_quarantined_by_name_and_the_run_succeeds
     folder, out = tmp_path / "awkward", tmp_path / "out"
     expected = write_awkward_folder(folder, astronaut())
     ids = {unicodedata.normalize("NFC", name): error for name, error in expected.items()}
-    command = [sys.executable, "-m", "dhr_batch.cli", "run", "--dataset", str(folder)]
-    command += ["--preset", "tiny", "--set", "edit.edits=[]", "--gpus", "0", "--out", str(out)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=900)
+    words = ["run", "--dataset", str(folder), "--preset", "tiny", "--set", "edit.edits=[]"]
+    with driven.without_ray():
+        done = CliRunner().invoke(main, [*words, "--gpus", "0", "--out", str(out), "--json"])
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     outcome = json.loads(done.stdout)
     assert (outcome["images"], outcome["done"], outcome["quarantined"]) == (12, 6, 6)
     run = dhr_batch.open(out)

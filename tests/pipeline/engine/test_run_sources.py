@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,32 +9,37 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 import dhr_batch
-
-IDS = ["a.png", "b/1.png", "b/2.png"]
-# One Ray session for all runs, in a process of its own so that workers see the variables.
-RUNS = """
-import json, sys, ray
-from pathlib import Path
+from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
-from dhr_batch.pipeline.engine.runner import run
-# Not the cluster of another test that happens to run on this machine.
-ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
-for given in json.loads(sys.argv[1]):
-    settings = {"preset": "tiny", "gpus": 0, "shard_size": 2, "workers": 1} | given.pop("settings")
-    sets = ["edit.edits=[]", *given.pop("sets", [])]
-    out = Path(given.pop("out"))
-    request = Request(settings, sets=sets, out=out, report=False, progress="plain", **given)
-    assert run(prepare(request), request).exit_code == 0, out
-"""
+from dhr_batch.tests.faults import driven
+
+IDS = ["a.png", "b/1.png", "b/2.png"]
+TINY = {"preset": "tiny", "gpus": 0, "shard_size": 2, "workers": 1}
+
+
+def compute(settings: dict[str, Any], out: Path, *sets: str, **how: bool) -> None:
+    request = Request(
+        TINY | settings,
+        sets=["edit.edits=[]", *sets],
+        out=out,
+        report=False,
+        progress="plain",
+        **how,
+    )
+    with driven.without_ray():
+        assert runner.run(prepare(request), request).exit_code == runner.DONE, out
 
 
 def test_rows_do_not_depend_on_where_the_pictures_lie(
-    tmp_path: Path, s3_environment: dict[str, str]
+    tmp_path: Path, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable, value in s3_environment.items():
+        monkeypatch.setenv(variable, value)
     folder = tmp_path / "pictures"
     for number, name in enumerate(IDS):
         pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
@@ -54,27 +55,17 @@ def test_rows_do_not_depend_on_where_the_pictures_lie(
         "parquet": str(tmp_path / "pictures.parquet"),
         "s3": _uploaded(folder, s3_environment),
     }
-    requests: list[dict[str, Any]] = []
     for name, place in places.items():
         description = tmp_path / f"{name}.yaml"
         description.write_text(f"root: {place}\naligned: true\n")
-        dataset = {"dataset": str(description)}
-        requests.append({"settings": dataset, "out": str(tmp_path / f"{name}.out")})
-    folder_of = {"dataset": str(tmp_path / "folder.yaml")}
-    for name, flag in (("grown", "extend"), ("anew", "fresh")):
-        place = {"settings": folder_of, "out": str(tmp_path / f"{name}.out")}
-        requests.append(place | {"settings": folder_of | {"limit": 2}})
-        requests.append(place | {flag: True, "confirmed": True})
-    requests[-2]["sets"] = ["embed.steps=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", RUNS, json.dumps(requests)],
-        env=os.environ | s3_environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
+        compute({"dataset": str(description)}, tmp_path / f"{name}.out")
+    dataset = {"dataset": str(tmp_path / "folder.yaml")}
+    for name, sets, how in (
+        ("grown", [], {"extend": True}),
+        ("anew", ["embed.steps=1"], {"fresh": True, "confirmed": True}),
+    ):
+        compute(dataset | {"limit": 2}, tmp_path / f"{name}.out", *sets)
+        compute(dataset, tmp_path / f"{name}.out", **how)
     codes = {}
     for name in (*places, "grown", "anew"):
         run = dhr_batch.open(tmp_path / f"{name}.out")

@@ -14,14 +14,14 @@ from dhr_batch.pipeline.cli import start
 from dhr_batch.pipeline.cli.edits import sweep
 from dhr_batch.pipeline.planning.command import goes_on
 from dhr_batch.pipeline.runs.verify import verify
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven
 from dhr_batch.tests.pipeline.later import IDS, made
 
 
 def test_the_command_sweeps_and_goes_on(copy: Path) -> None:
     words = ["edits", "sweep", copy, "--edit", "smile=-1:1:3", "--edit", "yaw=2", "--gpus", "0"]
     out = copy.with_name("copy-sweep")
-    with harness.session():
+    with driven.without_ray():
         done = call(*words, "--limit", "3")
         assert "report/index.html" in done.output
         assert call(*words).exit_code == 2, "images were added"

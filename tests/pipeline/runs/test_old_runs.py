@@ -30,7 +30,7 @@ import dhr_batch
 from dhr_batch.cli import main
 from dhr_batch.pipeline.planning.origin import Origin
 from dhr_batch.pipeline.runs.records import versions
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven
 from dhr_batch.tests.pipeline.conftest import picture
 
 IDS = ["first.png", "second.png"]
@@ -119,7 +119,7 @@ def test_an_old_run_is_exported(old: Path, tmp_path: Path) -> None:
 def test_edits_are_swept_over_an_old_run(old: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     words = ["--edit", "smile=-1,1", "--gpus", "0", "--no-report", "--out", out]
-    with harness.session():
+    with driven.without_ray():
         done("edits", "sweep", old, *words)
     before, run = dhr_batch.open(old), dhr_batch.open(out)
     assert run.ids == IDS

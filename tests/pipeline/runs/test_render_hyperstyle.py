@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import dhr_batch
+from dhr_batch.cli import main
 from dhr_batch.stages.networks.generators import stylegan2_layouts as layouts
+from dhr_batch.tests.faults import driven
 from dhr_batch.tests.pipeline.conftest import picture
 from dhr_batch.tests.stages import narrow
 
@@ -43,12 +43,9 @@ def test_pictures_and_edits_are_rendered_again_from_codes(
     words = ["run", "--dataset", tmp_path / "made.yaml", "--preset", "tiny", "--gpus", "0"]
     words += [w for k, v in settings.items() for w in ("--set", f"{k}={v}")]
     monkeypatch.setenv("DHR_BATCH_HOME", str(home))
-    command = [sys.executable, "-m", "dhr_batch", *words, "--out", out, "--no-report"]
-    env = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
-    done = subprocess.run(
-        [*map(str, command)], env=env, capture_output=True, text=True, check=False, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    with driven.without_ray():
+        done = CliRunner().invoke(main, [*map(str, words), "--out", str(out), "--no-report"])
+    assert done.exit_code == 0, done.output
 
     run = dhr_batch.open(out)
     refined, inverted = run.images("refined"), run.images("inverted")

@@ -9,7 +9,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.record import required
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven, harness
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         edit={"name": "directions", "edits": [{"direction": "smile", "strengths": [-2, 2]}]},
         measure={"name": "dhr_batch.tests.no_op:Measure"},
     )
-    with harness.session():
+    with driven.without_ray():
         assert harness.run(plan, folder / "run").exit_code == 0
     return dhr_batch.open(folder / "run")
 

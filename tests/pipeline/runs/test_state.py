@@ -11,7 +11,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.record import required
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven, harness
 
 EDITS = {"edits": [{"direction": "smile", "strengths": [-1, 2]}]}
 
@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         edit={"name": "directions", **EDITS},
         measure={"name": "dhr_batch.tests.no_op:Measure"},
     )
-    with harness.session():
+    with driven.without_ray():
         assert harness.run(plan, folder / "run").exit_code == 0
     return folder / "run"
 
@@ -87,7 +87,7 @@ def test_a_run_that_begins_at_the_edits_uses_the_refiner_of_the_earlier_one(
 
     words = ["run", "--dataset", str(made), "--from", "edit", "--gpus", "0", "--no-report"]
     words += ["--out", str(tmp_path / "later"), "--set", "edit.edits=[{direction: smile}]"]
-    with harness.session():
+    with driven.without_ray():
         done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     later = dhr_batch.open(tmp_path / "later")
