@@ -160,10 +160,12 @@ def _other(data: bytes, check: _Check) -> _Decoded:
             return _heif(image, data)
         if image.format == "JPEG2000":
             return _jpeg2000(image, data)
+        deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
         if image.format == "AVIF":
             # Its container has the orientation. XMP is often that of the file it was made from.
             image.info.pop("xmp", None)
-        deep = ["16-bit samples reduced to 8 bits"] if _is_16_bit(image) else []
+            if any(kind == b"clap" for kind, _ in containers.few_boxes(data)):
+                deep.append("crop of the AVIF container ignored")
         # Frames of other formats are made whole by Pillow.
         box = image.tile[0].extents if image.format == "GIF" and image.tile else None
         whole, ended = _loaded(image, data)

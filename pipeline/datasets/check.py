@@ -12,8 +12,10 @@ from pydantic import BaseModel, Field
 from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import DatasetError, Item, Unreadable
 from dhr_batch.pipeline.datasets.named import Dataset, scan
+from dhr_batch.pipeline.datasets.sieve import UNREADABLE
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.printable import without_secrets
+from dhr_batch.pipeline.storage.locations import LISTED
 from dhr_batch.pipeline.strict import Strict
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.failures import ImageError
@@ -98,6 +100,11 @@ def check(dataset: Dataset, sample: int) -> DatasetCheck:
         return result
     count = len(items)
     result.found, result.ignored = count, dict(ignored)
+    for kind, parts in sorted(ignored.items()):
+        if kind.startswith(UNREADABLE) and LISTED not in kind:
+            further = f"{parts} further files or folders"
+            message = further if kind == UNREADABLE else kind.removeprefix(f"{UNREADABLE}: ")
+            result.broken.append(Finding(kind=UNREADABLE, message=message))
     if not count:
         message = f"no images in {dataset.location}"
         result.broken.append(Finding(kind="empty", message=message))

@@ -26,6 +26,7 @@ _OTHERS = re.compile(
     re.IGNORECASE,
 )
 _MARKER, _PLAN, _STATE = ".dhr-batch.json", "plan.json", "_state"
+UNREADABLE = "unreadable"
 # At most so many parts that cannot be read are named.
 _NAMED = 20
 
@@ -114,5 +115,5 @@ class Sieve:
 
     def lost(self, path: str, why: str) -> None:
         """Count a file or folder that is left out because it cannot be read, and name it."""
-        named = sum(kind.startswith("unreadable: ") for kind in self.ignored)
-        self.ignored[f"unreadable: {path} ({why})" if named < _NAMED else "unreadable"] += 1
+        named = sum(kind.startswith(f"{UNREADABLE}: ") for kind in self.ignored)
+        self.ignored[f"{UNREADABLE}: {path} ({why})" if named < _NAMED else UNREADABLE] += 1

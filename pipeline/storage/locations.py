@@ -37,6 +37,8 @@ _PAUSES_SECONDS = (0.2, 1.0, 5.0)
 _RETRIES = 100
 # Large enough to read the headers of several tar members in one request.
 _BUFFER = 2**18
+# Why a folder is left out without any loss.
+LISTED = "it links to a folder that is listed already"
 # The remedy if a storage does not answer.
 CHECK = (
     "check that the storage is available (for an object store also its URL, and the credentials in "
@@ -225,7 +227,7 @@ def _walk_local(
             # A link to a parent folder would otherwise lead to an endless loop.
             real = os.path.realpath(root + prefix + name)
             if real in seen:
-                lost(f"{prefix}{name}/", "it links to a folder that is listed already")
+                lost(f"{prefix}{name}/", LISTED)
             else:
                 seen.add(real)
                 queue.append(f"{prefix}{name}/")

@@ -66,7 +66,7 @@ def stated_colours(image: Image.Image, data: bytes) -> Colours | None:
     if image.format == "HEIF":
         return heif.stated(image.info)
     if image.format == "AVIF":
-        for kind, content in islice(boxes(data), _MOST_BOXES):
+        for kind, content in few_boxes(data):
             if kind == b"colr" and content[:4] == b"nclx":
                 return colours.code_points(*struct.unpack_from(">HH", content, 4))
     if image.format != "JPEG2000" or (box := _colour_box(data)) is None:
@@ -88,7 +88,7 @@ def named_space(data: bytes) -> int | None:
 
 def _colour_box(data: bytes) -> memoryview | None:
     """Return the first box of a JPEG 2000 file whose way of describing colours is known."""
-    found = (content for kind, content in islice(boxes(data), _MOST_BOXES) if kind == b"colr")
+    found = (content for kind, content in few_boxes(data) if kind == b"colr")
     return next((content for content in found if content[0] in (1, 2, 3)), None)
 
 
@@ -153,6 +153,11 @@ def boxes(data: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
         if kind in _NESTED:
             yield from boxes(content[_NESTED[kind] :])
         at += size
+
+
+def few_boxes(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Iterate over as many boxes as sound files have before their pixels."""
+    return islice(boxes(data), _MOST_BOXES)
 
 
 def gif_frames(data: bytes) -> int:

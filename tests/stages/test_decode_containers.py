@@ -241,6 +241,11 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
         lambda: tiff(LEVELS.astype(np.uint32) * 0x01010101, 2), LEVELS, 1,
         ("32-bit samples scaled from 0..4.29497e+09",),
     ),
+    "a crop of the container of AVIF": (
+        lambda: pillow(Image.fromarray(LEVELS), "AVIF", quality=100, subsampling="4:4:4")
+        + b"\0\0\0\x08clap",
+        LEVELS, 5, ("crop of the AVIF container ignored",),
+    ),
     "the orientation of XMP in AVIF, whose container has one": (
         lambda: pillow(Image.fromarray(LEVELS), "AVIF", quality=100, subsampling="4:4:4",
                        xmp=b'<x tiff:Orientation="6"/>'), LEVELS, 5, (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -89,6 +90,25 @@ def test_text_names_what_is_wrong(faces: Path) -> None:
     assert done.exit_code == 1
     assert "faces: 6 images in" in done.output
     assert "broken: not_an_image: 2.png" in done.output
+
+
+def test_parts_that_cannot_be_read_are_broken(faces: Path, tmp_path: Path) -> None:
+    (faces / "again").symlink_to(faces)
+    assert check(faces, code=0)["broken"] == []
+    for number in range(22):
+        (faces / f"loop{number:02}.png").symlink_to(f"loop{number:02}.png")
+    messages = [finding["message"] for finding in check(faces, code=1)["broken"]]
+    # The link that is listed again is one of those that are not named.
+    assert len(messages) == 21
+    assert messages[0] == "3 further files or folders"
+    assert messages[1].startswith("loop")
+    with tarfile.open(tmp_path / "1.tar", "w") as archive:
+        archive.add(faces / "0.png", "0.png")
+    (tmp_path / "2.tar").write_bytes(b"")
+    shutil.rmtree(faces)
+    (tmp_path / "faces.yaml").write_text("root: .\n")
+    (broken,) = check(faces, code=1)["broken"]
+    assert broken["message"].startswith("2.tar (it cannot be read as")
 
 
 def test_collisions_and_absent_places_are_broken(faces: Path, tmp_path: Path) -> None:
