@@ -50,7 +50,8 @@ def signals(stopper: Stopper) -> Iterator[None]:
     """Set `requested` on the first Ctrl-C or SIGTERM, and `immediate` on the second Ctrl-C.
 
     SIGTERM never sets `immediate`: a machine that will be shut down may send it more than once.
-    Enter this context after `ray.init`, which installs a handler of its own.
+    Enter this context after `ray.init`, which installs a handler of its own. Only the main thread
+    of a process can handle signals: in another one nothing is requested.
     """
     global _stopper
 
@@ -60,7 +61,10 @@ def signals(stopper: Stopper) -> Iterator[None]:
         elif number == signal.SIGINT:
             stopper.immediate = True
 
-    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = {n: signal.signal(n, handle) for n in numbers}
     _stopper = stopper
     try:
         yield

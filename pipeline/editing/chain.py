@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -163,6 +164,8 @@ class Chain:
 
 # The networks of the last chain, by the settings that they were loaded with.
 _KEPT: dict[str, dict[tuple[str, str], Any]] = {}
+# The process that has loaded networks, and has the threads of torch.
+_process: int | None = None
 
 
 def unload() -> None:
@@ -176,7 +179,20 @@ def unload() -> None:
 
 
 def _networks(plan: Plan, kind: Kind) -> dict[tuple[str, str], Any]:
-    """Return the networks of the last chain if this one differs in its edits alone, else none."""
+    """Return the networks of the last chain if this one differs in its edits alone, else none.
+
+    Raises:
+        Refused: This process was forked from one that has loaded networks.
+    """
+    global _process
+    if _process not in (None, os.getpid()):
+        raise Refused(
+            "an edit in a forked process",
+            "the process that it was forked from has loaded networks, whose threads are missing "
+            "here, so that it would wait for them forever",
+            'start processes with multiprocessing.get_context("spawn")',
+        )
+    _process = os.getpid()
     edit = {name: value for name, value in plan.config.edit.items() if name != "edits"}
     others = plan.config.model_copy(update={"edit": edit}).model_dump_json()
     models = set().union(*models_of(plan).values())

@@ -157,7 +157,7 @@ def run(
     *,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    files: Sequence[Path] = (),
+    files: Sequence[str | Path] = (),
     limit: int | None = None,
     gpus: int | None = None,
     device: Kind | None = None,
@@ -199,7 +199,7 @@ def run(
     own = {key: value for key, value in given.items() if value is not None}
     request = Request(
         settings=configs.merge([_mapping(settings), own, {"dataset": str(dataset)}]),
-        files=files,
+        files=[Path(file).expanduser() for file in files],
         out=out,
         address=address,
         fresh=fresh,

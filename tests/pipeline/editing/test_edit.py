@@ -369,6 +369,15 @@ def test_networks_stay_loaded_until_the_settings_change(photograph: Path) -> Non
     assert last() is None
 
 
+def test_a_forked_process_is_refused_instead_of_waiting_forever(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(photograph)
+    monkeypatch.setattr(chain, "_process", os.getppid())
+    with pytest.raises(Refused, match=r"forked.*get_context\(\"spawn\"\)"):
+        edit(photograph)
+
+
 def test_texts_are_in_the_order_of_the_stage() -> None:
     choice = Choice.of(["smile=1", "yaw=5deg", "smile=2+yaw=-5deg"], "smile=1:2:2")
     assert choice.texts() == ["smile=1", "smile=2", "yaw=5deg", "smile=2+yaw=-5deg"]

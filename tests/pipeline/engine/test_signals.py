@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -138,6 +139,17 @@ def test_ctrl_c_held_down_changes_no_exit_code(command: Command) -> None:
     assert command.process.returncode == 130, said
     assert "Traceback" not in said
     assert "goes on from here" in said
+
+
+def test_in_other_threads_no_signals_are_handled() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def enter() -> bool:
+        with stopping.signals(stopping.Stopper()):
+            return signal.getsignal(signal.SIGINT) is before
+
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(enter).result()
 
 
 def test_ray_is_not_interrupted_while_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
