@@ -29,6 +29,7 @@ from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 # metadata.
 _BYTES_PER_PIXEL = 8
 _METADATA = 2**26
+_KINDS = ("tar", "parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -57,7 +58,7 @@ def scan(root: str, rules: Rules) -> Listing:
             kind = extension(file.relative)
             if rules.format in ("auto", "files") and kind in rules.extensions:
                 items.append(_whole(file))
-            elif kind in (".tar", ".parquet"):
+            elif kind[1:] in _KINDS:
                 archives.append(file)
             else:
                 ignored[kind or "no extension"] += 1
@@ -71,11 +72,12 @@ def scan(root: str, rules: Rules) -> Listing:
         # The marker of a folder may come after other files in it.
         items = [item for item in items if sieve.takes(item.name)]
         archives = [file for file in archives if sieve.takes(file.relative)]
-    for kind in ("tar", "parquet"):
-        chosen = [f for f in archives if extension(f.relative) == f".{kind}"]
-        if chosen and not items and rules.format in ("auto", kind):
-            return _archives(sorted(chosen), kind, rules, ignored)
-        ignored[f".{kind}"] += len(chosen)
+    kinds = {kind: [f for f in archives if extension(f.relative) == f".{kind}"] for kind in _KINDS}
+    fits = (kind for kind in _KINDS if kinds[kind] and rules.format in ("auto", kind))
+    read = None if items else next(fits, None)
+    ignored.update({f".{kind}": len(files) for kind, files in kinds.items() if kind != read})
+    if read:
+        return _archives(sorted(kinds[read]), read, rules, ignored)
     items.sort(key=itemgetter(0))
     _unique(items)
     return Listing(items, +ignored)
@@ -88,7 +90,7 @@ def _whole(file: File) -> Item:
 
 def is_archive(root: str) -> bool:
     """Whether a path or URL is a single .tar or .parquet file."""
-    return extension(root) in (".tar", ".parquet") and not os.path.isdir(root)
+    return extension(root)[1:] in _KINDS and not os.path.isdir(root)
 
 
 def extension(name: str) -> str:

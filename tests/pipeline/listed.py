@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dhr_batch.pipeline.datasets import celebahq, listing, named
 from dhr_batch.pipeline.datasets.items import Item
 
+Archive = dict[str, bytes | str | tuple[bytes, str]]
 # In plan order: code point by code point.
 FILES = {
     "a b#1.jpg": b"first",
@@ -30,6 +31,27 @@ def listed(place: object, **settings: Any) -> list[Item]:
 
 def content(items: list[Item]) -> dict[str, bytes]:
     return {item.image_id: listing.read_bytes(item) for item in items}
+
+
+def scan(place: object, **settings: Any) -> tuple[list[str], dict[str, int]]:
+    """Return the ids of the images, and what is left out."""
+    found = named.scan(named.find(str(place)).model_copy(update=settings))
+    return [item.image_id for item in found.items], dict(found.ignored)
+
+
+def tar(members: Archive) -> bytes:
+    """Return an archive. A text is the target of a hard link; a pair a type and its target."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, value in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(value, bytes):
+                info.size = len(value)
+                archive.addfile(info, io.BytesIO(value))
+                continue
+            info.type, info.linkname = (tarfile.LNKTYPE, value) if isinstance(value, str) else value
+            archive.addfile(info)
+    return stream.getvalue()
 
 
 def unpack(root: Path, files: dict[str, bytes]) -> Path:

@@ -39,6 +39,16 @@ def test_folder_of_tars_is_one_dataset(tmp_path: Path) -> None:
     assert list(content(listed(tmp_path / "set", format="tar"))) == ["a.jpg", "b.jpg"]
 
 
+def test_archives_of_another_kind_are_counted(tmp_path: Path) -> None:
+    pack(tmp_path / "set" / "0.tar", {"a.jpg": b"1"})
+    unpack(tmp_path / "set", {"1.parquet": b"", "2.parquet": b"", "3.tar.gz": b""})
+    items, ignored = named.scan(named.find(tmp_path / "set"))
+    assert (list(content(items)), ignored) == (["a.jpg"], {".parquet": 2, ".tar.gz": 1})
+    unpack(tmp_path / "set", {"b.jpg": b""})
+    items, ignored = named.scan(named.find(tmp_path / "set"))
+    assert ([*content(items)], ignored) == (["b.jpg"], {".parquet": 2, ".tar": 1, ".tar.gz": 1})
+
+
 def test_one_name_in_two_tars_needs_the_name_of_the_tar(tmp_path: Path) -> None:
     for number in (0, 1):
         pack(tmp_path / "set" / f"{number}.tar", {"a.jpg": bytes([number])})
