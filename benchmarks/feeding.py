@@ -350,9 +350,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main(dataset: str, file: Path | None) -> None:
     import ray
 
-    from dhr_batch.pipeline.planning import devices
+    from dhr_batch.pipeline.cores import cores as usable
 
-    cores = devices.cores()
+    cores = usable()
     click.echo(f"{processor()}, {cores} cores")
     # One session for all runs. Each run would start its own.
     ray.init(

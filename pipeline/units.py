@@ -38,6 +38,15 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def counted(number: int, what: str) -> str:
+    """Format a number of things whose plural ends in `s`.
+
+    >>> counted(1, "image"), counted(0, "shard")
+    ('1 image', '0 shards')
+    """
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def number(value: float | None) -> str:
     """Format a number for readers; `–` for None and nan.
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dhr_batch.pipeline import outside
+from dhr_batch.pipeline.cores import cores
 from dhr_batch.pipeline.datasets.items import Item
 from dhr_batch.pipeline.datasets.named import Dataset
 from dhr_batch.pipeline.editing.choice import Choice
@@ -57,7 +58,7 @@ def configured(request: Request, datasets: Iterable[Dataset] = ()) -> Config:
     for settings in own:
         outside.check(settings, "a dataset", given.code, request.allow_code)
     preset = configs.chosen_preset(given.settings)
-    return prepare.checked([{"threads": devices.cores()}, *preset, *own, *given.layers, _ALWAYS])
+    return prepare.checked([{"threads": cores()}, *preset, *own, *given.layers, _ALWAYS])
 
 
 def planned(request: Request, config: Config, items: Sequence[Item], aligned: bool) -> Plan:

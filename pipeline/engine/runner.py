@@ -29,7 +29,7 @@ from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.pipeline.storage.locations import absolute
 from dhr_batch.pipeline.storage.ownership import RUN, Owned, listed
-from dhr_batch.pipeline.units import duration
+from dhr_batch.pipeline.units import counted, duration
 from dhr_batch.pipeline.worker.messages import WorkerFacts
 from dhr_batch.pipeline.worker.settings import Settings
 
@@ -166,7 +166,8 @@ def _process(
         line = estimate.check_space(free, tables, state.total, state.shards, force=request.force)
         progress.say(line)
         keep_plan(run_folder, plan)
-        progress.say(f"{state.total} images to process on {facts.device}; timing the first one")
+        images = counted(state.total, "image")
+        progress.say(f"{images} to process on {facts.device}; timing the first one")
         state.doing = ""
 
     state.doing = "starting Ray"
@@ -256,7 +257,7 @@ def _outcome(
                 "changed. Move it away and give the same command again to write it"
             )
     progress.say(
-        f"{ok} images finished, {bad} quarantined, {plan.images - ok - bad} remaining "
+        f"{counted(ok, 'image')} finished, {bad} quarantined, {plan.images - ok - bad} remaining "
         f"({duration(seconds)})"
     )
     for name, count in total(shard.errors for shard in shards).most_common():

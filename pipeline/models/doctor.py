@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from dhr_batch.pipeline.cores import cores
 from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.storage.scratch import home_is_writable, socket_place
@@ -186,9 +187,8 @@ def _pip() -> Check:
 
 
 def _processors() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     given = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
-    found = f"{usable} usable cores; {', '.join(given) or 'no thread settings'}"
+    found = f"{cores()} usable cores; {', '.join(given) or 'no thread settings'}"
     return Check(name="processors", state="ok", found=f"{found} (runs set `threads` per worker)")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dhr_batch.pipeline.cores import cores
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.stages import device
@@ -56,11 +56,6 @@ def number(config: Config, remote: bool) -> int:
 def torch_device(config: Config) -> device.Kind:
     """Return the device of workers. Tests replace this function to simulate GPUs."""
     return config.device or ("cuda" if config.gpus else "cpu")
-
-
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def missing_gpus(wanted: int, available: int) -> Refused:

@@ -29,6 +29,7 @@ from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.pipeline.storage import locations, ownership
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.units import counted
 from dhr_batch.stages import device, registry
 
 
@@ -262,19 +263,19 @@ def describe(plan: Plan, out: str) -> str:
         out: The place of the run.
     """
     config = plan.config
-    shown = f"{config.gpus} GPU{'s' if config.gpus != 1 else ''}" if config.gpus else "CPU"
+    shown = counted(config.gpus, "GPU") if config.gpus else "CPU"
     if config.device in ("mps", "xpu"):
         shown += f" ({config.device})"
     workers = devices.worker_count(config, len(plan.shards))
     lines = [
-        f"dataset    {plan.dataset.name}: {plan.images} images, {len(plan.shards)} shards of up to "
-        f"{config.shard_size}"
+        f"dataset    {plan.dataset.name}: {counted(plan.images, 'image')}, "
+        f"{counted(len(plan.shards), 'shard')} of up to {config.shard_size}"
         + (f"; {plan.left_out} more are in quarantine and left out" if plan.left_out else ""),
         *notes(plan),
         f"stages     {' -> '.join(_stage(config, name) for name in config.stages)}",
         f"generator  {registry.label(config.generator)}"
         + (", random weights" if config.generator == "tiny" else ""),
-        f"device     {shown}, {workers} worker{'s' if workers != 1 else ''}",
+        f"device     {shown}, {counted(workers, 'worker')}",
         f"output     {out}",
     ]
     return "\n".join(map(printable, lines))

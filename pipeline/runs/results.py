@@ -23,7 +23,7 @@ from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
-from dhr_batch.pipeline.units import edit_title
+from dhr_batch.pipeline.units import counted, edit_title
 from dhr_batch.stages import faces
 from dhr_batch.stages.device import Kind
 from dhr_batch.stages.record import Record
@@ -71,7 +71,7 @@ class Run:
         self.storage, self.stored, self.parts = storage, stored, Parts(storage)
 
     def __repr__(self) -> str:
-        return f"Run({self.storage.place!r}, {len(self.ids)} images)"
+        return f"Run({self.storage.place!r}, {counted(len(self.ids), 'image')})"
 
     def _repr_html_(self) -> str:
         """Return pictures of the first images, for notebooks."""
