@@ -15,7 +15,7 @@ from dhr_batch.pipeline.bench.run import Benchmark
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData
 from dhr_batch.pipeline.runs.parts import Parts
-from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.tables.records import picture
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def load(benchmark: Benchmark, failed: Mapping[str, str]) -> list[Compared]:
     runs: dict[str, FinishedRun] = {}
     for cell in benchmark.cells:
         if cell.name not in failed and not cell.needs:
-            parts = Parts(connect(benchmark.place(cell.name)))
+            parts = Parts(RunRecords(benchmark.place(cell.name)))
             data, base = report_data.load(parts), runs.get(cell.base)
             runs[cell.name] = FinishedRun(cell, parts, data, base)
     found = []

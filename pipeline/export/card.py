@@ -19,7 +19,6 @@ from dhr_batch.pipeline.export.target import identity
 from dhr_batch.pipeline.markdown import escaped, table_lines
 from dhr_batch.pipeline.models import catalogue
 from dhr_batch.pipeline.planning import origin
-from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages import registry
@@ -274,8 +273,7 @@ def _dropped(outcome: ExportOutcome) -> Iterator[str]:
 
 
 def _models(run: Run) -> list[str]:
-    shards = RunRecords(run.storage).manifests().values()
-    used = sorted({name for shard in shards for name in shard.models})
+    used = sorted({name for shard in run.parts.manifests.values() for name in shard.models})
     digests, known = run.stored.fingerprint.models, catalogue.models()
     rows = []
     for name in used:

@@ -14,7 +14,7 @@ from dhr_batch.pipeline.datasets import listing
 from dhr_batch.pipeline.datasets.items import Item, Unreadable
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.parts import Parts
-from dhr_batch.pipeline.storage.base import Storage
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.threads import together
 from dhr_batch.stages.faces import looks_like_a_face
 
@@ -63,11 +63,11 @@ class _Read(NamedTuple):
     in_quarantine: bool
 
 
-def compare(run: Storage, suspects: Sequence[Suspect]) -> Iterator[tuple[Suspect, Verdict]]:
+def compare(run: RunRecords, suspects: Sequence[Suspect]) -> Iterator[tuple[Suspect, Verdict]]:
     """Compare images with what a run has read. An image is only read if its size is the same.
 
     Args:
-        run: The place of the run.
+        run: The records of the run.
         suspects: The images, those of a shard one after the other.
 
     Raises:
@@ -76,7 +76,8 @@ def compare(run: Storage, suspects: Sequence[Suspect]) -> Iterator[tuple[Suspect
     """
     if not suspects:
         return
-    keys, parts = {*run.sizes(_TABLES[0]), *run.sizes(_TABLES[1])}, Parts(run)
+    parts = Parts(run)
+    keys = {key for table in _TABLES for key in run.storage.sizes(table)}
     for shard, group in groupby(suspects, attrgetter("shard")):
         known = _recorded(parts, shard, keys)
         chosen = list(group)

@@ -14,8 +14,8 @@ from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.planning.config import Config
 from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.parts import Parts
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.storage import locations
-from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import record_of
 from dhr_batch.pipeline.tables.rows import Row
 from dhr_batch.stages import failures, registry
@@ -63,6 +63,7 @@ class Reader:
         self._fields = _results(config.first_stage, 2)
         self._shard: tuple[str, int] = ("", -1)
         self._open: dict[str, _Rows] = {}
+        self._records: tuple[str, RunRecords] | None = None
         self._parts: Parts | None = None
 
     def record(self, item: Item) -> Record:
@@ -93,7 +94,9 @@ class Reader:
     def _record(self, item: Item) -> Record:
         if self._parts is None or self._shard != (item.place, item.at):
             self._open, self._shard = {}, (item.place, item.at)
-            self._parts = Parts(connect(item.place))
+            if self._records is None or self._records[0] != item.place:
+                self._records = item.place, RunRecords(item.place)
+            self._parts = Parts(self._records[1])
         rows = {table: self._rows(item, table, self._parts) for table in self._tables}
         record = record_of(item.image_id, rows)
         for field in self._fields:

@@ -146,7 +146,7 @@ def truths(run: Run) -> dict[str, Item]:
             else:
                 if change:
                     suspects.append(Suspect(shard, found[image_id], change))
-    for suspect, verdict in contents.compare(run.storage, suspects):
+    for suspect, verdict in contents.compare(run.parts.records, suspects):
         if not verdict.same:
             del found[suspect.item.image_id]
             lost[_CHANGED] += 1

@@ -57,7 +57,7 @@ def prepare(request: Request) -> Plan:
         plan,
         origin=earlier.fingerprint,
         left_out=earlier.left_out,
-        truths=photographs.truths(Run(earlier.storage, earlier.plan)),
+        truths=photographs.truths(Run(earlier.folder, earlier.plan)),
     )
 
 

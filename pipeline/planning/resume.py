@@ -196,7 +196,7 @@ class _Compared:
             # The mark of a record of an earlier run has the checksums of its tables.
             self.changed = [f"{item.image_id} ({change})" for _, item, change in suspects]
             return
-        for suspect, verdict in compare(run.storage, suspects):
+        for suspect, verdict in compare(run, suspects):
             self._decide(suspect, verdict)
 
     def _decide(self, suspect: Suspect, verdict: Verdict) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from dhr_batch.pipeline.report.pictures import decode, face_share
 from dhr_batch.pipeline.runs.parts import Parts
-from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.records import status_file
 from dhr_batch.pipeline.runs.records.manifests import Manifest
 from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
@@ -125,7 +124,7 @@ def load(run: Storage | Parts) -> RunData:
         CommandError: If a picture is damaged.
     """
     parts = Parts.of(run)
-    plan = RunRecords(parts.storage).started_plan()
+    plan = parts.records.started_plan()
     metrics = _metrics(parts)
     quarantine = list(
         read_rows(parts, "quarantine", ("image_id", "source", "stage", "error_class", "message"))

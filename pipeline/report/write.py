@@ -23,6 +23,7 @@ from dhr_batch.pipeline.report.data import MIN_IN_DOMAIN_FACE, RunData, load, ro
 from dhr_batch.pipeline.report.gallery import MAX_IMAGES
 from dhr_batch.pipeline.report.page import plain
 from dhr_batch.pipeline.runs.parts import Parts
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.storage.ownership import REPORT, RUN, Owned, require_apart
@@ -61,7 +62,7 @@ def write_report(
         Refused: If a file with one of these names was not written by a report. It is left as it is,
             and the other files are written.
     """
-    source = Parts(connect(run))
+    source = Parts(RunRecords(run))
     data = load(source)
     target, folder = _target(source.storage, data, out)
     table = summaries.wide(data).map(csv_cell)

@@ -80,13 +80,16 @@ class Damaged(CommandError, ValueError):
 class Parts:
     """The parts of the tables of a run. Each is compared with its manifest when it is first read.
 
+    Args:
+        records: The records of the run. If they have read the plan, it is not read once more.
+
     Attributes:
+        records: The records of the run.
         storage: The place of the run.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self._records = RunRecords(storage)
+    def __init__(self, records: RunRecords) -> None:
+        self.records, self.storage = records, records.storage
         self._single: dict[int, Manifest | None] = {}
         # What is wrong with each part that was compared, "" for nothing.
         self._checked: dict[str, str] = {}
@@ -94,7 +97,7 @@ class Parts:
     @classmethod
     def of(cls, run: Storage | Parts) -> Parts:
         """Return the parts of a run. `Parts` are returned as they are."""
-        return run if isinstance(run, Parts) else cls(run)
+        return run if isinstance(run, Parts) else cls(RunRecords(run))
 
     def table(self, table: str) -> list[str]:
         """Return the keys of the parts of a table, in the order of shards.
@@ -111,7 +114,7 @@ class Parts:
     @cached_property
     def manifests(self) -> dict[int, Manifest]:
         """The manifests of the committed shards, by shard number."""
-        return self._records.manifests()
+        return self.records.manifests()
 
     def check(self, keys: Sequence[str]) -> None:
         """Compare parts with their manifests, each one once.
@@ -140,7 +143,7 @@ class Parts:
         else:
             # For a few images, the manifests of all shards would be many requests to a store.
             if shard not in self._single:
-                self._single[shard] = self._records.manifest(shard)
+                self._single[shard] = self.records.manifest(shard)
             manifest = self._single[shard]
         return manifest.files.get(key.partition("/")[0]) if manifest else None
 

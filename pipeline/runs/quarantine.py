@@ -103,7 +103,7 @@ def requeue(place: str | Path | Storage, error_class: str | None = None) -> list
 
 def _rows(run: RunFolder) -> list[QuarantinedImage]:
     run.started_plan()
-    parts, found = Parts(run.storage), []
+    parts, found = Parts(run), []
     for key in parts.table("quarantine"):
         shard = shard_of(key)
         waiting = shard not in parts.manifests

@@ -20,8 +20,6 @@ from dhr_batch.pipeline.runs.names import part
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
-from dhr_batch.pipeline.storage.base import Storage
-from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.pipeline.tables.records import picture, record_of, tensors
 from dhr_batch.pipeline.units import counted, edit_title
 from dhr_batch.stages import faces
@@ -46,8 +44,8 @@ def open(path: str | Path) -> Run:
     Raises:
         NoRun: If there is no run.
     """
-    storage = connect(path)
-    return Run(storage, RunRecords(storage).started_plan())
+    records = RunRecords(path)
+    return Run(records, records.started_plan())
 
 
 class Run:
@@ -67,8 +65,8 @@ class Run:
     device: Kind | None = None
     allow_code = False
 
-    def __init__(self, storage: Storage, stored: StoredPlan) -> None:
-        self.storage, self.stored, self.parts = storage, stored, Parts(storage)
+    def __init__(self, records: RunRecords, stored: StoredPlan) -> None:
+        self.storage, self.stored, self.parts = records.storage, stored, Parts(records)
 
     def __repr__(self) -> str:
         return f"Run({self.storage.place!r}, {counted(len(self.ids), 'image')})"

@@ -24,8 +24,8 @@ from dhr_batch.pipeline.export.write import _stream
 from dhr_batch.pipeline.report import data as report_data
 from dhr_batch.pipeline.runs.parts import Parts
 from dhr_batch.pipeline.runs.quarantine import quarantined
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.verify import verify
-from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.tests.faults import driven
 
 SEED, ALL, SOME = 18, 500, 25
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _report(run: Path) -> Any:
-    parts = Parts(connect(run))
+    parts = Parts(RunRecords(run))
     data = report_data.load(parts)
     values = {name: value for name, value in vars(data).items() if name != "metrics"}
     return values, data.metrics.to_csv(), list(report_data.rows(parts, data.image_ids))

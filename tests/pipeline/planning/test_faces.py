@@ -24,6 +24,7 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.report.data import load
 from dhr_batch.pipeline.runs.overview import overview
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.verify import verify
 from dhr_batch.pipeline.storage.connect import connect
 from dhr_batch.stages.paste_back import Crop, paste_all
@@ -142,7 +143,7 @@ def test_the_content_of_a_photograph_is_known_from_any_face(run: Path, photograp
         Suspect(shard, Item(name, f"{photographs}/", name, (photographs / name).stat().st_size), "")
         for shard, name in enumerate(names)
     ]
-    found = contents.compare(connect(run), suspects)
+    found = contents.compare(RunRecords(run), suspects)
     assert [verdict.same for _, verdict in found] == [True, True]
 
 

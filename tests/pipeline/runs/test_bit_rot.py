@@ -25,8 +25,10 @@ from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.parts import Damaged, Parts
+from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.reopening import reopen
-from dhr_batch.pipeline.storage.connect import connect
+from dhr_batch.pipeline.storage.base import Object
+from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.tests.faults import driven
 
 SHARD = "_state/shards/00001.json"
@@ -348,6 +350,20 @@ def test_parts_are_compared_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {path.parent.name for path in sums} == {"images", "masks", "metrics", "quarantine"}
 
 
+@pytest.mark.parametrize("command", ["report", "export", "render", "quarantine"])
+def test_the_plan_is_read_once(command: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    real = LocalStorage.get
+
+    def counted(self: LocalStorage, key: str) -> Object | None:
+        reads.append(key)
+        return real(self, key)
+
+    monkeypatch.setattr(LocalStorage, "get", counted)
+    assert call(*commands(run)[command]).exit_code == 0
+    assert reads.count("plan.json") == 1
+
+
 def test_runs_without_checksums_are_read_with_a_note(run: Path) -> None:
     for path in [run / "plan.json", *(run / "_state" / "shards").iterdir()]:
         content = json.loads(path.read_bytes())
@@ -358,4 +374,4 @@ def test_runs_without_checksums_are_read_with_a_note(run: Path) -> None:
     assert "note: without a checksum of themselves" in result.output
     for words in commands(run).values():
         assert call(*words).exit_code == 0
-    assert len(Parts(connect(run)).table("images")) == 3
+    assert len(Parts(RunRecords(run)).table("images")) == 3
