@@ -93,8 +93,7 @@ def _discard(folder: Path) -> None:
         return
     if folder.is_dir() and any(folder.iterdir()):
         _require_export(folder)
-        for name in _written(folder):
-            (folder / name).unlink(missing_ok=True)
+        LocalStorage(folder).remove(list(_written(folder)))
         if left := sorted(_files(folder)):
             raise Refused(
                 str(folder),

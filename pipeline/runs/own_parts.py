@@ -62,15 +62,15 @@ class OwnParts:
             raise damaged_record(self._storage, manifest_key(shard), "it names no attempt")
         return {part(table, shard): facts.bytes for table, facts in manifest.files.items()}
 
-    def require(self, parts: Mapping[str, int], named: Mapping[str, int]) -> None:
-        """Check that parts belong to this run.
+    def foreign(self, parts: Mapping[str, int], named: Mapping[str, int]) -> list[str]:
+        """Return the parts that do not belong to this run.
 
         Args:
             parts: The size in bytes of each part.
             named: The sizes of the parts that manifests name.
 
         Raises:
-            Refused: If a part does not belong to this run.
+            StorageError: If the record of a reopened shard is damaged.
         """
         earlier: dict[int, dict[str, list[int]]] = {}
         foreign = {}
@@ -85,7 +85,11 @@ class OwnParts:
             # Older versions kept no list of files, so any part of a planned shard may be their own.
             planned = len(plan_file.loads(self._storage.read(PLAN) or b"{}").shards)
             foreign = {key: shard for key, shard in foreign.items() if shard >= planned}
-        if foreign:
+        return list(foreign)
+
+    def require(self, parts: Mapping[str, int], named: Mapping[str, int]) -> None:
+        """Raise Refused if a part does not belong to this run (see `foreign`)."""
+        if foreign := self.foreign(parts, named):
             raise Refused(
                 listed([self._storage.locate(key) for key in foreign]),
                 "no manifest of the run names a file of this size, so the run did not write it, or "

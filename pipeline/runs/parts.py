@@ -3,8 +3,8 @@
 Parquet has checksums of pages, which all reading here verifies, but none of the footer and of the
 headers of pages. A damaged bit there may give other rows without an error. Therefore a part is read
 only if it has the size and the sha256 that its manifest gives. This reads each part once more as a
-whole. Parts without a manifest, such as those of a shard that is to be computed again, and runs
-whose manifests have no checksums are read as they are.
+whole. Without a manifest, only the parts of a shard that is to be computed again are read, as they
+are. So are runs whose manifests have no checksums.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.files import sha256
 from dhr_batch.pipeline.runs.names import part, shard_of, staging
+from dhr_batch.pipeline.runs.own_parts import OwnParts
 from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.storage.base import Storage, in_order
@@ -130,22 +131,25 @@ class Parts:
 
     def _difference(self, key: str) -> str:
         """Return how a part differs from its manifest, or "" if it does not."""
-        facts = self._facts(key)
+        manifest = self._manifest(shard_of(key))
+        if manifest is None:
+            size = self.storage.files.get_file_info(key).size or 0
+            foreign = OwnParts(self.storage).foreign({key: size}, {})
+            return "no manifest names it, so the run has not written it" if foreign else ""
+        facts = manifest.files.get(key.partition("/")[0])
         if facts is None or not facts.sha256:
             return ""
         with self.storage.local(key) as path:
             return difference(path, facts)
 
-    def _facts(self, key: str) -> FileFacts | None:
-        shard = shard_of(key)
-        if "manifests" in vars(self):
-            manifest = self.manifests.get(shard)
-        else:
-            # For a few images, the manifests of all shards would be many requests to a store.
-            if shard not in self._single:
-                self._single[shard] = self.records.manifest(shard)
-            manifest = self._single[shard]
-        return manifest.files.get(key.partition("/")[0]) if manifest else None
+    def _manifest(self, shard: int) -> Manifest | None:
+        if "manifests" in vars(self) and shard in self.manifests:
+            return self.manifests[shard]
+        # For a few images, the manifests of all shards would be many requests to a store. And a
+        # shard may have been committed since they were read.
+        if shard not in self._single:
+            self._single[shard] = self.records.manifest(shard)
+        return self._single[shard]
 
     def damaged(self, what: str, why: str) -> Damaged:
         """Return the error for a part or a table that cannot be used."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from dhr_batch.pipeline import sealed
+from dhr_batch.pipeline.errors import StorageError
 from dhr_batch.pipeline.printable import first_names
 from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.names import (
@@ -26,6 +27,7 @@ from dhr_batch.pipeline.runs.names import (
     shard_of,
     staging,
 )
+from dhr_batch.pipeline.runs.own_parts import OwnParts
 from dhr_batch.pipeline.runs.reading import ChangedPlan, damaged_manifest
 from dhr_batch.pipeline.runs.records import manifests
 from dhr_batch.pipeline.runs.records.manifests import Manifest
@@ -204,7 +206,7 @@ class _Files:
                 problem = "not a finished file of a table; readers may fail on it"
             elif (shard := shard_of(key)) >= len(self.plan):
                 problem = f"belongs to shard {shard}, which is not in the plan"
-            elif shard in self.manifests:
+            elif shard in self.manifests or self._is_foreign(key):
                 problem = "not named by any manifest"
             else:
                 self.stale.add(shard)
@@ -225,6 +227,14 @@ class _Files:
                 problem=f"{len(left)} files left by a killed run",
                 way_out="start the same command again: it deletes them",
             )
+
+    def _is_foreign(self, key: str) -> bool:
+        if self.busy:
+            return False  # The driver may just have committed the shard.
+        try:
+            return bool(OwnParts(self.storage).foreign({key: self.sizes.get(key, 0)}, {}))
+        except StorageError:
+            return False  # `_records` tells of a damaged record.
 
     def notes(self, found: Verification) -> Iterator[str]:
         """Yield remarks about things that are not wrong."""

@@ -14,6 +14,7 @@ from typing import Any
 from dhr_batch.pipeline import crash
 from dhr_batch.pipeline.errors import Refused, StorageError
 from dhr_batch.pipeline.storage.base import Object, Storage, Version, full_disk, log
+from dhr_batch.stages.networks.files.regular import opened
 
 
 class LocalStorage(Storage):
@@ -36,9 +37,21 @@ class LocalStorage(Storage):
     def free(self) -> int | None:
         return shutil.disk_usage(self.root).free
 
+    def _path(self, key: str) -> Path:
+        """Return the path of a key, or of a prefix.
+
+        Raises:
+            StorageError: If it lies outside of the place. No key does, but a record that somebody
+                has forged may name one.
+        """
+        if key.startswith("/") or ".." in key.split("/"):
+            why = "a record names this file, which lies outside of the place of the record"
+            raise StorageError(self.locate(key), why, "do not use files of an unknown origin")
+        return self.root / key
+
     def get(self, key: str) -> Object | None:
         try:
-            with (self.root / key).open("rb") as file:
+            with opened(self._path(key)) as file:
                 status = os.fstat(file.fileno())
                 # A changed key is a new file, so the content and the status belong together.
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
@@ -47,7 +60,7 @@ class LocalStorage(Storage):
             return None
 
     def swap(self, key: str, content: bytes, version: Version | None) -> Version | None:
-        path = self.root / key
+        path = self._path(key)
         if version is not None and not self._is_at(path, version):
             return None
         with self._written(path, content) as temporary:
@@ -58,7 +71,7 @@ class LocalStorage(Storage):
         return _version(path.stat())
 
     def withdraw(self, key: str, version: Version) -> bool:
-        path = self.root / key
+        path = self._path(key)
         if not self._is_at(path, version):
             return False
         path.unlink()
@@ -66,7 +79,7 @@ class LocalStorage(Storage):
         return True
 
     def replace(self, key: str, content: bytes) -> None:
-        path = self.root / key
+        path = self._path(key)
         with self._written(path, content) as temporary:
             os.replace(temporary, path)
 
@@ -94,14 +107,14 @@ class LocalStorage(Storage):
 
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:
-        path = self.root / key
+        path = self._path(key)
         if not path.is_file():
             raise StorageError(str(path), "it does not exist")
         yield path
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {}
-        for folder, _, names in os.walk(self.root / prefix):
+        for folder, _, names in os.walk(self._path(prefix)):
             for name in names:
                 path = Path(folder, name)
                 # A file may be moved away while the others are listed.
@@ -112,7 +125,7 @@ class LocalStorage(Storage):
 
     @contextmanager
     def stage(self, prefix: str) -> Iterator[Path]:
-        folder = self.root / prefix
+        folder = self._path(prefix)
         make_folder(folder.parent)
         folder.mkdir()
         try:
@@ -128,10 +141,10 @@ class LocalStorage(Storage):
             raise
 
     def publish(self, staged: str, final: str) -> bool:
-        target = self.root / final
+        target = self._path(final)
         make_folder(target.parent)
         try:
-            os.replace(self.root / staged, target)
+            os.replace(self._path(staged), target)
         except FileNotFoundError:
             return False
         _sync(target.parent)
@@ -155,13 +168,12 @@ class LocalStorage(Storage):
 
     def prune(self, prefix: str = "") -> None:
         """Delete the folder of a prefix and all folders below it, unless they contain a file."""
-        for folder, _, _ in os.walk(self.root / prefix, topdown=False):
+        for folder, _, _ in os.walk(self._path(prefix), topdown=False):
             _remove_empty(Path(folder))
 
     def remove(self, keys: Collection[str]) -> None:
         folders = set()
-        for key in keys:
-            path = self.root / key
+        for path in list(map(self._path, keys)):
             try:
                 path.unlink(missing_ok=True)
             except (IsADirectoryError, NotADirectoryError, PermissionError) as error:

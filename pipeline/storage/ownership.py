@@ -196,6 +196,8 @@ class Owned:
                 return
             before = self.files
             self._read()
+            if self.is_free:
+                raise Refused(self.storage.locate(self.key), "it is not a file", "move it away")
             files = {key: s for key, s in self.files.items() if before.get(key) != s} | files
 
 

@@ -23,7 +23,7 @@ from dhr_batch.pipeline.runs.folder import RunFolder
 from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage.base import Storage
 from dhr_batch.pipeline.storage.connect import connect
-from dhr_batch.pipeline.storage.ownership import RUN, Owned
+from dhr_batch.pipeline.storage.ownership import EXPORT, RUN, Owned
 from dhr_batch.tests.pipeline import benched, discs, exported
 from dhr_batch.tests.pipeline.foreign import MINE, dhr, files, put
 
@@ -311,3 +311,9 @@ def test_render_writes_beside_other_files_and_over_its_own_only(
             assert "\nHint: move it away, or choose another folder with --out\n" in done.stderr
         assert files(out) == pictures | {"beside.png": MINE} | taken
         shutil.rmtree(out)
+
+
+def test_a_marker_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".dhr-batch.json").mkdir()
+    with pytest.raises(Refused, match="it is not a file; move it away"):
+        Owned(connect(tmp_path), EXPORT).claim()

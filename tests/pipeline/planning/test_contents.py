@@ -24,8 +24,9 @@ from dhr_batch.pipeline.planning.plan import Plan
 from dhr_batch.pipeline.planning.prepare import prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.runs.folder import RunFolder
+from dhr_batch.pipeline.runs.names import staging
 from dhr_batch.pipeline.runs.parts import Damaged
-from dhr_batch.pipeline.runs.records.manifests import Manifest
+from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.runs.reopening import reopen
 from dhr_batch.pipeline.storage import locations
 from dhr_batch.pipeline.storage.connect import connect
@@ -147,13 +148,15 @@ def record(run: RunFolder, plan: Plan, shard: int, failed: tuple[str, ...] = ())
         row = {"image_id": item.image_id, "source_bytes": len(data)}
         row["source_sha256"] = contents.digest(data)
         rows["quarantine" if item.image_id in failed else "images"].append(row)
+    attempt, files = f"{shard:05d}.1.x", {}
     for table, found in rows.items():
         stream = io.BytesIO()
         schema = [("image_id", pa.string()), ("source_bytes", pa.int64())]
         schema += [("source_sha256", pa.string())]
         pq.write_table(pa.Table.from_pylist(found, pa.schema(schema)), stream)
-        run.storage.replace(f"{table}/part-{shard:05d}.parquet", stream.getvalue())
-    run.commit(shard, Manifest(f"{shard:05d}.1.x", ok=2), 2)
+        run.storage.replace(f"{staging(attempt)}/{table}.parquet", stream.getvalue())
+        files[table] = FileFacts(len(found), len(stream.getvalue()))
+    run.commit(shard, Manifest(attempt, files, ok=2), 2)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ The cases `bitrot_plan`, `bitrot_manifest_entry`, `bitrot_tables_silent`,
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ READS = {
 def named(result: Result, key: str, code: int = 1) -> None:
     assert result.exit_code == code, result.output
     assert key in "".join(result.output.split()), result.output
+
+
+def reopened(run: Path, shard: int, image_id: str) -> None:
+    folder = RunFolder(run)
+    folder.lock()
+    folder.recover()
+    reopen(folder, {shard: {image_id}})
+    folder.unlock()
 
 
 def told(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -191,7 +200,7 @@ def test_bitrot_tables_silent(run: Path, command: str) -> None:
 def test_pages_are_verified_without_a_manifest_too(run: Path) -> None:
     """As of a shard that is to be computed again, whose earlier rows can be read until then."""
     part = run / "latents" / "part-00001.parquet"
-    (run / SHARD).unlink()
+    reopened(run, 1, "2.png")
     content = bytearray(part.read_bytes())
     column = pq.read_metadata(part).row_group(0).column(4)
     middle = column.data_page_offset + column.total_compressed_size // 2
@@ -309,14 +318,22 @@ def test_deep_json_where_no_row_depends_on_it(run: Path, key: str) -> None:
 
 
 def test_a_record_of_a_reopened_shard_is_checked(run: Path) -> None:
-    folder = RunFolder(run)
-    folder.lock()
-    folder.recover()
-    reopen(folder, {2: {"4.png"}})
-    folder.unlock()
+    reopened(run, 2, "4.png")
     assert call("verify", run).exit_code == 0
     (run / "_state" / "earlier" / "00002.json").write_bytes(DEEP)
     named(call("verify", run), "problem:_state/earlier/00002.json")
+
+
+@pytest.mark.parametrize("shard", [1, 7])
+def test_parts_without_a_manifest_are_named(run: Path, shard: int) -> None:
+    """A lost manifest, and a copy of a part under another number."""
+    part = f"images/part-{shard:05d}.parquet"
+    if shard == 1:
+        (run / SHARD).unlink()
+    else:
+        shutil.copy(run / "images" / "part-00000.parquet", run / part)
+    for name in ("verify", "report", "export", "paste-back"):
+        named(call(*commands(run)[name]), f"part-{shard:05d}.parquet")
 
 
 # ---------------------------------------------------------------------------------- other records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 
@@ -171,3 +172,30 @@ def test_an_absent_bucket_is_said_at_once(s3: str) -> None:
     for verb in (lambda: storage.create("a", b""), lambda: storage.sizes("b")):
         with pytest.raises(StorageError, match=r"s3://there-is-no-such-bucket/run: cannot .* 404"):
             verb()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(OSError, match="pipe or a device"):
+        connect(tmp_path).get("plan.json")
+
+
+@pytest.mark.parametrize("key", ["../mine.txt", "a/../../mine.txt", "{outside}/mine.txt"])
+def test_a_forged_record_reaches_no_file_outside(tmp_path: Path, key: str) -> None:
+    storage, mine = connect(tmp_path / "run"), tmp_path / "mine.txt"
+    mine.write_text("mine")
+    storage.create("own", b"1")
+    forged = key.format(outside=tmp_path)
+    for verb in (
+        lambda: storage.remove([forged]),
+        lambda: storage.delete(forged),
+        lambda: storage.publish(forged, "a"),
+        lambda: storage.publish("own", forged),
+        lambda: storage.replace(forged, b""),
+        lambda: storage.swap(forged, b"", None),
+        lambda: storage.get(forged),
+    ):
+        with pytest.raises(StorageError, match="outside of the place"):
+            verb()
+    assert mine.read_text() == "mine"
+    assert storage.sizes() == {"own": 1}
