@@ -65,7 +65,7 @@ def labelled(ids: Sequence[str], attribute: str, file: str) -> dict[str, bool]:
     from dhr_batch.pipeline.datasets import celebahq
     from dhr_batch.pipeline.storage import locations
 
-    text = locations.fetch(file).decode("utf-8", "replace")
+    text = locations.fetch(file).decode("utf-8-sig", "replace")
     known = celebahq.parse_attribute(text, file, attribute)
     stems = {image_id: PurePosixPath(image_id).stem for image_id in ids}
     missing = [image_id for image_id, stem in stems.items() if stem not in known]

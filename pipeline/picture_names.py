@@ -7,8 +7,11 @@ names of an export may have neither folders nor further dots: `IMAGE-LABEL-CHECK
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.printable import printable
@@ -33,19 +36,46 @@ def edit_label(name: str, strength: float) -> str:
     """
     whole = syntax.names_all(name, strength)
     text = unicodedata.normalize("NFC", name if whole else f"{name}{strength:+g}")
-    return shortened(_UNSAFE.sub("_", text), _LABEL)
+    # `datasets` leaves out folders whose names begin with two `_`.
+    return shortened(re.sub("^__+", "_", _UNSAFE.sub("_", text)), _LABEL)
+
+
+def edit_labels(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], str]:
+    """Return the label of each edit, which is also its class in an export.
+
+    Labels that would be the same, or the same but for the case of letters, which some file systems
+    ignore, get a checksum of the edit.
+
+    Args:
+        edits: Name and strength of each edit.
+
+    >>> edit_labels([("smile", 2.0), ("улыбка", 0.5)])
+    {('smile', 2.0): 'smile+2', ('улыбка', 0.5): 'улыбка+0_5'}
+    """
+    names = {edit: edit_label(*edit) for edit in edits}
+    counts = Counter(label.casefold() for label in names.values())
+    return {
+        edit: f"{label}-{digest(repr(edit))[:8]}" if counts[label.casefold()] > 1 else label
+        for edit, label in names.items()
+    }
 
 
 def picture_file(image_id: str, label: str, extension: str = "png") -> str:
     """Return the path of a picture, with the folders of its id, as every file system allows it.
 
-    Control codes are written as text, and long names are cut and end in a checksum.
+    Control codes are written as text. Long names are cut and end in a checksum, as do names with
+    backslashes, which that text has.
 
     >>> picture_file("album/1.jpg", edit_label("smile", 2))
     'album/1.jpg.smile+2.png'
     """
-    parts = printable(f"{image_id}.{label}").split("/")
-    return "/".join(map(shortened, parts)) + f".{extension}"
+    return "/".join(map(_readable, f"{image_id}.{label}".split("/"))) + f".{extension}"
+
+
+def _readable(name: str) -> str:
+    # A backslash and an n would be the name of a line feed as well.
+    twin = f"-{digest(ascii(name))[:8]}" if "\\" in name else ""
+    return shortened(printable(name) + twin)
 
 
 def flat_name(image_id: str, label: str, checksum: str) -> str:
@@ -58,3 +88,8 @@ def flat_name(image_id: str, label: str, checksum: str) -> str:
     """
     image = shortened(_UNSAFE.sub("_", image_id), _PART)
     return f"{image}-{shortened(label, _PART)}-{checksum}"
+
+
+def digest(text: str) -> str:
+    """Return the hexadecimal sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()

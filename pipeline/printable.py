@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
-# Control codes, halves of surrogate pairs, line separators, and the codes that turn the direction
-# of a text, with which `gpj.exe` is shown as `exe.jpg`.
-_CODES = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
+# Control codes, halves of surrogate pairs, line separators, the codes that turn the direction of a
+# text, with which `gpj.exe` is shown as `exe.jpg`, and what XML does not allow.
+_CODES = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 _USER = re.compile(r"(?i)\b(https?://|[a-z][a-z0-9+.-]*://(?=[^/?#\s@]*:))[^/?#\s]*@")
 _SIGNED = re.compile(
     r"(?i)(://[^\s?]+\?)[^\s'\"]*(?:credential|key|password|secret|sig|token)[^\s'\"]*"

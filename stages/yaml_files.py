@@ -69,6 +69,18 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                # The first value would be lost without a word.
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {shown(key.value)} is given twice (line {line})")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
+        return node
+
     def _number(self, node: yaml.ScalarNode) -> Any:
         if len(node.value) > MOST_DIGITS:
             raise _Unbounded(f"a number has more than {MOST_DIGITS} digits")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dhr_batch.pipeline.editing.choice import parsed
 from dhr_batch.pipeline.errors import CommandError, Refused, StorageError
-from dhr_batch.pipeline.picture_names import edit_label, picture_file
+from dhr_batch.pipeline.picture_names import edit_labels, picture_file
 from dhr_batch.pipeline.planning import origin
 from dhr_batch.pipeline.planning.plan import check_edits
 from dhr_batch.pipeline.runs.render import renderer, write_picture
@@ -55,8 +55,9 @@ def models(run: Run, edits: Iterable[EditOptions]) -> set[str]:
 
 def pictures(record: Record) -> dict[str, bytes]:
     """Return the PNG files of a rendered record by name, with the same metadata as in runs."""
+    labels = edit_labels((edit.name, edit.strength) for edit in record.edits)
     files = {
-        picture_file(record.image_id, edit_label(edit.name, edit.strength)): png(
+        picture_file(record.image_id, labels[edit.name, edit.strength]): png(
             edit.image, edit_text(edit) | own_text(edit.image)
         )
         for edit in record.edits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import PurePosixPath
 
 from dhr_batch.pipeline.datasets import listing
@@ -10,6 +11,7 @@ from dhr_batch.pipeline.datasets.items import DatasetError, Listing, Rules
 from dhr_batch.pipeline.storage import locations
 
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
+_MAPPED = re.compile(r"\s*([0-9]{1,9})\s+([0-9]{1,9})(\s|$)")
 IMAGES = "CelebA-HQ-img"
 # In CelebA's published partition, the images from this index on are the test split.
 FIRST_TEST = 182_638
@@ -42,7 +44,7 @@ def scan(root: str, rules: Rules) -> Listing:
                 f"put {MAPPING} of CelebAMask-HQ there, or leave only the test images",
             )
         return listed
-    original = parse_mapping(locations.fetch(mapping).decode("utf-8", "replace"), mapping)
+    original = parse_mapping(locations.fetch(mapping).decode("utf-8-sig", "replace"), mapping)
     kept = []
     for item in listed.items:
         stem = PurePosixPath(item.image_id).stem
@@ -72,22 +74,21 @@ def parse_mapping(text: str, name: str) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if not words or words[0] == "idx":
+        if not line.split() or line.split()[0] == "idx":
             continue
-        if len(words) < 2 or not (words[0] + words[1]).isdecimal():
+        if (words := _MAPPED.match(line)) is None:
             raise DatasetError(
                 f"{name}, line {number}",
                 f"expected 'idx orig_idx orig_file', found {line[:80]!r}",
                 "use the published file",
             )
-        if int(words[0]) in found:
+        if int(words[1]) in found:
             raise DatasetError(
                 f"{name}, line {number}",
-                f"it is a second line for image {words[0]}",
+                f"it is a second line for image {words[1]}",
                 "use the published file",
             )
-        found[int(words[0])] = int(words[1])
+        found[int(words[1])] = int(words[2])
     return found
 
 
@@ -128,7 +129,13 @@ def parse_attribute(text: str, name: str, attribute: str) -> dict[str, bool]:
                 f"expected a file and {len(names)} times 1 or -1, found {line[:80]!r}",
                 "use the published file",
             )
-        found[PurePosixPath(words[0]).stem] = words[column] == "1"
+        if (stem := PurePosixPath(words[0]).stem) in found:
+            raise DatasetError(
+                f"{name}, line {number}",
+                f"it is a second line for image {stem}",
+                "use the published file",
+            )
+        found[stem] = words[column] == "1"
     return found
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dhr_batch.pipeline import notebook
 from dhr_batch.pipeline.editing import files
 from dhr_batch.pipeline.editing.choice import Choice
-from dhr_batch.pipeline.picture_names import edit_label, picture_file
+from dhr_batch.pipeline.picture_names import edit_labels, picture_file
 from dhr_batch.pipeline.tables.rows import own_text, png
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.paste_back import Crop, paste_all
@@ -134,9 +134,10 @@ class Edited:
         for each sweep a strip and an animation that goes back and forth.
         """
         name, first = self.name, self.faces[0]
+        labels = edit_labels((edit.name, edit.strength) for edit in first.edits)
         for i in self.chosen.values():
             edit = first.edits[i]
-            label = edit_label(edit.name, edit.strength)
+            label = labels[edit.name, edit.strength]
             whole = self.whole(i)
             content = files.edited_png(whole, edit, name)
             yield picture_file(name, f"{label}.photograph"), content
@@ -152,7 +153,7 @@ class Edited:
         for sweep in self.choice.sweeps:
             places = [self.edits[syntax.joined(terms)] for terms in sweep]
             ends = (first.edits[places[end]] for end in (0, -1))
-            label = "_to_".join(edit_label(edit.name, edit.strength) for edit in ends)
+            label = "_to_".join(labels[edit.name, edit.strength] for edit in ends)
             frames = [self.near(i, _ANIMATION) for i in places]
             small = [frame.copy() for frame in frames]
             for frame in small:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dhr_batch.pipeline.errors import Refused
-from dhr_batch.pipeline.export.pictures import CHANGE, Picture, digest
+from dhr_batch.pipeline.export.pictures import CHANGE, Picture
+from dhr_batch.pipeline.picture_names import digest
 from dhr_batch.stages.measure.face_scores import SCORE
 
 TRAIN, VALIDATION = "train", "validation"

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export.filters import Filters
-from dhr_batch.pipeline.export.pictures import Picture, class_names
+from dhr_batch.pipeline.export.pictures import Picture
+from dhr_batch.pipeline.picture_names import edit_labels
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.measure.face_scores import SCORE, effect_score
 from dhr_batch.stages.record import edit_stage
@@ -96,7 +97,7 @@ def gather(run: Run, kinds: Iterable[str], filters: Filters) -> Gathered:
         found.parts[key] = passed
     filters.require(edits, metrics)
     # The names of classes do not depend on the filters.
-    names = class_names(edits)
+    names = edit_labels(edits)
     for picture in found.pictures():
         picture.label = names.get((picture.edit, picture.strength), picture.kind)
     return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dhr_batch.pipeline.picture_names import edit_label, flat_name
+from dhr_batch.pipeline.picture_names import digest, flat_name
 from dhr_batch.stages.measure.face_scores import SCORE
 
 # Prefix of the labels that say how far a score is from that of the photograph.
@@ -71,28 +69,3 @@ class Picture:
         """Return the exported labels except `label` and those of `measured`."""
         names = ("image_id", "kind", "edit", "strength", "effect", "identity")
         return {name: getattr(self, name) for name in names}
-
-
-def class_names(edits: Iterable[tuple[str, float]]) -> dict[tuple[str, float], str]:
-    """Return the class of each edit, which is its label.
-
-    Classes that would be the same, or the same but for the case of letters, which some file systems
-    ignore, get a checksum of the edit.
-
-    Args:
-        edits: Name and strength of each edit.
-
-    >>> class_names([("smile", 2.0), ("улыбка", 0.5)])
-    {('smile', 2.0): 'smile+2', ('улыбка', 0.5): 'улыбка+0_5'}
-    """
-    names = {edit: edit_label(*edit) for edit in edits}
-    counts = Counter(label.casefold() for label in names.values())
-    return {
-        edit: f"{label}-{digest(repr(edit))[:8]}" if counts[label.casefold()] > 1 else label
-        for edit, label in names.items()
-    }
-
-
-def digest(text: str) -> str:
-    """Return the hexadecimal sha256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -209,7 +209,7 @@ def _numbers(item: str) -> list[tuple[float, str]]:
     begin, unit = _number(first)
     if not rest:
         return [(begin + 0.0, unit)]
-    (end, other), count = _number(rest[0]), int(rest[1])
+    (end, other), count = _number(rest[0]), int(rest[1][:9])
     if count < 2:
         why = "a range FIRST:LAST:COUNT has a count of at least 2"
         raise NotAnEdit(why, f"give more, or one strength alone: NAME={first}")

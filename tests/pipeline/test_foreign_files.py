@@ -60,6 +60,8 @@ YAML: dict[str, tuple[bytes, str]] = {
     "yaml_values, digits": (b"seed: " + b"9" * 5000, "a number has more than 100 digits"),
     "yaml_values, sexagesimal": (b"seed: 1" + b":1" * 200_000, "more than 100 digits"),
     "yaml_values, tag": (b"seed: !!python/name:os.system\n", "could not determine a constructor"),
+    "yaml_values, key twice": (b"seed: 1\nlimit: 2\nseed: 3\n", "'seed' is given twice (line 3)"),
+    "yaml_values, inner key twice": (b"a: [{b: 1, b: 2}]\n", "'b' is given twice (line 1)"),
     "yaml_values, NUL": (b'seed: "\\0"\n', "the character NUL"),
     "yaml_values, surrogate": (b'seed: "\\ud800"\n', "half of a surrogate pair"),
     "yaml_values, length": (b"seed: 1\n" + b"#" * 2**20, "longer than"),

@@ -29,14 +29,14 @@ from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.errors import CommandError
 from dhr_batch.pipeline.export import marks
-from dhr_batch.pipeline.export.pictures import class_names
 from dhr_batch.pipeline.files import shortened
 from dhr_batch.pipeline.models.doctor import Check
+from dhr_batch.pipeline.picture_names import edit_labels
 from dhr_batch.pipeline.planning import command, prepare
 from dhr_batch.pipeline.planning.request import Request
 from dhr_batch.pipeline.printable import LogFormatter, csv_cell, printable, without_secrets
 from dhr_batch.pipeline.report.write import write_report
-from dhr_batch.stages.record import Record
+from dhr_batch.stages.record import EditedImage, Record
 from dhr_batch.tests.pipeline import exported, reported
 
 CODES = ["\x1b[31mred.png", "\x1b]0;title\x07.png", "two\nlines.png", "\u202egnp.exe.png"]
@@ -247,15 +247,18 @@ def test_edits_have_a_class_each(labelled: Path, tmp_path: Path, format_: str) -
         ([("a/b", 1.0), ("a\\b", 1.0), ("a:b", 1.0)], 0),
         ([("a", 1e20), ("a+1e", 20.0)], 0),
         ([("a", 0.1234567), ("a", 0.1234568)], 0),
+        ([("__old", 1.0), ("_old", 1.0), ("_ old", 1.0)], 0),
         ([("e\u0301", 1.0), ("\u00e9", 1.0)], 0),
         ([("x" * 300, 1.0), ("x" * 300 + "y", 1.0), ("影" * 200, 1.0)], 3),
     ],
 )
 def test_names_of_classes_never_collide(edits: list[tuple[str, float]], kept: int) -> None:
-    names = class_names(edits)
+    names = edit_labels(edits)
     assert len({name.casefold() for name in names.values()}) == len(edits)
     assert all(len(name.encode()) < 200 and "/" not in name for name in names.values())
-    assert sum(name == class_names([edit])[edit] for edit, name in names.items()) == kept
+    # `datasets` leaves out the pictures in such folders.
+    assert not any(name.startswith("__") for name in names.values())
+    assert sum(name == edit_labels([edit])[edit] for edit, name in names.items()) == kept
 
 
 def test_metadata_of_pictures_is_sound_xml() -> None:
@@ -284,6 +287,7 @@ def test_any_name_is_rendered_and_an_error_costs_one_image(
         f"sub/{'é' * 126}",
         "nul\0.png",
         "two\nlines.png",
+        r"two\nlines.png",
         "file/a.png",
         "z.png",
     ]
@@ -297,8 +301,15 @@ def test_any_name_is_rendered_and_an_error_costs_one_image(
     assert "cannot be written" in error.why
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
     assert written == {path.relative_to(tmp_path).as_posix() for path in found if path is not error}
+    assert len(written) == len(ids) - 1
     assert {r"nul\x00.png.refined.png", r"two\nlines.png.refined.png"} < written
     assert "z.png.refined.png" in written
+
+
+def test_each_edit_has_a_picture() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    edits = tuple(EditedImage(name, 1.0, "", image, image) for name, _ in LABELS)
+    assert len(cli_render.pictures(Record("a.png", "a.png", edits=edits))) == len(LABELS)
 
 
 @pytest.mark.parametrize(
@@ -323,14 +334,17 @@ def test_secrets_in_urls_are_hidden(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
-URL = "https://user:TOPSECRET@127.0.0.1:9/x/"
+URL = "s3://user:TOPSECRET@127.0.0.1/x/"
 
 
-def test_a_command_hides_the_password_of_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("place", "code"), [(URL, 1), (URL.replace("s3", "https"), 2)])
+def test_a_command_hides_the_password_of_a_place(
+    monkeypatch: pytest.MonkeyPatch, place: str, code: int
+) -> None:
     """The case secret_in_url_printed."""
     monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "0.5")
-    said = dhr("plan", "--dataset", URL, "--preset", "tiny", "--gpus", 0, code=1)
-    assert "https://***@127.0.0.1:9/x/" in said
+    said = dhr("plan", "--dataset", place, "--preset", "tiny", "--gpus", 0, code=code)
+    assert place.replace("user:TOPSECRET", "***") in said
     assert "TOPSECRET" not in said
 
 
@@ -351,8 +365,8 @@ def test_no_plan_holds_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     texts = [path.read_text() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     texts += [plan.config.to_yaml(), command.goes_on(plan.stored(), "run"), plan.dataset.name]
     assert not any("TOPSECRET" in text or "user" in text for text in texts)
-    assert any("https://***@127.0.0.1:9/x/" in text for text in texts)
-    assert named.find("https://user:TOPSECRET@127.0.0.1:9").name == "127.0.0.1:9"
+    assert any("s3://***@127.0.0.1/x/" in text for text in texts)
+    assert named.find("s3://user:TOPSECRET@127.0.0.1").name == "127.0.0.1"
 
 
 def test_printable_keeps_letters() -> None:

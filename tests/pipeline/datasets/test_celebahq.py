@@ -64,6 +64,19 @@ def test_mapping_raises_nothing_but_its_own_error(text: str) -> None:
         celebahq.parse_mapping(text, "mapping")
 
 
+@pytest.mark.parametrize("line", [f"1 {'9' * 5000} a.jpg", "\u0661 \u0662 a.jpg", "1 2a.jpg"])
+def test_other_numbers_are_refused(line: str) -> None:
+    with pytest.raises(DatasetError, match=r"m\.txt, line 2: expected 'idx orig_idx orig_file'"):
+        celebahq.parse_mapping(f"idx orig_idx\n{line}", "m.txt")
+
+
+def test_a_mapping_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    root = celeba(tmp_path / "CelebAMask-HQ", [1, celebahq.FIRST_TEST])
+    mapping = root / celebahq.MAPPING
+    mapping.write_bytes(b"\xef\xbb\xbf" + mapping.read_bytes())
+    assert list(content(listed("celebahq", root=str(root)))) == ["1.jpg"]
+
+
 def test_two_lines_for_an_image_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"m\.txt, line 3: it is a second line for image 7"):
         celebahq.parse_mapping("idx orig_idx\n7 1\n7 2", "m.txt")
@@ -83,6 +96,7 @@ def test_attributes_are_read_by_name() -> None:
         (_ATTRIBUTES.replace("Smiling", "Young"), "no attribute 'Smiling'; choose from: Male, Y"),
         ("", "no attribute 'Smiling'; choose from: none"),
         (_ATTRIBUTES.replace("1 -1", "1 0"), "file, line 4: expected a file and 2 times 1 or -1"),
+        (_ATTRIBUTES + "1.png 1 1\n", "file, line 6: it is a second line for image 1"),
         (_ATTRIBUTES.replace("1 -1", "-1"), "file, line 4: expected a file and 2 times"),
     ],
 )

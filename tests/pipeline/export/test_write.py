@@ -16,7 +16,7 @@ from PIL import Image
 import dhr_batch
 from dhr_batch.pipeline.export import formats
 from dhr_batch.pipeline.export import write as export
-from dhr_batch.pipeline.export.pictures import class_names
+from dhr_batch.pipeline.picture_names import edit_labels
 from dhr_batch.tests.pipeline.exported import (
     ALL,
     EDITS,
@@ -40,7 +40,7 @@ from dhr_batch.tests.pipeline.exported import (
     ],
 )
 def test_the_class_of_an_edit(edit: str, strength: float, label: str) -> None:
-    assert class_names([(edit, strength)]) == {(edit, strength): label}
+    assert edit_labels([(edit, strength)]) == {(edit, strength): label}
 
 
 def test_labels_are_those_of_the_tables(run: Path, tmp_path: Path) -> None:

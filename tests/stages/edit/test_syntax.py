@@ -71,7 +71,15 @@ def test_examples(text, expected):
     "text",
     [
         *("", "smile", "=1", "smile=", "smile=x", "smile=1,", "smile=nan", "smile=1e999"),
-        *("smile=1:2", "smile=1:2:1", "a=1:1:1,5", "smile=1+", "smile=1+age"),
+        *(
+            "smile=1:2",
+            "smile=1:2:1",
+            "a=1:1:1,5",
+            "a=0:1:1001",
+            f"a=0:1:{'9' * 5000}",
+            "smile=1+",
+            "smile=1+age",
+        ),
         *("yaw=1deg:2:3", "yaw=15 deg", "yaw=15degrees", "smile=1+smile=2"),
     ],
 )
