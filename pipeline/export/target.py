@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from dhr_batch.pipeline.storage.ownership import EXPORT, Owned, listed, require_
 _MARKER = ".dhr-batch.json"
 # The files of an unfinished export, one JSON string a line. Written before each of them.
 _LIST = ".dhr-batch.files"
+# What a command that is killed while it writes the marker leaves.
+_TEMPORARY = re.compile(rf"\.{re.escape(_MARKER)}\.[0-9a-f]{{8}}")
 
 
 def new_file(folder: Path, name: str) -> Path:
@@ -91,6 +94,9 @@ def _discard(folder: Path) -> None:
     """Delete the folder of an unfinished export, file by file."""
     if not folder.exists():
         return
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
     if folder.is_dir() and any(folder.iterdir()):
         _require_export(folder)
         LocalStorage(folder).remove(list(_written(folder)))
@@ -152,7 +158,8 @@ def place(partial: Path, out: Path, run: Run) -> list[str]:
         # If the process is killed from here on, files of both exports are left, and all are listed.
         earlier.claim(**about)
         known = set(earlier.files) - set(stay)
-        earlier.keep({name: earlier.files[name] for name in known} | new)
+        old = {name: earlier.files[name] for name in known}
+        earlier.keep({n: [*old.get(n, ()), *new.get(n, ())] for n in old | new})
         earlier.storage.remove(known)
         LocalStorage(out).prune()
         for name in new:
@@ -211,7 +218,7 @@ def _files(folder: Path) -> Iterator[str]:
     for top, _, names in os.walk(folder):
         for name in names:
             found = Path(top, name).relative_to(folder).as_posix()
-            if found not in (_MARKER, _LIST):
+            if found not in (_MARKER, _LIST) and not _TEMPORARY.fullmatch(found):
                 yield found
 
 

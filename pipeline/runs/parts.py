@@ -4,7 +4,7 @@ Parquet has checksums of pages, which all reading here verifies, but none of the
 headers of pages. A damaged bit there may give other rows without an error. Therefore a part is read
 only if it has the size and the sha256 that its manifest gives. This reads each part once more as a
 whole. Without a manifest, only the parts of a shard that is to be computed again are read, as they
-are. So are runs whose manifests have no checksums.
+are. So are runs whose manifests have no checksums, and the parts of runs without a marker.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dhr_batch.pipeline.runs.own_parts import OwnParts
 from dhr_batch.pipeline.runs.reading import RunRecords
 from dhr_batch.pipeline.runs.records.manifests import FileFacts, Manifest
 from dhr_batch.pipeline.storage.base import Storage, in_order
+from dhr_batch.pipeline.storage.ownership import RUN, Owned
 from dhr_batch.pipeline.threads import together
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class Parts:
         """Return how a part differs from its manifest, or "" if it does not."""
         manifest = self._manifest(shard_of(key))
         if manifest is None:
+            if Owned(self.storage, RUN).unlisted:
+                return ""
             size = self.storage.files.get_file_info(key).size or 0
             foreign = OwnParts(self.storage).foreign({key: size}, {})
             return "no manifest names it, so the run has not written it" if foreign else ""

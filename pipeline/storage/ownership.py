@@ -109,8 +109,6 @@ class Owned:
             Refused: If the place contains anything else.
         """
         self.check()
-        if self.kind == RUN and self.is_free and _is_run(self.storage):
-            about["unlisted"] = True
         if self.found_kind != self.kind or self.about != self.about | about:
             self._change(self.files, self.about | about)
         crash.at("after-claim")
@@ -184,6 +182,8 @@ class Owned:
 
     def _change(self, files: dict[str, list[str]], about: dict[str, Any]) -> None:
         """Write the marker. Files that another command has listed in the meantime are kept."""
+        if self.kind == RUN and self.is_free and _is_run(self.storage):
+            about = about | {"unlisted": True}
         while True:
             if self.found_kind != self.kind and not self.is_free:
                 self.check()

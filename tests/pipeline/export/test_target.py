@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dhr_batch.pipeline.export import card as export_card
 from dhr_batch.pipeline.export import write as export
 from dhr_batch.pipeline.export.options import Options
+from dhr_batch.pipeline.storage.local import LocalStorage
 from dhr_batch.tests.pipeline.exported import (
     contents,
     dhr,
@@ -81,3 +83,31 @@ def test_an_export_that_fails_leaves_what_was_there(
         export.write_export(run, out, Options("parquet", fresh=True))
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_writer_of_a_marker_leaves_is_its_own(run: Path, tmp_path: Path) -> None:
+    for folder in (".out.partial", "out"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "..dhr-batch.json.0123abcd").write_bytes(b"{")
+    assert exported(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not list((tmp_path / "out").glob("..*"))
+
+
+def test_an_export_beside_other_files_that_fails_can_be_repeated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While files are replaced one by one, those of both exports are listed."""
+    out = tmp_path / "out"
+    exported(run, out, "--edit", "yaw")
+    (out / "mine.txt").write_text("mine")
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "it fails", "x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStorage, "remove", fails)
+        assert dhr(run, "--out", out, "--fresh").exit_code == 1
+    exported(run, out, "--fresh")
+    exported(run, tmp_path / "new" / "out")
+    assert contents(out) == contents(tmp_path / "new" / "out") | {"mine.txt": b"mine"}
