@@ -11,6 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pillow_heif
 import pyarrow as pa
@@ -195,6 +196,8 @@ def pictures() -> dict[str, list[bytes]]:
             stream = io.BytesIO()
             picture.save(stream, name, **options)
             found[name].append(stream.getvalue())
+    deep = np.asarray(image).astype(np.uint16) * 257
+    found["JPEG2000"].append(imagecodecs.jpeg2k_encode(deep, level=30))
     stream = io.BytesIO()
     pillow_heif.from_pillow(image).save(stream, quality=90)
     return found | {"HEIF": [stream.getvalue()]}

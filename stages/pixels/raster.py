@@ -99,6 +99,8 @@ def stretched(values: np.ndarray, bits: int) -> tuple[np.ndarray, list[str]]:
     """Scale signed or wide integers and floats [H, W, channels] to uint16 (see `bounds`)."""
     (low, high), clips = bounds(values, bits)
     notes = [f"{bits}-bit samples scaled from {low:g}..{high:g}{', others clipped' * clips}"]
+    if values.dtype.kind == "f" and any(np.isnan(values[rows]).any() for rows in _blocks(values)):
+        notes.append("samples that are no numbers taken for 0")
     return scaled(values, max(high, low + 1e-12), np.uint16, low), notes
 
 

@@ -165,6 +165,11 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
     "grey of TIFF without a meaning": (
         lambda: without_meaning(GREY), WHOLE_GREY, 0, ("TIFF without the meaning of its samples",),
     ),
+    "samples that are no numbers": (
+        lambda: tiff(np.where(LEVELS > 200, np.nan, LEVELS / 255).astype(np.float32), 2),
+        np.where(LEVELS > 200, 0, LEVELS), 1,
+        ("32-bit samples scaled from 0..1", "samples that are no numbers taken for 0"),
+    ),
     "12 bits stored as 16": (
         lambda: tiff(LEVELS.astype(np.uint16) * 16, 2), LEVELS / 16, 1,
         ("16-bit samples reduced to 8 bits", "no sample above 4095: dark, or 12 bits stored as 16"),
