@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 from skimage import data
 
 import dhr_batch
+from dhr_batch.cli import main
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.engine.progress import Progress, RunCounters
 from dhr_batch.pipeline.report import write
@@ -26,6 +28,7 @@ from dhr_batch.stages.edit.rerender import Rerender
 from dhr_batch.stages.networks.generators import stylegan2_layouts
 from dhr_batch.stages.networks.generators.stylegan2 import StyleGAN2
 from dhr_batch.stages.record import required
+from dhr_batch.tests.faults import driven
 from dhr_batch.tests.pipeline.noise import noisy
 
 IDS = ["astronaut.png", "sub/gespiegelt ä.jpg"]
@@ -58,6 +61,11 @@ def words(photographs: Path) -> list[str]:
 def dhr(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dhr_batch.cli", "run", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+
+
+def without_ray(*words: str) -> Result:
+    with driven.without_ray():
+        return CliRunner().invoke(main, ["run", *words])
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +157,8 @@ def test_the_same_command_again_has_nothing_to_do(
 ) -> None:
     out = finished[0]
     before = published(out)
-    again = dhr(*words, "--out", str(out), "--no-report")
-    assert again.returncode == 0, again.stderr
+    again = without_ray(*words, "--out", str(out), "--no-report")
+    assert again.exit_code == 0, again.stderr
     assert "nothing to do" in again.stderr
     assert published(out) == before
 
@@ -158,8 +166,8 @@ def test_the_same_command_again_has_nothing_to_do(
 def test_other_settings_are_refused(
     words: list[str], finished: tuple[Path, dict[str, Any], str]
 ) -> None:
-    refused = dhr(*words, "--out", str(finished[0]), "--set", "embed.steps=3")
-    assert refused.returncode == 2
+    refused = without_ray(*words, "--out", str(finished[0]), "--set", "embed.steps=3")
+    assert refused.exit_code == 2
     assert "embed.steps: 2 -> 3" in refused.stderr
     assert "--out" in refused.stderr
 
@@ -188,8 +196,8 @@ def test_a_converted_generator_goes_through_all_stages(
     stylegan2_layouts.save(net, file, {})
     options = [*words, "--set", f"generator={file}", "--limit", "1", "--out", str(out)]
     options += ["--set", "segment.source=projection", "--set", "segment.coarse_steps=2"]
-    done = dhr(*options)
-    assert done.returncode == 0, done.stderr
+    done = without_ray(*options)
+    assert done.exit_code == 0, done.stderr
     run = dhr_batch.open(str(out))
     assert run.ids == IDS[:1]
     assert run.latents[IDS[0]].shape == (net.num_ws, 512)
@@ -201,8 +209,8 @@ def test_a_converted_generator_goes_through_all_stages(
     with torch.no_grad():
         net.weight("input").add_(1)
     stylegan2_layouts.save(net, file, {})
-    again = dhr(*options)
-    assert again.returncode == 2
+    again = without_ray(*options)
+    assert again.exit_code == 2
     assert "models.mine" in again.stderr
 
 

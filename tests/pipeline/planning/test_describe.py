@@ -21,7 +21,7 @@ from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.planning import config, describe, layers
 from dhr_batch.stages import registry
 
-SCHEMA = describe.schema()
+SCHEMA = jsonschema.Draft202012Validator(describe.schema())
 
 
 def said(*words: str) -> str:
@@ -102,9 +102,13 @@ def shipped() -> dict[str, Any]:
     return found
 
 
+def test_the_schema_is_valid() -> None:
+    SCHEMA.check_schema(SCHEMA.schema)
+
+
 @pytest.mark.parametrize("content", shipped().values(), ids=shipped().keys())
 def test_the_schema_accepts_what_is_shipped(content: dict[str, Any]) -> None:
-    jsonschema.validate(content, SCHEMA)
+    SCHEMA.validate(content)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_the_schema_accepts_what_is_shipped(content: dict[str, Any]) -> None:
 )
 def test_the_schema_refuses_what_a_run_refuses(content: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(content, SCHEMA)
+        SCHEMA.validate(content)
     with pytest.raises(Refused):
         config.build([{"dataset": "d"}, content])
 
