@@ -12,7 +12,17 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dhr_batch.stages.failures import ImageError
 from dhr_batch.stages.options.align import MAX_MEGAPIXELS
-from dhr_batch.stages.pixels import DAMAGE, colours, containers, heif, jpeg, jpeg2000, png, tiff
+from dhr_batch.stages.pixels import (
+    DAMAGE,
+    colours,
+    containers,
+    heif,
+    jpeg,
+    jpeg2000,
+    pfm,
+    png,
+    tiff,
+)
 from dhr_batch.stages.pixels.colours import Colours
 from dhr_batch.stages.pixels.raster import Raster, integers, stretched
 from dhr_batch.stages.pixels.refusals import FORMATS, damaged, unidentified
@@ -62,7 +72,8 @@ def decode(
     def check(size: tuple[int, int]) -> None:
         _check_size(size, max_megapixels)
 
-    read = _tiff if data.startswith(tiff.MAGIC) else _png if data.startswith(png.MAGIC) else _other
+    readers = ((tiff.MAGIC, _tiff), (png.MAGIC, _png), (pfm.MAGIC, _pfm))
+    read = next((reader for magic, reader in readers if data.startswith(magic)), _other)
     try:
         with _without_limit():
             pixels, notes = read(data, check)
@@ -121,6 +132,12 @@ def _tiff(data: bytes, check: _Check) -> _Decoded:
         pixels, notes = page.raster.to_srgb(space)
         pixels, more = _upright(pixels, page.orientation)
     return pixels, page.notes + notes + more + _frames_note(containers.tiff_pages(data))
+
+
+def _pfm(data: bytes, check: _Check) -> _Decoded:
+    raster, notes = pfm.read(data, check)
+    pixels, more = raster.to_srgb(None)
+    return pixels, notes + more
 
 
 def _png(data: bytes, check: _Check) -> _Decoded:

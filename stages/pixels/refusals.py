@@ -29,7 +29,7 @@ _OTHER = (
     (b"%PDF", "PDF"), (b"%!PS", "PostScript"), (b"8BPS", "Photoshop"), (b"<svg", "SVG"),
     (b"\x00\x00\x01\x00", "ICO"), (b"v/1\x01", "OpenEXR"), (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"II\xbc\x01", "JPEG XR"), (b"#?RADIANCE", "Radiance"),
-    (b"PF\n", "PFM colour"), (b"P7\n", "PAM"), (b"\xff\xd8\xff\xf7", "JPEG-LS"),
+    (b"P7\n", "PAM"), (b"\xff\xd8\xff\xf7", "JPEG-LS"),
     (b"\xff\xd8\xff\xe8\0 SPIFF", "JPEG-LS"),
 )  # fmt: skip
 

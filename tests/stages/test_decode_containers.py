@@ -165,6 +165,14 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
     "grey of TIFF without a meaning": (
         lambda: without_meaning(GREY), WHOLE_GREY, 0, ("TIFF without the meaning of its samples",),
     ),
+    "colours of PFM": (
+        lambda: b"PF\n64 48\n-1.0\n" + (LEVELS[::-1] / 255).astype("<f4").tobytes(), LEVELS, 0,
+        ("32-bit samples scaled from 0..1",),
+    ),
+    "colours of PFM in the other byte order": (
+        lambda: b"PF\r\n64 48\r\n1\r\n" + (LEVELS[::-1] / 1.0).astype(">f4").tobytes(), LEVELS, 0,
+        ("32-bit samples scaled from 0..255",),
+    ),
     "samples that are no numbers": (
         lambda: tiff(np.where(LEVELS > 200, np.nan, LEVELS / 255).astype(np.float32), 2),
         np.where(LEVELS > 200, 0, LEVELS), 1,
@@ -327,6 +335,9 @@ def _lost_strip(tag: int) -> bytes:
         (lambda: _lost_strip(279), "damaged", "missing"),
         (lambda: png(LEVELS, 8, 2, chunk(b"cICP", bytes([1, 13, 0, 0]))), "unsupported", "video"),
         (lambda: imagecodecs.jpegls_encode(LEVELS), "unsupported", "JPEG-LS"),
+        (lambda: b"PF\n64 48\n-1.0\n" + bytes(99), "truncated", "ends before"),
+        (lambda: b"PF\n64 x\n-1.0\n" + bytes(99), "damaged", "header of the PFM"),
+        (lambda: b"PF\n64 48\n-+1\n" + bytes(9**6), "damaged", "cannot be decoded"),
         (lambda: pages((SMALL, {"photometric": "rgb", "subifds": 1}),
                        (GREY[..., 0], {"photometric": "cfa"})), "unsupported", "raw photograph"),
         (lambda: pages((LEVELS, {"photometric": "minisblack", "planarconfig": "contig",
