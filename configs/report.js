@@ -145,6 +145,17 @@
     cell.focus({ preventScroll: true });
     cell.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
+  // The lines of a label below a picture, at most three, if letters are 7.5 pixels wide.
+  const linesOf = (label) => {
+    const room = Math.floor(side / 7.5);
+    let lines = 1, used = 0;
+    for (const word of label.split(" ")) {
+      if (used && used + 1 + word.length > room) lines++, (used = 0);
+      used += word.length + (used ? 1 : 0);
+      for (; used > room; used -= room) lines++;
+    }
+    return Math.min(3, lines);
+  };
   // The captions of each line of pictures take as much room as the longest of them.
   const heightOf = () => {
     const captions = columns.map((_, n) => scores.filter((score) => score.column === n && score.caption).length);
@@ -152,7 +163,8 @@
     for (let n = 0; n < columns.length; n += per) sum += side + Math.ceil(17 * Math.max(1, ...captions.slice(n, n + per)));
     if (!stacked) return sum;
     const remarks = [sorting, items.some((item) => item[1]), items.some((item) => item[2])].filter(Boolean).length;
-    return sum + 12 + 19 * remarks + Math.ceil(columns.length / per) * 27;
+    for (let n = 0; n < columns.length; n += per) sum += 10 + 17 * Math.max(...columns.slice(n, n + per).map(linesOf));
+    return sum + 12 + 19 * remarks;
   };
   const redraw = () => {
     height = heightOf();
