@@ -87,7 +87,10 @@ def _connect(stack: ExitStack, request: Request, config: Config, workers: int) -
 def _start(folder: Path, config: Config, workers: int, quiet: dict[str, Any]) -> Any:
     """Start a local session, which only processes of this user on this machine can reach."""
     gpus = config.gpus or 0
-    cpus = max(workers * config.threads, gpus * devices.gpu_cores(config))
+    cpus = workers * config.threads
+    if gpus:
+        # This imports torch, which a driver does not need otherwise.
+        cpus = max(cpus, gpus * devices.gpu_cores(config))
     given = {"num_cpus": cpus, "num_gpus": gpus, "_temp_dir": str(folder), **quiet}
     try:
         return _start_once(**given)
