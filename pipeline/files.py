@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.stages.networks.files.regular import opened
 
 
@@ -30,6 +31,17 @@ def shortened(name: str, most: int = 240) -> str:
         return name
     kept = data[: most - 9].decode(errors="ignore")
     return f"{kept}-{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def require_absent(*files: Path) -> None:
+    """Check that files that a command is to write do not exist yet.
+
+    Raises:
+        Refused: If one does.
+    """
+    for file in files:
+        if os.path.lexists(file):
+            raise Refused(str(file), "it exists", "delete it, or choose another place with --out")
 
 
 @contextmanager

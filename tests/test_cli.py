@@ -166,6 +166,31 @@ def test_absent_devices_say_what_to_do(
     assert "--device mps" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("edits", "sefa", "--out", "{}/mine.npz"),
+        ("edits", "ganspace", "--out", "{}/mine.npz"),
+        ("edits", "fit", "--name", "mine", "--out", "{}"),
+        ("edits", "text-features", "--clip", __file__, "--target", "beard", "--out", "{}/mine.npz"),
+        ("models", "convert", __file__, "--out", "{}/mine.safetensors"),
+    ],
+)
+def test_files_of_others_are_not_replaced(words: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("mine.npz", "mine.yaml", "mine.safetensors"):
+        (tmp_path / name).write_text("of another")
+    result = dhr(*(word.format(tmp_path) for word in words))
+    assert result.exit_code == 2, result.exception
+    assert re.search(r"mine\.\w+: it exists\nHint: delete it", result.stderr)
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"of another"}
+
+
+def test_an_unknown_generator_is_refused(tmp_path: Path) -> None:
+    result = dhr("edits", "sefa", "--generator", "tinny", "--out", str(tmp_path / "mine.npz"))
+    assert result.exit_code == 2, result.exception
+    assert "unknown generator 'tinny' (did you mean 'tiny'?)" in result.stderr
+
+
 def test_the_device_is_recorded(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"cpu": 1, "cuda": 2, "mps": 1, "xpu": 3}
     monkeypatch.setattr("dhr_batch.stages.device.count", counts.get)

@@ -160,6 +160,7 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
       dhr-batch models convert ffhq.pkl
       dhr-batch run --dataset ~/photos --set generator=ffhq.safetensors
     """
+    from dhr_batch.pipeline.files import require_absent
     from dhr_batch.stages.networks.generators.stylegan2_layouts import convert as convert_file
 
     out = out or file.with_suffix(".safetensors")
@@ -167,8 +168,7 @@ def convert(file: Path, out: Path | None, as_json: bool) -> None:
         raise Refused(
             f"--out {out}", "it does not end in .safetensors", "choose a name with this ending"
         )
-    if out.exists():
-        raise Refused(str(out), "it exists", "delete it, or choose another file with --out")
+    require_absent(out)
     about = convert_file(file, out)
     if as_json:
         return click.echo(json.dumps({"path": str(out), **about}, indent=2))

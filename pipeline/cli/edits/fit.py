@@ -160,6 +160,7 @@ def fit(
 
     from dhr_batch.fitting import direction_sets, scoring
     from dhr_batch.fitting import samples as sampling
+    from dhr_batch.pipeline.files import require_absent
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.pipeline.models.weights import weights_of_generator
     from dhr_batch.pipeline.storage.connect import connect
@@ -167,8 +168,11 @@ def fit(
     from dhr_batch.stages.device import use
 
     written_to = out or sets_folder()
-    connect(written_to)  # It is checked before the samples are computed.
     name = name or "-".join(scorer.rpartition(":")[2] for scorer in scorers)
+    # These are checked before the samples are computed.
+    connect(written_to)
+    if out is not None:
+        require_absent(out / f"{name}.npz", out / f"{name}.yaml")
     label = registry.label(generator)
     folder = cache or catalogue.home() / "samples" / f"{label}-seed{seed}-truncation{truncation:g}"
     context = Context(

@@ -15,6 +15,7 @@ from dhr_batch.pipeline.cli.edits.fit import fit
 from dhr_batch.pipeline.cli.edits.sweep import sweep
 from dhr_batch.pipeline.cli.edits.text_features import text_features
 from dhr_batch.pipeline.cli.output import say
+from dhr_batch.pipeline.files import require_absent
 from dhr_batch.stages import registry
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.edit.direction_files import describe_set, shipped, shipped_edits
@@ -27,13 +28,20 @@ GENERATOR = click.option(
     "--generator",
     default="mobilestylegan-256",
     show_default=True,
-    type=click.Choice(registry.names("generator")),
-    metavar="NAME",
-    help=f"Generator of the directions: {', '.join(registry.names('generator'))}.",
+    metavar="NAME|FILE",
+    help=f"Generator of the directions: {', '.join(registry.names('generator'))}, or a file.",
 )
+
+
+def _new(_context: object, _parameter: object, out: Path) -> Path:
+    require_absent(*(out.parent / f"{out.stem}{suffix}" for suffix in (".npz", ".yaml")))
+    return out
+
+
 OUT = click.option(
     "--out",
     required=True,
+    callback=_new,
     type=click.Path(path_type=Path, dir_okay=False),
     help="The .npz file to write, together with a .yaml file that describes it.",
 )

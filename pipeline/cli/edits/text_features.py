@@ -41,12 +41,13 @@ def text_features(weights: Path, target: str, neutral: str, out: Path) -> None:
     import numpy as np
 
     from dhr_batch.pipeline.errors import Refused
-    from dhr_batch.pipeline.files import whole
+    from dhr_batch.pipeline.files import require_absent, whole
     from dhr_batch.pipeline.models import catalogue
     from dhr_batch.stages.networks import clip_text
 
     if out.suffix != ".npz":
         raise Refused(f"--out {out}", "it is not the name of an .npz file", "end it with .npz")
+    require_absent(out)
     tokenizer = clip_text.Tokenizer(catalogue.path(clip_text.VOCABULARY))
     try:
         net = clip_text.load(weights)
