@@ -30,6 +30,8 @@ from dhr_batch.stages.options.align import MAX_MEGAPIXELS
 _BYTES_PER_PIXEL = 8
 _METADATA = 2**26
 _KINDS = ("tar", "parquet")
+# Extensions that are left out and counted one by one.
+_MOST_KINDS = 100
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -80,6 +82,14 @@ def scan(root: str, rules: Rules) -> Listing:
         return _archives(sorted(kinds[read]), read, rules, ignored)
     items.sort(key=itemgetter(0))
     _unique(items)
+    return _listing(items, ignored)
+
+
+def _listing(items: list[Item], ignored: Counter[str]) -> Listing:
+    """Return the result. Extensions that are numbers of files are counted together."""
+    kinds = (kind for kind in ignored if kind.startswith("."))
+    rare = sorted(kinds, key=lambda kind: (-ignored[kind], kind))[_MOST_KINDS:]
+    ignored["other extensions"] += sum(ignored.pop(kind) for kind in rare)
     return Listing(items, +ignored)
 
 
@@ -112,7 +122,7 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
         lost = Sieve(rules, ignored).lost
         items = parquet.items(files, rules.column, rules.id_column, lost)
         _unique(sorted(items, key=itemgetter(0)))
-        return Listing(items, +ignored)
+        return _listing(items, ignored)
     items = []
     for file, (members, others) in readable(tar.members, files, Sieve(rules, ignored).lost):
         ignored += others
@@ -131,7 +141,7 @@ def _archives(files: list[File], kind: str, rules: Rules, ignored: Counter[str])
                 ignored[extension(name) or "no extension"] += 1
     items.sort(key=itemgetter(0))
     _unique(items)
-    return Listing(items, +ignored)
+    return _listing(items, ignored)
 
 
 def _unique(items: list[Item]) -> None:

@@ -149,6 +149,15 @@ def test_excluded_files_and_folders(
     assert scan(described) == (taken, counted)
 
 
+@pytest.mark.parametrize("where", ["folder", "tar"])
+def test_extensions_of_each_file_are_counted_together(tmp_path: Path, where: str) -> None:
+    files = {f"scan.{number:04}": b"-" for number in range(150)} | {"1.png": b"1"}
+    place = unpack(tmp_path / "scans", files)
+    (tmp_path / "scans.tar").write_bytes(tar({**files}))
+    ids, ignored = scan(place if where == "folder" else tmp_path / "scans.tar")
+    assert (ids, len(ignored), ignored["other extensions"]) == (["1.png"], 101, 50)
+
+
 def test_subfolders_that_are_not_listed_are_counted(tmp_path: Path) -> None:
     root = unpack(tmp_path / "photos", {"1.png": b"1", "a/2.png": b"2", "b/c/3.png": b"3"})
     assert scan(root, recursive=False) == (["1.png"], {"subfolder": 2})
