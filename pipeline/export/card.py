@@ -207,7 +207,8 @@ def _photographs(plan: StoredPlan) -> tuple[str, str]:
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without local folders: of the files of edits, only the names are left."""
     public = json.loads(json.dumps(settings))
-    for edit in public.get("edit", {}).get("edits", ()):
+    edits = public.get("edit", {}).get("edits")
+    for edit in edits if isinstance(edits, list) else ():
         for key in edit.keys() & {"direction", "ganspace", "styleclip", "fs3", "std"}:
             edit[key] = Path(edit[key]).name
     public["generator"] = registry.label(public["generator"])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.runs.records.json_record import JsonRecord
@@ -136,27 +136,12 @@ class Manifest(JsonRecord):
         numbers = (self.faces or {}).get(image_id, (0,))
         return [face_id(image_id, number) for number in numbers]
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Self:
-        files = found.get("files", {}).items()
-        return replace(
-            super().from_json(found),
-            files={table: FileFacts.from_json(facts) for table, facts in files},
-            failures=[FailedImage.from_json(failure) for failure in found.get("failures", ())],
-            faces=_faces(found["faces"]) if found.get("faces") else None,
-            worker=Where.from_json(found["worker"]) if found.get("worker") else None,
-        )
-
     def to_json(self) -> dict[str, Any]:
         content = super().to_json() | {
             "files": {table: facts.to_json() for table, facts in self.files.items()},
             "failures": [failure.to_json() for failure in self.failures],
         }
         return content | ({"worker": self.worker.to_json()} if self.worker else {})
-
-
-def _faces(found: Mapping[str, Any]) -> dict[str, list[int]]:
-    return {image_id: [int(number) for number in numbers] for image_id, numbers in found.items()}
 
 
 def loads(content: bytes) -> Manifest:

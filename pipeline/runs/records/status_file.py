@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 from dhr_batch.pipeline import sealed
 from dhr_batch.pipeline.errors import StorageError
@@ -131,18 +131,6 @@ class StatusContent(JsonRecord):
     errors: Mapping[str, int] = field(default_factory=dict)
     workers: list[WorkerStatus] = field(default_factory=list)
     throughput: list[list[float]] = field(default_factory=list)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Self:
-        read, speed = super().from_json(found), found.get("images_per_second")
-        return replace(
-            read,
-            driver=DriverProcess.from_json(found.get("driver", {})),
-            images=ImageCounts.from_json(found.get("images", {})),
-            shards=ShardCounts.from_json(found.get("shards", {})),
-            images_per_second=Speed.from_json(speed) if speed else None,
-            workers=[WorkerStatus.from_json(worker) for worker in found.get("workers", ())],
-        )
 
     def to_json(self) -> dict[str, Any]:
         speed = self.images_per_second or Speed()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar, overload
 
+from pydantic import BaseModel
+
 from dhr_batch.pipeline.datasets.items import Mark
-from dhr_batch.pipeline.runs.records.json_record import JsonRecord
+from dhr_batch.pipeline.runs.records.json_record import JsonRecord, checked
 from dhr_batch.pipeline.runs.records.versions import RuleVersions
 from dhr_batch.pipeline.tables import codec
 from dhr_batch.pipeline.tables.schemas import RunInfo
@@ -153,15 +155,42 @@ class Fingerprint(JsonRecord):
     origin: Fingerprint | None = None
     truths: int | None = None
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Self:
-        read = super().from_json(found)
-        origin = found.get("origin")
-        return replace(read, origin=Fingerprint.from_json(origin) if origin else None)
-
     def to_json(self) -> dict[str, Any]:
         origin = {} if self.origin is None else {"origin": self.origin.to_json()}
         return super().to_json() | origin
+
+
+class _Section(BaseModel):
+    name: str
+
+
+class _Settings(BaseModel):
+    """The types of those settings that all commands read."""
+
+    dataset: str = ""
+    generator: str = ""
+    first_stage: str = ""
+    seed: int | None = None
+    gpus: int | None = None
+    shard_size: int | None = None
+    precision: str = ""
+    align: _Section | None = None
+    embed: _Section | None = None
+    segment: _Section | None = None
+    refine: _Section | None = None
+    edit: _Section | None = None
+    measure: _Section | None = None
+
+
+class _Head(BaseModel):
+    """The types of a plan, without its long lists."""
+
+    dataset: str = ""
+    config: _Settings = _Settings()
+    versions: dict[str, str] = {}
+    ignored: dict[str, int] = {}
+    schema_version: int = 1
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,8 +245,9 @@ class StoredPlan:
             ValueError: If a value has the wrong type.
         """
         config, fingerprint = found.get("config", {}), found.get("fingerprint", {})
-        if not isinstance(config, Mapping):
-            raise ValueError("config is not a JSON object")
+        read = Fingerprint.from_json(fingerprint)
+        checked(_Head, {key: value for key, value in found.items() if value is not None})
+        checked(_Settings, read.config)
         needed = [(found, "schema"), (found, "shards"), (found, "config"), (config, "shard_size")]
         needed += [(found, "fingerprint"), (fingerprint, "config"), (fingerprint, "models")]
         if found.get("schema") != 1:
@@ -225,7 +255,7 @@ class StoredPlan:
         return cls(
             dataset=found.get("dataset", ""),
             settings=RunSettings(config),
-            fingerprint=Fingerprint.from_json(fingerprint),
+            fingerprint=read,
             versions=found.get("versions", {}),
             shards=found.get("shards", ()),
             contents=found.get("contents"),

@@ -84,12 +84,12 @@ def reopened(run: Path, shard: int, image_id: str) -> None:
     folder.unlock()
 
 
-def told(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest as an older version would have written it, without its own checksum."""
-    content = json.loads((run / SHARD).read_bytes())
+def told(run: Path, change: Callable[[dict[str, Any]], object], key: str = SHARD) -> None:
+    """Change a record as an older version would have written it, without its own checksum."""
+    content = json.loads((run / key).read_bytes())
     content.pop(sealed.KEY, None)
     change(content)
-    (run / SHARD).write_text(json.dumps(content))
+    (run / key).write_text(json.dumps(content))
 
 
 # ------------------------------------------------------------------------------------ bitrot_plan
@@ -334,6 +334,37 @@ def test_parts_without_a_manifest_are_named(run: Path, shard: int) -> None:
         shutil.copy(run / "images" / "part-00000.parquet", run / part)
     for name in ("verify", "report", "export", "paste-back"):
         named(call(*commands(run)[name]), f"part-{shard:05d}.parquet")
+
+
+WRONG: dict[str, list[dict[str, Any]]] = {
+    SHARD: [
+        *(
+            {"ok": "x"},
+            {"errors": 5},
+            {"files": {"images": 5}},
+            {"files": {"images": {"rows": "x"}}},
+        ),
+        *({"models": 5}, {"stage_seconds": {"align": "x"}}, {"faces": {"a": "x"}}, {"worker": [1]}),
+        *({"failures": [5]}, {"attempt": ["a"]}, {"clocked": [1]}),
+    ],
+    "plan.json": [
+        *({"config": []}, {"config": {"refine": 5}}, {"config": {"refine": {}}}, {"dataset": 5}),
+        *({"fingerprint": {"config": 5}}, {"fingerprint": {"origin": 5}}, {"ignored": 5}),
+        *({"versions": 5}, {"config": {"gpus": "x"}}, {"shards": {"a": 1}}, {"rules": 5}),
+    ],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_values_of_wrong_types_are_named(run: Path, key: str) -> None:
+    """In records that were changed by hand, and without their checksum, as the message says."""
+    before = (run / key).read_bytes()
+    for change in WRONG[key]:
+        told(run, lambda content, new=change: content.update(new), key)  # type: ignore[misc]
+        for name in ("verify", "status", "report", "quarantine"):
+            result = call(*commands(run)[name])
+            named(result, f"{key}", code=1 if key == SHARD else 2)
+        (run / key).write_bytes(before)
 
 
 # ---------------------------------------------------------------------------------- other records
