@@ -129,6 +129,8 @@ def _loaded(
     check = output.waiting("checking the models")(lambda: check_models(plan, request))
     on_demand(check, yes)
     _check_writable(out.expanduser())
+    if config.generator == "tiny":
+        output.say("the generator tiny has random weights: its pictures show no faces", err=True)
     items = [item for shard in plan.shards for item in shard.items]
     return Chain(plan, choice), items
 

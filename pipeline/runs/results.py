@@ -165,7 +165,16 @@ class Run:
 
         Returns:
             The picture of each image, uint8 [R, R, 3].
+
+        Raises:
+            Refused: There are no pictures of this kind.
         """
+        if kind not in (kinds := ("aligned", "inverted", "refined")):
+            raise Refused(
+                f"pictures of kind {kind!r}",
+                f"the kinds are {', '.join(kinds)}",
+                "choose one of these; `edited` reads edits",
+            )
         rows = self.table("images", ["image_id", "image"], kind=kind).to_pylist()
         wanted = None if ids is None else set(ids)
         return {
@@ -175,8 +184,20 @@ class Run:
         }
 
     def edited(self, name: str, strength: float) -> dict[str, np.ndarray]:
-        """Return the picture of an edit for each image, uint8 [R, R, 3]."""
+        """Return the picture of an edit for each image, uint8 [R, R, 3].
+
+        Raises:
+            Refused: The run has images, but not this edit.
+        """
         table = self.table("images", ["image_id", "image"], edit_name=name, edit_strength=strength)
+        if not table.num_rows and self.ids:
+            edits = self.table("images", ["edit_name", "edit_strength"], kind="edit").to_pylist()
+            found = dict.fromkeys(edit_title(e["edit_name"], e["edit_strength"]) for e in edits)
+            raise Refused(
+                self.storage.place,
+                f"it has no edit {edit_title(name, strength)}",
+                f"choose from: {', '.join(found) or '(none)'}; `render` makes others",
+            )
         return {row["image_id"]: picture(row["image"]) for row in table.to_pylist()}
 
     def metric_names(self) -> set[str]:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import dhr_batch
-from dhr_batch.pipeline.errors import NoRun
+from dhr_batch.pipeline.errors import NoRun, Refused
 from dhr_batch.pipeline.runs import card
 from dhr_batch.pipeline.runs.records.stored_plan import StoredPlan
 from dhr_batch.pipeline.tables import codec, schemas
@@ -102,6 +102,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "_staging" / "x").mkdir(parents=True)
     (root / "_staging" / "x" / "images.parquet").write_bytes(b"unfinished")
     card.write_card(root, StoredPlan.from_json(plan), 3, COUNTS)
+    # Runs of early versions list no files. In others, parts without a manifest are refused.
+    (root / "_state" / "owner.json").unlink()
     return root
 
 
@@ -224,6 +226,10 @@ def test_library_gives_back_what_was_stored(run: Path) -> None:
         np.testing.assert_array_equal(opened.images(kind)["a.jpg"], pixels)
     assert opened.images(ids=["b/c d.png"]).keys() == {"b/c d.png"}
     np.testing.assert_array_equal(opened.edited("smile", 1.5)["a.jpg"], one.edits[1].image)
+    with pytest.raises(Refused, match=r"'edit'.*the kinds are aligned, inverted, refined"):
+        opened.images("edit")
+    with pytest.raises(Refused, match=r"no edit smirk \+1.5; choose from: .*smile \+1.5"):
+        opened.edited("smirk", 1.5)
     assert opened.metrics["value"].tolist() == [21.5, 21.5]
     assert opened.metrics_wide().loc[("a.jpg", "refined"), "psnr"] == 21.5
     assert opened.edits["effect"][0] == {"smile": -1.0}
