@@ -109,6 +109,8 @@ def to_srgb(image: Image.Image, colours: Colours | None) -> tuple[Image.Image, l
     if colours is None:
         return _as_rgb(image), []
     profile, notes = _fitting(image.mode, colours)
+    if profile is None and image.mode == "RGB" and _fits_grey(image, colours):
+        return to_srgb(image.getchannel("R"), colours)
     if profile is None or profile.is_srgb:
         return _as_rgb(image), notes
     if profile.space == "RGB":
@@ -118,6 +120,13 @@ def to_srgb(image: Image.Image, colours: Colours | None) -> tuple[Image.Image, l
     except (ImageCms.PyCMSError, *_ERRORS):
         return _as_rgb(image), [f"ICC profile {profile.name!r} could not be applied"]
     return converted, notes
+
+
+def _fits_grey(image: Image.Image, colours: Colours) -> bool:
+    """Whether pixels are grey and have a profile for grey: some formats store all as RGB."""
+    profile, _ = _fitting("L", colours)
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    return profile is not None and red == green == blue
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -196,6 +196,11 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
         lambda: png(both(GREY, RAMP * 0 + 255), 8, 4, packed_profile(grey_icc(1.0))),
         LINEAR_GREY, 1, ("ICC profile 'grey of a test' converted to sRGB",),
     ),
+    "grey as WebP stores it has a profile for grey": (
+        lambda: pillow(Image.fromarray(WHOLE_GREY), "WEBP", lossless=True,
+                       icc_profile=grey_icc(1.0)),
+        LINEAR_GREY, 1, ("ICC profile 'grey of a test' converted to sRGB",),
+    ),
     "grey with a transparent value has a profile for grey": (
         lambda: png(GREY, 8, 0, packed_profile(grey_icc(1.0)), chunk(b"tRNS", b"\0\1")),
         LINEAR_GREY, 1, ("ICC profile 'grey of a test' converted to sRGB",),
