@@ -189,7 +189,8 @@ def _leaf(parquet: pq.ParquetFile, column: str | None, location: str) -> str:
         raise DatasetError(
             location,
             f"column {lists[0]!r} holds lists of images, which are not read",
-            "write a row for each image" + (", or set 'column: NAME'" if fits else ""),
+            "write a row for each image"
+            + (", or set 'column: NAME' in the dataset's YAML" if fits else ""),
         )
     chosen = [column] if column is not None and column in fits else [*fits]
     for name in chosen:

@@ -52,8 +52,14 @@ class _Profile(NamedTuple):
     is_srgb: bool
 
 
-def described(primaries: tuple[float, ...], gamma: float | None, name: str) -> Colours | None:
-    """Return the colour space of primaries, white and gamma; None if it is sRGB.
+@lru_cache(maxsize=1)
+def srgb() -> Colours:
+    """Return sRGB, for files that state it: what their EXIF data says does not count then."""
+    return Colours(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "sRGB")
+
+
+def described(primaries: tuple[float, ...], gamma: float | None, name: str) -> Colours:
+    """Return the colour space of primaries, white and gamma.
 
     Args:
         primaries: x and y of red, green, blue and white.
@@ -63,7 +69,7 @@ def described(primaries: tuple[float, ...], gamma: float | None, name: str) -> C
     # Files that state a gamma of 2.2 mean sRGB, whose curve it approximates.
     like_srgb = gamma is None or abs(gamma - 2.2) < 0.03
     if like_srgb and np.allclose(primaries, SRGB, atol=0.002):
-        return None
+        return srgb()
     import imagecodecs
 
     levels = np.linspace(0, 1, 1024)
@@ -80,7 +86,10 @@ def described(primaries: tuple[float, ...], gamma: float | None, name: str) -> C
 
 
 def code_points(primaries: int, transfer: int) -> Colours | None:
-    """Return the colour space of code points of ITU-T H.273 (`cICP`, `nclx`); None if it is sRGB.
+    """Return the colour space of code points of ITU-T H.273 (`cICP`, `nclx`).
+
+    Returns:
+        The colour space; None if the code points say that it is not stated.
 
     Raises:
         ImageError: `unsupported` for high dynamic range and for unknown code points.
@@ -94,6 +103,8 @@ def code_points(primaries: int, transfer: int) -> Colours | None:
             f"the colours of the image (primaries {primaries}, {what}) are not read; "
             "export it in standard dynamic range as sRGB",
         )
+    if primaries in _UNSTATED and transfer in _UNSTATED:
+        return None
     name = f"colours of primaries {primaries} and transfer function {transfer}"
     return described(known[primaries], curves[transfer], name)
 

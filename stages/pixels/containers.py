@@ -126,10 +126,8 @@ def camera_colours(read: Callable[[], Image.Exif]) -> Colours | None:
     """Return Adobe RGB if the EXIF data of a camera say so, which add no profile then."""
     try:
         exif = read()
-        adobe = (
-            exif.get_ifd(_INTEROP_TAG).get(1) == "R03"
-            or exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG) == 2
-        )
+        space = exif.get_ifd(_EXIF_TAG).get(_COLOUR_SPACE_TAG)
+        adobe = space == 2 or (space != 1 and exif.get_ifd(_INTEROP_TAG).get(1) == "R03")
     except DAMAGE:
         # Metadata that are broken do not decide about a picture.
         return None

@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     Attributes:
         pixels: A PNG file of the same pixels, with nothing else in it.
         depth: Bits per sample.
-        colours: The colour space; None for sRGB.
+        colours: The colour space; None if it is not stated.
         info: Metadata with the orientation, as Pillow's `Image.info` names them.
         frames: The number of frames.
         notes: What was ignored.
@@ -122,7 +122,7 @@ def _colours(content: dict[bytes, memoryview]) -> tuple[Colours | None, list[str
             return None, ["unreadable ICC profile ignored"]
         return Colours(icc), []
     if b"sRGB" in content:
-        return None, []
+        return colours.srgb(), []
     if len(content.get(b"gAMA", b"")) < 4:
         return None, ["PNG primaries without a gamma ignored"] if b"cHRM" in content else []
     gamma = struct.unpack_from(">I", content[b"gAMA"])[0] / 1e5

@@ -104,6 +104,20 @@ def with_exif_of_adobe() -> bytes:
     return bytes(data) + struct.pack("<HHHII", 1, 0xA001, 3, 1, 2) + bytes(4)
 
 
+def exif_of(space: int, index: str = "") -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x112] = 1
+    exif.get_ifd(0x8769)[0xA001] = space
+    if index:
+        exif.get_ifd(0x8769)[0xA005] = {1: index}
+    return exif
+
+
+def with_chunk(data: bytes, more: bytes) -> bytes:
+    """A PNG file with a chunk behind its header."""
+    return data[:33] + more + data[33:]
+
+
 def bmp(samples: np.ndarray, more: bytes) -> bytes:
     """A file with a header of version 4, of which `more` is what follows the masks."""
     height, width, channels = samples.shape
@@ -216,6 +230,17 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
     "Adobe RGB by the EXIF data of TIFF": (
         with_exif_of_adobe, as_srgb(LEVELS / 255, ADOBE_XY, 563 / 256), 2,
         ("Adobe RGB of the EXIF data converted to sRGB",),
+    ),
+    "EXIF data of Adobe RGB in PNG that states sRGB": (
+        lambda: with_chunk(pillow(Image.fromarray(LEVELS), "PNG", exif=exif_of(2)),
+                           chunk(b"sRGB", b"\0")), LEVELS, 0, (),
+    ),
+    "EXIF data of Adobe RGB in HEIF that states sRGB": (
+        lambda: pillow(Image.fromarray(LEVELS), "HEIF", quality=100, chroma=444, exif=exif_of(2)),
+        LEVELS, 5, (),
+    ),
+    "EXIF data of sRGB with an index of Adobe RGB": (
+        lambda: pillow(Image.fromarray(LEVELS), "PNG", exif=exif_of(1, "R03")), LEVELS, 0, (),
     ),
     "primaries and gamma of BMP": (
         lambda: bmp(LEVELS[..., ::-1], calibrated(1.0)), as_srgb(LEVELS / 255, P3_XY, 1.0), 2,
