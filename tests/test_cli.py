@@ -185,10 +185,21 @@ def test_files_of_others_are_not_replaced(words: tuple[str, ...], tmp_path: Path
     assert {file.read_text() for file in tmp_path.iterdir()} == {"of another"}
 
 
-def test_an_unknown_generator_is_refused(tmp_path: Path) -> None:
-    result = dhr("edits", "sefa", "--generator", "tinny", "--out", str(tmp_path / "mine.npz"))
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sefa", "--generator", "tinny"], "unknown generator 'tinny' (did you mean 'tiny'?)"),
+        (["sefa", "--generator", "no.safetensors"], "no.safetensors: there is no such file"),
+        (["fit", "--generator", "tinny"], "unknown generator 'tinny'"),
+        (["fit", "--scorer", "landmark"], "unknown scorer 'landmark' (did you mean 'landmarks'?)"),
+    ],
+)
+def test_unknown_generators_and_scorers_are_refused(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    result = dhr("edits", *words, "--out", str(tmp_path / "mine.npz"))
     assert result.exit_code == 2, result.exception
-    assert "unknown generator 'tinny' (did you mean 'tiny'?)" in result.stderr
+    assert said in result.stderr
 
 
 def test_the_device_is_recorded(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,15 +125,18 @@ def synthesize(out: Path | None, images: int, generator: str, **options: Any) ->
 
 
 def _print(found: DatasetCheck) -> None:
+    from dhr_batch.pipeline.units import counted
+
     expected = "" if found.expected is None else f" (expected {found.expected})"
-    say(f"{found.name}: {found.found} images{expected} in {found.place}")
+    say(f"{found.name}: {counted(found.found, 'image')}{expected} in {found.place}")
     if found.ignored:
         from dhr_batch.pipeline.datasets.items import left_out
 
         say(f"left out: {left_out(found.ignored)}")
     if found.smallest and found.largest:
-        sizes = " to ".join(f"{w} x {h}" for w, h in (found.smallest, found.largest))
-        click.echo(f"{found.sampled} images decoded: {sizes} pixels")
+        ends = dict.fromkeys((found.smallest, found.largest))
+        sizes = " to ".join(f"{w} x {h}" for w, h in ends)
+        click.echo(f"{counted(found.sampled, 'image')} decoded: {sizes} pixels")
     for title, findings in (("broken", found.broken), ("noted", found.noted)):
         for finding in findings:
             say(f"{title}: {finding.kind}: {finding.message}")

@@ -41,9 +41,27 @@ def _rows(_context: object, _parameter: object, value: str | None) -> tuple[int,
     return int(ends[1]), int(ends[2])
 
 
+def known_generator(_context: object, _parameter: object, value: str) -> str:
+    """Check the name or the file of a generator, without torch."""
+    if not value.endswith(registry.GENERATOR_FILE):
+        registry.check_name("generator", value)
+    elif not Path(value).is_file():
+        raise Refused(f"--generator {value}", "there is no such file", "check its name and folder")
+    return value
+
+
+def _known_scorers(
+    _context: object, _parameter: object, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    for value in values:
+        registry.check_name("scores", value, "scorer")
+    return values
+
+
 @click.command("fit")
 @click.option(
     "--generator",
+    callback=known_generator,
     default="mobilestylegan-256",
     show_default=True,
     metavar="NAME|FILE",
@@ -52,6 +70,7 @@ def _rows(_context: object, _parameter: object, value: str | None) -> tuple[int,
 @click.option(
     "--scorer",
     "scorers",
+    callback=_known_scorers,
     multiple=True,
     default=("landmarks",),
     show_default=True,

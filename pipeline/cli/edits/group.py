@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dhr_batch.pipeline.cli import options as cli_options
-from dhr_batch.pipeline.cli.edits.fit import fit
+from dhr_batch.pipeline.cli.edits.fit import fit, known_generator
 from dhr_batch.pipeline.cli.edits.sweep import sweep
 from dhr_batch.pipeline.cli.edits.text_features import text_features
 from dhr_batch.pipeline.cli.output import say
@@ -28,6 +28,7 @@ GENERATOR = click.option(
     "--generator",
     default="mobilestylegan-256",
     show_default=True,
+    callback=known_generator,
     metavar="NAME|FILE",
     help=f"Generator of the directions: {', '.join(registry.names('generator'))}, or a file.",
 )
