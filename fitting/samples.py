@@ -7,7 +7,10 @@ The fitting commands learn from them. Pictures are not stored. A cache folder ho
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,9 +99,9 @@ def collect(
 
 def _check(card: Path, about: dict[str, Any]) -> None:
     """Raise Refused if the description of a cache folder is that of other samples."""
-    found = json.loads(card.read_text())
+    found = read_card(card)
     weights = json.dumps(about["generator_weights"])
-    if isinstance(former := found["generator_weights"], str):
+    if isinstance(former := found.get("generator_weights"), str):
         raise Refused(
             str(card),
             f'"generator_weights" is {former!r}, a fingerprint of an earlier version, which '
@@ -119,17 +122,35 @@ def load(folder: Path, shards: int | None = None) -> Samples:
     """Return the samples in a cache folder, of the first `shards` shards.
 
     Raises:
-        Refused: The folder has no samples.
+        Refused: The folder has no samples, or a file of it is damaged.
     """
     files = sorted(folder.glob("[0-9]*.npz"))[:shards]
     if not files:
         raise Refused(str(folder), "it has no samples", "fit without --reuse")
-    parts: list[dict[str, np.ndarray]] = []
-    for file in files:
-        with np.load(file, allow_pickle=False) as archive:
-            parts.append({name: archive[name] for name in ("w", "landmarks", "feat")})
+    parts = [read_arrays(file, ("w", "landmarks", "feat")) for file in files]
     joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    return Samples(**joined, about=json.loads((folder / "samples.json").read_text()))
+    return Samples(**joined, about=read_card(folder / "samples.json"))
+
+
+def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return arrays of a file of `save`. Raises Refused if it is damaged."""
+    with _damage(file), np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in names}
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """Return the description of a cache folder. Raises Refused if it is damaged."""
+    with _damage(file):
+        return dict(json.loads(file.read_text("utf-8")))
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        way_out = "delete it, and the same command without --reuse computes it again"
+        raise Refused(str(file), f"it is damaged: {error}", way_out) from error
 
 
 def _label(

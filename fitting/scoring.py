@@ -92,8 +92,7 @@ def collect(
                 if name in files:
                     sampling.save(files[name], found)
             else:
-                with np.load(files[name], allow_pickle=False) as archive:
-                    found = {score: archive[score] for score in scorer.names}
+                found = sampling.read_arrays(files[name], scorer.names)
             for score, values in found.items():
                 table.setdefault(score, []).append(values)
         if files:
@@ -109,7 +108,7 @@ def _folder(context: Context, folder: Path, name: str) -> Path:
     about = {"scorer": name, "weights": {model: weights.get(model, "") for model in used}}
     stored.mkdir(parents=True, exist_ok=True)
     card = stored / "scorer.json"
-    if card.is_file() and (found := json.loads(card.read_text())) != about:
+    if card.is_file() and (found := sampling.read_card(card)) != about:
         raise Refused(
             str(stored),
             f"it contains scores of {found}, but scores of {about} are needed",

@@ -80,7 +80,8 @@ def from_array(name: str, array: Any, unit: str, source: str) -> Direction:
     _check_shape(shape, array.dtype, source)
     array = array[0] if array.ndim == 3 else array
     array = array[0] if array.shape == (1, STYLE_WIDTH) else array
-    array = np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):  # Such values are refused below.
+        array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
         raise DirectionError(
             f"{source}: the direction of shape {shape} has values that are not finite",

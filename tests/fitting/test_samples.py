@@ -71,6 +71,29 @@ def test_an_empty_folder_is_named(tmp_path):
         samples.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("00000.npz", data) for data in (b"", b"x" * 100, b"PK\x03\x04", b"\x93NUMPY\x01\x00")),
+        *(("samples.json", data) for data in (b"", b"[5]", b"{", b"\xff\xfe{", b"null")),
+    ],
+)
+def test_damaged_files_are_named(context, tmp_path, name, content):
+    samples.collect(context, tmp_path, 4, seed=3)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refused, match=rf"{name}: it is damaged: .*; delete it") as refusal:
+        samples.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_shard_that_ends_early_is_named(context, tmp_path):
+    samples.collect(context, tmp_path, 4, seed=3)
+    file = tmp_path / "00000.npz"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(Refused, match="it is damaged"):
+        samples.collect(context, tmp_path, 4, seed=3)
+
+
 def test_samples_with_a_former_fingerprint_are_refused_with_a_way_out(context, tmp_path):
     samples.collect(context, tmp_path, 4, seed=3)
     card = tmp_path / "samples.json"
