@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from dhr_batch.pipeline.printable import printable
+
 WIDTH, HEIGHT = 250, 168
 _LEFT, _RIGHT, _BOTTOM = 50, 10, 39
 # The title of the y axis is above the axis, because along the axis it would be too long.
@@ -152,7 +154,7 @@ def shortened(name: str, most: int) -> str:
 def document(parts: Sequence[str], label: str, height: float) -> str:
     """Return an SVG element. label: the text for screen readers."""
     attributes = f'class="plot" viewBox="0 0 {WIDTH} {height}" role="img"'
-    return f'<svg {attributes} aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+    return f'<svg {attributes} aria-label="{_text(label)}">{"".join(parts)}</svg>'
 
 
 def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
@@ -163,12 +165,12 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
 def text(kind: str, x: float, y: float, words: str, anchor: str) -> str:
     """Return a text of a class."""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{kind}" {place}>{html.escape(words)}</text>'
+    return f'<text class="{kind}" {place}>{_text(words)}</text>'
 
 
 def dot(kind: str, x: float, y: float, note: str) -> str:
     """Return a dot of a class. note: its tooltip."""
-    title = f"<title>{html.escape(note)}</title>" if note else ""
+    title = f"<title>{_text(note)}</title>" if note else ""
     radius = 2.2 if kind.startswith("cloud") else 4
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{title}</circle>'
 
@@ -176,4 +178,9 @@ def dot(kind: str, x: float, y: float, note: str) -> str:
 def rect(kind: str, x: float, y: float, width: float, height: float, note: str) -> str:
     """Return a rectangle of a class. note: its tooltip."""
     place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}"'
-    return f'<rect class="{kind}" {place}><title>{html.escape(note)}</title></rect>'
+    return f'<rect class="{kind}" {place}><title>{_text(note)}</title></rect>'
+
+
+def _text(words: str) -> str:
+    """Escape what names of images and edits may hold."""
+    return html.escape(printable(words))

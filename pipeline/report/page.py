@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
+from dhr_batch.pipeline.printable import printable
 from dhr_batch.pipeline.stats.bootstrap import Estimate
 from dhr_batch.pipeline.units import number
 from dhr_batch.version import __version__
@@ -217,7 +218,12 @@ def render(page: Page, pictures: Iterable[Sequence[str | None]] = ()) -> Iterato
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Texts that are markup already have a class of their own.
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     environment.filters |= {"number": number}
     found = [section.gallery for section in page.sections if section.gallery]

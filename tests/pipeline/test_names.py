@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -156,6 +157,15 @@ def test_any_name_has_a_report(hostile_run: Callable[..., Path], name: str) -> N
         "metrics.csv",
         "metrics.md",
     }
+
+
+def test_a_report_shows_names_without_codes_and_markup(hostile_run: Callable[..., Path]) -> None:
+    ids = [*CODES, "\x9b31m.png", "</script><script>alert(1)</script>.png", '"><img src=x>.png']
+    text = Path(write_report(hostile_run(*ids))).read_text("utf-8")
+    assert not re.search("[\x00-\x08\x1b\x7f-\x9f\u202e\u2066-\u2069]", text)
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert r"\u202egnp.exe.png" in text
 
 
 def test_long_labels_stay_in_their_column_of_a_sheet(make_run: Callable[..., Path]) -> None:
