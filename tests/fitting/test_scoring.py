@@ -220,7 +220,7 @@ def test_a_direction_can_be_the_condition(fitted, tmp_path):
         (["--score", "green"], "choose from blue, red"),
         (["--condition", "green"], "it is neither a score of the scorers nor a direction"),
         (["--method", "svm", "--ratio", "0.001"], "use 2000 or more"),
-        (["--scorer", "nobody"], "unknown scores 'nobody'"),
+        (["--scorer", "nobody"], "unknown scorer 'nobody'"),
         (["--rows", "3-18"], "not a range of the rows 0-17"),
     ],
 )
