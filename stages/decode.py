@@ -122,14 +122,19 @@ def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
 def _tiff(data: bytes, check: _Check) -> _Decoded:
     page = tiff.read(data, check)
     space = page.colours or containers.camera_colours(lambda: containers.exif(data))
+    turned = False
     if page.raster is None:
         with Image.open(containers.Reads(data), formats=("TIFF",)) as image:
             image.seek(page.number)
-            # Pillow turns pages of TIFF files itself.
+            # Pillow turns pages, also by XMP, which is no part of TIFF, but not by bytes.
+            image.info.pop("xmp", None)
+            turned = isinstance(image.getexif().get(_ORIENTATION_TAG), int)
             pixels, notes = _to_rgb(image, space)
-        more = [_turned_note(page.orientation)] if page.orientation in _UPRIGHT else []
     else:
         pixels, notes = page.raster.to_srgb(space)
+    if turned:
+        more = [_turned_note(page.orientation)] if page.orientation in _UPRIGHT else []
+    else:
         pixels, more = _upright(pixels, page.orientation)
     return pixels, page.notes + notes + more + _frames_note(containers.tiff_pages(data))
 

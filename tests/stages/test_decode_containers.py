@@ -145,6 +145,7 @@ COLOUR_MAP = {320: ("H", (PALETTE * 257).T.ravel().tolist()), 338: ("H", [2])}
 SMALL = np.ascontiguousarray(255 - LEVELS[::2, ::2])
 THUMBNAIL = {"photometric": "rgb", "subfiletype": 1}
 JPEG = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 98}}
+XMP = b'<x tiff:Orientation="6"/>'
 YCBCR = np.asarray(Image.fromarray(LEVELS).convert("YCbCr"))
 CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]] = {
     "a profile that is there twice": (
@@ -289,9 +290,21 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
         + b"\0\0\0\x08clap",
         LEVELS, 5, ("crop of the AVIF container ignored",),
     ),
+    "the orientation of XMP in TIFF": (
+        lambda: pages((LEVELS, JPEG | {"extratags": [(700, 1, None, XMP, True)]})), LEVELS, 9, (),
+    ),
+    "an orientation of a page that Pillow reads": (
+        lambda: pages((SMALL, THUMBNAIL),
+                      (np.rot90(LEVELS).copy(), JPEG | {"extratags": [(274, 3, 1, 6, True)]})),
+        LEVELS, 9, ("EXIF orientation 6 applied", "first of 2 frames taken"),
+    ),
+    "an orientation of it that is a byte": (
+        lambda: pages((np.rot90(LEVELS).copy(), JPEG | {"extratags": [(274, 1, 1, 6, True)]})),
+        LEVELS, 9, ("EXIF orientation 6 applied",),
+    ),
     "the orientation of XMP in AVIF, whose container has one": (
         lambda: pillow(Image.fromarray(LEVELS), "AVIF", quality=100, subsampling="4:4:4",
-                       xmp=b'<x tiff:Orientation="6"/>'), LEVELS, 5, (),
+                       xmp=XMP), LEVELS, 5, (),
     ),
 }  # fmt: skip
 
