@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def _face(_context: object, _parameter: object, value: str | None) -> str | int | None:
     if value is None or value in _FACES:
         return value
-    if not value.isascii() or not value.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", value):
         raise click.BadParameter(f"{value!r}: give {', '.join(_FACES)}, or a number from 0")
     return int(value)
 

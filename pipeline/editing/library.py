@@ -21,6 +21,7 @@ from dhr_batch.pipeline.runs import results
 from dhr_batch.pipeline.runs.results import Run
 from dhr_batch.stages.context import Told
 from dhr_batch.stages.device import Kind
+from dhr_batch.stages.networks.files.regular import opened
 from dhr_batch.stages.record import ImageFailure, Record
 
 # The modes of PIL images that a PNG file holds.
@@ -122,7 +123,8 @@ def _mapping(settings: Mapping[str, Any] | None) -> dict[str, Any]:
 def _record(image: str | Path | Image.Image | np.ndarray) -> Record:
     if isinstance(image, (str, Path)):
         path = Path(image).expanduser()
-        return Record(path.name, str(path), data=path.read_bytes())
+        with opened(path) as file:
+            return Record(path.name, str(path), data=file.read())
     channels = ((), (3,), (4,))
     if isinstance(image, np.ndarray) and not (
         image.dtype == np.uint8 and image.ndim > 1 and image.size and image.shape[2:] in channels

@@ -73,7 +73,7 @@ def parse_balance(text: str) -> tuple[str, int]:
     if text in _TEXT:
         return text, 0
     if name in ("effect", "identity") or name.startswith(_MEASURED):
-        if colon and bins.isdigit() and 2 <= int(bins) <= 1000:
+        if colon and re.fullmatch("[0-9]{1,4}", bins) and 2 <= int(bins) <= 1000:
             return name, int(bins)
         raise Refused(
             f"--balance {text}",

@@ -22,6 +22,8 @@ def connect(place: str | Path | Storage) -> Storage:
     """
     if isinstance(place, Storage):
         return place
+    if "\0" in str(place):
+        raise Refused(str(place), "no path or URL has the character NUL", "correct the name")
     scheme, separator, rest = str(place).partition("://")
     if not separator:
         return LocalStorage(Path(os.path.expanduser(place)))

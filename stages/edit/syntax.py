@@ -27,7 +27,7 @@ AXES = {"yaw": "yaw_mesh", "pitch": "pitch_mesh", "roll": "roll_mesh"}
 # A text that names more pictures is refused: it is a slip, and would fill memory and disk.
 MOST = 500
 # A channel of StyleSpace.
-_CHANNEL = re.compile(r"([+-]?)([A-Za-z0-9_.]+)/(\d+)")
+_CHANNEL = re.compile(r"([+-]?)([A-Za-z0-9_.]{1,99})/([0-9]{1,9})")
 
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _ONE = rf"{_NUMBER}(?:{DEGREES})?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def _rows(text: str | None, live: list[int]) -> list[int]:
     if text is None:
         return live
     first, _, last = text.partition("-")
-    if not (first.isdigit() and (last or first).isdigit()):
+    if not re.fullmatch("[0-9]{1,9}(-([0-9]{1,9})?)?", text):
         raise click.BadParameter(f"{text!r} is not a range such as 0-6", param_hint="--rows")
     rows = [r for r in live if int(first) <= r <= int(last or first)]
     if not rows:

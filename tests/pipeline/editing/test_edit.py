@@ -428,3 +428,8 @@ def test_the_notebook_was_executed(root: Path) -> None:
     assert {output["output_type"] for output in outputs} <= {"execute_result", "display_data"}
     assert sum("data:image/jpeg" in str(output) for output in outputs) == 1
     assert file.stat().st_size < 600_000
+
+
+def test_a_device_is_no_photograph() -> None:
+    with pytest.raises(OSError, match="a pipe or a device"):
+        dhr_batch.edit("/dev/zero", "smile=1")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dhr_batch
+from dhr_batch.pipeline.errors import Refused
 from dhr_batch.pipeline.export import choice
 from dhr_batch.pipeline.export.filters import Filters
 from dhr_batch.pipeline.export.pictures import Picture
@@ -103,6 +104,12 @@ def test_edits_are_balanced_in_each_split(run: Path, tmp_path: Path) -> None:
     exported(run, tmp_path / "seed", "--balance", "edit", "--seed", 1)
     exported(run, tmp_path / "none", "--balance", "edit")
     assert contents(tmp_path / "seed").keys() != contents(tmp_path / "none").keys()
+
+
+@pytest.mark.parametrize("bins", ["1", "\u00b2", "9" * 5000, "-3", "2.0", ""])
+def test_other_numbers_of_bins_are_refused(bins: str) -> None:
+    with pytest.raises(Refused, match="it needs a number of bins"):
+        choice.parse_balance(f"score_smile:{bins}")
 
 
 @pytest.mark.parametrize("label", ["score_smile", "change_yaw"])

@@ -174,6 +174,11 @@ def test_an_absent_bucket_is_said_at_once(s3: str) -> None:
             verb()
 
 
+def test_a_name_with_nul_is_refused() -> None:
+    with pytest.raises(Refused, match="the character NUL"):
+        connect("a\0b")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "plan.json")
     with pytest.raises(OSError, match="pipe or a device"):

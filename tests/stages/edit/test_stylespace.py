@@ -101,7 +101,7 @@ def test_channels_that_do_not_exist_are_refused(large, small):
         fitted(large, stylespace="6/512")
     with pytest.raises(DirectionError, match=r"no layer 'convs\.9'; choose from: conv1, to_rgb1"):
         fitted(small, stylespace="convs.9/0")
-    for text in ("6_501", "6/-1", "", "6/5/1"):
+    for text in ("6_501", "6/-1", "", "6/5/1", f"6/{'9' * 5000}"):
         with pytest.raises(ValidationError, match="not a channel"):
             load(stylespace=text)
     assert str(Channel.parse(" -convs.3/17")) == "-convs.3/17"
