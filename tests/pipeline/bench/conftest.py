@@ -12,7 +12,7 @@ from dhr_batch.pipeline.bench import run as bench
 from dhr_batch.pipeline.bench.board import Board, board
 from dhr_batch.pipeline.bench.data import load
 from dhr_batch.pipeline.bench.write import write_benchmark
-from dhr_batch.tests.faults import harness
+from dhr_batch.tests.faults import driven
 from dhr_batch.tests.pipeline.benched import MACHINE, tiny
 
 
@@ -36,7 +36,7 @@ def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory):
     """A benchmark that ran, and how it ended."""
     out = tmp_path_factory.mktemp("benchmark") / "out"
     planned = bench.plan(tiny(photographs), out, machine=MACHINE, random_weights=True)
-    with harness.session():
+    with driven.without_ray():
         done = bench.run(planned, MACHINE)
     page = write_benchmark(planned, done.failed)
     return planned, done, Path(page)

@@ -19,7 +19,7 @@ from dhr_batch.pipeline.bench.matrix import Matrix
 from dhr_batch.pipeline.bench.write import write_benchmark
 from dhr_batch.pipeline.engine import runner
 from dhr_batch.pipeline.models import catalogue
-from dhr_batch.tests.faults import driven
+from dhr_batch.tests.faults import harness
 from dhr_batch.tests.pipeline.benched import MACHINE, REFINE, TINY, tiny
 from dhr_batch.tests.pipeline.chromium import Chromium
 
@@ -69,7 +69,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(home: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory):
     """The folder of a benchmark that ran, its plan, and what it said."""
     out, said = tmp_path_factory.mktemp("benchmark") / "out", []
-    with driven.without_ray():
+    # The one benchmark with workers of Ray.
+    with harness.session():
         planned = bench.plan(lacking(photographs), out, machine=MACHINE, random_weights=True)
         done = bench.run(planned, MACHINE, said.append)
         write_benchmark(planned, done.failed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dhr_batch.stages.context import Context
+from dhr_batch.stages.embed import optimise
 from dhr_batch.stages.embed.optimise import OptimiseW, OptimiseWPlus, spread
 from dhr_batch.stages.networks.generators.generator import Generator
 from dhr_batch.tests.stages import rewritten
@@ -24,6 +25,12 @@ MEMBERS = {
 @pytest.fixture(scope="module")
 def nets() -> dict[str, Generator]:
     return rewritten.generators()
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for all axes of the codes; more of them make every embedder slower to set up."""
+    monkeypatch.setattr(optimise, "_SAMPLES", 2048)
 
 
 def embedded(member: str, net: Generator, **options: Any) -> Tensor:
