@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from dhr_batch.pipeline.runs.records.json_record import JsonRecord
 from dhr_batch.pipeline.storage.base import Object, Storage, Version
 from dhr_batch.pipeline.storage.local import LocalStorage, make_folder
 from dhr_batch.pipeline.storage.objects import ObjectStorage
+from dhr_batch.stages.networks.files.regular import opened
 
 KEY = "_state/lease"
 _BEATS_PER_TIMEOUT = 6
@@ -127,6 +129,8 @@ class FileLease(Lease):
 
     def take(self) -> None:
         make_folder(self._path.parent)
+        with suppress(FileNotFoundError):
+            opened(self._path).close()  # A pipe would be waited for.
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -167,15 +171,14 @@ class FileLease(Lease):
 
     def holder(self) -> Holder | None:
         try:
-            handle = os.open(self._path, os.O_RDONLY)
+            file = opened(self._path)
         except FileNotFoundError:
             return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _parse(os.read(handle, 1000))
-        finally:
-            os.close(handle)
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _parse(file.read(1000))
         return None
 
 

@@ -59,6 +59,15 @@ def test_a_lease_that_was_given_back_is_free(place: str) -> None:
         run.unlock()
 
 
+def test_a_pipe_in_place_of_the_lock_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "_state").mkdir()
+    os.mkfifo(tmp_path / "_state" / "lease")
+    run = RunFolder(tmp_path)
+    for verb in (run.lock, run.holder):
+        with pytest.raises(OSError, match="pipe or a device"):
+            verb()
+
+
 def test_a_deleted_lock_file_is_a_lost_lease(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.lock()
