@@ -89,7 +89,7 @@ def test_strengths_are_read(texts: list[str], edits: dict[str, list[float]]) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        *("smile", "=1", "smile=", "smile=x", "smile=1,", "smile=nan", "smile=1:2", "smile=1:2:1"),
+        *("smile", "=1", "smile=", "smile=x", "smile=1,", "smile=nan", "smile=1:2"),
         *("smile=1:2:2.5", "smile=1:2:3:4", "smile=0:inf:3"),
     ],
 )
@@ -97,3 +97,9 @@ def test_other_strengths_are_refused(text: str) -> None:
     done = call("edits", "sweep", "nowhere", "--edit", text)
     assert done.exit_code == 2
     assert f"--edit {text!r}: it is not of the form NAME=STRENGTHS" in done.output
+
+
+def test_a_range_of_one_strength_is_refused() -> None:
+    done = call("edits", "sweep", "nowhere", "--edit", "smile=1:2:1")
+    assert done.exit_code == 2
+    assert "--edit 'smile=1:2:1': a range FIRST:LAST:COUNT has a count of at least 2" in done.output
