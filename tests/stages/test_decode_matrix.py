@@ -125,6 +125,13 @@ def test_tiff_of_other_samples(kind: type, white: float, order: str) -> None:
             assert_decoded(tiff(inverted, 0, **options), grey, 2.5, about)
 
 
+@pytest.mark.parametrize("white", [255, 65535])
+def test_a_dark_tiff_of_floats_is_not_taken_for_a_bright_one(white: int) -> None:
+    samples = (truth() / 255 * 0.05 * white).astype(np.float32)
+    samples[0, 0] = white * 0.9
+    assert_decoded(tiff(samples, 2), samples.astype(float) * 255 / white, 1, "dark")
+
+
 @pytest.mark.parametrize(
     ("kind", "white", "black", "brightest"),
     [(np.float32, 1, 0, 1.06), (np.float32, 1, 0, 4), (np.float16, 1, 0, 900),
