@@ -134,7 +134,7 @@ class Parts:
         """Return how a part differs from its manifest, or "" if it does not."""
         manifest = self._manifest(shard_of(key))
         if manifest is None:
-            if Owned(self.storage, RUN).unlisted:
+            if self._unlisted:
                 return ""
             size = self.storage.files.get_file_info(key).size or 0
             foreign = OwnParts(self.storage).foreign({key: size}, {})
@@ -144,6 +144,10 @@ class Parts:
             return ""
         with self.storage.local(key) as path:
             return difference(path, facts)
+
+    @cached_property
+    def _unlisted(self) -> bool:
+        return Owned(self.storage, RUN).unlisted
 
     def _manifest(self, shard: int) -> Manifest | None:
         if "manifests" in vars(self) and shard in self.manifests:
