@@ -189,7 +189,8 @@ def test_files_of_others_are_not_replaced(words: tuple[str, ...], tmp_path: Path
     ("words", "said"),
     [
         (["sefa", "--generator", "tinny"], "unknown generator 'tinny' (did you mean 'tiny'?)"),
-        (["sefa", "--generator", "no.safetensors"], "no.safetensors: there is no such file"),
+        (["sefa", "--generator", "no.safetensors"], "no.safetensors: it does not exist"),
+        (["fit", "--generator", "mine.pkl"], "dhr-batch models convert"),
         (["fit", "--generator", "tinny"], "unknown generator 'tinny'"),
         (["fit", "--scorer", "landmark"], "unknown scorer 'landmark' (did you mean 'landmarks'?)"),
     ],

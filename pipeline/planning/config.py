@@ -218,7 +218,7 @@ def build(layers: Iterable[Layer]) -> Config:
         config = Config(**merged)
     except ValidationError as error:
         raise refused(error, Config) from error
-    _generator(config.generator, gpus=0)
+    generator(config.generator)
     stages = {family: _checked(family, getattr(config, family)) for family in registry.STAGES}
     return config.model_copy(update=stages)
 
@@ -236,7 +236,7 @@ def resolve(config: Config, gpus: int, images: int) -> Config:
     """
     return config.model_copy(
         update={
-            "generator": _generator(config.generator, gpus),
+            "generator": generator(config.generator, gpus),
             "gpus": gpus,
             "device": config.device or ("cuda" if gpus else "cpu"),
             "shard_size": config.shard_size or min(32, max(1, -(-images // 8))),
@@ -258,7 +258,16 @@ def _checked(family: str, section: Layer) -> dict[str, Any]:
     return settings
 
 
-def _generator(name: str, gpus: int) -> str:
+def generator(name: str, gpus: int = 0) -> str:
+    """Return the name of a generator, or the absolute path of its file.
+
+    Args:
+        name: A name, the path of a file, or `auto`.
+        gpus: The number of GPUs, on which `auto` depends.
+
+    Raises:
+        Refused: There is no such generator, or the file is missing or not a converted one.
+    """
     if name == "auto":
         return "mobilestylegan-1024" if gpus else "mobilestylegan-256"
     if name.endswith((registry.GENERATOR_FILE, ".pt", ".pkl", ".pth")):

@@ -222,6 +222,7 @@ def test_a_direction_can_be_the_condition(fitted, tmp_path):
         (["--method", "svm", "--ratio", "0.001"], "use 2000 or more"),
         (["--scorer", "nobody"], "unknown scorer 'nobody'"),
         (["--rows", "3-18"], "not a range of the rows 0-17"),
+        (["--rows", f"0-{'9' * 5000}"], "not a range of the rows 0-17"),
     ],
 )
 def test_mistakes_are_named(fitted, words, said):

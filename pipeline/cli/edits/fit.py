@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.output import say
 from dhr_batch.pipeline.errors import Refused
@@ -35,7 +36,7 @@ RATIO = 0.02
 def _rows(_context: object, _parameter: object, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    ends = re.fullmatch(r"(\d+)-(\d+)", value)
+    ends = re.fullmatch("([0-9]{1,2})-([0-9]{1,2})", value)
     if not ends or not int(ends[1]) <= int(ends[2]) < 18:
         raise click.BadParameter(f"{value!r} is not a range of the rows 0-17, such as 0-8")
     return int(ends[1]), int(ends[2])
@@ -43,11 +44,9 @@ def _rows(_context: object, _parameter: object, value: str | None) -> tuple[int,
 
 def known_generator(_context: object, _parameter: object, value: str) -> str:
     """Check the name or the file of a generator, without torch."""
-    if not value.endswith(registry.GENERATOR_FILE):
-        registry.check_name("generator", value)
-    elif not Path(value).is_file():
-        raise Refused(f"--generator {value}", "there is no such file", "check its name and folder")
-    return value
+    from dhr_batch.pipeline.planning.config import generator
+
+    return generator(value)
 
 
 def _known_scorers(
@@ -62,6 +61,7 @@ def _known_scorers(
 @click.option(
     "--generator",
     callback=known_generator,
+    shell_complete=complete.generators,
     default="mobilestylegan-256",
     show_default=True,
     metavar="NAME|FILE",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dhr_batch.pipeline.cli import complete
 from dhr_batch.pipeline.cli import options as cli_options
 from dhr_batch.pipeline.cli.edits.fit import fit, known_generator
 from dhr_batch.pipeline.cli.edits.sweep import sweep
@@ -30,6 +31,7 @@ GENERATOR = click.option(
     default="mobilestylegan-256",
     show_default=True,
     callback=known_generator,
+    shell_complete=complete.generators,
     metavar="NAME|FILE",
     help=f"Generator of the directions: {', '.join(registry.names('generator'))}, or a file.",
 )
