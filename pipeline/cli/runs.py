@@ -247,13 +247,14 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     from dhr_batch.pipeline.planning.command import goes_on
     from dhr_batch.pipeline.runs.folder import RunFolder
     from dhr_batch.pipeline.runs.quarantine import quarantined, requeue
+    from dhr_batch.pipeline.units import counted
 
     rows = quarantined(run, error_class)
     if not rows:
         click.echo("no image is in quarantine")
         return
-    shards = len({row.shard for row in rows})
-    question = f"Compute {shards} shards of {run} again, for {len(rows)} quarantined images?"
+    shards = counted(len({row.shard for row in rows}), "shard")
+    question = f"Compute {shards} of {run} again, for {counted(len(rows), 'quarantined image')}?"
     if not yes and not (sys.stdin.isatty() and click.confirm(printable(question), err=True)):
         raise Refused(
             "retry",
@@ -266,5 +267,5 @@ def retry(run: str, error_class: str | None, yes: bool) -> None:
     # To find the command, the classes of the stages are imported, which may be foreign code.
     own = not outside.members(plan.settings.values)
     command = goes_on(plan, folder.storage.place) if own else "the command that started it"
-    click.echo(f"{len(rows)} images in {shards} shards are to be retried; now run:")
+    click.echo(f"to be retried: {counted(len(rows), 'image')} in {shards}; now run:")
     say(command)

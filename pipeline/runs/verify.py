@@ -6,7 +6,7 @@ Nothing is written, so a run can be verified while a driver is working on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from dhr_batch.pipeline.runs.names import (
     shard_of,
     staging,
 )
-from dhr_batch.pipeline.runs.own_parts import OwnParts
+from dhr_batch.pipeline.runs.own_parts import OwnParts, parts_among
 from dhr_batch.pipeline.runs.reading import ChangedPlan, damaged_manifest
 from dhr_batch.pipeline.runs.records import manifests
 from dhr_batch.pipeline.runs.records.manifests import Manifest
@@ -206,7 +206,7 @@ class _Files:
                 problem = "not a finished file of a table; readers may fail on it"
             elif (shard := shard_of(key)) >= len(self.plan):
                 problem = f"belongs to shard {shard}, which is not in the plan"
-            elif shard in self.manifests or self._is_foreign(key):
+            elif shard in self.manifests or key in self._foreign:
                 problem = "not named by any manifest"
             else:
                 self.stale.add(shard)
@@ -228,13 +228,17 @@ class _Files:
                 way_out="start the same command again: it deletes them",
             )
 
-    def _is_foreign(self, key: str) -> bool:
+    @cached_property
+    def _foreign(self) -> Collection[str]:
+        """The parts without a manifest that the run has not written."""
         if self.busy:
-            return False  # The driver may just have committed the shard.
+            return ()  # The driver may just have committed their shards.
+        parts = parts_among(self.sizes)
+        stray = {key: size for key, size in parts.items() if shard_of(key) not in self.manifests}
         try:
-            return bool(OwnParts(self.storage).foreign({key: self.sizes.get(key, 0)}, {}))
+            return set(OwnParts(self.storage).foreign(stray, {}))
         except StorageError:
-            return False  # `_records` tells of a damaged record.
+            return ()  # `_records` tells of a damaged record.
 
     def notes(self, found: Verification) -> Iterator[str]:
         """Yield remarks about things that are not wrong."""

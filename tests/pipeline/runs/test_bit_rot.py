@@ -319,7 +319,18 @@ def test_deep_json_where_no_row_depends_on_it(run: Path, key: str) -> None:
 
 def test_a_record_of_a_reopened_shard_is_checked(run: Path) -> None:
     reopened(run, 2, "4.png")
-    assert call("verify", run).exit_code == 0
+    read: list[str] = []
+    get = LocalStorage.get
+
+    def seen(storage: LocalStorage, key: str) -> Object | None:
+        read.append(key)
+        return get(storage, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "get", seen)
+        assert call("verify", run).exit_code == 0
+    # Not once for each part: a store takes a request for each.
+    assert 1 <= read.count("_state/earlier/00002.json") <= 2
     (run / "_state" / "earlier" / "00002.json").write_bytes(DEEP)
     named(call("verify", run), "problem:_state/earlier/00002.json")
 

@@ -130,7 +130,7 @@ def test_a_repaired_image_ends_in_the_tables_once(
     result = quarantine("retry", run, "--class", "not_an_image", "--yes")
     assert result.exit_code == 0, result.output
     said = result.output.strip().splitlines()
-    assert said[0] == "1 images in 1 shards are to be retried; now run:"
+    assert said[0] == "to be retried: 1 image in 1 shard; now run:"
     words = shlex.split(said[1])
     assert words[0] == "dhr-batch"
     words[words.index("--dataset") + 1] = str(dataset)
