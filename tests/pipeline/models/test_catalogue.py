@@ -141,7 +141,7 @@ def test_unknown_name_and_bad_description(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["pull"], 2, "give names or --all"),
+        (["pull"], 2, "give either names or --all"),
         (["pull", "nope"], 2, "unknown model 'nope'"),
         (["pull", "a"], 1, "cannot be downloaded"),
         (["verify", "a"], 1, "missing"),
