@@ -64,12 +64,17 @@ def picture_file(image_id: str, label: str, extension: str = "png") -> str:
     """Return the path of a picture, with the folders of its id, as every file system allows it.
 
     Control codes are written as text. Long names are cut and end in a checksum, as do names with
-    backslashes, which that text has.
+    backslashes, which that text has. Ids that lead out of a folder, which archives may have, lose
+    the first `/` and each `..`, and get a checksum as well.
 
     >>> picture_file("album/1.jpg", edit_label("smile", 2))
     'album/1.jpg.smile+2.png'
     """
-    return "/".join(map(_readable, f"{image_id}.{label}".split("/"))) + f".{extension}"
+    parts = f"{image_id}.{label}".split("/")
+    below = [part for part in parts if part not in ("", ".", "..")]
+    if below != parts:
+        below[-1] += f"-{digest(ascii(image_id))[:8]}"
+    return "/".join(map(_readable, below)) + f".{extension}"
 
 
 def _readable(name: str) -> str:

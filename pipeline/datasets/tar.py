@@ -140,7 +140,7 @@ def _file(member: tarfile.TarInfo) -> Member:
 
 
 def _name(name: str) -> str:
-    """Return a path as tar unpacks it: below the current folder, without `.` and `..`."""
+    """Return a path as tar unpacks it, without `.` and `..`; absolute ones keep their first `/`."""
     short = name.removeprefix("./")
     if "./" not in short and "//" not in name:
         return short

@@ -299,10 +299,16 @@ def test_any_name_is_rendered_and_an_error_costs_one_image(
         "two\nlines.png",
         r"two\nlines.png",
         "file/a.png",
+        f"{tmp_path}/../absolute.png",
+        f"/{tmp_path}/absolute.png",
+        "../../outside.png",
+        "outside.png",
         "z.png",
     ]
     monkeypatch.setattr(cli_render, "renderer", lambda *_: lambda record: record)
     monkeypatch.setattr(cli_render.origin, "inputs", lambda *_: ())
+    tmp_path = tmp_path / "inner" / "out"
+    tmp_path.mkdir(parents=True)
     (tmp_path / "file").write_text("in the way")
     run = Mock(record=lambda i: Record(i, i, refined=np.zeros((8, 8, 3), np.uint8)))
     found = list(cli_render.write_pictures(run, ids, [], tmp_path))
