@@ -34,6 +34,8 @@ _MODES = {
 _KINDS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex integer", 6: "complex"}
 # Values without which 8-bit YCbCr means something else than Pillow's.
 _YCBCR = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}
+# Canon's raw photographs. `CR` alone may be the first pixel of a picture.
+_CR2 = b"II*\0\x10\0\0\0CR\2"
 _COLOUR_MAP, _ORIENTATION, _PROFILE, _PHOTOMETRIC, _INNER = 320, 274, 34675, 262, 330
 # Statements on colours without a profile.
 _IGNORED = {301: "transfer function", 319: "primaries"}
@@ -120,7 +122,7 @@ def _refuse_raw(data: bytes, page: Any) -> None:
         larger = any(
             not each.is_reduced and each.imagewidth * each.imagelength > size for each in inner
         )
-    if larger or data[8:10] == b"CR":
+    if larger or data.startswith(_CR2):
         raise _unsupported("a preview with the picture itself beside it (a raw photograph?)")
 
 

@@ -96,6 +96,20 @@ def pages(*specs: tuple[np.ndarray, dict]) -> bytes:
     return stream.getvalue()
 
 
+def with_pixels_first(first: bytes) -> bytes:
+    """A TIFF file as libtiff writes it, with its directory at the end and other bytes before it."""
+    data = tiff(LEVELS, 2)
+    end = 8 + 2 + 12 * int.from_bytes(data[8:10], "little") + 4
+    return data[:4] + struct.pack("<I", len(data)) + first + data[8 + len(first) :] + data[8:end]
+
+
+def cr2() -> bytes:
+    """A raw photograph of Canon, up to its preview."""
+    data = tiff(LEVELS, 2, tags={200: ("I", [0, 0])})
+    end = 8 + 2 + 12 * int.from_bytes(data[8:10], "little") + 4
+    return b"II*\0\x10\0\0\0CR\2\0" + bytes(4) + data[8:end] + data[end + 8 :]
+
+
 def with_exif_of_adobe() -> bytes:
     """A TIFF file with a directory of EXIF data at its end."""
     data = bytearray(tiff(LEVELS, 2, tags={34665: ("I", [0])}))
@@ -151,6 +165,9 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray, float, tuple[str, ...]]]
     "a profile that is there twice": (
         lambda: jpeg_with(*[b"ICC_PROFILE\0\1\1" + PROFILE] * 2), WIDE, 12,
         ("ICC profile 'sRGB of a test' converted to sRGB",),
+    ),
+    "pixels that begin as a raw photograph does": (
+        lambda: with_pixels_first(b"CR\2\0"), LEVELS, 0, (),
     ),
     "an orientation that is a byte": (
         lambda: tiff(np.ascontiguousarray(np.rot90(LEVELS)), 2, tags={274: ("B", [6])}), LEVELS, 0,
@@ -383,6 +400,7 @@ def _lost_strip(tag: int) -> bytes:
         (lambda: b"PF\n64 48\n-+1\n" + bytes(9**6), "damaged", "cannot be decoded"),
         (lambda: pages((SMALL, {"photometric": "rgb", "subifds": 1}),
                        (GREY[..., 0], {"photometric": "cfa"})), "unsupported", "raw photograph"),
+        (cr2, "unsupported", "raw photograph"),
         (lambda: pages((LEVELS, {"photometric": "minisblack", "planarconfig": "contig",
                                  "compression": "jpeg"})), "unsupported", "begins like TIFF"),
         (lambda: pillow(Image.fromarray(LEVELS), "AVIF")[:200], "damaged", "begins like AVIF"),
