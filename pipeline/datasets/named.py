@@ -98,6 +98,7 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
             settings = defaults | {"name": file.stem} | given
             root = Dataset.model_validate(settings).root
             if root is not None:
+                _require_store(root)
                 settings["root"] = _relative_to(root, file.parent)
             return settings
         reason = f"it has no settings, only {yaml_files.shown(given)}"
@@ -108,6 +109,16 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         reason = error.strerror or str(error)
     raise DatasetError(str(file), f"it does not describe a dataset: {reason}", way_out)
+
+
+def _require_store(place: str) -> None:
+    """Check that a place is no web page, whose requests would be repeated for a minute."""
+    if place.lower().startswith(("http://", "https://")):
+        raise DatasetError(
+            place,
+            "photographs are not downloaded from web pages",
+            "download them first, or give the URL of an object store: s3://, gs:// or az://",
+        )
 
 
 def _relative_to(root: str, folder: Path) -> str:
@@ -158,12 +169,7 @@ def find(name_or_path: str | Path) -> Dataset:
     if text in known:
         return known[text]
     if is_url(text):
-        if text.lower().startswith(("http://", "https://")):
-            raise DatasetError(
-                text,
-                "photographs are not downloaded from web pages",
-                "download them first, or give the URL of an object store: s3://, gs:// or az://",
-            )
+        _require_store(text)
         return Dataset(name=_name(text), root=text)
     path = Path(os.path.expanduser(text))
     if path.is_dir() or (path.is_file() and listing.is_archive(text)):

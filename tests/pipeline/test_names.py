@@ -355,13 +355,16 @@ URL = "s3://user:TOPSECRET@127.0.0.1/x/"
 
 @pytest.mark.parametrize(("place", "code"), [(URL, 1), (URL.replace("s3", "https"), 2)])
 def test_a_command_hides_the_password_of_a_place(
-    monkeypatch: pytest.MonkeyPatch, place: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: int
 ) -> None:
     """The case secret_in_url_printed."""
     monkeypatch.setenv("DHR_BATCH_STORAGE_PATIENCE", "0.5")
-    said = dhr("plan", "--dataset", place, "--preset", "tiny", "--gpus", 0, code=code)
-    assert place.replace("user:TOPSECRET", "***") in said
-    assert "TOPSECRET" not in said
+    described = tmp_path / "described.yaml"
+    described.write_text(f"root: {place}")
+    for dataset in (place, described):
+        said = dhr("plan", "--dataset", dataset, "--preset", "tiny", "--gpus", 0, code=code)
+        assert place.replace("user:TOPSECRET", "***") in said
+        assert "TOPSECRET" not in said
 
 
 def test_no_plan_holds_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
