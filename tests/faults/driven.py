@@ -79,10 +79,12 @@ def without_ray() -> Iterator[None]:
         return True
 
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_process", process)
-        yield
-    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "_process", process)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def finished(folder: Path) -> Path:
