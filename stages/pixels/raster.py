@@ -131,13 +131,13 @@ def bounds(values: np.ndarray, bits: int) -> tuple[tuple[float, float], bool]:
 
 
 def _fits(values: np.ndarray, white: float) -> bool:
-    """Whether hardly any values are many times as bright as white, and most are not brighter."""
+    """Whether hardly any values are many times as bright as white, and most not twice."""
 
     def above(bound: float) -> int:
         most = np.float64(bound)
         return sum(int(np.count_nonzero(values[rows] > most)) for rows in _blocks(values))
 
-    return above(_LAMP * white) <= values.size / 100 and above(white) <= values.size / 2
+    return above(_LAMP * white) <= values.size / 100 and above(2 * white) <= values.size / 2
 
 
 def _extent(values: np.ndarray) -> tuple[float, float]:

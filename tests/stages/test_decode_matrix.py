@@ -126,10 +126,12 @@ def test_tiff_of_other_samples(kind: type, white: float, order: str) -> None:
 
 
 @pytest.mark.parametrize("white", [255, 65535])
-def test_a_dark_tiff_of_floats_is_not_taken_for_a_bright_one(white: int) -> None:
+def test_dark_and_bright_tiff_of_floats_are_told_apart(white: int) -> None:
     samples = (truth() / 255 * 0.05 * white).astype(np.float32)
     samples[0, 0] = white * 0.9
     assert_decoded(tiff(samples, 2), samples.astype(float) * 255 / white, 1, "dark")
+    bright = (truth() / 255 * 3).astype(np.float32)
+    assert_decoded(tiff(bright, 2), bright.astype(float).clip(0, 1) * 255, 1, "bright")
 
 
 @pytest.mark.parametrize(
