@@ -89,7 +89,6 @@ def _start(folder: Path, config: Config, workers: int, quiet: dict[str, Any]) ->
     gpus = config.gpus or 0
     cpus = workers * config.threads
     if gpus:
-        # This imports torch, which a driver does not need otherwise.
         cpus = max(cpus, gpus * devices.gpu_cores(config))
     given = {"num_cpus": cpus, "num_gpus": gpus, "_temp_dir": str(folder), **quiet}
     try:

@@ -171,7 +171,7 @@ def test_a_session_that_does_not_start_is_told(
 def test_a_session_is_started_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     init = Mock(side_effect=[Exception("a process of Ray was killed"), "session"])
     monkeypatch.setattr(session.ray, "init", init)
-    # Counting the GPUs would import torch.
+    # A run on the CPU needs no library of GPUs.
     monkeypatch.setattr(session.devices, "physical_gpus", lambda: pytest.fail("GPUs were counted"))
     settings = Mock(gpus=0, threads=1, cpus_per_gpu=None)
     assert session._start(tmp_path, settings, 2, {}) == "session"
