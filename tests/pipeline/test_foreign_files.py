@@ -188,7 +188,8 @@ def test_a_model_that_cannot_be_had_matters_only_to_who_asks_for_it(
         ("s3://bucket/../../x", "correct the URL"),
         ("s3://", "correct the URL"),
         ("nonsense://host/x", "correct the URL"),
-        ("https://[::1/x", "correct the URL"),
+        ("s3://[::1/x", "correct the URL"),
+        ("https://[::1/x", "download them first"),
     ],
 )
 def test_a_dataset_without_a_place_matters_only_to_who_asks_for_it(
