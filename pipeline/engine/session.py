@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from dhr_batch.pipeline import stopping
 from dhr_batch.pipeline.errors import Refused, RunFailed
@@ -78,7 +79,10 @@ def _connect(stack: ExitStack, request: Request, config: Config, workers: int) -
         stack.callback(ray.shutdown)
     else:
         folder = stack.enter_context(scratch(socket_place()))
-        _set_environment(folder)
+        stack.enter_context(_token())
+        if not home_is_writable():
+            # Packages keep files of their own there.
+            os.environ |= {"DHR_BATCH_HOME": str(catalogue.home()), "HOME": str(folder)}
         found = _start(folder, config, workers, quiet)
         stack.callback(ray.shutdown)
     return found.dashboard_url or ""
@@ -122,18 +126,25 @@ def _start_once(**given: Any) -> Any:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
-def _set_environment(folder: Path) -> None:
-    """Set the variables of a local session, which asks for a random token.
-
-    If the home folder cannot be written, where packages keep files of their own, it is `folder`
-    from now on.
-    """
+@contextmanager
+def _token() -> Iterator[None]:
+    """Let local sessions ask for a random token, if none is set, until the context is left."""
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Ray asks for a token unless this says otherwise.
     os.environ.pop("RAY_AUTH_MODE", None)
-    if not home_is_writable():
-        os.environ |= {"DHR_BATCH_HOME": str(catalogue.home()), "HOME": str(folder)}
+    loader = AuthenticationTokenLoader.instance()
+    # A process keeps the first token that it reads, which may be that of another session.
+    loader.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        loader.reset_cache()
 
 
 def _join(address: str, gpus: int, quiet: dict[str, Any]) -> Any:

@@ -59,6 +59,40 @@ def test_a_session_is_of_this_user_alone(tmp_path: Path) -> None:
     assert not found["left"]
 
 
+# Sessions of other programs, as in a notebook, before and after one of this program.
+_OTHERS = """
+import os
+from unittest.mock import Mock
+from dhr_batch.pipeline import stopping
+from dhr_batch.pipeline.engine.session import session
+from dhr_batch.pipeline.planning.request import Request
+import ray
+def answer():
+    return ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
+def other():
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    assert answer()
+    ray.shutdown()
+other()
+with stopping.scope(), session(Request(), Mock(gpus=0, threads=1), 1, stopping.Stopper()):
+    assert answer()
+assert "RAY_AUTH_TOKEN" not in os.environ
+other()
+"""
+
+
+def test_sessions_of_others_before_and_after_have_other_tokens(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _OTHERS],
+        env=env | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_needs_no_home_and_respects_the_umask(small_run: SmallRun, tmp_path: Path) -> None:
     """The case home_not_writable."""
     words = [sys.executable, "-m", "dhr_batch.cli", "run", *small_run.words]
