@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 SCHEMA = 2
 # Generators that share the W space of StyleGAN2-FFHQ.
 _FFHQ = {
-    *("mobilestylegan-1024", "mobilestylegan-256"),
-    *("stylegan2-ffhq-1024", "stylegan2-test-bed"),
-}
+    "mobilestylegan-1024", "mobilestylegan-256", "stylegan2-ffhq-1024", "stylegan2-test-bed",
+}  # fmt: skip
 # The fields that a Record has before the first stage.
 _GIVEN = frozenset({"image_id", "source", "split", "data"})
 
