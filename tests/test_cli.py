@@ -104,7 +104,7 @@ def test_workers_share_gpus(photographs: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--dataset", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--dataset", "./nowhere"], "./nowhere: it does not exist"),
         (["--dataset", "photos.zip"], "photos.zip: it does not exist"),
-        (["--dataset", "photos/*.jpg"], "patterns of names are not expanded"),
+        (["--dataset", "photos/*.jpg"], "wildcards in names are not expanded"),
         (["--dataset", __file__], "`dhr-batch edit` takes single photographs"),
         (["--dataset", "https://host/photo.jpg"], "download them first"),
         (["--dataset", ""], "an empty text after --dataset: it names nothing"),

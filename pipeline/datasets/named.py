@@ -112,7 +112,7 @@ def _described(file: Path, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_store(place: str) -> None:
-    """Check that a place is no web page, whose requests would be repeated for a minute."""
+    """Refuse the address of a web page. Requests to it would be repeated for a minute."""
     if place.lower().startswith(("http://", "https://")):
         raise DatasetError(
             place,
@@ -186,7 +186,7 @@ def find(name_or_path: str | Path) -> Dataset:
     if glob.has_magic(text):
         raise DatasetError(
             text,
-            "there is no such folder, and patterns of names are not expanded",
+            "there is no such folder, and wildcards in names are not expanded",
             "give the folder; `exclude` in a description of the dataset leaves out a part of it",
         )
     if path.is_absolute() or os.sep in text or listing.extension(text):

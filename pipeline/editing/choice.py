@@ -78,7 +78,7 @@ def _texts(given: Any, what: str) -> list[str]:
         if not isinstance(text, str):
             raise Refused(
                 f"{what} {text!r}",
-                f"it is no text, but of type {type(text).__name__}",
+                f"it must be a text, but is of type {type(text).__name__}",
                 'give for instance "smile=2"' if what == "edits" else 'give "smile=-2:2:9"',
             )
     return texts

@@ -112,10 +112,10 @@ def _mapping(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Check the type of settings.
 
     Raises:
-        Refused: They are no mapping.
+        Refused: They are not a mapping.
     """
     if settings is not None and not isinstance(settings, Mapping):
-        why = f"they are no mapping, but of type {type(settings).__name__}"
+        why = f"they must be a mapping, but are of type {type(settings).__name__}"
         raise Refused("settings", why, 'give for instance {"embed": {"steps": 50}}')
     return dict(settings or {})
 

@@ -22,10 +22,14 @@ GREY = np.zeros((8, 8), np.uint8)
     [
         (None, {}, "an image of type NoneType: it is neither a file, nor"),
         (["a.jpg"], {}, "an image of type list"),
-        (GREY, {"edits": None}, "edits None: it is no text, but of type NoneType"),
-        (GREY, {"edits": [("smile", 2)]}, r"edits \('smile', 2\): it is no text"),
-        (GREY, {"sweep": 9}, "sweep 9: it is no text, but of type int"),
-        (GREY, {"settings": "seed=1"}, "settings: they are no mapping, but of type str"),
+        (GREY, {"edits": None}, "edits None: it must be a text, but is of type NoneType"),
+        (
+            GREY,
+            {"edits": [("smile", 2)]},
+            r"edits \('smile', 2\): it must be a text, but is of type tuple",
+        ),
+        (GREY, {"sweep": 9}, "sweep 9: it must be a text, but is of type int"),
+        (GREY, {"settings": "seed=1"}, "settings: they must be a mapping, but are of type str"),
         (GREY, {"settings": {"embed.steps": 1}}, r"embed\.steps; write embed: {steps: VALUE}"),
     ],
 )
@@ -35,7 +39,7 @@ def test_values_of_other_types_are_refused(image: Any, options: Any, said: str) 
 
 
 def test_settings_of_a_run_are_a_mapping() -> None:
-    with pytest.raises(Refused, match="no mapping"):
+    with pytest.raises(Refused, match="they must be a mapping"):
         dhr_batch.run("photos", settings=["seed"])  # type: ignore[arg-type]
 
 
