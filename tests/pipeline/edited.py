@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel
 
+import dhr_batch
 from dhr_batch.stages.decode import decode
 from dhr_batch.stages.edit import syntax
 from dhr_batch.stages.failures import ImageError
@@ -17,7 +20,11 @@ from dhr_batch.stages.ffhq import crop
 from dhr_batch.stages.record import EditedImage, Metric, Record, required
 from dhr_batch.tests import no_op
 
+if TYPE_CHECKING:
+    from dhr_batch.pipeline.editing.edited import Edited
+
 SIZE = 32
+EDITS = ("smile=2", "smile=1+yaw=-0.5")
 # Corners of the faces, the largest first, in photographs of at least 140 x 120 pixels.
 QUADS = tuple(
     np.array([(x, y), (x, y + side), (x + side, y + side), (x + side, y)], np.float64)
@@ -127,3 +134,17 @@ HERE = "dhr_batch.tests.pipeline.edited"
 NAMES = no_op.NAMES | {
     cls.family: f"{HERE}:{cls.__name__}" for cls in (Align, Refine, Edit, Measure)
 }
+
+
+def picture(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(50, 200, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def edit(image: object, edits: object = EDITS, **options: Any) -> Edited:
+    return dhr_batch.edit(image, edits, settings=NAMES, device="cpu", **options)
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image)
